@@ -1,0 +1,51 @@
+# Everything the project does, by name. 'make' alone lists it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/ready
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint bench zoo readme-figure lock clean
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make .venv from the lock
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saematch needs Python 3.11 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY) ## Run the paper's main experiment on the embedded model
+	$(BIN)/python -m saematch +experiment=skip_layers $(ARGS)
+
+test: $(READY) ## Check style and run the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(READY) ## Run the tests that take long
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(READY) ## Put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## Measure speed and memory, as ratios against bounds
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+zoo: $(READY) ## Train the embedded model and SAEs again, from scratch (hours)
+	$(BIN)/python -m saematch.zoo.build $(ARGS)
+
+readme-figure: $(READY) ## Make the README's figure from a fresh demo
+	$(BIN)/python -m saematch +experiment=skip_layers run_id=readme
+	cp outputs/skip_layers/readme/figures/explained_variance.png docs/explained_variance.png
+
+lock: ## Write constraints.txt from what .venv has
+	$(BIN)/python -m pip freeze --exclude-editable | sed "s/+cpu$$//" > constraints.txt
+
+clean: ## Remove .venv and build products (outputs/ stays)
+	rm -rf $(VENV) dist
