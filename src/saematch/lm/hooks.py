@@ -1,0 +1,163 @@
+"""Reading and replacing the residual stream of any decoder-only language model.
+
+No forward code of any architecture is repeated here. To go on from block ``k`` the model's own
+forward runs with the blocks before it switched off: they hand their input through at no cost, and
+block ``k`` hands out the given hidden state instead of its own. The head (final norm excluded) is
+applied the same way, with the whole decoder switched off, so that a model's own scaling or capping
+of the logits is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+HEAD_CHUNK = 2**22
+"""Logits held at a time: tokens times vocabulary."""
+
+
+class LanguageModel(nn.Module):
+    """A causal language model whose residual stream can be read and replaced."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, name: str) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.decoder, self.blocks = find_blocks(model, model.config.num_hidden_layers)
+        self._output_type: type | None = None
+        self._blocks_put_out_tuples = False
+        self.d_model: int = model.config.hidden_size
+        self.vocab_size: int = model.config.vocab_size
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    def capture(
+        self, ids: Int64[Tensor, "batch seq"], layers: tuple[int, ...]
+    ) -> tuple[dict[int, Float[Tensor, "batch seq d_model"]], Float[Tensor, "batch seq d_model"]]:
+        """Run the model once; return ``resid_post`` of the layers and the final hidden state.
+
+        Sequences must be padded on the right: a causal model's earlier positions cannot see it, so
+        no mask is needed. The final hidden state is what ``token_losses`` takes.
+        """
+        seen: dict[int, Tensor] = {}
+        with ExitStack() as stack:
+            for layer in layers:
+
+                def keep(
+                    _module: nn.Module, _args: object, output: Any, layer: int = layer
+                ) -> None:
+                    seen[layer] = _hidden(output)
+
+                stack.callback(self.blocks[layer].register_forward_hook(keep).remove)
+            final = self._decode(ids)
+        missing = set(layers) - set(seen)
+        if missing:
+            raise RuntimeError(f"blocks {sorted(missing)} were not run by the model's own forward")
+        return seen, final
+
+    def continue_from(
+        self,
+        layer: int,
+        resid_post: Float[Tensor, "batch seq d_model"],
+        ids: Int64[Tensor, "batch seq"],
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """Return the final hidden state, had block ``layer`` put out ``resid_post``.
+
+        Blocks up to and including ``layer`` are not evaluated.
+        """
+        self._learn_conventions(ids)
+        with ExitStack() as stack:
+            for block in self.blocks[:layer]:
+                stack.enter_context(_replaced(block, self._hand_through))
+            put_out = self._block_output(resid_post)
+            stack.enter_context(_replaced(self.blocks[layer], lambda *_, **__: put_out))
+            return self._decode(ids)
+
+    def _decode(self, ids: Tensor) -> Tensor:
+        return self.decoder(input_ids=ids, use_cache=False).last_hidden_state
+
+    def _learn_conventions(self, ids: Tensor) -> None:
+        """See once, on one token, in what containers blocks and decoder put out hidden states."""
+        if self._output_type is not None:
+            return
+        outputs: list[Any] = []
+        hook = self.blocks[0].register_forward_hook(lambda _m, _a, output: outputs.append(output))
+        try:
+            self._output_type = type(self.decoder(input_ids=ids[:1, :1], use_cache=False))
+        finally:
+            hook.remove()
+        self._blocks_put_out_tuples = isinstance(outputs[0], tuple)
+
+    def _block_output(self, hidden: Tensor) -> Tensor | tuple[Tensor, None]:
+        return (hidden, None) if self._blocks_put_out_tuples else hidden
+
+    def _hand_through(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
+        return self._block_output(args[0] if args else kwargs["hidden_states"])
+
+    def logits(self, final: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq vocab"]:
+        """Apply the model's own head to final hidden states."""
+        ids = torch.zeros(final.shape[:2], dtype=torch.int64, device=final.device)
+        self._learn_conventions(ids)
+        assert self._output_type is not None
+        output = self._output_type(last_hidden_state=final)
+        with _replaced(self.decoder, lambda *_, **__: output):
+            return self.model(input_ids=ids, use_cache=False).logits
+
+    def token_losses(
+        self, final: Float[Tensor, "n d_model"], targets: Int64[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """Return the cross-entropy of each target in nats, in float32.
+
+        Works in chunks, so that logits of a large vocabulary are never held for all tokens.
+        """
+        size = max(1, HEAD_CHUNK // self.vocab_size)
+        losses = []
+        for states, wanted in zip(final.split(size), targets.split(size), strict=True):
+            logits = self.logits(states[None])[0].float()
+            own = logits.gather(1, wanted[:, None])[:, 0]
+            losses.append(logits.logsumexp(dim=1) - own)
+        return torch.cat(losses) if losses else final.new_zeros(0)
+
+
+def find_blocks(model: nn.Module, n_layers: int) -> tuple[nn.Module, nn.ModuleList]:
+    """Return the decoder and its list of blocks; ``ValueError`` if there is not just one such list."""
+    found = [
+        (module, child)
+        for module in model.modules()
+        for child in module.children()
+        if isinstance(child, nn.ModuleList) and len(child) == n_layers
+    ]
+    outer = [
+        (module, blocks)
+        for module, blocks in found
+        if not any(blocks is not other and blocks in other.modules() for _, other in found)
+    ]
+    if len(outer) != 1:
+        raise ValueError(
+            f"{type(model).__name__} has {len(outer)} lists of {n_layers} blocks, so its residual "
+            "stream cannot be found; saematch takes decoder-only models with one list of blocks"
+        )
+    return outer[0]
+
+
+def _hidden(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Run ``forward`` in place of the module's own until the block ends."""
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward

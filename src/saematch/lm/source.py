@@ -1,0 +1,48 @@
+"""Language models from Hugging Face transformers. The only file that knows ``transformers``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from saematch.lm.hooks import LanguageModel
+
+ZOO = Path(__file__).parent.parent / "zoo"
+
+
+@dataclass(frozen=True)
+class LmSource:
+    """Spec of a decoder-only language model: a hub name or a folder."""
+
+    path: str
+    """Hub name or folder; ``zoo`` is the embedded model."""
+    name: str
+    """The name by which SAEs say what they were trained on."""
+    revision: str | None = None
+    dtype: str = "float32"
+    """``float32``, ``bfloat16`` or ``float16``."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype {self.dtype!r} is not float32, bfloat16 or float16")
+
+    def load(self) -> LanguageModel:
+        """Load weights and tokenizer; ``ValueError`` if there is no such model."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        where = str(ZOO / "lm") if self.path == "zoo" else self.path
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
+            model = AutoModelForCausalLM.from_pretrained(
+                where, revision=self.revision, dtype=getattr(torch, self.dtype)
+            )
+        except OSError as error:
+            raise ValueError(
+                f"cannot load the language model {self.path!r}: {str(error).splitlines()[0]}"
+            ) from error
+        return LanguageModel(model.eval().requires_grad_(False), tokenizer, self.name)

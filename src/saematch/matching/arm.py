@@ -1,0 +1,46 @@
+"""An arm: one named way of matching inside a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from saematch.matching.assignment import Assignment
+from saematch.matching.match import Match
+from saematch.matching.objectives import Parts
+from saematch.sae.folding import FOLDS, fold
+from saematch.sae.params import SaeParams
+
+DECODINGS = {"permute": "threshold", "permute_raw": "decoder_norm"}
+"""Strategy of encode-permute-decode -> the fold in which activations go from layer to layer."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Fold, objective and assignment, and how the permuted features are decoded.
+
+    Folding matters twice, apart: when the permutation is found (``fold``) and when the permuted
+    features are decoded (``decode``).
+    """
+
+    fold: str
+    """The fold on which the match is found: ``threshold`` or ``decoder_norm``."""
+    objective: Parts
+    assignment: Assignment
+    decode: tuple[str, ...] = ("permute",)
+    """Strategies to evaluate: ``permute`` (activations in units of their threshold, eq. 5 on folded
+    SAEs), ``permute_raw`` (in units of their decoder vector's norm)."""
+
+    def __post_init__(self) -> None:
+        if self.fold not in FOLDS:
+            raise ValueError(f"unknown fold {self.fold!r}: choose one of {', '.join(FOLDS)}")
+        unknown = [d for d in self.decode if d not in DECODINGS]
+        if unknown:
+            raise ValueError(
+                f"unknown strategy {unknown[0]!r} in an arm's decode: choose among "
+                f"{', '.join(DECODINGS)}"
+            )
+
+    def match(self, earlier: SaeParams, later: SaeParams) -> Match:
+        """Match the features of two layers."""
+        factors = self.objective.factors(fold(earlier, self.fold), fold(later, self.fold))
+        return self.assignment(factors)

@@ -1,0 +1,62 @@
+"""Flat numbers from tables: what runs are compared by, and what is logged against the layer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from statistics import fmean
+
+from saematch.results import Row
+
+MATCH_METRICS = (
+    "mse_W_enc",
+    "mse_b_enc",
+    "mse_W_dec",
+    "recall",
+    "matching_score",
+    "matching_score_macro",
+    "jaccard",
+    "value",
+    "bound",
+    "gap",
+)
+SPLICE_METRICS = ("explained_variance", "delta_loss")
+LAYER_METRICS = ("mean_l0", "n_dead", "rms_norm", "threshold_mean", "threshold_spread")
+
+
+def history_by_layer(tables: Mapping[str, list[Row]]) -> dict[int, dict[str, float]]:
+    """Return every metric of each layer; those of a pair stand at its later layer.
+
+    Names: ``<metric>/<arm>``, ``<metric>/<data set>/<arm>/<strategy>``, ``<metric>`` of a layer.
+    """
+    history: dict[int, dict[str, float]] = defaultdict(dict)
+    for layer, name, value in _values(tables):
+        history[layer][name] = value
+    return dict(sorted(history.items()))
+
+
+def mean_metrics(tables: Mapping[str, list[Row]]) -> dict[str, float]:
+    """Return the mean of every metric over layers, under the same names."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for _, name, value in _values(tables):
+        values[name].append(value)
+    return {name: fmean(of_name) for name, of_name in values.items()}
+
+
+def _values(tables: Mapping[str, list[Row]]) -> Iterator[tuple[int, str, float]]:
+    for row in tables.get("matches", []):
+        for metric in MATCH_METRICS:
+            yield from _value(row, "layer_to", metric, f"{metric}/{row['arm']}")
+    for row in tables.get("strategies", []):
+        for metric in SPLICE_METRICS:
+            name = f"{metric}/{row['dataset']}/{row['arm']}/{row['strategy']}"
+            yield from _value(row, "layer_to", metric, name)
+    for row in tables.get("layers", []):
+        for metric in LAYER_METRICS:
+            yield from _value(row, "layer", metric, metric)
+
+
+def _value(row: Row, layer: str, metric: str, name: str) -> Iterator[tuple[int, str, float]]:
+    value = row.get(metric)  # a run without evaluation, or an SAE without thresholds, has fewer
+    if value is not None:
+        yield int(row[layer] or 0), name, float(value)

@@ -1,0 +1,90 @@
+"""What a run says at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from saematch.evals.splice import NO_ARM
+from saematch.results import Results, Row
+
+HEADINGS = {
+    "permute": "",
+    "permute_raw": "raw scale",
+    "reconstruct_current": "later\nSAE",
+    "reconstruct_previous": "earlier\nSAE",
+    "drop": "drop",
+}
+"""Short names of strategies, for the heads of columns."""
+TITLES = {
+    "recall": "recall of the hidden permutation",
+    "matching_score": "matching score",
+    "mse_W_dec": "mean squared error of W_dec, folded",
+}
+
+
+def print_results(results: Results, folder: Path) -> None:
+    """Print the run's tables and where everything was written."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=100)
+    console.print(_match_table(results.tables["matches"]))
+    strategies = results.tables.get("strategies", [])
+    if strategies:
+        over = ", ".join(dict.fromkeys(str(row["dataset"]) for row in strategies))
+        title = "Explained variance of the replaced hidden state, mean over"
+        console.print(_strategy_table(strategies, "explained_variance", f"{title} {over}"))
+        title = "Change in loss in nats a token, mean over"
+        console.print(_strategy_table(strategies, "delta_loss", f"{title} {over}"))
+    for what in ("results.json", "figures", "matches"):
+        console.print(f"written: {folder / what}", highlight=False, soft_wrap=True)
+
+
+def _match_table(rows: list[Row]) -> Table:
+    arms = list(dict.fromkeys(str(row["arm"]) for row in rows))
+    metrics = {"recall": "recall", "matching_score": "score", "mse_W_dec": "MSE W_dec"}
+    known = [m for m in metrics if any(row.get(m) is not None for row in rows)]
+    shown = known[:2]  # of three metrics times the arms, what fits a terminal
+    table = _table("Matches: " + ", ".join(TITLES[m] for m in shown))
+    for metric in shown:
+        for arm in arms:
+            table.add_column(f"{metrics[metric]}\n{arm}", justify="right")
+    for pair in _pairs(rows):
+        of_pair = {r["arm"]: r for r in rows if (r["layer_from"], r["layer_to"]) == pair}
+        cells = [_number(of_pair[arm].get(metric)) for metric in shown for arm in arms]
+        table.add_row(f"{pair[0]}→{pair[1]}", *cells)
+    return table
+
+
+def _strategy_table(rows: list[Row], metric: str, title: str) -> Table:
+    cells = list(dict.fromkeys((str(row["arm"]), str(row["strategy"])) for row in rows))
+    table = _table(title)
+    for arm, strategy in cells:
+        head = HEADINGS[strategy] if arm == NO_ARM else f"{arm}\n{HEADINGS[strategy]}"
+        table.add_column(head.strip(), justify="right")
+    for pair in _pairs(rows):
+        of_pair = [r for r in rows if (r["layer_from"], r["layer_to"]) == pair]
+        means = (
+            fmean(float(r[metric] or 0) for r in of_pair if (r["arm"], r["strategy"]) == cell)
+            for cell in cells
+        )
+        table.add_row(f"{pair[0]}→{pair[1]}", *map(_number, means))
+    return table
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("layers")
+    return table
+
+
+def _pairs(rows: list[Row]) -> list[tuple[object, object]]:
+    return list(dict.fromkeys((row["layer_from"], row["layer_to"]) for row in rows))
+
+
+def _number(value: object) -> str:
+    return "–" if value is None else f"{float(str(value)):.3f}"

@@ -1,0 +1,182 @@
+"""Mirrors of a run's results: Weights & Biases, CSV files, none. Only this file knows wandb."""
+
+from __future__ import annotations
+
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from saematch.results import Results
+
+log = logging.getLogger(__name__)
+
+REACH_SECONDS = 3.0
+"""How long to wait for the W&B server before a run goes on offline."""
+
+
+class Tracker(Protocol):
+    """Where results are mirrored to while and after a run."""
+
+    def finish(
+        self,
+        results: Results,
+        history: Mapping[int, Mapping[str, float]],
+        figures: Mapping[str, Path],
+        matches: Path,
+    ) -> None:
+        """Mirror everything: ``history`` is metrics by layer, ``matches`` the matches' folder."""
+        ...
+
+    def fail(self) -> None:
+        """Close the mirror of a run that failed."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoLogging:
+    """Spec: keep results in the run's folder alone."""
+
+    def start(self, name: str, run_id: str, folder: Path, config: dict[str, Any]) -> Tracker:
+        """Return a tracker that does nothing."""
+        return _NoTracker()
+
+
+@dataclass(frozen=True)
+class CsvLogging:
+    """Spec: mirror the history to ``metrics.csv`` and each table to a CSV file."""
+
+    def start(self, name: str, run_id: str, folder: Path, config: dict[str, Any]) -> Tracker:
+        """Return a tracker that writes into ``folder/csv``."""
+        return _CsvTracker(folder)
+
+
+@dataclass(frozen=True)
+class WandbLogging:
+    """Spec: mirror to Weights & Biases, offline into the run's folder if it cannot be reached."""
+
+    project: str = "saematch"
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = field(default=())
+    offline: bool = False
+    """Do not even try to reach the server."""
+
+    def start(self, name: str, run_id: str, folder: Path, config: dict[str, Any]) -> Tracker:
+        """Open the W&B run and say in one line where it is kept."""
+        import wandb
+        from lightning.pytorch.loggers import WandbLogger
+
+        # what is staged for a later upload belongs to the run, not to the user's home
+        os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve() / "wandb"))
+        os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours says what matters
+        reason = self._why_offline(wandb.setup().settings.base_url)
+        if reason:
+            log.info("Weights & Biases runs offline into %s: %s", folder / "wandb", reason)
+        logger = WandbLogger(
+            project=self.project,
+            entity=self.entity,
+            group=self.group,
+            tags=list(self.tags),
+            name=name,
+            id=os.environ.get("WANDB_RUN_ID", f"{name}-{run_id}"),
+            save_dir=str(folder),
+            offline=bool(reason),
+            log_model=False,
+            resume="allow",
+            config=config,
+            settings=wandb.Settings(mode="offline" if reason else "online", console="off"),
+        )
+        logger.experiment.define_metric("layer")
+        logger.experiment.define_metric("*", step_metric="layer")
+        if not reason:
+            log.info("Weights & Biases: %s", logger.experiment.url)
+        return _WandbTracker(logger)
+
+    def _why_offline(self, server: str) -> str:
+        """Return why the run has to be offline, empty if it need not."""
+        import wandb
+
+        if self.offline or os.environ.get("WANDB_MODE") == "offline":
+            return "as asked for; 'wandb sync' uploads it"
+        try:
+            urllib.request.urlopen(server, timeout=REACH_SECONDS).close()
+        except urllib.error.HTTPError:
+            pass  # it answered
+        except OSError:
+            return "its server cannot be reached; 'wandb sync' uploads the run later"
+        if not wandb.login(prompt=False, verify=False):
+            return "no API key; set WANDB_API_KEY, or 'wandb login' and 'wandb sync' later"
+        return ""
+
+
+class _NoTracker:
+    def finish(self, results: Results, history: Any, figures: Any, matches: Path) -> None:
+        pass
+
+    def fail(self) -> None:
+        pass
+
+
+class _CsvTracker:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def finish(
+        self,
+        results: Results,
+        history: Mapping[int, Mapping[str, float]],
+        figures: Mapping[str, Path],
+        matches: Path,
+    ) -> None:
+        import pandas
+        from lightning.pytorch.loggers import CSVLogger
+
+        logger = CSVLogger(str(self.folder), name="csv", version="")
+        for layer, metrics in history.items():
+            logger.log_metrics({"layer": layer, **metrics}, step=layer)
+        logger.save()
+        for name, rows in results.tables.items():
+            pandas.DataFrame(rows).to_csv(self.folder / "csv" / f"{name}.csv", index=False)
+
+    def fail(self) -> None:
+        pass
+
+
+class _WandbTracker:
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+
+    def finish(
+        self,
+        results: Results,
+        history: Mapping[int, Mapping[str, float]],
+        figures: Mapping[str, Path],
+        matches: Path,
+    ) -> None:
+        import wandb
+
+        run = self.logger.experiment
+        for layer, metrics in history.items():
+            self.logger.log_metrics({"layer": layer, **metrics})
+        for name, rows in results.tables.items():
+            if rows:
+                columns = list(rows[0])
+                data = [[row[column] for column in columns] for row in rows]
+                self.logger.log_table(f"tables/{name}", columns=columns, data=data)
+        for name, path in figures.items():
+            self.logger.log_image(f"figures/{name}", images=[str(path)])
+        artifact = wandb.Artifact(f"matches-{run.id}", type="matches", metadata=results.provenance)
+        artifact.add_dir(str(matches))
+        run.log_artifact(artifact)
+        run.summary.update(results.metrics)
+        wandb.finish()
+
+    def fail(self) -> None:
+        import wandb
+
+        wandb.finish(exit_code=1)

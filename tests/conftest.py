@@ -1,0 +1,112 @@
+"""A tiny language model with SAEs and texts, in the formats of the real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from saematch.sae.params import SaeOrigin, SaeParams
+
+D_MODEL, N_FEATURES, N_LAYERS = 16, 24, 4
+TEXTS = [
+    "the quick brown fox jumps over the lazy dog and runs away",
+    "features of a layer carry on into the next layer of the model",
+    "a short one here",
+    "permutations pair the features of one layer with those of another layer",
+    "every text begins with a special token that no metric counts",
+]
+
+
+def random_sae(
+    seed: int, d_model: int = D_MODEL, n_features: int = N_FEATURES, layer: int = 0
+) -> SaeParams:
+    """A random JumpReLU SAE with decoder rows of norms other than 1."""
+    g = torch.Generator().manual_seed(seed)
+    return SaeParams(
+        W_enc=torch.randn(d_model, n_features, generator=g) / d_model**0.5,
+        b_enc=0.1 * torch.randn(n_features, generator=g),
+        W_dec=torch.randn(n_features, d_model, generator=g),
+        b_dec=torch.randn(d_model, generator=g),
+        threshold=torch.empty(n_features).log_normal_(-1.0, 0.5, generator=g),
+        activation="jumprelu",
+        origin=SaeOrigin(layer=layer, release="random", sae_id=str(seed)),
+    )
+
+
+def write_sae(folder: Path, sae: SaeParams, model_name: str = "tiny", layer: int = 0) -> None:
+    """Write an SAE in SAELens' format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architecture": "jumprelu",
+        "d_in": sae.d_model,
+        "d_sae": sae.n_features,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "model_name": model_name,
+            "hook_name": f"blocks.{layer}.hook_resid_post",
+            "l0": 5.0,
+        },
+    }
+    (folder / "cfg.json").write_text(json.dumps(config))
+    names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+    tensors = {name: getattr(sae, name).contiguous() for name in names}
+    save_file(tensors, folder / "sae_weights.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``lm/``, ``saes/layer_<l>/`` and ``texts.jsonl``."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    root = tmp_path_factory.mktemp("tiny")
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["<bos>", "<unk>"]
+    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=90, special_tokens=special))
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", unk_token="<unk>"
+    )
+    wrapped.save_pretrained(root / "lm")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(wrapped),
+        hidden_size=D_MODEL,
+        intermediate_size=32,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+    )
+    LlamaForCausalLM(config).save_pretrained(root / "lm")
+    for layer in range(N_LAYERS):
+        write_sae(root / f"saes/layer_{layer}", random_sae(layer), layer=layer)
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    (root / "texts.jsonl").write_text("\n".join(lines))
+    return root
+
+
+def tiny_overrides(tiny: Path) -> list[str]:
+    """Command-line settings that run the tiny model in a few seconds."""
+    return [
+        f"model.path={tiny / 'lm'}",
+        "model.name=tiny",
+        "sae=saelens",
+        f"'sae.path={tiny}/saes/layer_{{layer}}'",
+        "dataset=local",
+        f"dataset.paths=[{tiny / 'texts.jsonl'}]",
+        "dataset.n_texts=5",
+        "trainer.batch_size=2",
+        "trainer.accelerator=cpu",
+    ]
