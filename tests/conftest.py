@@ -54,6 +54,7 @@ def write_sae(folder: Path, sae: SaeParams, model_name: str = "tiny", layer: int
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {
+            "sae_lens_version": "6.54.12",
             "model_name": model_name,
             "hook_name": f"blocks.{layer}.hook_resid_post",
             "l0": 5.0,
@@ -87,6 +88,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         intermediate_size=32,
         num_hidden_layers=N_LAYERS,
         num_attention_heads=2,
+        initializer_range=0.4,  # hidden states large enough for features to fire
         max_position_embeddings=64,
     )
     LlamaForCausalLM(config).save_pretrained(root / "lm")

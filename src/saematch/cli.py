@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -47,20 +48,19 @@ def main() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    """Return what the caller did wrong, from the error at the root of Hydra's wrapping."""
-    while error.__cause__ is not None and isinstance(error, HydraException):
+    """Return what the caller did wrong, without what Hydra wraps around it."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("full_key", "object_type"))]
-    text = " ".join(lines) if lines else type(error).__name__
-    key = (
-        text.split("Could not override '")[-1].split("'")[0] if "Could not override" in text else ""
-    )
-    if key:
-        close = difflib.get_close_matches(key, _known_keys(), n=1)
+    if isinstance(error, MissingConfigException) and error.options:
+        wanted = str(error.missing_cfg_file).rsplit("/", 1)
+        return f"there is no {wanted[0]}={wanted[-1]}: choose one of {', '.join(error.options)}"
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    if unknown:
+        close = difflib.get_close_matches(unknown[1], _known_keys(), n=1)
         hint = f"did you mean {close[0]}?" if close else "see python -m saematch --help"
-        return f"there is no setting {key!r}; {hint}"
-    return text
+        return f"there is no setting {unknown[1]!r}; {hint}"
+    return text or type(error).__name__
 
 
 def _known_keys() -> list[str]:

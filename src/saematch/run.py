@@ -7,7 +7,7 @@ import logging
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
@@ -54,15 +54,15 @@ class Experiment:
     name: str
     run_id: str
     seed: int
-    tasks: tuple[str, ...]
-    layers: tuple[int, ...] | None
+    tasks: Sequence[str]
+    layers: Sequence[int] | None
     """Layers to match, each with the next one of the list; None for all that have an SAE."""
     model: LmSource
     sae: SaeSource
     matching: Parts
     """The objective that the arms share."""
     arms: Mapping[str, Arm]
-    strategies: tuple[str, ...]
+    strategies: Sequence[str]
     dataset: ZooTexts | LocalTexts
     trainer: TrainerSpec
     logger: WandbLogging | CsvLogging | NoLogging
@@ -169,8 +169,9 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
     mine = {k: v for k, v in _flat(config).items() if not k.startswith(("logger", "run_id"))}
     if path.exists():
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        differing = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+        differing = [k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k)]
         if differing:
+            differing.sort(key=lambda k: (k.count("."), k))
             shown = "; ".join(f"{k}: {theirs.get(k)} -> {mine.get(k)}" for k in differing[:4])
             raise ValueError(
                 f"{folder} holds a run with other settings ({shown}); choose another run_id, or "

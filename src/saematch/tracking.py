@@ -6,10 +6,10 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from saematch.results import Results
 
@@ -19,6 +19,7 @@ REACH_SECONDS = 3.0
 """How long to wait for the W&B server before a run goes on offline."""
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Where results are mirrored to while and after a run."""
 
@@ -62,7 +63,7 @@ class WandbLogging:
     project: str = "saematch"
     entity: str | None = None
     group: str | None = None
-    tags: tuple[str, ...] = field(default=())
+    tags: Sequence[str] = ()
     offline: bool = False
     """Do not even try to reach the server."""
 

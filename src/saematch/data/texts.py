@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ class TextSet:
 class ZooTexts:
     """Spec of the embedded held-out texts."""
 
-    kinds: tuple[str, ...]
+    kinds: Sequence[str]
     """Among ``prose``, ``docs`` and ``code``."""
     n_texts: int
     """Texts of each kind, drawn at random without replacement."""
@@ -56,7 +57,7 @@ class LocalTexts:
     with an empty line between texts.
     """
 
-    paths: tuple[str, ...]
+    paths: Sequence[str]
     n_texts: int
     max_tokens: int
     seed: int = 0
@@ -69,7 +70,7 @@ class LocalTexts:
             )
 
     def load(self) -> list[TextSet]:
-        """Read and draw; ``ValueError`` for a file that is missing, damaged or has too few texts."""
+        """Read and draw; ``ValueError`` for a file missing, damaged or with too few texts."""
         paths = [Path(path) for path in self.paths]
         return [draw(p.stem, read_texts(p), self.n_texts, self.seed) for p in paths]
 
@@ -80,8 +81,8 @@ def check_sizes(n_texts: int, max_tokens: int) -> None:
         raise ValueError(f"dataset.n_texts={n_texts}: at least one text is needed")
     if max_tokens < 3:
         raise ValueError(
-            f"dataset.max_tokens={max_tokens}: at least 3 are needed, BOS and two tokens, since the "
-            "loss of a token is predicted from the one before it and BOS is left out"
+            f"dataset.max_tokens={max_tokens}: at least 3 are needed, BOS and two tokens, since "
+            "the loss of a token is predicted from the one before it and BOS is left out"
         )
 
 

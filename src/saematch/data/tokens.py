@@ -48,9 +48,9 @@ def tokenise(
     for number, ids in enumerate(encoded):
         if len(ids) < 2:
             raise ValueError(
-                f"text {number} of the set {texts.name!r} has {len(ids)} token(s): {texts.texts[number][:40]!r}; "
-                "at least two are needed, so take it out"
-            )  # fmt: skip
+                f"text {number} of the set {texts.name!r} has {len(ids)} token(s): "
+                f"{texts.texts[number][:40]!r}; at least two are needed, so take it out"
+            )
     rows = [[tokenizer.bos_token_id, *ids[: max_tokens - 1]] for ids in encoded]
     rows.sort(key=len, reverse=True)
     chunks = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]

@@ -77,7 +77,7 @@ def evaluate_batch(plan: SplicePlan, lm: LanguageModel, batch: TokenBatch, total
     with torch.autocast(batch.ids.device.type, enabled=False):
         active = {layer: encode(plan.saes[layer], x[layer]) for layer in plan.layers}
         _count_features(plan, active, totals)
-    for place, (earlier, later) in enumerate(plan.pairs):
+    for place, (_, later) in enumerate(plan.pairs):
         replacements = _replacements(plan, place, x, active)
         for number, replacement in enumerate(replacements):
             spliced = hidden[later].clone()

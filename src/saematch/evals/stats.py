@@ -84,10 +84,11 @@ class Totals(Metric):
         getattr(self, f"both_{pair}")[arm] += both
 
     def update(self, *_: Any) -> None:
+        """Not used: each kind of sum has an update of its own."""
         raise TypeError("Totals has one update a kind of sum; call those")
 
     def compute(self) -> None:
-        return None
+        """Not used: tables are computed from the sums of several data sets."""
 
 
 def explained_variance(

@@ -129,7 +129,7 @@ class LanguageModel(nn.Module):
 
 
 def find_blocks(model: nn.Module, n_layers: int) -> tuple[nn.Module, nn.ModuleList]:
-    """Return the decoder and its list of blocks; ``ValueError`` if there is not just one such list."""
+    """Return the decoder and its list of blocks; ``ValueError`` unless there is just one."""
     found = [
         (module, child)
         for module in model.modules()

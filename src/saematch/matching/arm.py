@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from saematch.matching.assignment import Assignment
@@ -26,7 +27,7 @@ class Arm:
     """The fold on which the match is found: ``threshold`` or ``decoder_norm``."""
     objective: Parts
     assignment: Assignment
-    decode: tuple[str, ...] = ("permute",)
+    decode: Sequence[str] = ("permute",)
     """Strategies to evaluate: ``permute`` (activations in units of their threshold, eq. 5 on folded
     SAEs), ``permute_raw`` (in units of their decoder vector's norm)."""
 

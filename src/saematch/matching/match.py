@@ -1,9 +1,9 @@
 """``Match``: which feature of the earlier layer is which feature of the later one.
 
-The direction, once and for all: the entry ``(i, j)`` says that feature ``i`` of the earlier layer is
-feature ``j`` of the later one. Example with three features, ``columns = [2, 0, 1]``: feature 0 of
-the earlier layer is feature 2 of the later one, so activations ``[a, b, c]`` of the earlier layer
-become ``[b, c, a]`` in the later layer's order.
+The direction, once and for all: the entry ``(i, j)`` says that feature ``i`` of the earlier layer
+is feature ``j`` of the later one. Example with three features, ``columns = [2, 0, 1]``: feature 0
+of the earlier layer is feature 2 of the later one, so activations ``[a, b, c]`` of the earlier
+layer become ``[b, c, a]`` in the later layer's order.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from saematch.files import replacing
@@ -129,13 +131,16 @@ class Match:
                 f"cannot compose: the first match ends in {self.n_to} features, the second "
                 f"begins with {later.n_from}"
             )
-        product = torch.sparse.mm(self._sparse(), later._sparse()).coalesce()
-        rows, columns = product.indices()
-        return Match(rows, columns, product.values(), self.n_from, later.n_to)
+        product = (self._sparse() @ later._sparse()).tocoo()
+        order = np.lexsort((product.col, product.row))
+        rows, columns, weights = (
+            torch.from_numpy(part[order]) for part in (product.row, product.col, product.data)
+        )
+        return Match(rows.long(), columns.long(), weights, self.n_from, later.n_to)
 
-    def _sparse(self) -> Tensor:
-        indices = torch.stack([self.rows, self.columns])
-        return torch.sparse_coo_tensor(indices, self.weights, (self.n_from, self.n_to))
+    def _sparse(self) -> csr_array:
+        entries = self.weights.numpy(), (self.rows.numpy(), self.columns.numpy())
+        return csr_array(entries, shape=(self.n_from, self.n_to))
 
     def agreement(self, other: Match) -> float:
         """Return the share of ``other``'s entries that this match has too; 1 if ``other`` is empty.
@@ -154,7 +159,7 @@ class Match:
         return torch.isin(theirs, mine).double().mean().item()
 
     def save(self, path: Path, about: dict[str, object] | None = None) -> None:
-        """Write one safetensors file; its header carries sizes, certificate and ``about`` as JSON."""
+        """Write one safetensors file; its header holds sizes, certificate and ``about`` as JSON."""
         header: dict[str, object] = {"n_from": self.n_from, "n_to": self.n_to}
         if self.certificate is not None:
             header["value"], header["bound"] = self.certificate.value, self.certificate.bound

@@ -14,11 +14,14 @@ from saematch.sae.params import SaeParams
 
 @dataclass(frozen=True)
 class Factors:
-    """One vector a feature and side; the similarity of a pair is their inner product."""
+    """One vector a feature and side; the similarity of a pair is their inner product.
 
-    X_A: Float[Tensor, "n_from size"]
+    Raises ``ValueError`` for vectors of two sizes and for values that are not finite.
+    """
+
+    X_A: Float[Tensor, "n_from size_A"]
     """Vectors of the earlier layer's features."""
-    X_B: Float[Tensor, "n_to size"]
+    X_B: Float[Tensor, "n_to size_B"]
     """Vectors of the later layer's features."""
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from safetensors import SafetensorError
 
@@ -19,6 +19,7 @@ from saematch.sae.params import SaeOrigin, SaeParams
 ZOO_SAES = Path(__file__).parent.parent / "zoo" / "saes"
 
 
+@runtime_checkable
 class SaeSource(Protocol):
     """One SAE a layer."""
 

@@ -1,6 +1,6 @@
 """Assignments: from a pair of factor matrices to a match, one file an algorithm."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from saematch.matching.assignment.baselines import Identity, Random
 from saematch.matching.assignment.exact import Exact
@@ -8,10 +8,13 @@ from saematch.matching.match import Match
 from saematch.matching.objectives import Factors
 
 
+@runtime_checkable
 class Assignment(Protocol):
     """What every algorithm offers."""
 
-    def __call__(self, factors: Factors) -> Match: ...
+    def __call__(self, factors: Factors) -> Match:
+        """Match the features of two layers."""
+        ...
 
 
 __all__ = ["Assignment", "Exact", "Identity", "Random"]

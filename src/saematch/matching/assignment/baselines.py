@@ -15,6 +15,7 @@ class Identity:
     """Feature ``i`` is feature ``i`` (the paper's "vanilla"); chance, unless SAEs share a start."""
 
     def __call__(self, factors: Factors) -> Match:
+        """Return the baseline; of the factors only their number matters."""
         n_from, n_to = len(factors.X_A), len(factors.X_B)
         columns = torch.arange(n_from)
         return Match.from_columns(torch.where(columns < n_to, columns, -1), n_to)
@@ -27,6 +28,7 @@ class Random:
     seed: int = 0
 
     def __call__(self, factors: Factors) -> Match:
+        """Return the baseline; of the factors only their number matters."""
         n_from, n_to = len(factors.X_A), len(factors.X_B)
         generator = torch.Generator().manual_seed(self.seed)
         columns = torch.randperm(max(n_from, n_to), generator=generator)[:n_from]

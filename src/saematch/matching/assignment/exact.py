@@ -22,6 +22,7 @@ class Exact:
     """
 
     def __call__(self, factors: Factors) -> Match:
+        """Return the optimal permutation; ``ValueError`` if the widths differ."""
         n_from, n_to = len(factors.X_A), len(factors.X_B)
         if n_from != n_to:
             raise ValueError(
@@ -40,7 +41,7 @@ class Exact:
 
 
 def dual_bound(similarity: NDArray[np.float64], prices: NDArray[np.float64]) -> float:
-    """Return ``sum_i max_j (s_ij - p_j) + sum_j p_j``: by weak duality no permutation is worth more."""
+    """Return ``sum_i max_j (s_ij - p_j) + sum_j p_j``, which no permutation exceeds (duality)."""
     return float((similarity - prices).max(axis=1).sum() + prices.sum())
 
 

@@ -1,0 +1,166 @@
+"""Where the training of a JumpReLU SAE starts, stands and is kept.
+
+A state lives in scaled units: activations are divided so that their mean norm is ``sqrt(d_model)``,
+which lets one recipe serve every layer and lets one layer's SAE go on at the next layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from saematch.files import replacing
+
+SAMPLE = 65_536
+"""Rows that the starting point and the scale of the activations are estimated on, at most."""
+MIN_THRESHOLD = 1e-3
+"""Smallest threshold, in scaled units: folding divides by thresholds."""
+CHUNK = 8_192
+"""Rows encoded at once outside training."""
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """Everything but the activations that determines one SAE's training."""
+
+    n_features: int
+    target_l0: float
+    """Mean number of active features a token that the SAE shall have."""
+    samples: int
+    """Activations seen, repeats included."""
+    seed: int
+    """Of the starting point and of the order of the activations."""
+    batch: int = 1024
+    lr: float = 2e-3
+    """Adam's peak learning rate."""
+    warm_up: float = 0.03
+    """Share of the steps in which the learning rate rises from zero."""
+    decay: float = 0.5
+    """Share of the steps, the last ones, in which it falls to zero."""
+    l0_coefficient: float = 0.6
+    aim: float = 0.93
+    """What the quadratic loss pulls the number of active features to, as a share of ``target_l0``:
+    it settles above, where the reconstruction's pull balances the loss."""
+    bandwidth: float = 0.3
+    """Width of the window around a threshold whose activations give it a gradient, scaled units."""
+    dead_after: int = 50
+    """Batches without firing after which a feature is pulled towards its threshold."""
+    dead_coefficient: float = 1e-2
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where one SAE's training stands: enough to go on, on the same activations or on others."""
+
+    parameters: dict[str, Tensor]
+    """SAELens' parameters by name, in scaled units."""
+    means: dict[str, Tensor]
+    """Adam's running means of the gradients."""
+    squares: dict[str, Tensor]
+    """Adam's running means of the squared gradients."""
+    steps: int
+    samples: int
+
+    def save(self, path: Path) -> None:
+        """Write the state as one safetensors file."""
+        groups = {"parameters": self.parameters, "means": self.means, "squares": self.squares}
+        tensors = {
+            f"{g}/{n}": t.contiguous() for g, part in groups.items() for n, t in part.items()
+        }
+        with replacing(path) as part:
+            save_file(tensors, part, {"steps": str(self.steps), "samples": str(self.samples)})
+
+    @classmethod
+    def load(cls, path: Path) -> TrainingState:
+        """Read what ``save`` wrote."""
+        groups: dict[str, dict[str, Tensor]] = {"parameters": {}, "means": {}, "squares": {}}
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  (the file is no mapping)
+                group, name = key.split("/")
+                groups[group][name] = file.get_tensor(key)
+            counts = file.metadata()
+        return cls(**groups, steps=int(counts["steps"]), samples=int(counts["samples"]))
+
+
+def spread(activations: np.ndarray, n: int) -> Float[Tensor, "n d_model"]:
+    """Return at most ``n`` rows, evenly spread, as float32."""
+    step = max(1, len(activations) // n)
+    return torch.from_numpy(np.ascontiguousarray(activations[::step][:n])).float()
+
+
+def activation_scale(activations: np.ndarray) -> float:
+    """Return the factor that brings the activations' mean norm to ``sqrt(d_model)``."""
+    norms = torch.linalg.vector_norm(spread(activations, SAMPLE), dim=1)
+    return math.sqrt(activations.shape[1]) / float(norms.mean())
+
+
+def start(activations: np.ndarray, recipe: TrainingRecipe) -> TrainingState:
+    """Return a fresh state: each feature is the direction of one random activation from the mean.
+
+    A feature's threshold is the quantile of its own pre-activations at which it fires on
+    ``target_l0 / n_features`` of the activations, so the mean L0 starts at its target and the
+    thresholds start as different as the directions are.
+    """
+    generator = torch.Generator().manual_seed(recipe.seed)
+    sample = spread(activations, SAMPLE) * activation_scale(activations)
+    mean = sample.mean(0)
+    centred = sample - mean
+    enough = math.ceil(recipe.n_features / len(centred))
+    chosen = torch.cat([torch.randperm(len(centred), generator=generator) for _ in range(enough)])
+    noise = torch.randn(recipe.n_features, sample.shape[1], generator=generator)
+    directions = centred[chosen[: recipe.n_features]]
+    directions = directions + 0.3 * noise * centred.std(0)
+    W_dec = torch.nn.functional.normalize(directions, dim=1)
+    rank = max(1, round(len(centred) * recipe.target_l0 / recipe.n_features))
+    threshold = torch.cat(
+        [(centred @ part.T).topk(rank, dim=0).values[-1] for part in W_dec.split(256)]
+    )
+    norm = math.sqrt(_best_gain(centred[:CHUNK], W_dec, threshold))
+    parameters = {
+        "W_enc": norm * W_dec.T.contiguous(),
+        "b_enc": -norm * (W_dec @ mean),
+        "W_dec": norm * W_dec,
+        "b_dec": mean,
+        "threshold": norm * threshold.clamp(min=MIN_THRESHOLD),
+    }
+    means, squares = ({n: torch.zeros_like(t) for n, t in parameters.items()} for _ in range(2))
+    return TrainingState(parameters, means, squares, steps=0, samples=0)
+
+
+def _best_gain(
+    centred: Float[Tensor, "n d_model"],
+    W_dec: Float[Tensor, "n_features d_model"],
+    threshold: Float[Tensor, " n_features"],
+) -> float:
+    """Return the factor on the decoder with which the tied starting point reconstructs best."""
+    pre = centred @ W_dec.T
+    guess = torch.where(pre > threshold, pre, 0.0) @ W_dec
+    return float((guess * centred).sum() / guess.square().sum())
+
+
+def refresh(
+    state: TrainingState, fresh: TrainingState, features: Int64[Tensor, " n"]
+) -> TrainingState:
+    """Return ``state`` with the given features, and their optimiser state, taken from ``fresh``."""
+
+    def mixed(old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
+        out = {name: tensor.clone() for name, tensor in old.items()}
+        out["W_enc"][:, features] = new["W_enc"][:, features]
+        for name in ("b_enc", "W_dec", "threshold"):
+            out[name][features] = new[name][features]
+        return out
+
+    return replace(
+        state,
+        parameters=mixed(state.parameters, fresh.parameters),
+        means=mixed(state.means, fresh.means),
+        squares=mixed(state.squares, fresh.squares),
+    )

@@ -1,0 +1,188 @@
+"""The SAEs of the zoo: three families, two of them with a truth that matching can be held to.
+
+chain        each later layer's SAE goes on training from the previous layer's; every shipped SAE
+             has its features in a hidden random order, and the orders are the truth
+independent  each layer from its own seed, at three sparsity levels; nobody knows the truth
+mixed        as chain, but at each later layer a random quarter of the features starts afresh and
+             so has no partner in the layer before
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from tqdm import tqdm
+
+from saematch.matching.match import Match
+from saematch.sae.params import SaeOrigin
+from saematch.sae.training import permuted, save_sae, threshold_factor, to_params, train
+from saematch.sae.training_state import TrainingRecipe, TrainingState, refresh, start
+from saematch.zoo.activations import open_layer
+from saematch.zoo.measures import measure
+
+MODEL_NAME = "saematch-zoo"
+KINDS = ("chain", "independent", "mixed")
+FRESH_SHARE = 4
+"""In the family ``mixed``, one feature in this many starts afresh at each later layer."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One set of SAEs, one a layer."""
+
+    kind: str
+    width: int
+    sparsity: int
+    """Target of the mean number of active features a token."""
+    seed: int
+    """The layer's number is added to it, so seeds of families must lie further apart than that."""
+    first_samples: int
+    """Activations that an SAE trained from scratch sees."""
+    next_samples: int
+    """Activations that an SAE which goes on from the previous layer's sees."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown family {self.kind!r}: choose one of {', '.join(KINDS)}")
+
+    @property
+    def name(self) -> str:
+        """Folder of the family inside the zoo's SAEs."""
+        return f"{self.kind}/width_{self.width}/l0_{self.sparsity}"
+
+    def recipe(self, layer: int) -> TrainingRecipe:
+        """Return the recipe of one layer's SAE."""
+        scratch = layer == 0 or self.kind == "independent"
+        return TrainingRecipe(
+            n_features=self.width,
+            target_l0=float(self.sparsity),
+            samples=self.first_samples if scratch else self.next_samples,
+            seed=self.seed + layer,
+        )
+
+    def order(self, layer: int) -> Int64[Tensor, " width"]:
+        """Return the hidden order: shipped feature ``i`` is feature ``order[i]`` in training."""
+        if self.kind == "independent":
+            return torch.arange(self.width)
+        return self._shuffled(layer, 1)
+
+    def fresh(self, layer: int) -> Int64[Tensor, " n"]:
+        """Return the features, numbered as in training, that start afresh at a layer."""
+        if layer == 0 or self.kind == "independent":
+            return torch.arange(self.width)
+        n_fresh = self.width // FRESH_SHARE if self.kind == "mixed" else 0
+        return self._shuffled(layer, 2)[:n_fresh].sort().values
+
+    def truth(self, layer: int) -> Match:
+        """Return which shipped feature of ``layer`` is which one of ``layer + 1``."""
+        partner = torch.argsort(self.order(layer + 1))
+        partner[self.fresh(layer + 1)] = -1
+        return Match.from_columns(partner[self.order(layer)], n_to=self.width)
+
+    def _shuffled(self, layer: int, stream: int) -> Int64[Tensor, " width"]:
+        rng = np.random.default_rng((self.seed + layer, stream))
+        return torch.from_numpy(rng.permutation(self.width))
+
+
+FAMILIES = (
+    Family("chain", 1024, 20, 100, first_samples=1_000_000, next_samples=400_000),
+    Family("independent", 1024, 20, 200, first_samples=800_000, next_samples=0),
+    Family("mixed", 1024, 20, 300, first_samples=1_000_000, next_samples=500_000),
+    Family("chain", 2048, 20, 400, first_samples=1_000_000, next_samples=400_000),
+    Family("independent", 1024, 10, 500, first_samples=800_000, next_samples=0),
+    Family("independent", 1024, 40, 600, first_samples=800_000, next_samples=0),
+)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a family is built."""
+
+    training: Path
+    """Hidden states of training tokens, one file a layer."""
+    held_out: Path
+    """Hidden states of held-out texts, one file a layer."""
+    states: Path
+    """Training states, so that a run that was cut off goes on."""
+    out: Path
+    """The SAEs."""
+
+
+def build_family(family: Family, folders: Folders, n_layers: int) -> None:
+    """Train and save what is missing of a family: its SAEs, and its truth if it has one."""
+    missing = [layer for layer in range(n_layers) if not _folder(family, folders, layer).exists()]
+    total = sum(
+        family.recipe(layer).samples
+        for layer in missing
+        if not _state_path(family, folders, layer).exists()
+    )
+    with tqdm(total=total, desc=family.name, unit="sample", unit_scale=True) as bar:
+        for layer in missing:
+            state = _state(family, folders, layer, bar.update)
+            _ship(family, folders, layer, state)
+    if family.kind != "independent":
+        for layer in range(n_layers - 1):
+            path = folders.out / family.name / "truth" / f"{layer}-{layer + 1}.safetensors"
+            if not path.exists():
+                family.truth(layer).save(path)
+
+
+def _state(
+    family: Family, folders: Folders, layer: int, advance: Callable[[int], object]
+) -> TrainingState:
+    """Return a layer's final training state: the stored one, or else trained now and stored."""
+    path = _state_path(family, folders, layer)
+    if path.exists():
+        return TrainingState.load(path)
+    activations = open_layer(folders.training, layer)
+    recipe = family.recipe(layer)
+    if layer == 0 or family.kind == "independent":
+        state = start(activations, recipe)
+    else:
+        state = _state(family, folders, layer - 1, advance)
+        fresh = family.fresh(layer)
+        if len(fresh):
+            state = refresh(state, start(activations, recipe), fresh)
+    state = train(state, activations, recipe, advance)
+    state.save(path)
+    return state
+
+
+def _ship(family: Family, folders: Folders, layer: int, state: TrainingState) -> None:
+    """Calibrate, measure, shuffle and save one layer's SAE."""
+    training = open_layer(folders.training, layer)
+    recipe = family.recipe(layer)
+    origin = SaeOrigin(layer, family.name, f"layer_{layer}")
+    sae = to_params(state, training, origin)
+    assert sae.threshold is not None
+    factor = threshold_factor(sae, training, recipe.target_l0)
+    sae = replace(sae, threshold=sae.threshold * factor)
+    quality = measure(sae, training, open_layer(folders.held_out, layer))
+    metadata = {
+        "model_name": MODEL_NAME,
+        "hook_name": f"blocks.{layer}.hook_resid_post",
+        "prepend_bos": True,
+        "family": family.kind,
+        "layer": layer,
+        **asdict(quality),
+        "threshold_factor": factor,
+        "samples": recipe.samples,
+        "samples_with_earlier_layers": state.samples,
+        "fresh_features": len(family.fresh(layer)),
+        "training": asdict(recipe),
+    }
+    save_sae(permuted(sae, family.order(layer)), _folder(family, folders, layer), metadata)
+
+
+def _folder(family: Family, folders: Folders, layer: int) -> Path:
+    return folders.out / family.name / f"layer_{layer}"
+
+
+def _state_path(family: Family, folders: Folders, layer: int) -> Path:
+    return folders.states / family.name / f"layer_{layer}.safetensors"

@@ -1,0 +1,161 @@
+"""The embedded language model: an 8-block Llama of d_model 128, with its own BPE tokenizer."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+BOS, PAD = "<|bos|>", "<|pad|>"
+
+
+@dataclass(frozen=True)
+class LmRecipe:
+    """Everything that determines the embedded language model."""
+
+    vocab_size: int = 4096
+    d_model: int = 128
+    d_mlp: int = 384
+    n_layers: int = 8
+    n_heads: int = 4
+    context: int = 256
+    """Tokens of a training sequence."""
+    batch: int = 8
+    """Sequences in a step."""
+    steps: int = 4000
+    lr_matrices: float = 0.02
+    """Muon's learning rate, for the weight matrices of the blocks."""
+    lr_rest: float = 3e-3
+    """AdamW's, for the embedding and the norms."""
+    warm_up: int = 100
+    decay_from: float = 0.5
+    """Share of the steps after which the learning rate falls linearly to zero."""
+    seed: int = 0
+
+
+def train_tokenizer(corpus: Path, out: Path, vocab_size: int) -> None:
+    """Train a byte-level BPE tokenizer on ``train.jsonl`` and save it with BOS and padding."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[BOS, PAD], initial_alphabet=alphabet
+    )
+    rows = (json.loads(line)["text"] for line in (corpus / "train.jsonl").open())
+    tokenizer.train_from_iterator(rows, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, 0)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, pad_token=PAD, model_max_length=1024
+    ).save_pretrained(out)
+
+
+def tokenise(corpus: Path, tokenizer: Path, out: Path) -> None:
+    """Write the training tokens, BOS before each document, as one uint16 array."""
+    from transformers import AutoTokenizer
+
+    encode = AutoTokenizer.from_pretrained(tokenizer).backend_tokenizer
+    rows = [json.loads(line)["text"] for line in (corpus / "train.jsonl").open()]
+    parts = [
+        np.array(encoding.ids, dtype=np.uint16)
+        for start in range(0, len(rows), 500)
+        for encoding in encode.encode_batch(rows[start : start + 500])
+    ]
+    part = out.with_suffix(".part.npy")
+    np.save(part, np.concatenate(parts))
+    part.rename(out)
+
+
+def build_model(recipe: LmRecipe) -> torch.nn.Module:
+    """Return the untrained model, initialised from the recipe's seed."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(recipe.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=recipe.vocab_size,
+            hidden_size=recipe.d_model,
+            intermediate_size=recipe.d_mlp,
+            num_hidden_layers=recipe.n_layers,
+            num_attention_heads=recipe.n_heads,
+            num_key_value_heads=recipe.n_heads,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=1,
+        )
+    )
+
+
+def train_language_model(recipe: LmRecipe, tokens: Path, out: Path, state: Path) -> None:
+    """Train and save the model in bfloat16; goes on from ``state`` if a run was cut off."""
+    stream = np.load(tokens, mmap_mode="r")
+    model = build_model(recipe)
+    blocks = [p for n, p in model.named_parameters() if "layers" in n and p.ndim == 2]
+    inside = {id(p) for p in blocks}
+    rest = [p for p in model.parameters() if id(p) not in inside]
+    optimizers = [
+        torch.optim.Muon(blocks, lr=recipe.lr_matrices, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=recipe.lr_rest, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(o, lambda s: _schedule(s, recipe)) for o in optimizers
+    ]
+    first = 0
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        first = saved["step"]
+        model.load_state_dict(saved["model"])
+        for part, values in zip([*optimizers, *schedules], saved["parts"], strict=True):
+            part.load_state_dict(values)
+    bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="language model")
+    smooth = math.nan
+    for step in bar:
+        loss = _step_loss(model, stream, recipe, step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(rest, 1.0)
+        for part in (*optimizers, *schedules):
+            part.step()
+        model.zero_grad(set_to_none=True)
+        smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
+        bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
+        if (step + 1) % 250 == 0:
+            log.info("step %d: training loss %.3f nats", step + 1, smooth)
+            parts = [part.state_dict() for part in (*optimizers, *schedules)]
+            saved = {"step": step + 1, "model": model.state_dict(), "parts": parts}
+            torch.save(saved, state.with_suffix(".part"))
+            state.with_suffix(".part").rename(state)
+    model.to(torch.bfloat16).save_pretrained(out)
+
+
+def _step_loss(
+    model: torch.nn.Module, stream: np.ndarray, recipe: LmRecipe, step: int
+) -> torch.Tensor:
+    """Next-token loss of the step's own random windows: the same after a restart."""
+    rng = np.random.default_rng((recipe.seed, step))
+    starts = rng.integers(0, len(stream) - recipe.context, recipe.batch)
+    windows = np.stack([stream[s : s + recipe.context] for s in starts]).astype(np.int64)
+    windows[:, 0] = 0  # every sequence begins with BOS, as in evaluation
+    ids = torch.from_numpy(windows)
+    logits = model(input_ids=ids, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def _schedule(step: int, recipe: LmRecipe) -> float:
+    """Warm-up, constant, then linear to zero."""
+    left = (recipe.steps - step) / (recipe.steps * (1 - recipe.decay_from))
+    return min(1.0, (step + 1) / recipe.warm_up, max(left, 1e-3))

@@ -1,0 +1,71 @@
+"""Which file may know which package, and that ``import saematch`` stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import saematch
+
+SOURCE = Path(saematch.__file__).parent
+HOMES = {
+    "sae_lens": {"sae/source.py", "sae/training.py", "sae/training_state.py"},
+    "transformers": {"lm/source.py", "zoo/language_model.py"},
+    "tokenizers": {"zoo/language_model.py"},
+    "wandb": {"tracking.py"},
+    "hydra": {"cli.py"},
+    "omegaconf": {"cli.py"},
+    "lightning": {"evals/runner.py", "tracking.py"},
+    "torchmetrics": {"evals/stats.py"},
+    "rich": {"report/terminal.py"},
+    "matplotlib": {"report/figures.py"},
+    "datasets": set(),
+    "openai": set(),
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("package", HOMES)
+def test_each_outside_package_is_known_where_it_may_be(package):
+    users = {
+        str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if package in imports(path)
+    }
+    assert users <= HOMES[package]
+
+
+def test_import_saematch_is_light():
+    code = (
+        "import sys, saematch; "
+        "heavy = {'sae_lens', 'transformers', 'wandb', 'openai', 'torch', 'lightning', 'hydra'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; sys.argv = ['saematch', '--help']\n"
+        "from saematch.cli import main\n"
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "False"
+    assert "+experiment=skip_layers" in done.stdout
+    assert "experiment: skip_layers" in done.stdout
+
+
+def test_the_front_door_leads_to_every_name():
+    for name in saematch.__all__:
+        assert getattr(saematch, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = saematch.Nothing

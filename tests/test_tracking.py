@@ -1,0 +1,96 @@
+"""The mirror in Weights & Biases, read back from an offline run."""
+
+import json
+
+import pytest
+from wandb_reader import history, records
+
+from saematch.matching.match import Match
+from saematch.results import Results
+from saematch.tracking import WandbLogging
+
+
+@pytest.fixture
+def wandb_folder(tmp_path, monkeypatch):
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    monkeypatch.setenv("WANDB_API_KEY", "s3cret" * 7)
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    return tmp_path / "wandb"
+
+
+def start(tmp_path, **settings):
+    import torch
+
+    matches = tmp_path / "matches"
+    Match.from_columns(torch.tensor([1, 0]), 2).save(matches / "folded" / "0-1.safetensors")
+    tracker = WandbLogging(**settings).start("skip", "a", tmp_path, {"seed": 3})
+    return tracker, matches
+
+
+def test_everything_is_mirrored(tmp_path, wandb_folder):
+    tracker, matches = start(tmp_path, offline=True)
+    results = Results("skip", {"seed": 3}, {"git_commit": "abc"})
+    results.tables["matches"] = [{"layer_from": 0, "layer_to": 1, "arm": "folded", "recall": 0.5}]
+    results.metrics = {"recall/folded": 0.5}
+    figure = tmp_path / "f.png"
+    figure.write_bytes(PNG)
+    rows = {1: {"mse_W_dec/folded": 0.25}, 2: {"mse_W_dec/folded": 0.5}}
+    tracker.finish(results, rows, {"mse": figure}, matches)
+
+    logged = history(wandb_folder)
+    by_layer = {row["layer"]: row["mse_W_dec/folded"] for row in logged if "layer" in row}
+    assert by_layer == {1: 0.25, 2: 0.5}
+    found = list(records(wandb_folder))
+    (run,) = [r.run for r in found if r.WhichOneof("record_type") == "run"]
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert config["seed"] == 3
+    (artifact,) = [
+        r.artifact
+        for r in found
+        if r.WhichOneof("record_type") == "artifact" and r.artifact.type == "matches"
+    ]
+    assert [entry.path for entry in artifact.manifest.contents] == ["folded/0-1.safetensors"]
+    summary = {}
+    for record in found:
+        if record.WhichOneof("record_type") == "summary":
+            summary |= {
+                ".".join(i.nested_key) or i.key: json.loads(i.value_json)
+                for i in record.summary.update
+            }
+    assert summary["recall/folded"] == 0.5
+    (table,) = wandb_folder.glob("offline-run-*/files/media/table/tables/matches_*.json")
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["layer_from", "layer_to", "arm", "recall"]
+    assert content["data"] == [[0, 1, "folded", 0.5]]
+    assert list(wandb_folder.glob("offline-run-*/files/media/images/figures/mse_*.png"))
+
+
+def test_the_key_is_written_nowhere(tmp_path, wandb_folder):
+    tracker, matches = start(tmp_path, offline=True)
+    tracker.finish(Results("skip", {}, {}), {}, {}, matches)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert b"s3cret" not in path.read_bytes(), path
+
+
+def test_without_a_network_the_run_is_offline_and_says_so_once(
+    tmp_path, wandb_folder, monkeypatch, caplog
+):
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    with caplog.at_level("INFO", logger="saematch"):
+        tracker, matches = start(tmp_path)
+        tracker.finish(Results("skip", {}, {}), {1: {"x": 1.0}}, {}, matches)
+    said = [r.getMessage() for r in caplog.records if r.name == "saematch.tracking"]
+    assert len(said) == 1
+    assert "runs offline into" in said[0]
+    assert "cannot be reached" in said[0]
+    assert history(wandb_folder)
+
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+    "0000000a49444154789c63600000000200015bf5b9ab0000000049454e44ae426082"
+)
+"""The smallest picture there is."""
