@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from conftest import N_LAYERS, random_sae, tiny_overrides, write_sae
 from safetensors.torch import load_file, save_file
 
+from conftest import N_LAYERS, random_sae, tiny_overrides, write_sae
 from saematch.cli import main
 from saematch.matching.match import Match
 from saematch.results import Results

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from wandb_reader import history, records
 
 from saematch.matching.match import Match
 from saematch.results import Results
 from saematch.tracking import WandbLogging
+from wandb_reader import history, records
 
 
 @pytest.fixture
@@ -40,7 +40,9 @@ def test_everything_is_mirrored(tmp_path, wandb_folder):
     tracker.finish(results, rows, {"mse": figure}, matches)
 
     logged = history(wandb_folder)
-    by_layer = {row["layer"]: row["mse_W_dec/folded"] for row in logged if "layer" in row}
+    by_layer = {
+        row["layer"]: row["mse_W_dec/folded"] for row in logged if "mse_W_dec/folded" in row
+    }
     assert by_layer == {1: 0.25, 2: 0.5}
     found = list(records(wandb_folder))
     (run,) = [r.run for r in found if r.WhichOneof("record_type") == "run"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,22 @@ from wandb.proto import wandb_internal_pb2
 BLOCK, HEADER = 32768, 7
 
 
-def records(folder: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """Yield every record of the offline run in ``folder``."""
+def records(folder: Path, wait_s: float = 30.0) -> list[wandb_internal_pb2.Record]:
+    """Return every record of the offline run in ``folder``.
+
+    W&B's own process may still be writing when ``wandb.finish`` returns: waits for its last record.
+    """
     (path,) = folder.glob("offline-run-*/run-*.wandb")
+    deadline = time.monotonic() + wait_s
+    while True:
+        found = list(_read(path))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        assert time.monotonic() < deadline, f"{path} does not end"
+        time.sleep(0.1)
+
+
+def _read(path: Path) -> Iterator[wandb_internal_pb2.Record]:
     data = path.read_bytes()
     assert data[:4] == b":W&B"
     place, whole = HEADER, b""

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import random_sae
 
+from conftest import random_sae
 from saematch.evals import activations
 from saematch.evals.activations import carry, decode, encode
 from saematch.matching.match import Match

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import N_LAYERS, TEXTS
 from torch.nn.functional import cross_entropy
 
+from conftest import N_LAYERS, TEXTS
 from saematch.data.texts import TextSet
 from saematch.data.tokens import tokenise
 from saematch.evals.runner import TrainerSpec, evaluate

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import random_sae
 
+from conftest import random_sae
 from saematch.evals.weights import mse, threshold_summary
 from saematch.matching.match import Match
 from saematch.sae.folding import fold

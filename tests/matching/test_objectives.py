@@ -1,7 +1,7 @@
 import pytest
 import torch
-from conftest import random_sae
 
+from conftest import random_sae
 from saematch.matching.objectives import Parts
 
 

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import random_sae
 
+from conftest import random_sae
 from saematch.matching.arm import Arm
 from saematch.matching.assignment import Exact
 from saematch.matching.objectives import Parts

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from conftest import random_sae
 
 

@@ -155,7 +155,7 @@ def threshold_factor(sae: SaeParams, activations: np.ndarray, target_l0: float) 
     wanted = round(target_l0 * len(sample))
     parts = []
     for chunk in sample.split(CHUNK):
-        ratio = (chunk @ sae.W_enc + sae.b_enc) / sae.threshold
+        ratio = torch.addmm(sae.b_enc, chunk, sae.W_enc).div_(sae.threshold)
         parts.append(ratio[ratio > 0.25])
     ratios = torch.cat(parts)
     if len(ratios) <= wanted:

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from saematch.files import replacing
 
-SAMPLE = 65_536
+SAMPLE = 32_768
 """Rows that the starting point and the scale of the activations are estimated on, at most."""
 MIN_THRESHOLD = 1e-3
 """Smallest threshold, in scaled units: folding divides by thresholds."""
-CHUNK = 8_192
+CHUNK = 2_048
 """Rows encoded at once outside training."""
 
 
@@ -45,8 +45,8 @@ class TrainingRecipe:
     """Share of the steps in which the learning rate rises from zero."""
     decay: float = 0.5
     """Share of the steps, the last ones, in which it falls to zero."""
-    l0_coefficient: float = 0.6
-    aim: float = 0.93
+    l0_coefficient: float = 0.35
+    aim: float = 0.95
     """What the quadratic loss pulls the number of active features to, as a share of ``target_l0``:
     it settles above, where the reconstruction's pull balances the loss."""
     bandwidth: float = 0.3
@@ -123,7 +123,7 @@ def start(activations: np.ndarray, recipe: TrainingRecipe) -> TrainingState:
     threshold = torch.cat(
         [(centred @ part.T).topk(rank, dim=0).values[-1] for part in W_dec.split(256)]
     )
-    norm = math.sqrt(_best_gain(centred[:CHUNK], W_dec, threshold))
+    norm = math.sqrt(_best_gain(centred[: 4 * CHUNK], W_dec, threshold))
     parameters = {
         "W_enc": norm * W_dec.T.contiguous(),
         "b_enc": -norm * (W_dec @ mean),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from saematch.zoo.language_model import LmRecipe
 class ActivationRecipe:
     """Which training tokens the SAEs are trained on."""
 
-    tokens: int = 3_050_000
+    tokens: int = 1_300_000
     """Positions of the windows drawn, BOS included."""
     context: int = LmRecipe.context
     """Tokens of a window; its first one is replaced by BOS, as in the model's own training."""
@@ -61,8 +60,8 @@ def collect_training(
     starts = rng.permutation(len(stream) // recipe.context)[:n_windows] * recipe.context
     windows = np.stack([stream[s : s + recipe.context] for s in starts]).astype(np.int64)
     windows[:, 0] = 0
-    batches = ((ids, ids != 0) for ids in torch.from_numpy(windows).split(recipe.batch))
-    bar = tqdm(batches, total=math.ceil(n_windows / recipe.batch), desc="activations")
+    batches = [(ids, ids != 0) for ids in torch.from_numpy(windows).split(recipe.batch)]
+    bar = tqdm(batches, desc="activations")
     _store(model, bar, int((windows != 0).sum()), folder)
 
 
@@ -85,7 +84,7 @@ def collect_held_out(
                 targets = batch.ids.roll(-1, dims=1)[batch.predicts]
                 losses.append(model.token_losses(final[batch.predicts], targets))
         loss[kind] = float(torch.cat(losses).mean())
-    _store(model, ((b.ids, b.counts) for b in every), sum(tokens.values()), folder)
+    _store(model, [(b.ids, b.counts) for b in every], sum(tokens.values()), folder)
     return HeldOut(loss, tokens)
 
 

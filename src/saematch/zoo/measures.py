@@ -10,7 +10,7 @@ import torch
 from saematch.sae.params import SaeParams
 from saematch.sae.training_state import CHUNK, spread
 
-DEAD_TOKENS = 196_608
+DEAD_TOKENS = 131_072
 """Training tokens on which a feature must be active once to count as alive."""
 
 
@@ -32,7 +32,7 @@ class Quality:
 
 def measure(sae: SaeParams, training: np.ndarray, held_out: np.ndarray) -> Quality:
     """Measure an SAE on stored hidden states ``[n, d_model]``."""
-    x_all = torch.from_numpy(np.asarray(held_out)).float()
+    x_all = torch.from_numpy(np.array(held_out)).float()
     error = torch.zeros(sae.d_model, dtype=torch.float64)
     square, active = error.clone(), 0
     for x in x_all.split(CHUNK):
@@ -45,15 +45,15 @@ def measure(sae: SaeParams, training: np.ndarray, held_out: np.ndarray) -> Quali
     unexplained = (square / n - (error / n).square()).sum()
     total = x_all.double().var(0, correction=0).sum()
     sample = spread(training, DEAD_TOKENS)
-    alive = torch.zeros(sae.n_features, dtype=torch.bool)
+    highest = torch.full((sae.n_features,), -torch.inf)
     for x in sample.split(CHUNK):
-        alive |= (sae.encode(x) > 0).any(0)
+        highest = torch.maximum(highest, torch.addmm(sae.b_enc, x, sae.W_enc).amax(0))
     assert sae.threshold is not None
     mean = float(sae.threshold.mean())
     return Quality(
         explained_variance=1 - float(unexplained / total),
         l0=active / n,
-        dead_features=int((~alive).sum()),
+        dead_features=int((highest <= sae.threshold).sum()),
         dead_tokens=len(sample),
         threshold_mean=mean,
         threshold_spread=float(sae.threshold.std()) / mean,

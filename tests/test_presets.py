@@ -1,0 +1,67 @@
+"""Every choice that the configuration offers can be composed and instantiated, without weights."""
+
+import socket
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from saematch.cli import CONF
+from saematch.run import Experiment
+
+GROUPS = ("model", "sae", "matching", "dataset", "trainer", "logger")
+NEEDED = {"sae=saelens": ["sae.path=x/{layer}"], "dataset=local": ["dataset.paths=[a.jsonl]"]}
+
+
+def choices(group):
+    return sorted(path.stem for path in Path(CONF, group).glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a config must not touch the network")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    GlobalHydra.instance().clear()
+
+
+def build(*overrides):
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        config = hydra.compose("config", list(overrides))
+    return Experiment(**hydra.utils.instantiate(config, _convert_="object"))
+
+
+@pytest.mark.parametrize("choice", [f"{g}={c}" for g in GROUPS for c in choices(g)])
+def test_every_choice_of_every_group(choice):
+    quoted = [s.replace("=x/{layer}", '="x/{layer}"') for s in NEEDED.get(choice, [])]
+    build(choice, *quoted)
+
+
+@pytest.mark.parametrize("arm", choices("arms"))
+def test_every_arm(arm):
+    assert list(build(f"arms=[{arm}]").arms) == [arm]
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment(experiment):
+    assert build(f"+experiment={experiment}").name == experiment
+
+
+def test_skip_layers_compares_four_arms_on_three_kinds_of_text():
+    experiment = build("+experiment=skip_layers")
+    assert list(experiment.arms) == ["folded", "unfolded", "identity", "random"]
+    assert list(experiment.dataset.kinds) == ["prose", "docs", "code"]
+    assert experiment.dataset.n_texts == 100
+
+
+def test_the_objective_of_every_arm_is_the_chosen_one():
+    arms = build("+experiment=skip_layers", "matching=decoder").arms
+    assert {arm.objective.W_enc for arm in arms.values()} == {0.0}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_group_files_are_short(group):
+    for path in Path(CONF, group).glob("*.yaml"):
+        assert len(path.read_text().splitlines()) <= 10, path

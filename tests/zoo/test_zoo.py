@@ -1,0 +1,97 @@
+"""What the shipped zoo promises."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import saematch
+from saematch.data.texts import ZooTexts
+from saematch.matching.arm import Arm
+from saematch.matching.assignment import Exact
+from saematch.matching.match import Match
+from saematch.matching.objectives import Parts
+from saematch.sae.folding import fold
+from saematch.sae.source import ZooSaes
+
+ZOO = Path(saematch.__file__).parent / "zoo"
+SETS = [
+    ("chain", 1024, 20),
+    ("chain", 2048, 20),
+    ("mixed", 1024, 20),
+    ("independent", 1024, 10),
+    ("independent", 1024, 20),
+    ("independent", 1024, 40),
+]
+
+
+def test_size():
+    assert sum(path.stat().st_size for path in ZOO.rglob("*") if path.is_file()) <= 40 * 2**20
+
+
+def test_a_hundred_texts_of_each_kind():
+    for texts in ZooTexts(("prose", "docs", "code"), n_texts=100, max_tokens=128).load():
+        assert len(set(texts.texts)) == 100
+    for path in (ZOO / "texts").glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            assert row["source"]
+            assert row["licence"]
+
+
+@pytest.mark.parametrize(("family", "width", "sparsity"), SETS)
+def test_every_set_is_whole(family, width, sparsity):
+    source = ZooSaes(family, width, sparsity)
+    assert source.layers() == list(range(8))
+    sae = source.load(3)
+    assert (sae.n_features, sae.d_model) == (width, 128)
+    assert sae.origin.model_name == "saematch-zoo"
+    assert sae.origin.mean_l0 == pytest.approx(sparsity, rel=0.35)
+    assert sae.threshold.dtype == torch.float32
+    assert (sae.threshold > 0).all()
+
+
+@pytest.mark.parametrize("by", ["threshold", "decoder_norm"])
+def test_folding_keeps_the_function_of_the_zoo(by):
+    sae = ZooSaes("chain", 1024, 20).load(4)
+    x = sae.b_dec + 3.0 * torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        fold(sae, by).reconstruct(x), sae.reconstruct(x), atol=1e-3, rtol=1e-4
+    )
+
+
+def test_chain_hides_a_permutation_that_matching_finds():
+    source = ZooSaes("chain", 1024, 20)
+    truth = source.truth(5, 6)
+    assert truth.is_permutation
+    identity = Match.from_columns(torch.arange(1024), 1024)
+    assert identity.agreement(truth) < 0.02, "shuffled"
+    found = Arm("threshold", Parts(), Exact()).match(source.load(5), source.load(6))
+    assert found.agreement(truth) > 0.9
+
+
+def test_truths_compose_over_layers():
+    source = ZooSaes("chain", 1024, 20)
+    by_hand = source.truth(2, 3).compose(source.truth(3, 4))
+    assert torch.equal(source.truth(2, 4).columns, by_hand.columns)
+
+
+def test_mixed_has_a_quarter_without_a_partner():
+    source = ZooSaes("mixed", 1024, 20)
+    for layer in range(7):
+        partners = source.truth(layer, layer + 1).partners()
+        assert int((partners == -1).sum()) == 256
+
+
+@pytest.mark.parametrize("sparsity", [10, 20, 40])
+def test_independent_saes_start_apart(sparsity):
+    """Identity is at chance: the decoder vectors of one index are no more alike than others."""
+    source = ZooSaes("independent", 1024, sparsity)
+    assert source.truth(0, 1) is None
+    for layer in range(7):
+        a, b = (fold(source.load(at), "decoder_norm").W_dec for at in (layer, layer + 1))
+        cosines = a @ b.T
+        own, all_ = cosines.diagonal(), cosines
+        assert own.mean() == pytest.approx(all_.mean().item(), abs=5 * all_.std().item() / 32)
+        assert (own > 0.9).sum() <= 3
