@@ -30,7 +30,9 @@ def no_network(monkeypatch):
 def build(*overrides):
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         config = hydra.compose("config", list(overrides))
-    return Experiment(**hydra.utils.instantiate(config, _convert_="object"))
+    parts = hydra.utils.instantiate(config, _convert_="object")
+    del parts["run_id"]
+    return Experiment(**parts)
 
 
 @pytest.mark.parametrize("choice", [f"{g}={c}" for g in GROUPS for c in choices(g)])

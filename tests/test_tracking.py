@@ -6,7 +6,7 @@ import pytest
 
 from saematch.matching.match import Match
 from saematch.results import Results
-from saematch.tracking import WandbLogging
+from saematch.tracking import Outcome, WandbLogging
 from wandb_reader import history, records
 
 
@@ -25,7 +25,7 @@ def start(tmp_path, **settings):
 
     matches = tmp_path / "matches"
     Match.from_columns(torch.tensor([1, 0]), 2).save(matches / "folded" / "0-1.safetensors")
-    tracker = WandbLogging(**settings).start("skip", "a", tmp_path, {"seed": 3})
+    tracker = WandbLogging(**settings).start("skip", tmp_path, {"seed": 3})
     return tracker, matches
 
 
@@ -37,7 +37,7 @@ def test_everything_is_mirrored(tmp_path, wandb_folder):
     figure = tmp_path / "f.png"
     figure.write_bytes(PNG)
     rows = {1: {"mse_W_dec/folded": 0.25}, 2: {"mse_W_dec/folded": 0.5}}
-    tracker.finish(results, rows, {"mse": figure}, matches)
+    tracker.finish(Outcome(results, rows, {"mse": figure}, matches))
 
     logged = history(wandb_folder)
     by_layer = {
@@ -71,7 +71,7 @@ def test_everything_is_mirrored(tmp_path, wandb_folder):
 
 def test_the_key_is_written_nowhere(tmp_path, wandb_folder):
     tracker, matches = start(tmp_path, offline=True)
-    tracker.finish(Results("skip", {}, {}), {}, {}, matches)
+    tracker.finish(Outcome(Results("skip", {}, {}), {}, {}, matches))
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert b"s3cret" not in path.read_bytes(), path
@@ -83,7 +83,7 @@ def test_without_a_network_the_run_is_offline_and_says_so_once(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     with caplog.at_level("INFO", logger="saematch"):
         tracker, matches = start(tmp_path)
-        tracker.finish(Results("skip", {}, {}), {1: {"x": 1.0}}, {}, matches)
+        tracker.finish(Outcome(Results("skip", {}, {}), {1: {"x": 1.0}}, {}, matches))
     said = [r.getMessage() for r in caplog.records if r.name == "saematch.tracking"]
     assert len(said) == 1
     assert "runs offline into" in said[0]

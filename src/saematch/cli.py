@@ -29,7 +29,9 @@ def _run(config: DictConfig) -> None:
     from saematch.run import Experiment, run
 
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    experiment = Experiment(**hydra.utils.instantiate(config, _convert_="object"))
+    parts = hydra.utils.instantiate(config, _convert_="object")
+    del parts["run_id"]  # names the folder, nothing else
+    experiment = Experiment(**parts)
     folder = Path(HydraConfig.get().runtime.output_dir)
     run(experiment, resolved, Path(os.path.relpath(folder)))
 

@@ -40,7 +40,7 @@ from saematch.tasks.evaluate import (
     strategy_rows,
 )
 from saematch.tasks.match import MatchSet, Pair, match_layers, match_rows
-from saematch.tracking import CsvLogging, NoLogging, Tracker, WandbLogging
+from saematch.tracking import CsvLogging, NoLogging, Outcome, Tracker, WandbLogging
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,6 @@ class Experiment:
     """Everything that a run is made of."""
 
     name: str
-    run_id: str
     seed: int
     tasks: Sequence[str]
     layers: Sequence[int] | None
@@ -93,7 +92,7 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
         if lm is not None:
             _check_fit(lm, saes)
         _claim(folder, config)
-        tracker = experiment.logger.start(experiment.name, experiment.run_id, folder, config)
+        tracker = experiment.logger.start(experiment.name, folder, config)
         results.provenance["part_weights"] = vars(experiment.matching)
         results.provenance["saes"] = {str(k): vars(sae.origin) for k, sae in saes.items()}
         matches = _match(experiment, saes, folder, results)
@@ -104,7 +103,8 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
         results.status = "finished"
         results.provenance["seconds"] = round(time.monotonic() - started, 1)
         results.save(folder / "results.json")
-        tracker.finish(results, history_by_layer(results.tables), figures, folder / "matches")
+        history = history_by_layer(results.tables)
+        tracker.finish(Outcome(results, history, figures, folder / "matches"))
     except BaseException as error:
         if isinstance(error, Exception):
             results.status = "failed"

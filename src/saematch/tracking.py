@@ -19,18 +19,24 @@ REACH_SECONDS = 3.0
 """How long to wait for the W&B server before a run goes on offline."""
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run has to show."""
+
+    results: Results
+    history: Mapping[int, Mapping[str, float]]
+    """Metrics by layer."""
+    figures: Mapping[str, Path]
+    matches: Path
+    """Folder of the match files."""
+
+
 @runtime_checkable
 class Tracker(Protocol):
     """Where results are mirrored to while and after a run."""
 
-    def finish(
-        self,
-        results: Results,
-        history: Mapping[int, Mapping[str, float]],
-        figures: Mapping[str, Path],
-        matches: Path,
-    ) -> None:
-        """Mirror everything: ``history`` is metrics by layer, ``matches`` the matches' folder."""
+    def finish(self, outcome: Outcome) -> None:
+        """Mirror everything and close the mirror."""
         ...
 
     def fail(self) -> None:
@@ -42,7 +48,7 @@ class Tracker(Protocol):
 class NoLogging:
     """Spec: keep results in the run's folder alone."""
 
-    def start(self, name: str, run_id: str, folder: Path, config: dict[str, Any]) -> Tracker:
+    def start(self, name: str, folder: Path, config: dict[str, Any]) -> Tracker:
         """Return a tracker that does nothing."""
         return _NoTracker()
 
@@ -51,7 +57,7 @@ class NoLogging:
 class CsvLogging:
     """Spec: mirror the history to ``metrics.csv`` and each table to a CSV file."""
 
-    def start(self, name: str, run_id: str, folder: Path, config: dict[str, Any]) -> Tracker:
+    def start(self, name: str, folder: Path, config: dict[str, Any]) -> Tracker:
         """Return a tracker that writes into ``folder/csv``."""
         return _CsvTracker(folder)
 
@@ -67,7 +73,7 @@ class WandbLogging:
     offline: bool = False
     """Do not even try to reach the server."""
 
-    def start(self, name: str, run_id: str, folder: Path, config: dict[str, Any]) -> Tracker:
+    def start(self, name: str, folder: Path, config: dict[str, Any]) -> Tracker:
         """Open the W&B run and say in one line where it is kept."""
         import wandb
         from lightning.pytorch.loggers import WandbLogger
@@ -84,7 +90,7 @@ class WandbLogging:
             group=self.group,
             tags=list(self.tags),
             name=name,
-            id=os.environ.get("WANDB_RUN_ID", f"{name}-{run_id}"),
+            id=os.environ.get("WANDB_RUN_ID", "-".join(folder.parts[-2:])),
             save_dir=str(folder),
             offline=bool(reason),
             log_model=False,
@@ -116,7 +122,7 @@ class WandbLogging:
 
 
 class _NoTracker:
-    def finish(self, results: Results, history: Any, figures: Any, matches: Path) -> None:
+    def finish(self, outcome: Outcome) -> None:
         pass
 
     def fail(self) -> None:
@@ -127,21 +133,15 @@ class _CsvTracker:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def finish(
-        self,
-        results: Results,
-        history: Mapping[int, Mapping[str, float]],
-        figures: Mapping[str, Path],
-        matches: Path,
-    ) -> None:
+    def finish(self, outcome: Outcome) -> None:
         import pandas
         from lightning.pytorch.loggers import CSVLogger
 
         logger = CSVLogger(str(self.folder), name="csv", version="")
-        for layer, metrics in history.items():
+        for layer, metrics in outcome.history.items():
             logger.log_metrics({"layer": layer, **metrics}, step=layer)
         logger.save()
-        for name, rows in results.tables.items():
+        for name, rows in outcome.results.tables.items():
             pandas.DataFrame(rows).to_csv(self.folder / "csv" / f"{name}.csv", index=False)
 
     def fail(self) -> None:
@@ -152,29 +152,25 @@ class _WandbTracker:
     def __init__(self, logger: Any) -> None:
         self.logger = logger
 
-    def finish(
-        self,
-        results: Results,
-        history: Mapping[int, Mapping[str, float]],
-        figures: Mapping[str, Path],
-        matches: Path,
-    ) -> None:
+    def finish(self, outcome: Outcome) -> None:
         import wandb
 
         run = self.logger.experiment
-        for layer, metrics in history.items():
+        for layer, metrics in outcome.history.items():
             self.logger.log_metrics({"layer": layer, **metrics})
-        for name, rows in results.tables.items():
+        for name, rows in outcome.results.tables.items():
             if rows:
                 columns = list(rows[0])
                 data = [[row[column] for column in columns] for row in rows]
                 self.logger.log_table(f"tables/{name}", columns=columns, data=data)
-        for name, path in figures.items():
+        for name, path in outcome.figures.items():
             self.logger.log_image(f"figures/{name}", images=[str(path)])
-        artifact = wandb.Artifact(f"matches-{run.id}", type="matches", metadata=results.provenance)
-        artifact.add_dir(str(matches))
+        artifact = wandb.Artifact(
+            f"matches-{run.id}", type="matches", metadata=outcome.results.provenance
+        )
+        artifact.add_dir(str(outcome.matches))
         run.log_artifact(artifact)
-        run.summary.update(results.metrics)
+        run.summary.update(outcome.results.metrics)
         wandb.finish()
 
     def fail(self) -> None:

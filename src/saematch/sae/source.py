@@ -151,11 +151,10 @@ def load_saelens(folder: Path, layer: int, release: str) -> SaeParams:
 def from_saelens(sae: Any, layer: int, release: str, sae_id: str, revision: str) -> SaeParams:
     """Bring a SAELens SAE to the one meaning of ``SaeParams``; refuse what has no such meaning."""
     architecture = sae.cfg.architecture()
-    activations = {"jumprelu": "jumprelu", "standard": "relu"}
-    if architecture not in activations:
+    if architecture != "jumprelu":
         raise ValueError(
-            f"the SAE {release}/{sae_id} is of architecture {architecture!r}; saematch takes "
-            f"{', '.join(activations)}"
+            f"the SAE {release}/{sae_id} is of architecture {architecture!r}; folding needs the "
+            "thresholds of a jumprelu SAE"
         )
     for option in ("normalize_activations", "reshape_activations"):
         if getattr(sae.cfg, option) != "none":
@@ -181,7 +180,7 @@ def from_saelens(sae: Any, layer: int, release: str, sae_id: str, revision: str)
         b_enc=b_enc,
         W_dec=tensors["W_dec"],
         b_dec=tensors["b_dec"],
-        threshold=tensors["threshold"] if architecture == "jumprelu" else None,
-        activation=activations[architecture],
+        threshold=tensors["threshold"],
+        activation="jumprelu",
         origin=origin,
     )

@@ -58,13 +58,15 @@ class Family:
 
     def recipe(self, layer: int) -> TrainingRecipe:
         """Return the recipe of one layer's SAE."""
-        scratch = layer == 0 or self.kind == "independent"
-        return TrainingRecipe(
+        recipe = TrainingRecipe(
             n_features=self.width,
             target_l0=float(self.sparsity),
-            samples=self.first_samples if scratch else self.next_samples,
+            samples=self.first_samples,
             seed=self.seed + layer,
         )
+        if layer == 0 or self.kind == "independent":
+            return recipe
+        return replace(recipe, samples=self.next_samples, lr=3e-3, l0_coefficient=0.8, aim=0.9)
 
     def order(self, layer: int) -> Int64[Tensor, " width"]:
         """Return the hidden order: shipped feature ``i`` is feature ``order[i]`` in training."""

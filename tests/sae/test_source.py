@@ -1,0 +1,78 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import random_sae, write_sae
+from saematch.sae.source import SaelensFolders, ZooSaes, load_saelens
+
+
+def test_a_saelens_folder_means_what_saelens_computes(tmp_path):
+    from sae_lens import SAE
+
+    write_sae(tmp_path / "layer_3", random_sae(0), layer=3)
+    sae = load_saelens(tmp_path / "layer_3", 3, "mine")
+    x = torch.randn(40, 16, generator=torch.Generator().manual_seed(1))
+    theirs = SAE.load_from_disk(tmp_path / "layer_3", device="cpu")
+    torch.testing.assert_close(sae.reconstruct(x), theirs(x).detach())
+    torch.testing.assert_close(sae.encode(x), theirs.encode(x).detach())
+    assert (sae.origin.layer, sae.origin.model_name, sae.origin.mean_l0) == (3, "tiny", 5.0)
+
+
+def test_a_bias_that_is_taken_from_the_input_goes_into_b_enc(tmp_path):
+    from sae_lens import SAE
+
+    write_sae(tmp_path / "a", random_sae(0))
+    config = json.loads((tmp_path / "a/cfg.json").read_text())
+    (tmp_path / "a/cfg.json").write_text(json.dumps({**config, "apply_b_dec_to_input": True}))
+    x = torch.randn(40, 16, generator=torch.Generator().manual_seed(1))
+    theirs = SAE.load_from_disk(tmp_path / "a", device="cpu")(x).detach()
+    torch.testing.assert_close(load_saelens(tmp_path / "a", 0, "mine").reconstruct(x), theirs)
+
+
+def test_half_precision_weights_come_out_in_float32(tmp_path):
+    write_sae(tmp_path / "a", random_sae(0))
+    path = tmp_path / "a/sae_weights.safetensors"
+    tensors = {k: t if k == "threshold" else t.half() for k, t in load_file(path).items()}
+    save_file(tensors, path)
+    sae = load_saelens(tmp_path / "a", 0, "mine")
+    assert {t.dtype for t in (sae.W_enc, sae.W_dec, sae.threshold)} == {torch.float32}
+
+
+def test_layers_are_those_that_have_a_folder(tmp_path):
+    for name in ("layer_0", "layer_12", "layer_x", "other_3"):
+        (tmp_path / name).mkdir()
+    assert SaelensFolders(f"{tmp_path}/layer_{{layer}}").layers() == [0, 12]
+    (tmp_path / "3" / "sae").mkdir(parents=True)
+    assert SaelensFolders(f"{tmp_path}/{{layer}}/sae").layers() == [3]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"architecture": "standard"}, "folding needs the thresholds of a jumprelu SAE"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations='layer_norm'"),
+    ],
+)
+def test_what_has_no_meaning_here_is_refused(tmp_path, change, words):
+    write_sae(tmp_path / "a", random_sae(0))
+    config = json.loads((tmp_path / "a/cfg.json").read_text())
+    (tmp_path / "a/cfg.json").write_text(json.dumps({**config, **change}))
+    if "architecture" in change:
+        path = tmp_path / "a/sae_weights.safetensors"
+        save_file({k: t for k, t in load_file(path).items() if k != "threshold"}, path)
+    with pytest.raises(ValueError, match=words):
+        load_saelens(tmp_path / "a", 0, "mine")
+
+
+def test_a_pattern_without_a_layer_is_refused():
+    with pytest.raises(ValueError, match="must hold .layer. once"):
+        SaelensFolders("saes/layer_3")
+
+
+def test_a_missing_layer_and_a_missing_set():
+    with pytest.raises(ValueError, match="no SAE for layer 8"):
+        ZooSaes("chain", 1024, 20).load(8)
+    with pytest.raises(ValueError, match="it has: sae=chain sae"):
+        ZooSaes("chain", 512, 20).load(0)
