@@ -67,7 +67,7 @@ def test_what_has_no_meaning_here_is_refused(tmp_path, change, words):
 
 
 def test_a_pattern_without_a_layer_is_refused():
-    with pytest.raises(ValueError, match="must hold .layer. once"):
+    with pytest.raises(ValueError, match=r"must hold \{layer\} once"):
         SaelensFolders("saes/layer_3")
 
 
