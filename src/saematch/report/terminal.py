@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -32,24 +33,30 @@ def print_results(results: Results, folder: Path) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=100)
-    console.print(_match_table(results.tables["matches"]))
-    strategies = results.tables.get("strategies", [])
-    if strategies:
-        over = ", ".join(dict.fromkeys(str(row["dataset"]) for row in strategies))
-        title = "Explained variance of the replaced hidden state, mean over"
-        console.print(_strategy_table(strategies, "explained_variance", f"{title} {over}"))
-        title = "Change in loss in nats a token, mean over"
-        console.print(_strategy_table(strategies, "delta_loss", f"{title} {over}"))
+    for title, table in _tables(results):
+        console.print(f"\n[bold]{title}[/]", soft_wrap=True, highlight=False)
+        console.print(table)
     for what in ("results.json", "figures", "matches"):
         console.print(f"written: {folder / what}", highlight=False, soft_wrap=True)
 
 
-def _match_table(rows: list[Row]) -> Table:
+def _tables(results: Results) -> Iterator[tuple[str, Table]]:
+    yield _match_table(results.tables["matches"])
+    strategies = results.tables.get("strategies", [])
+    if strategies:
+        over = ", ".join(dict.fromkeys(str(row["dataset"]) for row in strategies))
+        title = f"Explained variance of the replaced hidden state, mean over {over}"
+        yield title, _strategy_table(strategies, "explained_variance")
+        title = f"Change in loss, nats a token, mean over {over}"
+        yield title, _strategy_table(strategies, "delta_loss")
+
+
+def _match_table(rows: list[Row]) -> tuple[str, Table]:
     arms = list(dict.fromkeys(str(row["arm"]) for row in rows))
     metrics = {"recall": "recall", "matching_score": "score", "mse_W_dec": "MSE W_dec"}
     known = [m for m in metrics if any(row.get(m) is not None for row in rows)]
     shown = known[:2]  # of three metrics times the arms, what fits a terminal
-    table = _table("Matches: " + ", ".join(TITLES[m] for m in shown))
+    table = _table()
     for metric in shown:
         for arm in arms:
             table.add_column(f"{metrics[metric]}\n{arm}", justify="right")
@@ -57,12 +64,12 @@ def _match_table(rows: list[Row]) -> Table:
         of_pair = {r["arm"]: r for r in rows if (r["layer_from"], r["layer_to"]) == pair}
         cells = [_number(of_pair[arm].get(metric)) for metric in shown for arm in arms]
         table.add_row(f"{pair[0]}→{pair[1]}", *cells)
-    return table
+    return "Matches: " + ", ".join(TITLES[m] for m in shown), table
 
 
-def _strategy_table(rows: list[Row], metric: str, title: str) -> Table:
+def _strategy_table(rows: list[Row], metric: str) -> Table:
     cells = list(dict.fromkeys((str(row["arm"]), str(row["strategy"])) for row in rows))
-    table = _table(title)
+    table = _table()
     for arm, strategy in cells:
         head = HEADINGS[strategy] if arm == NO_ARM else f"{arm}\n{HEADINGS[strategy]}"
         table.add_column(head.strip(), justify="right")
@@ -76,8 +83,8 @@ def _strategy_table(rows: list[Row], metric: str, title: str) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _table() -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("layers")
     return table
 
