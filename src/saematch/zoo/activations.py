@@ -90,7 +90,7 @@ def collect_held_out(
 
 def _store(
     model: LanguageModel,
-    batches: Iterable[tuple[Int64[Tensor, "batch seq"], Bool[Tensor, "batch seq"]]],
+    batches: Iterable[tuple[Int64[Tensor, "_ _"], Bool[Tensor, "_ _"]]],
     n: int,
     folder: Path,
 ) -> None:

