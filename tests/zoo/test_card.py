@@ -34,7 +34,7 @@ def test_card_says_what_the_files_say(tmp_path: Path):
     assert text["requirement"].startswith("sympy==")
     assert (text["training_documents"], text["held_out_texts"]) == (1, 1)
 
-    card = card_text(json.loads(json.dumps(numbers)))
+    card = " ".join(card_text(json.loads(json.dumps(numbers))).split())
     assert "1,234 parameters" in card
     assert "| code | 2.500 | 512 |" in card
     assert f"### `{family.name}`" in card

@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-HEAD_CHUNK = 2**22
-"""Logits held at a time: tokens times vocabulary."""
+HEAD_TOKENS = {"cpu": 256}
+"""Tokens whose logits are held at a time, by device; elsewhere 1,024. Few enough for a CPU's
+cache with a small vocabulary, and for any memory with a large one."""
 
 
 class LanguageModel(nn.Module):
@@ -33,7 +34,6 @@ class LanguageModel(nn.Module):
         self._output_type: type | None = None
         self._blocks_put_out_tuples = False
         self.d_model: int = model.config.hidden_size
-        self.vocab_size: int = model.config.vocab_size
 
     @property
     def n_layers(self) -> int:
@@ -119,7 +119,7 @@ class LanguageModel(nn.Module):
 
         Works in chunks, so that logits of a large vocabulary are never held for all tokens.
         """
-        size = max(1, HEAD_CHUNK // self.vocab_size)
+        size = HEAD_TOKENS.get(final.device.type, 1024)
         losses = []
         for states, wanted in zip(final.split(size), targets.split(size), strict=True):
             logits = self.logits(states[None])[0].float()

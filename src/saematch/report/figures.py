@@ -16,19 +16,20 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 """Of arms, in their order (Okabe and Ito's set, told apart by colour-blind readers)."""
-BASELINES = {"identity": "#777777", "random": "#BBBBBB"}
+BASELINES = {"identity": "#777777", "random": "#AAAAAA"}
+BASELINE_MARKERS = {"identity": "D", "random": "x"}
 STRATEGY_STYLES = {
     "permute": {"linestyle": "-", "marker": "o"},
     "permute_raw": {"linestyle": "--", "marker": "s", "markerfacecolor": "white"},
 }
 MATCHLESS_STYLES = {
-    "reconstruct_current": ("SAE of the later layer (upper limit)", "-", "^"),
+    "reconstruct_current": ("SAE of the later layer", "-", "^"),
     "reconstruct_previous": ("SAE of the earlier layer", ":", "v"),
     "drop": ("hidden state copied (drop)", "--", "x"),
 }
 """Label, line and marker."""
 STRATEGY_LABELS = {"permute": "", "permute_raw": ", raw scale"}
-SIZE = {"markersize": 4.5, "linewidth": 1.4}
+SIZE = {"markersize": 4.5, "linewidth": 1.4, "marker": "o"}
 
 
 def draw_figures(tables: Mapping[str, list[Row]], folder: Path) -> dict[str, Path]:
@@ -113,13 +114,21 @@ def _strategies(rows: list[Row], metric: str) -> Figure:
             ]  # fmt: skip
             _line(axis, of_cell, metric, **_cell_style(arm, strategy, rows))
         axis.set_title(dataset)
+        lowest = min(float(row[metric] or 0) for row in rows)
         if metric == "explained_variance":
             axis.axhline(0, color="#999999", linewidth=0.8)
-            axis.set_ylim(max(-1.0, axis.get_ylim()[0]), 1.03)
+            axis.set_yscale("symlog", linthresh=1, linscale=3)  # linear down to -1
+            axis.set_yticks([-100, -10, -1, -0.5, 0, 0.5, 1], minor=False)
+            axis.set_ylim(1.5 * min(lowest, 0), 1.03)
         else:
             axis.set_yscale("symlog", linthresh=0.1, linscale=0.5)
-            axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
-    label = {"explained_variance": "explained variance", "delta_loss": "change in loss (nats)"}
+            axis.set_yticks([-1, -0.1, 0, 0.1, 0.3, 1, 3, 10], minor=False)
+            axis.set_ylim(min(1.5 * lowest, 0), 15)
+        axis.yaxis.set_major_formatter("{x:g}")
+    label = {
+        "explained_variance": "explained variance (log scale below −1)",
+        "delta_loss": "change in loss (nats, log scale above 0.1)",
+    }
     axes[0].set_ylabel(label[metric])
     _legend(figure, axes[0])
     return figure
@@ -139,8 +148,8 @@ def _arms(rows: list[Row]) -> list[str]:
 def _arm_style(arm: str, rows: list[Row]) -> dict[str, object]:
     methods = [name for name in _arms(rows) if name not in BASELINES]
     colour = BASELINES.get(arm) or COLOURS[methods.index(arm) % len(COLOURS)]
-    marker = {"identity": "D", "random": "."}.get(arm, "o")
-    return {"color": colour, "label": arm, "marker": marker}
+    style: dict[str, object] = {"color": colour, "label": arm}
+    return style | ({"marker": BASELINE_MARKERS[arm]} if arm in BASELINES else {})
 
 
 def _cell_style(arm: str, strategy: str, rows: list[Row]) -> dict[str, object]:
@@ -148,7 +157,7 @@ def _cell_style(arm: str, strategy: str, rows: list[Row]) -> dict[str, object]:
         label, line, marker = MATCHLESS_STYLES[strategy]
         return {"color": "#000000", "label": label, "linestyle": line, "marker": marker}
     label = f"{arm}{STRATEGY_LABELS[strategy]}"
-    return {**_arm_style(arm, rows), **STRATEGY_STYLES[strategy], "label": label}
+    return {**STRATEGY_STYLES[strategy], **_arm_style(arm, rows), "label": label}
 
 
 def _legend(figure: Figure, axis: Axes) -> None:

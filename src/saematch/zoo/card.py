@@ -92,8 +92,9 @@ _INTRO = """
 
 A small language model and SAEs on every one of its blocks, so that `saematch` runs, offline, right
 after installation. It is made to be learnt on and tested with: a finding on it is a finding about a
-small model trained within an hour, and wants checking on a large one. Nothing here was chosen by
-the result of a matching. This card is written by `python -m saematch.zoo.build` from `card.json`.
+small model trained within an hour, and wants checking on a large one. No seed, size or setting was
+chosen by the result of a matching. This card is written by `python -m saematch.zoo.build` from
+`card.json`.
 """
 
 
@@ -130,6 +131,7 @@ def _saes(numbers: dict[str, Any]) -> str:
     stored = numbers["activations"]["stored"]
     some = next(iter(numbers["saes"].values()))[0]
     training = some["training"]
+    most = max(row["raised_thresholds"] for rows in numbers["saes"].values() for row in rows)
     intro = f"""
 ## SAEs (`saes/<family>/width_<features>/l0_<target>/layer_<l>/`)
 
@@ -138,9 +140,13 @@ JumpReLU SAEs on `resid_post` of every block, in SAELens' format
 of norm 1. Trained with SAELens on {stored:,} hidden states of training tokens (BOS left out; no
 SAE saw one twice), in batches of {training["batch"]}, with a quadratic loss on the number of active
 features. Each feature started in the direction of a random hidden state from the mean, with the
-threshold at which it fires on `target / features` of the tokens. After training, one common factor
-on all thresholds of an SAE (`threshold_factor` in its `cfg.json`) brought the mean L0 on training
-tokens to the target; a factor far from 1 costs explained variance.
+threshold at which it fires on `target / features` of the tokens. After training, two things were
+done to the thresholds. Those below a fifth of the SAE's median (`raised_thresholds` in its
+`cfg.json`, at most {most} in one SAE) were raised to it: features that are active on nearly every
+token lose their threshold in training, and decoding in folded scale would multiply such a feature
+by several hundred when its partner has kept its own. Then one common factor on all thresholds
+(`threshold_factor`) brought the mean L0 on training tokens to the target; a factor far from 1 costs
+explained variance.
 
 - `chain`: each later layer's SAE goes on training from the previous layer's final state, Adam's
   moments included. Every shipped SAE then has its features in a random order of its own, and

@@ -30,6 +30,9 @@ MODEL_NAME = "saematch-zoo"
 KINDS = ("chain", "independent", "mixed")
 FRESH_SHARE = 4
 """In the family ``mixed``, one feature in this many starts afresh at each later layer."""
+THRESHOLD_FLOOR = 0.2
+"""Least threshold, as a share of the SAE's median. The few features that are active on nearly every
+token lose their threshold in training; folding by one that is all but zero would mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +166,11 @@ def _ship(family: Family, folders: Folders, layer: int, state: TrainingState) ->
     origin = SaeOrigin(layer, family.name, f"layer_{layer}")
     sae = to_params(state, training, origin)
     assert sae.threshold is not None
+    floor = THRESHOLD_FLOOR * sae.threshold.median()
+    raised = int((sae.threshold < floor).sum())
+    sae = replace(sae, threshold=sae.threshold.clamp(min=floor))
     factor = threshold_factor(sae, training, recipe.target_l0)
-    sae = replace(sae, threshold=sae.threshold * factor)
+    sae = replace(sae, threshold=factor * sae.threshold)
     quality = measure(sae, training, open_layer(folders.held_out, layer))
     metadata = {
         "model_name": MODEL_NAME,
@@ -174,6 +180,7 @@ def _ship(family: Family, folders: Folders, layer: int, state: TrainingState) ->
         "layer": layer,
         **asdict(quality),
         "threshold_factor": factor,
+        "raised_thresholds": raised,
         "samples": recipe.samples,
         "samples_with_earlier_layers": state.samples,
         "fresh_features": len(family.fresh(layer)),
