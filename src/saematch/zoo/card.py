@@ -92,9 +92,9 @@ _INTRO = """
 
 A small language model and SAEs on every one of its blocks, so that `saematch` runs, offline, right
 after installation. It is made to be learnt on and tested with: a finding on it is a finding about a
-small model trained within an hour, and wants checking on a large one. No seed, size or setting was
-chosen by the result of a matching. This card is written by `python -m saematch.zoo.build` from
-`card.json`.
+small model trained within an hour, and wants checking on a large one. But for the floor under the
+thresholds, told below, nothing was chosen by what matching makes of it. This card is written by
+`python -m saematch.zoo.build` from `card.json`.
 """
 
 
