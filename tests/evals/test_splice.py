@@ -176,3 +176,15 @@ def test_a_damaged_file_of_sums_is_refused(plan, lm, tmp_path):
     path.write_bytes(b"x" * 100)
     with pytest.raises(ValueError, match="damaged"):
         evaluate(TrainerSpec(accelerator="cpu"), plan, lm, (), "t", path, "key")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice on processes
+def test_two_processes_give_the_sums_of_one(plan, lm, totals, tmp_path):
+    """Three batches do not divide by two: none may be counted twice or left out."""
+    spec = TrainerSpec(accelerator="cpu", devices=2, strategy="ddp_spawn")
+    batches = tokenise(TextSet("t", tuple(TEXTS)), lm.tokenizer, 10, 2)
+    assert len(batches) == 3
+    other = evaluate(spec, plan, lm, batches, "t", tmp_path / "t.safetensors", "key")
+    for name, tensor in totals.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], tensor, rtol=1e-9, atol=1e-9)
