@@ -75,6 +75,11 @@ def test_a_damaged_line_is_named(tmp_path, line):
         LocalTexts((str(path),), n_texts=1, max_tokens=8).load()
 
 
+def test_two_files_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two files have one name"):
+        LocalTexts(("a/x.jsonl", "b/x.txt"), n_texts=1, max_tokens=8).load()
+
+
 def test_a_missing_file_and_an_unknown_kind():
     with pytest.raises(ValueError, match="cannot read"):
         LocalTexts(("nowhere.jsonl",), n_texts=1, max_tokens=8).load()

@@ -72,6 +72,12 @@ class LocalTexts:
     def load(self) -> list[TextSet]:
         """Read and draw; ``ValueError`` for a file missing, damaged or with too few texts."""
         paths = [Path(path) for path in self.paths]
+        names = [path.stem for path in paths]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"dataset.paths={list(self.paths)}: two files have one name, and a set is called "
+                "by its file's name; rename one"
+            )
         return [draw(p.stem, read_texts(p), self.n_texts, self.seed) for p in paths]
 
 
