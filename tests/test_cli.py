@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -71,7 +72,13 @@ def test_a_run_writes_what_it_promises(cli, tmp_path):
     ].keys()
     assert results["metrics"]["gap/folded"] < 1e-6
     assert results["provenance"]["saes"]["0"]["revision"].startswith("sha256:")
-    assert results["provenance"]["part_weights"] == {"W_dec": 1.0, "W_enc": 1.0, "b_enc": 1.0}
+    assert results["provenance"]["part_weights"]["folded"] == {
+        "W_dec": 1.0,
+        "W_enc": 1.0,
+        "b_enc": 1.0,
+    }
+    assert results["provenance"]["model"]["revision"].startswith("sha256:")
+    assert all(row["value"] is not None for row in rows)
     for name in ("mse", "matching", "explained_variance", "delta_loss"):
         for suffix in ("png", "svg"):
             assert (folder / "figures" / f"{name}.{suffix}").stat().st_size > 2000
@@ -114,14 +121,17 @@ def test_settings_reach_the_run(cli, tmp_path):
     pairs = [(row["layer_from"], row["layer_to"]) for row in results.tables["matches"]]
     assert pairs == [(0, 2), (2, 3)]
     assert results.provenance["seed"] == 7
-    assert results.provenance["part_weights"]["W_enc"] == 0.0
+    assert results.provenance["part_weights"]["unfolded"]["W_enc"] == 0.0
     assert "strategies" not in results.tables
 
 
-def test_a_folder_of_another_run_is_refused(cli):
+def test_a_folder_of_another_run_is_refused(cli, tmp_path):
     cli("run_id=a", "logger=none", "tasks=[match]")
     message, _ = cli("run_id=a", "logger=none", "tasks=[match]", "matching=decoder")
     assert "holds a run with other settings (matching.W_enc: 1.0 -> 0.0" in message
+    results = Results.load(tmp_path / "outputs/match/a/results.json")
+    assert results.status == "finished", "what was there is kept"
+    assert results.tables["matches"]
 
 
 def damage(tmp_path, tiny, change):
@@ -184,6 +194,10 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
     [
         (["layers=[0,9]"], "no SAE for layer 9"),
         (["layers=[2]"], "at least two layers"),
+        (["+foo=1"], "there is no setting 'foo'"),
+        (["trainer.precision=bf16-true"], "set model.dtype=bfloat16"),
+        (["trainer.devices=2"], "needs trainer.strategy=ddp_spawn"),
+        (["dataset.paths=[a/x.jsonl,b/x.jsonl]"], "cannot read the texts in a/x.jsonl"),
         (["lay=[0]"], "there is no setting 'lay'; did you mean layers?"),
         (["sae.widht=3"], "there is no setting 'sae.widht'"),
         (
@@ -205,10 +219,11 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
     ],
 )
 def test_bad_settings_end_in_one_line(cli, tmp_path, settings, words):
-    message, _ = cli(*settings, "logger=none", "run_id=a")
+    message, output = cli(*settings, "logger=none", "run_id=a")
     assert message is not None
     assert words in message
     assert "\n" not in message
+    assert "Error executing job" not in output.err
     assert whole_files_only(tmp_path)
 
 
@@ -256,3 +271,61 @@ def test_matching_depends_on_nothing_but_its_inputs():
     one = Random(3)(factors)
     torch.rand(10)
     assert torch.equal(one.columns, Random(3)(factors).columns)
+
+
+def test_two_text_files_of_one_name_are_refused(cli, tmp_path, tiny):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(tiny / "texts.jsonl", tmp_path / folder)
+    message, _ = cli("dataset.paths=[a/texts.jsonl,b/texts.jsonl]", "logger=none", "run_id=a")
+    assert "two text sets have one name" in message
+
+
+def test_texts_longer_than_the_model_takes_are_refused(cli, tmp_path):
+    (tmp_path / "long.jsonl").write_text(json.dumps({"text": "the model " * 60}))
+    message, _ = cli("dataset.paths=[long.jsonl]", "dataset.n_texts=1", "logger=none")
+    assert "takes at most 64: set dataset.max_tokens=64" in message
+
+
+def test_a_truncated_language_model_is_refused(cli, tiny, tmp_path):
+    shutil.copytree(tiny / "lm", tmp_path / "lm")
+    truncate(tmp_path / "lm/model.safetensors")
+    message, _ = cli(f"model.path={tmp_path / 'lm'}", "logger=none", "run_id=a")
+    assert "cannot load the language model" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("layers=3", "layers=3 must be a list of whole numbers"),
+        ("dataset.n_texts=1.5", "dataset.n_texts=1.5 and"),
+    ],
+)
+def test_settings_of_a_wrong_type(tmp_path, setting, words):
+    """In a process of its own: here the types are enforced before our own checks."""
+    command = [sys.executable, "-m", "saematch", setting, "logger=none"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"saematch: {words}")
+
+
+@pytest.mark.parametrize("setting", ["model.dtype=bfloat16", "trainer.precision=bf16-mixed"])
+def test_half_precision_gives_nearly_the_same(cli, tmp_path, setting):
+    """Sums stay in float64: only the language model's own rounding is left."""
+    cli("run_id=full", "logger=none", "arms=[folded]")
+    cli("run_id=half", "logger=none", "arms=[folded]", setting)
+    full, half = (
+        Results.load(tmp_path / f"outputs/match/{r}/results.json") for r in ("full", "half")
+    )
+    for one, other in zip(full.tables["strategies"], half.tables["strategies"], strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=0.03)
+        assert other["n_tokens"] == one["n_tokens"]
+    for one, other in zip(full.tables["layers"], half.tables["layers"], strict=True):
+        assert other["rms_norm"] == pytest.approx(one["rms_norm"], rel=0.01)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(cli):
+    message, _ = cli("trainer=gpu", "logger=none", "run_id=a", "trainer.accelerator=gpu")
+    assert message.startswith("saematch: trainer: ")

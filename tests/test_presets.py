@@ -8,7 +8,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from saematch.cli import CONF
-from saematch.run import Experiment
+from saematch.experiment import Experiment
 
 GROUPS = ("model", "sae", "matching", "dataset", "trainer", "logger")
 NEEDED = {"sae=saelens": ["sae.path=x/{layer}"], "dataset=local": ["dataset.paths=[a.jsonl]"]}
@@ -31,7 +31,7 @@ def build(*overrides):
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         config = hydra.compose("config", list(overrides))
     parts = hydra.utils.instantiate(config, _convert_="object")
-    del parts["run_id"]
+    del parts["run_id"], parts["matching"]
     return Experiment(**parts)
 
 

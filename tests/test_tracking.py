@@ -1,5 +1,6 @@
 """The mirror in Weights & Biases, read back from an offline run."""
 
+import io
 import json
 
 import pytest
@@ -88,6 +89,21 @@ def test_without_a_network_the_run_is_offline_and_says_so_once(
     assert len(said) == 1
     assert "runs offline into" in said[0]
     assert "cannot be reached" in said[0]
+    assert history(wandb_folder)
+
+
+def test_a_key_that_is_refused_does_not_stop_the_run(tmp_path, wandb_folder, monkeypatch, caplog):
+    import wandb
+
+    def refuse(**_):
+        raise wandb.errors.AuthenticationError("the key is wrong")
+
+    monkeypatch.setattr(wandb, "login", refuse)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO())
+    with caplog.at_level("INFO", logger="saematch"):
+        tracker, matches = start(tmp_path)
+        tracker.finish(Outcome(Results("skip", {}, {}), {1: {"x": 1.0}}, {}, matches))
+    assert "refuses the API key (the key is wrong)" in caplog.text
     assert history(wandb_folder)
 
 

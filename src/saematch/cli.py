@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import logging
 import os
@@ -23,17 +24,30 @@ _INSTALLED = _PACKAGE / "conf"
 CONF = str(_INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "conf")
 """Absolute, so that a checkout, an installed wheel and the console script all find it."""
 
+_MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
+"""What a caller's mistake ends in; anything else is ours and shows its traceback."""
+
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def _run(config: DictConfig) -> None:
-    from saematch.run import Experiment, run
+    from saematch.experiment import Experiment
+    from saematch.run import run
 
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    parts = hydra.utils.instantiate(config, _convert_="object")
-    del parts["run_id"]  # names the folder, nothing else
-    experiment = Experiment(**parts)
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    run(experiment, resolved, Path(os.path.relpath(folder)))
+    try:
+        parts = hydra.utils.instantiate(config, _convert_="object")
+        for name in ("run_id", "matching"):  # the folder's name; what the arms' objectives refer to
+            del parts[name]
+        fields = [field.name for field in dataclasses.fields(Experiment)]
+        unknown = [name for name in parts if name not in fields]
+        if unknown:
+            raise ValueError(f"there is no setting {unknown[0]!r}; see python -m saematch --help")
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        run(Experiment(**parts), resolved, Path(os.path.relpath(folder)))
+    except _MISTAKES as error:  # leave before Hydra prints its own lines about them
+        if os.environ.get("SAEMATCH_TRACEBACK"):
+            raise
+        sys.exit(f"saematch: {_one_line(error)}")
 
 
 def main() -> None:
@@ -41,7 +55,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function instead of Hydra's printer
     try:
         _run()
-    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+    except _MISTAKES as error:
         if os.environ.get("SAEMATCH_TRACEBACK"):
             raise
         sys.exit(f"saematch: {_one_line(error)}")

@@ -7,30 +7,24 @@ import logging
 import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from saematch.data.texts import LocalTexts, ZooTexts
-from saematch.evals.runner import TrainerSpec
+from saematch.data.tokens import TokenBatch
 from saematch.evals.weights import threshold_summary
+from saematch.experiment import Experiment, check_arms, load_saes, load_tokens
 from saematch.files import write_json
 from saematch.lm.hooks import LanguageModel
-from saematch.lm.source import LmSource
-from saematch.matching.arm import Arm
-from saematch.matching.objectives import Parts
 from saematch.report.figures import draw_figures
 from saematch.report.summary import history_by_layer, mean_metrics
 from saematch.report.terminal import print_results
 from saematch.results import Results
 from saematch.sae.params import SaeParams
-from saematch.sae.source import SaeSource
 from saematch.tasks.evaluate import (
     activation_rows,
     evaluate_texts,
@@ -40,40 +34,9 @@ from saematch.tasks.evaluate import (
     strategy_rows,
 )
 from saematch.tasks.match import MatchSet, Pair, match_layers, match_rows
-from saematch.tracking import CsvLogging, NoLogging, Outcome, Tracker, WandbLogging
+from saematch.tracking import Outcome, Tracker
 
 log = logging.getLogger(__name__)
-
-TASKS = ("match", "evaluate")
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Everything that a run is made of."""
-
-    name: str
-    seed: int
-    tasks: Sequence[str]
-    layers: Sequence[int] | None
-    """Layers to match, each with the next one of the list; None for all that have an SAE."""
-    model: LmSource
-    sae: SaeSource
-    matching: Parts
-    """The objective that the arms share."""
-    arms: Mapping[str, Arm]
-    strategies: Sequence[str]
-    dataset: ZooTexts | LocalTexts
-    trainer: TrainerSpec
-    logger: WandbLogging | CsvLogging | NoLogging
-
-    def __post_init__(self) -> None:
-        unknown = [task for task in self.tasks if task not in TASKS]
-        if unknown or "match" not in self.tasks:
-            raise ValueError(
-                f"tasks={list(self.tasks)}: a run does [match] or [match, evaluate], nothing else"
-            )
-        if not self.arms:
-            raise ValueError("arms is empty: a run needs at least one way of matching")
 
 
 def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results:
@@ -83,101 +46,67 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
     status ``failed`` and the error.
     """
     started = time.monotonic()
+    path = folder / "results.json"
+    settings = _settings(config)
+    _refuse_other_run(folder, settings)
+    finished = path.exists() and Results.load(path).status == "finished"
     results = Results(experiment.name, config, _provenance(experiment.seed))
     tracker: Tracker | None = None
     torch.manual_seed(experiment.seed)
     try:
-        saes = _load_saes(experiment)
+        saes = load_saes(experiment)
+        check_arms(experiment.arms, saes)
         lm = experiment.model.load() if "evaluate" in experiment.tasks else None
-        if lm is not None:
-            _check_fit(lm, saes)
-        _claim(folder, config)
+        tokens = {} if lm is None else load_tokens(experiment, lm, saes)
+        write_json(folder / "run.json", settings)
+        if not finished:
+            results.save(path)
         tracker = experiment.logger.start(experiment.name, folder, config)
-        results.provenance["part_weights"] = vars(experiment.matching)
-        results.provenance["saes"] = {str(k): vars(sae.origin) for k, sae in saes.items()}
+        results.provenance |= _sources(experiment, saes, lm)
         matches = _match(experiment, saes, folder, results)
         if lm is not None:
-            _evaluate(experiment, saes, matches, lm, folder, results)
+            _evaluate(experiment, saes, matches, lm, tokens, folder, results)
         results.metrics = mean_metrics(results.tables)
         figures = draw_figures(results.tables, folder / "figures")
         results.status = "finished"
         results.provenance["seconds"] = round(time.monotonic() - started, 1)
-        results.save(folder / "results.json")
-        history = history_by_layer(results.tables)
-        tracker.finish(Outcome(results, history, figures, folder / "matches"))
+        results.save(path)
     except BaseException as error:
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and not finished:
             results.status = "failed"
             results.error = f"{type(error).__name__}: {error}"
-            results.save(folder / "results.json")
+            results.save(path)
         if tracker is not None:
             tracker.fail()
         raise
+    history = history_by_layer(results.tables)
+    tracker.finish(Outcome(results, history, figures, folder / "matches"))
     print_results(results, folder)
     return results
 
 
-def _load_saes(experiment: Experiment) -> dict[int, SaeParams]:
-    there = experiment.sae.layers()
-    if not there:  # loading says what is missing and what there is
-        experiment.sae.load(0)
-        raise ValueError(f"no SAE was found at {experiment.sae.name}")
-    layers = there if experiment.layers is None else sorted(set(experiment.layers))
-    missing = [layer for layer in layers if layer not in there]
-    if missing:
-        raise ValueError(
-            f"layers={layers}: there is no SAE for layer {missing[0]} in {experiment.sae.name}, "
-            f"only for layers {', '.join(map(str, there))}"
-        )
-    if len(layers) < 2:
-        raise ValueError(f"layers={layers}: matching needs at least two layers")
-    saes = {
-        layer: experiment.sae.load(layer)
-        for layer in tqdm(layers, desc="load SAEs", unit="SAE", leave=False)
-    }
-    widths = {sae.d_model for sae in saes.values()}
-    if len(widths) > 1:
-        sizes = ", ".join(f"layer {layer}: {sae.d_model}" for layer, sae in saes.items())
-        raise ValueError(f"the SAEs have different d_model ({sizes}), so they cannot be matched")
-    models = {sae.origin.model_name for sae in saes.values()}
-    if len(models) > 1:
-        raise ValueError(f"the SAEs are of different language models: {', '.join(sorted(models))}")
-    return saes
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run is told from another by."""
+    return {k: v for k, v in _flat(config).items() if not k.startswith(("logger", "run_id"))}
 
 
-def _check_fit(lm: LanguageModel, saes: Mapping[int, SaeParams]) -> None:
-    sae = next(iter(saes.values()))
-    if sae.d_model != lm.d_model:
-        raise ValueError(
-            f"the SAEs have d_model {sae.d_model}, but the language model {lm.name} has "
-            f"{lm.d_model}: choose the model that they were trained on"
-        )
-    trained_on = sae.origin.model_name
-    if trained_on and trained_on != lm.name:
-        raise ValueError(
-            f"the SAEs were trained on {trained_on}, but the language model is {lm.name}: choose "
-            "the other model, or set model.name if it is the same under another name"
-        )
-    beyond = [layer for layer in saes if layer >= lm.n_layers]
-    if beyond:
-        raise ValueError(f"{lm.name} has {lm.n_layers} blocks, there is no layer {beyond[0]}")
-
-
-def _claim(folder: Path, config: dict[str, Any]) -> None:
+def _refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:
     """Keep one run's parts apart from another's: refuse a folder that began with other settings."""
     path = folder / "run.json"
-    mine = {k: v for k, v in _flat(config).items() if not k.startswith(("logger", "run_id"))}
-    if path.exists():
+    if not path.exists():
+        return
+    try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        differing = [k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k)]
-        if differing:
-            differing.sort(key=lambda k: (k.count("."), k))
-            shown = "; ".join(f"{k}: {theirs.get(k)} -> {mine.get(k)}" for k in differing[:4])
-            raise ValueError(
-                f"{folder} holds a run with other settings ({shown}); choose another run_id, or "
-                "the same settings to go on with it"
-            )
-    write_json(path, mine)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); choose another run_id") from error
+    differing = [k for k in settings.keys() | theirs.keys() if settings.get(k) != theirs.get(k)]
+    if differing:
+        differing.sort(key=lambda k: (k.count("."), k))
+        shown = "; ".join(f"{k}: {theirs.get(k)} -> {settings.get(k)}" for k in differing[:4])
+        raise ValueError(
+            f"{folder} holds a run with other settings ({shown}); choose another run_id, or "
+            "the same settings to go on with it"
+        )
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -210,20 +139,12 @@ def _evaluate(
     saes: dict[int, SaeParams],
     matches: MatchSet,
     lm: LanguageModel,
+    tokens: dict[str, tuple[TokenBatch, ...]],
     folder: Path,
     results: Results,
 ) -> None:
     plan = plan_splices(saes, matches, experiment.arms, experiment.strategies)
-    totals = evaluate_texts(
-        plan,
-        matches,
-        lm,
-        experiment.dataset.load(),
-        experiment.dataset.max_tokens,
-        experiment.trainer,
-        folder / "evaluation",
-        repr(experiment.model),
-    )
+    totals = evaluate_texts(plan, matches, lm, tokens, experiment.trainer, folder / "evaluation")
     results.tables["strategies"] = strategy_rows(plan, totals)
     results.tables["activations"] = activation_rows(plan, totals)
     for row in results.tables["matches"]:
@@ -231,6 +152,18 @@ def _evaluate(
         row.update(vars(score(plan, list(totals.values()), place, str(row["arm"]))))
     for known, measured in zip(results.tables["layers"], layer_rows(plan, totals), strict=True):
         known.update(measured)
+
+
+def _sources(
+    experiment: Experiment, saes: Mapping[int, SaeParams], lm: LanguageModel | None
+) -> dict[str, Any]:
+    """Return what the results come from: SAEs, model, and the objective of each arm."""
+    model = vars(experiment.model) | {"revision": lm.revision if lm else None}
+    return {
+        "saes": {str(layer): vars(sae.origin) for layer, sae in saes.items()},
+        "model": model,
+        "part_weights": {name: vars(arm.objective) for name, arm in experiment.arms.items()},
+    }
 
 
 def _provenance(seed: int) -> dict[str, Any]:

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 REACH_SECONDS = 3.0
 """How long to wait for the W&B server before a run goes on offline."""
+LOGIN_SECONDS = 30
+"""How long it may take to check the API key."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class WandbLogging:
         # what is staged for a later upload belongs to the run, not to the user's home
         os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve() / "wandb"))
         os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours says what matters
+        if os.environ.get("WANDB_MODE") == "disabled":
+            return _NoTracker()
         reason = self._why_offline(wandb.setup().settings.base_url)
         if reason:
             log.info("Weights & Biases runs offline into %s: %s", folder / "wandb", reason)
@@ -116,8 +120,11 @@ class WandbLogging:
             pass  # it answered
         except OSError:
             return "its server cannot be reached; 'wandb sync' uploads the run later"
-        if not wandb.login(prompt=False, verify=False):
-            return "no API key; set WANDB_API_KEY, or 'wandb login' and 'wandb sync' later"
+        try:
+            if not wandb.login(prompt=False, timeout=LOGIN_SECONDS):
+                return "no API key; set WANDB_API_KEY, or 'wandb login' and 'wandb sync' later"
+        except wandb.errors.Error as error:
+            return f"its server refuses the API key ({str(error).splitlines()[0]})"
         return ""
 
 
@@ -155,6 +162,15 @@ class _WandbTracker:
     def finish(self, outcome: Outcome) -> None:
         import wandb
 
+        try:
+            self._mirror(outcome)
+            wandb.finish()
+        except wandb.errors.Error as error:  # the run itself is complete and saved
+            log.warning("Weights & Biases did not take everything: %s", error)
+
+    def _mirror(self, outcome: Outcome) -> None:
+        import wandb
+
         run = self.logger.experiment
         for layer, metrics in outcome.history.items():
             self.logger.log_metrics({"layer": layer, **metrics})
@@ -171,7 +187,6 @@ class _WandbTracker:
         artifact.add_dir(str(outcome.matches))
         run.log_artifact(artifact)
         run.summary.update(outcome.results.metrics)
-        wandb.finish()
 
     def fail(self) -> None:
         import wandb

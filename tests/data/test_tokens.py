@@ -59,11 +59,11 @@ def test_sets_that_are_empty_or_too_small_are_refused():
 
 
 def test_local_files(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (tmp_path / "a.jsonl").write_text('{"text": "o\u2028ne"}\n\n{"text": "two"}\n')
     (tmp_path / "b.txt").write_text("first\ntext\n\n\nsecond\n")
     paths = (str(tmp_path / "a.jsonl"), str(tmp_path / "b.txt"))
     a, b = LocalTexts(paths, n_texts=2, max_tokens=8).load()
-    assert (a.name, sorted(a.texts)) == ("a", ["one", "two"])
+    assert (a.name, sorted(a.texts)) == ("a", ["o\u2028ne", "two"])
     assert (b.name, sorted(b.texts)) == ("b", ["first\ntext", "second"])
 
 
@@ -73,11 +73,6 @@ def test_a_damaged_line_is_named(tmp_path, line):
     path.write_text('{"text": "one"}\n' + line)
     with pytest.raises(ValueError, match="line 2"):
         LocalTexts((str(path),), n_texts=1, max_tokens=8).load()
-
-
-def test_two_files_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="two files have one name"):
-        LocalTexts(("a/x.jsonl", "b/x.txt"), n_texts=1, max_tokens=8).load()
 
 
 def test_a_missing_file_and_an_unknown_kind():

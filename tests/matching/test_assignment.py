@@ -71,6 +71,7 @@ def test_exact_refuses_different_widths():
 def test_identity_and_random():
     f = factors(0, 50)
     assert torch.equal(Identity()(f).columns, torch.arange(50))
+    assert Identity()(f).certificate.value == pytest.approx((f.X_A * f.X_B).sum().item(), rel=1e-5)
     one, same, other = Random(1)(f), Random(1)(f), Random(2)(f)
     assert one.is_permutation
     assert torch.equal(one.columns, same.columns)

@@ -91,3 +91,4 @@ def test_gap_by_hand():
     assert Certificate(9.0, 10.0).gap == pytest.approx(0.1)
     assert Certificate(10.0, 10.0 - 1e-13).gap == 0.0
     assert Certificate(0.0, 0.0).gap == 0.0
+    assert Certificate(1.0, None).gap is None

@@ -37,6 +37,7 @@ def test_half_precision_weights_come_out_in_float32(tmp_path):
     tensors = {k: t if k == "threshold" else t.half() for k, t in load_file(path).items()}
     save_file(tensors, path)
     sae = load_saelens(tmp_path / "a", 0, "mine")
+    assert sae.origin.revision.startswith("sha256:")
     assert {t.dtype for t in (sae.W_enc, sae.W_dec, sae.threshold)} == {torch.float32}
 
 
@@ -53,6 +54,15 @@ def test_layers_are_those_that_have_a_folder(tmp_path):
     [
         ({"architecture": "standard"}, "folding needs the thresholds of a jumprelu SAE"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations='layer_norm'"),
+        (
+            {
+                "metadata": {
+                    "sae_lens_version": "6.54.12",
+                    "hook_name": "blocks.0.hook_resid_pre",
+                }
+            },
+            "reads blocks.0.hook_resid_pre",
+        ),
     ],
 )
 def test_what_has_no_meaning_here_is_refused(tmp_path, change, words):

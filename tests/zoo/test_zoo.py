@@ -8,12 +8,17 @@ import torch
 
 import saematch
 from saematch.data.texts import ZooTexts
+from saematch.data.tokens import tokenise
+from saematch.evals.runner import TrainerSpec
+from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
-from saematch.matching.assignment import Exact
+from saematch.matching.assignment import Exact, Random
 from saematch.matching.match import Match
 from saematch.matching.objectives import Parts
 from saematch.sae.folding import fold
 from saematch.sae.source import ZooSaes
+from saematch.tasks.evaluate import evaluate_texts, plan_splices, strategy_rows
+from saematch.tasks.match import match_layers
 
 ZOO = Path(saematch.__file__).parent / "zoo"
 SETS = [
@@ -69,6 +74,28 @@ def test_chain_hides_a_permutation_that_matching_finds():
     assert identity.agreement(truth) < 0.02, "shuffled"
     found = Arm("threshold", Parts(), Exact()).match(source.load(5), source.load(6))
     assert found.agreement(truth) > 0.9
+
+
+def test_the_match_beats_chance_on_every_kind_of_text(tmp_path):
+    """What the demo is to show, on a few texts and one layer pair."""
+    source = ZooSaes("chain", 1024, 20)
+    saes = {layer: source.load(layer) for layer in (3, 4)}
+    arms = {
+        "folded": Arm("threshold", Parts(), Exact()),
+        "random": Arm("threshold", Parts(), Random(0)),
+    }
+    matches = match_layers(saes, ((3, 4),), arms, tmp_path / "matches")
+    lm = LmSource("zoo", "saematch-zoo").load()
+    sets = ZooTexts(("prose", "docs", "code"), n_texts=8, max_tokens=64).load()
+    tokens = {texts.name: tokenise(texts, lm.tokenizer, 64, 8) for texts in sets}
+    plan = plan_splices(saes, matches, arms, ["drop"])
+    cpu = TrainerSpec(accelerator="cpu")
+    totals = evaluate_texts(plan, matches, lm, tokens, cpu, tmp_path / "evaluation")
+    rows = {(row["dataset"], row["arm"]): row for row in strategy_rows(plan, totals)}
+    for kind in ("prose", "docs", "code"):
+        folded, chance = rows[kind, "folded"], rows[kind, "random"]
+        assert folded["explained_variance"] > max(0.5, chance["explained_variance"] + 1)
+        assert folded["delta_loss"] < chance["delta_loss"] - 2
 
 
 def test_truths_compose_over_layers():

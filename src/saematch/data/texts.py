@@ -72,17 +72,15 @@ class LocalTexts:
     def load(self) -> list[TextSet]:
         """Read and draw; ``ValueError`` for a file missing, damaged or with too few texts."""
         paths = [Path(path) for path in self.paths]
-        names = [path.stem for path in paths]
-        if len(set(names)) < len(names):
-            raise ValueError(
-                f"dataset.paths={list(self.paths)}: two files have one name, and a set is called "
-                "by its file's name; rename one"
-            )
         return [draw(p.stem, read_texts(p), self.n_texts, self.seed) for p in paths]
 
 
 def check_sizes(n_texts: int, max_tokens: int) -> None:
     """Refuse sizes that leave nothing to measure."""
+    if not isinstance(n_texts, int) or not isinstance(max_tokens, int):
+        raise ValueError(
+            f"dataset.n_texts={n_texts} and dataset.max_tokens={max_tokens} must be whole numbers"
+        )
     if n_texts < 1:
         raise ValueError(f"dataset.n_texts={n_texts}: at least one text is needed")
     if max_tokens < 3:
@@ -101,7 +99,9 @@ def read_texts(path: Path) -> list[str]:
     if path.suffix != ".jsonl":
         return [text for text in (part.strip() for part in content.split("\n\n")) if text]
     texts = []
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             texts.append(str(json.loads(line)["text"]))
         except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from safetensors import SafetensorError, safe_open
@@ -24,6 +25,7 @@ from saematch.evals.stats import Totals
 from saematch.files import replacing
 from saematch.lm.hooks import LanguageModel
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SAVE_SECONDS = 3.0
 """An unfinished evaluation is saved about this often."""
 
@@ -39,10 +41,22 @@ class TrainerSpec:
     devices: int | str = 1
     strategy: str = "auto"
     precision: str = "32-true"
+    """``32-true``, ``bf16-mixed`` or ``16-mixed``; a language model loaded in half precision
+    (``model.dtype``) computes in it."""
     batch_size: int = 16
     """Texts in a batch."""
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"trainer.precision={self.precision!r} is not one of {', '.join(PRECISIONS)}; for "
+                "a language model wholly in half precision set model.dtype=bfloat16"
+            )
+        if self.devices != 1 and self.strategy != "ddp_spawn":
+            raise ValueError(
+                f"trainer.devices={self.devices} needs trainer.strategy=ddp_spawn: only the "
+                "evaluation is spread over devices, the rest of a run is one process"
+            )
         if self.batch_size < 1:
             raise ValueError(f"trainer.batch_size={self.batch_size}: at least 1 is needed")
 
@@ -53,17 +67,20 @@ class TrainerSpec:
             "lightning.pytorch.accelerators.cuda",
         ):
             logging.getLogger(name).setLevel(logging.WARNING)
-        return L.Trainer(
-            accelerator=self.accelerator,
-            devices=self.devices,
-            strategy=self.strategy,
-            precision=self.precision,  # type: ignore[arg-type]
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            callbacks=[_Bar(label)],
-        )
+        try:
+            return L.Trainer(
+                accelerator=self.accelerator,
+                devices=self.devices,
+                strategy=self.strategy,
+                precision=self.precision,  # type: ignore[arg-type]
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                callbacks=[_Bar(label)],
+            )
+        except MisconfigurationException as error:
+            raise ValueError(f"trainer: {error}") from error
 
 
 def evaluate(

@@ -38,7 +38,8 @@ class SplicePlan:
     """Everything that one pass over the texts evaluates."""
 
     pairs: tuple[tuple[int, int], ...]
-    """Layers ``(t, u)``: blocks ``t+1`` to ``u`` are skipped and the output of ``u`` replaced."""
+    """Layers ``(t, u)``: blocks ``t+1`` to ``u`` are skipped and the output of ``u`` replaced, at
+    every position that counts; at BOS it keeps its true value."""
     saes: dict[int, SaeParams]
     matches: dict[str, tuple[Match, ...]]
     """By arm, one match a pair."""

@@ -25,15 +25,18 @@ cache with a small vocabulary, and for any memory with a large one."""
 class LanguageModel(nn.Module):
     """A causal language model whose residual stream can be read and replaced."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, name: str) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, name: str, revision: str = "") -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
-        self.decoder, self.blocks = find_blocks(model, model.config.num_hidden_layers)
+        self.revision = revision
+        config = model.config.get_text_config()
+        self.decoder, self.blocks = find_blocks(model, config.num_hidden_layers)
         self._output_type: type | None = None
         self._blocks_put_out_tuples = False
-        self.d_model: int = model.config.hidden_size
+        self.d_model: int = config.hidden_size
+        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
 
     @property
     def n_layers(self) -> int:

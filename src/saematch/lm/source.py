@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from saematch.lm.hooks import LanguageModel
 
@@ -41,8 +44,19 @@ class LmSource:
             model = AutoModelForCausalLM.from_pretrained(
                 where, revision=self.revision, dtype=getattr(torch, self.dtype)
             )
-        except OSError as error:
+        except (OSError, SafetensorError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"cannot load the language model {self.path!r}: {str(error).splitlines()[0]}"
             ) from error
-        return LanguageModel(model.eval().requires_grad_(False), tokenizer, self.name)
+        revision = getattr(model.config, "_commit_hash", None) or _digest(Path(where))
+        return LanguageModel(model.eval().requires_grad_(False), tokenizer, self.name, revision)
+
+
+def _digest(folder: Path) -> str:
+    """Return a hash of a folder's configuration and weights."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.name == "config.json" or path.suffix in (".safetensors", ".bin"):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{digest.hexdigest()[:16]}"

@@ -29,12 +29,14 @@ class Certificate:
 
     value: float
     """Primal value, the sum of the similarities of the matched pairs."""
-    bound: float
-    """Dual bound on the value of any assignment."""
+    bound: float | None
+    """Dual bound on the value of any assignment; None where nobody proved one."""
 
     @property
-    def gap(self) -> float:
-        """``(bound - value) / |bound|``, at least 0; 0 when both are 0."""
+    def gap(self) -> float | None:
+        """``(bound - value) / |bound|``, at least 0; 0 when both are 0; None without a bound."""
+        if self.bound is None:
+            return None
         return max(0.0, self.bound - self.value) / (abs(self.bound) or 1.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,7 +115,8 @@ def _strategies(rows: list[Row], metric: str) -> Figure:
             ]  # fmt: skip
             _line(axis, of_cell, metric, **_cell_style(arm, strategy, rows))
         axis.set_title(dataset)
-        lowest = min(float(row[metric] or 0) for row in rows)
+        values = [v for row in rows if math.isfinite(v := float(row[metric] or 0))]
+        lowest, highest = min(values, default=0.0), max(values, default=0.0)
         if metric == "explained_variance":
             axis.axhline(0, color="#999999", linewidth=0.8)
             axis.set_yscale("symlog", linthresh=1, linscale=3)  # linear down to -1
@@ -122,8 +124,8 @@ def _strategies(rows: list[Row], metric: str) -> Figure:
             axis.set_ylim(1.5 * min(lowest, 0), 1.03)
         else:
             axis.set_yscale("symlog", linthresh=0.1, linscale=0.5)
-            axis.set_yticks([-1, -0.1, 0, 0.1, 0.3, 1, 3, 10], minor=False)
-            axis.set_ylim(min(1.5 * lowest, 0), 15)
+            axis.set_yticks([-1, -0.1, 0, 0.1, 0.3, 1, 3, 10, 30], minor=False)
+            axis.set_ylim(min(1.5 * lowest, 0), max(1.5 * highest, 0.3))
         axis.yaxis.set_major_formatter("{x:g}")
     label = {
         "explained_variance": "explained variance (log scale below −1)",

@@ -41,15 +41,14 @@ def fold_scale(sae: SaeParams, by: str) -> Float[Tensor, " n_features"]:
     if sae.threshold is None:
         raise ValueError(
             f"{where} has no thresholds (its activation is {sae.activation}), so it cannot be "
-            "folded by them; use the fold decoder_norm"
+            "folded by them; choose a JumpReLU SAE"
         )
     bad = torch.nonzero(sae.threshold <= 0).flatten().tolist()
     if bad:
         shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
         raise ValueError(
             f"{where}: {len(bad)} of {sae.n_features} thresholds are zero or negative (features "
-            f"{shown}), and folding divides by them; use the fold decoder_norm, or an SAE whose "
-            "thresholds are positive"
+            f"{shown}), and folding divides by them; choose an SAE whose thresholds are positive"
         )
     return sae.threshold
 

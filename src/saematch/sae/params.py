@@ -22,7 +22,7 @@ class SaeOrigin:
     sae_id: str
     """Identifier inside the release."""
     revision: str = ""
-    """Commit of the release, or a hash of the weights' file."""
+    """Commit of the release, or a hash of the SAE's files."""
     model_name: str = ""
     """Language model that the SAE was trained on, empty if its files do not say."""
     mean_l0: float | None = None

@@ -8,7 +8,6 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from string import Formatter
 from typing import Any, Protocol, runtime_checkable
 
 from safetensors import SafetensorError
@@ -49,7 +48,7 @@ class SaelensFolders:
     """Folder of one SAE, with ``{layer}`` in the place of the layer's number."""
 
     def __post_init__(self) -> None:
-        if [field for _, field, _, _ in Formatter().parse(self.path) if field] != ["layer"]:
+        if self.path.count("{layer}") != 1:
             raise ValueError(
                 f"sae.path={self.path!r} must hold {{layer}} once, in the place of the layer's "
                 "number, as in 'my_saes/layer_{layer}'"
@@ -64,12 +63,13 @@ class SaelensFolders:
         """Return the layers that have a folder."""
         before, after = self.path.split("{layer}")
         pattern = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
-        found = (pattern.fullmatch(path) for path in glob.glob(f"{before}*{after}"))
+        paths = glob.glob(f"{glob.escape(before)}*{glob.escape(after)}")
+        found = (pattern.fullmatch(path) for path in paths)
         return sorted(int(match[1]) for match in found if match)
 
     def load(self, layer: int) -> SaeParams:
         """Load one SAE; ``ValueError`` if it is missing, damaged or of a kind not taken."""
-        return load_saelens(Path(self.path.format(layer=layer)), layer, self.path)
+        return load_saelens(Path(self.path.replace("{layer}", str(layer))), layer, self.path)
 
     def truth(self, earlier: int, later: int) -> Match | None:
         """Nobody knows the truth of found SAEs."""
@@ -144,7 +144,8 @@ def load_saelens(folder: Path, layer: int, release: str) -> SaeParams:
         raise ValueError(
             f"the SAE in {folder} is damaged or incomplete ({reason}); fetch or train it again"
         ) from error
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    content = weights.read_bytes() + (folder / "cfg.json").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
     return from_saelens(sae, layer, release, folder.name, f"sha256:{digest[:16]}")
 
 
@@ -162,6 +163,12 @@ def from_saelens(sae: Any, layer: int, release: str, sae_id: str, revision: str)
                 f"the SAE {release}/{sae_id} has {option}={getattr(sae.cfg, option)!r}; fold the "
                 "normalisation into its weights first"
             )
+    hook_name = sae.cfg.metadata.hook_name
+    if hook_name and hook_name != f"blocks.{layer}.hook_resid_post":
+        raise ValueError(
+            f"the SAE {release}/{sae_id} reads {hook_name}, but it was taken for layer {layer}, "
+            f"which is blocks.{layer}.hook_resid_post; give it the layer that it reads"
+        )
     tensors = {name: value.detach().clone() for name, value in sae.state_dict().items()}
     b_enc = tensors["b_enc"]
     if sae.cfg.apply_b_dec_to_input:

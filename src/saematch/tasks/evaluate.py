@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from saematch.data.texts import TextSet
-from saematch.data.tokens import tokenise
+from saematch.data.tokens import TokenBatch
 from saematch.evals.runner import TrainerSpec, evaluate
 from saematch.evals.splice import MATCHLESS, NO_ARM, Cell, SplicePlan
 from saematch.evals.stats import CoActivation, Totals, co_activation, explained_variance
@@ -22,22 +21,23 @@ from saematch.sae.params import SaeParams
 from saematch.tasks.match import MatchSet
 
 
-def plan_splices(
-    saes: Mapping[int, SaeParams],
-    matches: MatchSet,
-    arms: Mapping[str, Arm],
-    strategies: Sequence[str],
-) -> SplicePlan:
-    """Lay out what to evaluate: each arm's own strategies, then those that need no match.
-
-    Raises ``ValueError`` for a strategy that does not exist.
-    """
+def check_strategies(strategies: Sequence[str]) -> None:
+    """Refuse a strategy that does not exist or that belongs to an arm."""
     unknown = [name for name in strategies if name not in MATCHLESS]
     if unknown:
         raise ValueError(
             f"unknown strategy {unknown[0]!r}: strategies may hold {', '.join(MATCHLESS)}; those "
             "with a match are set by each arm's decode"
         )
+
+
+def plan_splices(
+    saes: Mapping[int, SaeParams],
+    matches: MatchSet,
+    arms: Mapping[str, Arm],
+    strategies: Sequence[str],
+) -> SplicePlan:
+    """Lay out what to evaluate: each arm's own strategies, then those that need no match."""
     cells = [Cell(name, strategy) for name, arm in arms.items() for strategy in arm.decode]
     cells += [Cell(NO_ARM, strategy) for strategy in strategies]
     return SplicePlan(matches.pairs, dict(saes), dict(matches.by_arm), tuple(cells))
@@ -47,29 +47,20 @@ def evaluate_texts(
     plan: SplicePlan,
     matches: MatchSet,
     lm: LanguageModel,
-    sets: Sequence[TextSet],
-    max_tokens: int,
+    tokens: Mapping[str, tuple[TokenBatch, ...]],
     trainer: TrainerSpec,
     folder: Path,
-    lm_identity: str,
 ) -> dict[str, Totals]:
     """Evaluate the plan on every text set; what ``folder`` holds already is not done again."""
-    tokens = {s.name: tokenise(s, lm.tokenizer, max_tokens, trainer.batch_size) for s in sets}
+    cells = [dataclasses.astuple(cell) for cell in plan.cells]
+    dtype = str(next(lm.parameters()).dtype)
     totals = {}
-    for texts in sets:
-        parts = [matches.keys, plan.pairs, [dataclasses.astuple(cell) for cell in plan.cells]]
-        about = [
-            *parts,
-            texts.texts,
-            max_tokens,
-            lm_identity,
-            trainer.precision,
-            trainer.batch_size,
-        ]
+    for name, batches in tokens.items():
+        ids = [batch.ids.tolist() for batch in batches]
+        about = [matches.keys, plan.pairs, cells, lm.revision, dtype, trainer.precision, ids]
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
-        path = folder / f"{texts.name}.safetensors"
-        label = f"evaluate {texts.name}"
-        totals[texts.name] = evaluate(trainer, plan, lm, tokens[texts.name], label, path, key)
+        path = folder / f"{name}.safetensors"
+        totals[name] = evaluate(trainer, plan, lm, batches, f"evaluate {name}", path, key)
     return totals
 
 

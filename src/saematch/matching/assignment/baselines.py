@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
-from saematch.matching.match import Match
+from saematch.matching.match import Certificate, Match
 from saematch.matching.objectives import Factors
 
 
@@ -16,9 +18,7 @@ class Identity:
 
     def __call__(self, factors: Factors) -> Match:
         """Return the baseline; of the factors only their number matters."""
-        n_from, n_to = len(factors.X_A), len(factors.X_B)
-        columns = torch.arange(n_from)
-        return Match.from_columns(torch.where(columns < n_to, columns, -1), n_to)
+        return _match(torch.arange(len(factors.X_A)), factors)
 
 
 @dataclass(frozen=True)
@@ -32,4 +32,12 @@ class Random:
         n_from, n_to = len(factors.X_A), len(factors.X_B)
         generator = torch.Generator().manual_seed(self.seed)
         columns = torch.randperm(max(n_from, n_to), generator=generator)[:n_from]
-        return Match.from_columns(torch.where(columns < n_to, columns, -1), n_to)
+        return _match(columns, factors)
+
+
+def _match(columns: Int64[Tensor, " n_from"], factors: Factors) -> Match:
+    """Return the match with its value; columns beyond the later layer's width are no partners."""
+    n_to = len(factors.X_B)
+    match = Match.from_columns(torch.where(columns < n_to, columns, -1), n_to)
+    pairs = factors.X_A[match.rows].double() * factors.X_B[match.columns].double()
+    return replace(match, certificate=Certificate(pairs.sum().item(), None))

@@ -18,7 +18,7 @@ class Exact:
     """The permutation of the largest total similarity, by SciPy, certified by its dual.
 
     Needs both layers to have the same number of features ``F``. Time grows as ``F^3``, memory as
-    ``8 F^2`` bytes twice.
+    ``8 F^2`` bytes about four times.
     """
 
     def __call__(self, factors: Factors) -> Match:
