@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import pytest
 
@@ -24,6 +25,7 @@ def wandb_folder(tmp_path, monkeypatch):
 def start(tmp_path, **settings):
     import torch
 
+    tmp_path.mkdir(exist_ok=True)
     matches = tmp_path / "matches"
     Match.from_columns(torch.tensor([1, 0]), 2).save(matches / "folded" / "0-1.safetensors")
     tracker = WandbLogging(**settings).start("skip", tmp_path, {"seed": 3})
@@ -68,6 +70,16 @@ def test_everything_is_mirrored(tmp_path, wandb_folder):
     assert content["columns"] == ["layer_from", "layer_to", "arm", "recall"]
     assert content["data"] == [[0, 1, "folded", 0.5]]
     assert list(wandb_folder.glob("offline-run-*/files/media/images/figures/mse_*.png"))
+
+
+def test_two_runs_of_one_process_keep_their_uploads_apart(tmp_path, wandb_folder, monkeypatch):
+    monkeypatch.delenv("WANDB_DATA_DIR")
+    for name in ("a", "b"):
+        tracker, matches = start(tmp_path / name, offline=True)
+        tracker.finish(Outcome(Results("skip", {}, {}), {}, {}, matches))
+        assert "WANDB_DATA_DIR" not in os.environ
+        staged = [p for p in (tmp_path / name).glob("wandb/artifacts/staging/*") if p.is_file()]
+        assert len(staged) == 1, "the one match file"
 
 
 def test_the_key_is_written_nowhere(tmp_path, wandb_folder):

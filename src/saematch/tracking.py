@@ -6,7 +6,8 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -80,8 +81,6 @@ class WandbLogging:
         import wandb
         from lightning.pytorch.loggers import WandbLogger
 
-        # what is staged for a later upload belongs to the run, not to the user's home
-        os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve() / "wandb"))
         os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours says what matters
         if os.environ.get("WANDB_MODE") == "disabled":
             return _NoTracker()
@@ -106,7 +105,7 @@ class WandbLogging:
         logger.experiment.define_metric("*", step_metric="layer")
         if not reason:
             log.info("Weights & Biases: %s", logger.experiment.url)
-        return _WandbTracker(logger)
+        return _WandbTracker(logger, folder / "wandb")
 
     def _why_offline(self, server: str) -> str:
         """Return why the run has to be offline, empty if it need not."""
@@ -156,15 +155,17 @@ class _CsvTracker:
 
 
 class _WandbTracker:
-    def __init__(self, logger: Any) -> None:
+    def __init__(self, logger: Any, staging: Path) -> None:
         self.logger = logger
+        self.staging = staging
 
     def finish(self, outcome: Outcome) -> None:
         import wandb
 
         try:
-            self._mirror(outcome)
-            wandb.finish()
+            with _staged_in(self.staging):
+                self._mirror(outcome)
+                wandb.finish()
         except wandb.errors.Error as error:  # the run itself is complete and saved
             log.warning("Weights & Biases did not take everything: %s", error)
 
@@ -192,3 +193,16 @@ class _WandbTracker:
         import wandb
 
         wandb.finish(exit_code=1)
+
+
+@contextmanager
+def _staged_in(folder: Path) -> Iterator[None]:
+    """Keep what waits for a later upload with its run, unless the user has named a place for it."""
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(folder.resolve())
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
