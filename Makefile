@@ -6,10 +6,10 @@ READY  := $(VENV)/ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench zoo readme-figure lock clean
+.PHONY: help setup demo test test-slow lint bench bench-solver bench-solver-large zoo readme-figure lock clean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make .venv from the lock
 
@@ -36,6 +36,20 @@ lint: $(READY) ## Put the code in shape
 
 bench: $(READY) ## Measure speed and memory, as ratios against bounds
 	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+PEERS := lap==0.5.13 lapx==0.11.1 lapjv==1.3.29 pot==0.9.7.post1 ortools==9.15.6755
+
+# lap and lapx have one module name, so each peer gets a folder of its own
+benchmarks/peers/ready: $(READY)
+	for peer in $(PEERS); do $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --upgrade --target benchmarks/peers/$${peer%%==*} $$peer || exit 1; done
+	touch $@
+
+bench-solver: benchmarks/peers/ready ## Measure the solver beside every other one (a quarter of an hour)
+	$(BIN)/python benchmarks/solver.py $(ARGS)
+
+bench-solver-large: $(READY) ## Measure the solver at 65,536 and 131,072 features (an hour)
+	$(BIN)/python benchmarks/solver.py --large $(ARGS)
 
 zoo: $(READY) ## Train the embedded model and SAEs again, from scratch (hours)
 	$(BIN)/python -m saematch.zoo.build $(ARGS)

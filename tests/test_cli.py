@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import N_LAYERS, random_sae, tiny_overrides, write_sae
+from conftest import N_FEATURES, N_LAYERS, random_sae, tiny_overrides, write_sae
 from saematch.cli import main
 from saematch.matching.match import Match
 from saematch.results import Results
@@ -70,7 +70,8 @@ def test_a_run_writes_what_it_promises(cli, tmp_path):
     assert {"arm", "dataset", "strategy", "explained_variance", "delta_loss"} <= strategies[
         0
     ].keys()
-    assert results["metrics"]["gap/folded"] < 1e-6
+    assert results["metrics"]["gap/folded"] <= results["metrics"]["optimal_to/folded"] <= 1e-6
+    assert "optimal_to/random" not in results["metrics"]
     assert results["provenance"]["saes"]["0"]["revision"].startswith("sha256:")
     assert results["provenance"]["part_weights"]["folded"] == {
         "W_dec": 1.0,
@@ -329,3 +330,52 @@ def test_half_precision_gives_nearly_the_same(cli, tmp_path, setting):
 def test_a_gpu_that_is_not_there(cli):
     message, _ = cli("trainer=gpu", "logger=none", "run_id=a", "trainer.accelerator=gpu")
     assert message.startswith("saematch: trainer: ")
+
+
+def test_partial_greedy_and_mutual_matches_are_evaluated_like_any_other(cli, tmp_path):
+    message, _ = cli(
+        "run_id=a", "logger=none", "assignment=partial", "arms=[folded,greedy,mutual_nearest]",
+        "+assignment.time_limit=60.0",
+    )  # fmt: skip
+    assert message is None
+    results = json.loads((tmp_path / "outputs/match/a/results.json").read_text())
+    rows = results["tables"]["matches"]
+    matched = {arm: [r["n_matched"] for r in rows if r["arm"] == arm] for arm in ARMS_OF_PARTS}
+    assert all(n == N_FEATURES for n in matched["greedy"])
+    assert all(0 < n < N_FEATURES for n in matched["mutual_nearest"])
+    assert any(n < N_FEATURES for n in matched["folded"])
+    assert all(r["bound"] is None for r in rows if r["arm"] != "folded")
+    assert results["metrics"]["optimal_to/folded"] <= 1e-6
+    strategies = results["tables"]["strategies"]
+    assert {r["arm"] for r in strategies} > set(ARMS_OF_PARTS)
+    assert all(r["explained_variance"] is not None for r in strategies)
+
+
+ARMS_OF_PARTS = ("folded", "greedy", "mutual_nearest")
+
+
+def test_tolerance_0_is_a_setting_of_the_command_line(cli, tmp_path):
+    message, output = cli(
+        "run_id=a", "logger=none", "tasks=[match]", "arms=[folded]", "assignment.tolerance=0.0"
+    )
+    assert message is None
+    results = json.loads((tmp_path / "outputs/match/a/results.json").read_text())
+    assert results["metrics"]["optimal_to/folded"] < 1e-14
+    assert "every match of folded is proven optimal to" in output.out
+
+
+def test_layers_of_different_widths(cli, tiny, tmp_path):
+    """Each feature of the narrower layer gets a partner; the baselines too."""
+    shutil.copytree(tiny / "saes", tmp_path / "saes")
+    shutil.rmtree(tmp_path / "saes/layer_1")
+    write_sae(tmp_path / "saes/layer_1", random_sae(1, n_features=40), layer=1)
+    message, _ = cli(
+        "run_id=a",
+        "logger=none",
+        f'sae.path="{tmp_path}/saes/layer_{{layer}}"',
+        "arms=[folded,random,greedy]",
+    )
+    assert message is None
+    results = json.loads((tmp_path / "outputs/match/a/results.json").read_text())
+    assert all(row["n_matched"] == N_FEATURES for row in results["tables"]["matches"])
+    assert results["metrics"]["optimal_to/folded"] <= 1e-6

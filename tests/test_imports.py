@@ -21,6 +21,8 @@ HOMES = {
     "torchmetrics": {"evals/stats.py"},
     "rich": {"report/terminal.py"},
     "matplotlib": {"report/figures.py"},
+    "numba": {"matching/assignment/auction.py"},
+    "psutil": {"matching/assignment/products.py"},
     "datasets": set(),
     "openai": set(),
 }

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from saematch.cli import CONF
 from saematch.experiment import Experiment
 
-GROUPS = ("model", "sae", "matching", "dataset", "trainer", "logger")
+GROUPS = ("model", "sae", "matching", "assignment", "dataset", "trainer", "logger")
 NEEDED = {"sae=saelens": ["sae.path=x/{layer}"], "dataset=local": ["dataset.paths=[a.jsonl]"]}
 
 
@@ -31,7 +31,7 @@ def build(*overrides):
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         config = hydra.compose("config", list(overrides))
     parts = hydra.utils.instantiate(config, _convert_="object")
-    del parts["run_id"], parts["matching"]
+    del parts["run_id"], parts["matching"], parts["assignment"]
     return Experiment(**parts)
 
 

@@ -36,7 +36,7 @@ def _run(config: DictConfig) -> None:
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     try:
         parts = hydra.utils.instantiate(config, _convert_="object")
-        for name in ("run_id", "matching"):  # the folder's name; what the arms' objectives refer to
+        for name in ("run_id", "matching", "assignment"):  # the folder; what the arms refer to
             del parts[name]
         fields = [field.name for field in dataclasses.fields(Experiment)]
         unknown = [name for name in parts if name not in fields]

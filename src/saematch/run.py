@@ -21,7 +21,7 @@ from saematch.experiment import Experiment, check_arms, load_saes, load_tokens
 from saematch.files import write_json
 from saematch.lm.hooks import LanguageModel
 from saematch.report.figures import draw_figures
-from saematch.report.summary import history_by_layer, mean_metrics
+from saematch.report.summary import history_by_layer, mean_metrics, optimal_to
 from saematch.report.terminal import print_results
 from saematch.results import Results
 from saematch.sae.params import SaeParams
@@ -66,7 +66,7 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
         matches = _match(experiment, saes, folder, results)
         if lm is not None:
             _evaluate(experiment, saes, matches, lm, tokens, folder, results)
-        results.metrics = mean_metrics(results.tables)
+        results.metrics = mean_metrics(results.tables) | optimal_to(results.tables)
         figures = draw_figures(results.tables, folder / "figures")
         results.status = "finished"
         results.provenance["seconds"] = round(time.monotonic() - started, 1)

@@ -5,7 +5,7 @@ import torch
 
 from conftest import random_sae
 from saematch.matching.arm import Arm
-from saematch.matching.assignment import Exact
+from saematch.matching.assignment import Optimal
 from saematch.matching.objectives import Parts
 from saematch.sae.folding import fold, is_uniform, rescale
 
@@ -50,7 +50,7 @@ def test_decoder_norm_makes_unit_rows_and_leaves_zero_rows():
 def test_matching_is_the_same_in_every_gauge(by):
     a, b = random_sae(3, 8, 40), random_sae(4, 8, 40)
     scale = torch.empty(40).log_normal_(0, 1, generator=torch.Generator().manual_seed(5))
-    arm = Arm(by, Parts(), Exact())
+    arm = Arm(by, Parts(), Optimal())
     plain = arm.match(a, b)
     other = arm.match(rescale(a, scale), rescale(b, scale.flip(0)))
     assert torch.equal(plain.columns, other.columns)
@@ -61,7 +61,7 @@ def test_without_a_fixed_gauge_matching_would_differ():
     """The test above can fail: fold "none" is a matching that depends on the gauge."""
     a, b = random_sae(3, 8, 40), random_sae(4, 8, 40)
     scale = torch.empty(40).log_normal_(0, 1, generator=torch.Generator().manual_seed(5))
-    arm = Arm("none", Parts(), Exact())
+    arm = Arm("none", Parts(), Optimal())
     other = arm.match(rescale(a, scale), rescale(b, scale.flip(0)))
     assert not torch.equal(arm.match(a, b).columns, other.columns)
 

@@ -12,7 +12,7 @@ from saematch.data.tokens import tokenise
 from saematch.evals.runner import TrainerSpec
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
-from saematch.matching.assignment import Exact, Random
+from saematch.matching.assignment import Optimal, Random
 from saematch.matching.match import Match
 from saematch.matching.objectives import Parts
 from saematch.sae.folding import fold
@@ -72,7 +72,7 @@ def test_chain_hides_a_permutation_that_matching_finds():
     assert truth.is_permutation
     identity = Match.from_columns(torch.arange(1024), 1024)
     assert identity.agreement(truth) < 0.02, "shuffled"
-    found = Arm("threshold", Parts(), Exact()).match(source.load(5), source.load(6))
+    found = Arm("threshold", Parts(), Optimal()).match(source.load(5), source.load(6))
     assert found.agreement(truth) > 0.9
 
 
@@ -81,7 +81,7 @@ def test_the_match_beats_chance_on_every_kind_of_text(tmp_path):
     source = ZooSaes("chain", 1024, 20)
     saes = {layer: source.load(layer) for layer in (3, 4)}
     arms = {
-        "folded": Arm("threshold", Parts(), Exact()),
+        "folded": Arm("threshold", Parts(), Optimal()),
         "random": Arm("threshold", Parts(), Random(0)),
     }
     matches = match_layers(saes, ((3, 4),), arms, tmp_path / "matches")

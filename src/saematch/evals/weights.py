@@ -28,8 +28,13 @@ def squared_errors(
     }
 
 
-def mse(earlier: SaeParams, later: SaeParams, match: Match) -> dict[str, float]:
-    """Return the paper's MSE by part (figure 3): over features and coordinates, folded."""
+def mse(earlier: SaeParams, later: SaeParams, match: Match) -> dict[str, float | None]:
+    """Return the paper's MSE by part (figure 3): over matched features and coordinates, folded.
+
+    None where nothing is matched.
+    """
+    if not len(match.rows):
+        return dict.fromkeys(PARTS)
     errors = squared_errors(fold(earlier, "threshold"), fold(later, "threshold"), match)
     return {part: errors[part].mean().item() for part in PARTS}
 

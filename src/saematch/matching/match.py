@@ -28,7 +28,8 @@ class Certificate:
     """What a solver proved of its match: no assignment is worth more than ``bound``."""
 
     value: float
-    """Primal value, the sum of the similarities of the matched pairs."""
+    """Primal value: the sum of the similarities of the matched pairs; in a partial match, also what
+    staying unmatched is worth to each feature that does."""
     bound: float | None
     """Dual bound on the value of any assignment; None where nobody proved one."""
 

@@ -43,6 +43,15 @@ def mean_metrics(tables: Mapping[str, list[Row]]) -> dict[str, float]:
     return {name: fmean(of_name) for name, of_name in values.items()}
 
 
+def optimal_to(tables: Mapping[str, list[Row]]) -> dict[str, float]:
+    """Return ``optimal_to/<arm>``: the largest relative gap of its matches, where all have one."""
+    gaps: dict[str, list[float | None]] = defaultdict(list)
+    for row in tables.get("matches", []):
+        gaps[f"optimal_to/{row['arm']}"].append(row["gap"])
+    proven = {name: [gap for gap in of_arm if gap is not None] for name, of_arm in gaps.items()}
+    return {name: max(found) for name, found in proven.items() if len(found) == len(gaps[name])}
+
+
 def _values(tables: Mapping[str, list[Row]]) -> Iterator[tuple[int, str, float]]:
     for row in tables.get("matches", []):
         for metric in MATCH_METRICS:

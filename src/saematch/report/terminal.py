@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from saematch.evals.splice import NO_ARM
+from saematch.report.summary import optimal_to
 from saematch.results import Results, Row
 
 HEADINGS = {
@@ -36,6 +37,9 @@ def print_results(results: Results, folder: Path) -> None:
     for title, table in _tables(results):
         console.print(f"\n[bold]{title}[/]", soft_wrap=True, highlight=False)
         console.print(table)
+    for arm, gap in optimal_to(results.tables).items():
+        proven = f"every match of {arm.partition('/')[2]} is proven optimal to {gap:.0e}"
+        console.print(proven, highlight=False, soft_wrap=True)
     for what in ("results.json", "figures", "matches"):
         console.print(f"written: {folder / what}", highlight=False, soft_wrap=True)
 

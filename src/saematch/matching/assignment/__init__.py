@@ -3,7 +3,9 @@
 from typing import Protocol, runtime_checkable
 
 from saematch.matching.assignment.baselines import Identity, Random
-from saematch.matching.assignment.exact import Exact
+from saematch.matching.assignment.nearest import Greedy, MutualNearest
+from saematch.matching.assignment.optimal import ChanceLevel, Optimal
+from saematch.matching.assignment.scipy_dense import Scipy
 from saematch.matching.match import Match
 from saematch.matching.objectives import Factors
 
@@ -17,4 +19,13 @@ class Assignment(Protocol):
         ...
 
 
-__all__ = ["Assignment", "Exact", "Identity", "Random"]
+__all__ = [
+    "Assignment",
+    "ChanceLevel",
+    "Greedy",
+    "Identity",
+    "MutualNearest",
+    "Optimal",
+    "Random",
+    "Scipy",
+]

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from saematch.matching.assignment.products import PAIRS_AT_ONCE
 from saematch.matching.match import Certificate, Match
 from saematch.matching.objectives import Factors
 
@@ -18,7 +19,7 @@ class Identity:
 
     def __call__(self, factors: Factors) -> Match:
         """Return the baseline; of the factors only their number matters."""
-        return _match(torch.arange(len(factors.X_A)), factors)
+        return valued(torch.arange(len(factors.X_A)), factors)
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,17 @@ class Random:
         n_from, n_to = len(factors.X_A), len(factors.X_B)
         generator = torch.Generator().manual_seed(self.seed)
         columns = torch.randperm(max(n_from, n_to), generator=generator)[:n_from]
-        return _match(columns, factors)
+        return valued(columns, factors)
 
 
-def _match(columns: Int64[Tensor, " n_from"], factors: Factors) -> Match:
+def valued(columns: Int64[Tensor, " n_from"], factors: Factors) -> Match:
     """Return the match with its value; columns beyond the later layer's width are no partners."""
     n_to = len(factors.X_B)
     match = Match.from_columns(torch.where(columns < n_to, columns, -1), n_to)
-    pairs = factors.X_A[match.rows].double() * factors.X_B[match.columns].double()
-    return replace(match, certificate=Certificate(pairs.sum().item(), None))
+    value = sum(
+        (factors.X_A[i].double() * factors.X_B[j].double()).sum().item()
+        for i, j in zip(
+            match.rows.split(PAIRS_AT_ONCE), match.columns.split(PAIRS_AT_ONCE), strict=True
+        )
+    )
+    return replace(match, certificate=Certificate(value, None))

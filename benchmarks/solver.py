@@ -1,0 +1,314 @@
+"""Time, memory and proof of the solver, beside every dense solver that PyPI offers.
+
+python benchmarks/solver.py [--large] [--peers FOLDER] [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from saematch.matching.assignment.solve import solve_assignment
+from saematch.matching.objectives import Factors, Parts
+from saematch.matching.planted import planted
+
+SIZE = 4609
+"""All parts of a Gemma 2 2B feature: decoder and encoder vector of 2,304 numbers, and a bias."""
+OURS = "saematch"
+PEERS = ("scipy", "lap", "lapx", "lapjv", "pot", "ortools")
+WIDTHS = (1024, 2048, 4096, 8192, 16384)
+SLOWEST = {"lap": 8192, "lapx": 8192, "pot": 4096, "ortools": 2048}
+"""Largest width at which a peer is run: beyond it, it takes more than a few minutes or memory."""
+GIB = 2**30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--large", action="store_true", help="65,536 and 131,072 features instead")
+    parser.add_argument("--peers", type=Path, default=Path("benchmarks/peers"))
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench-solver"))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print("RESULT " + json.dumps(measure(**json.loads(options.child))))
+        return
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, numpy {np.__version__}\n")
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = large(options) if options.large else small(options)
+    name = "large" if options.large else "small"
+    (options.out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+    if not options.large:
+        figure(rows, options.out)
+    verdicts(rows, options.large)
+
+
+def small(options: argparse.Namespace) -> list[dict]:
+    """Every instance with this solver, and the planted one with every peer."""
+    rows = []
+    for instance in ("planted", "random"):
+        for n in WIDTHS:
+            rows.append(run(options, OURS, instance, n, SIZE, options.repeats))
+    for n in WIDTHS:
+        for peer in PEERS:
+            if n <= SLOWEST.get(peer, WIDTHS[-1]):
+                rows.append(run(options, peer, "planted", n, SIZE, 1))
+    for n in WIDTHS:
+        rows.append(run(options, "scipy", "random", n, SIZE, 1))
+    for pair in ((2, 3), (6, 7)):
+        for solver in (OURS, "scipy"):
+            rows.append(run(options, solver, f"zoo {pair[0]}-{pair[1]}", 1024, 257, 5))
+    return rows
+
+
+def large(options: argparse.Namespace) -> list[dict]:
+    """Widths whose similarities do not fit into memory."""
+    return [
+        run(options, OURS, "planted", 65536, SIZE, 1, memory_gib=2.0),
+        run(options, OURS, "planted", 131072, 2304, 1, memory_gib=3.0),
+    ]
+
+
+def run(options, solver, instance, n, size, repeats, memory_gib=None) -> dict:
+    """Measure in a fresh process, so that peaks of memory are its own."""
+    spec = {"solver": solver, "instance": instance, "n": n, "size": size, "repeats": repeats}
+    spec |= {"memory_gib": memory_gib, "peers": str(options.peers.resolve())}
+    command = [sys.executable, __file__, "--child", json.dumps(spec)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        print(f"{solver:<9} {instance:<8} {n:>7}  failed ({done.returncode})", flush=True)
+        return {"solver": solver, "instance": instance, "n": n, "failed": done.returncode}
+    row = json.loads(done.stdout.split("RESULT ", 1)[1])
+    gap = "" if row["gap"] is None else f"gap {row['gap']:.0e} {row['regime']}"
+    print(
+        f"{solver:<9} {instance:<8} {n:>7} x {size:<5} product {row['product']:7.2f} s, all "
+        f"{row['seconds']:7.2f} s = {row['ratio']:6.2f} products, {row['above_input_gib']:.2f} GiB "
+        f"above the input, {row['peak_gib']:.2f} in all; contested {row['contested']} {gap}",
+        flush=True,
+    )
+    return row
+
+
+def measure(solver, instance, n, size, repeats, memory_gib, peers) -> dict:
+    """Time product and solve together, in turn with the bare product."""
+    factors = make(instance, n, size)
+    solve = SOLVERS[solver](Path(peers))
+    solve(planted(200, 8).factors, None)  # compile, import
+    reset_peak()
+    before = memory("VmRSS")
+    seconds, products = [], []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        value, gap, regime, again = solve(factors, memory_gib)
+        seconds.append(time.perf_counter() - started)
+        peak = memory("VmHWM")
+        products.append(bare_product(factors, whole=4 * n * n < 4 * GIB))
+        reset_peak()
+    return {
+        "solver": solver, "instance": instance, "n": n, "size": size,
+        "seconds": median(seconds), "product": median(products),
+        "ratio": median(s / p for s, p in zip(seconds, products, strict=True)),
+        "above_input_gib": (peak - before) / GIB, "peak_gib": peak / GIB,
+        "value": value, "gap": gap, "regime": regime, "scanned_again": again,
+        "contested": contested(factors),
+    }  # fmt: skip
+
+
+def make(instance: str, n: int, size: int) -> Factors:
+    if instance.startswith("zoo"):
+        from saematch.sae.folding import fold
+        from saematch.sae.source import ZooSaes
+
+        earlier, later = (int(layer) for layer in instance.split()[1].split("-"))
+        source = ZooSaes("independent", n, 20)
+        return Parts().factors(*(fold(source.load(k), "threshold") for k in (earlier, later)))
+    return planted(n, size, persist=0.7 if instance == "planted" else 0.0).factors
+
+
+def bare_product(factors: Factors, whole: bool) -> float:
+    """Seconds of the float32 product alone, in blocks of 1,024 rows where it is not held."""
+    x, y = factors.X_A, factors.X_B
+    started = time.perf_counter()
+    if whole:
+        torch.mm(x, y.T)
+    else:
+        out = torch.empty(1024, len(y))
+        for k in range(0, len(x), 1024):
+            torch.mm(x[k : k + 1024], y.T, out=out[: len(x[k : k + 1024])])
+    return time.perf_counter() - started
+
+
+def contested(factors: Factors) -> float | None:
+    """Hardness: the share of rows whose best column is the best of another row too."""
+    x, y = factors.X_A, factors.X_B
+    if len(x) > 20000:
+        return None  # another product, of minutes
+    best = torch.cat([(x[k : k + 512] @ y.T).argmax(1) for k in range(0, len(x), 512)])
+    return (torch.bincount(best, minlength=len(y))[best] > 1).double().mean().item()
+
+
+def ours(_peers: Path):
+    def solve(factors, memory_gib):
+        s = solve_assignment(
+            factors.X_A, factors.X_B, memory_gib=memory_gib, progress=sys.stderr.isatty()
+        )
+        return s.value, s.gap, s.regime, s.n_scanned_again / len(factors.X_A)
+
+    return solve
+
+
+def scipy(_peers: Path):
+    from scipy.optimize import linear_sum_assignment
+
+    return dense(lambda s: linear_sum_assignment(s, maximize=True)[1])
+
+
+def lap(peers: Path):
+    sys.path.insert(0, str(peers / "lap"))
+    from lap import lapjv
+
+    return dense(lambda s: lapjv(-s)[1])
+
+
+def lapx(peers: Path):
+    sys.path.insert(0, str(peers / "lapx"))
+    from lap import lapjv
+
+    return dense(lambda s: lapjv(-s)[1])
+
+
+def lapjv(peers: Path):
+    sys.path.insert(0, str(peers / "lapjv"))
+    from lapjv import lapjv as solve
+
+    return dense(lambda s: solve(-s)[0])
+
+
+def pot(peers: Path):
+    sys.path.insert(0, str(peers / "pot"))
+    import ot
+
+    def solve(s):
+        return ot.emd([], [], -s, numItermax=10**9).argmax(1)
+
+    return dense(solve)
+
+
+def ortools(peers: Path):
+    sys.path.insert(0, str(peers / "ortools"))
+    from ortools.graph.python.linear_sum_assignment import SimpleLinearSumAssignment
+
+    def solve(s):
+        """It takes whole numbers: similarities are rounded to a millionth of the largest."""
+        n = len(s)
+        costs = np.rint(-s * (1e6 / np.abs(s).max())).astype(np.int64)
+        rows, columns = (index.ravel().astype(np.int32) for index in np.indices((n, n)))
+        solver = SimpleLinearSumAssignment()
+        solver.add_arcs_with_cost(rows, columns, costs.ravel())
+        assert solver.solve() == solver.OPTIMAL
+        return np.array([solver.right_mate(i) for i in range(n)])
+
+    return dense(solve)
+
+
+SOLVERS = {
+    OURS: ours, "scipy": scipy, "lap": lap, "lapx": lapx, "lapjv": lapjv, "pot": pot,
+    "ortools": ortools,
+}  # fmt: skip
+
+
+def dense(columns_of):
+    """Give a dense solver what it wants: the product, in float64."""
+
+    def solve(factors, _memory_gib):
+        similarity = (factors.X_A @ factors.X_B.T).double().numpy()
+        columns = columns_of(similarity)
+        value = math.fsum(similarity[np.arange(len(columns)), columns])
+        return value, None, "dense", 0.0
+
+    return solve
+
+
+def memory(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) * 1024
+
+
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def verdicts(rows: list[dict], is_large: bool) -> None:
+    """Hold the results against the bounds."""
+    found = {(r["solver"], r["instance"], r["n"]): r for r in rows if "failed" not in r}
+    checks = []
+    if is_large:
+        wide, widest = (found.get((OURS, "planted", n)) for n in (65536, 131072))
+        if wide:
+            checks += [("65,536: all / bare blocked product", wide["ratio"], 2.5)]
+            checks += [("65,536: peak, GiB in all", wide["peak_gib"], 6.0)]
+            checks += [("65,536: relative gap / 1e-6", wide["gap"] / 1e-6, 1.0)]
+        if widest:
+            checks += [("131,072: relative gap / 1e-6", widest["gap"] / 1e-6, 1.0)]
+    else:
+        for instance in ("planted", "random"):
+            us, them = (found.get((s, instance, 16384)) for s in (OURS, "scipy"))
+            if us is None or them is None:
+                continue
+            name = f"16,384 {instance}"
+            checks += [(f"{name}: all / bare product", us["ratio"], 1.25)]
+            checks += [(f"{name}: GiB above the input", us["above_input_gib"], 2.5)]
+            faster = 20 * us["seconds"] / them["seconds"]
+            checks += [(f"{name}: 20 x all / product and SciPy", faster, 1.0)]
+            short = (1 - us["value"] / them["value"]) / 1e-6
+            checks += [(f"{name}: value short of SciPy's / 1e-6", short, 1.0)]
+    print(f"\n{'measured':<44} {'value':>8} {'bound':>8}")
+    for name, value, bound in checks:
+        print(f"{name:<44} {value:8.2f} {bound:8.2f} {'' if value <= bound else '  MISSED'}")
+
+
+def figure(rows: list[dict], folder: Path) -> None:
+    """Time and peak memory against the width, one line a solver."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "saematch"
+    shown = [r for r in rows if r["instance"] == "planted" and "failed" not in r]
+    drawn, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for k, solver in enumerate((OURS, *PEERS)):
+        line = [r for r in shown if r["solver"] == solver]
+        style = {"linewidth": 2.5, "zorder": 3} if solver == OURS else {"linewidth": 1.2}
+        style["color"] = f"C{k}"
+        for ax, field in zip(axes, ("seconds", "above_input_gib"), strict=True):
+            ax.plot([r["n"] for r in line], [r[field] for r in line], "o-", label=solver, **style)
+    line = [r for r in shown if r["solver"] == OURS]
+    axes[0].plot([r["n"] for r in line], [r["product"] for r in line], "k--", label="bare product")
+    axes[1].plot([r["n"] for r in line], [4 * r["n"] ** 2 / GIB for r in line], "k--",
+                 label="similarities, float32")  # fmt: skip
+    for ax, title in zip(
+        axes, ("product and solve, seconds", "peak above the input, GiB"), strict=True
+    ):
+        ax.set(xscale="log", yscale="log", xlabel="features", title=title)
+        ax.set_xticks(WIDTHS, [f"{n:,}" for n in WIDTHS])
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
+        ax.legend(frameon=False, fontsize=8)
+    drawn.savefig(folder / "solver.png", dpi=150)
+    drawn.savefig(folder / "solver.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()

@@ -1,0 +1,204 @@
+"""Similarities ``S = X_A X_Bᵀ``: float32 products in blocks, held whole where there is room, and
+chosen pairs in float64."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from jaxtyping import Float, Float32, Float64, Int64
+from torch import Tensor
+from tqdm import tqdm
+
+CPU = torch.device("cpu")
+GIB = 2**30
+LONGEST_LIST = 2048
+"""Candidates a row keeps at most; more cost longer to choose than they save in scans."""
+SHORTEST_LIST = 16
+MOST_ROWS_AT_ONCE = 1024
+"""Rows of a product; with more, the product is no faster."""
+BYTES_A_SIMILARITY = 12
+"""What a block takes on the way, a row and column: product, net value, and one copy."""
+NUMBERS_AT_ONCE = 1 << 21
+"""Similarities looked at in one go on the CPU, few enough for its caches."""
+PAIRS_AT_ONCE = 256
+"""Pairs whose vectors are gathered in one go."""
+SHARE_OF_FREE_MEMORY = 0.5
+
+
+class Regime(Enum):
+    """How the similarities are held."""
+
+    WHOLE = "whole"
+    """All of them, in memory."""
+    BLOCKS = "blocks"
+    """Only the best of each row; all are computed again, in blocks, where these do not suffice."""
+    DEVICE = "device"
+    """As blocks, with the products computed and the best chosen on another device."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What fits into the memory at hand."""
+
+    regime: Regime
+    length: int
+    """Candidates that each row keeps; all columns where the similarities are held whole."""
+    rows_at_once: int
+    """Rows of a block of a product."""
+
+
+def plan(
+    n: int, m: int, memory_gib: float | None, device: torch.device, regime: Regime | None
+) -> Plan:
+    """Choose a regime for ``n`` rows and ``m`` columns, if it is not given.
+
+    ``memory_gib`` is for all that is held beside the input; by default it is half of what is free.
+    ``ValueError`` if it does not suffice for ``SHORTEST_LIST`` candidates a row.
+    """
+    budget = _free_memory() * SHARE_OF_FREE_MEMORY if memory_gib is None else memory_gib * GIB
+    a_row = BYTES_A_SIMILARITY * m
+    for_block = budget / 4
+    if device.type == "cuda":
+        for_block = min(for_block, torch.cuda.mem_get_info(device)[0] / 8)
+    rows_at_once = int(min(n, MOST_ROWS_AT_ONCE, max(1, for_block // a_row)))
+    left = budget - rows_at_once * a_row
+    if regime is None and device.type != "cpu":
+        regime = Regime.DEVICE
+    if regime is Regime.WHOLE or (regime is None and 4 * n * m <= left):
+        return Plan(Regime.WHOLE, m, rows_at_once)
+    shortest = min(SHORTEST_LIST, m)
+    length = int(min(m, LONGEST_LIST, left // (8 * n)))
+    if length < shortest:
+        need = (8 * n * shortest + a_row) * 4 / 3 / GIB
+        raise ValueError(
+            f"{budget / GIB:.3g} GiB of memory do not hold {shortest} candidates for each of {n} "
+            f"rows; give memory_gib at least {need:.3g}"
+        )
+    return Plan(regime or Regime.BLOCKS, length, rows_at_once)
+
+
+def _free_memory() -> int:
+    """Bytes that are free on this machine, and in the control groups that this process is in."""
+    free = psutil.virtual_memory().available
+    root, groups = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        own = root / line.partition("::")[2].lstrip("/")
+        for folder in (own, *own.parents):
+            limit, used, cached = (folder / f"memory.{k}" for k in ("max", "current", "stat"))
+            if not limit.exists() or (most := limit.read_text().strip()) == "max":
+                continue
+            file_cache = re.search(r"^inactive_file (\d+)$", cached.read_text(), re.MULTILINE)
+            again = int(file_cache[1]) if file_cache else 0
+            free = min(free, int(most) - int(used.read_text()) + again)
+    return max(free, 0)
+
+
+def lengths(side: Float[Tensor, "n size"]) -> Float64[Tensor, " n"]:
+    """Return the norm of each row, in float64 and without a copy of all of them."""
+    parts = side.split(MOST_ROWS_AT_ONCE)
+    return torch.cat([torch.linalg.vector_norm(k.double(), dim=1).cpu() for k in parts])
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Multiply float32 as float32, whatever the process allows elsewhere (TF32, bfloat16)."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class Products:
+    """All similarities of the rows of ``x`` and ``y``, in float32 or, for chosen pairs, float64."""
+
+    held: Float32[Tensor, "n m"] | None = None
+
+    def __init__(
+        self,
+        x: Float[Tensor, "n size"],
+        y: Float[Tensor, "m size"],
+        how: Plan,
+        device: torch.device = CPU,
+        progress: bool = False,
+    ) -> None:
+        self.n, self.m, self.size = len(x), len(y), x.shape[1]
+        self.progress = progress
+        self.rows_at_once = how.rows_at_once
+        self._x, self._y = x, y
+        self.x, self.y = (side.to(device, torch.float32) for side in (x, y))
+        self.x_lengths, self.y_lengths = lengths(x), lengths(y)
+        if how.regime is Regime.WHOLE:
+            self.held = self._product(self.x)
+
+    def _product(
+        self, x: Float32[Tensor, "k size"], out: Float32[Tensor, "k m"] | None = None
+    ) -> Float32[Tensor, "k m"]:
+        with _full_precision():
+            return torch.mm(x, self.y.T, out=out)
+
+    def of(self, rows: Int64[np.ndarray, " k"]) -> Float32[Tensor, "k m"]:
+        """Return the similarities of some rows."""
+        index = torch.from_numpy(rows).to(self.x.device)
+        return self._product(self.x[index]) if self.held is None else self.held[index]
+
+    def blocks(self, what: str) -> Iterator[tuple[slice, Float32[Tensor, "k m"]]]:
+        """Go over all rows, some at a time; ``what`` names the progress bar.
+
+        What is yielded is overwritten by the next.
+        """
+        bar = tqdm(total=self.n, desc=what, unit="row", leave=False, delay=2,
+                   disable=not self.progress)  # fmt: skip
+        step = self.rows_at_once
+        if self.x.device.type == "cpu":
+            step = min(step, max(1, NUMBERS_AT_ONCE // self.m))
+        buffer = self.x.new_empty(self.rows_at_once if self.held is None else 0, self.m)
+        with bar:
+            for start in range(0, self.n, self.rows_at_once):
+                stop = min(self.n, start + self.rows_at_once)
+                if self.held is None:
+                    block = self._product(self.x[start:stop], out=buffer[: stop - start])
+                else:
+                    block = self.held[start:stop]
+                for first in range(start, stop, step):
+                    last = min(stop, first + step)
+                    yield slice(first, last), block[first - start : last - start]
+                    bar.update(last - first)
+
+    def exact(
+        self, rows: Int64[np.ndarray, " k"], columns: Int64[np.ndarray, " k"]
+    ) -> Float64[np.ndarray, " k"]:
+        """Return the similarities of chosen pairs, in float64, from the vectors as they came."""
+        out = np.empty(len(rows))
+        for start in range(0, len(rows), PAIRS_AT_ONCE):
+            some = slice(start, start + PAIRS_AT_ONCE)
+            sides = [
+                side[torch.from_numpy(index[some]).to(side.device)].to("cpu", torch.float64)
+                for side, index in ((self._x, rows), (self._y, columns))
+            ]
+            out[some] = torch.linalg.vecdot(*sides).numpy()
+        return out
+
+    def exact_best(
+        self, rows: Int64[np.ndarray, " k"], prices: Float64[np.ndarray, " m"]
+    ) -> tuple[Int64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
+        """Return the best column of some rows and its net value, all columns taken in float64."""
+        best, column = np.full(len(rows), -np.inf), np.zeros(len(rows), np.int64)
+        x = self._x[torch.from_numpy(rows).to(self._x.device)].to("cpu", torch.float64)
+        for start in range(0, self.m, PAIRS_AT_ONCE):
+            some = slice(start, start + PAIRS_AT_ONCE)
+            net = (x @ self._y[some].to("cpu", torch.float64).T).numpy() - prices[some]
+            here = net.argmax(axis=1)
+            value = net[np.arange(len(rows)), here]
+            column = np.where(value > best, here + start, column)
+            best = np.maximum(best, value)
+        return column, best

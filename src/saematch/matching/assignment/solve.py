@@ -1,0 +1,302 @@
+"""``solve_assignment``: the best one-to-one match of two sets of vectors, with a proof."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Float64, Int64
+from torch import Tensor
+from tqdm import tqdm
+
+from saematch.matching.assignment.auction import FREE, Auction
+from saematch.matching.assignment.candidates import Candidates
+from saematch.matching.assignment.certificate import prove
+from saematch.matching.assignment.finish import finish
+from saematch.matching.assignment.products import CPU, Products, Regime, lengths, plan
+from saematch.matching.match import Certificate
+
+FIRST_EPSILON = 0.002
+"""Of a row's mean advantage: what its best column is worth more than a column drawn at random."""
+LAST_EPSILON = 1e-8
+"""Of the same; the auction goes no lower, whatever the tolerance."""
+EPSILON_FACTOR = 5.0
+SAMPLED_ROWS = 512
+"""Rows from which the first prices are estimated."""
+
+
+class Status(Enum):
+    """How a solve ended; the value is the message."""
+
+    OPTIMAL = "optimal within the tolerance"
+    TIME_LIMIT = "the time limit passed before the tolerance was met"
+    TOO_MANY_TIES = (
+        "the tolerance was not met, and too many pairs are equally good to tell which is best"
+    )
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A match, what was proved of it, and how it was found."""
+
+    columns: Int64[np.ndarray, " n_a"]
+    """Of each row of ``x_a``, its partner among the rows of ``x_b``; -1 where it has none."""
+    value: float
+    """Total similarity of the pairs, and ``unmatched`` for each row of the smaller side without a
+    partner."""
+    bound: float
+    """No match is worth more (weak duality; see ``prices``)."""
+    prices: Float64[np.ndarray, " n_b"]
+    """The dual variables of ``x_b`` that prove the bound: it is at least
+    ``sum_i max_j (s_ij - prices_j) + sum_j prices_j``, where the maximum is taken as at least 0 if
+    there are more rows in ``x_a`` than in ``x_b``, and otherwise as at least ``unmatched``."""
+    seconds: float
+    regime: str
+    """How similarities were held: ``whole``, ``blocks`` or ``device``."""
+    status: Status
+    n_scanned_again: int
+    """Rows whose list of candidates had to be made again; each costs a row of the product."""
+
+    @property
+    def gap(self) -> float:
+        """``(bound - value) / |bound|``: the match is optimal to this."""
+        gap = Certificate(self.value, self.bound).gap
+        assert gap is not None
+        return gap
+
+
+def solve_assignment(
+    x_a: np.ndarray | Tensor,
+    x_b: np.ndarray | Tensor,
+    *,
+    unmatched: float | None = None,
+    tolerance: float = 1e-6,
+    time_limit: float | None = None,
+    memory_gib: float | None = None,
+    device: str | torch.device | None = None,
+    regime: str | None = None,
+    progress: bool = False,
+) -> Solution:
+    """Match rows of ``x_a`` and ``x_b`` one to one for the largest total inner product.
+
+    Every row of the smaller side gets a partner; with ``unmatched`` it may stay without one where
+    that is better, staying being worth ``unmatched`` to it.
+
+    A forward auction with epsilon-scaling (Bertsekas 1988; ``docs/solver.md``) on float32 products,
+    with float64 prices. The result's ``value`` and ``bound`` are then computed apart from it, in
+    one blocked pass, exact to float64 rounding.
+
+    Time is that of one float32 product of both sides (``2 n_a n_b size`` flops) and little more if
+    the similarities fit into memory; if not, it is that of two and of the rows scanned again.
+    Memory beside the input is ``4 n_a n_b`` bytes, or, if that is more than there is, ``8 K n`` for
+    lists of ``K <= 2048`` candidates. Inputs other than float32 are copied to it, on top.
+
+    Args:
+        x_a: ``[n_a, size]``, vectors of one side, of any floating type.
+        x_b: ``[n_b, size]``, vectors of the other side.
+        unmatched: what staying without a partner is worth; None if that is not allowed.
+        tolerance: the relative gap between value and bound to stop at.
+        time_limit: seconds after which the best match so far is taken. Making the first lists,
+            proving the result, and what is under way when the time is up come on top.
+        memory_gib: memory to use beside the input; by default half of what is free.
+        device: where products are computed and lists made; by default the device of ``x_a``, or
+            CUDA if there is one, or the CPU.
+        regime: how similarities are held: ``whole`` in memory, ``blocks`` (the best of each row, on
+            the CPU) or ``device`` (the same, with products on ``device``); by default what fits.
+        progress: show bars on standard error.
+
+    Raises:
+        ValueError: for arrays of other shapes, empty ones, values that are not finite or out of
+            float32's range, settings without meaning, and too little memory.
+    """
+    started = time.monotonic()
+    a, b = _checked(x_a, x_b)
+    if unmatched is not None and not math.isfinite(unmatched):
+        raise ValueError(
+            f"unmatched is {unmatched}; give a finite number, or None for no such choice"
+        )
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance is {tolerance}; give a relative gap of at least 0")
+    if time_limit is not None and not time_limit >= 0:
+        raise ValueError(f"time_limit is {time_limit}; give seconds, or None for no limit")
+    swapped = len(a) > len(b)
+    x, y = (b, a) if swapped else (a, b)
+    outside = -math.inf if unmatched is None else float(unmatched)
+    chosen, place = _regime(regime, device, a)
+    how = plan(len(x), len(y), memory_gib, place, chosen)
+    products = Products(x, y, how, place, progress)
+    deadline = math.inf if time_limit is None else started + time_limit
+    columns, prices, in_time, again = _auction(products, how.length, outside, tolerance, deadline)
+    proof = prove(products, columns, prices, outside)
+    if in_time and proof.certificate.gap > tolerance and time.monotonic() < deadline:
+        exact = finish(products, proof, prices, outside)
+        if exact is not None and (better := prove(products, *exact, outside)).slack < proof.slack:
+            (columns, prices), proof = exact, better
+    status = Status.OPTIMAL
+    if proof.certificate.gap > tolerance:
+        status = Status.TOO_MANY_TIES if in_time else Status.TIME_LIMIT
+    if swapped:
+        of_columns = np.full(len(y), -1)
+        of_columns[columns[columns >= 0]] = np.flatnonzero(columns >= 0)
+        columns, prices = of_columns, proof.profits
+    return Solution(
+        columns=columns,
+        value=proof.certificate.value,
+        bound=proof.certificate.bound,
+        prices=prices,
+        seconds=time.monotonic() - started,
+        regime=how.regime.value,
+        status=status,
+        n_scanned_again=again,
+    )
+
+
+def _auction(
+    products: Products, length: int, outside: float, tolerance: float, deadline: float
+) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, " m"], bool, int]:
+    """Run the stages of the auction.
+
+    Returns match and prices of the last stage that was finished, whether that was the last of all,
+    and how many rows were scanned again.
+    """
+    n, m = products.n, products.m
+    every_column_taken = n == m and outside == -math.inf
+    sample = _sample(products)
+    prices = _first_prices(sample) if every_column_taken else np.zeros(m)
+    advantage = _advantage(sample, prices)
+    del sample
+    auction = Auction(Candidates(products, length, prices), prices, outside)
+    longest = float(products.x_lengths.max() * products.y_lengths.max())
+    rounding = 16 * np.finfo(np.float64).eps * longest  # a smaller rise might not change a price
+    smallest = max(LAST_EPSILON * advantage, rounding)
+    epsilon = max(FIRST_EPSILON * advantage, smallest)
+    found = None
+    bar = tqdm(desc="auction", unit="stage", leave=False, delay=1, disable=not products.progress)
+    with bar:
+        while True:
+            in_time = auction.stage(epsilon, deadline)
+            if in_time and not every_column_taken:
+                in_time = _no_column_stranded(auction, epsilon, deadline)
+            if not in_time:
+                found = found or (_completed(auction, products), auction.prices)
+                return *found, False, auction.n_scanned_again
+            found = auction.columns(), auction.prices.copy()
+            target = max(tolerance * abs(auction.value) / n, smallest)
+            bar.total = bar.n + 1 + max(0, math.ceil(math.log(epsilon / target, EPSILON_FACTOR)))
+            gap = n * epsilon / (abs(auction.value) or 1.0)
+            bar.set_postfix(gap=f"~{gap:.0e}", refresh=False)
+            bar.update()
+            if epsilon <= target:
+                return *found, True, auction.n_scanned_again
+            epsilon = max(epsilon / EPSILON_FACTOR, target)
+            if not every_column_taken:
+                auction.lower_prices(2 * EPSILON_FACTOR * epsilon)
+
+
+def _sample(products: Products) -> Float32[Tensor, "k m"]:
+    """Return the similarities of rows taken at even distances."""
+    k = min(products.n, SAMPLED_ROWS, max(64, products.rows_at_once))
+    rows = np.linspace(0, products.n - 1, k).astype(np.int64)
+    return products.of(rows)
+
+
+def _first_prices(sample: Float32[Tensor, "k m"]) -> Float64[np.ndarray, " m"]:
+    """Estimate what a column is worth to many: mean and one standard deviation over some rows.
+
+    Each row counts alike, whatever its length: a few long ones would overprice columns for all.
+    """
+    sizes = sample.norm(dim=1, keepdim=True)
+    alike = sample * torch.where(sizes > 0, sizes.median() / sizes, 0.0)
+    return (alike.mean(0) + alike.std(0, correction=0)).double().cpu().numpy()
+
+
+def _advantage(sample: Float32[Tensor, "k m"], prices: Float64[np.ndarray, " m"]) -> float:
+    """How much more a row's best column is worth than one drawn at random, on average.
+
+    Scale and shift of the similarities leave it what it is, so epsilons are measured by it. It is
+    at least the rounding of the products, and 1 where all is 0 and nothing matters.
+    """
+    net = sample - torch.from_numpy(prices).float().to(sample.device)
+    advantage = float(net.amax(1).mean() - net.mean())
+    return max(advantage, torch.finfo(torch.float32).eps * float(sample.abs().max())) or 1.0
+
+
+def _no_column_stranded(auction: Auction, epsilon: float, deadline: float) -> bool:
+    """Repeat a stage from lower prices until columns that nobody holds are priced at (nearly) 0.
+
+    Where columns may stay free this is a condition of optimality, and a price left over from an
+    earlier stage would break it. It ends: at prices of 0 only columns that are held rise.
+    """
+    by = 4 * EPSILON_FACTOR * epsilon
+    while auction.stranded > 0.5 * epsilon * len(auction.partner):
+        auction.lower_prices(by)
+        by *= 4
+        if not auction.stage(epsilon, deadline):
+            return False
+    return True
+
+
+def _completed(auction: Auction, products: Products) -> Int64[np.ndarray, " n"]:
+    """Give each row that has no column yet the best of those that nobody holds."""
+    columns, free = auction.columns(), torch.from_numpy(auction.holder == FREE)
+    rows = np.flatnonzero(auction.partner == FREE)
+    for start in range(0, len(rows), products.rows_at_once):
+        some = rows[start : start + products.rows_at_once]
+        for row, of_row in zip(some, products.of(some).cpu(), strict=True):
+            worth, column = torch.where(free, of_row, -torch.inf).max(0)
+            if worth > auction.outside:
+                columns[row], free[column] = column, False
+    return columns
+
+
+def _regime(
+    regime: str | None, device: str | torch.device | None, a: Tensor
+) -> tuple[Regime | None, torch.device]:
+    """Return the regime, if it is decided already, and where products are computed."""
+    names = [known.value for known in Regime]
+    if regime is not None and regime not in names:
+        raise ValueError(f"there is no regime {regime!r}; choose one of {', '.join(names)}")
+    chosen = None if regime is None else Regime(regime)
+    place = CPU
+    if device is not None:
+        place = torch.device(device)
+    elif chosen in (None, Regime.DEVICE):
+        place = torch.device("cuda") if a.is_cpu and torch.cuda.is_available() else a.device
+    if place != CPU and chosen not in (None, Regime.DEVICE):
+        raise ValueError(f"regime {regime!r} is of the CPU; leave out device={str(place)!r}")
+    return chosen, place
+
+
+def _checked(
+    x_a: np.ndarray | Tensor, x_b: np.ndarray | Tensor
+) -> tuple[Float[Tensor, "n_a size"], Float[Tensor, "n_b size"]]:
+    sides, sizes = [], []
+    for name, side in (("x_a", x_a), ("x_b", x_b)):
+        tensor = torch.as_tensor(side).detach()
+        if tensor.ndim != 2 or 0 in tensor.shape or not tensor.is_floating_point():
+            raise ValueError(
+                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; give one vector of "
+                "floating-point numbers a row, at least one"
+            )
+        longest = float(lengths(tensor).max())
+        if not math.isfinite(longest):
+            raise ValueError(f"{name} holds NaN or infinite values; leave those rows out")
+        sides.append(tensor)
+        sizes.append(longest)
+    a, b = sides
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(
+            f"vectors of x_a have {a.shape[1]} numbers, those of x_b {b.shape[1]}; they must be of "
+            "one size"
+        )
+    for size in (*sizes, math.prod(sizes)):
+        if size and not 1e-15 < size < 1e15:
+            raise ValueError(
+                f"lengths of vectors are up to {sizes[0]:.0e} and {sizes[1]:.0e}: they or their "
+                "products are outside 1e-15 to 1e15, too near the ends of float32; scale them"
+            )
+    return a, b

@@ -1,0 +1,56 @@
+"""Pairs of layers with a known answer, for tests and benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from saematch.matching.objectives import Factors
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Vectors of two layers, and which features carry on."""
+
+    factors: Factors
+    columns: Int64[Tensor, " n"]
+    """Of each feature of the earlier layer its counterpart in the later one, -1 if it has none."""
+
+
+def planted(
+    n: int,
+    size: int,
+    *,
+    persist: float = 0.7,
+    cosine: tuple[float, float] = (0.3, 0.95),
+    spread: float = 0.3,
+    seed: int = 0,
+) -> Planted:
+    """Make two layers of ``n`` features: some carry on, changed, and the others are new.
+
+    Directions are isotropic Gaussian. A feature carries on with probability ``persist``, at a
+    cosine drawn evenly from ``cosine``; the norms of both sides are log-normal with standard
+    deviation ``spread`` of the logarithm, apart; the later layer's order is shuffled. With
+    ``persist=0`` nothing is shared.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def vectors() -> Float[Tensor, "n size"]:
+        return torch.randn(n, size, generator=generator).div_(size**0.5)
+
+    def norms() -> Float[Tensor, "n 1"]:
+        return torch.exp(spread * torch.randn(n, 1, generator=generator))
+
+    low, high = cosine
+    rho = low + (high - low) * torch.rand(n, 1, generator=generator)
+    carries_on = torch.rand(n, 1, generator=generator) < persist
+    rho *= carries_on
+    place = torch.randperm(n, generator=generator)
+    earlier, later = vectors(), vectors()
+    later.mul_((1 - rho**2).sqrt()).addcmul_(earlier, rho).mul_(norms())
+    earlier.mul_(norms())
+    shuffled = torch.empty_like(later).index_copy_(0, place, later)
+    return Planted(Factors(earlier, shuffled), torch.where(carries_on.flatten(), place, -1))
