@@ -106,12 +106,12 @@ def measure(solver, instance, n, size, repeats, memory_gib, peers) -> dict:
     solve(planted(200, 8).factors, None)  # compile, import
     reset_peak()
     before = memory("VmRSS")
-    seconds, products = [], []
+    seconds, products, peak = [], [], 0
     for _ in range(repeats):
         started = time.perf_counter()
         value, gap, regime, again = solve(factors, memory_gib)
         seconds.append(time.perf_counter() - started)
-        peak = memory("VmHWM")
+        peak = max(peak, memory("VmHWM"))
         products.append(bare_product(factors, whole=4 * n * n < 4 * GIB))
         reset_peak()
     return {

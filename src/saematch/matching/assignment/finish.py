@@ -19,6 +19,9 @@ from saematch.matching.assignment.products import Products
 MOST_PAIRS, MOST_PAIRS_A_ROW = 1_000_000, 50
 """With more pairs left than the larger of these two allows, the step is not taken."""
 
+MOST_ROUNDS = 2000
+"""Of raising prices; few are needed, and if these do not suffice the certificate shows it."""
+
 
 def finish(
     products: Products, proof: Proof, prices: Float64[np.ndarray, " m"], outside: float
@@ -78,7 +81,7 @@ def _prices(
     weight, tail = similarity - own[i], partner[i]
     rounding = 4 * np.finfo(np.float64).eps * float(np.abs(similarity).max())
     prices = start.copy()
-    for _ in range(len(partner)):
+    for _ in range(min(len(partner), MOST_ROUNDS)):
         wanted = prices[tail] + weight
         rises = wanted > prices[j] + rounding
         if not rises.any():
