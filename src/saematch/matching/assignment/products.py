@@ -103,7 +103,7 @@ def _free_memory() -> int:
 
 def lengths(side: Float[Tensor, "n size"]) -> Float64[Tensor, " n"]:
     """Return the norm of each row, in float64 and without a copy of all of them."""
-    parts = side.split(MOST_ROWS_AT_ONCE)
+    parts = side.split(PAIRS_AT_ONCE)
     return torch.cat([torch.linalg.vector_norm(k.double(), dim=1).cpu() for k in parts])
 
 
