@@ -7,10 +7,10 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from saematch.cli import CONF
+from saematch.cli import CONF, REFERRED
 from saematch.experiment import Experiment
 
-GROUPS = ("model", "sae", "matching", "assignment", "dataset", "trainer", "logger")
+GROUPS = ("model", "sae", "matching", "assignment", "dataset", "trainer", "logger", "selection")
 NEEDED = {"sae=saelens": ["sae.path=x/{layer}"], "dataset=local": ["dataset.paths=[a.jsonl]"]}
 
 
@@ -31,7 +31,8 @@ def build(*overrides):
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         config = hydra.compose("config", list(overrides))
     parts = hydra.utils.instantiate(config, _convert_="object")
-    del parts["run_id"], parts["matching"], parts["assignment"]
+    for name in REFERRED:
+        del parts[name]
     return Experiment(**parts)
 
 

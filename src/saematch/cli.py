@@ -4,66 +4,89 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import logging
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from saematch.experiment import Experiment
 
 _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED = _PACKAGE / "conf"
 CONF = str(_INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "conf")
 """Absolute, so that a checkout, an installed wheel and the console script all find it."""
 
-_MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
+REFERRED = ("run_id", "matching", "assignment", "setting")
+"""Settings that are no part of a run themselves: other settings refer to them."""
+
+MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
 """What a caller's mistake ends in; anything else is ours and shows its traceback."""
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def _run(config: DictConfig) -> None:
-    from saematch.experiment import Experiment
+    from saematch.report.terminal import print_results
     from saematch.run import run
 
-    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     try:
-        parts = hydra.utils.instantiate(config, _convert_="object")
-        for name in ("run_id", "matching", "assignment"):  # the folder; what the arms refer to
-            del parts[name]
-        fields = [field.name for field in dataclasses.fields(Experiment)]
-        unknown = [name for name in parts if name not in fields]
-        if unknown:
-            raise ValueError(f"there is no setting {unknown[0]!r}; see python -m saematch --help")
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        run(Experiment(**parts), resolved, Path(os.path.relpath(folder)))
-    except _MISTAKES as error:  # leave before Hydra prints its own lines about them
+        folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
+        results = run(*_built(config), folder)
+    except MISTAKES as error:  # leave before Hydra prints its own lines about them
         if os.environ.get("SAEMATCH_TRACEBACK"):
             raise
-        sys.exit(f"saematch: {_one_line(error)}")
+        sys.exit(f"saematch: {one_line(error)}")
+    print_results(results, folder)
+
+
+def _built(config: DictConfig) -> tuple[Experiment, dict[str, Any]]:
+    from saematch.experiment import Experiment
+
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    parts = hydra.utils.instantiate(config, _convert_="object")
+    for name in REFERRED:
+        del parts[name]
+    fields = [field.name for field in dataclasses.fields(Experiment)]
+    unknown = [name for name in parts if name not in fields]
+    if unknown:
+        raise ValueError(f"there is no setting {unknown[0]!r}; see python -m saematch --help")
+    return Experiment(**parts), resolved
+
+
+def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
+    """Return the experiment that the settings of a command line make, and its configuration."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        return _built(hydra.compose("config", overrides))
 
 
 def main() -> None:
     """Run the command line; bad input ends in one line on stderr and exit code 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function instead of Hydra's printer
     try:
-        _run()
-    except _MISTAKES as error:
+        if sys.argv[1:2] == ["reproduce"]:
+            from saematch.reproduce import main as reproduce
+
+            reproduce(sys.argv[2:])
+        else:
+            _run()
+    except MISTAKES as error:
         if os.environ.get("SAEMATCH_TRACEBACK"):
             raise
-        sys.exit(f"saematch: {_one_line(error)}")
+        sys.exit(f"saematch: {one_line(error)}")
     except KeyboardInterrupt:
-        sys.exit("saematch: interrupted; the same run_id goes on where it stopped")
+        sys.exit("saematch: interrupted; the same command goes on where it stopped")
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return what the caller did wrong, without what Hydra wraps around it."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
@@ -81,12 +104,9 @@ def _one_line(error: BaseException) -> str:
 
 def _known_keys() -> list[str]:
     """Return every setting and config group."""
-    from hydra import compose
-    from hydra.core.global_hydra import GlobalHydra
-
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        config = OmegaConf.to_container(compose("config"), resolve=False)
+        config = OmegaConf.to_container(hydra.compose("config"), resolve=False)
     keys, todo = [], [("", config)]
     while todo:
         prefix, value = todo.pop()

@@ -9,18 +9,25 @@ from tqdm import tqdm
 
 from saematch.data.texts import LocalTexts, ZooTexts
 from saematch.data.tokens import TokenBatch, tokenise
+from saematch.evals.bootstrap import Bootstrap
 from saematch.evals.runner import TrainerSpec
 from saematch.evals.splice import NO_ARM
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
+from saematch.places import SaeKey
 from saematch.sae.folding import fold_scale
 from saematch.sae.params import SaeParams
+from saematch.sae.selection import Selection
 from saematch.sae.source import SaeSource
 from saematch.tasks.evaluate import check_strategies
+from saematch.tasks.paths import PathSpec
+from saematch.tasks.tables import POOLED
 from saematch.tracking import CsvLogging, NoLogging, WandbLogging
 
-TASKS = ("match", "evaluate")
+TASKS = ("match", "activations", "evaluate", "features", "paths", "planted")
+ON_TEXTS = {"activations", "evaluate"}
+"""Tasks that need the language model and texts."""
 
 
 @dataclass(frozen=True)
@@ -30,56 +37,82 @@ class Experiment:
     name: str
     seed: int
     tasks: Sequence[str]
+    """``match``, and any of ``activations`` (which features fire together), ``evaluate`` (that, and
+    skipped layers), ``features`` (errors of single features), ``paths``, and ``planted`` (known
+    activations, decoded; for ``sae=planted``)."""
     layers: Sequence[int] | None
-    """Layers to match, in rising order each with the next; None for all that have an SAE."""
+    """Layers to take, each to be matched with the next; None for all that have an SAE."""
+    starts: Sequence[int] | None
+    """If given, each of these layers is matched with every later one instead."""
     model: LmSource
     sae: SaeSource
+    selection: Selection
     arms: Mapping[str, Arm]
     strategies: Sequence[str]
     dataset: ZooTexts | LocalTexts
+    bootstrap: Bootstrap
+    paths: PathSpec
+    figures: Sequence[str] | None
+    """Figures to draw; None for all that the tables allow."""
     trainer: TrainerSpec
     logger: WandbLogging | CsvLogging | NoLogging
+    cache: str | None
+    """Folder of the matches that runs share; None keeps them to the run."""
 
     def __post_init__(self) -> None:
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown or "match" not in self.tasks:
             raise ValueError(
-                f"tasks={list(self.tasks)}: a run does [match] or [match, evaluate], nothing else"
+                f"tasks={list(self.tasks)}: a run does match, and any of {', '.join(TASKS[1:])}"
             )
         if not self.arms or NO_ARM in self.arms:
             raise ValueError(
                 f"arms holds {list(self.arms) or 'nothing'}: a run needs at least one way of "
                 f"matching, and none may be called {NO_ARM!r}"
             )
-        layers = self.layers
-        if layers is not None and (
-            not isinstance(layers, Sequence) or not all(isinstance(layer, int) for layer in layers)
-        ):
-            raise ValueError(f"layers={layers} must be a list of whole numbers, as layers=[2,3,4]")
+        for name in ("layers", "starts"):
+            layers = getattr(self, name)
+            if layers is not None and (
+                not isinstance(layers, Sequence) or not all(isinstance(n, int) for n in layers)
+            ):
+                raise ValueError(f"{name}={layers} must be a list of whole numbers, as [2,3,4]")
+        if self.starts is not None and "paths" in self.tasks:
+            raise ValueError("paths go from each layer to the next: leave starts at null")
 
 
-def load_saes(experiment: Experiment) -> dict[int, SaeParams]:
-    """Load the SAE of each layer; refuse layers that have none and SAEs that do not go together."""
-    there = experiment.sae.layers()
+def choose_saes(experiment: Experiment) -> tuple[list[int], dict[str, SaeSource]]:
+    """Return the layers and the sets of SAEs; refuse layers that have none."""
+    source, starts = experiment.sae, experiment.starts or []
+    there = source.layers()
     if not there:  # loading says what is missing and what there is
-        experiment.sae.load(0)
-        raise ValueError(f"no SAE was found at {experiment.sae.name}")
+        source.load(0)
+        raise ValueError(f"no SAE was found at {source.name}")
     layers = there if experiment.layers is None else sorted(set(experiment.layers))
     missing = [layer for layer in layers if layer not in there]
     if missing:
         raise ValueError(
-            f"layers={layers}: there is no SAE for layer {missing[0]} in {experiment.sae.name}, "
+            f"layers={layers}: there is no SAE for layer {missing[0]} in {source.name}, "
             f"only for layers {', '.join(map(str, there))}"
         )
     if len(layers) < 2:
         raise ValueError(f"layers={layers}: matching needs at least two layers")
+    astray = [layer for layer in starts if layer not in layers[:-1]]
+    if astray:
+        raise ValueError(
+            f"starts={list(starts)}: {astray[0]} is none of the layers {layers}, or the last"
+        )
+    return layers, experiment.selection(source, layers)
+
+
+def load_saes(layers: Sequence[int], sets: Mapping[str, SaeSource]) -> dict[SaeKey, SaeParams]:
+    """Load the SAE of each set and layer; refuse SAEs that do not go together."""
+    keys = [SaeKey(name, layer) for name in sets for layer in layers]
     saes = {
-        layer: experiment.sae.load(layer)
-        for layer in tqdm(layers, desc="load SAEs", unit="SAE", leave=False)
+        key: sets[key.saes].load(key.layer)
+        for key in tqdm(keys, desc="load SAEs", unit="SAE", leave=False)
     }
-    widths = {sae.d_model for sae in saes.values()}
-    if len(widths) > 1:
-        sizes = ", ".join(f"layer {layer}: {sae.d_model}" for layer, sae in saes.items())
+    if len({sae.d_model for sae in saes.values()}) > 1:
+        sizes = ", ".join(f"layer {key.layer}: {sae.d_model}" for key, sae in saes.items())
         raise ValueError(f"the SAEs have different d_model ({sizes}), so they cannot be matched")
     models = {sae.origin.model_name for sae in saes.values()}
     if len(models) > 1:
@@ -87,7 +120,7 @@ def load_saes(experiment: Experiment) -> dict[int, SaeParams]:
     return saes
 
 
-def _check_fit(lm: LanguageModel, saes: Mapping[int, SaeParams]) -> None:
+def _check_fit(lm: LanguageModel, saes: Mapping[SaeKey, SaeParams]) -> None:
     sae = next(iter(saes.values()))
     if sae.d_model != lm.d_model:
         raise ValueError(
@@ -100,12 +133,12 @@ def _check_fit(lm: LanguageModel, saes: Mapping[int, SaeParams]) -> None:
             f"the SAEs were trained on {trained_on}, but the language model is {lm.name}: choose "
             "the other model, or set model.name if it is the same under another name"
         )
-    beyond = [layer for layer in saes if layer >= lm.n_layers]
+    beyond = [key.layer for key in saes if key.layer >= lm.n_layers]
     if beyond:
         raise ValueError(f"{lm.name} has {lm.n_layers} blocks, there is no layer {beyond[0]}")
 
 
-def check_arms(arms: Mapping[str, Arm], saes: Mapping[int, SaeParams]) -> None:
+def check_arms(arms: Mapping[str, Arm], saes: Mapping[SaeKey, SaeParams]) -> None:
     """Refuse before the first match what folding would refuse in the middle of them."""
     folds = {arm.fold for arm in arms.values()} | {"threshold"}  # MSE is measured on folded SAEs
     for by in folds:
@@ -114,7 +147,7 @@ def check_arms(arms: Mapping[str, Arm], saes: Mapping[int, SaeParams]) -> None:
 
 
 def load_tokens(
-    experiment: Experiment, lm: LanguageModel, saes: Mapping[int, SaeParams]
+    experiment: Experiment, lm: LanguageModel, saes: Mapping[SaeKey, SaeParams]
 ) -> dict[str, tuple[TokenBatch, ...]]:
     """Check all that evaluation needs, and return the batches of each text set."""
     _check_fit(lm, saes)
@@ -123,6 +156,8 @@ def load_tokens(
     names = [texts.name for texts in sets]
     if len(set(names)) < len(names):
         raise ValueError(f"two text sets have one name ({', '.join(names)}); rename a file")
+    if POOLED in names:
+        raise ValueError(f"{POOLED!r} stands for all text sets together; rename the file")
     max_tokens, size = experiment.dataset.max_tokens, experiment.trainer.batch_size
     tokens = {texts.name: tokenise(texts, lm.tokenizer, max_tokens, size) for texts in sets}
     longest = max(batch.ids.shape[1] for batches in tokens.values() for batch in batches)

@@ -9,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,29 @@ import torch
 
 from saematch.data.tokens import TokenBatch
 from saematch.evals.weights import threshold_summary
-from saematch.experiment import Experiment, check_arms, load_saes, load_tokens
+from saematch.experiment import (
+    ON_TEXTS,
+    Experiment,
+    check_arms,
+    choose_saes,
+    load_saes,
+    load_tokens,
+)
 from saematch.files import write_json
 from saematch.lm.hooks import LanguageModel
+from saematch.matching.store import MatchStore
+from saematch.places import DEFAULT, Place, SaeKey
 from saematch.report.figures import draw_figures
 from saematch.report.summary import history_by_layer, mean_metrics, optimal_to
-from saematch.report.terminal import print_results
 from saematch.results import Results
 from saematch.sae.params import SaeParams
-from saematch.tasks.evaluate import (
-    activation_rows,
-    evaluate_texts,
-    layer_rows,
-    plan_splices,
-    score,
-    strategy_rows,
-)
-from saematch.tasks.match import MatchSet, Pair, match_layers, match_rows
+from saematch.sae.source import SaeSource
+from saematch.tasks.evaluate import evaluate_texts, plan_splices
+from saematch.tasks.features import example_rows, histogram_rows
+from saematch.tasks.match import MatchSet, exact_arms, match_places, match_rows, places_of
+from saematch.tasks.paths import path_rows
+from saematch.tasks.planted import planted_rows
+from saematch.tasks.tables import POOLED, Tables
 from saematch.tracking import Outcome, Tracker
 
 log = logging.getLogger(__name__)
@@ -54,20 +59,30 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
     tracker: Tracker | None = None
     torch.manual_seed(experiment.seed)
     try:
-        saes = load_saes(experiment)
+        layers, sets = choose_saes(experiment)
+        saes = load_saes(layers, sets)
         check_arms(experiment.arms, saes)
-        lm = experiment.model.load() if "evaluate" in experiment.tasks else None
+        lm = experiment.model.load() if ON_TEXTS & set(experiment.tasks) else None
         tokens = {} if lm is None else load_tokens(experiment, lm, saes)
         write_json(folder / "run.json", settings)
         if not finished:
             results.save(path)
         tracker = experiment.logger.start(experiment.name, folder, config)
         results.provenance |= _sources(experiment, saes, lm)
-        matches = _match(experiment, saes, folder, results)
+        places = places_of(list(sets), layers, experiment.starts)
+        matches = _match(experiment, saes, sets, places, folder, results)
+        tables = None
         if lm is not None:
-            _evaluate(experiment, saes, matches, lm, tokens, folder, results)
+            tables = _evaluate(experiment, saes, matches, lm, tokens, folder, results)
+        if "features" in experiment.tasks:
+            results.tables["feature_mse_histogram"] = histogram_rows(saes, matches)
+            results.tables["features"] = example_rows(saes, matches)
+        if "paths" in experiment.tasks:
+            results.tables["paths"] = path_rows(saes, matches, experiment.paths, tables)
+        if "planted" in experiment.tasks:
+            results.tables["planted"] = planted_rows(saes, sets, matches, experiment.arms)
         results.metrics = mean_metrics(results.tables) | optimal_to(results.tables)
-        figures = draw_figures(results.tables, folder / "figures")
+        figures = draw_figures(results.tables, experiment.figures, folder / "figures")
         results.status = "finished"
         results.provenance["seconds"] = round(time.monotonic() - started, 1)
         results.save(path)
@@ -81,13 +96,25 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
         raise
     history = history_by_layer(results.tables)
     tracker.finish(Outcome(results, history, figures, folder / "matches"))
-    print_results(results, folder)
     return results
+
+
+def finished_as(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether the folder holds a finished run of these settings."""
+    path = folder / "results.json"
+    if not path.exists() or not (folder / "run.json").exists():
+        return False
+    theirs = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return Results.load(path).status == "finished" and theirs == _settings(config)
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return what a run is told from another by."""
-    return {k: v for k, v in _flat(config).items() if not k.startswith(("logger", "run_id"))}
+    return {
+        k: v
+        for k, v in _flat(config).items()
+        if not k.startswith(("logger", "run_id", "cache", "figures"))
+    }
 
 
 def _refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:
@@ -120,50 +147,73 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _match(
-    experiment: Experiment, saes: dict[int, SaeParams], folder: Path, results: Results
+    experiment: Experiment,
+    saes: dict[SaeKey, SaeParams],
+    sets: dict[str, SaeSource],
+    places: tuple[Place, ...],
+    folder: Path,
+    results: Results,
 ) -> MatchSet:
-    layers = sorted(saes)
-    pairs: tuple[Pair, ...] = tuple(pairwise(layers))
-    matches = match_layers(saes, pairs, experiment.arms, folder / "matches")
-    truths = [experiment.sae.truth(*pair) for pair in pairs]
-    results.tables["matches"] = match_rows(saes, matches, truths)
+    store = MatchStore(Path(experiment.cache or folder / "cache") / "matches")
+    matches = match_places(saes, places, experiment.arms, store, folder / "matches")
+    results.provenance["matches"] = dict(store.counts)
+    results.tables["matches"] = match_rows(
+        saes,
+        matches,
+        lambda place: sets[place.saes].truth(place.layer_from, place.layer_to),
+        exact_arms(experiment.arms),
+    )
     results.tables["layers"] = [
-        {"layer": layer, "n_features": sae.n_features, **threshold_summary(sae)}
-        for layer, sae in saes.items()
+        {
+            **key._asdict(),
+            "n_features": sae.n_features,
+            "stated_l0": sae.origin.mean_l0,
+            **threshold_summary(sae),
+        }
+        for key, sae in saes.items()
     ]
     return matches
 
 
 def _evaluate(
     experiment: Experiment,
-    saes: dict[int, SaeParams],
+    saes: dict[SaeKey, SaeParams],
     matches: MatchSet,
     lm: LanguageModel,
     tokens: dict[str, tuple[TokenBatch, ...]],
     folder: Path,
     results: Results,
-) -> None:
-    plan = plan_splices(saes, matches, experiment.arms, experiment.strategies)
-    totals = evaluate_texts(plan, matches, lm, tokens, experiment.trainer, folder / "evaluation")
-    results.tables["strategies"] = strategy_rows(plan, totals)
-    results.tables["activations"] = activation_rows(plan, totals)
-    for row in results.tables["matches"]:
-        place = plan.pairs.index((row["layer_from"], row["layer_to"]))
-        row.update(vars(score(plan, list(totals.values()), place, str(row["arm"]))))
-    for known, measured in zip(results.tables["layers"], layer_rows(plan, totals), strict=True):
+) -> Tables:
+    splice = "evaluate" in experiment.tasks
+    arms = experiment.arms if splice else {}
+    plan, cells = plan_splices(saes, matches, arms, experiment.strategies if splice else ())
+    sums = evaluate_texts(plan, lm, tokens, experiment.trainer, folder / "evaluation")
+    tables = Tables(sums, experiment.bootstrap)
+    if cells:
+        results.tables |= tables.strategies(cells)
+    results.tables["activations"] = tables.activations(matches)
+    pooled = [row for row in results.tables["activations"] if row["dataset"] == POOLED]
+    for row, scores in zip(results.tables["matches"], pooled, strict=True):
+        row.update({name: scores[name] for name in scores if name != "dataset"})
+    for known, measured in zip(results.tables["layers"], tables.layers(list(saes)), strict=True):
         known.update(measured)
+    return tables
 
 
 def _sources(
-    experiment: Experiment, saes: Mapping[int, SaeParams], lm: LanguageModel | None
+    experiment: Experiment, saes: Mapping[SaeKey, SaeParams], lm: LanguageModel | None
 ) -> dict[str, Any]:
     """Return what the results come from: SAEs, model, and the objective of each arm."""
     model = vars(experiment.model) | {"revision": lm.revision if lm else None}
     return {
-        "saes": {str(layer): vars(sae.origin) for layer, sae in saes.items()},
+        "saes": {_sae_name(key): vars(sae.origin) for key, sae in saes.items()},
         "model": model,
         "part_weights": {name: vars(arm.objective) for name, arm in experiment.arms.items()},
     }
+
+
+def _sae_name(key: SaeKey) -> str:
+    return str(key.layer) if key.saes == DEFAULT else f"{key.saes}/{key.layer}"
 
 
 def _provenance(seed: int) -> dict[str, Any]:

@@ -1,29 +1,48 @@
 """The evaluation against a plain one: dense features, hooks, the whole model every time."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
+from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 
 from conftest import N_LAYERS, TEXTS
 from saematch.data.texts import TextSet
 from saematch.data.tokens import tokenise
+from saematch.evals import runner
+from saematch.evals.bootstrap import Bootstrap
 from saematch.evals.runner import TrainerSpec, evaluate
-from saematch.evals.splice import Cell, SplicePlan
+from saematch.evals.weights import feature_mse
 from saematch.lm.source import LmSource
+from saematch.matching.arm import Arm
 from saematch.matching.assignment import Random
 from saematch.matching.objectives import Parts
+from saematch.matching.store import MatchStore
+from saematch.places import Place, SaeKey
 from saematch.sae.folding import fold
 from saematch.sae.source import SaelensFolders
-from saematch.tasks.evaluate import activation_rows, layer_rows, strategy_rows
+from saematch.tasks.evaluate import Cell, plan_splices
+from saematch.tasks.match import MatchSet, match_places
+from saematch.tasks.tables import Tables
 
-CELLS = (
-    Cell("a", "permute"),
-    Cell("a", "permute_raw"),
-    Cell("b", "permute"),
-    Cell("none", "reconstruct_previous"),
-    Cell("none", "reconstruct_current"),
-    Cell("none", "drop"),
-)
+PLACES = (Place("default", 0, 1), Place("default", 1, 3))
+ARMS = {
+    "a": Arm("threshold", Parts(), Random(1), ("permute", "permute_raw"), (0.0, 0.4, 1.0)),
+    "b": Arm("threshold", Parts(), Random(2)),
+    "like_a": Arm("threshold", Parts(), Random(1)),
+}
+STRATEGIES = ("reconstruct_previous", "reconstruct_current", "drop")
+
+
+@dataclass
+class Planned:
+    """A plan and what it was made from."""
+
+    saes: dict
+    matches: MatchSet
+    cells: list[Cell]
+    plan: object
 
 
 @pytest.fixture(scope="module")
@@ -32,28 +51,50 @@ def lm(tiny):
 
 
 @pytest.fixture(scope="module")
-def plan(tiny):
+def planned(tiny, tmp_path_factory):
     source = SaelensFolders(f"{tiny}/saes/layer_{{layer}}")
     assert source.layers() == list(range(N_LAYERS))
-    saes = {layer: source.load(layer) for layer in range(N_LAYERS)}
-    pairs = ((0, 1), (1, 3))
-    factors = [Parts().factors(saes[a], saes[b]) for a, b in pairs]
-    matches = {name: tuple(Random(seed)(f) for f in factors) for name, seed in (("a", 1), ("b", 2))}
-    return SplicePlan(pairs, saes, matches, CELLS)
+    saes = {SaeKey("default", layer): source.load(layer) for layer in range(N_LAYERS)}
+    folder = tmp_path_factory.mktemp("matches")
+    matches = match_places(saes, PLACES, ARMS, MatchStore(folder / "cache"), folder)
+    plan, cells = plan_splices(saes, matches, ARMS, STRATEGIES)
+    return Planned(saes, matches, cells, plan)
 
 
 @pytest.fixture(scope="module")
-def totals(plan, lm, tmp_path_factory):
-    path = tmp_path_factory.mktemp("evaluation") / "t.safetensors"
+def batches(lm):
     batches = tokenise(TextSet("t", tuple(TEXTS)), lm.tokenizer, 10, 2)
     assert len({batch.ids.shape for batch in batches}) > 1, "texts of several lengths"
-    return evaluate(TrainerSpec(accelerator="cpu"), plan, lm, batches, "t", path, "key")
+    return batches
 
 
-def plain(plan, lm, cell, place):
+def evaluated(planned, lm, batches, folder, keys=None, **spec):
+    spec = TrainerSpec(**{"accelerator": "cpu", **spec})
+    keys = keys or [f"key {n}" for n in range(len(batches))]
+    return evaluate(spec, planned.plan, lm, batches, "t", folder, keys)
+
+
+@pytest.fixture(scope="module")
+def sums(planned, lm, batches, tmp_path_factory):
+    return evaluated(planned, lm, batches, tmp_path_factory.mktemp("evaluation"))
+
+
+@pytest.fixture(scope="module")
+def rows(planned, sums):
+    tables = Tables({"t": sums}, Bootstrap(n_resamples=10)).strategies(planned.cells)
+    return tables["strategies"]
+
+
+def names(sums):
+    with safe_open(sums.files[0], framework="pt") as file:
+        return sorted(file.keys())
+
+
+def plain(planned, lm, cell):
     """Return x_hat, x and the losses of each text, evaluated one by one."""
-    earlier, later = plan.pairs[place]
-    a, b = plan.saes[earlier], plan.saes[later]
+    place = cell.splice.place
+    earlier, later = place.layer_from, place.layer_to
+    a, b = planned.saes[place.earlier], planned.saes[place.later]
     found = []
     for text in TEXTS:
         ids = lm.tokenizer(text, add_special_tokens=False).input_ids[:9]
@@ -65,16 +106,22 @@ def plain(plan, lm, cell, place):
         lm.model(input_ids=ids)
         hook.remove()
         x = seen[0][0, 1:]
-        if cell.strategy.startswith("permute"):
-            by = {"permute": "threshold", "permute_raw": "decoder_norm"}[cell.strategy]
+        if cell.splice.strategy.startswith("permute"):
+            by = {"permute": "threshold", "permute_raw": "decoder_norm"}[cell.splice.strategy]
+            match = planned.matches.by_arm[cell.arm][place]
             features = fold(a, by).encode(x_t)
-            x_hat = fold(b, by).decode(plan.matches[cell.arm][place].apply(features))
+            q = 1.0 if cell.splice.quantile is None else cell.splice.quantile
+            n_least = round(q * a.n_features)
+            own = torch.argsort(feature_mse(a, b, match))[n_least:]
+            stay = torch.zeros_like(features)
+            stay[:, own] = features[:, own]
+            x_hat = fold(b, by).decode(match.apply(features - stay)) + stay @ fold(a, by).W_dec
         else:
             x_hat = {
                 "reconstruct_previous": a.reconstruct(x_t),
                 "reconstruct_current": b.reconstruct(x),
                 "drop": x_t,
-            }[cell.strategy]
+            }[cell.splice.strategy]
         replaced = torch.cat([seen[0][:, :1], x_hat[None]], dim=1)
         hook = lm.blocks[later].register_forward_hook(lambda m, i, o, r=replaced: r)
         logits = lm.model(input_ids=ids).logits[0]
@@ -83,22 +130,58 @@ def plain(plan, lm, cell, place):
     return [torch.cat(part).double() for part in zip(*found, strict=True)]
 
 
-@pytest.mark.parametrize("place", [0, 1])
-@pytest.mark.parametrize("number", range(len(CELLS)))
-def test_every_cell_equals_the_plain_evaluation(plan, lm, totals, place, number):
-    x_hat, x, losses = plain(plan, lm, CELLS[number], place)
-    rows = strategy_rows(plan, {"t": totals})
-    row = rows[place * len(CELLS) + number]
-    assert (row["arm"], row["strategy"]) == (CELLS[number].arm, CELLS[number].strategy)
-    unexplained = (x_hat - x).var(dim=0, correction=0).sum()
-    expected = 1 - unexplained / x.var(dim=0, correction=0).sum()
-    assert row["explained_variance"] == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
-    assert row["loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
-    assert row["n_tokens"] == len(x)
-    assert row["n_targets"] == len(losses)
+def test_every_cell_equals_the_plain_evaluation(planned, lm, rows):
+    assert len(rows) == len(planned.cells) == 2 * (2 * 4 + 1 + 1 + 3)
+    for cell, row in zip(planned.cells, rows, strict=True):
+        x_hat, x, losses = plain(planned, lm, cell)
+        asked = cell.splice
+        assert (row["arm"], row["strategy"], row["quantile"]) == (cell.arm, *asked[::3])
+        unexplained = (x_hat - x).var(dim=0, correction=0).sum()
+        expected = 1 - unexplained / x.var(dim=0, correction=0).sum()
+        assert row["explained_variance"] == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
+        assert row["loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
+        assert (row["n_texts"], row["n_tokens"], row["n_targets"]) == (5, len(x), len(losses))
+        assert row["delta_loss_low"] <= row["delta_loss_high"]
 
 
-def test_delta_loss_is_against_the_same_tokens_of_the_original(plan, lm, totals):
+def test_all_permuted_is_the_full_match_and_none_is_the_earlier_sae_with_the_later_bias(
+    planned, lm, rows
+):
+    """Equation 6 at its ends."""
+    at = {(*r.values(),)[:7]: r for r in rows}
+    for place in PLACES:
+        for strategy in ("permute", "permute_raw"):
+            none, some, every, full = (
+                at[(*place, "a", "t", strategy, q)] for q in (0.0, 0.4, 1.0, None)
+            )
+            assert {k: v for k, v in every.items() if k != "quantile"} == {
+                k: v for k, v in full.items() if k != "quantile"
+            }
+            assert none["explained_variance"] != some["explained_variance"]
+            previous = at[(*place, "none", "t", "reconstruct_previous", None)]
+            # the biases differ by a constant, which has no variance
+            assert none["explained_variance"] == pytest.approx(previous["explained_variance"])
+            assert none["loss"] != previous["loss"]
+
+
+def test_what_several_ask_for_is_evaluated_once(planned):
+    permutes = [s for s in planned.plan.splices if s.strategy.startswith("permute")]
+    # of each place: a by both strategies at q = 0.4 and whole, q = 0 once, b whole; like_a nothing
+    assert len(permutes) == 2 * (2 * 2 + 1 + 1)
+    assert len(planned.plan.pairings) == 2 * 2
+    assert len(planned.plan.splices) == 2 * (6 + 3)
+
+
+def test_two_sets_of_saes_share_what_needs_none(planned):
+    both = {SaeKey(name, k.layer): sae for name in ("x", "y") for k, sae in planned.saes.items()}
+    places = (Place("x", 0, 1), Place("y", 0, 1))
+    matches = MatchSet(places, {}, {})
+    plan, cells = plan_splices(both, matches, {}, STRATEGIES)
+    assert len(cells) == 6
+    assert len(plan.splices) == 5, "the copied hidden state is the same"
+
+
+def test_delta_loss_is_against_the_same_tokens_of_the_original(lm, rows):
     losses = []
     for text in TEXTS:
         ids = lm.tokenizer(text, add_special_tokens=False).input_ids[:9]
@@ -106,85 +189,105 @@ def test_delta_loss_is_against_the_same_tokens_of_the_original(plan, lm, totals)
         logits = lm.model(input_ids=ids).logits[0]
         losses.append(cross_entropy(logits[1:-1], ids[0, 2:], reduction="none"))
     original = torch.cat(losses).mean().item()
-    for row in strategy_rows(plan, {"t": totals}):
+    for row in rows:
         assert row["loss_original"] == pytest.approx(original, rel=1e-5)
         assert row["delta_loss"] == pytest.approx(row["loss"] - original, abs=1e-6)
 
 
-def test_co_activation_equals_counting_by_hand(plan, lm, totals):
-    hidden = {layer: [] for layer in plan.layers}
+def test_contrasts_switch_one_thing(planned, sums):
+    """Equal matches differ by nothing, whatever texts are drawn."""
+    tables = Tables({"t": sums}, Bootstrap(n_resamples=20)).strategies(planned.cells)
+    rows = {(*(r[k] for k in ("layer_from", "arm", "strategy", "against_arm", "against_strategy",
+                              "quantile")),): r for r in tables["contrasts"]}  # fmt: skip
+    assert len(tables["contrasts"]) == len(rows) == 2 * (4 + 3)
+    strategies = {(r["layer_from"], r["arm"], r["strategy"], r["quantile"]): r
+                  for r in tables["strategies"]}  # fmt: skip
+    for (start, arm, strategy, against, other, quantile), row in rows.items():
+        expected = (
+            strategies[start, arm, strategy, quantile]["delta_loss"]
+            - strategies[start, against, other, quantile]["delta_loss"]
+        )
+        assert row["delta_loss_difference"] == pytest.approx(expected, abs=1e-9)
+        if (arm, against, strategy) == ("a", "like_a", "permute"):
+            assert row["delta_loss_difference_low"] == row["delta_loss_difference_high"] == 0
+        assert (arm == against) != (strategy == other)
+
+
+def test_co_activation_equals_counting_by_hand(planned, lm, sums):
+    hidden = {layer: [] for layer in planned.plan.layers}
     for text in TEXTS:
         ids = lm.tokenizer(text, add_special_tokens=False).input_ids[:9]
-        seen, _ = lm.capture(torch.tensor([[lm.tokenizer.bos_token_id, *ids]]), plan.layers)
+        ids = torch.tensor([[lm.tokenizer.bos_token_id, *ids]])
+        seen, _ = lm.capture(ids, planned.plan.layers)
         for layer, x in seen.items():
             hidden[layer].append(x[0, 1:])
-    active = {k: plan.saes[k].encode(torch.cat(x)) > 0 for k, x in hidden.items()}
-    rows = {
-        (r["layer_from"], r["layer_to"], r["arm"]): r for r in activation_rows(plan, {"t": totals})
-    }
-    for place, (a, b) in enumerate(plan.pairs):
-        for arm, matches in plan.matches.items():
-            partner = active[b][:, matches[place].partners()]
-            both = (active[a] & partner).sum().item()
-            score = rows[a, b, arm]["matching_score"]
-            assert score == pytest.approx(both / active[a].sum().item())
-    for row in layer_rows(plan, {"t": totals}):
-        of_layer = active[row["layer"]]
-        assert row["mean_l0"] == pytest.approx(of_layer.sum().item() / len(of_layer))
-        assert row["n_dead"] == int((~of_layer.any(dim=0)).sum())
+    states = {key: torch.cat(hidden[key.layer]) for key in planned.saes}
+    active = {key: planned.saes[key].encode(x) > 0 for key, x in states.items()}
+    tables = Tables({"t": sums}, Bootstrap(n_resamples=10))
+    rows = tables.activations(planned.matches)
+    assert [row["dataset"] for row in rows] == ["t", "all"] * len(PLACES) * len(ARMS)
+    for row in rows:
+        place = Place("default", row["layer_from"], row["layer_to"])
+        match = planned.matches.by_arm[row["arm"]][place]
+        own, partner = active[place.earlier], active[place.later][:, match.partners()]
+        both = (own & partner).sum().item()
+        assert row["matching_score"] == pytest.approx(both / own.sum().item())
+        assert row["n_live"] + row["n_dead"] == own.shape[1]
+        key = planned.matches.keys[row["arm"]][place]
+        counts = tables.feature_counts(place, key)
+        assert torch.equal(counts[0], own.sum(dim=0))
+        assert torch.equal(counts[2], (own & partner).sum(dim=0))
+    for key, row in zip(planned.saes, tables.layers(list(planned.saes)), strict=True):
+        assert row["mean_l0"] == pytest.approx(active[key].sum().item() / len(states[key]))
+        assert row["n_dead"] == int((~active[key].any(dim=0)).sum())
+        norms = torch.linalg.vector_norm(states[key], dim=1)
+        assert row["mean_norm"] == pytest.approx(norms.mean().item())
 
 
-def test_batch_size_does_not_change_the_sums(plan, lm, totals, tmp_path):
-    batches = tokenise(TextSet("t", tuple(TEXTS)), lm.tokenizer, 10, 5)
-    spec = TrainerSpec(accelerator="cpu", batch_size=5)
-    other = evaluate(spec, plan, lm, batches, "t", tmp_path / "t.safetensors", "key")
-    for name, tensor in totals.state_dict().items():
-        torch.testing.assert_close(other.state_dict()[name], tensor, rtol=1e-5, atol=1e-4)
+def test_batch_size_does_not_change_the_sums(planned, lm, sums, tmp_path):
+    whole = tokenise(TextSet("t", tuple(TEXTS)), lm.tokenizer, 10, 5)
+    other = evaluated(planned, lm, whole, tmp_path, batch_size=5)
+    for name in names(sums):
+        torch.testing.assert_close(other[name], sums[name], rtol=1e-4, atol=1e-3)
 
 
-def test_an_evaluation_goes_on_where_it_stopped(plan, lm, totals, tmp_path, monkeypatch):
+def test_an_evaluation_goes_on_where_it_stopped(planned, lm, batches, sums, tmp_path, monkeypatch):
     """Sums after a break are bit for bit those of an unbroken evaluation."""
-    from saematch.evals import runner
-
-    path = tmp_path / "t.safetensors"
-    batches = tokenise(TextSet("t", tuple(TEXTS)), lm.tokenizer, 10, 2)
-    monkeypatch.setattr(runner, "SAVE_SECONDS", 0.0)
-    evaluated = []
+    done = []
     real = runner.evaluate_batch
 
-    def breaking(plan, lm, batch, totals):
-        if len(evaluated) == 1:
+    def breaking(*arguments):
+        if len(done) == 1:
             raise KeyboardInterrupt
-        evaluated.append(batch)
-        real(plan, lm, batch, totals)
+        done.append(1)
+        return real(*arguments)
 
     monkeypatch.setattr(runner, "evaluate_batch", breaking)
     with pytest.raises(BaseException):  # noqa: B017 - Lightning turns the interrupt into an exit
-        evaluate(TrainerSpec(accelerator="cpu"), plan, lm, batches, "t", path, "key")
+        evaluated(planned, lm, batches, tmp_path)
     monkeypatch.setattr(runner, "evaluate_batch", real)
-    resumed = evaluate(TrainerSpec(accelerator="cpu"), plan, lm, batches, "t", path, "key")
-    for name, tensor in totals.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], tensor), name
+    first = (tmp_path / "00000.safetensors").stat().st_mtime_ns
+    resumed = evaluated(planned, lm, batches, tmp_path)
+    assert (tmp_path / "00000.safetensors").stat().st_mtime_ns == first
+    for name in names(sums):
+        assert torch.equal(resumed[name], sums[name]), name
     monkeypatch.setattr(runner, "evaluate_batch", breaking)  # a finished one is not begun again
-    evaluate(TrainerSpec(accelerator="cpu"), plan, lm, batches, "t", path, "key")
+    evaluated(planned, lm, batches, tmp_path)
     with pytest.raises(BaseException):  # noqa: B017 - but sums of something else are not taken over
-        evaluate(TrainerSpec(accelerator="cpu"), plan, lm, batches, "t", path, "other key")
+        evaluated(planned, lm, batches, tmp_path, ["other"] * len(batches))
 
 
-def test_a_damaged_file_of_sums_is_refused(plan, lm, tmp_path):
-    path = tmp_path / "t.safetensors"
-    path.write_bytes(b"x" * 100)
+def test_a_damaged_file_of_sums_is_refused(planned, lm, batches, tmp_path):
+    (tmp_path / "00001.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(ValueError, match="damaged"):
-        evaluate(TrainerSpec(accelerator="cpu"), plan, lm, (), "t", path, "key")
+        evaluated(planned, lm, batches, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice on processes
-def test_two_processes_give_the_sums_of_one(plan, lm, totals, tmp_path):
+def test_two_processes_give_the_sums_of_one(planned, lm, batches, sums, tmp_path):
     """Three batches do not divide by two: none may be counted twice or left out."""
-    spec = TrainerSpec(accelerator="cpu", devices=2, strategy="ddp_spawn")
-    batches = tokenise(TextSet("t", tuple(TEXTS)), lm.tokenizer, 10, 2)
     assert len(batches) == 3
-    other = evaluate(spec, plan, lm, batches, "t", tmp_path / "t.safetensors", "key")
-    for name, tensor in totals.state_dict().items():
-        torch.testing.assert_close(other.state_dict()[name], tensor, rtol=1e-9, atol=1e-9)
+    other = evaluated(planned, lm, batches, tmp_path, devices=2, strategy="ddp_spawn")
+    for name in names(sums):
+        torch.testing.assert_close(other[name], sums[name], rtol=1e-9, atol=1e-9)

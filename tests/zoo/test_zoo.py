@@ -9,16 +9,20 @@ import torch
 import saematch
 from saematch.data.texts import ZooTexts
 from saematch.data.tokens import tokenise
+from saematch.evals.bootstrap import Bootstrap
 from saematch.evals.runner import TrainerSpec
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.assignment import Optimal, Random
 from saematch.matching.match import Match
 from saematch.matching.objectives import Parts
+from saematch.matching.store import MatchStore
+from saematch.places import Place
 from saematch.sae.folding import fold
 from saematch.sae.source import ZooSaes
-from saematch.tasks.evaluate import evaluate_texts, plan_splices, strategy_rows
-from saematch.tasks.match import match_layers
+from saematch.tasks.evaluate import evaluate_texts, plan_splices
+from saematch.tasks.match import match_places
+from saematch.tasks.tables import Tables
 
 ZOO = Path(saematch.__file__).parent / "zoo"
 SETS = [
@@ -79,21 +83,25 @@ def test_chain_hides_a_permutation_that_matching_finds():
 def test_the_match_beats_chance_on_every_kind_of_text(tmp_path):
     """What the demo is to show, on a few texts and one layer pair."""
     source = ZooSaes("chain", 1024, 20)
-    saes = {layer: source.load(layer) for layer in (3, 4)}
+    place = Place("default", 3, 4)
+    saes = {key: source.load(key.layer) for key in (place.earlier, place.later)}
     arms = {
         "folded": Arm("threshold", Parts(), Optimal()),
         "random": Arm("threshold", Parts(), Random(0)),
     }
-    matches = match_layers(saes, ((3, 4),), arms, tmp_path / "matches")
+    store = MatchStore(tmp_path / "cache")
+    matches = match_places(saes, (place,), arms, store, tmp_path / "matches")
     lm = LmSource("zoo", "saematch-zoo").load()
     sets = ZooTexts(("prose", "docs", "code"), n_texts=8, max_tokens=64).load()
     tokens = {texts.name: tokenise(texts, lm.tokenizer, 64, 8) for texts in sets}
-    plan = plan_splices(saes, matches, arms, ["drop"])
+    plan, cells = plan_splices(saes, matches, arms, ["drop"])
     cpu = TrainerSpec(accelerator="cpu")
-    totals = evaluate_texts(plan, matches, lm, tokens, cpu, tmp_path / "evaluation")
-    rows = {(row["dataset"], row["arm"]): row for row in strategy_rows(plan, totals)}
+    sums = evaluate_texts(plan, lm, tokens, cpu, tmp_path / "evaluation")
+    tables = Tables(sums, Bootstrap(n_resamples=100)).strategies(cells)
+    rows = {(row["dataset"], row["arm"]): row for row in tables["strategies"]}
     for kind in ("prose", "docs", "code"):
         folded, chance = rows[kind, "folded"], rows[kind, "random"]
+        assert folded["explained_variance_low"] > chance["explained_variance_high"]
         assert folded["explained_variance"] > max(0.5, chance["explained_variance"] + 1)
         assert folded["delta_loss"] < chance["delta_loss"] - 2
 

@@ -36,6 +36,13 @@ class SparseFeatures:
         ends = torch.cat([self.starts[1:], self.starts.new_tensor([len(self.features)])])
         return torch.repeat_interleave(ends - self.starts)
 
+    def keep(self, features: Bool[Tensor, " n_features"]) -> SparseFeatures:
+        """Return the same tokens with the chosen features alone."""
+        kept = features[self.features]
+        counts = torch.bincount(self.tokens()[kept], minlength=self.n_tokens)
+        starts = torch.cumsum(counts, 0) - counts
+        return SparseFeatures(starts, self.features[kept], self.values[kept], self.n_features)
+
     def dense(self) -> Bool[Tensor, "n_tokens n_features"]:
         """Return which features are active."""
         active = torch.zeros(

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from saematch.data.tokens import TokenBatch
 from saematch.evals.splice import SplicePlan, evaluate_batch
-from saematch.evals.stats import Totals
-from saematch.files import replacing
+from saematch.evals.sums import TextSums, batch_path, missing, write_sums
 from saematch.lm.hooks import LanguageModel
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-SAVE_SECONDS = 3.0
-"""An unfinished evaluation is saved about this often."""
 
 
 @dataclass(frozen=True)
@@ -89,75 +82,62 @@ def evaluate(
     lm: LanguageModel,
     batches: Sequence[TokenBatch],
     label: str,
-    path: Path,
-    key: str,
-) -> Totals:
-    """Evaluate all batches and return their totals, which ``path`` holds afterwards.
+    folder: Path,
+    keys: Sequence[str],
+) -> TextSums:
+    """Evaluate all batches and return their sums, which ``folder`` holds afterwards.
 
-    If ``path`` holds totals of the same ``key`` already, only the batches left are evaluated; sums
-    are added in the same order, so the result is that of an unbroken run.
+    A batch whose sums the folder holds under the same key is not evaluated again.
     """
-    totals = Totals(plan.shapes)
-    done = _load(totals, path, key)
-    if done < len(batches):
-        runner = _Runner(plan, lm, totals, batches, done, path, key)
+    left = [_Numbered(n, batches[n], keys[n]) for n in missing(folder, keys)]
+    if left:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
             warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated.*")
-            trainer.build(label).test(runner, verbose=False)
-        done = _load(totals, path, key)
-        if done != len(batches):
-            raise RuntimeError(f"{path} holds {done} of {len(batches)} batches after evaluation")
-    return totals
+            trainer.build(label).test(_Runner(plan, lm, left, folder), verbose=False)
+        lost = missing(folder, keys)
+        if lost:
+            raise RuntimeError(f"{folder} lacks batches {lost} after evaluation")
+    return TextSums(tuple(batch_path(folder, number) for number in range(len(keys))))
+
+
+class _Numbered(NamedTuple):
+    number: int
+    tokens: TokenBatch
+    key: str
 
 
 class _Runner(L.LightningModule):
-    """Feeds batches to ``evaluate_batch`` and saves the totals as it goes."""
+    """Feeds batches to ``evaluate_batch`` and writes the sums of each."""
 
     def __init__(
         self,
         plan: SplicePlan,
         lm: LanguageModel,
-        totals: Totals,
-        batches: Sequence[TokenBatch],
-        done: int,
-        path: Path,
-        key: str,
+        left: Sequence[_Numbered],
+        folder: Path,
     ) -> None:
         super().__init__()
-        self.lm, self.totals = lm, totals
-        self.plan, self.batches, self.done, self.path, self.key = plan, batches, done, path, key
-        self.saved_at = time.monotonic()
+        self.lm = lm
+        self.plan, self.left, self.folder = plan, left, folder
 
     def test_dataloader(self) -> DataLoader[Any]:
-        left = list(self.batches[self.done :])
         sampler = None
         if self.trainer.world_size > 1:  # Lightning's own sampler would repeat batches
             sampler = UnrepeatedDistributedSampler(
-                left,
+                self.left,
                 num_replicas=self.trainer.world_size,
                 rank=self.trainer.global_rank,
                 shuffle=False,
             )
-        return DataLoader(left, batch_size=None, sampler=sampler)
+        return DataLoader(self.left, batch_size=None, sampler=sampler)  # type: ignore[arg-type]
 
     def on_test_start(self) -> None:
         self.plan = self.plan.to(self.device)
-        if not self.trainer.is_global_zero:
-            self.totals.reset()  # what was done before counts once, on the first process
 
-    def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        evaluate_batch(self.plan, self.lm, batch, self.totals)
-        if self.trainer.world_size == 1 and time.monotonic() - self.saved_at > SAVE_SECONDS:
-            _save(self.totals, self.path, self.key, self.done + batch_idx + 1)
-            self.saved_at = time.monotonic()
-
-    def on_test_epoch_end(self) -> None:
-        with self.totals.sync_context(should_unsync=False):
-            pass
-        if self.trainer.is_global_zero:
-            _save(self.totals, self.path, self.key, len(self.batches))
-        self.trainer.strategy.barrier()
+    def test_step(self, batch: _Numbered, batch_idx: int) -> None:
+        sums = evaluate_batch(self.plan, self.lm, batch.tokens)
+        write_sums(batch_path(self.folder, batch.number), batch.key, sums)
 
 
 class _Bar(TQDMProgressBar):
@@ -170,26 +150,3 @@ class _Bar(TQDMProgressBar):
     @property
     def test_description(self) -> str:
         return self.label
-
-
-def _save(totals: Totals, path: Path, key: str, done: int) -> None:
-    metadata = {"key": key, "done": json.dumps(done)}
-    state = {name: tensor.cpu().contiguous() for name, tensor in totals.state_dict().items()}
-    with replacing(path) as part:
-        save_file(state, part, metadata)
-
-
-def _load(totals: Totals, path: Path, key: str) -> int:
-    """Fill the totals from a file of the same key; return how many batches they count."""
-    if not path.exists():
-        return 0
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            if metadata["key"] != key:
-                return 0
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and run again") from error
-    totals.load_state_dict(state)
-    return int(json.loads(metadata["done"]))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from saematch.data.tokens import TokenBatch
 from saematch.evals.activations import SparseFeatures, carry, decode, encode
-from saematch.evals.stats import Shapes, Totals
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.arm import DECODINGS
 from saematch.matching.match import Match
+from saematch.places import Place, SaeKey
 from saematch.sae.folding import fold_scale
 from saematch.sae.params import SaeParams
 
@@ -25,104 +25,177 @@ MATCHLESS = ("reconstruct_previous", "reconstruct_current", "drop")
 SAE_{t+1}'s of the true ``x_{t+1}``, and ``x_t`` itself."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One way to change the model at a layer pair."""
+class Pairing(NamedTuple):
+    """One match at one place; arms that found the same match share it."""
 
-    arm: str
+    place: Place
+    match: str
+    """The match's hash."""
+
+
+class Splice(NamedTuple):
+    """One change of the model: skip blocks ``t+1`` to ``u`` and replace the output of ``u``.
+
+    At BOS the hidden state keeps its true value. Equal splices are the same change: it is evaluated
+    once, whatever number of arms and sets of SAEs asks for it.
+    """
+
     strategy: str
+    place: Place
+    match: str = ""
+    """The match's hash; empty where none is used."""
+    quantile: float | None = None
+    """Share of features, those of the least squared error, that go over to the later layer's
+    decoder while the others keep their own (paper, eq. 6). None: all that have a partner go over,
+    the others are lost."""
+
+    @property
+    def name(self) -> str:
+        """The splice in the name of a tensor."""
+        return "|".join(map(str, (self.strategy, *self.place, self.match, self.quantile)))
 
 
 @dataclass(frozen=True)
 class SplicePlan:
     """Everything that one pass over the texts evaluates."""
 
-    pairs: tuple[tuple[int, int], ...]
-    """Layers ``(t, u)``: blocks ``t+1`` to ``u`` are skipped and the output of ``u`` replaced, at
-    every position that counts; at BOS it keeps its true value."""
-    saes: dict[int, SaeParams]
-    matches: dict[str, tuple[Match, ...]]
-    """By arm, one match a pair."""
-    cells: tuple[Cell, ...]
+    saes: dict[SaeKey, SaeParams]
+    pairings: dict[Pairing, Match]
+    """Matches whose features are counted together."""
+    splices: dict[Splice, Match | None]
+    """Changes of the model; with each, the match of the features that go over."""
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers whose hidden states are read."""
-        return tuple(sorted({layer for pair in self.pairs for layer in pair}))
-
-    @property
-    def shapes(self) -> Shapes:
-        """Sizes of the sums."""
-        return Shapes(
-            layers=self.layers,
-            pairs=self.pairs,
-            n_arms=len(self.matches),
-            n_cells=len(self.cells),
-            d_model=self.saes[self.layers[0]].d_model,
-            n_features=tuple(self.saes[layer].n_features for layer in self.layers),
-        )
+        ends = {layer for splice in self.splices for layer in splice.place[1:]}
+        return tuple(sorted(ends | {key.layer for key in self.saes}))
 
     def to(self, device: torch.device) -> SplicePlan:
         """Return the plan with its SAEs on another device."""
-        saes = {layer: sae.to(device) for layer, sae in self.saes.items()}
-        return SplicePlan(self.pairs, saes, self.matches, self.cells)
+        return replace(self, saes={key: sae.to(device) for key, sae in self.saes.items()})
 
 
 @torch.inference_mode()
-def evaluate_batch(plan: SplicePlan, lm: LanguageModel, batch: TokenBatch, totals: Totals) -> None:
-    """Add one batch to the totals: one original forward serves every arm, strategy and pair."""
+def evaluate_batch(plan: SplicePlan, lm: LanguageModel, batch: TokenBatch) -> dict[str, Tensor]:
+    """Return sums over the tokens of each text: one original forward serves everything.
+
+    Each tensor's first axis is the text. ``fired`` and ``both`` count tokens on which a feature,
+    or a feature and its partner, are active; ``error`` is replaced minus true hidden state.
+    """
     hidden, final = lm.capture(batch.ids, plan.layers)
+    counted, predicting = _by_text(batch.counts), _by_text(batch.predicts)
     targets = batch.ids.roll(-1, dims=1)[batch.predicts]
+    losses = lm.token_losses(final[batch.predicts], targets)
+    sums: dict[str, Tensor] = {
+        "n_tokens": batch.counts.sum(dim=1),
+        "n_targets": batch.predicts.sum(dim=1),
+        "loss_original": predicting @ losses.double(),
+    }
     x = {layer: hidden[layer][batch.counts].float() for layer in plan.layers}
-    totals.update_original(list(x.values()), lm.token_losses(final[batch.predicts], targets))
+    for layer, states in x.items():
+        square = states.double().square().sum(dim=1)
+        sums[f"x_sum|{layer}"] = counted @ states.double()
+        sums[f"x_square|{layer}"] = counted @ square
+        sums[f"x_norm|{layer}"] = counted @ square.sqrt()
     with torch.autocast(batch.ids.device.type, enabled=False):
-        active = {layer: encode(plan.saes[layer], x[layer]) for layer in plan.layers}
-        _count_features(plan, active, totals)
-    for place, (_, later) in enumerate(plan.pairs):
-        replacements = _replacements(plan, place, x, active)
-        for number, replacement in enumerate(replacements):
-            spliced = hidden[later].clone()
-            spliced[batch.counts] = replacement.to(spliced.dtype)
-            changed = lm.continue_from(later, spliced, batch.ids)
-            losses = lm.token_losses(changed[batch.predicts], targets)
-            totals.update_cell(place, number, replacement - x[later], losses)
+        active = {key: encode(sae, x[key.layer]) for key, sae in plan.saes.items()}
+        sums |= _count_features(plan, active, batch.counts)
+    for splice, match in plan.splices.items():
+        with torch.autocast(batch.ids.device.type, enabled=False):
+            replacement = _replacement(plan, splice, match, x, active)
+        later = splice.place.layer_to
+        spliced = hidden[later].clone()
+        spliced[batch.counts] = replacement.to(spliced.dtype)
+        changed = lm.continue_from(later, spliced, batch.ids)
+        losses = lm.token_losses(changed[batch.predicts], targets)
+        error = (replacement - x[later]).double()
+        sums[f"loss|{splice.name}"] = predicting @ losses.double()
+        sums[f"error_sum|{splice.name}"] = counted @ error
+        sums[f"error_square|{splice.name}"] = counted @ error.square().sum(dim=1)
+    return sums
 
 
-def _replacements(
+def _by_text(positions: Bool[Tensor, "batch seq"]) -> Float64[Tensor, "batch n"]:
+    """Return the matrix that adds up the chosen positions of each text."""
+    text = torch.nonzero(positions)[:, 0]
+    each = torch.arange(len(positions), device=text.device)
+    return (each[:, None] == text).double()
+
+
+def _replacement(
     plan: SplicePlan,
-    place: int,
+    splice: Splice,
+    match: Match | None,
     x: dict[int, Float[Tensor, "n_tokens d_model"]],
-    active: dict[int, SparseFeatures],
-) -> Iterator[Float[Tensor, "n_tokens d_model"]]:
-    """Yield what each cell of the plan puts in place of the later layer's hidden states."""
-    earlier, later = plan.pairs[place]
-    sae_from, sae_to = plan.saes[earlier], plan.saes[later]
-    for cell in plan.cells:
-        with torch.autocast(x[earlier].device.type, enabled=False):
-            if cell.strategy in DECODINGS:
-                by = DECODINGS[cell.strategy]
-                scales = fold_scale(sae_from, by), fold_scale(sae_to, by)
-                match = plan.matches[cell.arm][place]
-                yield decode(sae_to, carry(active[earlier], match, *scales))
-            elif cell.strategy == "reconstruct_previous":
-                yield decode(sae_from, active[earlier])
-            elif cell.strategy == "reconstruct_current":
-                yield decode(sae_to, active[later])
-            else:
-                assert cell.strategy == "drop", cell
-                yield x[earlier]
+    active: dict[SaeKey, SparseFeatures],
+) -> Float[Tensor, "n_tokens d_model"]:
+    """Return what stands in place of the later layer's hidden states."""
+    place = splice.place
+    if splice.strategy == "drop":
+        return x[place.layer_from]
+    if splice.strategy.startswith("reconstruct"):
+        return decode(plan.saes[place.earlier], active[place.earlier])
+    assert match is not None
+    earlier, later = plan.saes[place.earlier], plan.saes[place.later]
+    by = DECODINGS[splice.strategy]
+    scales = fold_scale(earlier, by), fold_scale(later, by)
+    replaced = decode(later, carry(active[place.earlier], match, *scales))
+    if splice.quantile is None:
+        return replaced
+    own = torch.ones(earlier.n_features, dtype=torch.bool, device=replaced.device)
+    own[match.rows.to(own.device)] = False
+    return replaced + decode(earlier, active[place.earlier].keep(own)) - earlier.b_dec
 
 
-def _count_features(plan: SplicePlan, active: dict[int, SparseFeatures], totals: Totals) -> None:
-    """Count activations of features, and of features together with their partners."""
-    dense = {layer: features.dense() for layer, features in active.items()}
-    for place, layer in enumerate(plan.layers):
-        totals.update_features(place, dense[layer])
-    for place, (earlier, later) in enumerate(plan.pairs):
-        entries = active[earlier]
+def _count_features(
+    plan: SplicePlan, active: dict[SaeKey, SparseFeatures], counts: Bool[Tensor, "batch seq"]
+) -> dict[str, Tensor]:
+    """Count, by text, activations of features, and of features together with their partners."""
+    text = torch.nonzero(counts)[:, 0]
+    n_texts = len(counts)
+    sums = {}
+    for key, entries in active.items():
+        fired = _count(text[entries.tokens()], entries.features, n_texts, entries.n_features)
+        sums[f"fired|{key.saes}|{key.layer}"] = fired
+    of, dense = None, torch.empty(0)  # one layer's at a time: tokens times features are many
+    for pairing, match in plan.pairings.items():
+        if pairing.place.later != of:
+            of = pairing.place.later
+            dense = active[of].dense()
+        entries = active[pairing.place.earlier]
         tokens = entries.tokens()
-        for number, matches in enumerate(plan.matches.values()):
-            partners = matches[place].partners().to(tokens.device)[entries.features]
-            hit = dense[later][tokens, partners.clamp(min=0)] & (partners >= 0)
-            both = torch.bincount(entries.features[hit], minlength=entries.n_features)
-            totals.update_pair(place, number, both)
+        partners = match.partners().to(tokens.device)[entries.features]
+        hit = dense[tokens, partners.clamp(min=0)] & (partners >= 0)
+        both = _count(text[tokens[hit]], entries.features[hit], n_texts, entries.n_features)
+        sums[both_name(pairing)] = both
+    return sums
+
+
+def both_name(pairing: Pairing) -> str:
+    """Return the name of a pairing's counts."""
+    return "|".join(map(str, ("both", *pairing.place, pairing.match)))
+
+
+def _count(
+    texts: Int64[Tensor, " n"], features: Int64[Tensor, " n"], n_texts: int, n_features: int
+) -> Int64[Tensor, "n_texts n_features"]:
+    counts = torch.bincount(texts * n_features + features, minlength=n_texts * n_features)
+    return counts.view(n_texts, n_features)
+
+
+def canonical(splice: Splice, match: Match | None) -> Splice:
+    """Return the splice without what makes no difference to it, so that equal ones are equal."""
+    place = splice.place
+    if splice.strategy == "drop":
+        return Splice("drop", place._replace(saes=""))
+    if splice.strategy == "reconstruct_current":
+        return Splice("reconstruct", place._replace(layer_from=place.layer_to))
+    if splice.strategy == "reconstruct_previous":
+        return Splice("reconstruct", place)
+    assert match is not None
+    if splice.quantile == 0:
+        return splice._replace(strategy="permute", match="")
+    if splice.quantile == 1 and len(match.rows) == match.n_from:
+        return splice._replace(quantile=None)
+    return splice

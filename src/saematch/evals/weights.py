@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saematch.matching.match import Match
@@ -37,6 +39,45 @@ def mse(earlier: SaeParams, later: SaeParams, match: Match) -> dict[str, float |
         return dict.fromkeys(PARTS)
     errors = squared_errors(fold(earlier, "threshold"), fold(later, "threshold"), match)
     return {part: errors[part].mean().item() for part in PARTS}
+
+
+def feature_mse(earlier: SaeParams, later: SaeParams, match: Match) -> Float[Tensor, " n_pairs"]:
+    """Return each matched pair's squared error of folded decoder vectors, mean over coordinates."""
+    errors = squared_errors(fold(earlier, "threshold"), fold(later, "threshold"), match)
+    return errors["W_dec"]
+
+
+def least_errors(
+    earlier: SaeParams, later: SaeParams, match: Match, quantile: float
+) -> Bool[Tensor, " n_pairs"]:
+    """Return which pairs belong to the ``quantile`` share of least ``feature_mse`` (app. B).
+
+    Of equal errors the earlier feature's comes first; 1 is all of them and 0 none.
+    """
+    order = feature_mse(earlier, later, match).argsort(stable=True)
+    least = torch.zeros(len(order), dtype=torch.bool)
+    least[order[: round(quantile * len(order))]] = True
+    return least
+
+
+def decoder_norm_change(
+    earlier: SaeParams, later: SaeParams, match: Match
+) -> dict[str, float | None]:
+    """Return how the norm of a folded decoder vector changes to its partner's (figure 1).
+
+    The mean over pairs, and the quartiles; the mean is the same for every permutation, the
+    quartiles are not. None where nothing is matched.
+    """
+    names = ("decoder_norm_change", "decoder_norm_change_q25", "decoder_norm_change_q75")
+    if not len(match.rows):
+        return dict.fromkeys(names)
+    before, after = (
+        torch.linalg.vector_norm(fold(sae, "threshold").W_dec.double(), dim=1)
+        for sae in (earlier, later)
+    )
+    change = after[match.columns] - before[match.rows]
+    quartiles = np.quantile(change.numpy(), [0.25, 0.75])  # torch's takes 2^24 values at most
+    return dict(zip(names, (change.mean().item(), *map(float, quartiles)), strict=True))
 
 
 def threshold_summary(sae: SaeParams) -> dict[str, float]:

@@ -30,6 +30,12 @@ class Arm:
     decode: Sequence[str] = ("permute",)
     """Strategies to evaluate: ``permute`` (activations in units of their threshold, eq. 5 on folded
     SAEs), ``permute_raw`` (in units of their decoder vector's norm)."""
+    quantiles: Sequence[float] = ()
+    """Partial matches to evaluate beside the whole one (eq. 6): shares of features, those of the
+    least squared error, that are permuted while the others keep their own decoder vector."""
+    compose: bool = False
+    """Match far layers by composing the matches of the layers between, instead of at once
+    (section 3.2)."""
 
     def __post_init__(self) -> None:
         if self.fold not in FOLDS:
@@ -40,8 +46,11 @@ class Arm:
                 f"unknown strategy {unknown[0]!r} in an arm's decode: choose among "
                 f"{', '.join(DECODINGS)}"
             )
+        beyond = [q for q in self.quantiles if not 0 <= q <= 1]
+        if beyond:
+            raise ValueError(f"quantile {beyond[0]} of an arm: shares lie between 0 and 1")
 
     def match(self, earlier: SaeParams, later: SaeParams) -> Match:
-        """Match the features of two layers."""
+        """Match the features of two layers at once."""
         factors = self.objective.factors(fold(earlier, self.fold), fold(later, self.fold))
         return self.assignment(factors)

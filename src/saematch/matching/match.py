@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy.sparse import csr_array
@@ -160,6 +160,16 @@ class Match:
         mine = self.rows * self.n_to + self.columns
         theirs = other.rows * self.n_to + other.columns
         return torch.isin(theirs, mine).double().mean().item()
+
+    def keep(self, chosen: Bool[Tensor, " n"]) -> Match:
+        """Return the match with the chosen entries alone; it carries no certificate."""
+        return replace(
+            self,
+            rows=self.rows[chosen],
+            columns=self.columns[chosen],
+            weights=self.weights[chosen],
+            certificate=None,
+        )
 
     def save(self, path: Path, about: dict[str, object] | None = None) -> None:
         """Write one safetensors file; its header holds sizes, certificate and ``about`` as JSON."""

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from statistics import fmean
 
+from saematch.places import DEFAULT
 from saematch.results import Row
 
 MATCH_METRICS = (
@@ -13,7 +14,10 @@ MATCH_METRICS = (
     "mse_b_enc",
     "mse_W_dec",
     "recall",
+    "agreement",
+    "decoder_norm_change",
     "matching_score",
+    "matching_score_live",
     "matching_score_macro",
     "jaccard",
     "value",
@@ -21,13 +25,15 @@ MATCH_METRICS = (
     "gap",
 )
 SPLICE_METRICS = ("explained_variance", "delta_loss")
-LAYER_METRICS = ("mean_l0", "n_dead", "rms_norm", "threshold_mean", "threshold_spread")
+LAYER_METRICS = ("mean_l0", "n_dead", "mean_norm", "threshold_mean", "threshold_spread")
 
 
 def history_by_layer(tables: Mapping[str, list[Row]]) -> dict[int, dict[str, float]]:
     """Return every metric of each layer; those of a pair stand at its later layer.
 
-    Names: ``<metric>/<arm>``, ``<metric>/<data set>/<arm>/<strategy>``, ``<metric>`` of a layer.
+    Names: ``<metric>/<arm>``, ``<metric>/<data set>/<arm>/<strategy>`` and ``<metric>`` of a layer;
+    a partial match adds ``@<quantile>`` to the strategy, and at the end stand ``/from_<layer>``
+    where layers are matched with several earlier ones, and ``/<set>`` of SAEs but the default.
     """
     history: dict[int, dict[str, float]] = defaultdict(dict)
     for layer, name, value in _values(tables):
@@ -53,16 +59,25 @@ def optimal_to(tables: Mapping[str, list[Row]]) -> dict[str, float]:
 
 
 def _values(tables: Mapping[str, list[Row]]) -> Iterator[tuple[int, str, float]]:
-    for row in tables.get("matches", []):
+    matches = tables.get("matches", [])
+    places = {(row["saes"], row["layer_to"], row["layer_from"]) for row in matches}
+    several = len(places) > len({place[:2] for place in places})
+
+    def tail(row: Row) -> str:
+        start = f"/from_{row['layer_from']}" if several and "layer_from" in row else ""
+        return start + ("" if row["saes"] == DEFAULT else f"/{row['saes']}")
+
+    for row in matches:
         for metric in MATCH_METRICS:
-            yield from _value(row, "layer_to", metric, f"{metric}/{row['arm']}")
+            yield from _value(row, "layer_to", metric, f"{metric}/{row['arm']}{tail(row)}")
     for row in tables.get("strategies", []):
+        share = "" if row["quantile"] is None else f"@{row['quantile']:g}"
+        cell = f"{row['dataset']}/{row['arm']}/{row['strategy']}{share}{tail(row)}"
         for metric in SPLICE_METRICS:
-            name = f"{metric}/{row['dataset']}/{row['arm']}/{row['strategy']}"
-            yield from _value(row, "layer_to", metric, name)
+            yield from _value(row, "layer_to", metric, f"{metric}/{cell}")
     for row in tables.get("layers", []):
         for metric in LAYER_METRICS:
-            yield from _value(row, "layer", metric, metric)
+            yield from _value(row, "layer", metric, f"{metric}{tail(row)}")
 
 
 def _value(row: Row, layer: str, metric: str, name: str) -> Iterator[tuple[int, str, float]]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from saematch.evals.splice import NO_ARM
+from saematch.places import DEFAULT
 from saematch.report.summary import optimal_to
 from saematch.results import Results, Row
 
@@ -64,26 +65,33 @@ def _match_table(rows: list[Row]) -> tuple[str, Table]:
     for metric in shown:
         for arm in arms:
             table.add_column(f"{metrics[metric]}\n{arm}", justify="right")
-    for pair in _pairs(rows):
-        of_pair = {r["arm"]: r for r in rows if (r["layer_from"], r["layer_to"]) == pair}
-        cells = [_number(of_pair[arm].get(metric)) for metric in shown for arm in arms]
-        table.add_row(f"{pair[0]}→{pair[1]}", *cells)
+    for place in _places(rows):
+        at = {r["arm"]: r for r in rows if _place(r) == place}
+        cells = [_number(at[arm].get(metric)) for metric in shown for arm in arms]
+        table.add_row(_label(place), *cells)
     return "Matches: " + ", ".join(TITLES[m] for m in shown), table
 
 
 def _strategy_table(rows: list[Row], metric: str) -> Table:
-    cells = list(dict.fromkeys((str(row["arm"]), str(row["strategy"])) for row in rows))
+    if any(row["quantile"] is not None for row in rows):  # a curve: of the first arm
+        rows = [r for r in rows if r["arm"] == rows[0]["arm"] and r["quantile"] is not None]
+    cells = list(dict.fromkeys((str(r["arm"]), str(r["strategy"]), r["quantile"]) for r in rows))
     table = _table()
-    for arm, strategy in cells:
+    for arm, strategy, quantile in cells:
         head = HEADINGS[strategy] if arm == NO_ARM else f"{arm}\n{HEADINGS[strategy]}"
-        table.add_column(head.strip(), justify="right")
-    for pair in _pairs(rows):
-        of_pair = [r for r in rows if (r["layer_from"], r["layer_to"]) == pair]
+        share = "" if quantile is None else f"q={quantile:g}"
+        table.add_column(f"{head}{share}".strip(), justify="right")
+    for place in _places(rows):
+        at = [row for row in rows if _place(row) == place]
         means = (
-            fmean(float(r[metric] or 0) for r in of_pair if (r["arm"], r["strategy"]) == cell)
+            fmean(
+                float(r[metric] or 0)
+                for r in at
+                if (r["arm"], r["strategy"], r["quantile"]) == cell
+            )
             for cell in cells
         )
-        table.add_row(f"{pair[0]}→{pair[1]}", *map(_number, means))
+        table.add_row(_label(place), *map(_number, means))
     return table
 
 
@@ -93,8 +101,17 @@ def _table() -> Table:
     return table
 
 
-def _pairs(rows: list[Row]) -> list[tuple[object, object]]:
-    return list(dict.fromkeys((row["layer_from"], row["layer_to"]) for row in rows))
+def _place(row: Row) -> tuple[object, ...]:
+    return row["saes"], row["layer_from"], row["layer_to"]
+
+
+def _places(rows: list[Row]) -> list[tuple[object, ...]]:
+    return list(dict.fromkeys(map(_place, rows)))
+
+
+def _label(place: tuple[object, ...]) -> str:
+    saes, earlier, later = place
+    return f"{earlier}→{later}" + ("" if saes == DEFAULT else f" {saes}")
 
 
 def _number(value: object) -> str:

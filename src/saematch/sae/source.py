@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +16,16 @@ from saematch.matching.match import Match
 from saematch.sae.params import SaeOrigin, SaeParams
 
 ZOO_SAES = Path(__file__).parent.parent / "zoo" / "saes"
+
+
+@dataclass(frozen=True)
+class SaeOffer:
+    """One of the SAEs that a release has for a layer."""
+
+    mean_l0: float
+    """As the release states it."""
+    source: SaeSource
+    """Where the SAE is that layer's."""
 
 
 @runtime_checkable
@@ -37,6 +47,10 @@ class SaeSource(Protocol):
 
     def truth(self, earlier: int, later: int) -> Match | None:
         """Return the known match of two layers, None where nobody knows it."""
+        ...
+
+    def offers(self, layer: int) -> list[SaeOffer]:
+        """Return all SAEs of the same width that there are for a layer, by rising mean L0."""
         ...
 
 
@@ -74,6 +88,10 @@ class SaelensFolders:
     def truth(self, earlier: int, later: int) -> Match | None:
         """Nobody knows the truth of found SAEs."""
         return None
+
+    def offers(self, layer: int) -> list[SaeOffer]:
+        """Return the one SAE that there is."""
+        return [SaeOffer(_stated_l0(Path(self.path.replace("{layer}", str(layer)))), self)]
 
 
 @dataclass(frozen=True)
@@ -114,6 +132,15 @@ class ZooSaes:
             match = match.compose(step)
         return match
 
+    def offers(self, layer: int) -> list[SaeOffer]:
+        """Return the family's SAEs of this width and layer, one a sparsity."""
+        there = self._folder().parent.glob(f"l0_*/layer_{layer}")
+        found = [
+            SaeOffer(_stated_l0(path), replace(self, sparsity=int(path.parent.name[3:])))
+            for path in there
+        ]
+        return sorted(found, key=lambda offer: offer.mean_l0)
+
     def _folder(self) -> Path:
         folder = ZOO_SAES / self.name
         if not folder.exists():
@@ -127,6 +154,16 @@ class ZooSaes:
                 f"sae.sparsity={self.sparsity}; it has: {'; '.join(there)}"
             )
         return folder
+
+
+def _stated_l0(folder: Path) -> float:
+    """Return the mean L0 that a SAELens folder states, without reading the weights."""
+    path = folder / "cfg.json"
+    try:
+        l0 = json.loads(path.read_text(encoding="utf-8"))["metadata"]["l0"]
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"{path} does not tell the SAE's mean L0 ({error!r})") from error
+    return float(l0)
 
 
 def load_saelens(folder: Path, layer: int, release: str) -> SaeParams:

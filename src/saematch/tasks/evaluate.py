@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+import saematch
 from saematch.data.tokens import TokenBatch
 from saematch.evals.runner import TrainerSpec, evaluate
-from saematch.evals.splice import MATCHLESS, NO_ARM, Cell, SplicePlan
-from saematch.evals.stats import CoActivation, Totals, co_activation, explained_variance
+from saematch.evals.splice import MATCHLESS, NO_ARM, Pairing, Splice, SplicePlan, canonical
+from saematch.evals.sums import TextSums
+from saematch.evals.weights import least_errors
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.arm import Arm
-from saematch.results import Row
+from saematch.matching.match import Match
+from saematch.places import Place, SaeKey
 from saematch.sae.params import SaeParams
 from saematch.tasks.match import MatchSet
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table ``strategies``, but for the data set: a splice and who asked for it."""
+
+    arm: str
+    splice: Splice
+    """As asked for; its canonical form is what was evaluated."""
+    evaluated: Splice
 
 
 def check_strategies(strategies: Sequence[str]) -> None:
@@ -32,111 +45,75 @@ def check_strategies(strategies: Sequence[str]) -> None:
 
 
 def plan_splices(
-    saes: Mapping[int, SaeParams],
+    saes: Mapping[SaeKey, SaeParams],
     matches: MatchSet,
     arms: Mapping[str, Arm],
     strategies: Sequence[str],
-) -> SplicePlan:
-    """Lay out what to evaluate: each arm's own strategies, then those that need no match."""
-    cells = [Cell(name, strategy) for name, arm in arms.items() for strategy in arm.decode]
-    cells += [Cell(NO_ARM, strategy) for strategy in strategies]
-    return SplicePlan(matches.pairs, dict(saes), dict(matches.by_arm), tuple(cells))
+) -> tuple[SplicePlan, list[Cell]]:
+    """Lay out what to evaluate at each place: each arm's strategies, then those without a match.
+
+    What several ask for is evaluated once. Without ``arms`` no layer is skipped for a match; which
+    features fire together is counted all the same.
+    """
+    pairings: dict[Pairing, Match] = {}
+    splices: dict[Splice, Match | None] = {}
+    cells = []
+    for place in matches.places:
+        for name, of_arm in matches.by_arm.items():
+            match, key = of_arm[place], matches.keys[name][place]
+            pairings.setdefault(Pairing(place, key), match)
+            for splice, moved in _of_arm(saes, arms[name], place, match, key) if arms else ():
+                cells.append(Cell(name, splice, canonical(splice, match)))
+                splices.setdefault(cells[-1].evaluated, moved)
+        for strategy in strategies:
+            splice = Splice(strategy, place)
+            cells.append(Cell(NO_ARM, splice, canonical(splice, None)))
+            splices.setdefault(cells[-1].evaluated, None)
+    return SplicePlan(dict(saes), pairings, splices), cells
+
+
+def _of_arm(
+    saes: Mapping[SaeKey, SaeParams], arm: Arm, place: Place, match: Match, key: str
+) -> Iterable[tuple[Splice, Match]]:
+    """Yield the splices of an arm, each with the match of the features that go over."""
+    for strategy in arm.decode:
+        yield Splice(strategy, place, key), match
+        for quantile in arm.quantiles:
+            least = least_errors(saes[place.earlier], saes[place.later], match, quantile)
+            yield Splice(strategy, place, key, quantile), match.keep(least)
 
 
 def evaluate_texts(
     plan: SplicePlan,
-    matches: MatchSet,
     lm: LanguageModel,
     tokens: Mapping[str, tuple[TokenBatch, ...]],
     trainer: TrainerSpec,
     folder: Path,
-) -> dict[str, Totals]:
+) -> dict[str, TextSums]:
     """Evaluate the plan on every text set; what ``folder`` holds already is not done again."""
-    cells = [dataclasses.astuple(cell) for cell in plan.cells]
     dtype = str(next(lm.parameters()).dtype)
-    totals = {}
-    for name, batches in tokens.items():
-        ids = [batch.ids.tolist() for batch in batches]
-        about = [matches.keys, plan.pairs, cells, lm.revision, dtype, trainer.precision, ids]
-        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]
-        path = folder / f"{name}.safetensors"
-        totals[name] = evaluate(trainer, plan, lm, batches, f"evaluate {name}", path, key)
-    return totals
-
-
-def strategy_rows(plan: SplicePlan, by_set: Mapping[str, Totals]) -> list[Row]:
-    """Return the rows of the table ``strategies``: one for a pair, arm, data set and strategy."""
-    rows: list[Row] = []
-    for place, (earlier, later) in enumerate(plan.pairs):
-        at = plan.layers.index(later)
-        for dataset, t in by_set.items():
-            n_tokens, n_targets = int(t.n_tokens), int(t.n_targets)
-            original = (t.loss_original / n_targets).item()
-            for number, cell in enumerate(plan.cells):
-                sums = (t.error_sum[place, number], t.error_square[place, number])
-                loss = (t.loss[place, number] / n_targets).item()
-                rows.append(
-                    {
-                        "layer_from": earlier,
-                        "layer_to": later,
-                        "arm": cell.arm,
-                        "dataset": dataset,
-                        "strategy": cell.strategy,
-                        "explained_variance": explained_variance(
-                            *sums, t.x_sum[at], t.x_square[at], n_tokens
-                        ),
-                        "delta_loss": loss - original,
-                        "loss": loss,
-                        "loss_original": original,
-                        "n_tokens": n_tokens,
-                        "n_targets": n_targets,
-                    }
-                )
-    return rows
-
-
-def activation_rows(plan: SplicePlan, by_set: Mapping[str, Totals]) -> list[Row]:
-    """Return the rows of the table ``activations``: co-activation by pair, arm and data set."""
-    return [
-        {
-            "layer_from": plan.pairs[place][0],
-            "layer_to": plan.pairs[place][1],
-            "arm": arm,
-            "dataset": dataset,
-            **dataclasses.asdict(score(plan, [totals], place, arm)),
-        }
-        for place in range(len(plan.pairs))
-        for arm in plan.matches
-        for dataset, totals in by_set.items()
-    ]
-
-
-def score(plan: SplicePlan, parts: Sequence[Totals], place: int, arm: str) -> CoActivation:
-    """Score one arm's match of one pair by co-activation, counts of all text sets added up."""
-    earlier, later = (plan.layers.index(layer) for layer in plan.pairs[place])
-    number = list(plan.matches).index(arm)
-    both = sum(getattr(t, f"both_{place}")[number] for t in parts)
-    fired_from = sum(getattr(t, f"fired_{earlier}") for t in parts)
-    fired_to = sum(getattr(t, f"fired_{later}") for t in parts)
-    partners = plan.matches[arm][place].partners()
-    fired_partner = torch.where(partners >= 0, fired_to[partners.clamp(min=0)], 0)
-    return co_activation(both, fired_from, fired_partner)
-
-
-def layer_rows(plan: SplicePlan, by_set: Mapping[str, Totals]) -> list[Row]:
-    """Return the rows of the table ``layers``: each layer's SAE as it was measured here."""
-    rows: list[Row] = []
-    n_tokens = sum(int(t.n_tokens) for t in by_set.values())
-    for place, layer in enumerate(plan.layers):
-        fired = sum(getattr(t, f"fired_{place}") for t in by_set.values())
-        square = sum(t.x_square[place].item() for t in by_set.values())
-        rows.append(
-            {
-                "layer": layer,
-                "mean_l0": int(fired.sum()) / n_tokens,
-                "n_dead": int((fired == 0).sum()),
-                "rms_norm": (square / n_tokens) ** 0.5,
-                "n_tokens": n_tokens,
-            }
+    origins = [repr(sae.origin) for sae in plan.saes.values()]
+    about = [saematch.__version__, list(plan.saes), origins, list(plan.pairings)]
+    about += [list(plan.splices), lm.name, lm.revision, dtype, trainer.precision]
+    return {
+        name: evaluate(
+            trainer,
+            plan,
+            lm,
+            batches,
+            f"evaluate {name}",
+            folder / name,
+            [_hash([*about, batch.ids.tolist(), batch.counts.tolist()]) for batch in batches],
         )
-    return rows
+        for name, batches in tokens.items()
+    }
+
+
+def _hash(parts: list) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def partner_counts(match: Match, fired: torch.Tensor) -> torch.Tensor:
+    """Return how often each earlier feature's partner fired, 0 without one; texts go first."""
+    partners = match.partners()
+    return torch.where(partners >= 0, fired[:, partners.clamp(min=0)], 0)

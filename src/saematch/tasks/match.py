@@ -1,104 +1,120 @@
-"""Match the features of every layer pair in every arm, and score the matches by weights alone."""
+"""Match the features of every place in every arm, and score the matches by weights alone."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from saematch.evals.weights import mse
+from saematch.evals.weights import decoder_norm_change, mse
 from saematch.matching.arm import Arm
 from saematch.matching.match import Match
+from saematch.matching.store import MatchStore
+from saematch.places import Place, SaeKey
 from saematch.results import Row
 from saematch.sae.folding import is_uniform
 from saematch.sae.params import SaeParams
 
 log = logging.getLogger(__name__)
 
-Pair = tuple[int, int]
-
 
 @dataclass(frozen=True)
 class MatchSet:
     """The matches of a run."""
 
-    pairs: tuple[Pair, ...]
-    by_arm: dict[str, tuple[Match, ...]]
-    """One match a pair."""
-    keys: dict[str, tuple[str, ...]]
+    places: tuple[Place, ...]
+    by_arm: dict[str, dict[Place, Match]]
+    keys: dict[str, dict[Place, str]]
     """Of each match, a hash of all that determines it."""
 
 
-def match_layers(
-    saes: Mapping[int, SaeParams], pairs: tuple[Pair, ...], arms: Mapping[str, Arm], folder: Path
+def places_of(
+    sets: Sequence[str], layers: Sequence[int], starts: Sequence[int] | None
+) -> tuple[Place, ...]:
+    """Return what to match: each layer with the next, or each of ``starts`` with all later ones."""
+    later = {
+        start: layers[layers.index(start) + 1 :] if starts else layers[n + 1 : n + 2]
+        for n, start in enumerate(layers)
+        if not starts or start in starts
+    }
+    return tuple(Place(name, t, u) for name in sets for t, after in later.items() for u in after)
+
+
+def match_places(
+    saes: Mapping[SaeKey, SaeParams],
+    places: tuple[Place, ...],
+    arms: Mapping[str, Arm],
+    store: MatchStore,
+    folder: Path,
 ) -> MatchSet:
-    """Match every pair in every arm; a match that ``folder`` holds already is not solved again."""
-    by_arm: dict[str, list[Match]] = {name: [] for name in arms}
-    keys: dict[str, list[str]] = {name: [] for name in arms}
-    found = 0
-    todo = [(pair, name) for pair in pairs for name in arms]
-    for (earlier, later), name in tqdm(todo, desc="match", unit="match"):
+    """Match every place in every arm, and keep each match in ``folder/<arm>/<place>``."""
+    by_arm: dict[str, dict[Place, Match]] = {name: {} for name in arms}
+    keys: dict[str, dict[Place, str]] = {name: {} for name in arms}
+    for place, name in tqdm([(p, n) for p in places for n in arms], desc="match", unit="match"):
         arm = arms[name]
-        key = match_key(saes[earlier], saes[later], arm)
-        path = folder / name / f"{earlier}-{later}.safetensors"
-        match = _stored(path, key)
-        if match is None:
-            match = arm.match(saes[earlier], saes[later])
-            match.save(path, {"key": key, "arm": repr(arm)})
-        else:
-            found += 1
-        by_arm[name].append(match)
-        keys[name].append(key)
-    if found:
-        log.info("%d of %d matches were solved before and taken from %s", found, len(todo), folder)
-    return MatchSet(
-        pairs,
-        {name: tuple(matches) for name, matches in by_arm.items()},
-        {name: tuple(of_arm) for name, of_arm in keys.items()},
-    )
+        first, last = place.layer_from, place.layer_to
+        between = [SaeKey(place.saes, k.layer) for k in saes if k.saes == place.saes]
+        steps = [k for k in between if first <= k.layer <= last] if arm.compose else []
+        steps = steps or [place.earlier, place.later]
+        found, key = store.chain([saes[step] for step in steps], arm)
+        by_arm[name][place], keys[name][place] = found, key
+        _keep(found, key, arm, folder / name / f"{place.label}.safetensors")
+    log.info(store.said())
+    return MatchSet(places, by_arm, keys)
 
 
-def match_key(earlier: SaeParams, later: SaeParams, arm: Arm) -> str:
-    """Return a hash of everything that determines a match."""
-    parts = [repr(earlier.origin), repr(later.origin), arm.fold, arm.objective, arm.assignment]
-    return hashlib.sha256(json.dumps([repr(part) for part in parts]).encode()).hexdigest()[:24]
-
-
-def _stored(path: Path, key: str) -> Match | None:
-    if not path.exists():
-        return None
-    match, about = Match.load(path)
-    return match if about.get("key") == key else None
+def _keep(match: Match, key: str, arm: Arm, path: Path) -> None:
+    if not path.exists() or Match.load(path)[1].get("key") != key:
+        match.save(path, {"key": key, "arm": repr(arm)})
 
 
 def match_rows(
-    saes: Mapping[int, SaeParams], matches: MatchSet, truths: Iterable[Match | None]
+    saes: Mapping[SaeKey, SaeParams],
+    matches: MatchSet,
+    truth: Callable[[Place], Match | None],
+    exact: Mapping[str, str],
 ) -> list[Row]:
-    """Return the rows of the table ``matches``, without the columns that need activations."""
+    """Return the rows of the table ``matches``, without the columns that need activations.
+
+    ``exact`` names, for each arm that composes, the arm that matches at once: the share of its
+    pairs that composition finds too is ``agreement``.
+    """
     rows: list[Row] = []
-    for place, ((earlier, later), truth) in enumerate(zip(matches.pairs, truths, strict=True)):
+    for place in matches.places:
+        earlier, later, known = saes[place.earlier], saes[place.later], truth(place)
         for arm, of_arm in matches.by_arm.items():
             match = of_arm[place]
-            errors = mse(saes[earlier], saes[later], match)
             proof = match.certificate
+            direct = matches.by_arm[exact[arm]][place] if arm in exact else None
             rows.append(
                 {
-                    "layer_from": earlier,
-                    "layer_to": later,
+                    **place._asdict(),
                     "arm": arm,
-                    **{f"mse_{part}": value for part, value in errors.items()},
-                    "recall": None if truth is None else match.agreement(truth),
+                    **{f"mse_{part}": v for part, v in mse(earlier, later, match).items()},
+                    **decoder_norm_change(earlier, later, match),
+                    "recall": None if known is None else match.agreement(known),
+                    "agreement": None if direct is None else match.agreement(direct),
                     "value": proof.value if proof else None,
                     "bound": proof.bound if proof else None,
                     "gap": proof.gap if proof else None,
                     "n_features": match.n_from,
                     "n_matched": len(match.rows),
-                    "uniform_threshold": is_uniform(saes[earlier]) and is_uniform(saes[later]),
+                    "uniform_threshold": is_uniform(earlier) and is_uniform(later),
                 }
             )
     return rows
+
+
+def exact_arms(arms: Mapping[str, Arm]) -> dict[str, str]:
+    """Return, for each arm that composes, an arm that differs from it in nothing else."""
+    return {
+        name: other
+        for name, arm in arms.items()
+        if arm.compose
+        for other, direct in arms.items()
+        if replace(arm, compose=False, decode=(), quantiles=())
+        == replace(direct, decode=(), quantiles=())
+    }

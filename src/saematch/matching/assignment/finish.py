@@ -19,6 +19,9 @@ from saematch.matching.assignment.products import Products
 MOST_PAIRS, MOST_PAIRS_A_ROW = 1_000_000, 50
 """With more pairs left than the larger of these two allows, the step is not taken."""
 
+GRAIN = 2.0**-46
+"""Of weights of at most 1: as fine as their rounding, and so coarse that their sums are exact."""
+
 MOST_ROUNDS = 2000
 """Of raising prices; few are needed, and if these do not suffice the certificate shows it."""
 
@@ -53,7 +56,8 @@ def finish(
     i, j, net = (kind[kept][order] for kind in (i, j, net))
     may_stay_free = m > n or outside > -math.inf
     weight = proof.profits[i] - net - (price[j] if may_stay_free else 0.0)
-    weight = weight / (np.abs(weight).max() or 1.0) + 2.0  # SciPy takes a weight of 0 for no edge
+    # SciPy takes a weight of 0 for no edge, and may search without end where sums are rounded
+    weight = np.round(weight / (np.abs(weight).max() or 1.0) / GRAIN) * GRAIN + 2.0
     graph = csr_array((weight, (i, j)), shape=(n, m + n if len(way_out) else m))
     partner = min_weight_full_bipartite_matching(graph)[1].astype(np.int64)
     start = price

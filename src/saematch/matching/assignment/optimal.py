@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -63,9 +63,9 @@ class Optimal:
     """The relative gap to stop at; 0 for the optimum itself."""
     time_limit: float | None = None
     """Seconds, of one match, after which the best so far is taken."""
-    memory_gib: float | None = None
+    memory_gib: float | None = field(default=None, repr=False)
     """Memory to use beside the vectors; None is half of what is free."""
-    device: str | None = None
+    device: str | None = field(default=None, repr=False)
     """Where to compute products; None is CUDA if there is one."""
 
     def __post_init__(self) -> None:

@@ -1,0 +1,84 @@
+"""Matches that were solved before, in this run or another, found again by what determines them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import reduce
+from itertools import pairwise
+from pathlib import Path
+
+import saematch
+from saematch.matching.arm import Arm
+from saematch.matching.match import Match
+from saematch.sae.params import SaeParams
+
+
+@dataclass
+class MatchStore:
+    """A folder with one file a match, named by its hash; runs may share it at the same time."""
+
+    folder: Path
+    counts: Counter[str] = field(default_factory=Counter)
+    """``solved``, ``read`` (another run, or an earlier start of this one, had solved it) and
+    ``reused`` (asked for a second time)."""
+    _known: dict[str, Match] = field(default_factory=dict)
+
+    def match(self, earlier: SaeParams, later: SaeParams, arm: Arm) -> tuple[Match, str]:
+        """Return the arm's match of two layers and its hash; solve it if nobody has.
+
+        A match under a limit of time depends on the machine's load, so other runs don't get it.
+        """
+        key = match_key(earlier, later, arm)
+        if key in self._known:
+            self.counts["reused"] += 1
+            return self._known[key], key
+        path = self.folder / f"{key}.safetensors"
+        shared = getattr(arm.assignment, "time_limit", None) is None
+        if shared and path.exists():
+            match = Match.load(path)[0]
+            self.counts["read"] += 1
+        else:
+            match = arm.match(earlier, later)
+            self.counts["solved"] += 1
+            if shared:
+                match.save(path, about(earlier, later, arm))
+        self._known[key] = match
+        return match, key
+
+    def chain(self, layers: list[SaeParams], arm: Arm) -> tuple[Match, str]:
+        """Return the composition of the matches from layer to layer, and its hash."""
+        steps = [self.match(earlier, later, arm) for earlier, later in pairwise(layers)]
+        matches, keys = zip(*steps, strict=True)
+        return reduce(Match.compose, matches), keys[0] if len(keys) == 1 else _hash(list(keys))
+
+    def said(self) -> str:
+        """Return the counts in one line."""
+        n = sum(self.counts.values())
+        return (
+            f"{n} matches: {self.counts['solved']} solved, {self.counts['read']} found in "
+            f"{self.folder}, {self.counts['reused']} used again"
+        )
+
+
+def match_key(earlier: SaeParams, later: SaeParams, arm: Arm) -> str:
+    """Return a hash of everything that determines a match."""
+    return _hash(list(about(earlier, later, arm).values()))
+
+
+def about(earlier: SaeParams, later: SaeParams, arm: Arm) -> dict[str, object]:
+    """Return what determines a match: both SAEs, fold, objective, assignment and our version."""
+    return {
+        "earlier": repr(earlier.origin),
+        "later": repr(later.origin),
+        "fold": arm.fold,
+        "objective": repr(arm.objective),
+        "assignment": repr(arm.assignment),
+        "version": saematch.__version__,
+    }
+
+
+def _hash(parts: list) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

@@ -1,0 +1,143 @@
+"""SAEs made up so that the right match is known, and in which folding has to matter.
+
+Feature ``i`` of layer ``t`` stands for the vector ``theta_i(t) d_i(t)`` of the hidden state when
+its activation is at its threshold. Directions come in groups of nearly the same one, whose members
+differ by the length of that vector alone, log-normal and kept from layer to layer: only a match
+that sees the thresholds can tell them apart. All lengths grow with the layer, each at its own pace:
+only a decoding in units of the thresholds keeps up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from saematch.evals.activations import SparseFeatures
+from saematch.matching.match import Match
+from saematch.places import DEFAULT
+from saematch.sae.params import SaeOrigin, SaeParams
+from saematch.sae.source import SaeOffer, SaeSource
+
+
+@dataclass(frozen=True)
+class PlantedSaes:
+    """Spec of the planted set; everything follows from the seed."""
+
+    n_layers: int = 5
+    n_features: int = 512
+    d_model: int = 64
+    group: int = 4
+    """Features that share a direction."""
+    drift: float = 0.2
+    """Length of the noise that a group's direction gathers from layer to layer, to a direction of
+    length 1."""
+    jitter: float = 0.05
+    """Length of the noise of each feature's direction in each layer apart."""
+    spread: float = 0.7
+    """Standard deviation of the logarithm of thresholds."""
+    growth: float = 0.3
+    """Mean of the logarithm of a threshold's growth from layer to layer."""
+    pace: float = 0.1
+    """Standard deviation of the logarithm of that growth over features."""
+    gauge: float = 0.0
+    """Standard deviation of the logarithm of the norms of decoder vectors, which no result may
+    depend on: activations and thresholds are scaled the other way."""
+    n_tokens: int = 2000
+    """Made-up tokens, with ``mean_l0`` active features each."""
+    mean_l0: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_features % self.group:
+            raise ValueError(
+                f"sae.n_features={self.n_features} is no multiple of sae.group={self.group}"
+            )
+
+    @property
+    def name(self) -> str:
+        """What the set is called."""
+        return f"planted, gauge {self.gauge:g}"
+
+    def layers(self) -> list[int]:
+        """Return all layers."""
+        return list(range(self.n_layers))
+
+    def load(self, layer: int) -> SaeParams:
+        """Make one layer's SAE; its features are in a random order of their own."""
+        directions, thresholds = self._features(layer)
+        order = self._order(layer)
+        directions, thresholds = directions[order], thresholds[order]
+        norms = torch.exp(self.gauge * torch.randn(self.n_features, generator=self._random(layer)))
+        return SaeParams(
+            W_enc=(directions / norms[:, None]).T.contiguous(),
+            b_enc=torch.zeros(self.n_features),
+            W_dec=directions * norms[:, None],
+            b_dec=torch.zeros(self.d_model),
+            threshold=thresholds / norms,
+            activation="jumprelu",
+            origin=SaeOrigin(layer, "planted", f"layer_{layer}", repr(self), "planted"),
+        )
+
+    def truth(self, earlier: int, later: int) -> Match:
+        """Return the planted match."""
+        return Match.from_columns(
+            torch.argsort(self._order(later))[self._order(earlier)], self.n_features
+        )
+
+    def offers(self, layer: int) -> list[SaeOffer]:
+        """Return the one SAE that there is."""
+        return [SaeOffer(float(self.mean_l0), self)]
+
+    def codes(self, layer: int) -> SparseFeatures:
+        """Return the activations of the made-up tokens; they mean the same at every layer.
+
+        A feature is active at 1 to about 4 times its threshold.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        size = self.n_tokens, self.mean_l0
+        chosen = torch.randint(self.n_features, size, generator=generator)
+        strength = 1 + torch.empty(size).exponential_(generator=generator)
+        place = torch.argsort(self._order(layer))[chosen].flatten()
+        starts = torch.arange(self.n_tokens) * self.mean_l0
+        values = strength.flatten() * self.load(layer).threshold[place]
+        return SparseFeatures(starts, place, values, self.n_features)
+
+    def _features(self, layer: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+        """Return directions and thresholds in the hidden order, at norm 1 of decoder vectors."""
+        n, d = self.n_features, self.d_model
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def noise(rows: int) -> Float[Tensor, "{rows} d"]:
+            return torch.randn(rows, d, generator=generator) / d**0.5
+
+        shared = noise(n // self.group)
+        logs = self.spread * torch.randn(n, generator=generator)
+        for _ in range(layer):
+            shared = shared + self.drift * noise(n // self.group)
+            logs = logs + self.growth + self.pace * torch.randn(n, generator=generator)
+        jitter = torch.randn(n, d, generator=self._random(layer)) / d**0.5
+        directions = shared.repeat_interleave(self.group, dim=0) + self.jitter * jitter
+        return directions / torch.linalg.vector_norm(directions, dim=1)[:, None], logs.exp()
+
+    def _order(self, layer: int) -> Int64[Tensor, " n"]:
+        return torch.randperm(self.n_features, generator=self._random(layer))
+
+    def _random(self, layer: int) -> torch.Generator:
+        return torch.Generator().manual_seed(1000 * (self.seed + 1) + layer)
+
+
+@dataclass(frozen=True)
+class TwoGauges:
+    """Spec: the planted set, and the same in which decoder vectors have norms of their own."""
+
+    gauge: float = 1.0
+
+    def __call__(self, source: SaeSource, layers: Sequence[int]) -> dict[str, SaeSource]:
+        """Return both sets; ``ValueError`` for SAEs that were not planted."""
+        if not isinstance(source, PlantedSaes):
+            raise ValueError("selection=two_gauges is for sae=planted")
+        return {DEFAULT: source, "other_gauge": replace(source, gauge=self.gauge)}

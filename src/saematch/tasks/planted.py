@@ -1,0 +1,58 @@
+"""Decode known activations through the matches of planted SAEs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from saematch.evals.activations import carry, decode
+from saematch.evals.bootstrap import explained_variance
+from saematch.matching.arm import DECODINGS, Arm
+from saematch.places import SaeKey
+from saematch.results import Row
+from saematch.sae.folding import fold_scale
+from saematch.sae.params import SaeParams
+from saematch.sae.planted import PlantedSaes
+from saematch.sae.source import SaeSource
+from saematch.tasks.match import MatchSet
+
+
+def planted_rows(
+    saes: Mapping[SaeKey, SaeParams],
+    sets: Mapping[str, SaeSource],
+    matches: MatchSet,
+    arms: Mapping[str, Arm],
+) -> list[Row]:
+    """Return the rows of ``planted``: recall, and what decoding explains, by arm and strategy.
+
+    The earlier layer's true activations are carried over and decoded; the later layer's hidden
+    states are its own true activations, decoded. Raises ``ValueError`` for SAEs not planted.
+    """
+    rows: list[Row] = []
+    for place in matches.places:
+        source = sets[place.saes]
+        if not isinstance(source, PlantedSaes):
+            raise ValueError("the task planted needs activations that are known: sae=planted")
+        earlier, later = saes[place.earlier], saes[place.later]
+        codes = source.codes(place.layer_from)
+        x = decode(later, source.codes(place.layer_to)).double()
+        truth = source.truth(place.layer_from, place.layer_to)
+        for name, arm in arms.items():
+            match = matches.by_arm[name][place]
+            for strategy in arm.decode:
+                by = DECODINGS[strategy]
+                moved = carry(codes, match, fold_scale(earlier, by), fold_scale(later, by))
+                error = decode(later, moved).double() - x
+                explained = explained_variance(
+                    torch.ones(1, 1, dtype=torch.float64),
+                    error.sum(dim=0, keepdim=True),
+                    error.square().sum()[None],
+                    x.sum(dim=0, keepdim=True),
+                    x.square().sum()[None],
+                    torch.tensor([len(x)]),
+                )
+                row: Row = {**place._asdict(), "arm": name, "strategy": strategy}
+                row |= {"recall": match.agreement(truth), "explained_variance": explained.item()}
+                rows.append(row | {"n_tokens": len(x)})
+    return rows

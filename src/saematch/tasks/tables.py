@@ -1,0 +1,189 @@
+"""The tables of an evaluation, from its sums by text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from saematch.evals.bootstrap import (
+    Bootstrap,
+    CoActivation,
+    Values,
+    Weights,
+    co_activation,
+    explained_variance,
+    mean,
+)
+from saematch.evals.splice import NO_ARM, Pairing, both_name
+from saematch.evals.sums import TextSums
+from saematch.places import Place, SaeKey
+from saematch.results import Row
+from saematch.tasks.evaluate import Cell, partner_counts
+from saematch.tasks.match import MatchSet
+
+POOLED = "all"
+"""Name of all data sets together; each keeps its number of texts when they are resampled."""
+
+
+class Tables:
+    """Turns the sums of a run into rows; all metrics of a run share one bootstrap."""
+
+    def __init__(self, by_set: Mapping[str, TextSums], bootstrap: Bootstrap) -> None:
+        self.by_set = dict(by_set)
+        self.bootstrap = bootstrap
+        drawn = bootstrap.weights([len(sums["n_tokens"]) for sums in by_set.values()])
+        self.weights: dict[str, Weights] = dict(zip(by_set, drawn, strict=True))
+
+    def strategies(self, cells: Sequence[Cell]) -> dict[str, list[Row]]:
+        """Return the tables ``strategies`` and ``contrasts``.
+
+        ``strategies`` has one row for each place, data set, arm, strategy and quantile.
+        ``contrasts`` has the differences of one setting at a time: an arm to each later one under
+        the same strategy, and the two strategies of an arm.
+        """
+        rows: list[Row] = []
+        contrasts: list[Row] = []
+        for place in dict.fromkeys(cell.splice.place for cell in cells):
+            of_place = [cell for cell in cells if cell.splice.place == place]
+            for dataset in self.by_set:
+                measured = [self._cell(cell, dataset) for cell in of_place]
+                for cell, metrics in zip(of_place, measured, strict=True):
+                    rows.append(self._strategy_row(cell, dataset, metrics))
+                contrasts += self._contrasts(of_place, measured, dataset)
+        return {"strategies": rows, "contrasts": contrasts}
+
+    def _cell(self, cell: Cell, dataset: str) -> dict[str, Values]:
+        sums, weights = self.by_set[dataset], self.weights[dataset]
+        name, layer = cell.evaluated.name, cell.splice.place.layer_to
+        n_targets = sums["n_targets"]
+        loss = mean(weights, sums[f"loss|{name}"], n_targets)
+        variance = explained_variance(
+            weights,
+            sums[f"error_sum|{name}"],
+            sums[f"error_square|{name}"],
+            sums[f"x_sum|{layer}"],
+            sums[f"x_square|{layer}"],
+            sums["n_tokens"],
+        )
+        original = mean(weights, sums["loss_original"], n_targets)
+        return {"explained_variance": variance, "delta_loss": loss - original, "loss": loss}
+
+    def _strategy_row(self, cell: Cell, dataset: str, measured: Mapping[str, Values]) -> Row:
+        sums = self.by_set[dataset]
+        n_targets = int(sums["n_targets"].sum())
+        row: Row = {
+            **cell.splice.place._asdict(),
+            "arm": cell.arm,
+            "dataset": dataset,
+            "strategy": cell.splice.strategy,
+            "quantile": cell.splice.quantile,
+        }
+        for metric, values in measured.items():
+            row |= self.bootstrap.row(metric, values)
+        return row | {
+            "loss_original": sums["loss_original"].sum().item() / n_targets,
+            "n_texts": len(sums["n_tokens"]),
+            "n_tokens": int(sums["n_tokens"].sum()),
+            "n_targets": n_targets,
+        }
+
+    def _contrasts(
+        self, cells: Sequence[Cell], measured: Sequence[Mapping[str, Values]], dataset: str
+    ) -> Iterator[Row]:
+        at = [n for n, cell in enumerate(cells) if cell.arm != NO_ARM]
+        for i in at:
+            for j in (j for j in at if j > i):
+                one, two = cells[i], cells[j]
+                same = [
+                    one.arm == two.arm,
+                    one.splice.strategy == two.splice.strategy,
+                    one.splice.quantile == two.splice.quantile,
+                ]
+                if sum(same) != 2 or not same[2]:
+                    continue
+                row: Row = {**one.splice.place._asdict(), "dataset": dataset}
+                row |= {"arm": one.arm, "strategy": one.splice.strategy}
+                row |= {"against_arm": two.arm, "against_strategy": two.splice.strategy}
+                row |= {"quantile": one.splice.quantile}
+                for metric in ("explained_variance", "delta_loss"):
+                    difference = measured[i][metric] - measured[j][metric]
+                    row |= self.bootstrap.row(f"{metric}_difference", difference)
+                yield row
+
+    def activations(self, matches: MatchSet) -> list[Row]:
+        """Return the rows of ``activations``: co-activation by place, arm and data set.
+
+        The last data set of each is ``all`` of them together.
+        """
+        rows: list[Row] = []
+        for place in matches.places:
+            scored: dict[str, dict[str, Row]] = {}
+            for arm, of_arm in matches.keys.items():
+                key = of_arm[place]
+                if key not in scored:  # arms may have found the same match
+                    scored[key] = self._scores(place, key, matches, arm)
+                for dataset, row in scored[key].items():
+                    rows.append({**place._asdict(), "arm": arm, "dataset": dataset, **row})
+        return rows
+
+    def _scores(self, place: Place, key: str, matches: MatchSet, arm: str) -> dict[str, Row]:
+        match = matches.by_arm[arm][place]
+        counts = {}
+        for dataset, sums in self.by_set.items():
+            partner = partner_counts(match, sums[_fired(place.later)])
+            both = sums[both_name(Pairing(place, key))]
+            counts[dataset] = (both, sums[_fired(place.earlier)], partner)
+        scores = {
+            dataset: self._score_row(co_activation(self.weights[dataset], *of_set))
+            for dataset, of_set in counts.items()
+        }
+        pooled = [torch.cat(parts) for parts in zip(*counts.values(), strict=True)]
+        scores[POOLED] = self._score_row(co_activation(self._pooled(), *pooled))
+        return scores
+
+    def _score_row(self, score: CoActivation) -> Row:
+        row: Row = {}
+        for metric in ("matching_score", "matching_score_live", "matching_score_macro", "jaccard"):
+            row |= self.bootstrap.row(metric, getattr(score, metric))
+        for count in ("n_live", "n_dead", "n_dead_partners"):
+            row[count] = getattr(score, count)
+        return row
+
+    def layers(self, keys: Sequence[SaeKey]) -> list[Row]:
+        """Return columns of ``layers``: each SAE as it was measured here, over all data sets."""
+        weights = self._pooled()
+        n_tokens = self._all("n_tokens")
+        rows: list[Row] = []
+        for key in keys:
+            fired = self._all(_fired(key))
+            norm = mean(weights, self._all(f"x_norm|{key.layer}"), n_tokens)
+            rows.append(
+                {
+                    **self.bootstrap.row(
+                        "mean_l0", mean(weights, fired.sum(dim=1).double(), n_tokens)
+                    ),
+                    **self.bootstrap.row("mean_norm", norm),
+                    "n_live": int(fired.any(dim=0).sum()),
+                    "n_dead": int((~fired.any(dim=0)).sum()),
+                    "n_texts": len(n_tokens),
+                    "n_tokens": int(n_tokens.sum()),
+                }
+            )
+        return rows
+
+    def feature_counts(self, place: Place, match_key: str) -> tuple[torch.Tensor, ...]:
+        """Return how often each feature fired at both layers, and together with its partner."""
+        names = (_fired(place.earlier), _fired(place.later), both_name(Pairing(place, match_key)))
+        earlier, later, both = (self._all(name).sum(dim=0) for name in names)
+        return earlier, later, both
+
+    def _pooled(self) -> Weights:
+        return torch.cat(list(self.weights.values()), dim=1)
+
+    def _all(self, name: str) -> torch.Tensor:
+        return torch.cat([sums[name] for sums in self.by_set.values()])
+
+
+def _fired(key: SaeKey) -> str:
+    return f"fired|{key.saes}|{key.layer}"

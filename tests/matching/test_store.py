@@ -1,0 +1,86 @@
+"""Matches are found again by what determines them, and by nothing else."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import saematch
+from conftest import random_sae
+from saematch.matching.arm import Arm
+from saematch.matching.assignment import Optimal, Random
+from saematch.matching.match import Match
+from saematch.matching.objectives import Parts
+from saematch.matching.store import MatchStore, match_key
+
+A, B, C = (random_sae(seed, layer=seed) for seed in range(3))
+ARM = Arm("threshold", Parts(), Optimal())
+
+
+def test_a_match_is_solved_once_in_all_runs(tmp_path):
+    first = MatchStore(tmp_path)
+    match, key = first.match(A, B, ARM)
+    assert first.match(A, B, ARM)[0] is match
+    assert dict(first.counts) == {"solved": 1, "reused": 1}
+    second = MatchStore(tmp_path)
+    again, same = second.match(A, B, ARM)
+    assert dict(second.counts) == {"read": 1}
+    assert key == same
+    assert torch.equal(match.columns, again.columns)
+    assert match.certificate == again.certificate
+    assert "2 matches: 1 solved, 0 found in" in first.said()
+    assert [path.stem for path in tmp_path.iterdir()] == [key]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "arm"),
+    [
+        (C, B, ARM),
+        (A, C, ARM),
+        (replace(A, origin=replace(A.origin, revision="another file")), B, ARM),
+        (A, B, replace(ARM, fold="decoder_norm")),
+        (A, B, replace(ARM, objective=Parts(W_enc=0.5))),
+        (A, B, replace(ARM, assignment=Optimal(tolerance=0.0))),
+        (A, B, replace(ARM, assignment=Optimal(unmatched=0.5))),
+        (A, B, replace(ARM, assignment=Random(0))),
+    ],
+)
+def test_everything_that_determines_a_match_is_in_its_key(earlier, later, arm):
+    assert match_key(earlier, later, arm) != match_key(A, B, ARM)
+
+
+def test_what_does_not_determine_it_is_not(monkeypatch):
+    decoded = replace(ARM, decode=("permute_raw",), quantiles=(0.5,))
+    assert match_key(A, B, decoded) == match_key(A, B, ARM)
+    elsewhere = replace(ARM, assignment=Optimal(memory_gib=2.0, device="cpu"))
+    assert match_key(A, B, elsewhere) == match_key(A, B, ARM)
+    before = match_key(A, B, ARM)
+    monkeypatch.setattr(saematch, "__version__", "another")
+    assert match_key(A, B, ARM) != before
+
+
+def test_a_match_under_a_limit_of_time_is_not_shared(tmp_path):
+    limited = replace(ARM, assignment=Optimal(time_limit=60.0))
+    MatchStore(tmp_path).match(A, B, limited)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_chain_is_the_composition_of_its_steps(tmp_path):
+    store = MatchStore(tmp_path)
+    chained, key = store.chain([A, B, C], ARM)
+    steps = [ARM.match(A, B), ARM.match(B, C)]
+    assert torch.equal(chained.columns, steps[0].compose(steps[1]).columns)
+    assert key not in (store.match(A, B, ARM)[1], store.match(B, C, ARM)[1])
+    one, of_one = store.chain([A, B], ARM)
+    assert of_one == store.match(A, B, ARM)[1]
+    assert one.certificate is not None
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    _, key = MatchStore(tmp_path).match(A, B, ARM)
+    path = tmp_path / f"{key}.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="not a whole match file"):
+        MatchStore(tmp_path).match(A, B, ARM)
+    path.unlink()
+    assert isinstance(MatchStore(tmp_path).match(A, B, ARM)[0], Match)

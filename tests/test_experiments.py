@@ -1,0 +1,124 @@
+"""Every experiment at a tiny size: tables as the docs say, figures, and the same numbers twice."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from conftest import tiny_overrides
+from saematch.cli import CONF, build
+from saematch.report.claims import CLAIMS
+from saematch.results import Results
+from saematch.run import finished_as, run
+
+EXPERIMENTS = sorted(path.stem for path in Path(CONF, "experiment").glob("*.yaml"))
+BRING_SAES = {"sparsity", "similar_l0", "llama", "planted"}
+"""Experiments that need SAEs of their own; they run on the embedded model."""
+SMALL = ["dataset.n_texts=3", "dataset.max_tokens=16", "logger=none", "bootstrap.n_resamples=20",
+         "trainer.accelerator=cpu", "cache=null"]  # fmt: skip
+DOCS = Path(__file__).parents[1] / "docs/experiments.md"
+
+
+def settings(experiment, tiny):
+    if experiment in BRING_SAES - {"planted"}:
+        own = ["layers=[3,4]"] if experiment == "sparsity" else ["layers=[2,3,4]"]
+        return [f"+experiment={experiment}", *own, *SMALL]
+    base = [s.strip("'") for s in tiny_overrides(tiny)] if experiment != "planted" else []
+    base = [s.replace("sae.path=", 'sae.path="') + '"' if "{layer}" in s else s for s in base]
+    layers = ["setting.pair=[1,2]", "setting.starts=[0,1]", "setting.path=[0,1,2,3]"]
+    return [f"+experiment={experiment}", *base, *layers, *SMALL]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """Run an experiment in a folder of its own, once."""
+    done = {}
+
+    def results(experiment, again=False):
+        if (experiment, again) not in done:
+            folder = tmp_path_factory.mktemp(experiment)
+            parts, config = build(settings(experiment, tiny))
+            run(parts, config, folder)
+            assert finished_as(folder, config)
+            assert not finished_as(folder, config | {"seed": 5})
+            done[experiment, again] = parts, Results.load(folder / "results.json"), folder
+        return done[experiment, again]
+
+    return results
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
+    parts, results, _ = finished(experiment)
+    tables = results.tables
+    places = {(r["saes"], r["layer_from"], r["layer_to"]) for r in tables["matches"]}
+    keys = {(r["saes"], r["layer"]) for r in tables["layers"]}
+    n_arms, n_places = len(parts.arms), len(places)
+    expected = {"matches": n_places * n_arms, "layers": len(keys)}
+    n_sets = 1 if experiment not in ("sparsity", "similar_l0", "llama") else 3
+    if {"activations", "evaluate"} & set(parts.tasks):
+        expected["activations"] = n_places * n_arms * (n_sets + 1)
+    if "evaluate" in parts.tasks:
+        cells = sum(len(a.decode) * (1 + len(a.quantiles)) for a in parts.arms.values())
+        expected["strategies"] = n_places * n_sets * (cells + len(parts.strategies))
+        contrasts = {
+            frozenset({(a, s, q), (b, t, q)})
+            for a, one in parts.arms.items() for s in one.decode for q in (None, *one.quantiles)
+            for b, two in parts.arms.items() for t in two.decode
+            if (a == b) != (s == t) and q in (None, *two.quantiles)
+        }  # fmt: skip
+        expected["contrasts"] = n_places * n_sets * len(contrasts)
+    if "features" in parts.tasks:
+        expected["feature_mse_histogram"] = n_places * n_arms * 60
+        expected["features"] = n_places * n_arms * 20
+    if "paths" in parts.tasks:
+        expected["paths"] = n_places * n_arms * min(20, tables["layers"][0]["n_live"])
+    if "planted" in parts.tasks:
+        expected["planted"] = n_places * sum(len(a.decode) for a in parts.arms.values())
+    assert {name: len(rows) for name, rows in tables.items()} == expected
+    text = DOCS.read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in text for name in (*tables, experiment))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_figures_and_intervals(finished, experiment):
+    parts, results, folder = finished(experiment)
+    drawn = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert drawn == set(parts.figures)
+    measured = [m.removesuffix("_low") for r in results.tables.get("strategies", [{}])[:1]
+                for m in r if m.endswith("_low")]  # fmt: skip
+    for row in results.tables.get("strategies", []):
+        for metric in measured:
+            assert row[f"{metric}_low"] <= row[f"{metric}_high"], metric
+    assert "evaluate" not in parts.tasks or "explained_variance" in measured
+
+
+@pytest.mark.parametrize("experiment", ["persistence", "quantiles", "paths", "planted"])
+def test_the_same_seed_gives_the_same_numbers(finished, experiment):
+    assert finished(experiment)[1].tables == finished(experiment, again=True)[1].tables
+    assert finished(experiment)[1].metrics == finished(experiment, again=True)[1].metrics
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: f"{claim.experiment}: {claim.says}")
+def test_every_rule_decides(finished, claim):
+    """On SAEs of random numbers: only that a rule finds its numbers and says which they were."""
+    verdict = claim.check(finished(claim.experiment)[1].tables)
+    assert isinstance(verdict.agrees, bool)
+    assert re.search(r"\d", verdict.seen)
+
+
+def test_matches_are_shared_between_runs(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    counts = []
+    for experiment in ("mse", "matching_score"):
+        parts, config = build([*settings(experiment, tiny)[:-1], "cache=shared"])
+        results = run(parts, config, tmp_path / experiment)
+        counts.append(results.provenance["matches"])
+    assert counts == [{"solved": 12}, {"read": 12}]
+
+
+def test_metrics_name_the_set_the_start_and_the_quantile(finished):
+    assert "explained_variance/texts/folded/permute@0.1" in finished("quantiles")[1].metrics
+    assert "matching_score/folded/from_0" in finished("persistence")[1].metrics
+    assert "explained_variance/prose/folded/permute/l0_10" in finished("sparsity")[1].metrics
+    assert "matching_score/folded" in finished("matching_score")[1].metrics
