@@ -57,7 +57,7 @@ class Experiment:
     trainer: TrainerSpec
     logger: WandbLogging | CsvLogging | NoLogging
     cache: str | None
-    """Folder of the matches that runs share; None keeps them to the run."""
+    """Folder of the matches and sums that runs share; None keeps them to the run."""
 
     def __post_init__(self) -> None:
         unknown = [task for task in self.tasks if task not in TASKS]

@@ -24,12 +24,11 @@ EXPERIMENTS = (
     "skip_layers",
     "quantiles",
     "paths",
-    "folding",
 )
 """Done for every family of SAEs."""
 DECODER_ONLY = ("folding", "matching=decoder")
-"""Once more with the decoder alone: in the plain sum of all parts, unfolded encoder biases may
-outweigh everything else."""
+"""With the decoder alone, since in the plain sum of all parts unfolded encoder biases may outweigh
+everything else; with that sum ``skip_layers`` has the same four combinations."""
 FAMILIES = {
     "zoo": {family: [f"sae={family}"] for family in ("chain", "independent", "mixed")},
     "gemma_2_2b": {"gemma_scope_2b": ["setting=gemma_2_2b", "sae=gemma_scope_2b"]},

@@ -154,7 +154,7 @@ def _match(
     folder: Path,
     results: Results,
 ) -> MatchSet:
-    store = MatchStore(Path(experiment.cache or folder / "cache") / "matches")
+    store = MatchStore(_cache(experiment, folder) / "matches")
     matches = match_places(saes, places, experiment.arms, store, folder / "matches")
     results.provenance["matches"] = dict(store.counts)
     results.tables["matches"] = match_rows(
@@ -187,7 +187,7 @@ def _evaluate(
     splice = "evaluate" in experiment.tasks
     arms = experiment.arms if splice else {}
     plan, cells = plan_splices(saes, matches, arms, experiment.strategies if splice else ())
-    sums = evaluate_texts(plan, lm, tokens, experiment.trainer, folder / "evaluation")
+    sums = evaluate_texts(plan, lm, tokens, experiment.trainer, _cache(experiment, folder) / "sums")
     tables = Tables(sums, experiment.bootstrap)
     if cells:
         results.tables |= tables.strategies(cells)
@@ -198,6 +198,10 @@ def _evaluate(
     for known, measured in zip(results.tables["layers"], tables.layers(list(saes)), strict=True):
         known.update(measured)
     return tables
+
+
+def _cache(experiment: Experiment, folder: Path) -> Path:
+    return folder / "cache" if experiment.cache is None else Path(experiment.cache)
 
 
 def _sources(

@@ -1,5 +1,6 @@
 """The evaluation against a plain one: dense features, hooks, the whole model every time."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
@@ -22,7 +23,7 @@ from saematch.matching.store import MatchStore
 from saematch.places import Place, SaeKey
 from saematch.sae.folding import fold
 from saematch.sae.source import SaelensFolders
-from saematch.tasks.evaluate import Cell, plan_splices
+from saematch.tasks.evaluate import Cell, evaluate_texts, plan_splices
 from saematch.tasks.match import MatchSet, match_places
 from saematch.tasks.tables import Tables
 
@@ -68,10 +69,10 @@ def batches(lm):
     return batches
 
 
-def evaluated(planned, lm, batches, folder, keys=None, **spec):
+def evaluated(planned, lm, batches, folder, **spec):
     spec = TrainerSpec(**{"accelerator": "cpu", **spec})
-    keys = keys or [f"key {n}" for n in range(len(batches))]
-    return evaluate(spec, planned.plan, lm, batches, "t", folder, keys)
+    paths = [folder / f"{number}.safetensors" for number in range(len(batches))]
+    return evaluate(spec, planned.plan, lm, batches, "t", paths)
 
 
 @pytest.fixture(scope="module")
@@ -266,19 +267,32 @@ def test_an_evaluation_goes_on_where_it_stopped(planned, lm, batches, sums, tmp_
     with pytest.raises(BaseException):  # noqa: B017 - Lightning turns the interrupt into an exit
         evaluated(planned, lm, batches, tmp_path)
     monkeypatch.setattr(runner, "evaluate_batch", real)
-    first = (tmp_path / "00000.safetensors").stat().st_mtime_ns
+    first = (tmp_path / "0.safetensors").stat().st_mtime_ns
     resumed = evaluated(planned, lm, batches, tmp_path)
-    assert (tmp_path / "00000.safetensors").stat().st_mtime_ns == first
+    assert (tmp_path / "0.safetensors").stat().st_mtime_ns == first
     for name in names(sums):
         assert torch.equal(resumed[name], sums[name]), name
     monkeypatch.setattr(runner, "evaluate_batch", breaking)  # a finished one is not begun again
     evaluated(planned, lm, batches, tmp_path)
-    with pytest.raises(BaseException):  # noqa: B017 - but sums of something else are not taken over
-        evaluated(planned, lm, batches, tmp_path, ["other"] * len(batches))
+
+
+def test_sums_are_shared_by_what_determines_them(planned, lm, batches, tmp_path):
+    spec = TrainerSpec(accelerator="cpu")
+    other = dataclasses.replace(planned.plan, splices=dict(list(planned.plan.splices.items())[:2]))
+    files = []
+    for plan, tokens in (
+        (planned.plan, {"t": batches}),
+        (planned.plan, {"another name": batches}),
+        (other, {"t": batches}),
+        (planned.plan, {"t": batches[:1]}),
+    ):
+        evaluate_texts(plan, lm, tokens, spec, tmp_path)
+        files.append(len(list(tmp_path.glob("*.safetensors"))))
+    assert files == [3, 3, 6, 6]
 
 
 def test_a_damaged_file_of_sums_is_refused(planned, lm, batches, tmp_path):
-    (tmp_path / "00001.safetensors").write_bytes(b"x" * 100)
+    (tmp_path / "1.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(ValueError, match="damaged"):
         evaluated(planned, lm, batches, tmp_path)
 

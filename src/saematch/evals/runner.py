@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from saematch.data.tokens import TokenBatch
 from saematch.evals.splice import SplicePlan, evaluate_batch
-from saematch.evals.sums import TextSums, batch_path, missing, write_sums
+from saematch.evals.sums import TextSums, missing, write_sums
 from saematch.lm.hooks import LanguageModel
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -82,29 +82,27 @@ def evaluate(
     lm: LanguageModel,
     batches: Sequence[TokenBatch],
     label: str,
-    folder: Path,
-    keys: Sequence[str],
+    paths: Sequence[Path],
 ) -> TextSums:
-    """Evaluate all batches and return their sums, which ``folder`` holds afterwards.
+    """Evaluate the batches and return their sums, which ``paths`` hold afterwards.
 
-    A batch whose sums the folder holds under the same key is not evaluated again.
+    A batch whose file is there already is not evaluated again.
     """
-    left = [_Numbered(n, batches[n], keys[n]) for n in missing(folder, keys)]
+    left = [_Todo(batches[number], str(paths[number])) for number in missing(paths)]
     if left:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
             warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated.*")
-            trainer.build(label).test(_Runner(plan, lm, left, folder), verbose=False)
-        lost = missing(folder, keys)
+            trainer.build(label).test(_Runner(plan, lm, left), verbose=False)
+        lost = missing(paths)
         if lost:
-            raise RuntimeError(f"{folder} lacks batches {lost} after evaluation")
-    return TextSums(tuple(batch_path(folder, number) for number in range(len(keys))))
+            raise RuntimeError(f"{paths[lost[0]]} was not written by the evaluation")
+    return TextSums(tuple(paths))
 
 
-class _Numbered(NamedTuple):
-    number: int
+class _Todo(NamedTuple):
     tokens: TokenBatch
-    key: str
+    path: str
 
 
 class _Runner(L.LightningModule):
@@ -114,12 +112,11 @@ class _Runner(L.LightningModule):
         self,
         plan: SplicePlan,
         lm: LanguageModel,
-        left: Sequence[_Numbered],
-        folder: Path,
+        left: Sequence[_Todo],
     ) -> None:
         super().__init__()
         self.lm = lm
-        self.plan, self.left, self.folder = plan, left, folder
+        self.plan, self.left = plan, left
 
     def test_dataloader(self) -> DataLoader[Any]:
         sampler = None
@@ -135,9 +132,8 @@ class _Runner(L.LightningModule):
     def on_test_start(self) -> None:
         self.plan = self.plan.to(self.device)
 
-    def test_step(self, batch: _Numbered, batch_idx: int) -> None:
-        sums = evaluate_batch(self.plan, self.lm, batch.tokens)
-        write_sums(batch_path(self.folder, batch.number), batch.key, sums)
+    def test_step(self, batch: _Todo, batch_idx: int) -> None:
+        write_sums(Path(batch.path), evaluate_batch(self.plan, self.lm, batch.tokens))
 
 
 class _Bar(TQDMProgressBar):

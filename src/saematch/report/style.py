@@ -52,6 +52,8 @@ def save(figure: Figure, path: Path) -> Path:
     """Write the figure as PNG and SVG, the same bytes for the same figure; return the PNG."""
     import matplotlib.pyplot as plt
 
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the layout is found once, not for each format
     for suffix, options in ((".png", {"dpi": 130}), (".svg", {"metadata": {"Date": None}})):
         with replacing(path.with_suffix(suffix)) as part:
             figure.savefig(part, format=suffix[1:], **options)

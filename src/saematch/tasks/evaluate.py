@@ -90,23 +90,21 @@ def evaluate_texts(
     trainer: TrainerSpec,
     folder: Path,
 ) -> dict[str, TextSums]:
-    """Evaluate the plan on every text set; what ``folder`` holds already is not done again."""
+    """Evaluate the plan on every text set.
+
+    ``folder`` holds one file a batch, named by a hash of all that determines its sums. What it
+    holds already, from this run or another, is not evaluated again.
+    """
     dtype = str(next(lm.parameters()).dtype)
     origins = [repr(sae.origin) for sae in plan.saes.values()]
     about = [saematch.__version__, list(plan.saes), origins, list(plan.pairings)]
     about += [list(plan.splices), lm.name, lm.revision, dtype, trainer.precision]
-    return {
-        name: evaluate(
-            trainer,
-            plan,
-            lm,
-            batches,
-            f"evaluate {name}",
-            folder / name,
-            [_hash([*about, batch.ids.tolist(), batch.counts.tolist()]) for batch in batches],
-        )
-        for name, batches in tokens.items()
-    }
+    sums = {}
+    for name, batches in tokens.items():
+        keys = [_hash([*about, batch.ids.tolist(), batch.counts.tolist()]) for batch in batches]
+        paths = [folder / f"{key}.safetensors" for key in keys]
+        sums[name] = evaluate(trainer, plan, lm, batches, f"evaluate {name}", paths)
+    return sums
 
 
 def _hash(parts: list) -> str:

@@ -1,0 +1,95 @@
+"""The peer: skip_layers as one would write it first, to be beaten in time and met in numbers.
+
+For every pair and every cell the whole model runs over every batch, with a forward hook at the
+earlier block that encodes and one at the later block that puts the decoded state in its place;
+features are dense, and means are taken at the end over everything that was kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from saematch.data.tokens import TokenBatch
+from saematch.evals.splice import Splice
+from saematch.lm.hooks import LanguageModel
+from saematch.matching.arm import DECODINGS
+from saematch.matching.match import Match
+from saematch.places import SaeKey
+from saematch.sae.folding import fold
+from saematch.sae.params import SaeParams
+
+
+@torch.inference_mode()
+def skip_layers(
+    saes: dict[SaeKey, SaeParams],
+    cells: Sequence[tuple[Splice, Match | None]],
+    lm: LanguageModel,
+    batches: Sequence[TokenBatch],
+) -> list[tuple[float, float]]:
+    """Return explained variance and change in loss of each cell."""
+    clean = [_losses(lm, batch) for batch in batches]
+    original = torch.cat(clean).mean().item()
+    found = []
+    for splice, match in cells:
+        states, errors, losses = [], [], []
+        for batch in batches:
+            x, x_hat, loss = _changed(saes, splice, match, lm, batch)
+            states.append(x)
+            errors.append(x_hat - x)
+            losses.append(loss)
+        x, error = torch.cat(states).double(), torch.cat(errors).double()
+        unexplained = error.var(dim=0, correction=0).sum() / x.var(dim=0, correction=0).sum()
+        found.append((1 - unexplained.item(), torch.cat(losses).mean().item() - original))
+    return found
+
+
+def _changed(
+    saes: dict[SaeKey, SaeParams],
+    splice: Splice,
+    match: Match | None,
+    lm: LanguageModel,
+    batch: TokenBatch,
+) -> tuple[Tensor, Tensor, Tensor]:
+    place = splice.place
+    earlier, later = saes[place.earlier], saes[place.later]
+    seen: dict[str, Tensor] = {}
+
+    def read(_module: object, _args: object, output: Tensor) -> None:
+        seen["x_t"] = output[batch.counts]
+
+    def replace(_module: object, _args: object, output: Tensor) -> Tensor:
+        x_t, seen["x"] = seen["x_t"], output[batch.counts]
+        if splice.strategy == "drop":
+            x_hat = x_t
+        elif splice.strategy == "reconstruct_previous":
+            x_hat = earlier.reconstruct(x_t)
+        elif splice.strategy == "reconstruct_current":
+            x_hat = later.reconstruct(seen["x"])
+        else:
+            by = DECODINGS[splice.strategy]
+            assert match is not None
+            x_hat = fold(later, by).decode(match.apply(fold(earlier, by).encode(x_t)))
+        seen["x_hat"] = x_hat
+        changed = output.clone()
+        changed[batch.counts] = x_hat
+        return changed
+
+    hooks = [
+        lm.blocks[place.layer_from].register_forward_hook(read),
+        lm.blocks[place.layer_to].register_forward_hook(replace),
+    ]
+    try:
+        losses = _losses(lm, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen["x"], seen["x_hat"], losses
+
+
+def _losses(lm: LanguageModel, batch: TokenBatch) -> Tensor:
+    logits = lm.model(input_ids=batch.ids).logits[batch.predicts]
+    return cross_entropy(logits, batch.ids.roll(-1, dims=1)[batch.predicts], reduction="none")

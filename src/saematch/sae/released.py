@@ -1,0 +1,118 @@
+"""SAEs of the releases that SAELens knows, from the Hugging Face hub or its cache."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from saematch.matching.match import Match
+from saematch.sae.params import SaeParams
+from saematch.sae.source import SaeOffer, from_saelens
+
+
+@dataclass(frozen=True)
+class ReleasedSaes:
+    """Spec of one SAE a layer of a release in SAELens' registry."""
+
+    release: str
+    sae_id: str
+    """Id inside the release, with ``{layer}`` in the place of the layer's number."""
+    offers_release: str | None = None
+    """Release that has the other sparsities; None if they are in the same one."""
+    offers_id: str | None = None
+    """Ids of those, with ``{layer}`` and ``{l0}``; None if there is nothing to choose from."""
+
+    def __post_init__(self) -> None:
+        if self.sae_id.count("{layer}") != 1:
+            raise ValueError(f"sae.sae_id={self.sae_id!r} must hold {{layer}} once")
+
+    @property
+    def name(self) -> str:
+        """Release and id."""
+        return f"{self.release}/{self.sae_id}"
+
+    def layers(self) -> list[int]:
+        """Return the layers that the release has an SAE for."""
+        before, after = (re.escape(part) for part in self.sae_id.split("{layer}"))
+        ids = _ids(self.release)
+        found = (re.fullmatch(rf"{before}(\d+){after}", sae_id) for sae_id in ids)
+        return sorted(int(match[1]) for match in found if match)
+
+    def load(self, layer: int) -> SaeParams:
+        """Load one SAE; ``ValueError`` if the registry lacks it or the hub cannot be reached."""
+        sae_id = self.sae_id.replace("{layer}", str(layer))
+        ids = _ids(self.release)
+        if sae_id not in ids:
+            close = difflib.get_close_matches(sae_id, ids, n=3) or sorted(ids)[:3]
+            raise ValueError(f"{self.release} has no SAE {sae_id!r}; it has {', '.join(close)}")
+        from huggingface_hub.errors import HfHubHTTPError
+        from sae_lens import SAE
+
+        try:
+            sae = SAE.from_pretrained(self.release, sae_id, device="cpu", dtype="float32")
+        except (OSError, HfHubHTTPError) as error:
+            raise ValueError(
+                f"cannot fetch {self.release}/{sae_id}: {str(error).splitlines()[0]}; SAEs on disk "
+                "are taken with sae=saelens"
+            ) from error
+        revision = _revision(self.release, ids[sae_id])
+        params = from_saelens(sae, layer, self.release, sae_id, revision)
+        stated = _stated_l0(self.release, sae_id)
+        if params.origin.mean_l0 is not None or stated is None:
+            return params
+        return replace(params, origin=replace(params.origin, mean_l0=stated))
+
+    def truth(self, earlier: int, later: int) -> Match | None:
+        """Nobody knows the truth of released SAEs."""
+        return None
+
+    def offers(self, layer: int) -> list[SaeOffer]:
+        """Return the release's SAEs of every sparsity, by rising mean L0."""
+        release = self.offers_release or self.release
+        if self.offers_id is None:
+            sae_id = self.sae_id.replace("{layer}", str(layer))
+            return [SaeOffer(_stated_l0(release, sae_id) or 0.0, self)]
+        pattern = re.escape(self.offers_id).replace(r"\{l0\}", r"[\d.]+")
+        pattern = pattern.replace(r"\{layer\}", str(layer))
+        found = [
+            SaeOffer(l0, ReleasedSaes(release, sae_id.replace(f"layer_{layer}/", "layer_{layer}/")))
+            for sae_id in _ids(release)
+            if re.fullmatch(pattern, sae_id) and (l0 := _stated_l0(release, sae_id))
+        ]
+        return sorted(found, key=lambda offer: offer.mean_l0)
+
+
+def _entry(release: str) -> Any:
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    directory = get_pretrained_saes_directory()
+    if release not in directory:
+        close = difflib.get_close_matches(release, directory, n=3)
+        raise ValueError(f"SAELens knows no release {release!r}; close ones: {', '.join(close)}")
+    return directory[release]
+
+
+def _ids(release: str) -> dict[str, str]:
+    """Return the path of each SAE of a release, by id."""
+    return _entry(release).saes_map
+
+
+def _stated_l0(release: str, sae_id: str) -> float | None:
+    """Return the mean L0 that the registry, or the path of the file, states."""
+    entry = _entry(release)
+    stated = entry.expected_l0.get(sae_id)
+    in_path = re.search(r"average_l0_(\d+)", entry.saes_map[sae_id])
+    return float(stated or (in_path[1] if in_path else 0)) or None
+
+
+def _revision(release: str, path: str) -> str:
+    """Return the commit of the release that the cache holds."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("params.npz", "cfg.json", "sae_weights.safetensors"):
+        cached = try_to_load_from_cache(_entry(release).repo_id, f"{path}/{name}")
+        if isinstance(cached, str):
+            return cached.split("snapshots/")[1].split("/")[0]
+    return ""
