@@ -6,10 +6,21 @@ READY  := $(VENV)/ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench bench-solver bench-solver-large zoo readme-figure lock clean
+# The model of the experiments, and its SAEs where an experiment would choose the embedded ones
+MODEL  ?= zoo
+SETTING := $(if $(filter-out zoo,$(MODEL)),setting=$(MODEL) sae=$(SAE_$(MODEL)))
+SAE_gemma_2_2b := gemma_scope_2b
+
+EXPERIMENTS := norms mse feature_mse matching_score persistence skip_layers parts llama sparsity \
+	similar_l0 quantiles paths folding planted
+
+.PHONY: $(EXPERIMENTS) reproduce reproduction-page help setup demo test test-slow lint bench bench-solver bench-solver-large zoo readme-figure lock clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  one experiment     $(wordlist 1,7,$(EXPERIMENTS))"
+	@echo "                     $(wordlist 8,99,$(EXPERIMENTS))"
+	@echo "  with               MODEL=gemma_2_2b, ARGS='dataset.n_texts=20 run_id=a'"
 
 setup: $(READY) ## Make .venv from the lock
 
@@ -21,6 +32,16 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## Run the paper's main experiment on the embedded model
 	$(BIN)/python -m saematch +experiment=skip_layers $(ARGS)
+
+$(EXPERIMENTS): $(READY)
+	$(BIN)/python -m saematch +experiment=$@ $(SETTING) $(ARGS)
+
+reproduce: $(READY) ## Run every experiment and compare with the paper (a quarter of an hour)
+	$(BIN)/python -m saematch reproduce --model $(MODEL) $(ARGS)
+
+reproduction-page: $(READY) ## Make docs/reproduction.md from the last reproduction
+	$(BIN)/python -m saematch reproduce --model $(MODEL) --page docs/reproduction.md $(ARGS)
+	rm docs/reproduction.html
 
 test: $(READY) ## Check style and run the tests
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import saematch
 
 SOURCE = Path(saematch.__file__).parent
 HOMES = {
-    "sae_lens": {"sae/source.py", "sae/training.py", "sae/training_state.py"},
+    "sae_lens": {"sae/released.py", "sae/source.py", "sae/training.py", "sae/training_state.py"},
     "transformers": {"lm/source.py", "zoo/language_model.py"},
     "tokenizers": {"zoo/language_model.py"},
     "wandb": {"tracking.py"},
@@ -23,7 +23,8 @@ HOMES = {
     "markdown_it": {"report/reproduction.py"},
     "numba": {"matching/assignment/auction.py"},
     "psutil": {"matching/assignment/products.py"},
-    "datasets": set(),
+    "datasets": {"data/hub.py"},
+    "huggingface_hub": {"sae/released.py"},
     "openai": set(),
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from saematch.data.texts import LocalTexts, ZooTexts
+from saematch.data.texts import TextSource
 from saematch.data.tokens import TokenBatch, tokenise
 from saematch.evals.bootstrap import Bootstrap
 from saematch.evals.runner import TrainerSpec
@@ -49,7 +49,7 @@ class Experiment:
     selection: Selection
     arms: Mapping[str, Arm]
     strategies: Sequence[str]
-    dataset: ZooTexts | LocalTexts
+    dataset: TextSource
     bootstrap: Bootstrap
     paths: PathSpec
     figures: Sequence[str] | None

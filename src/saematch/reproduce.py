@@ -57,6 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--only", metavar="A,B", help="these experiments alone")
     parser.add_argument("--families", metavar="A,B", help="these families of SAEs alone")
     parser.add_argument("--run-id", default="reproduction", help="name of the page's folder")
+    parser.add_argument("--page", type=Path, metavar="FILE.md", help="write the page here instead")
     parser.add_argument("settings", nargs="*", help="settings of every run, as dataset.n_texts=20")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -78,10 +79,10 @@ def main(arguments: Sequence[str]) -> None:
     for number, (experiment, family, overrides) in enumerate(chosen, 1):
         log.info("\n[%d/%d] %s on %s", number, len(chosen), experiment, family)
         runs.append(_one(experiment, family, overrides))
-    folder = Path("outputs") / options.run_id
-    agreeing, decided = write_page(runs, options.model, folder)
+    page = options.page or Path("outputs") / options.run_id / "index.md"
+    agreeing, decided = write_page(runs, options.model, page)
     log.info("\n%d of %d statements agree with their rules", agreeing, decided)
-    log.info("written: %s\nwritten: %s", folder / "index.md", folder / "index.html")
+    log.info("written: %s\nwritten: %s", page, page.with_suffix(".html"))
     failed = [run for run in runs if run.error]
     if failed:
         sys.exit("\n".join(f"failed: {r.experiment} on {r.family}: {r.error}" for r in failed))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +19,18 @@ class TextSet:
 
     name: str
     texts: tuple[str, ...]
+
+
+@runtime_checkable
+class TextSource(Protocol):
+    """What every spec of texts offers."""
+
+    n_texts: int
+    max_tokens: int
+
+    def load(self) -> list[TextSet]:
+        """Draw the texts of every kind; ``ValueError`` if they cannot be had."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from saematch.evals.splice import SplicePlan, evaluate_batch
 from saematch.evals.sums import TextSums, missing, write_sums
 from saematch.lm.hooks import LanguageModel
 
+log = logging.getLogger(__name__)
+
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -89,6 +91,10 @@ def evaluate(
     A batch whose file is there already is not evaluated again.
     """
     left = [_Todo(batches[number], str(paths[number])) for number in missing(paths)]
+    if len(left) < len(paths):
+        log.info(
+            "%s: %d of %d batches were evaluated before", label, len(paths) - len(left), len(paths)
+        )
     if left:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*does not have many workers.*")

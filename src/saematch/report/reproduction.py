@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,8 +44,11 @@ class Run:
         return results if results.status == "finished" else None
 
 
-def write_page(runs: Sequence[Run], model: str, folder: Path) -> tuple[int, int]:
-    """Write ``index.md``, ``index.html`` and a copy of each figure; return (agreeing, decided)."""
+def write_page(runs: Sequence[Run], model: str, page: Path) -> tuple[int, int]:
+    """Write the page as Markdown and HTML, with a copy of each figure in a folder beside it.
+
+    Returns how many statements agree, of how many that were decided.
+    """
     found = {(run.experiment, run.family): run for run in runs}
     loaded = {key: run.results for key, run in found.items()}
     verdicts = decide({key: results for key, results in loaded.items() if results is not None})
@@ -55,14 +57,15 @@ def write_page(runs: Sequence[Run], model: str, folder: Path) -> tuple[int, int]
     lines += ["", "## At a glance", "", *_overview(families, verdicts), "", *_failures(runs)]
     for experiment in dict.fromkeys(run.experiment for run in runs):
         of_experiment = [run for run in runs if run.experiment == experiment]
-        lines += ["", *_section(experiment, of_experiment, loaded, verdicts, folder)]
+        lines += ["", *_section(experiment, of_experiment, loaded, verdicts, page)]
     text = "\n".join(lines) + "\n"
-    with replacing(folder / "index.md") as part:
-        part.write_text(text, encoding="utf-8")
-    with replacing(folder / "index.html") as part:
-        part.write_text(_html(text, f"saematch: reproduction on {model}"), encoding="utf-8")
-    decided = list(verdicts.values())
-    return sum(verdict.agrees for verdict in decided), len(decided)
+    for path, content in (
+        (page, text),
+        (page.with_suffix(".html"), _html(text, f"saematch: reproduction on {model}")),
+    ):
+        with replacing(path) as part:
+            part.write_text(content, encoding="utf-8")
+    return sum(verdict.agrees for verdict in verdicts.values()), len(verdicts)
 
 
 Verdicts = dict[tuple[str, Claim, str], Verdict]
@@ -130,7 +133,7 @@ def _section(
     runs: Sequence[Run],
     loaded: Mapping[tuple[str, str], Results | None],
     verdicts: Verdicts,
-    folder: Path,
+    page: Path,
 ) -> list[str]:
     lines = [f"## {experiment}", ""]
     claims = dict.fromkeys(claim for name, claim, _ in verdicts if name == experiment)
@@ -149,15 +152,14 @@ def _section(
             lines += [f"failed: {run.error}"]
             continue
         for figure in sorted((run.folder / "figures").glob("*.png")):
-            copy = folder / "figures" / experiment.replace(" ", "_") / f"{run.family}-{figure.name}"
-            copy.parent.mkdir(parents=True, exist_ok=True)
+            name = f"{_anchor(experiment)}-{run.family}-{figure.name}"
+            copy = page.parent / f"{page.stem}_figures" / name
             with replacing(copy) as part:
                 shutil.copyfile(figure, part)
-            where = copy.relative_to(folder).as_posix()
+            where = copy.relative_to(page.parent).as_posix()
             lines += [f"![{experiment}, {run.family}: {figure.stem}]({where})", ""]
-        counts = ", ".join(f"{name} {len(rows)}" for name, rows in results.tables.items())
-        path = Path(os.path.relpath(run.folder / "results.json", folder)).as_posix()
-        lines += [f"Rows of [the tables]({path}): {counts}."]
+        counts = ", ".join(f"`{name}` {len(rows)}" for name, rows in results.tables.items())
+        lines += [f"Rows of the tables in `{run.folder / 'results.json'}`: {counts}."]
     return lines
 
 

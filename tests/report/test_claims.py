@@ -1,0 +1,241 @@
+"""Every rule, on numbers made to agree and on numbers made not to."""
+
+import pytest
+
+from saematch.report.claims import CLAIMS
+
+PAIRS = [(t, t + 1) for t in range(5)]
+MSE = ("mse_W_enc", "mse_b_enc", "mse_W_dec")
+
+
+def at(pair, **values):
+    return {"saes": "default", "layer_from": pair[0], "layer_to": pair[1], **values}
+
+
+def by_arm(metric, arms, pairs=PAIRS, **more):
+    """Rows of a metric: for each arm one number for all pairs or one a pair."""
+    rows = []
+    for arm, values in arms.items():
+        values = values if isinstance(values, list) else [values] * len(pairs)
+        rows += [at(p, arm=arm, **{metric: v}, **more) for p, v in zip(pairs, values, strict=True)]
+    return rows
+
+
+def scores(**arms):
+    """Matching scores with intervals of 0.02 to each side."""
+    rows = by_arm("matching_score", arms, PAIRS[: len(next(iter(arms.values())))])
+    return [
+        row | {f"matching_score_{end}": row["matching_score"] + by
+               for end, by in (("low", -0.02), ("high", 0.02))}
+        for row in rows
+    ]  # fmt: skip
+
+
+def strategies(metric, cells, quantile=None):
+    rows = []
+    for (arm, strategy), values in cells.items():
+        rows += by_arm(metric, {arm: values}, strategy=strategy, quantile=quantile, dataset="d")
+    return [
+        r | {f"{metric}_low": r[metric] - 0.02, f"{metric}_high": r[metric] + 0.02} for r in rows
+    ]
+
+
+def layers(norms, thresholds):
+    return [{"saes": "default", "layer": n, "mean_norm": norm, "threshold_mean": theta}
+            for n, (norm, theta) in enumerate(zip(norms, thresholds, strict=True))]  # fmt: skip
+
+
+def contrasts(find, decode):
+    name = "explained_variance_difference"
+    rows = []
+    for pair in PAIRS:
+        one = at(pair, dataset="d", quantile=None, arm="folded", strategy="permute")
+        rows += [
+            one | {"against_arm": "unfolded", "against_strategy": "permute", name: find},
+            one | {"against_arm": "folded", "against_strategy": "permute_raw", name: decode},
+            one | {"against_arm": "random", "against_strategy": "permute", name: 9.0},
+        ]
+    return rows
+
+
+def errors(identity, folded, unfolded):
+    rows = []
+    for arm, values in (("identity", identity), ("folded", folded), ("unfolded", unfolded)):
+        rows += [at(p, arm=arm, **dict(zip(MSE, values, strict=True))) for p in PAIRS]
+    return {"matches": rows}
+
+
+def histogram(folded, identity):
+    rows = []
+    for arm, counts in (("folded", folded), ("identity", identity)):
+        rows += [at((0, 1), arm=arm, mse_low=float(n), mse_high=n + 1.0, n_pairs=count)
+                 for n, count in enumerate(counts)]  # fmt: skip
+    return {"feature_mse_histogram": rows}
+
+
+def persistent(exact, composed, agreement):
+    pairs = [(0, 1), (0, 2), (0, 3)]
+    rows = by_arm("matching_score", {"folded": exact, "composed": composed}, pairs)
+    return {"matches": [r | {"agreement": agreement} for r in rows]}
+
+
+def in_sets(by_set, l0=None):
+    rows, stated = [], []
+    for name, values in by_set.items():
+        of_set = strategies("explained_variance", {("folded", "permute"): values})
+        rows += [row | {"saes": name} for row in of_set]
+        stated += [{"saes": name, "layer": n, "stated_l0": 20.0} for n in range(6)]
+    return {"strategies": rows, "layers": stated}
+
+
+def shares(few, every):
+    cell = ("folded", "permute")
+    return {
+        "strategies": strategies("explained_variance", {cell: few}, 0.1)
+        + strategies("explained_variance", {cell: every}, 1.0)
+    }
+
+
+def planted(recall=(0.9, 0.3), explained=(0.99, 0.9), other=0.9):
+    rows = []
+    for saes in ("default", "other_gauge"):
+        for arm, found in (("folded", recall[0]), ("unfolded", recall[1])):
+            for strategy, value in zip(("permute", "permute_raw"), explained, strict=True):
+                told = other if saes == "other_gauge" and arm == "folded" else found
+                rows.append({"saes": saes, "layer_from": 0, "layer_to": 1, "arm": arm,
+                             "strategy": strategy, "recall": told,
+                             "explained_variance": value})  # fmt: skip
+    return {"planted": rows}
+
+
+def skipped(metric, **cells):
+    named = {tuple(name.split("__")): values for name, values in cells.items()}
+    return {"strategies": strategies(metric, named)}
+
+
+EV, DL = "explained_variance", "delta_loss"
+LATE = [0.1, 0.2, 0.7, 0.7, 0.9]
+CASES = {
+    ("norms", "norms of hidden"): (
+        {"layers": layers([1, 2, 3, 4, 3.9], [1, 2, 3, 2, 5])},
+        {"layers": layers([1, 2, 3, 4, 5], [1, 2, 1, 2, 1])},
+    ),
+    ("norms", "norms of folded"): (
+        {"layers": layers([1, 2, 4, 5, 9, 10], [1] * 6),
+         "matches": by_arm("decoder_norm_change", {"folded": [1, 2.1, 1, 3, 1.2]})},
+        {"layers": layers([1, 2, 4, 5, 9, 10], [1] * 6),
+         "matches": by_arm("decoder_norm_change", {"folded": [3, 1, 3, 1, 3]})},
+    ),
+    ("mse", "identity's error"): (
+        errors((2, 2, 2), (1, 1, 1), (1, 1.5, 1)),
+        errors((2, 2, 2), (1, 1.9, 1), (1, 1.5, 1)),
+    ),
+    ("mse", "unfolded is above"): (
+        errors((2, 2, 2), (1, 1, 1), (1.05, 1, 1.2)),
+        errors((2, 2, 2), (1, 1, 1), (1.05, 1, 0.9)),
+    ),
+    ("mse", "unfolded is below"): (
+        errors((2, 2, 2), (1, 1, 1), (1.05, 1, 1.2)),
+        errors((2, 2, 2), (1, 1, 1), (1.2, 1, 1.2)),
+    ),
+    ("feature_mse", "most matched"): (
+        histogram([50, 30, 5, 3, 2, 1], [0, 0, 5, 50, 5, 0]),
+        histogram([1, 2, 5, 30, 50, 2], [0, 0, 5, 50, 5, 0]),
+    ),
+    ("matching_score", "the score rises"): (
+        {"matches": scores(folded=[0.2, 0.3, 0.4, 0.5, 0.6])},
+        {"matches": scores(folded=[0.6, 0.5, 0.4, 0.3, 0.2])},
+    ),
+    ("matching_score", "folded above"): (
+        {"matches": scores(folded=[0.5] * 5, unfolded=[0.4] * 4 + [0.6])},
+        {"matches": scores(folded=[0.5] * 5, unfolded=[0.4] * 3 + [0.6] * 2)},
+    ),
+    ("matching_score", "the match is above"): (
+        {"matches": scores(folded=[0.5] * 5, identity=[0.1] * 5, random=[0.4] * 5)},
+        {"matches": scores(folded=[0.5] * 5, identity=[0.1] * 5, random=[0.4] * 4 + [0.47])},
+    ),
+    ("parts", "the encoder"): (
+        {"matches": scores(both=[0.6], encoder=[0.4])},
+        {"matches": scores(both=[0.6], encoder=[0.58])},
+    ),
+    ("parts", "the decoder"): (
+        {"matches": scores(both=[0.6], decoder=[0.57])},
+        {"matches": scores(both=[0.6], decoder=[0.5])},
+    ),
+    ("persistence", "likeness"): (
+        persistent([0.6, 0.5, 0.4], [0.6, 0.5, 0.3], 0.8),
+        persistent([0.4, 0.5, 0.6], [0.6, 0.5, 0.3], 0.8),
+    ),
+    ("persistence", "composition is close"): (
+        persistent([0.6, 0.5, 0.4], [0.6, 0.5, 0.3], 0.8),
+        persistent([0.6, 0.5, 0.4], [0.6, 0.5, 0.3], 0.4),
+    ),
+    ("persistence", "composition is worse"): (
+        persistent([0.6, 0.5, 0.4], [0.6, 0.5, 0.3], 0.8),
+        persistent([0.6, 0.5, 0.4], [0.6, 0.5, 0.45], 0.8),
+    ),
+    ("skip_layers", "folded above"): (
+        skipped(EV, folded__permute=0.5, unfolded__permute_raw=0.4, unfolded__permute=0.9),
+        skipped(EV, folded__permute=0.5, unfolded__permute_raw=0.6, unfolded__permute=0.1),
+    ),
+    ("skip_layers", "explained variance near"): (
+        skipped(EV, folded__permute=LATE),
+        skipped(EV, folded__permute=LATE[::-1]),
+    ),
+    ("skip_layers", "the loss suffers"): (
+        skipped(DL, folded__permute=LATE[::-1]),
+        skipped(DL, folded__permute=LATE),
+    ),
+    ("skip_layers", "the match is above"): (
+        skipped(EV, folded__permute=0.5, random__permute=0.4),
+        skipped(EV, folded__permute=0.5, random__permute=[0.4, 0.4, 0.4, 0.4, 0.47]),
+    ),
+    ("skip_layers", "folding matters"): (
+        {"contrasts": contrasts(find=0.01, decode=-0.1)},
+        {"contrasts": contrasts(find=0.2, decode=-0.1)},
+    ),
+    ("skip_layers", "decoding in units"): (
+        {"contrasts": contrasts(find=0.2, decode=0.1)},
+        {"contrasts": contrasts(find=0.01, decode=-0.1)},
+    ),
+    ("sparsity", "explained variance peaks"): (
+        in_sets({"l0_10": 0.4, "l0_20": 0.6, "l0_40": 0.5}),
+        in_sets({"l0_10": 0.7, "l0_20": 0.6, "l0_40": 0.5}),
+    ),
+    ("similar_l0", "SAEs of similar"): (
+        in_sets({"default": [0.5, 0.1, 0.5, 0.5, 0.5], "similar": 0.4}),
+        in_sets({"default": 0.5, "similar": [0.5, 0.1, 0.9, 0.9, 0.9]}),
+    ),
+    ("quantiles", "permuting fewer"): (shares(0.6, 0.5), shares(0.5, 0.6)),
+    ("paths", "paths hold"): (
+        {"paths": by_arm("jaccard", {"folded": 0.5, "random": 0.1})},
+        {"paths": by_arm("jaccard", {"folded": 0.12, "random": 0.1})},
+    ),
+    ("planted", "folding finds"): (planted(), planted(recall=(0.3, 0.3), other=0.3)),
+    ("planted", "decoding folded"): (planted(), planted(explained=(0.9, 0.99))),
+    ("planted", "the norms"): (planted(), planted(other=0.89)),
+}  # fmt: skip
+
+
+def the_claim(experiment, beginning):
+    (found,) = (c for c in CLAIMS if c.experiment == experiment and c.says.startswith(beginning))
+    return found
+
+
+@pytest.mark.parametrize(("name", "tables"), CASES.items(), ids=lambda value: str(value)[:50])
+def test_a_rule_tells_agreement_from_disagreement(name, tables):
+    claim = the_claim(*name)
+    agreeing, disagreeing = (claim.check(of_case) for of_case in tables)
+    assert agreeing.agrees, agreeing.seen
+    assert not disagreeing.agrees, disagreeing.seen
+
+
+def test_every_rule_has_a_case():
+    checked = {the_claim(*name).check for name in CASES}
+    assert {claim.check for claim in CLAIMS} == checked
+
+
+def test_a_verdict_tells_its_numbers():
+    claim = the_claim("matching_score", "folded above")
+    tables = CASES["matching_score", "folded above"]
+    assert [claim.check(of_case).seen for of_case in tables] == ["4 of 5 pairs", "3 of 5 pairs"]
