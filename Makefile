@@ -8,11 +8,11 @@ ARGS   ?=
 .DEFAULT_GOAL := help
 # The model of the experiments, and its SAEs where an experiment would choose the embedded ones
 MODEL  ?= zoo
+SAE_gemma_2_2b   := gemma_scope_2b
+SAE_llama_3_1_8b := llama_scope
 SETTING := $(if $(filter-out zoo,$(MODEL)),setting=$(MODEL) sae=$(SAE_$(MODEL)))
-SAE_gemma_2_2b := gemma_scope_2b
 
-EXPERIMENTS := norms mse feature_mse matching_score persistence skip_layers parts llama sparsity \
-	similar_l0 quantiles paths folding planted
+EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
 
 .PHONY: $(EXPERIMENTS) reproduce reproduction-page help setup demo test test-slow lint bench bench-solver bench-solver-large zoo readme-figure lock clean
 
@@ -20,7 +20,7 @@ help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  one experiment     $(wordlist 1,7,$(EXPERIMENTS))"
 	@echo "                     $(wordlist 8,99,$(EXPERIMENTS))"
-	@echo "  with               MODEL=gemma_2_2b, ARGS='dataset.n_texts=20 run_id=a'"
+	@echo "  with               MODEL=gemma_2_2b or llama_3_1_8b, ARGS='dataset.n_texts=20 run_id=a'"
 
 setup: $(READY) ## Make .venv from the lock
 

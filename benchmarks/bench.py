@@ -118,7 +118,7 @@ def strategies(work: Workload) -> list[dict]:
         tokens = {"all texts": tuple(work.batches)}
         spec = TrainerSpec(accelerator="cpu")
         sums = evaluate_texts(work.plan, work.lm, tokens, spec, Path(folder))
-        return Tables(sums, Bootstrap()).strategies(work.cells)["strategies"]
+        return Tables(work.plan, sums, Bootstrap()).strategies(work.cells)["strategies"]
 
 
 @torch.inference_mode()
@@ -193,7 +193,13 @@ def memory() -> float:
 
 def peak(n_texts: int) -> int:
     """Peak resident memory of a run, in KiB."""
-    settings = [f"dataset.n_texts={n_texts}", "arms=[folded]", "logger=none", "layers=[5,6,7]"]
+    settings = [
+        f"dataset.n_texts={n_texts}",
+        "arms=[folded]",
+        "logger=none",
+        "layers=[5,6,7]",
+        "cache=null",
+    ]
     settings += [f"run_id=bench-{os.getpid()}-{n_texts}", "name=bench"]
     done = subprocess.Popen([sys.executable, "-m", "saematch", *settings], **QUIET)
     _, status, usage = os.wait4(done.pid, 0)
@@ -204,7 +210,7 @@ def peak(n_texts: int) -> int:
 def demo() -> float:
     """Seconds of the demo's command."""
     run = f"run_id=bench-{os.getpid()}"
-    return command("-m", "saematch", "+experiment=skip_layers", "logger=wandb", run)
+    return command("-m", "saematch", "+experiment=skip_layers", "logger=wandb", "cache=null", run)
 
 
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -9,8 +9,20 @@ from hydra.core.global_hydra import GlobalHydra
 
 from saematch.cli import CONF, REFERRED
 from saematch.experiment import Experiment
+from saematch.reproduce import FAMILIES, planned
+from saematch.sae.released import ReleasedSaes
 
-GROUPS = ("model", "sae", "matching", "assignment", "dataset", "trainer", "logger", "selection")
+GROUPS = (
+    "model",
+    "sae",
+    "matching",
+    "assignment",
+    "dataset",
+    "trainer",
+    "logger",
+    "selection",
+    "setting",
+)
 NEEDED = {"sae=saelens": ["sae.path=x/{layer}"], "dataset=local": ["dataset.paths=[a.jsonl]"]}
 
 
@@ -67,4 +79,22 @@ def test_the_objective_of_every_arm_is_the_chosen_one():
 @pytest.mark.parametrize("group", GROUPS)
 def test_group_files_are_short(group):
     for path in Path(CONF, group).glob("*.yaml"):
-        assert len(path.read_text().splitlines()) <= 10, path
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        assert len(lines) <= 11, path
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_every_run_of_a_reproduction(model):
+    for one in planned(model, "r"):
+        experiment = build(*one.overrides)
+        if model != "zoo":
+            assert experiment.model.path != "zoo"
+            assert isinstance(experiment.sae, ReleasedSaes)
+            assert experiment.dataset.max_tokens == 1024
+    names = {one.experiment.partition(" ")[0] for one in planned("zoo", "r")}
+    assert names == set(choices("experiment"))
+
+
+def test_the_papers_layers():
+    assert build("+experiment=parts", "setting=gemma_2_2b").layers == [19, 20]
+    assert build("+experiment=persistence", "setting=gemma_2_2b").starts == [10, 12, 20]

@@ -11,17 +11,18 @@ from saematch.data.texts import TextSource
 from saematch.data.tokens import TokenBatch, tokenise
 from saematch.evals.bootstrap import Bootstrap
 from saematch.evals.runner import TrainerSpec
-from saematch.evals.splice import NO_ARM
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
-from saematch.places import SaeKey
+from saematch.places import NO_ARM, SaeKey
+from saematch.report.figures import check_figures
 from saematch.sae.folding import fold_scale
-from saematch.sae.params import SaeParams
+from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.selection import Selection
 from saematch.sae.source import SaeSource
 from saematch.tasks.evaluate import check_strategies
-from saematch.tasks.paths import PathSpec
+from saematch.tasks.paths import PathSpec, check_paths
+from saematch.tasks.planted import check_planted
 from saematch.tasks.tables import POOLED
 from saematch.tracking import CsvLogging, NoLogging, WandbLogging
 
@@ -70,6 +71,8 @@ class Experiment:
                 f"arms holds {list(self.arms) or 'nothing'}: a run needs at least one way of "
                 f"matching, and none may be called {NO_ARM!r}"
             )
+        check_strategies(self.strategies)
+        check_figures(self.figures)
         for name in ("layers", "starts"):
             layers = getattr(self, name)
             if layers is not None and (
@@ -101,16 +104,20 @@ def choose_saes(experiment: Experiment) -> tuple[list[int], dict[str, SaeSource]
         raise ValueError(
             f"starts={list(starts)}: {astray[0]} is none of the layers {layers}, or the last"
         )
-    return layers, experiment.selection(source, layers)
+    sets = experiment.selection(source, layers)
+    if "planted" in experiment.tasks:
+        check_planted(sets)
+    return layers, sets
 
 
 def load_saes(layers: Sequence[int], sets: Mapping[str, SaeSource]) -> dict[SaeKey, SaeParams]:
     """Load the SAE of each set and layer; refuse SAEs that do not go together."""
     keys = [SaeKey(name, layer) for name in sets for layer in layers]
-    saes = {
-        key: sets[key.saes].load(key.layer)
-        for key in tqdm(keys, desc="load SAEs", unit="SAE", leave=False)
-    }
+    saes: dict[SaeKey, SaeParams] = {}
+    once: dict[SaeOrigin, SaeParams] = {}  # sets may share SAEs
+    for key in tqdm(keys, desc="load SAEs", unit="SAE", leave=False):
+        sae = sets[key.saes].load(key.layer)
+        saes[key] = once.setdefault(sae.origin, sae)
     if len({sae.d_model for sae in saes.values()}) > 1:
         sizes = ", ".join(f"layer {key.layer}: {sae.d_model}" for key, sae in saes.items())
         raise ValueError(f"the SAEs have different d_model ({sizes}), so they cannot be matched")
@@ -138,9 +145,12 @@ def _check_fit(lm: LanguageModel, saes: Mapping[SaeKey, SaeParams]) -> None:
         raise ValueError(f"{lm.name} has {lm.n_layers} blocks, there is no layer {beyond[0]}")
 
 
-def check_arms(arms: Mapping[str, Arm], saes: Mapping[SaeKey, SaeParams]) -> None:
-    """Refuse before the first match what folding would refuse in the middle of them."""
-    folds = {arm.fold for arm in arms.values()} | {"threshold"}  # MSE is measured on folded SAEs
+def check_saes(experiment: Experiment, saes: Mapping[SaeKey, SaeParams]) -> None:
+    """Refuse before the first match what folding or following paths would refuse after it."""
+    if "paths" in experiment.tasks:
+        check_paths(experiment.paths, next(iter(saes.values())))
+    folds = {arm.fold for arm in experiment.arms.values()}
+    folds |= {"threshold"}  # in which errors are measured
     for by in folds:
         for sae in saes.values():
             fold_scale(sae, by)
@@ -151,7 +161,6 @@ def load_tokens(
 ) -> dict[str, tuple[TokenBatch, ...]]:
     """Check all that evaluation needs, and return the batches of each text set."""
     _check_fit(lm, saes)
-    check_strategies(experiment.strategies)
     sets = experiment.dataset.load()
     names = [texts.name for texts in sets]
     if len(set(names)) < len(names):

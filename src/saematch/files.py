@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -19,6 +22,22 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def hashed(parts: list) -> str:
+    """Return a hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+@cache
+def code_hash() -> str:
+    """Return a hash of the code and libraries on which matches and sums over texts depend."""
+    package = Path(__file__).parent
+    parts = [version("torch"), version("transformers")]
+    for folder in ("data", "evals", "lm", "matching", "sae"):
+        for path in sorted((package / folder).rglob("*.py")):
+            parts.append(path.read_text(encoding="utf-8"))
+    return hashed(parts)
 
 
 def write_json(path: Path, value: object) -> None:

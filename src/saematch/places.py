@@ -7,6 +7,9 @@ from typing import NamedTuple
 DEFAULT = "default"
 """Name of the set of SAEs of a run that has only one."""
 
+NO_ARM = "none"
+"""Stands in the arm's place for a strategy that uses no match."""
+
 
 class SaeKey(NamedTuple):
     """One SAE of a run."""

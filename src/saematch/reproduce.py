@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from saematch.cli import MISTAKES, build, one_line
 from saematch.report.reproduction import Run, write_page
@@ -32,16 +33,18 @@ everything else; with that sum ``skip_layers`` has the same four combinations.""
 FAMILIES = {
     "zoo": {family: [f"sae={family}"] for family in ("chain", "independent", "mixed")},
     "gemma_2_2b": {"gemma_scope_2b": ["setting=gemma_2_2b", "sae=gemma_scope_2b"]},
+    "llama_3_1_8b": {"llama_scope": ["setting=llama_3_1_8b", "sae=llama_scope"]},
 }
 """For each model, its families of SAEs and their settings."""
 ONCE = {
     "zoo": {
         "sparsity": "independent",
-        "similar_l0": "independent",
+        "similar_l0": "uneven",
         "llama": "independent",
         "planted": "planted",
     },
     "gemma_2_2b": {"sparsity": "gemma_scope_2b", "similar_l0": "gemma_scope_2b"},
+    "llama_3_1_8b": {"llama": "llama_scope"},
 }
 """Experiments that one family alone can do, or that bring their own SAEs."""
 
@@ -51,35 +54,38 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="saematch reproduce",
         description="Run every experiment of the paper and write outputs/<run id>/index.html, "
-        "every figure beside what the paper shows. What is finished already is not done again.",
+        "every figure beside what the paper shows. What is finished already is not done again; the "
+        "page shows all that is finished.",
     )
     parser.add_argument("--model", default="zoo", choices=sorted(FAMILIES))
     parser.add_argument("--only", metavar="A,B", help="these experiments alone")
     parser.add_argument("--families", metavar="A,B", help="these families of SAEs alone")
-    parser.add_argument("--run-id", default="reproduction", help="name of the page's folder")
+    parser.add_argument("--run-id", metavar="NAME", help="name of the page's folder")
     parser.add_argument("--page", type=Path, metavar="FILE.md", help="write the page here instead")
     parser.add_argument("settings", nargs="*", help="settings of every run, as dataset.n_texts=20")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("saematch").setLevel(logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    plan = planned(options.model, options.run_id, options.settings)
-    only, families = (
-        None if chosen is None else chosen.split(",") for chosen in (options.only, options.families)
-    )
-    chosen = [
-        (experiment, family, overrides)
-        for experiment, family, overrides in plan
-        if (only is None or experiment.partition(" ")[0] in only)
-        and (families is None or family in families)
-    ]
+    default = "reproduction" if options.model == "zoo" else f"reproduction_{options.model}"
+    run_id = options.run_id or default
+    plan = planned(options.model, run_id, options.settings)
+    chosen = [one for one in plan if _is_chosen(one, options.only, options.families)]
     if not chosen:
-        names = sorted({experiment.partition(" ")[0] for experiment, _, _ in plan})
-        sys.exit(f"saematch: nothing to do; --only takes {', '.join(names)}")
+        experiments = sorted({one.experiment for one in plan})
+        families = sorted({one.family for one in plan})
+        sys.exit(
+            f"saematch: nothing to do; --only takes {', '.join(experiments)}, and --families "
+            f"{', '.join(families)}"
+        )
     runs = []
-    for number, (experiment, family, overrides) in enumerate(chosen, 1):
-        log.info("\n[%d/%d] %s on %s", number, len(chosen), experiment, family)
-        runs.append(_one(experiment, family, overrides))
-    page = options.page or Path("outputs") / options.run_id / "index.md"
+    for one in plan:
+        if one in chosen:
+            number = chosen.index(one) + 1
+            log.info("\n[%d/%d] %s on %s", number, len(chosen), one.experiment, one.family)
+        run = _done(one) or (_do(one) if one in chosen else None)
+        runs += [run] if run else []
+    page = options.page or Path("outputs") / run_id / "index.md"
     agreeing, decided = write_page(runs, options.model, page)
     log.info("\n%d of %d statements agree with their rules", agreeing, decided)
     log.info("written: %s\nwritten: %s", page, page.with_suffix(".html"))
@@ -88,41 +94,77 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit("\n".join(f"failed: {r.experiment} on {r.family}: {r.error}" for r in failed))
 
 
-def planned(
-    model: str, run_id: str, settings: Sequence[str] = ()
-) -> list[tuple[str, str, list[str]]]:
-    """Return every run as experiment, family and overrides."""
+class Planned(NamedTuple):
+    """One run to be done."""
+
+    experiment: str
+    family: str
+    overrides: tuple[str, ...]
+
+
+def planned(model: str, run_id: str, settings: Sequence[str] = ()) -> list[Planned]:
+    """Return every run of a reproduction."""
     plan = []
     for family, own in FAMILIES[model].items():
         for experiment in EXPERIMENTS:
-            plan.append((experiment, family, [f"+experiment={experiment}", *own]))
+            plan.append(Planned(experiment, family, (f"+experiment={experiment}", *own)))
         experiment, setting = DECODER_ONLY
-        about = [f"+experiment={experiment}", *own, setting, f"name={experiment}_decoder"]
-        plan.append((f"{experiment} decoder", family, about))
+        about = (f"+experiment={experiment}", *own, setting, f"name={experiment}_decoder")
+        plan.append(Planned(f"{experiment} decoder", family, about))
     for experiment, family in ONCE[model].items():
         own = FAMILIES[model].get(family, [])
-        plan.append((experiment, family, [f"+experiment={experiment}", *own]))
+        plan.append(Planned(experiment, family, (f"+experiment={experiment}", *own)))
     return [
-        (experiment, family, [*overrides, f"run_id={run_id}-{family}", *settings])
-        for experiment, family, overrides in plan
+        one._replace(overrides=(*one.overrides, f"run_id={run_id}-{one.family}", *settings))
+        for one in plan
     ]
 
 
-def _one(experiment: str, family: str, overrides: list[str]) -> Run:
-    from saematch.run import finished_as, run
+def _is_chosen(one: Planned, only: str | None, families: str | None) -> bool:
+    return (only is None or one.experiment in only.split(",")) and (
+        families is None or one.family in families.split(",")
+    )
 
-    command = f"saematch {' '.join(overrides)}"
+
+def _done(one: Planned) -> Run | None:
+    """Return the run if it is finished already, with the same settings."""
+    from saematch.run import finished_as
+
+    try:
+        _, config = build(list(one.overrides))
+        folder = Path("outputs") / config["name"] / config["run_id"]
+        if not finished_as(folder, config):
+            return None
+    except MISTAKES:
+        return None  # doing it says what is wrong
+    log.info("finished before: %s", folder)
+    return Run(one.experiment, one.family, _command(one), folder)
+
+
+def _do(one: Planned) -> Run:
+    from saematch.run import run
+
     folder = Path()
     started = time.monotonic()
+    root = logging.getLogger()
     try:
-        parts, config = build(overrides)
+        parts, config = build(list(one.overrides))
         folder = Path("outputs") / config["name"] / config["run_id"]
-        if finished_as(folder, config):
-            log.info("finished before: %s", folder)
-        else:
+        folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(folder / "saematch.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root.addHandler(handler)
+        try:
             run(parts, config, folder)
-            log.info("%s: %.0f s", folder, time.monotonic() - started)
+        finally:
+            root.removeHandler(handler)
+            handler.close()
     except MISTAKES as error:
         log.error("failed: %s", one_line(error))
-        return Run(experiment, family, command, folder, one_line(error))
-    return Run(experiment, family, command, folder)
+        return Run(one.experiment, one.family, _command(one), folder, one_line(error))
+    log.info("%s: %.0f s", folder, time.monotonic() - started)
+    return Run(one.experiment, one.family, _command(one), folder)
+
+
+def _command(one: Planned) -> str:
+    return f"saematch {' '.join(one.overrides)}"

@@ -19,7 +19,7 @@ from saematch.evals.weights import threshold_summary
 from saematch.experiment import (
     ON_TEXTS,
     Experiment,
-    check_arms,
+    check_saes,
     choose_saes,
     load_saes,
     load_tokens,
@@ -61,7 +61,7 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
     try:
         layers, sets = choose_saes(experiment)
         saes = load_saes(layers, sets)
-        check_arms(experiment.arms, saes)
+        check_saes(experiment, saes)
         lm = experiment.model.load() if ON_TEXTS & set(experiment.tasks) else None
         tokens = {} if lm is None else load_tokens(experiment, lm, saes)
         write_json(folder / "run.json", settings)
@@ -188,7 +188,7 @@ def _evaluate(
     arms = experiment.arms if splice else {}
     plan, cells = plan_splices(saes, matches, arms, experiment.strategies if splice else ())
     sums = evaluate_texts(plan, lm, tokens, experiment.trainer, _cache(experiment, folder) / "sums")
-    tables = Tables(sums, experiment.bootstrap)
+    tables = Tables(plan, sums, experiment.bootstrap)
     if cells:
         results.tables |= tables.strategies(cells)
     results.tables["activations"] = tables.activations(matches)
@@ -231,12 +231,19 @@ def _provenance(seed: int) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the checkout that this code lies in, None for an installed package."""
+    """Return the commit of the checkout that this code lies in, None for an installed package.
+
+    ``+changes`` follows it if the code or the presets were changed since.
+    """
     here = Path(__file__).parent
-    git = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    git = ["git", "-C", str(here.parents[1])]
     try:
         if not (here.parents[1] / ".git").exists():
             return None
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        commit, changes = (
+            subprocess.run([*git, *about], capture_output=True, text=True, check=True).stdout
+            for about in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "src", "conf"))
+        )
+        return commit.strip() + ("+changes" if changes.strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return None

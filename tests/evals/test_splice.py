@@ -22,6 +22,7 @@ from saematch.matching.objectives import Parts
 from saematch.matching.store import MatchStore
 from saematch.places import Place, SaeKey
 from saematch.sae.folding import fold
+from saematch.sae.params import SaeOrigin
 from saematch.sae.source import SaelensFolders
 from saematch.tasks.evaluate import Cell, evaluate_texts, plan_splices
 from saematch.tasks.match import MatchSet, match_places
@@ -82,7 +83,7 @@ def sums(planned, lm, batches, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(planned, sums):
-    tables = Tables({"t": sums}, Bootstrap(n_resamples=10)).strategies(planned.cells)
+    tables = Tables(planned.plan, {"t": sums}, Bootstrap(n_resamples=10)).strategies(planned.cells)
     return tables["strategies"]
 
 
@@ -174,12 +175,44 @@ def test_what_several_ask_for_is_evaluated_once(planned):
 
 
 def test_two_sets_of_saes_share_what_needs_none(planned):
-    both = {SaeKey(name, k.layer): sae for name in ("x", "y") for k, sae in planned.saes.items()}
-    places = (Place("x", 0, 1), Place("y", 0, 1))
-    matches = MatchSet(places, {}, {})
-    plan, cells = plan_splices(both, matches, {}, STRATEGIES)
-    assert len(cells) == 6
-    assert len(plan.splices) == 5, "the copied hidden state is the same"
+    """Set y has other SAEs than x, set z those of x in all layers, set v in one."""
+    x = {key.layer: sae for key, sae in planned.saes.items()}
+    y = {n: dataclasses.replace(sae, origin=SaeOrigin(n, "y", "")) for n, sae in x.items()}
+    sets = {"x": x, "y": y, "z": x, "v": {0: x[0], 1: y[1]}}
+    saes = {SaeKey(name, n): of_set[n] for name, of_set in sets.items() for n in (0, 1)}
+    places = tuple(Place(name, 0, 1) for name in sets)
+    match = planned.matches.by_arm["b"][PLACES[0]]
+    matches = MatchSet(places, {"b": dict.fromkeys(places, match)})
+    plan, cells = plan_splices(saes, matches, {"b": ARMS["b"]}, STRATEGIES)
+    assert len(cells) == 4 * 4
+    assert list(plan.saes) == [("x", 0), ("x", 1), ("y", 0), ("y", 1)], "each is encoded once"
+    found = {name: [c.evaluated for c in cells if c.splice.place.saes == name] for name in sets}
+    assert found["z"] == found["x"]
+    b, previous, current, drop = range(4)
+    assert found["y"][drop] == found["x"][drop]
+    assert found["v"][current] == found["y"][current]
+    assert len({found[name][b] for name in "xyv"}) == 3
+    assert len({found[name][previous] for name in "xyv"}) == 3, "at a place of its own"
+    assert len(plan.pairings) == 3
+
+
+def test_a_set_that_shares_saes_has_the_same_numbers(planned, lm, batches, tmp_path):
+    x = {key.layer: sae for key, sae in planned.saes.items()}
+    y = {n: dataclasses.replace(sae, origin=SaeOrigin(n, "y", "")) for n, sae in x.items()}
+    sets = {"x": x, "v": {0: x[0], 1: y[1]}}  # the same numbers under two names
+    saes = {SaeKey(name, n): of_set[n] for name, of_set in sets.items() for n in (0, 1)}
+    places = tuple(Place(name, 0, 1) for name in sets)
+    match = planned.matches.by_arm["b"][PLACES[0]]
+    matches = MatchSet(places, {"b": dict.fromkeys(places, match)})
+    plan, cells = plan_splices(saes, matches, {"b": ARMS["b"]}, STRATEGIES)
+    sums = evaluate_texts(plan, lm, {"t": batches}, TrainerSpec(accelerator="cpu"), tmp_path)
+    tables = Tables(plan, sums, Bootstrap(n_resamples=5))
+    for rows in (tables.strategies(cells)["strategies"], tables.activations(matches)):
+        half = len(rows) // 2
+        one, other = ([{**r, "saes": ""} for r in part] for part in (rows[:half], rows[half:]))
+        assert one == other
+    layers = tables.layers(list(saes))
+    assert layers[:2] == layers[2:]
 
 
 def test_delta_loss_is_against_the_same_tokens_of_the_original(lm, rows):
@@ -197,7 +230,7 @@ def test_delta_loss_is_against_the_same_tokens_of_the_original(lm, rows):
 
 def test_contrasts_switch_one_thing(planned, sums):
     """Equal matches differ by nothing, whatever texts are drawn."""
-    tables = Tables({"t": sums}, Bootstrap(n_resamples=20)).strategies(planned.cells)
+    tables = Tables(planned.plan, {"t": sums}, Bootstrap(n_resamples=20)).strategies(planned.cells)
     rows = {(*(r[k] for k in ("layer_from", "arm", "strategy", "against_arm", "against_strategy",
                               "quantile")),): r for r in tables["contrasts"]}  # fmt: skip
     assert len(tables["contrasts"]) == len(rows) == 2 * (4 + 3)
@@ -224,7 +257,7 @@ def test_co_activation_equals_counting_by_hand(planned, lm, sums):
             hidden[layer].append(x[0, 1:])
     states = {key: torch.cat(hidden[key.layer]) for key in planned.saes}
     active = {key: planned.saes[key].encode(x) > 0 for key, x in states.items()}
-    tables = Tables({"t": sums}, Bootstrap(n_resamples=10))
+    tables = Tables(planned.plan, {"t": sums}, Bootstrap(n_resamples=10))
     rows = tables.activations(planned.matches)
     assert [row["dataset"] for row in rows] == ["t", "all"] * len(PLACES) * len(ARMS)
     for row in rows:
@@ -234,10 +267,14 @@ def test_co_activation_equals_counting_by_hand(planned, lm, sums):
         both = (own & partner).sum().item()
         assert row["matching_score"] == pytest.approx(both / own.sum().item())
         assert row["n_live"] + row["n_dead"] == own.shape[1]
-        key = planned.matches.keys[row["arm"]][place]
-        counts = tables.feature_counts(place, key)
-        assert torch.equal(counts[0], own.sum(dim=0))
-        assert torch.equal(counts[2], (own & partner).sum(dim=0))
+        assert torch.equal(tables.fired(place.earlier), own.sum(dim=0))
+        for n, one in zip((3, 5), tables.features(place, match, [3, 5]), strict=True):
+            together, fired = int((own & partner)[:, n].sum()), int(own[:, n].sum())
+            either = int((own | partner)[:, n].sum())
+            assert one["matching_score"] == pytest.approx(together / fired if fired else 0)
+            assert one["jaccard"] == pytest.approx(together / either if either else 0)
+            assert (one["n_fired_from"], one["n_fired_to"]) == (fired, int(partner[:, n].sum()))
+            assert one["jaccard_low"] <= one["jaccard_high"]
     for key, row in zip(planned.saes, tables.layers(list(planned.saes)), strict=True):
         assert row["mean_l0"] == pytest.approx(active[key].sum().item() / len(states[key]))
         assert row["n_dead"] == int((~active[key].any(dim=0)).sum())

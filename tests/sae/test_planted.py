@@ -10,6 +10,7 @@ from saematch.matching.objectives import Parts
 from saematch.sae.folding import fold
 from saematch.sae.planted import PlantedSaes, TwoGauges
 from saematch.sae.source import ZooSaes
+from saematch.tasks.planted import _sparse
 
 SOURCE = PlantedSaes(n_features=128, n_layers=3, n_tokens=50)
 
@@ -26,11 +27,11 @@ def test_the_truth_pairs_features_of_one_group_and_length():
 def test_codes_mean_the_same_at_every_layer():
     """A token's active features at one layer are the partners of those at another."""
     truth = SOURCE.truth(0, 2)
-    earlier, later = SOURCE.codes(0), SOURCE.codes(2)
-    assert torch.equal(truth.columns[earlier.features], later.features)
-    units = [c.values / SOURCE.load(k).threshold[c.features] for k, c in ((0, earlier), (2, later))]
-    torch.testing.assert_close(*units)
-    assert units[0].min() >= 1, "active: above the threshold"
+    (features, values), (later, values_later) = SOURCE.codes(0), SOURCE.codes(2)
+    assert torch.equal(truth.columns[features], later)
+    units = values / SOURCE.load(0).threshold[features]
+    torch.testing.assert_close(units, values_later / SOURCE.load(2).threshold[later])
+    assert units.min() >= 1, "active: above the threshold"
 
 
 def test_no_result_depends_on_the_gauge_of_decoder_vectors():
@@ -40,7 +41,7 @@ def test_no_result_depends_on_the_gauge_of_decoder_vectors():
         folded = [fold(s.load(layer), "threshold") for s in (one, other)]
         torch.testing.assert_close(folded[0].W_dec, folded[1].W_dec)
         torch.testing.assert_close(folded[0].W_enc, folded[1].W_enc)
-        states = [decode(s.load(layer), s.codes(layer)) for s in (one, other)]
+        states = [decode(s.load(layer), _sparse(s, layer)) for s in (one, other)]
         torch.testing.assert_close(*states)
 
 

@@ -30,7 +30,9 @@ def test_layers_and_offers_come_from_the_registry_alone():
     chosen = next(offer for offer in offers if offer.mean_l0 == 71.0).source
     assert chosen.release == "gemma-scope-2b-pt-res"
     assert chosen.sae_id == "layer_{layer}/width_16k/average_l0_71"
-    assert [offer.mean_l0 for offer in ReleasedSaes(GEMMA.release, GEMMA.sae_id).offers(4)] == [124]
+    assert [offer.mean_l0 for offer in ReleasedSaes(GEMMA.release, GEMMA.sae_id).offers(4)] == [
+        124.0
+    ]
 
 
 def test_similar_l0_on_gemma_scope():

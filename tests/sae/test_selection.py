@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from saematch.places import DEFAULT
-from saematch.sae.selection import AsReleased, EverySparsity, SimilarL0, least_change
+from saematch.sae.selection import AsReleased, EverySparsity, SimilarL0, least_change, zoo_by_layer
 from saematch.sae.source import SaelensFolders, SaeOffer, ZooSaes
 
 
@@ -81,6 +81,14 @@ def test_the_zoo_offers_its_sparsities_and_a_folder_one():
     assert AsReleased()(source, [3])[DEFAULT] is source
     with pytest.raises(ValueError, match="has one SAE a layer"):
         EverySparsity()(ZooSaes("chain", 1024, 20), [3, 4])
+
+
+def test_uneven_sets_of_the_zoo_become_even():
+    source = zoo_by_layer("independent", 1024, [40, 20, 40])
+    assert source.layers() == [0, 1, 2]
+    assert source.load(0).origin == ZooSaes("independent", 1024, 40).load(0).origin
+    similar = SimilarL0(min_l0=15.0)(source, [0, 1, 2])["similar"]
+    assert {one.sparsity for one in similar.by_layer.values()} in ({20}, {40})
 
 
 def test_a_folder_without_a_stated_l0(tmp_path):

@@ -9,7 +9,7 @@ from saematch.matching.match import Match
 from saematch.places import Place, SaeKey
 from saematch.tasks.features import N_BINS, N_EXAMPLES, example_rows, histogram_rows
 from saematch.tasks.match import MatchSet
-from saematch.tasks.paths import PathSpec, path_rows
+from saematch.tasks.paths import PathSpec, check_paths, path_rows
 
 PLACES = (Place("default", 0, 1), Place("default", 1, 2))
 SAES = {SaeKey("default", layer): random_sae(layer, layer=layer) for layer in range(3)}
@@ -22,8 +22,7 @@ def permutation(seed):
 
 def a_match_set(**arms):
     by_arm = {arm: dict(zip(PLACES, of_arm, strict=True)) for arm, of_arm in arms.items()}
-    keys = {arm: {place: f"{arm}{place.label}" for place in PLACES} for arm in arms}
-    return MatchSet(PLACES, by_arm, keys)
+    return MatchSet(PLACES, by_arm)
 
 
 def test_every_pair_is_in_one_bin():
@@ -96,7 +95,7 @@ def test_a_path_ends_at_a_feature_without_a_partner():
     )
     lost = int(torch.nonzero(gone.partners() == -1)[0])
     start = int(torch.nonzero(permutation(0).columns == lost)[0])
-    spec = PathSpec(features=(start, (start + 1) % 24))
+    spec = PathSpec(features=[start, (start + 1) % 24])
     rows = path_rows(SAES, a_match_set(a=(permutation(0), gone)), spec, None)
     assert [(r["path"], r["step"]) for r in rows] == [(0, 0), (1, 0), (1, 1)]
 
@@ -104,6 +103,5 @@ def test_a_path_ends_at_a_feature_without_a_partner():
 def test_wrong_paths():
     with pytest.raises(ValueError, match="at least one path"):
         PathSpec(n_paths=0)
-    matches = a_match_set(a=(permutation(0),) * 2)
     with pytest.raises(ValueError, match="holds 24, but layer 0 has features 0 to 23"):
-        path_rows(SAES, matches, PathSpec(features=(24,)), None)
+        check_paths(PathSpec(features=[23, 24]), SAES[PLACES[0].earlier])

@@ -97,7 +97,7 @@ def test_the_match_beats_chance_on_every_kind_of_text(tmp_path):
     plan, cells = plan_splices(saes, matches, arms, ["drop"])
     cpu = TrainerSpec(accelerator="cpu")
     sums = evaluate_texts(plan, lm, tokens, cpu, tmp_path / "evaluation")
-    tables = Tables(sums, Bootstrap(n_resamples=100)).strategies(cells)
+    tables = Tables(plan, sums, Bootstrap(n_resamples=100)).strategies(cells)
     rows = {(row["dataset"], row["arm"]): row for row in tables["strategies"]}
     for kind in ("prose", "docs", "code"):
         folded, chance = rows[kind, "folded"], rows[kind, "random"]

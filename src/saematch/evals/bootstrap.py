@@ -128,8 +128,8 @@ def co_activation(
     alive = fired_partner.any(dim=0)
     hits = weights @ both.sum(dim=1).double()
     return CoActivation(
-        _share(hits, weights @ fired_from.sum(dim=1).double()),
-        _share(hits, weights @ fired_from[:, alive].sum(dim=1).double()),
+        share(hits, weights @ fired_from.sum(dim=1).double()),
+        share(hits, weights @ fired_from[:, alive].sum(dim=1).double()),
         *_feature_means(weights, both[:, live], fired_from[:, live], fired_partner[:, live]),
         int(live.sum()),
         int((~live).sum()),
@@ -145,12 +145,12 @@ def _feature_means(
     exact = weights.float()  # counts stay far below 2^24
     for part in torch.arange(fired.shape[1]).split(FEATURES_AT_ONCE):
         hits, own, its = (exact @ counts[:, part].float() for counts in (both, fired, partner))
-        macro += _share(hits, own).sum(dim=1)
-        jaccard += _share(hits, own + its - hits).masked_fill_(own == 0, 0).sum(dim=1)
+        macro += share(hits, own).sum(dim=1)
+        jaccard += share(hits, own + its - hits).masked_fill_(own == 0, 0).sum(dim=1)
         n += (own > 0).sum(dim=1)
-    return _share(macro, n), _share(jaccard, n)
+    return share(macro, n), share(jaccard, n)
 
 
-def _share(part: Tensor, whole: Tensor) -> Tensor:
-    """``part / whole``, and 0 where there is nothing."""
+def share(part: Tensor, whole: Tensor) -> Tensor:
+    """Return ``part / whole``, and 0 where there is nothing."""
     return torch.where(whole > 0, part / whole, 0)

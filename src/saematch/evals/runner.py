@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
@@ -54,6 +55,13 @@ class TrainerSpec:
             )
         if self.batch_size < 1:
             raise ValueError(f"trainer.batch_size={self.batch_size}: at least 1 is needed")
+
+    @property
+    def device_type(self) -> str:
+        """What the language model runs on."""
+        if self.accelerator != "auto":
+            return self.accelerator
+        return "gpu" if torch.cuda.is_available() else "cpu"
 
     def build(self, label: str) -> L.Trainer:
         """Return a Trainer that writes nothing itself and shows ``label`` on its bar."""

@@ -18,8 +18,6 @@ from saematch.places import Place, SaeKey
 from saematch.sae.folding import fold_scale
 from saematch.sae.params import SaeParams
 
-NO_ARM = "none"
-"""Stands in the arm's place for a strategy that uses no match."""
 MATCHLESS = ("reconstruct_previous", "reconstruct_current", "drop")
 """Strategies that use no match (paper, section 5.5): SAE_t's reconstruction of ``x_t``,
 SAE_{t+1}'s of the true ``x_{t+1}``, and ``x_t`` itself."""
@@ -60,6 +58,9 @@ class SplicePlan:
     """Everything that one pass over the texts evaluates."""
 
     saes: dict[SaeKey, SaeParams]
+    """Each SAE once."""
+    twins: dict[SaeKey, SaeKey]
+    """For every SAE of the run, the one of ``saes`` that it is: sets may share SAEs."""
     pairings: dict[Pairing, Match]
     """Matches whose features are counted together."""
     splices: dict[Splice, Match | None]
@@ -70,6 +71,15 @@ class SplicePlan:
         """Layers whose hidden states are read."""
         ends = {layer for splice in self.splices for layer in splice.place[1:]}
         return tuple(sorted(ends | {key.layer for key in self.saes}))
+
+    def own(self, place: Place) -> Place:
+        """Return the same two SAEs in the set that stands for them."""
+        earlier, later = self.twins[place.earlier], self.twins[place.later]
+        return place._replace(saes=earlier.saes) if earlier.saes == later.saes else place
+
+    def pairing(self, place: Place, match: str) -> Pairing:
+        """Return what a match, given by its hash, is counted as."""
+        return Pairing(self.own(place), match)
 
     def to(self, device: torch.device) -> SplicePlan:
         """Return the plan with its SAEs on another device."""
@@ -135,17 +145,19 @@ def _replacement(
     if splice.strategy == "drop":
         return x[place.layer_from]
     if splice.strategy.startswith("reconstruct"):
-        return decode(plan.saes[place.earlier], active[place.earlier])
+        key = plan.twins[place.earlier]
+        return decode(plan.saes[key], active[key])
     assert match is not None
-    earlier, later = plan.saes[place.earlier], plan.saes[place.later]
+    key = plan.twins[place.earlier]
+    earlier, later = plan.saes[key], plan.saes[plan.twins[place.later]]
     by = DECODINGS[splice.strategy]
     scales = fold_scale(earlier, by), fold_scale(later, by)
-    replaced = decode(later, carry(active[place.earlier], match, *scales))
+    replaced = decode(later, carry(active[key], match, *scales))
     if splice.quantile is None:
         return replaced
     own = torch.ones(earlier.n_features, dtype=torch.bool, device=replaced.device)
     own[match.rows.to(own.device)] = False
-    return replaced + decode(earlier, active[place.earlier].keep(own)) - earlier.b_dec
+    return replaced + decode(earlier, active[key].keep(own)) - earlier.b_dec
 
 
 def _count_features(
@@ -160,10 +172,10 @@ def _count_features(
         sums[f"fired|{key.saes}|{key.layer}"] = fired
     of, dense = None, torch.empty(0)  # one layer's at a time: tokens times features are many
     for pairing, match in plan.pairings.items():
-        if pairing.place.later != of:
-            of = pairing.place.later
-            dense = active[of].dense()
-        entries = active[pairing.place.earlier]
+        later = plan.twins[pairing.place.later]
+        if later != of:
+            of, dense = later, active[later].dense()
+        entries = active[plan.twins[pairing.place.earlier]]
         tokens = entries.tokens()
         partners = match.partners().to(tokens.device)[entries.features]
         hit = dense[tokens, partners.clamp(min=0)] & (partners >= 0)
@@ -184,16 +196,17 @@ def _count(
     return counts.view(n_texts, n_features)
 
 
-def canonical(splice: Splice, match: Match | None) -> Splice:
+def canonical(plan: SplicePlan, splice: Splice, match: Match | None) -> Splice:
     """Return the splice without what makes no difference to it, so that equal ones are equal."""
     place = splice.place
     if splice.strategy == "drop":
         return Splice("drop", place._replace(saes=""))
     if splice.strategy == "reconstruct_current":
-        return Splice("reconstruct", place._replace(layer_from=place.layer_to))
+        return Splice("reconstruct", plan.own(place._replace(layer_from=place.layer_to)))
     if splice.strategy == "reconstruct_previous":
-        return Splice("reconstruct", place)
+        return Splice("reconstruct", plan.own(place))
     assert match is not None
+    splice = splice._replace(place=plan.own(place))
     if splice.quantile == 0:
         return splice._replace(strategy="permute", match="")
     if splice.quantile == 1 and len(match.rows) == match.n_from:

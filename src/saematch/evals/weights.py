@@ -47,17 +47,15 @@ def feature_mse(earlier: SaeParams, later: SaeParams, match: Match) -> Float[Ten
     return errors["W_dec"]
 
 
-def least_errors(
-    earlier: SaeParams, later: SaeParams, match: Match, quantile: float
-) -> Bool[Tensor, " n_pairs"]:
-    """Return which pairs belong to the ``quantile`` share of least ``feature_mse`` (app. B).
+def least(errors: Float[Tensor, " n_pairs"], quantile: float) -> Bool[Tensor, " n_pairs"]:
+    """Return which pairs belong to the ``quantile`` share of least error (app. B).
 
-    Of equal errors the earlier feature's comes first; 1 is all of them and 0 none.
+    Of equal errors the first come first; 1 is all of them and 0 none.
     """
-    order = feature_mse(earlier, later, match).argsort(stable=True)
-    least = torch.zeros(len(order), dtype=torch.bool)
-    least[order[: round(quantile * len(order))]] = True
-    return least
+    order = errors.argsort(stable=True)
+    chosen = torch.zeros(len(order), dtype=torch.bool)
+    chosen[order[: round(quantile * len(order))]] = True
+    return chosen
 
 
 def decoder_norm_change(

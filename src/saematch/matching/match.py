@@ -8,6 +8,7 @@ layer become ``[b, c, a]`` in the later layer's order.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,6 +161,14 @@ class Match:
         mine = self.rows * self.n_to + self.columns
         theirs = other.rows * self.n_to + other.columns
         return torch.isin(theirs, mine).double().mean().item()
+
+    @property
+    def hash(self) -> str:
+        """A hash of the entries and sizes: equal matches have equal ones, however found."""
+        digest = hashlib.sha256(f"{self.n_from} {self.n_to} ".encode())
+        for part in (self.rows, self.columns, self.weights):
+            digest.update(part.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:24]
 
     def keep(self, chosen: Bool[Tensor, " n"]) -> Match:
         """Return the match with the chosen entries alone; it carries no certificate."""

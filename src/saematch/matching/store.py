@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 
-import saematch
+from saematch.files import code_hash, hashed
 from saematch.matching.arm import Arm
 from saematch.matching.match import Match
 from saematch.sae.params import SaeParams
@@ -26,15 +24,15 @@ class MatchStore:
     ``reused`` (asked for a second time)."""
     _known: dict[str, Match] = field(default_factory=dict)
 
-    def match(self, earlier: SaeParams, later: SaeParams, arm: Arm) -> tuple[Match, str]:
-        """Return the arm's match of two layers and its hash; solve it if nobody has.
+    def match(self, earlier: SaeParams, later: SaeParams, arm: Arm) -> Match:
+        """Return the arm's match of two layers; solve it if nobody has.
 
         A match under a limit of time depends on the machine's load, so other runs don't get it.
         """
         key = match_key(earlier, later, arm)
         if key in self._known:
             self.counts["reused"] += 1
-            return self._known[key], key
+            return self._known[key]
         path = self.folder / f"{key}.safetensors"
         shared = getattr(arm.assignment, "time_limit", None) is None
         if shared and path.exists():
@@ -46,13 +44,12 @@ class MatchStore:
             if shared:
                 match.save(path, about(earlier, later, arm))
         self._known[key] = match
-        return match, key
+        return match
 
-    def chain(self, layers: list[SaeParams], arm: Arm) -> tuple[Match, str]:
-        """Return the composition of the matches from layer to layer, and its hash."""
-        steps = [self.match(earlier, later, arm) for earlier, later in pairwise(layers)]
-        matches, keys = zip(*steps, strict=True)
-        return reduce(Match.compose, matches), keys[0] if len(keys) == 1 else _hash(list(keys))
+    def chain(self, layers: list[SaeParams], arm: Arm) -> Match:
+        """Return the composition of the matches from layer to layer."""
+        steps = (self.match(earlier, later, arm) for earlier, later in pairwise(layers))
+        return reduce(Match.compose, steps)
 
     def said(self) -> str:
         """Return the counts in one line."""
@@ -65,20 +62,16 @@ class MatchStore:
 
 def match_key(earlier: SaeParams, later: SaeParams, arm: Arm) -> str:
     """Return a hash of everything that determines a match."""
-    return _hash(list(about(earlier, later, arm).values()))
+    return hashed(list(about(earlier, later, arm).values()))
 
 
 def about(earlier: SaeParams, later: SaeParams, arm: Arm) -> dict[str, object]:
-    """Return what determines a match: both SAEs, fold, objective, assignment and our version."""
+    """Return what determines a match: both SAEs, fold, objective, assignment and code."""
     return {
         "earlier": repr(earlier.origin),
         "later": repr(later.origin),
         "fold": arm.fold,
         "objective": repr(arm.objective),
         "assignment": repr(arm.assignment),
-        "version": saematch.__version__,
+        "code": code_hash(),
     }
-
-
-def _hash(parts: list) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,12 @@ from saematch.places import DEFAULT
 from saematch.report import studies
 from saematch.report.style import (
     METRIC_LABELS,
+    Tables,
     arm_style,
     arms_of,
     by_place,
     cell_style,
+    datasets_of,
     dots,
     legend,
     line,
@@ -29,30 +32,30 @@ from saematch.results import Row
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Tables = Mapping[str, list[Row]]
+log = logging.getLogger(__name__)
 
 
 def draw_figures(tables: Tables, names: Sequence[str] | None, folder: Path) -> dict[str, Path]:
     """Draw the named figures, or all that the tables allow; return the PNG files by name.
 
-    Raises ``ValueError`` for a figure that there is not or that the tables do not allow.
+    A named figure that the tables do not allow, as one by layer of a single pair, is left out with
+    a warning.
     """
     drawn = {}
-    for name in check_figures(names) or FIGURES:
+    for name in FIGURES if names is None else names:
         figure = FIGURES[name](tables)
         if figure is not None:
             drawn[name] = save(figure, folder / f"{name}.png")
-        elif names:
-            raise ValueError(f"this run's tables do not allow the figure {name!r}")
+        elif names is not None:
+            log.warning("the figure %s is left out: this run's tables do not allow it", name)
     return drawn
 
 
-def check_figures(names: Sequence[str] | None) -> Sequence[str]:
-    """Return the names; ``ValueError`` for one that there is not."""
+def check_figures(names: Sequence[str] | None) -> None:
+    """Refuse a figure that there is not."""
     unknown = [name for name in names or () if name not in FIGURES]
     if unknown:
         raise ValueError(f"unknown figure {unknown[0]!r}: choose among {', '.join(FIGURES)}")
-    return names or ()
 
 
 def norms(tables: Tables) -> Figure | None:
@@ -140,7 +143,7 @@ def _strategies(tables: Tables, metric: str) -> Figure | None:
     rows = where(tables.get("strategies", []), quantile=None)
     if not _by_layer(rows) or len(unique(rows, "saes")) > 1:
         return None
-    datasets = [str(name) for (name,) in unique(rows, "dataset")]
+    datasets = datasets_of(rows)
     figure, axes = panels(len(datasets), 3.9)
     values = [v for row in rows if math.isfinite(v := float(row[metric] or 0))]
     for axis, dataset in zip(axes, datasets, strict=True):

@@ -49,6 +49,7 @@ def write_page(runs: Sequence[Run], model: str, page: Path) -> tuple[int, int]:
 
     Returns how many statements agree, of how many that were decided.
     """
+    shutil.rmtree(_figures(page), ignore_errors=True)
     found = {(run.experiment, run.family): run for run in runs}
     loaded = {key: run.results for key, run in found.items()}
     verdicts = decide({key: results for key, results in loaded.items() if results is not None})
@@ -65,7 +66,8 @@ def write_page(runs: Sequence[Run], model: str, page: Path) -> tuple[int, int]:
     ):
         with replacing(path) as part:
             part.write_text(content, encoding="utf-8")
-    return sum(verdict.agrees for verdict in verdicts.values()), len(verdicts)
+    decided = [v.agrees for v in verdicts.values() if v.agrees is not None]
+    return sum(decided), len(decided)
 
 
 Verdicts = dict[tuple[str, Claim, str], Verdict]
@@ -153,7 +155,7 @@ def _section(
             continue
         for figure in sorted((run.folder / "figures").glob("*.png")):
             name = f"{_anchor(experiment)}-{run.family}-{figure.name}"
-            copy = page.parent / f"{page.stem}_figures" / name
+            copy = _figures(page) / name
             with replacing(copy) as part:
                 shutil.copyfile(figure, part)
             where = copy.relative_to(page.parent).as_posix()
@@ -161,6 +163,10 @@ def _section(
         counts = ", ".join(f"`{name}` {len(rows)}" for name, rows in results.tables.items())
         lines += [f"Rows of the tables in `{run.folder / 'results.json'}`: {counts}."]
     return lines
+
+
+def _figures(page: Path) -> Path:
+    return page.with_name(f"{page.stem}_figures")
 
 
 def _html(markdown: str, title: str) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import product
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from saematch.places import DEFAULT
 from saematch.report.style import (
     COLOURS,
     METRIC_LABELS,
+    Tables,
     arm_style,
     arms_of,
     by_place,
     cell_style,
+    datasets_of,
     legend,
     line,
     panels,
@@ -26,13 +28,12 @@ from saematch.results import Row
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Tables = Mapping[str, list[Row]]
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def feature_mse(tables: Tables) -> Figure | None:
     """Figure 5: distribution of the decoder's squared error over matched features."""
-    rows = tables.get("feature_mse_histogram", [])
+    rows = where(tables.get("feature_mse_histogram", []), saes=DEFAULT)
     if not rows:
         return None
     places = unique(rows, "layer_from", "layer_to")
@@ -55,12 +56,15 @@ def feature_mse(tables: Tables) -> Figure | None:
 
 def persistence(tables: Tables) -> Figure | None:
     """Figure 8 without the judge: a feature against its match in each later layer."""
-    rows = tables["matches"]
+    rows = where(tables["matches"], saes=DEFAULT)
+    strategies = where(tables.get("strategies", []), saes=DEFAULT)
     starts = [start for (start,) in unique(rows, "layer_from")]
     if len(unique(rows, "layer_from", "layer_to")) == len(starts) or len(rows) < 2:
         return None
-    datasets = [str(name) for (name,) in unique(tables.get("strategies", []), "dataset")]
+    datasets = datasets_of(strategies)
     shown = [m for m in ("agreement", "recall", "matching_score") if _has(rows, m)]
+    if not shown and not datasets:
+        return None
     figure, axes = panels(len(shown) + len(datasets[:1]), 3.6)
     for axis, metric in zip(axes, shown, strict=False):
         for arm in arms_of(rows):
@@ -68,14 +72,14 @@ def persistence(tables: Tables) -> Figure | None:
         axis.set_title(METRIC_LABELS[metric])
         axis.set_ylim(-0.03, 1.03)
     for axis, dataset in zip(axes[len(shown) :], datasets, strict=False):
-        cells = where(tables["strategies"], dataset=dataset, quantile=None)
+        cells = where(strategies, dataset=dataset, quantile=None)
         for arm, strategy in unique(cells, "arm", "strategy"):
             of_cell = where(cells, arm=arm, strategy=strategy)
             style = cell_style(arm, strategy, cells)
             _by_distance(axis, of_cell, "explained_variance", starts, style)
         axis.set_title(f"explained variance, {dataset}")
         scale(axis, "explained_variance", [float(r["explained_variance"] or 0) for r in cells])
-    legend(figure, axes[-1])
+    legend(figure, *axes)
     return figure
 
 
@@ -103,7 +107,7 @@ def sparsity(tables: Tables) -> Figure | None:
     if len(unique(rows, "saes")) < 2 or len(unique(rows, "layer_from", "layer_to")) != 1:
         return None
     l0 = {(r["saes"], r["layer"]): float(r["mean_l0"] or 0) for r in tables["layers"]}
-    datasets = [str(name) for (name,) in unique(rows, "dataset")]
+    datasets = datasets_of(rows)
     figure, axes = panels(len(datasets), rows=2)
     metrics = ("explained_variance", "delta_loss")
     for axis, (metric, dataset) in zip(
@@ -132,7 +136,7 @@ def similar_l0(tables: Tables) -> Figure | None:
     sets = [str(name) for (name,) in unique(rows, "saes")]
     if len(sets) < 2 or DEFAULT not in sets:
         return None
-    datasets = [str(name) for (name,) in unique(rows, "dataset")]
+    datasets = datasets_of(rows)
     figure, axes = panels(1 + len(datasets), 3.6)
     dashes = dict(zip(sets, ("-", "--", ":"), strict=False))
     for name in sets:
@@ -158,13 +162,13 @@ def similar_l0(tables: Tables) -> Figure | None:
 
 def quantiles(tables: Tables, metric: str) -> Figure | None:
     """Figures 16 and 17: partial matches, by layer and by the share of features permuted."""
-    every = [row for row in tables.get("strategies", []) if row["strategy"] == "permute"]
-    rows = [row for row in every if row["quantile"] is not None]
+    permuted = where(tables.get("strategies", []), strategy="permute")
+    rows = [row for row in permuted if row["quantile"] is not None]
     if not rows or len(unique(rows, "saes")) > 1:
         return None
     import matplotlib
 
-    arms, datasets = arms_of(rows), [str(name) for (name,) in unique(rows, "dataset")]
+    arms, datasets = arms_of(rows), datasets_of(rows)
     shares = [q for (q,) in unique(rows, "quantile")]
     places = unique(rows, "layer_from", "layer_to")
     figure, axes = panels(len(datasets), rows=2, height=3.4)
@@ -207,7 +211,7 @@ def folding(tables: Tables) -> Figure | None:
     kinds = unique(rows, "arm", "strategy", "against_arm", "against_strategy")
     if len(kinds) < 4:
         return None
-    datasets = [str(name) for (name,) in unique(rows, "dataset")]
+    datasets = datasets_of(rows)
     figure, axes = panels(len(datasets), 3.6)
     metric = "explained_variance_difference"
     for axis, dataset in zip(axes, datasets, strict=True):
@@ -224,12 +228,16 @@ def folding(tables: Tables) -> Figure | None:
         axis.set_title(dataset)
         axis.axhline(0, color="#999999", linewidth=0.8)
         axis.set_yscale("symlog", linthresh=0.5, linscale=1.5)
+        axis.set_yticks([-10, -3, -1, -0.5, -0.2, 0, 0.2, 0.5, 1, 3, 10], minor=False)
+        ends = [float(row[f"{metric}_{end}"] or row[metric] or 0) for row in rows for end in _ENDS]
+        axis.set_ylim(1.1 * min(*ends, -0.1), 1.1 * max(*ends, 0.1))
         axis.yaxis.set_major_formatter("{x:g}")
     axes[0].set_ylabel("gain in explained variance by folding")
-    legend(figure, axes[0], 2)
+    legend(figure, axes[0], columns=2)
     return figure
 
 
+_ENDS = ("low", "high")
 _UNITS = {"permute": "threshold", "permute_raw": "norm"}
 
 
@@ -256,7 +264,7 @@ def planted(tables: Tables) -> Figure | None:
             axis.set_ylim(-0.03, 1.03)
         units = "" if metric == "recall" else f", decoded by {_UNITS[strategy]}"
         axis.set_title(metric.replace("_", " ") + units)
-    legend(figure, axes[0], 5)
+    legend(figure, axes[0], columns=5)
     return figure
 
 
@@ -267,28 +275,41 @@ def paths(tables: Tables) -> Figure | None:
         return None
     import matplotlib
 
-    arm = arms_of(rows)[0]
-    rows = where(rows, arm=arm)
-    metric = "jaccard" if "jaccard" in rows[0] else "cosine_W_dec"
-    layers = sorted({layer for row in rows for layer in (row["layer_from"], row["layer_to"])})
-    n_paths = 1 + max(int(row["path"] or 0) for row in rows)
-    figure, (axis,) = panels(1, 0.8 + 0.27 * n_paths)
-    figure.set_size_inches(1.6 + 1.0 * len(layers), 0.9 + 0.27 * n_paths)
+    arms, metric = arms_of(rows), "jaccard" if "jaccard" in rows[0] else "cosine_W_dec"
+    shown = where(rows, arm=arms[0])
+    layers = sorted({layer for row in shown for layer in (row["layer_from"], row["layer_to"])})
+    n_paths = 1 + max(int(row["path"] or 0) for row in shown)
+    figure, (grid, means) = panels(2, 0.9 + 0.27 * max(n_paths, 6))
+    grid.get_gridspec().set_width_ratios([1.1 * len(layers), 3])  # type: ignore[union-attr]
+    figure.set_figwidth(4.5 + len(layers))
     colours = matplotlib.colormaps["viridis"]
-    for row in rows:
+    for row in shown:
         x = layers.index(row["layer_from"])
         value = float(row[metric] or 0)
-        axis.plot([x, x + 1], [row["path"]] * 2, color=colours(value), linewidth=9, zorder=1)  # type: ignore[list-item]
+        grid.plot([x, x + 1], [row["path"]] * 2, color=colours(value), linewidth=9, zorder=1)  # type: ignore[list-item]
         for at, feature in ((x, row["feature_from"]), (x + 1, row["feature_to"])):
-            axis.text(at, row["path"], str(feature), ha="center", va="center", fontsize=7,  # type: ignore[arg-type]
+            grid.text(at, row["path"], str(feature), ha="center", va="center", fontsize=7,  # type: ignore[arg-type]
                       bbox={"facecolor": "white", "edgecolor": "#CCCCCC", "pad": 1.5})  # fmt: skip
-    axis.set_xticks(range(len(layers)), [f"layer {layer}" for layer in layers])
-    axis.set_yticks(range(n_paths), [f"path {n}" for n in range(n_paths)], fontsize=7)
-    axis.set_ylim(n_paths - 0.4, -0.6)
-    axis.grid(False)
-    label = {"jaccard": "Jaccard index of the step", "cosine_W_dec": "cosine of decoder vectors"}
+    grid.set_xticks(range(len(layers)), [f"layer {layer}" for layer in layers])
+    grid.set_yticks(range(n_paths), [f"path {n}" for n in range(n_paths)], fontsize=7)
+    grid.set_ylim(n_paths - 0.4, -0.6)
+    grid.grid(False)
+    label = {"jaccard": "Jaccard index", "cosine_W_dec": "cosine of decoder vectors"}[metric]
     figure.colorbar(
         matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), colours),
-        ax=axis, label=f"{label[metric]} ({arm})", fraction=0.03,
+        ax=grid, label=f"{label} of the step ({arms[0]})", fraction=0.03,
     )  # fmt: skip
+    for arm in arms:
+        of_arm = where(rows, arm=arm)
+        by_step: list[Row] = [
+            {**of_step[0], metric: fmean(float(row[metric] or 0) for row in of_step)}
+            for place in unique(of_arm, "layer_from", "layer_to")
+            if (of_step := where(of_arm, layer_from=place[0], layer_to=place[1]))
+        ]
+        for row in by_step:  # the intervals are of single paths
+            row.pop(f"{metric}_low", None)
+        by_place(means, by_step, metric, **arm_style(arm, rows))
+    means.set_title(f"mean {label}")
+    means.set_ylim(-0.03, 1.03)
+    means.legend(frameon=False)
     return figure

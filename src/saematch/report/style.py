@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saematch.evals.splice import NO_ARM
 from saematch.files import replacing
+from saematch.places import NO_ARM
 from saematch.results import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Tables = Mapping[str, list[Row]]
+"""The tables of a run, by name."""
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Of arms, in their order (Okabe and Ito's set, told apart by colour-blind readers)."""
@@ -110,6 +113,11 @@ def arms_of(rows: Sequence[Row]) -> list[str]:
     return [str(arm) for (arm,) in unique(rows, "arm") if arm != NO_ARM]
 
 
+def datasets_of(rows: Sequence[Row]) -> list[str]:
+    """Return the data sets of a table."""
+    return [str(name) for (name,) in unique(rows, "dataset")]
+
+
 def arm_style(arm: str, rows: Sequence[Row]) -> dict[str, object]:
     """Return colour, marker and label of an arm: baselines grey, methods in their order."""
     methods = [name for name in arms_of(rows) if name not in BASELINES]
@@ -127,11 +135,14 @@ def cell_style(arm: str, strategy: str, rows: Sequence[Row]) -> dict[str, object
     return {**STRATEGY_STYLES[strategy], **arm_style(arm, rows), "label": label}
 
 
-def legend(figure: Figure, axis: Axes, columns: int = 4) -> None:
-    """Put the legend of one panel below the figure."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)),
-                  frameon=False)  # fmt: skip
+def legend(figure: Figure, *axes: Axes, columns: int = 4) -> None:
+    """Put one legend of all the panels below the figure."""
+    known = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    figure.legend(known.values(), known.keys(), loc="outside lower center",
+                  ncols=min(columns, len(known)), frameon=False)  # fmt: skip
 
 
 def scale(axis: Axes, metric: str, values: Sequence[float]) -> None:

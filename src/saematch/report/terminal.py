@@ -10,8 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from saematch.evals.splice import NO_ARM
-from saematch.places import DEFAULT
+from saematch.places import DEFAULT, NO_ARM
 from saematch.report.summary import optimal_to
 from saematch.results import Results, Row
 
@@ -73,8 +72,9 @@ def _match_table(rows: list[Row]) -> tuple[str, Table]:
 
 
 def _strategy_table(rows: list[Row], metric: str) -> Table:
-    if any(row["quantile"] is not None for row in rows):  # a curve: of the first arm
-        rows = [r for r in rows if r["arm"] == rows[0]["arm"] and r["quantile"] is not None]
+    curves = [row for row in rows if row["quantile"] is not None]
+    if curves:  # of the first arm that has one
+        rows = [row for row in curves if row["arm"] == curves[0]["arm"]]
     cells = list(dict.fromkeys((str(r["arm"]), str(r["strategy"]), r["quantile"]) for r in rows))
     table = _table()
     for arm, strategy, quantile in cells:

@@ -9,6 +9,7 @@ only a decoding in units of the thresholds keeps up.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from saematch.evals.activations import SparseFeatures
 from saematch.matching.match import Match
 from saematch.places import DEFAULT
 from saematch.sae.params import SaeOrigin, SaeParams
@@ -71,7 +71,8 @@ class PlantedSaes:
         directions, thresholds = self._features(layer)
         order = self._order(layer)
         directions, thresholds = directions[order], thresholds[order]
-        norms = torch.exp(self.gauge * torch.randn(self.n_features, generator=self._random(layer)))
+        random = self._random("gauge", layer)
+        norms = torch.exp(self.gauge * torch.randn(self.n_features, generator=random))
         return SaeParams(
             W_enc=(directions / norms[:, None]).T.contiguous(),
             b_enc=torch.zeros(self.n_features),
@@ -92,24 +93,22 @@ class PlantedSaes:
         """Return the one SAE that there is."""
         return [SaeOffer(float(self.mean_l0), self)]
 
-    def codes(self, layer: int) -> SparseFeatures:
-        """Return the activations of the made-up tokens; they mean the same at every layer.
+    def codes(self, layer: int) -> tuple[Int64[Tensor, "n k"], Float[Tensor, "n k"]]:
+        """Return the active features of the made-up tokens, and how active each is.
 
-        A feature is active at 1 to about 4 times its threshold.
+        They mean the same at every layer. A feature is active at 1 to about 4 times its threshold.
         """
-        generator = torch.Generator().manual_seed(self.seed)
         size = self.n_tokens, self.mean_l0
-        chosen = torch.randint(self.n_features, size, generator=generator)
-        strength = 1 + torch.empty(size).exponential_(generator=generator)
-        place = torch.argsort(self._order(layer))[chosen].flatten()
-        starts = torch.arange(self.n_tokens) * self.mean_l0
-        values = strength.flatten() * self.load(layer).threshold[place]
-        return SparseFeatures(starts, place, values, self.n_features)
+        random = self._random("codes")
+        chosen = torch.randint(self.n_features, size, generator=random)
+        strength = 1 + torch.empty(size).exponential_(generator=random)
+        features = torch.argsort(self._order(layer))[chosen]
+        return features, strength * self.load(layer).threshold[features]
 
     def _features(self, layer: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
         """Return directions and thresholds in the hidden order, at norm 1 of decoder vectors."""
         n, d = self.n_features, self.d_model
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = self._random("features")
 
         def noise(rows: int) -> Float[Tensor, "{rows} d"]:
             return torch.randn(rows, d, generator=generator) / d**0.5
@@ -119,15 +118,17 @@ class PlantedSaes:
         for _ in range(layer):
             shared = shared + self.drift * noise(n // self.group)
             logs = logs + self.growth + self.pace * torch.randn(n, generator=generator)
-        jitter = torch.randn(n, d, generator=self._random(layer)) / d**0.5
+        jitter = torch.randn(n, d, generator=self._random("jitter", layer)) / d**0.5
         directions = shared.repeat_interleave(self.group, dim=0) + self.jitter * jitter
         return directions / torch.linalg.vector_norm(directions, dim=1)[:, None], logs.exp()
 
     def _order(self, layer: int) -> Int64[Tensor, " n"]:
-        return torch.randperm(self.n_features, generator=self._random(layer))
+        return torch.randperm(self.n_features, generator=self._random("order", layer))
 
-    def _random(self, layer: int) -> torch.Generator:
-        return torch.Generator().manual_seed(1000 * (self.seed + 1) + layer)
+    def _random(self, purpose: str, layer: int = 0) -> torch.Generator:
+        """Return random numbers of their own for each purpose and layer."""
+        digest = hashlib.sha256(f"{self.seed} {purpose} {layer}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
 
 @dataclass(frozen=True)

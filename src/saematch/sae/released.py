@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from saematch.matching.match import Match
@@ -57,8 +58,8 @@ class ReleasedSaes:
                 f"cannot fetch {self.release}/{sae_id}: {str(error).splitlines()[0]}; SAEs on disk "
                 "are taken with sae=saelens"
             ) from error
-        revision = _revision(self.release, ids[sae_id])
-        params = from_saelens(sae, layer, self.release, sae_id, revision)
+        repo, path = _entry(self.release).repo_id, ids[sae_id]
+        params = from_saelens(sae, layer, repo, path, _revision(self.release))
         stated = _stated_l0(self.release, sae_id)
         if params.origin.mean_l0 is not None or stated is None:
             return params
@@ -74,13 +75,15 @@ class ReleasedSaes:
         if self.offers_id is None:
             sae_id = self.sae_id.replace("{layer}", str(layer))
             return [SaeOffer(_stated_l0(release, sae_id) or 0.0, self)]
-        pattern = re.escape(self.offers_id).replace(r"\{l0\}", r"[\d.]+")
-        pattern = pattern.replace(r"\{layer\}", str(layer))
-        found = [
-            SaeOffer(l0, ReleasedSaes(release, sae_id.replace(f"layer_{layer}/", "layer_{layer}/")))
-            for sae_id in _ids(release)
-            if re.fullmatch(pattern, sae_id) and (l0 := _stated_l0(release, sae_id))
-        ]
+        at_layer = self.offers_id.replace("{layer}", str(layer))
+        pattern = re.escape(at_layer).replace(r"\{l0\}", r"([\d.]+)")
+        found = []
+        for sae_id in _ids(release):
+            told = re.fullmatch(pattern, sae_id)
+            l0 = _stated_l0(release, sae_id)
+            if told and l0:
+                template = self.offers_id.replace("{l0}", told[1])
+                found.append(SaeOffer(l0, ReleasedSaes(release, template)))
         return sorted(found, key=lambda offer: offer.mean_l0)
 
 
@@ -107,12 +110,11 @@ def _stated_l0(release: str, sae_id: str) -> float | None:
     return float(stated or (in_path[1] if in_path else 0)) or None
 
 
-def _revision(release: str, path: str) -> str:
-    """Return the commit of the release that the cache holds."""
-    from huggingface_hub import try_to_load_from_cache
+def _revision(release: str) -> str:
+    """Return the commit of the release that the cache holds, as ``main`` of the hub."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
 
-    for name in ("params.npz", "cfg.json", "sae_weights.safetensors"):
-        cached = try_to_load_from_cache(_entry(release).repo_id, f"{path}/{name}")
-        if isinstance(cached, str):
-            return cached.split("snapshots/")[1].split("/")[0]
-    return ""
+    repo = repo_folder_name(repo_id=_entry(release).repo_id, repo_type="model")
+    path = Path(HF_HUB_CACHE) / repo / "refs" / "main"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 from saematch.matching.match import Match
 from saematch.places import DEFAULT
 from saematch.sae.params import SaeParams
-from saematch.sae.source import SaeOffer, SaeSource
+from saematch.sae.source import SaeOffer, SaeSource, ZooSaes
 
 SIMILAR = "similar"
 
@@ -48,6 +48,12 @@ class Chosen:
     def offers(self, layer: int) -> list[SaeOffer]:
         """Return all that the chosen SAE was chosen from."""
         return self.by_layer[layer].offers(layer)
+
+
+def zoo_by_layer(family: str, width: int, sparsities: Sequence[int]) -> Chosen:
+    """Return embedded SAEs of another sparsity at each layer, as releases have them."""
+    by_layer = {n: ZooSaes(family, width, sparsity) for n, sparsity in enumerate(sparsities)}
+    return Chosen(f"{family}/width_{width}/l0_{'-'.join(map(str, sparsities))}", by_layer)
 
 
 @dataclass(frozen=True)

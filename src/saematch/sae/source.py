@@ -1,4 +1,4 @@
-"""Where SAEs come from. Only this file and ``training.py`` know SAELens."""
+"""Where SAEs come from: folders in SAELens' format, and the embedded zoo."""
 
 from __future__ import annotations
 
@@ -160,10 +160,10 @@ def _stated_l0(folder: Path) -> float:
     """Return the mean L0 that a SAELens folder states, without reading the weights."""
     path = folder / "cfg.json"
     try:
-        l0 = json.loads(path.read_text(encoding="utf-8"))["metadata"]["l0"]
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+        l0 = float(json.loads(path.read_text(encoding="utf-8"))["metadata"]["l0"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not tell the SAE's mean L0 ({error!r})") from error
-    return float(l0)
+    return l0
 
 
 def load_saelens(folder: Path, layer: int, release: str) -> SaeParams:

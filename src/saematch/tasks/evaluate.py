@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-import saematch
 from saematch.data.tokens import TokenBatch
 from saematch.evals.runner import TrainerSpec, evaluate
-from saematch.evals.splice import MATCHLESS, NO_ARM, Pairing, Splice, SplicePlan, canonical
+from saematch.evals.splice import MATCHLESS, Splice, SplicePlan, canonical
 from saematch.evals.sums import TextSums
-from saematch.evals.weights import least_errors
+from saematch.evals.weights import feature_mse, least
+from saematch.files import code_hash, hashed
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.arm import Arm
 from saematch.matching.match import Match
-from saematch.places import Place, SaeKey
-from saematch.sae.params import SaeParams
+from saematch.places import NO_ARM, Place, SaeKey
+from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.tasks.match import MatchSet
 
 
@@ -55,32 +53,35 @@ def plan_splices(
     What several ask for is evaluated once. Without ``arms`` no layer is skipped for a match; which
     features fire together is counted all the same.
     """
-    pairings: dict[Pairing, Match] = {}
-    splices: dict[Splice, Match | None] = {}
+    first: dict[tuple[int, SaeOrigin], SaeKey] = {}
+    twins = {key: first.setdefault((key.layer, sae.origin), key) for key, sae in saes.items()}
+    plan = SplicePlan({key: saes[key] for key in first.values()}, twins, {}, {})
     cells = []
     for place in matches.places:
         for name, of_arm in matches.by_arm.items():
-            match, key = of_arm[place], matches.keys[name][place]
-            pairings.setdefault(Pairing(place, key), match)
-            for splice, moved in _of_arm(saes, arms[name], place, match, key) if arms else ():
-                cells.append(Cell(name, splice, canonical(splice, match)))
-                splices.setdefault(cells[-1].evaluated, moved)
+            match, found = of_arm[place], matches.hashes[name][place]
+            plan.pairings.setdefault(plan.pairing(place, found), match)
+            for splice, moved in _of_arm(saes, arms[name], place, match, found) if arms else ():
+                cells.append(Cell(name, splice, canonical(plan, splice, match)))
+                plan.splices.setdefault(cells[-1].evaluated, moved)
         for strategy in strategies:
             splice = Splice(strategy, place)
-            cells.append(Cell(NO_ARM, splice, canonical(splice, None)))
-            splices.setdefault(cells[-1].evaluated, None)
-    return SplicePlan(dict(saes), pairings, splices), cells
+            cells.append(Cell(NO_ARM, splice, canonical(plan, splice, None)))
+            plan.splices.setdefault(cells[-1].evaluated, None)
+    return plan, cells
 
 
 def _of_arm(
-    saes: Mapping[SaeKey, SaeParams], arm: Arm, place: Place, match: Match, key: str
+    saes: Mapping[SaeKey, SaeParams], arm: Arm, place: Place, match: Match, found: str
 ) -> Iterable[tuple[Splice, Match]]:
     """Yield the splices of an arm, each with the match of the features that go over."""
+    errors = None
     for strategy in arm.decode:
-        yield Splice(strategy, place, key), match
-        for quantile in arm.quantiles:
-            least = least_errors(saes[place.earlier], saes[place.later], match, quantile)
-            yield Splice(strategy, place, key, quantile), match.keep(least)
+        yield Splice(strategy, place, found), match
+        for quantile in map(float, arm.quantiles):
+            if errors is None:
+                errors = feature_mse(saes[place.earlier], saes[place.later], match)
+            yield Splice(strategy, place, found, quantile), match.keep(least(errors, quantile))
 
 
 def evaluate_texts(
@@ -96,19 +97,15 @@ def evaluate_texts(
     holds already, from this run or another, is not evaluated again.
     """
     dtype = str(next(lm.parameters()).dtype)
-    origins = [repr(sae.origin) for sae in plan.saes.values()]
-    about = [saematch.__version__, list(plan.saes), origins, list(plan.pairings)]
-    about += [list(plan.splices), lm.name, lm.revision, dtype, trainer.precision]
+    about = [code_hash(), lm.name, lm.revision, dtype, trainer.precision, trainer.device_type]
+    about += [[list(key), repr(sae.origin)] for key, sae in plan.saes.items()]
+    about += [list(plan.pairings), list(plan.splices)]
     sums = {}
     for name, batches in tokens.items():
-        keys = [_hash([*about, batch.ids.tolist(), batch.counts.tolist()]) for batch in batches]
+        keys = [hashed([*about, b.ids.tolist(), b.counts.tolist()]) for b in batches]
         paths = [folder / f"{key}.safetensors" for key in keys]
         sums[name] = evaluate(trainer, plan, lm, batches, f"evaluate {name}", paths)
     return sums
-
-
-def _hash(parts: list) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
 def partner_counts(match: Match, fired: torch.Tensor) -> torch.Tensor:

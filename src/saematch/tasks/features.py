@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from saematch.evals.weights import PARTS, squared_errors
-from saematch.places import SaeKey
+from saematch.places import Place, SaeKey
 from saematch.results import Row
 from saematch.sae.folding import fold
 from saematch.sae.params import SaeParams
@@ -63,7 +63,7 @@ def example_rows(saes: Mapping[SaeKey, SaeParams], matches: MatchSet) -> list[Ro
 
 
 def _errors(
-    saes: Mapping[SaeKey, SaeParams], matches: MatchSet, arm: str, place: object
+    saes: Mapping[SaeKey, SaeParams], matches: MatchSet, arm: str, place: Place
 ) -> dict[str, torch.Tensor]:
     earlier, later = (fold(saes[key], "threshold") for key in (place.earlier, place.later))
     return squared_errors(earlier, later, matches.by_arm[arm][place])

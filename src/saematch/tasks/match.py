@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,8 +28,14 @@ class MatchSet:
 
     places: tuple[Place, ...]
     by_arm: dict[str, dict[Place, Match]]
-    keys: dict[str, dict[Place, str]]
-    """Of each match, a hash of all that determines it."""
+
+    @cached_property
+    def hashes(self) -> dict[str, dict[Place, str]]:
+        """Of each match, a hash of its entries."""
+        return {
+            arm: {place: match.hash for place, match in of_arm.items()}
+            for arm, of_arm in self.by_arm.items()
+        }
 
 
 def places_of(
@@ -52,23 +59,22 @@ def match_places(
 ) -> MatchSet:
     """Match every place in every arm, and keep each match in ``folder/<arm>/<place>``."""
     by_arm: dict[str, dict[Place, Match]] = {name: {} for name in arms}
-    keys: dict[str, dict[Place, str]] = {name: {} for name in arms}
     for place, name in tqdm([(p, n) for p in places for n in arms], desc="match", unit="match"):
         arm = arms[name]
         first, last = place.layer_from, place.layer_to
         between = [SaeKey(place.saes, k.layer) for k in saes if k.saes == place.saes]
         steps = [k for k in between if first <= k.layer <= last] if arm.compose else []
         steps = steps or [place.earlier, place.later]
-        found, key = store.chain([saes[step] for step in steps], arm)
-        by_arm[name][place], keys[name][place] = found, key
-        _keep(found, key, arm, folder / name / f"{place.label}.safetensors")
+        found = store.chain([saes[step] for step in steps], arm)
+        by_arm[name][place] = found
+        _keep(found, arm, folder / name / f"{place.label}.safetensors")
     log.info(store.said())
-    return MatchSet(places, by_arm, keys)
+    return MatchSet(places, by_arm)
 
 
-def _keep(match: Match, key: str, arm: Arm, path: Path) -> None:
-    if not path.exists() or Match.load(path)[1].get("key") != key:
-        match.save(path, {"key": key, "arm": repr(arm)})
+def _keep(match: Match, arm: Arm, path: Path) -> None:
+    if not path.exists() or Match.load(path)[0].hash != match.hash:
+        match.save(path, {"arm": repr(arm)})
 
 
 def match_rows(

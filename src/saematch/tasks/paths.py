@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from saematch.evals.weights import feature_mse
+from saematch.matching.match import Match
 from saematch.places import Place, SaeKey
 from saematch.results import Row
 from saematch.sae.params import SaeParams
@@ -23,7 +24,7 @@ class PathSpec:
 
     n_paths: int = 20
     seed: int = 0
-    features: tuple[int, ...] | None = None
+    features: Sequence[int] | None = None
     """Features of the first layer to follow; None draws ``n_paths`` at random, of those that fired
     on the texts if there was an evaluation."""
 
@@ -41,68 +42,62 @@ def path_rows(
     ends early at a feature without a partner. All arms follow the same features.
     """
     rows: list[Row] = []
-    for name, group in groupby(matches.places, key=lambda place: place.saes):
+    for _, group in groupby(matches.places, key=lambda place: place.saes):
         places = list(group)
-        chosen = _choose(saes[places[0].earlier], places[0], spec, matches, tables)
-        for arm in matches.by_arm:
+        chosen = _choose(saes[places[0].earlier], places[0].earlier, spec, tables)
+        for arm, of_arm in matches.by_arm.items():
             at = dict(enumerate(chosen))
             for step, place in enumerate(places):
-                scores = _steps(saes, matches, arm, place, tables)
-                partners = matches.by_arm[arm][place].partners()
-                for path, feature in list(at.items()):
-                    if partners[feature] < 0:
-                        del at[path]
-                        continue
+                partners = of_arm[place].partners()
+                at = {path: feature for path, feature in at.items() if partners[feature] >= 0}
+                scores = _scores(saes, of_arm[place], place, list(at.values()), tables)
+                for (path, feature), score in zip(at.items(), scores, strict=True):
                     row: Row = {**place._asdict(), "arm": arm, "path": path, "step": step}
                     row |= {"feature_from": feature, "feature_to": int(partners[feature])}
-                    rows.append(row | {k: v[feature].item() for k, v in scores.items()})
-                    at[path] = int(partners[feature])
-        assert name == places[0].saes
+                    rows.append(row | score)
+                at = {path: int(partners[feature]) for path, feature in at.items()}
     return rows
 
 
-def _choose(
-    sae: SaeParams, place: Place, spec: PathSpec, matches: MatchSet, tables: Tables | None
-) -> list[int]:
+def check_paths(spec: PathSpec, sae: SaeParams) -> None:
+    """Refuse features that the first layer's SAE does not have."""
+    beyond = [f for f in spec.features or () if not 0 <= f < sae.n_features]
+    if beyond:
+        raise ValueError(
+            f"paths.features holds {beyond[0]}, but layer {sae.origin.layer} has features 0 to "
+            f"{sae.n_features - 1}"
+        )
+
+
+def _choose(sae: SaeParams, key: SaeKey, spec: PathSpec, tables: Tables | None) -> list[int]:
     if spec.features is not None:
-        beyond = [f for f in spec.features if not 0 <= f < sae.n_features]
-        if beyond:
-            raise ValueError(
-                f"paths.features holds {beyond[0]}, but layer {place.layer_from} has features 0 to "
-                f"{sae.n_features - 1}"
-            )
         return list(spec.features)
-    alive = torch.arange(sae.n_features)
-    if tables is not None:
-        first = next(iter(matches.keys.values()))[place]
-        alive = torch.nonzero(tables.feature_counts(place, first)[0]).flatten()
+    every = torch.arange(sae.n_features)
+    alive = every if tables is None else every[tables.fired(key) > 0]
     generator = torch.Generator().manual_seed(spec.seed)
     order = torch.randperm(len(alive), generator=generator)[: spec.n_paths]
     return alive[order].tolist()
 
 
-def _steps(
+def _scores(
     saes: Mapping[SaeKey, SaeParams],
-    matches: MatchSet,
-    arm: str,
+    match: Match,
     place: Place,
+    features: list[int],
     tables: Tables | None,
-) -> dict[str, torch.Tensor]:
-    """Return, by earlier feature, how alike it and its partner are."""
-    earlier, later, match = saes[place.earlier], saes[place.later], matches.by_arm[arm][place]
-    unset = torch.full((match.n_from,), torch.nan, dtype=torch.float64)
-    cosine = cosine_similarity(earlier.W_dec[match.rows], later.W_dec[match.columns], dim=1)
-    found = {
-        "mse_W_dec": unset.index_put((match.rows,), feature_mse(earlier, later, match)),
-        "cosine_W_dec": unset.index_put((match.rows,), cosine.double()),
+) -> list[Row]:
+    """Return how alike each of the features and its partner are."""
+    earlier, later = saes[place.earlier], saes[place.later]
+    at = torch.isin(match.rows, torch.tensor(features))
+    some = match.keep(at)
+    errors = feature_mse(earlier, later, some).tolist()
+    cosine = cosine_similarity(earlier.W_dec[some.rows], later.W_dec[some.columns], dim=1).tolist()
+    of_row = {
+        row: {"mse_W_dec": error, "cosine_W_dec": alike}
+        for row, error, alike in zip(some.rows.tolist(), errors, cosine, strict=True)
     }
+    found: list[Row] = [{**of_row[feature]} for feature in features]
     if tables is None:
         return found
-    fired, fired_later, both = tables.feature_counts(place, matches.keys[arm][place])
-    partner = fired_later[match.partners().clamp(min=0)]
-    return found | {
-        "matching_score": both / fired.clamp(min=1),
-        "jaccard": both / (fired + partner - both).clamp(min=1),
-        "n_fired_from": fired,
-        "n_fired_to": partner,
-    }
+    fired = tables.features(place, match, features)
+    return [row | counts for row, counts in zip(found, fired, strict=True)]

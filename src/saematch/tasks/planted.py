@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from saematch.evals.activations import carry, decode
+from saematch.evals.activations import SparseFeatures, carry, decode
 from saematch.evals.bootstrap import explained_variance
 from saematch.matching.arm import DECODINGS, Arm
 from saematch.places import SaeKey
@@ -27,16 +27,15 @@ def planted_rows(
     """Return the rows of ``planted``: recall, and what decoding explains, by arm and strategy.
 
     The earlier layer's true activations are carried over and decoded; the later layer's hidden
-    states are its own true activations, decoded. Raises ``ValueError`` for SAEs not planted.
+    states are its own true activations, decoded.
     """
     rows: list[Row] = []
     for place in matches.places:
         source = sets[place.saes]
-        if not isinstance(source, PlantedSaes):
-            raise ValueError("the task planted needs activations that are known: sae=planted")
+        assert isinstance(source, PlantedSaes), source
         earlier, later = saes[place.earlier], saes[place.later]
-        codes = source.codes(place.layer_from)
-        x = decode(later, source.codes(place.layer_to)).double()
+        codes, codes_later = (_sparse(source, layer) for layer in place[1:])
+        x = decode(later, codes_later).double()
         truth = source.truth(place.layer_from, place.layer_to)
         for name, arm in arms.items():
             match = matches.by_arm[name][place]
@@ -56,3 +55,15 @@ def planted_rows(
                 row |= {"recall": match.agreement(truth), "explained_variance": explained.item()}
                 rows.append(row | {"n_tokens": len(x)})
     return rows
+
+
+def check_planted(sets: Mapping[str, SaeSource]) -> None:
+    """Refuse SAEs whose true activations nobody knows."""
+    if not all(isinstance(source, PlantedSaes) for source in sets.values()):
+        raise ValueError("the task planted needs activations that are known: sae=planted")
+
+
+def _sparse(source: PlantedSaes, layer: int) -> SparseFeatures:
+    features, values = source.codes(layer)
+    starts = torch.arange(len(features)) * features.shape[1]
+    return SparseFeatures(starts, features.flatten(), values.flatten(), source.n_features)

@@ -14,10 +14,12 @@ from saematch.evals.bootstrap import (
     co_activation,
     explained_variance,
     mean,
+    share,
 )
-from saematch.evals.splice import NO_ARM, Pairing, both_name
+from saematch.evals.splice import SplicePlan, both_name
 from saematch.evals.sums import TextSums
-from saematch.places import Place, SaeKey
+from saematch.matching.match import Match
+from saematch.places import NO_ARM, Place, SaeKey
 from saematch.results import Row
 from saematch.tasks.evaluate import Cell, partner_counts
 from saematch.tasks.match import MatchSet
@@ -29,7 +31,10 @@ POOLED = "all"
 class Tables:
     """Turns the sums of a run into rows; all metrics of a run share one bootstrap."""
 
-    def __init__(self, by_set: Mapping[str, TextSums], bootstrap: Bootstrap) -> None:
+    def __init__(
+        self, plan: SplicePlan, by_set: Mapping[str, TextSums], bootstrap: Bootstrap
+    ) -> None:
+        self.plan = plan
         self.by_set = dict(by_set)
         self.bootstrap = bootstrap
         drawn = bootstrap.weights([len(sums["n_tokens"]) for sums in by_set.values()])
@@ -119,28 +124,31 @@ class Tables:
         rows: list[Row] = []
         for place in matches.places:
             scored: dict[str, dict[str, Row]] = {}
-            for arm, of_arm in matches.keys.items():
-                key = of_arm[place]
-                if key not in scored:  # arms may have found the same match
-                    scored[key] = self._scores(place, key, matches, arm)
-                for dataset, row in scored[key].items():
+            for arm, of_arm in matches.hashes.items():
+                found = of_arm[place]
+                if found not in scored:  # arms may have found the same match
+                    scored[found] = self._scores(place, matches.by_arm[arm][place], found)
+                for dataset, row in scored[found].items():
                     rows.append({**place._asdict(), "arm": arm, "dataset": dataset, **row})
         return rows
 
-    def _scores(self, place: Place, key: str, matches: MatchSet, arm: str) -> dict[str, Row]:
-        match = matches.by_arm[arm][place]
-        counts = {}
-        for dataset, sums in self.by_set.items():
-            partner = partner_counts(match, sums[_fired(place.later)])
-            both = sums[both_name(Pairing(place, key))]
-            counts[dataset] = (both, sums[_fired(place.earlier)], partner)
+    def _scores(self, place: Place, match: Match, found: str) -> dict[str, Row]:
+        counts = [self._counts(sums, place, match, found) for sums in self.by_set.values()]
         scores = {
             dataset: self._score_row(co_activation(self.weights[dataset], *of_set))
-            for dataset, of_set in counts.items()
+            for dataset, of_set in zip(self.by_set, counts, strict=True)
         }
-        pooled = [torch.cat(parts) for parts in zip(*counts.values(), strict=True)]
+        pooled = [torch.cat(parts) for parts in zip(*counts, strict=True)]
         scores[POOLED] = self._score_row(co_activation(self._pooled(), *pooled))
         return scores
+
+    def _counts(
+        self, sums: TextSums, place: Place, match: Match, found: str
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return counts by text and earlier feature: both, the feature, its partner."""
+        earlier, later = (self._fired(key) for key in (place.earlier, place.later))
+        both = sums[both_name(self.plan.pairing(place, found))]
+        return both, sums[earlier], partner_counts(match, sums[later])
 
     def _score_row(self, score: CoActivation) -> Row:
         row: Row = {}
@@ -156,7 +164,7 @@ class Tables:
         n_tokens = self._all("n_tokens")
         rows: list[Row] = []
         for key in keys:
-            fired = self._all(_fired(key))
+            fired = self._all(self._fired(key))
             norm = mean(weights, self._all(f"x_norm|{key.layer}"), n_tokens)
             rows.append(
                 {
@@ -172,11 +180,31 @@ class Tables:
             )
         return rows
 
-    def feature_counts(self, place: Place, match_key: str) -> tuple[torch.Tensor, ...]:
-        """Return how often each feature fired at both layers, and together with its partner."""
-        names = (_fired(place.earlier), _fired(place.later), both_name(Pairing(place, match_key)))
-        earlier, later, both = (self._all(name).sum(dim=0) for name in names)
-        return earlier, later, both
+    def fired(self, key: SaeKey) -> torch.Tensor:
+        """Return on how many tokens each feature was active, over all data sets."""
+        return self._all(self._fired(key)).sum(dim=0)
+
+    def features(self, place: Place, match: Match, features: Sequence[int]) -> list[Row]:
+        """Return how often single features and their partners are active together.
+
+        For each feature: ``matching_score`` and ``jaccard`` with intervals, over all data sets.
+        """
+        parts = [self._counts(sums, place, match, match.hash) for sums in self.by_set.values()]
+        both, own, its = (
+            torch.cat(counts)[:, list(features)].double() for counts in zip(*parts, strict=True)
+        )
+        weights = self._pooled()
+        hits, fired = weights @ both, weights @ own
+        either = fired + weights @ its - hits
+        return [
+            {
+                **self.bootstrap.row("matching_score", share(hits[:, n], fired[:, n])),
+                **self.bootstrap.row("jaccard", share(hits[:, n], either[:, n])),
+                "n_fired_from": int(own[:, n].sum()),
+                "n_fired_to": int(its[:, n].sum()),
+            }
+            for n in range(len(features))
+        ]
 
     def _pooled(self) -> Weights:
         return torch.cat(list(self.weights.values()), dim=1)
@@ -184,6 +212,6 @@ class Tables:
     def _all(self, name: str) -> torch.Tensor:
         return torch.cat([sums[name] for sums in self.by_set.values()])
 
-
-def _fired(key: SaeKey) -> str:
-    return f"fired|{key.saes}|{key.layer}"
+    def _fired(self, key: SaeKey) -> str:
+        twin = self.plan.twins[key]
+        return f"fired|{twin.saes}|{twin.layer}"

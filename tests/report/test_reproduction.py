@@ -1,0 +1,79 @@
+"""A reproduction's page, from runs of the tiny model."""
+
+import pytest
+
+from conftest import tiny_overrides
+from saematch import reproduce
+from saematch.cli import main
+
+ONLY = ["--only", "mse,parts"]
+
+
+@pytest.fixture
+def command(tiny, tmp_path, monkeypatch, capsys):
+    """Run ``saematch reproduce`` on the tiny model in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    base = [s.strip("'") for s in tiny_overrides(tiny)]
+    base = [s.replace("sae.path=", 'sae.path="') + '"' if "{layer}" in s else s for s in base]
+    small = ["logger=none", "bootstrap.n_resamples=10", "setting.pair=[1,2]"]
+    monkeypatch.setattr(reproduce, "FAMILIES", {"zoo": {"tiny": base, "other": base}})
+    monkeypatch.setattr(reproduce, "ONCE", {"zoo": {}})
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["saematch", "reproduce", *arguments, *small])
+        try:
+            main()
+        except SystemExit as exit:
+            return str(exit.code)
+        return None
+
+    return run
+
+
+def test_the_page(command, tmp_path):
+    assert command(*ONLY) is None
+    page = (tmp_path / "outputs/reproduction/index.md").read_text()
+    assert page.startswith("# Reproduction on zoo\n")
+    assert "4 runs, 4 of them finished" in page
+    assert "| [mse](#mse) | figure 3 | unfolded is above folded in W_dec |" in page
+    assert "![mse, tiny: mse](index_figures/mse-tiny-mse.png)" in page
+    figures = {path.name for path in (tmp_path / "outputs/reproduction/index_figures").iterdir()}
+    assert figures == {f"{name}-{family}-{figure}.png" for family in ("tiny", "other")
+                       for name, figure in (("mse", "mse"), ("parts", "matching"))}  # fmt: skip
+    html = (tmp_path / "outputs/reproduction/index.html").read_text()
+    assert '<h2 id="mse">mse</h2>' in html
+    assert '<img src="index_figures/mse-tiny-mse.png"' in html
+    assert "Rows of the tables in <code>outputs/mse/reproduction-tiny/results.json</code>" in html
+    assert (tmp_path / "outputs/mse/reproduction-tiny/saematch.log").read_text().count(
+        "solved"
+    ) == 1
+
+
+def test_what_is_finished_is_kept_and_shown(command, tmp_path):
+    command("--only", "mse", "--families", "tiny")
+    result = tmp_path / "outputs/mse/reproduction-tiny/results.json"
+    before = result.stat().st_mtime_ns
+    assert command("--only", "parts", "--families", "tiny") is None
+    assert result.stat().st_mtime_ns == before
+    page = (tmp_path / "outputs/reproduction/index.md").read_text()
+    assert "2 runs, 2 of them finished" in page
+    assert "## mse" in page
+    assert "## parts" in page
+
+
+def test_a_run_that_fails_does_not_stop_the_others(command, tmp_path, monkeypatch):
+    broken = {name: [*own] for name, own in reproduce.FAMILIES["zoo"].items()}
+    broken["tiny"].append("layers=[0,9]")
+    monkeypatch.setattr(reproduce, "FAMILIES", {"zoo": broken})
+    message = command("--only", "mse")
+    assert message.startswith("failed: mse on tiny: layers=[0, 9]: there is no SAE for layer 9")
+    page = (tmp_path / "outputs/reproduction/index.md").read_text()
+    assert "2 runs, 1 of them finished" in page
+    assert "- mse on tiny: layers=[0, 9]" in page
+
+
+def test_another_place_for_the_page_and_wrong_names(command, tmp_path):
+    assert command("--only", "mse", "--families", "tiny", "--page", "docs/page.md") is None
+    assert (tmp_path / "docs/page_figures/mse-tiny-mse.png").exists()
+    assert command("--only", "mes").startswith("saematch: nothing to do; --only takes")
+    assert not list(tmp_path.rglob("*.part"))
