@@ -99,7 +99,7 @@ def against_plain(work: Workload, repeats: int) -> float:
     """Everything that skip_layers does with texts, its intervals included, against the peer."""
     asked = [(cell.splice, work.matches[cell]) for cell in work.cells]
     ratios = []
-    for _ in range(min(repeats, 3)):
+    for _ in range(repeats):
         theirs: list[tuple[float, float]] = []
         plain = timed(
             lambda t=theirs: t.extend(skip_layers(work.saes, asked, work.lm, work.batches))

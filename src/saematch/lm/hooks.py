@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-HEAD_TOKENS = {"cpu": 256}
+HEAD_TOKENS = {"cpu": 128}
 """Tokens whose logits are held at a time, by device; elsewhere 1,024. Few enough for a CPU's
 cache with a small vocabulary, and for any memory with a large one."""
 
@@ -127,7 +127,9 @@ class LanguageModel(nn.Module):
         for states, wanted in zip(final.split(size), targets.split(size), strict=True):
             logits = self.logits(states[None])[0].float()
             own = logits.gather(1, wanted[:, None])[:, 0]
-            losses.append(logits.logsumexp(dim=1) - own)
+            highest = logits.amax(dim=1, keepdim=True)
+            total = logits.sub_(highest).exp_().sum(dim=1)  # in place: nothing else needs them
+            losses.append(total.log_() + highest[:, 0] - own)
         return torch.cat(losses) if losses else final.new_zeros(0)
 
 
