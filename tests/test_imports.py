@@ -20,6 +20,7 @@ HOMES = {
     "lightning": {"evals/runner.py", "tracking.py"},
     "rich": {"report/terminal.py"},
     "matplotlib": {"report/style.py", "report/figures.py", "report/studies.py"},
+    "PIL": {"report/reproduction.py"},
     "markdown_it": {"report/reproduction.py"},
     "numba": {"matching/assignment/auction.py"},
     "psutil": {"matching/assignment/products.py"},

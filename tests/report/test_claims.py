@@ -58,6 +58,13 @@ def contrasts(find, decode):
     return rows
 
 
+def gains(values):
+    name = "explained_variance_difference"
+    fixed = {"dataset": "d", "quantile": None, "arm": "folded", "strategy": "permute",
+             "against_arm": "folded", "against_strategy": "permute_raw"}  # fmt: skip
+    return [at(pair, **fixed, **{name: v}) for pair, v in zip(PAIRS, values, strict=True)]
+
+
 def errors(identity, folded, unfolded):
     rows = []
     for arm, values in (("identity", identity), ("folded", folded), ("unfolded", unfolded)):
@@ -153,6 +160,26 @@ CASES = {
     ("matching_score", "the match is above"): (
         {"matches": scores(folded=[0.5] * 5, identity=[0.1] * 5, random=[0.4] * 5)},
         {"matches": scores(folded=[0.5] * 5, identity=[0.1] * 5, random=[0.4] * 4 + [0.47])},
+    ),
+    ("matching_score", "the hidden permutation"): (
+        {"matches": by_arm("recall", {"folded": [1.0, 0.96, 0.95, 0.97, 0.5]})},
+        {"matches": by_arm("recall", {"folded": [1.0, 0.96, 0.94, 0.97, 0.5]})},
+    ),
+    ("skip_layers", "folding hardly"): (
+        {"matches": scores(folded=[0.5] * 5, unfolded=[0.52] * 4 + [0.2])},
+        {"matches": scores(folded=[0.5] * 5, unfolded=[0.54] * 4 + [0.5])},
+    ),
+    ("skip_layers", "decoding folded gains"): (
+        {"layers": layers([1] * 6, [1, 2, 3, 6, 7, 14]), "contrasts": gains([2, 1.5, 2, 1, 2.2])},
+        {"layers": layers([1] * 6, [1, 2, 3, 6, 7, 14]), "contrasts": gains([1, 1.5, 1, 2, 1])},
+    ),
+    ("skip_layers", "the match explains more"): (
+        skipped(EV, folded__permute=[0.6] * 4 + [0.4], none__drop=0.5),
+        skipped(EV, folded__permute=[0.6] * 3 + [0.4] * 2, none__drop=0.5),
+    ),
+    ("skip_layers", "pairs forced"): (
+        skipped(EV, folded__permute=[0.6, 0.5, -0.1, 0.3, 0.2]),
+        skipped(EV, folded__permute=[0.6, 0.5, -0.01, 0.3, 0.2]),
     ),
     ("parts", "the encoder"): (
         {"matches": scores(both=[0.6], encoder=[0.4])},

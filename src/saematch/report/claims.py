@@ -16,7 +16,8 @@ class Claim:
 
     experiment: str
     source: str
-    """Figure of the paper; or ``control`` and ``mechanism`` for what the paper does not show."""
+    """Figure of the paper; or what the paper does not show: ``follow-up`` (by the same group),
+    ``control``, ``mechanism`` (on planted SAEs) and ``observed`` (on the embedded model before)."""
     says: str
     rule_on: Callable[[Tables], Verdict]
 
@@ -53,14 +54,10 @@ _SKIPPED = (
 )
 
 _FOLDED = (
-    (
-        "folding matters for decoding, little for finding",
-        rules.decoding_matters_more,
-    ),
-    (
-        "decoding in units of the thresholds is better",
-        rules.decoding_gains,
-    ),
+    ("follow-up", "folding matters for decoding, little for finding", rules.decoding_matters_more),
+    ("follow-up", "decoding in units of the thresholds is better", rules.decoding_gains),
+    ("observed", "folding hardly changes which pairs are found", rules.found_alike),
+    ("observed", "decoding folded gains where thresholds grow", rules.gains_where_thresholds_grow),
 )
 
 CLAIMS = (
@@ -82,6 +79,8 @@ CLAIMS = (
           rules.score_folded_above),
     Claim("matching_score", "control", "the match is above identity and random",
           rules.score_above_chance),
+    Claim("matching_score", "observed", "the hidden permutation is found almost wholly",
+          rules.recall_almost_whole),
     Claim("parts", "figure 12", "the encoder alone is clearly worse",
           rules.encoder_worse),
     Claim("parts", "figure 12", "the decoder alone is about equal to both",
@@ -95,6 +94,10 @@ CLAIMS = (
     *(Claim("skip_layers", "figures 10, 11", *claim) for claim in _SKIPPED),
     Claim("skip_layers", "control", "the match is above a random permutation",
           rules.explained_above_chance),
+    Claim("skip_layers", "observed", "the match explains more than copying the hidden state",
+          rules.explained_above_copying),
+    Claim("skip_layers", "observed", "pairs forced by a bijection explain less than nothing",
+          rules.explained_below_zero),
     *(Claim("llama", "as figures 10, 11", *claim) for claim in _SKIPPED),
     Claim("sparsity", "figure 14", "explained variance peaks at a middling mean L0",
           rules.peak_inside),
@@ -102,7 +105,7 @@ CLAIMS = (
           rules.dips_vanish),
     Claim("quantiles", "figures 16, 17", "permuting fewer features explains more",
           rules.fewer_explain_more),
-    *(Claim(name, "follow-up", *claim) for name in ("skip_layers", "folding") for claim in _FOLDED),
+    *(Claim(name, *claim) for name in ("skip_layers", "folding") for claim in _FOLDED),
     Claim("paths", "control", "paths hold together better than random ones",
           rules.paths_hold),
     Claim("planted", "mechanism", "folding finds pairs that only thresholds tell apart",

@@ -21,7 +21,9 @@ before, and a hidden permutation is the truth, so that recall can be measured; n
 has a true partner. `mixed`: likewise, but a quarter of the features starts afresh at each layer.
 `independent`: each layer from its own seed, as released SAEs are; nobody knows the truth, and many
 features have no good partner, which a bijection must pair all the same. Where the zoo cannot show
-an effect, `planted` shows the mechanism on made-up SAEs whose right match is known."""
+an effect, `planted` shows the mechanism on made-up SAEs whose right match is known. Statements
+marked `observed` are not the paper's: an early trial on another small model saw them, and here they
+are shown or refuted."""
 
 
 @dataclass(frozen=True)
@@ -156,13 +158,20 @@ def _section(
         for figure in sorted((run.folder / "figures").glob("*.png")):
             name = f"{_anchor(experiment)}-{run.family}-{figure.name}"
             copy = _figures(page) / name
-            with replacing(copy) as part:
-                shutil.copyfile(figure, part)
+            _copy_small(figure, copy)
             where = copy.relative_to(page.parent).as_posix()
             lines += [f"![{experiment}, {run.family}: {figure.stem}]({where})", ""]
         counts = ", ".join(f"`{name}` {len(rows)}" for name, rows in results.tables.items())
         lines += [f"Rows of the tables in `{run.folder / 'results.json'}`: {counts}."]
     return lines
+
+
+def _copy_small(figure: Path, copy: Path) -> None:
+    """Copy a figure in 96 colours: a page has dozens, and lines need no more."""
+    from PIL import Image
+
+    with replacing(copy) as part, Image.open(figure) as image:
+        image.convert("RGB").quantize(96).save(part, format="PNG", optimize=True)
 
 
 def _figures(page: Path) -> Path:

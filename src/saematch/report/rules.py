@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import correlation, fmean
 from typing import Any
 
-from saematch.places import DEFAULT
+from saematch.places import DEFAULT, NO_ARM
 from saematch.report.style import Tables, unique, where
 from saematch.results import Row
 from saematch.sae.selection import SIMILAR
@@ -142,6 +142,21 @@ def score_rises(tables: Tables) -> Verdict:
     return Verdict(late > early, f"{early:.2f} in the first {half} pairs, {late:.2f} in the last")
 
 
+def recall_almost_whole(tables: Tables) -> Verdict:
+    """Recall of at least 0.95 in two thirds of pairs."""
+    recall = _of_arm(tables, "folded", "recall")
+    share = _share([value >= 0.95 for value in recall], "pairs")
+    return Verdict(share.agrees, f"{share.seen}; mean recall {fmean(recall):.3f}")
+
+
+def found_alike(tables: Tables) -> Verdict:
+    """Matching scores of folded and unfolded at most 0.03 apart in two thirds of pairs."""
+    pairs = list(_folded_and_unfolded(tables, "matching_score"))
+    share = _share([abs(folded - unfolded) <= 0.03 for folded, unfolded in pairs], "pairs")
+    folded, unfolded = (fmean(values) for values in zip(*pairs, strict=True))
+    return Verdict(share.agrees, f"{share.seen}; mean {folded:.3f}, unfolded {unfolded:.3f}")
+
+
 def score_folded_above(tables: Tables) -> Verdict:
     """Higher in two thirds of pairs."""
     pairs = _folded_and_unfolded(tables, "matching_score")
@@ -262,6 +277,37 @@ def explained_above_chance(tables: Tables) -> Verdict:
         strict=True,
     )
     return _share([low > high for low, high in pairs], "(pair, data set), intervals apart", 1.0)
+
+
+def explained_above_copying(tables: Tables) -> Verdict:
+    """Above the copied hidden state in two thirds of (pair, data set)."""
+    pairs = zip(
+        _skipped(tables, "folded", "permute", "explained_variance"),
+        _skipped(tables, NO_ARM, "drop", "explained_variance"),
+        strict=True,
+    )
+    return _share([match > copy for match, copy in pairs], "(pair, data set)")
+
+
+def explained_below_zero(tables: Tables) -> Verdict:
+    """Below zero at some (pair, data set), the interval too."""
+    high = _skipped(tables, "folded", "permute", "explained_variance_high")
+    return _share([value < 0 for value in high], "(pair, data set)", 1 / len(high))
+
+
+def gains_where_thresholds_grow(tables: Tables) -> Verdict:
+    """Correlation over pairs of gain and growth of the mean threshold at least 0.5."""
+    thresholds = _column(_rows(tables["layers"], saes=DEFAULT), "threshold_mean")
+    growth = [later / earlier for earlier, later in pairwise(thresholds)]
+    rows = _rows(tables["contrasts"], arm="folded", against_arm="folded", quantile=None)
+    gains = [
+        fmean(_column(_rows(rows, layer_from=start), "explained_variance_difference"))
+        for (start,) in unique(rows, "layer_from")
+    ]
+    if len(gains) < 3:
+        raise MissingNumbersError("fewer than three pairs")
+    found = correlation(growth, gains)
+    return Verdict(found >= 0.5, f"correlation {found:.2f} over {len(gains)} pairs")
 
 
 def peak_inside(tables: Tables) -> Verdict:
