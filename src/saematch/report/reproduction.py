@@ -167,11 +167,11 @@ def _section(
 
 
 def _copy_small(figure: Path, copy: Path) -> None:
-    """Copy a figure in 96 colours: a page has dozens, and lines need no more."""
+    """Copy a figure in 256 colours: a page has dozens, and lines need no more."""
     from PIL import Image
 
     with replacing(copy) as part, Image.open(figure) as image:
-        image.convert("RGB").quantize(96).save(part, format="PNG", optimize=True)
+        image.convert("RGB").quantize(256).save(part, format="PNG", optimize=True)
 
 
 def _figures(page: Path) -> Path:

@@ -176,6 +176,9 @@ def quantiles(tables: Tables, metric: str) -> Figure | None:
         [float(r[metric] or 0) for r in some] for some in (rows, where(rows, arm=arms[0]))
     )
     colours = matplotlib.colormaps["viridis"]
+    dashes, faint = ("-", ":", "--"), {"marker": ".", "linewidth": 0.9, "alpha": 0.6}
+    kinds = [f"{kind} {arm}" for kind, arm in zip(("dotted", "dashed"), arms[1:], strict=False)]
+    others = f"\n({', '.join(kinds)})" if kinds else ""
     for axis, dataset in zip(axes, datasets, strict=False):
         for number, share in enumerate(shares):
             of_share = where(rows, arm=arms[0], dataset=dataset, quantile=share)
@@ -186,13 +189,13 @@ def quantiles(tables: Tables, metric: str) -> Figure | None:
     for axis, dataset in zip(axes[len(datasets) :], datasets, strict=True):
         for number, (earlier, later) in enumerate(places):
             colour = colours(0.9 * number / max(len(places) - 1, 1))
-            for arm, dash in zip(arms, ("-", ":", "--"), strict=False):
+            for arm, dash in zip(arms, dashes, strict=False):
                 curve = where(rows, arm=arm, dataset=dataset, layer_from=earlier, layer_to=later)
                 curve.sort(key=lambda row: float(row["quantile"] or 0))
                 at = [float(row["quantile"] or 0) for row in curve]
-                label = f"{earlier}→{later}" if arm == arms[0] else None
-                line(axis, at, curve, metric, color=colour, linestyle=dash, label=label)
-        axis.set_xlabel(f"q, share permuted (dotted: {', '.join(arms[1:])})")
+                style = {"label": f"{earlier}→{later}"} if arm == arms[0] else faint
+                line(axis, at, curve, metric, color=colour, linestyle=dash, **style)
+        axis.set_xlabel(f"q, share permuted{others}")
         scale(axis, metric, every)
     for axis in axes[:: len(datasets)]:
         axis.set_ylabel(METRIC_LABELS[metric])
