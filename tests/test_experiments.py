@@ -7,7 +7,9 @@ import pytest
 
 from conftest import tiny_overrides
 from saematch.cli import CONF, build
+from saematch.report import rules
 from saematch.report.claims import CLAIMS
+from saematch.report.rules import Verdict
 from saematch.results import Results
 from saematch.run import finished_as, run
 
@@ -103,6 +105,9 @@ def test_the_same_seed_gives_the_same_numbers(finished, experiment):
 def test_every_rule_decides(finished, claim):
     """On SAEs of random numbers: only that a rule finds its numbers and says which they were."""
     verdict = claim.check(finished(claim.experiment)[1].tables)
+    if claim.rule_on is rules.recall_almost_whole:
+        assert verdict == Verdict(None, "undecided: no recall"), "nobody knows the truth of these"
+        return
     assert isinstance(verdict.agrees, bool)
     assert re.search(r"\d", verdict.seen)
 
