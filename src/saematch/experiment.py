@@ -11,6 +11,8 @@ from saematch.data.texts import TextSource
 from saematch.data.tokens import TokenBatch, tokenise
 from saematch.evals.bootstrap import Bootstrap
 from saematch.evals.runner import TrainerSpec
+from saematch.explain.explanations import ExplanationSource
+from saematch.judge.client import ChatModel, NoJudge
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
@@ -21,12 +23,13 @@ from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.selection import Selection
 from saematch.sae.source import SaeSource
 from saematch.tasks.evaluate import check_strategies
+from saematch.tasks.judge import Judging
 from saematch.tasks.paths import PathSpec, check_paths
 from saematch.tasks.planted import check_planted
 from saematch.tasks.tables import POOLED
 from saematch.tracking import CsvLogging, NoLogging, WandbLogging
 
-TASKS = ("match", "activations", "evaluate", "features", "paths", "planted")
+TASKS = ("match", "activations", "evaluate", "features", "paths", "explain", "planted")
 ON_TEXTS = {"activations", "evaluate"}
 """Tasks that need the language model and texts."""
 
@@ -39,12 +42,15 @@ class Experiment:
     seed: int
     tasks: Sequence[str]
     """``match``, and any of ``activations`` (which features fire together), ``evaluate`` (that, and
-    skipped layers), ``features`` (errors of single features), ``paths``, and ``planted`` (known
-    activations, decoded; for ``sae=planted``)."""
+    skipped layers), ``features`` (errors of single features), ``paths``, ``explain`` (what the
+    features of the last two are active on), and ``planted`` (known activations, decoded; for
+    ``sae=planted``)."""
     layers: Sequence[int] | None
     """Layers to take, each to be matched with the next; None for all that have an SAE."""
     starts: Sequence[int] | None
     """If given, each of these layers is matched with every later one instead."""
+    reach: int | None
+    """With ``starts``: how many of the later layers; None for all."""
     model: LmSource
     sae: SaeSource
     selection: Selection
@@ -53,6 +59,13 @@ class Experiment:
     dataset: TextSource
     bootstrap: Bootstrap
     paths: PathSpec
+    explain: ExplanationSource
+    """Where explanations come from, if there is a judge or the task ``explain``."""
+    judge: ChatModel | NoJudge
+    """The LLM that reads the explanations of matched features, if any."""
+    second_judge: ChatModel | NoJudge
+    """Another one, to see whether both agree."""
+    judging: Judging
     figures: Sequence[str] | None
     """Figures to draw; None for all that the tables allow."""
     trainer: TrainerSpec
@@ -79,8 +92,26 @@ class Experiment:
                 not isinstance(layers, Sequence) or not all(isinstance(n, int) for n in layers)
             ):
                 raise ValueError(f"{name}={layers} must be a list of whole numbers, as [2,3,4]")
+        if self.reach is not None and (self.reach < 1 or self.starts is None):
+            raise ValueError(
+                f"reach={self.reach}: it counts the layers that each of starts is matched with, so "
+                "it goes with starts and is at least 1"
+            )
+        if isinstance(self.judge, NoJudge) and not isinstance(self.second_judge, NoJudge):
+            raise ValueError("second_judge is set, but judge=none: set judge first")
         if self.starts is not None and "paths" in self.tasks:
             raise ValueError("paths go from each layer to the next: leave starts at null")
+
+
+    @property
+    def explains(self) -> bool:
+        """Whether the run needs explanations."""
+        return "explain" in self.tasks or not isinstance(self.judge, NoJudge)
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the run needs the language model and texts."""
+        return bool(ON_TEXTS & set(self.tasks)) or (self.explains and self.explain.on_texts)
 
 
 def choose_saes(experiment: Experiment) -> tuple[list[int], dict[str, SaeSource]]:
@@ -149,6 +180,8 @@ def check_saes(experiment: Experiment, saes: Mapping[SaeKey, SaeParams]) -> None
     """Refuse before the first match what folding or following paths would refuse after it."""
     if "paths" in experiment.tasks:
         check_paths(experiment.paths, next(iter(saes.values())))
+    if experiment.explains:
+        experiment.explain.check(saes)
     folds = {arm.fold for arm in experiment.arms.values()}
     folds |= {"threshold"}  # in which errors are measured
     for by in folds:

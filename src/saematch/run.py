@@ -24,7 +24,10 @@ from saematch.experiment import (
     load_saes,
     load_tokens,
 )
+from saematch.explain.contexts import TextPass
+from saematch.explain.explanations import Explanations, Means
 from saematch.files import write_json
+from saematch.judge.asking import Chat
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.store import MatchStore
 from saematch.places import DEFAULT, Place, SaeKey
@@ -35,9 +38,11 @@ from saematch.sae.params import SaeParams
 from saematch.sae.source import SaeSource
 from saematch.tasks.evaluate import evaluate_texts, plan_splices
 from saematch.tasks.features import example_rows, histogram_rows
+from saematch.tasks.judge import explain_tables, judge_matches
 from saematch.tasks.match import MatchSet, exact_arms, match_places, match_rows, places_of
 from saematch.tasks.paths import path_rows
 from saematch.tasks.planted import planted_rows
+from saematch.tasks.scores import judge_tables, score_matches
 from saematch.tasks.tables import POOLED, Tables
 from saematch.tracking import Outcome, Tracker
 
@@ -59,20 +64,22 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
     tracker: Tracker | None = None
     torch.manual_seed(experiment.seed)
     try:
+        judges = _connect(experiment, folder)
         layers, sets = choose_saes(experiment)
         saes = load_saes(layers, sets)
         check_saes(experiment, saes)
-        lm = experiment.model.load() if ON_TEXTS & set(experiment.tasks) else None
+        lm = experiment.model.load() if experiment.reads_texts else None
         tokens = {} if lm is None else load_tokens(experiment, lm, saes)
         write_json(folder / "run.json", settings)
         if not finished:
             results.save(path)
         tracker = experiment.logger.start(experiment.name, folder, config)
         results.provenance |= _sources(experiment, saes, lm)
-        places = places_of(list(sets), layers, experiment.starts)
+        explanations = _explain(experiment, saes, lm, tokens, judges[0], folder)
+        places = places_of(list(sets), layers, experiment.starts, experiment.reach)
         matches = _match(experiment, saes, sets, places, folder, results)
         tables = None
-        if lm is not None:
+        if lm is not None and ON_TEXTS & set(experiment.tasks):
             tables = _evaluate(experiment, saes, matches, lm, tokens, folder, results)
         if "features" in experiment.tasks:
             results.tables["feature_mse_histogram"] = histogram_rows(saes, matches)
@@ -81,6 +88,8 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
             results.tables["paths"] = path_rows(saes, matches, experiment.paths, tables)
         if "planted" in experiment.tasks:
             results.tables["planted"] = planted_rows(saes, sets, matches, experiment.arms)
+        if explanations is not None:
+            _judge(experiment, saes, matches, explanations, judges, results)
         results.metrics = mean_metrics(results.tables) | optimal_to(results.tables)
         figures = draw_figures(results.tables, experiment.figures, folder / "figures")
         results.status = "finished"
@@ -113,8 +122,16 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     return {
         k: v
         for k, v in _flat(config).items()
-        if not k.startswith(("logger", "run_id", "cache", "figures"))
+        if not k.startswith(("logger", "run_id", "cache", "figures", *_MEANS))
     }
+
+
+_MEANS = tuple(
+    f"{judge}.{name}"
+    for judge in ("judge", "second_judge")
+    for name in ("limits", "base_url", "key_variable", "price", "batch")
+)
+"""How a judge is reached and what it may cost: a run goes on with other ones."""
 
 
 def _refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:
@@ -198,6 +215,44 @@ def _evaluate(
     for known, measured in zip(results.tables["layers"], tables.layers(list(saes)), strict=True):
         known.update(measured)
     return tables
+
+
+def _connect(experiment: Experiment, folder: Path) -> list[Chat | None]:
+    store = _cache(experiment, folder) / "judge.sqlite"
+    return [spec.connect(store) for spec in (experiment.judge, experiment.second_judge)]
+
+
+def _explain(
+    experiment: Experiment,
+    saes: dict[SaeKey, SaeParams],
+    lm: LanguageModel | None,
+    tokens: dict[str, tuple[TokenBatch, ...]],
+    chat: Chat | None,
+    folder: Path,
+) -> Explanations | None:
+    if not experiment.explains:
+        return None
+    texts = None if lm is None else TextPass(lm, tokens, experiment.trainer)
+    return experiment.explain.open(saes, Means(_cache(experiment, folder), texts, chat))
+
+
+def _judge(
+    experiment: Experiment,
+    saes: dict[SaeKey, SaeParams],
+    matches: MatchSet,
+    explanations: Explanations,
+    judges: list[Chat | None],
+    results: Results,
+) -> None:
+    judge, second = judges
+    judgements = []
+    if judge is not None:
+        about = (matches, experiment.starts, experiment.judging, explanations, judge, second)
+        judgements = judge_matches(*about, results.tables)
+        results.tables |= judge_tables(judgements, saes, experiment.bootstrap)
+        score_matches(results.tables["matches"], results.tables["judge_scores"])
+    explain_tables(results.tables, explanations, judgements)
+    results.provenance["judges"] = [chat.provenance() for chat in judges if chat is not None]
 
 
 def _cache(experiment: Experiment, folder: Path) -> Path:

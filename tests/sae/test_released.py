@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import random_sae
-from saematch.sae.released import ReleasedSaes
+from saematch.sae.released import ExplainedSae, ReleasedSaes, explained_near
 from saematch.sae.selection import SimilarL0
 
 GEMMA = ReleasedSaes(
@@ -58,13 +58,29 @@ def test_wrong_names_list_close_ones():
         ReleasedSaes(GEMMA.release, "layer_3/width_16k/canonical")
 
 
+def test_explained_saes_like_another_are_of_its_repository_and_layer():
+    repo = "google/gemma-scope-2b-pt-res"
+    canonical = ExplainedSae(
+        "gemma-scope-2b-pt-res-canonical",
+        "layer_20/width_16k/canonical",
+        "layer_20/width_16k/average_l0_71",
+        "gemma-2-2b/20-gemmascope-res-16k",
+    )
+    near = explained_near(repo, "layer_20/width_16k/average_l0_38", 20)
+    assert near[0] == canonical
+    assert all(one.neuronpedia_id.startswith("gemma-2-2b/20-gemmascope-res-") for one in near)
+    assert explained_near(repo, "layer_20/width_65k/average_l0_61", 20)[0] != canonical
+    assert explained_near("nobody/nothing", "layer_20", 20) == []
+
+
 CODE = """
 import sys
 from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup, \\
     get_pretrained_saes_directory
 paths = {f"layer_{l}/tiny": f"layer_{l}/width_16k/average_l0_{7 + l}" for l in (3, 4)}
 get_pretrained_saes_directory()["tiny-zoo"] = PretrainedSAELookup(
-    "tiny-zoo", "tiny/gemma-scope-2b-pt-res", "tiny", "gemma_2", paths, {}, {}, {}, {},
+    "tiny-zoo", "tiny/gemma-scope-2b-pt-res", "tiny", "gemma_2", paths, {}, {},
+    {"layer_3/tiny": "tiny/3-tinyscope", "layer_4/tiny": None}, {},
     {"d_in": 16, "d_sae": 24, "model_name": "tiny"})
 from saematch.sae.released import ReleasedSaes
 from saematch.results import write_json
@@ -104,5 +120,6 @@ def test_the_whole_way_from_the_hubs_cache(tmp_path):
     assert found["origin"]["revision"] == COMMIT
     assert found["origin"]["mean_l0"] == 10.0
     assert found["origin"]["model_name"] == "tiny"
+    assert found["origin"]["neuronpedia_id"] == "tiny/3-tinyscope"
     assert found["refused"].startswith("cannot fetch tiny-zoo/layer_4/tiny")
     assert "sae=saelens" in found["refused"]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -39,6 +40,19 @@ def test_half_precision_weights_come_out_in_float32(tmp_path):
     sae = load_saelens(tmp_path / "a", 0, "mine")
     assert sae.origin.revision.startswith("sha256:")
     assert {t.dtype for t in (sae.W_enc, sae.W_dec, sae.threshold)} == {torch.float32}
+
+
+def test_the_id_of_explanations_is_taken_from_the_folder_and_tells_no_saes_apart(tmp_path):
+    write_sae(tmp_path / "a", random_sae(0))
+    without = load_saelens(tmp_path / "a", 0, "mine").origin
+    assert without.neuronpedia_id is None
+    config = json.loads((tmp_path / "a/cfg.json").read_text())
+    config["metadata"]["neuronpedia_id"] = "tiny/0-tinyscope"
+    (tmp_path / "a/cfg.json").write_text(json.dumps(config))
+    with_id = load_saelens(tmp_path / "a", 0, "mine").origin
+    assert with_id.neuronpedia_id == "tiny/0-tinyscope"
+    same = dataclasses.replace(with_id, neuronpedia_id=None)
+    assert (same, repr(same)) == (with_id, repr(with_id))
 
 
 def test_layers_are_those_that_have_a_folder(tmp_path):

@@ -1,4 +1,4 @@
-"""The Lightning runner of evaluations: devices, precision, progress, and going on after a kill."""
+"""The Lightning runner of work on texts: devices, precision, progress, going on after a kill."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import lightning as L
 import torch
@@ -17,8 +17,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader
 
 from saematch.data.tokens import TokenBatch
-from saematch.evals.splice import SplicePlan, evaluate_batch
-from saematch.evals.sums import TextSums, missing, write_sums
+from saematch.evals.sums import missing, write_sums
 from saematch.lm.hooks import LanguageModel
 
 log = logging.getLogger(__name__)
@@ -86,32 +85,41 @@ class TrainerSpec:
             raise ValueError(f"trainer: {error}") from error
 
 
-def evaluate(
+class BatchWork(Protocol):
+    """What is done with one batch of texts."""
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same with its tensors on another device."""
+        ...
+
+    def __call__(self, lm: LanguageModel, batch: TokenBatch) -> dict[str, torch.Tensor]:
+        """Return what is kept of the batch."""
+        ...
+
+
+def run_batches(
     trainer: TrainerSpec,
-    plan: SplicePlan,
+    work: BatchWork,
     lm: LanguageModel,
     batches: Sequence[TokenBatch],
     label: str,
     paths: Sequence[Path],
-) -> TextSums:
-    """Evaluate the batches and return their sums, which ``paths`` hold afterwards.
+) -> None:
+    """Do the work on every batch; ``paths`` hold what is kept of each afterwards.
 
-    A batch whose file is there already is not evaluated again.
+    A batch whose file is there already is not done again.
     """
     left = [_Todo(batches[number], str(paths[number])) for number in missing(paths)]
     if len(left) < len(paths):
-        log.info(
-            "%s: %d of %d batches were evaluated before", label, len(paths) - len(left), len(paths)
-        )
+        log.info("%s: %d of %d batches were done before", label, len(paths) - len(left), len(paths))
     if left:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
             warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated.*")
-            trainer.build(label).test(_Runner(plan, lm, left), verbose=False)
+            trainer.build(label).test(_Runner(work, lm, left), verbose=False)
         lost = missing(paths)
         if lost:
-            raise RuntimeError(f"{paths[lost[0]]} was not written by the evaluation")
-    return TextSums(tuple(paths))
+            raise RuntimeError(f"{paths[lost[0]]} was not written by the runner")
 
 
 class _Todo(NamedTuple):
@@ -120,17 +128,12 @@ class _Todo(NamedTuple):
 
 
 class _Runner(L.LightningModule):
-    """Feeds batches to ``evaluate_batch`` and writes the sums of each."""
+    """Feeds batches to the work and writes what is kept of each."""
 
-    def __init__(
-        self,
-        plan: SplicePlan,
-        lm: LanguageModel,
-        left: Sequence[_Todo],
-    ) -> None:
+    def __init__(self, work: BatchWork, lm: LanguageModel, left: Sequence[_Todo]) -> None:
         super().__init__()
         self.lm = lm
-        self.plan, self.left = plan, left
+        self.work, self.left = work, left
 
     def test_dataloader(self) -> DataLoader[Any]:
         sampler = None
@@ -144,10 +147,10 @@ class _Runner(L.LightningModule):
         return DataLoader(self.left, batch_size=None, sampler=sampler)  # type: ignore[arg-type]
 
     def on_test_start(self) -> None:
-        self.plan = self.plan.to(self.device)
+        self.work = self.work.to(self.device)
 
     def test_step(self, batch: _Todo, batch_idx: int) -> None:
-        write_sums(Path(batch.path), evaluate_batch(self.plan, self.lm, batch.tokens))
+        write_sums(Path(batch.path), self.work(self.lm, batch.tokens))
 
 
 class _Bar(TQDMProgressBar):

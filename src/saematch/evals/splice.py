@@ -85,6 +85,10 @@ class SplicePlan:
         """Return the plan with its SAEs on another device."""
         return replace(self, saes={key: sae.to(device) for key, sae in self.saes.items()})
 
+    def __call__(self, lm: LanguageModel, batch: TokenBatch) -> dict[str, Tensor]:
+        """Evaluate one batch."""
+        return evaluate_batch(self, lm, batch)
+
 
 @torch.inference_mode()
 def evaluate_batch(plan: SplicePlan, lm: LanguageModel, batch: TokenBatch) -> dict[str, Tensor]:

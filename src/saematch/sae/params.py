@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,11 @@ class SaeOrigin:
     """Language model that the SAE was trained on, empty if its files do not say."""
     mean_l0: float | None = None
     """Mean number of active features a token, as the release states it."""
+    neuronpedia_id: str | None = field(default=None, compare=False, repr=False)
+    """The source, ``<model>/<source>``, whose explanations on Neuronpedia are of this very SAE.
+
+    Not what tells SAEs apart: a release may list one file twice, with and without it.
+    """
 
 
 @dataclass(frozen=True)

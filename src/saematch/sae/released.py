@@ -6,7 +6,7 @@ import difflib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from saematch.matching.match import Match
 from saematch.sae.params import SaeParams
@@ -60,10 +60,11 @@ class ReleasedSaes:
             ) from error
         repo, path = _entry(self.release).repo_id, ids[sae_id]
         params = from_saelens(sae, layer, repo, path, _revision(self.release))
+        known = {"neuronpedia_id": _entry(self.release).neuronpedia_id.get(sae_id)}
         stated = _stated_l0(self.release, sae_id)
-        if params.origin.mean_l0 is not None or stated is None:
-            return params
-        return replace(params, origin=replace(params.origin, mean_l0=stated))
+        if params.origin.mean_l0 is None and stated is not None:
+            known["mean_l0"] = stated
+        return replace(params, origin=replace(params.origin, **known))
 
     def truth(self, earlier: int, later: int) -> Match | None:
         """Nobody knows the truth of released SAEs."""
@@ -87,10 +88,46 @@ class ReleasedSaes:
         return sorted(found, key=lambda offer: offer.mean_l0)
 
 
-def _entry(release: str) -> Any:
+class ExplainedSae(NamedTuple):
+    """An SAE of SAELens' registry that Neuronpedia explains."""
+
+    release: str
+    sae_id: str
+    path: str
+    """Where it is in its repository."""
+    neuronpedia_id: str
+
+
+def explained_near(repo: str, path: str, layer: int) -> list[ExplainedSae]:
+    """Return the explained SAEs of a repository and layer, those with a path like ``path`` first.
+
+    The layer is read from the source's name on Neuronpedia, which begins with it. Empty for a
+    repository that the registry does not know.
+    """
+    found = [
+        ExplainedSae(release, sae_id, entry.saes_map[sae_id], neuronpedia_id)
+        for release, entry in _directory().items()
+        if entry.repo_id == repo
+        for sae_id, neuronpedia_id in entry.neuronpedia_id.items()
+        if neuronpedia_id and neuronpedia_id.partition("/")[2].startswith(f"{layer}-")
+    ]
+    alike = difflib.SequenceMatcher(b=path)
+
+    def unlike(one: ExplainedSae) -> tuple[float, str]:
+        alike.set_seq1(one.path)
+        return -alike.ratio(), one.neuronpedia_id
+
+    return sorted(found, key=unlike)
+
+
+def _directory() -> dict[str, Any]:
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-    directory = get_pretrained_saes_directory()
+    return get_pretrained_saes_directory()
+
+
+def _entry(release: str) -> Any:
+    directory = _directory()
     if release not in directory:
         close = difflib.get_close_matches(release, directory, n=3)
         raise ValueError(f"SAELens knows no release {release!r}; close ones: {', '.join(close)}")

@@ -218,6 +218,7 @@ def from_saelens(sae: Any, layer: int, release: str, sae_id: str, revision: str)
         revision=revision,
         model_name=sae.cfg.metadata.model_name or "",
         mean_l0=None if l0 is None else float(l0),
+        neuronpedia_id=sae.cfg.metadata.neuronpedia_id or None,
     )
     return SaeParams(
         W_enc=tensors["W_enc"],

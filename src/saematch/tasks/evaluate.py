@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from saematch.data.tokens import TokenBatch
-from saematch.evals.runner import TrainerSpec, evaluate
+from saematch.evals.runner import TrainerSpec, run_batches
 from saematch.evals.splice import MATCHLESS, Splice, SplicePlan, canonical
 from saematch.evals.sums import TextSums
 from saematch.evals.weights import feature_mse, least
@@ -103,8 +103,9 @@ def evaluate_texts(
     sums = {}
     for name, batches in tokens.items():
         keys = [hashed([*about, b.ids.tolist(), b.counts.tolist()]) for b in batches]
-        paths = [folder / f"{key}.safetensors" for key in keys]
-        sums[name] = evaluate(trainer, plan, lm, batches, f"evaluate {name}", paths)
+        paths = tuple(folder / f"{key}.safetensors" for key in keys)
+        run_batches(trainer, plan, lm, batches, f"evaluate {name}", paths)
+        sums[name] = TextSums(paths)
     return sums
 
 

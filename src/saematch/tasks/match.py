@@ -39,11 +39,18 @@ class MatchSet:
 
 
 def places_of(
-    sets: Sequence[str], layers: Sequence[int], starts: Sequence[int] | None
+    sets: Sequence[str],
+    layers: Sequence[int],
+    starts: Sequence[int] | None,
+    reach: int | None = None,
 ) -> tuple[Place, ...]:
-    """Return what to match: each layer with the next, or each of ``starts`` with all later ones."""
+    """Return what to match: each layer with the next, or each of ``starts`` with later ones.
+
+    Of those the next ``reach``, or all.
+    """
+    ahead = (reach or len(layers)) if starts else 1
     later = {
-        start: layers[layers.index(start) + 1 :] if starts else layers[n + 1 : n + 2]
+        start: layers[n + 1 : n + 1 + ahead]
         for n, start in enumerate(layers)
         if not starts or start in starts
     }

@@ -1,0 +1,236 @@
+"""Where each feature is most active: contexts kept in one pass over texts, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from saematch.data.tokens import TokenBatch
+from saematch.evals.activations import SparseFeatures, encode
+from saematch.evals.runner import TrainerSpec, run_batches
+from saematch.files import code_hash, hashed, replacing
+from saematch.lm.hooks import LanguageModel
+from saematch.places import SaeKey
+from saematch.sae.params import SaeOrigin, SaeParams
+
+HALVES = 2
+"""Texts are dealt out to two halves, by even and odd number, so that a feature can be explained
+twice from different texts."""
+
+
+@dataclass(frozen=True)
+class TextPass:
+    """A language model, the batches of each text set, and how the model is run."""
+
+    lm: LanguageModel
+    tokens: Mapping[str, tuple[TokenBatch, ...]]
+    trainer: TrainerSpec
+
+    @cached_property
+    def texts(self) -> list[Int64[Tensor, " n"]]:
+        """The token ids of each text, BOS included, in the order of their numbers."""
+        batches = [batch for of_set in self.tokens.values() for batch in of_set]
+        return [
+            ids[: int(counts.sum()) + 1]
+            for batch in batches
+            for ids, counts in zip(batch.ids, batch.counts, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Places in texts where features of one SAE are active, at most one a feature and text."""
+
+    feature: Int64[Tensor, " n"]
+    text: Int64[Tensor, " n"]
+    """Number of the text among those of the pass."""
+    position: Int64[Tensor, " n"]
+    """Of the token on which the feature is most active in this text; BOS is 0."""
+    value: Float[Tensor, " n"]
+    """The activation there."""
+
+    def best(self, scores: Float[Tensor, " n"], n: int) -> Contexts:
+        """Keep the ``n`` contexts of highest score of each feature and half of the texts.
+
+        They come sorted by feature, half and score; of equal scores, the earlier text goes first.
+        """
+        order = torch.argsort(self.text, stable=True)
+        order = order[torch.argsort(scores[order], descending=True, stable=True)]
+        group = (self.feature * HALVES + self.text % HALVES)[order]
+        by_group = torch.argsort(group, stable=True)
+        order, group = order[by_group], group[by_group]
+        starts = torch.searchsorted(group, group)  # of each entry's group
+        return self[order[torch.arange(len(group)) - starts < n]]
+
+    def of(self, feature: int) -> Contexts:
+        """Return those of one feature; the contexts must be sorted by feature."""
+        start, end = torch.searchsorted(self.feature, torch.tensor([feature, feature + 1])).tolist()
+        return self[torch.arange(start, end)]
+
+    def __getitem__(self, chosen: Tensor) -> Contexts:
+        """Return some of the contexts."""
+        return Contexts(*(getattr(self, name)[chosen] for name in _TENSORS))
+
+    def join(self, other: Contexts) -> Contexts:
+        """Return the contexts of both."""
+        return Contexts(
+            *(torch.cat([getattr(self, name), getattr(other, name)]) for name in _TENSORS)
+        )
+
+    def chance(self) -> Float[Tensor, " n"]:
+        """Return a number between 0 and 1 for each context, as good as random, always the same.
+
+        The contexts of highest number are a sample of all, whatever the order of the batches.
+        """
+        mixed = self.text * 0x9E3779B1 + self.feature * 0x85EBCA77
+        for factor in (0x2C1B3C6D, 0x297A2D39):
+            mixed = ((mixed ^ ((mixed & _BITS) >> 15)) * factor) & _BITS
+        return ((mixed ^ (mixed >> 15)) & _BITS).double() / (_BITS + 1)
+
+
+_TENSORS = ("feature", "text", "position", "value")
+_BITS = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class KeptContexts:
+    """What a pass keeps of one SAE."""
+
+    top: Contexts
+    """The most active contexts of each feature and half."""
+    sample: Contexts
+    """A random sample of the contexts of each feature and half."""
+
+    def add(self, batch: Contexts, n_top: int, n_samples: int) -> KeptContexts:
+        """Return what is kept with another batch."""
+        top, sample = self.top.join(batch), self.sample.join(batch)
+        return KeptContexts(top.best(top.value, n_top), sample.best(sample.chance(), n_samples))
+
+
+@dataclass(frozen=True)
+class _Peaks:
+    """Work on one batch: of each feature and text, where the feature is most active."""
+
+    saes: dict[SaeKey, SaeParams]
+
+    def to(self, device: torch.device) -> _Peaks:
+        return replace(self, saes={key: sae.to(device) for key, sae in self.saes.items()})
+
+    @torch.inference_mode()
+    def __call__(self, lm: LanguageModel, batch: TokenBatch) -> dict[str, Tensor]:
+        layers = tuple(sorted({key.layer for key in self.saes}))
+        hidden, _ = lm.capture(batch.ids, layers)
+        text, position = torch.nonzero(batch.counts, as_tuple=True)
+        kept = {}
+        for key, sae in self.saes.items():
+            with torch.autocast(batch.ids.device.type, enabled=False):
+                active = encode(sae, hidden[key.layer][batch.counts].float())
+            peaks = find_peaks(active, text, position)
+            for name in _TENSORS:
+                kept[_name(key, name)] = getattr(peaks, name)
+        return kept
+
+
+def find_peaks(
+    active: SparseFeatures, text: Int64[Tensor, " n_tokens"], position: Int64[Tensor, " n_tokens"]
+) -> Contexts:
+    """Return where each feature is most active in each text; of equal ones, the first token."""
+    tokens = active.tokens()
+    order = torch.argsort(active.values, descending=True, stable=True)
+    group = (text[tokens] * active.n_features + active.features)[order]
+    order = order[torch.argsort(group, stable=True)]
+    group = group.sort().values
+    first = torch.ones(len(group), dtype=torch.bool, device=group.device)
+    first[1:] = group[1:] != group[:-1]
+    peaks = order[first]
+    return Contexts(
+        active.features[peaks], text[tokens[peaks]], position[tokens[peaks]], active.values[peaks]
+    )
+
+
+def collect_contexts(
+    saes: Mapping[SaeKey, SaeParams], texts: TextPass, n_top: int, n_samples: int, folder: Path
+) -> dict[SaeKey, KeptContexts]:
+    """Return the contexts of every SAE from one pass over the texts.
+
+    ``folder`` keeps them by a hash of all that determines them: a pass that was made is read, one
+    that was killed goes on with the next batch.
+    """
+    first: dict[SaeOrigin, SaeKey] = {}
+    twins = {key: first.setdefault(sae.origin, key) for key, sae in saes.items()}
+    work = _Peaks({key: saes[key] for key in first.values()})
+    lm, trainer = texts.lm, texts.trainer
+    about = [code_hash(), lm.name, lm.revision, str(next(lm.parameters()).dtype)]
+    about += [trainer.precision, trainer.device_type]
+    about += [[list(key), repr(sae.origin)] for key, sae in work.saes.items()]
+    keys = {
+        name: [hashed([*about, b.ids.tolist(), b.counts.tolist()]) for b in batches]
+        for name, batches in texts.tokens.items()
+    }
+    path = folder / f"{hashed([keys, n_top, n_samples])}.safetensors"
+    if not path.exists():
+        parts = {name: [folder / f"{key}.part" for key in of_set] for name, of_set in keys.items()}
+        for name, batches in texts.tokens.items():
+            run_batches(trainer, work, lm, batches, f"contexts in {name}", parts[name])
+        every = [part for of_set in parts.values() for part in of_set]
+        sizes = [len(b.ids) for of_set in texts.tokens.values() for b in of_set]
+        kept = {key: _merge(key, every, sizes, n_top, n_samples) for key in work.saes}
+        _write(path, kept)
+        for part in every:
+            part.unlink()
+    kept = _read(path, list(work.saes))
+    return {key: kept[twin] for key, twin in twins.items()}
+
+
+def _merge(
+    key: SaeKey, parts: Iterable[Path], sizes: Iterable[int], n_top: int, n_samples: int
+) -> KeptContexts:
+    none = torch.zeros(0, dtype=torch.int64)
+    start, batches = 0, []
+    for path, size in zip(parts, sizes, strict=True):
+        batches.append((path, start))
+        start += size
+
+    def add(kept: KeptContexts, batch: tuple[Path, int]) -> KeptContexts:
+        with safe_open(batch[0], framework="pt") as file:
+            found = _contexts(file, key, "")
+        return kept.add(replace(found, text=found.text + batch[1]), n_top, n_samples)
+
+    nothing = Contexts(none, none, none, none.float())
+    return reduce(add, batches, KeptContexts(nothing, nothing))
+
+
+def _name(key: SaeKey, name: str) -> str:
+    return f"{key.saes}|{key.layer}|{name}"
+
+
+def _write(path: Path, kept: Mapping[SaeKey, KeptContexts]) -> None:
+    tensors = {
+        _name(key, f"{kind}|{name}"): getattr(getattr(of_sae, kind), name).contiguous()
+        for key, of_sae in kept.items()
+        for kind in ("top", "sample")
+        for name in _TENSORS
+    }
+    with replacing(path) as part:
+        save_file(tensors, part)
+
+
+def _read(path: Path, keys: Iterable[SaeKey]) -> dict[SaeKey, KeptContexts]:
+    with safe_open(path, framework="pt") as file:
+        return {
+            key: KeptContexts(_contexts(file, key, "top|"), _contexts(file, key, "sample|"))
+            for key in keys
+        }
+
+
+def _contexts(file: Any, key: SaeKey, kind: str) -> Contexts:
+    return Contexts(*(file.get_tensor(_name(key, kind + name)) for name in _TENSORS))

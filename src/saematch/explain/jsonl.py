@@ -1,0 +1,157 @@
+"""Explanations in the user's own files: one JSON object a line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from saematch.explain.explanations import Explanation, FeatureKey, Means
+from saematch.places import SaeKey
+from saematch.sae.params import SaeParams
+
+Texts = dict[int, tuple[Explanation, ...]]
+"""Of one SAE, by feature."""
+
+
+@dataclass(frozen=True)
+class JsonlExplanations:
+    """Spec of explanations in JSON lines.
+
+    A line holds ``feature`` (from 0) and ``text``; ``explainer``, if it is not to be the file's
+    name; and ``layer``, if the file is of several layers. Several lines about one feature are
+    several explanations, the first one first.
+    """
+
+    path: str
+    """One file a layer, with ``{layer}`` in the place of the layer's number; or one file for all
+    layers, whose lines then hold ``layer``."""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("explain.path is empty: name a file, as in explain.path=labels.jsonl")
+
+    @property
+    def on_texts(self) -> bool:
+        """They are there already."""
+        return False
+
+    def check(self, saes: Mapping[SaeKey, SaeParams]) -> None:
+        """Read everything.
+
+        ``ValueError`` with file and line for a missing file, a line that is no JSON object, a
+        missing or wrong field, an empty text and a feature that the SAE does not have; also for an
+        SAE of which no line speaks, and for two SAEs of one layer, which a line cannot tell apart.
+        """
+        self._read(saes)
+
+    def open(self, saes: Mapping[SaeKey, SaeParams], means: Means) -> JsonlTexts:
+        """Read the files again; ``ValueError`` as in ``check``."""
+        by_layer = self._read(saes)
+        return JsonlTexts({key: by_layer[key.layer] for key in saes})
+
+    def _read(self, saes: Mapping[SaeKey, SaeParams]) -> dict[int, Texts]:
+        one_a_layer = _one_a_layer(saes)
+        found: dict[int, dict[int, list[Explanation]]] = {layer: {} for layer in one_a_layer}
+        for layer in one_a_layer if "{layer}" in self.path else [None]:
+            for line in _lines(Path(self.path.replace("{layer}", str(layer))), layer):
+                if line.layer not in found:
+                    continue
+                n_features = one_a_layer[line.layer].n_features
+                if line.feature >= n_features:
+                    raise ValueError(
+                        f"{line.where}: feature {line.feature} is none of the SAE of layer "
+                        f"{line.layer}, whose features are 0 to {n_features - 1}"
+                    )
+                found[line.layer].setdefault(line.feature, []).append(line.explanation)
+        for layer, of_layer in found.items():
+            if not of_layer:
+                path = self.path.replace("{layer}", str(layer))
+                raise ValueError(f"{path} explains no feature of the SAE of layer {layer}")
+        return {
+            layer: {feature: tuple(texts) for feature, texts in sorted(of_layer.items())}
+            for layer, of_layer in found.items()
+        }
+
+
+@dataclass(frozen=True)
+class JsonlTexts:
+    """Explanations as they were read."""
+
+    texts: Mapping[SaeKey, Texts]
+
+    def features(self, sae: SaeKey) -> list[int]:
+        """Return the features that a line speaks of, in rising order."""
+        return list(self.texts[sae])
+
+    def of(self, wanted: Sequence[FeatureKey]) -> dict[FeatureKey, tuple[Explanation, ...]]:
+        """Return the texts of features, in the order of the file."""
+        return {
+            key: self.texts[key.sae][key.feature]
+            for key in wanted
+            if key.feature in self.texts[key.sae]
+        }
+
+
+def _one_a_layer(saes: Mapping[SaeKey, SaeParams]) -> dict[int, SaeParams]:
+    found: dict[int, SaeParams] = {}
+    for key, sae in saes.items():
+        first = found.setdefault(key.layer, sae)
+        if first.origin != sae.origin:
+            raise ValueError(
+                f"the run has two SAEs of layer {key.layer}, {first.origin.sae_id} and "
+                f"{sae.origin.sae_id}, but a line of {{layer, feature}} means one; run each set "
+                "of SAEs by itself"
+            )
+    return found
+
+
+class _Line(NamedTuple):
+    where: str
+    layer: int
+    feature: int
+    explanation: Explanation
+
+
+def _lines(path: Path, of_file: int | None) -> Iterator[_Line]:
+    """Read a file, which is of one layer or tells each line's layer."""
+    try:
+        content = path.read_bytes()
+        lines = content.decode("utf-8").split("\n")  # other line ends may be part of a text
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the explanations in {path}: {error}") from error
+    tag = hashlib.sha256(content).hexdigest()[:16]
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where} is no JSON object: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} is no JSON object, but {line.strip()[:40]!r}")
+        told = {"layer": of_file, "explainer": path.stem, **row}
+        layer, feature = (_number(told, name, where) for name in ("layer", "feature"))
+        text, explainer = (_text(told, name, where) for name in ("text", "explainer"))
+        if of_file not in (None, layer):
+            raise ValueError(f"{where} is of layer {layer}, but the file is of layer {of_file}")
+        yield _Line(where, layer, feature, Explanation(text, explainer, tag=tag))
+
+
+def _number(row: dict[str, Any], name: str, where: str) -> int:
+    value = row.get(name)
+    if type(value) is not int or value < 0:
+        hint = "; or give one file a layer, with {layer} in explain.path" * (name == "layer")
+        raise ValueError(f"{where}: {name!r} must hold a number from 0, not {value!r}{hint}")
+    return value
+
+
+def _text(row: dict[str, Any], name: str, where: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{where}: {name!r} must hold a text, not {value!r}")
+    return value

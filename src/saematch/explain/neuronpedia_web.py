@@ -1,0 +1,303 @@
+"""Neuronpedia over HTTP: patient requests, bulk exports batch by batch, single features."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import re
+import shutil
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager, Retry, make_headers
+from urllib3.exceptions import HTTPError
+from urllib3.util import parse_url
+
+from saematch import __version__
+from saematch.files import replacing
+
+log = logging.getLogger(__name__)
+
+BACKOFF_S = 0.5
+"""The wait before the third attempt is twice this; it doubles from one to the next."""
+LONG_S = 20.0
+"""A longer wait that the server asks for is logged."""
+TRIES = 3
+"""Fetches of one batch that arrives but cannot be read."""
+BUSY = (429, 500, 502, 503, 504)
+LIMIT = ("endpoint", "limitPerWindow", "requestWindow")
+ELSE = "explain=own and explain=jsonl do without Neuronpedia"
+TEXTS = ("text", "explainer", "method", "tag")
+SCHEMA = pa.schema(
+    {
+        "feature": pa.int32(),
+        **dict.fromkeys(TEXTS, pa.string()),
+        "embedding": pa.list_(pa.float32()),
+    }
+)
+"""Of the kept export: one row an explanation, with the ETag of its batch as its tag."""
+
+
+class _Patience(Retry):
+    """Says when the server asks for a long wait."""
+
+    def sleep_for_retry(self, response: BaseHTTPResponse) -> bool:
+        seconds = self.get_retry_after(response) or 0.0
+        if seconds > LONG_S:
+            log.warning("the server asks to wait %.0f s (status %d)", seconds, response.status)
+        return super().sleep_for_retry(response)
+
+
+@dataclass(frozen=True)
+class Server:
+    """One address, asked with patience; the proxies of the environment are used."""
+
+    address: str
+    connections: int
+    retries: int
+    timeout: float
+    """Seconds without a byte after which an attempt has failed."""
+    instead: str
+    """What to do without it, for messages."""
+
+    def pool(self) -> PoolManager:
+        """Return the connections; a context manager that closes them."""
+        settings: dict[str, Any] = {
+            "maxsize": self.connections,
+            "timeout": self.timeout,
+            "headers": {"User-Agent": f"saematch/{__version__}"},
+            "retries": _Patience(
+                self.retries,
+                backoff_factor=BACKOFF_S,
+                status_forcelist=BUSY,
+                raise_on_status=False,
+            ),
+        }
+        parts = urlsplit(self.address)
+        proxy = None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+        if proxy is None:
+            return PoolManager(**settings)
+        login = make_headers(proxy_basic_auth=parse_url(proxy).auth)
+        return ProxyManager(proxy, proxy_headers=login, **settings)
+
+    def get(
+        self,
+        pool: PoolManager,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        may_lack: bool = False,
+    ) -> bytes:
+        """Return a body, as it was stored; empty for an unknown path if it ``may_lack``.
+
+        ``ValueError`` naming the address if it cannot be had.
+        """
+        url = f"{self.address.rstrip('/')}/{path}"
+        try:
+            answer = pool.request("GET", url, fields=query, decode_content=False)
+        except HTTPError as error:
+            reason = getattr(error, "reason", None) or error
+            raise ValueError(
+                f"cannot fetch {url} ({reason}); what was fetched before is kept, so try again "
+                f"later; {self.instead}"
+            ) from error
+        if answer.status == 404 and may_lack:
+            return b""
+        if answer.status != 200:
+            said = _limit(answer.data) if answer.status == 429 else _start(answer.data)
+            raise ValueError(f"{url} answers with status {answer.status}: {said}; {self.instead}")
+        return answer.data
+
+
+def _start(data: bytes) -> str:
+    return " ".join(data[:200].decode("utf-8", "replace").split()) or "nothing more"
+
+
+def _limit(data: bytes) -> str:
+    """Quote the limit from the body of a 429."""
+    with suppress(ValueError, TypeError):
+        told = json.loads(data)
+        quoted = ", ".join(f"{name} {told[name]}" for name in LIMIT if name in told)
+        if quoted:
+            return f"its limit is reached ({quoted}), so go on after that window"
+    return f"its limit is reached ({_start(data)})"
+
+
+class _Batch(NamedTuple):
+    """One object of the export."""
+
+    key: str
+    tag: str
+    size: int
+
+
+class _Broken(ValueError):
+    """A batch is not whole."""
+
+
+def keep_export(server: Server, name: str, path: Path, refresh: bool) -> None:
+    """Bring the export of the source ``name`` to the Parquet file ``path``.
+
+    One that is there is left alone, or with ``refresh`` brought up to date. Batches lie beside it
+    until all are there, so that a fetch that was killed goes on. ``ValueError`` for an export that
+    is empty, that is of another SAE, or that cannot be fetched whole.
+    """
+    if path.exists() and not refresh:
+        return
+    kept = pq.read_table(path) if path.exists() else SCHEMA.empty_table()
+    folder = path.with_name(f"{path.stem}.batches")
+    with server.pool() as pool:
+        batches = _listed(server, pool, name)
+        known = set(kept["tag"].to_pylist())
+        new = [batch for tag, batch in batches.items() if tag not in known]
+        with ThreadPoolExecutor(server.connections) as threads:
+            futures = [threads.submit(_table, server, pool, name, one, folder) for one in new]
+            try:
+                bar = tqdm(futures, desc=name, unit="batch", leave=False)
+                tables = [future.result() for future in bar]
+            finally:
+                threads.shutdown(cancel_futures=True)
+    still = pc.is_in(kept["tag"], value_set=pa.array(list(batches), pa.string()))
+    table = pa.concat_tables([kept.filter(still), *tables])
+    if empty := table["text"].null_count:
+        log.info("%s: %d empty explanations of the export are left out", name, empty)
+    with replacing(path) as part:
+        pq.write_table(table.filter(pc.is_valid(table["text"])), part, compression="zstd")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listed(server: Server, pool: PoolManager, name: str) -> dict[str, _Batch]:
+    """Return the batches of all explanation folders of a source, by ETag."""
+    prefix = f"v1/{name}/explanations"  # no slash: it may be explanations-gpt-4o-mini
+    query = {"list-type": "2", "prefix": prefix}
+    found: dict[str, _Batch] = {}
+    more = True
+    while more:
+        data = server.get(pool, "", query)
+        try:
+            page = ElementTree.fromstring(data)
+            for node in page.iterfind("{*}Contents"):
+                key, tag, size = (node.findtext(f"{{*}}{x}", "") for x in ("Key", "ETag", "Size"))
+                if key.endswith(".jsonl.gz"):
+                    tag = re.fullmatch(r'"?([\w-]+)"?', tag)[1]
+                    found.setdefault(tag, _Batch(key, tag, int(size)))
+            more = page.findtext("{*}IsTruncated") == "true"
+            if more:
+                query["continuation-token"] = page.find("{*}NextContinuationToken").text
+        except (ElementTree.ParseError, ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{server.address} does not list its objects as S3 does ({error}); it says "
+                f"{_start(data)!r}; {ELSE}"
+            ) from error
+    if not found:
+        raise ValueError(
+            f"{server.address} has nothing under {prefix}: no explanations of {name} are "
+            f"exported; {ELSE}"
+        )
+    return found
+
+
+def _table(server: Server, pool: PoolManager, name: str, batch: _Batch, folder: Path) -> pa.Table:
+    """Return one batch as a table, from its file in ``folder`` or fetched into it."""
+    path = folder / f"{batch.tag}.jsonl.gz"
+    if path.exists():
+        with suppress(_Broken):
+            return _read(path.read_bytes(), name, batch)
+    reason = None
+    for _ in range(TRIES):
+        content = server.get(pool, quote(batch.key))
+        try:
+            table = _read(content, name, batch)
+        except _Broken as error:
+            reason = error
+            continue
+        with replacing(path) as part:
+            part.write_bytes(content)
+        return table
+    raise ValueError(
+        f"{server.address}/{batch.key} stays broken ({reason}) after {TRIES} fetches; what else "
+        f"was fetched is kept, so try again later; {ELSE}"
+    ) from reason
+
+
+def _read(content: bytes, name: str, batch: _Batch) -> pa.Table:
+    """Read a batch; the text of an empty explanation is null."""
+    if len(content) != batch.size:
+        raise _Broken(f"{len(content)} bytes of {batch.size}")
+    try:
+        lines = gzip.decompress(content).decode("utf-8").split("\n")
+        rows = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise _Broken(str(error)) from error
+    try:
+        of = {f"{row['modelId']}/{row['layer']}" for row in rows}
+        table = pa.Table.from_pylist([_row(row, batch.tag) for row in rows], SCHEMA)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"a row of {batch.key} is not understood: {error!r}; {ELSE}") from error
+    if other := sorted(of - {name}):
+        raise ValueError(
+            f"{batch.key} holds explanations of {other[0]}, which is another SAE than {name}, with "
+            f"features of other meanings; {ELSE}"
+        )
+    return table
+
+
+def _row(row: dict[str, Any], tag: str) -> dict[str, Any]:
+    embedding = row.get("embedding")
+    if isinstance(embedding, str):  # so it is in older exports
+        embedding = json.loads(embedding) if embedding.strip() else None
+    return {
+        "feature": _feature(row["index"]),
+        "embedding": None if embedding is None else np.asarray(embedding, dtype=np.float32),
+        **_text(row, tag),
+    }
+
+
+def _feature(index: str | int) -> int:
+    if not re.fullmatch(r"\d+", str(index)):
+        raise TypeError(f"{index!r} is no feature's number")
+    return int(index)
+
+
+def _text(row: dict[str, Any], tag: str) -> dict[str, str | None]:
+    """Return the fields of an explanation; the text is None if it is empty."""
+    text = row["description"] or ""
+    return {
+        "text": text if text.strip() else None,
+        "explainer": row.get("explanationModelName") or "unknown",
+        "method": row.get("typeName") or "",
+        "tag": tag,
+    }
+
+
+def fetch_single(
+    server: Server, pool: PoolManager, name: str, feature: int
+) -> list[dict[str, str | None]]:
+    """Ask the site for one feature's explanations; none for a feature that it does not know.
+
+    ``ValueError`` if it cannot be asked or does not answer as it should.
+    """
+    path = f"api/feature/{name}/{feature}"
+    data = server.get(pool, path, may_lack=True)
+    try:
+        told = json.loads(data) if data.strip() else None
+        rows = (told or {}).get("explanations") or []
+        texts = [_text(row, "api") for row in rows]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{server.address}/{path} is not understood ({error!r}); {server.instead}"
+        ) from error
+    return [text for text in texts if text["text"] is not None]

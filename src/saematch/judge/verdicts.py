@@ -1,0 +1,99 @@
+"""From an answer to a verdict, and from verdicts to agreement."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import NamedTuple
+
+import torch
+
+from saematch.evals.bootstrap import Values, Weights
+from saematch.judge.questions import Reply
+
+SCORES = {"DIFFERENT": 1, "MAYBE": 2, "SAME": 3}
+"""The labels that count, and their ``judge_score``."""
+UNSCORED = ("UNPARSED", "REFUSED", "UNEXPLAINED", "UNASKED")
+"""Kept and counted, left out of means: no label in the answer; an answer declined; a feature
+without an explanation; not in the cache, where nothing else may be asked."""
+LABELS = (*SCORES, *UNSCORED)
+
+_GRADES = {score: label for label, score in SCORES.items()}
+_LABEL = re.compile(r'(?i)label"?[\s*_]*[:=][\s*_"(]*(-?\d+(?:\.\d+)?)')
+
+
+class Verdict(NamedTuple):
+    """What came of one judgement."""
+
+    label: str
+    """One of ``LABELS``."""
+    evaluation: str = ""
+    """The judge's reason."""
+
+    @property
+    def score(self) -> int | None:
+        """1 to 3, None for a label that does not count."""
+        return SCORES.get(self.label)
+
+
+def read_verdict(reply: Reply) -> Verdict:
+    """Read a judgement: the JSON that was asked for, else the last label in the text.
+
+    A label other than 1, 2 and 3 is none: nothing is rounded or guessed.
+    """
+    if reply.refused:
+        return Verdict("REFUSED", reply.content)
+    found = _json_object(reply.content)
+    if found is not None and "label" in found:
+        return Verdict(_label(found["label"]), str(found.get("evaluation", "")))
+    text = reply.content.strip()
+    grades = _LABEL.findall(text)
+    grade = grades[-1] if grades else text.strip("*.\"' ")
+    return Verdict(_label(grade), text)
+
+
+def _label(grade: object) -> str:
+    """Return the label of a grade given as a whole number or its digit."""
+    plain = str(grade).strip() if isinstance(grade, int | str) else ""
+    return _GRADES.get(int(plain), "UNPARSED") if plain in ("1", "2", "3") else "UNPARSED"
+
+
+def read_text(reply: Reply, field: str) -> str | None:
+    """Return the text that was asked for under ``field``, None if the answer has none.
+
+    A server that ignores the schema answers in plain text: its first line is the text.
+    """
+    if reply.refused:
+        return None
+    found = _json_object(reply.content)
+    if found is not None:
+        text = found.get(field)
+        return text.strip() or None if isinstance(text, str) else None
+    lines = [line.strip() for line in reply.content.splitlines() if line.strip()]
+    if not lines or lines[0].startswith("{"):
+        return None
+    return lines[0].removeprefix(f"{field}:").strip(" \"'") or None
+
+
+def _json_object(text: str) -> dict[str, object] | None:
+    """Return the JSON object that a text is, or that a code fence in it holds; None otherwise."""
+    fenced = re.search(r"```(?:json)?\s*(\{.*?\})\s*```", text, re.DOTALL)
+    try:
+        found = json.loads(fenced[1] if fenced else text)
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def kappa(weights: Weights, one: torch.Tensor, other: torch.Tensor) -> Values:
+    """Return Cohen's kappa of two lists of scores 1 to 3 of the same things.
+
+    ``weights`` as in ``evals.bootstrap``, one column for each thing. NaN where chance alone agrees
+    wholly, as when both give one label throughout.
+    """
+    grades = torch.tensor(sorted(SCORES.values()))
+    mine, theirs = ((scores[:, None] == grades).double() for scores in (one, other))
+    n = weights.sum(dim=1)
+    agree = weights @ (one == other).double() / n
+    chance = ((weights @ mine) * (weights @ theirs)).sum(dim=1) / n.square()
+    return torch.where(chance < 1, (agree - chance) / (1 - chance), torch.nan)

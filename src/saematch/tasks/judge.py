@@ -1,0 +1,295 @@
+"""What a judge is asked: feature paths, and the controls that say what its scores are worth."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from saematch.explain.explanations import Explanation, Explanations, FeatureKey
+from saematch.judge.asking import Chat
+from saematch.judge.prompts import JUDGE, PARAPHRASE
+from saematch.judge.questions import Question, Reply
+from saematch.judge.verdicts import Verdict, read_text, read_verdict
+from saematch.places import NO_ARM, Place, SaeKey
+from saematch.results import Row
+from saematch.tasks.match import MatchSet
+
+log = logging.getLogger(__name__)
+
+CONTROLS = ("random", "identity", "ceiling")
+AGAIN = ("swapped", "repeated", "second")
+"""Pairs that are judged once more: in the other order, again, by the second judge."""
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Spec of what is judged."""
+
+    n_paths: int = 100
+    """Features of each first layer whose matches are judged, drawn from those with an explanation.
+    In a run of neighbouring layers each is followed from match to match."""
+    random: int = 20
+    """Random pairs of explained features at each place: the floor."""
+    identity: int = 20
+    """Pairs of equal index at each place."""
+    ceiling: int = 20
+    """Features of each layer judged against another explanation of themselves: the ceiling."""
+    swapped: float = 0.1
+    """Share of the pairs judged once more in the other order: position bias."""
+    repeated: float = 0.1
+    """Share of the pairs judged once more unchanged: self-agreement."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_paths < 1 or min(self.random, self.identity, self.ceiling) < 0:
+            raise ValueError(
+                f"judging.n_paths={self.n_paths} must be at least 1, and judging.random="
+                f"{self.random}, identity={self.identity} and ceiling={self.ceiling} at least 0"
+            )
+        for name in ("swapped", "repeated"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"judging.{name}={getattr(self, name)}: a share is 0 to 1")
+
+
+Both = tuple[Explanation | None, Explanation | None]
+"""What is said of the earlier and of the later feature."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One judgement to be made."""
+
+    role: str
+    """``pair`` and ``example`` of an arm; of ``CONTROLS`` and of ``AGAIN``."""
+    place: Place
+    """Both layers are one for ``ceiling``."""
+    arm: str
+    start: int
+    """Layer where the path begins; of what is no path, the place's own."""
+    path: int
+    """Number among those that begin there; of an example its rank, of a control its number."""
+    feature_from: int
+    feature_to: int
+
+    @property
+    def earlier(self) -> FeatureKey:
+        """The feature of the earlier layer."""
+        return FeatureKey(self.place.earlier, self.feature_from)
+
+    @property
+    def later(self) -> FeatureKey:
+        """The feature of the later layer."""
+        return FeatureKey(self.place.later, self.feature_to)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One item, what was read and what came of it."""
+
+    item: Item
+    earlier: Explanation | None
+    later: Explanation | None
+    verdict: Verdict
+
+    def row(self) -> Row:
+        """Return the row of the table ``judgements``."""
+        item = self.item
+        return {
+            **item.place._asdict(),
+            "arm": item.arm,
+            "role": item.role,
+            "start": item.start,
+            "path": item.path,
+            "feature_from": item.feature_from,
+            "feature_to": item.feature_to,
+            "label": self.verdict.label,
+            "judge_score": self.verdict.score,
+            "evaluation": self.verdict.evaluation,
+            "explainer_from": self.earlier and self.earlier.explainer,
+            "explainer_to": self.later and self.later.explainer,
+            "explanation_from": self.earlier and self.earlier.text,
+            "explanation_to": self.later and self.later.text,
+        }
+
+
+def judge_matches(
+    matches: MatchSet,
+    starts: Sequence[int] | None,
+    judging: Judging,
+    explanations: Explanations,
+    chat: Chat,
+    second: Chat | None,
+    tables: Mapping[str, list[Row]],
+) -> list[Judgement]:
+    """Judge the paths of every arm, the examples and paths of the run's tables, and the controls.
+
+    Raises ``AskingError`` where asking has to stop; what was answered is kept.
+    """
+    rng = np.random.default_rng(judging.seed)
+    pairs = _table_items("pair", tables.get("paths", []), "path") or path_items(
+        matches, starts, judging, explanations, rng
+    )
+    examples = _table_items("example", tables.get("features", []), "rank")
+    controls = control_items(matches, judging, explanations, rng)
+    items = [*pairs, *examples, *controls]
+    shown = _shown(items, explanations) | _ceiling(controls, explanations, chat)
+    questions = {item: _question(*both) for item, both in shown.items()}
+    questions |= _again(pairs, questions, judging, rng)
+    replies = chat.ask([q for q in questions.values() if q], "judgements")
+    verdicts = {item: _verdict(question, replies) for item, question in questions.items()}
+    if second is not None:
+        theirs = second.ask([q for i in pairs if (q := questions[i])], "second judgements")
+        for item in pairs:
+            verdicts[replace(item, role="second")] = _verdict(questions[item], theirs)
+    for item in verdicts.keys() - shown.keys():
+        one, other = shown[replace(item, role="pair")]
+        shown[item] = (other, one) if item.role == "swapped" else (one, other)
+    return [Judgement(item, *shown[item], verdict) for item, verdict in verdicts.items()]
+
+
+def path_items(
+    matches: MatchSet,
+    starts: Sequence[int] | None,
+    judging: Judging,
+    explanations: Explanations,
+    rng: np.random.Generator,
+) -> list[Item]:
+    """Return the pairs to judge: the same first features in every arm.
+
+    With ``starts`` each place asks for the match of a first layer's features; otherwise a place
+    goes on where the one before it ended. A path ends at a feature without a partner.
+    """
+    items = []
+    began: dict[SaeKey, int] = {}
+    """Where the paths through a layer begin."""
+    drawn: dict[SaeKey, dict[int, int]] = {}
+    at: dict[tuple[str, SaeKey], dict[int, int]] = {}
+    for place in matches.places:
+        key = place.earlier
+        follows = starts is None and key in began
+        if not follows and key not in drawn:
+            known = explanations.features(key)
+            chosen = rng.permutation(known)[: judging.n_paths].tolist()
+            drawn[key], began[key] = dict(enumerate(chosen)), key.layer
+            if len(chosen) < judging.n_paths:
+                log.info("only %d features of layer %d are explained", len(known), key.layer)
+        start = began[key] if follows else key.layer
+        began[place.later] = start
+        for arm, of_arm in matches.by_arm.items():
+            partners = of_arm[place].partners()
+            here = at[arm, key] if follows else drawn[key]
+            there = {path: int(partners[f]) for path, f in here.items() if partners[f] >= 0}
+            at[arm, place.later] = there
+            items += [Item("pair", place, arm, start, p, here[p], j) for p, j in there.items()]
+    return items
+
+
+def control_items(
+    matches: MatchSet, judging: Judging, explanations: Explanations, rng: np.random.Generator
+) -> list[Item]:
+    """Return random pairs and pairs of equal index at every place, and features of every layer."""
+    items = []
+    for place in matches.places:
+        key = place.earlier
+        known, others = (explanations.features(k) for k in (key, place.later))
+        n = min(judging.random, len(known))
+        one, other = rng.permutation(known)[:n], rng.choice(others, n)
+        both = sorted(set(known) & set(others))
+        same = rng.permutation(both)[: judging.identity]
+        for role, *pairs in (("random", one, other), ("identity", same, same)):
+            for path, (i, j) in enumerate(zip(*pairs, strict=True)):
+                items.append(Item(role, place, NO_ARM, key.layer, path, int(i), int(j)))
+    keys = dict.fromkeys(key for place in matches.places for key in (place.earlier, place.later))
+    for key in keys:
+        chosen = rng.permutation(explanations.features(key))[: judging.ceiling]
+        itself = Place(key.saes, key.layer, key.layer)
+        for n, f in enumerate(chosen.tolist()):
+            items.append(Item("ceiling", itself, NO_ARM, key.layer, n, f, f))
+    return items
+
+
+def _shown(items: Sequence[Item], explanations: Explanations) -> dict[Item, Both]:
+    """Return the explanations of both features of each item."""
+    wanted = dict.fromkeys(key for item in items for key in (item.earlier, item.later))
+    said = {key: some[0] for key, some in explanations.of(list(wanted)).items()}
+    return {item: (said.get(item.earlier), said.get(item.later)) for item in items}
+
+
+def _ceiling(items: Sequence[Item], explanations: Explanations, chat: Chat) -> dict[Item, Both]:
+    """Return two explanations of each feature: from the source, else its own and a paraphrase."""
+    ceiling = [item for item in items if item.role == "ceiling"]
+    known = explanations.of([item.earlier for item in ceiling], others=True)
+    some = {item: known.get(item.earlier, ()) for item in ceiling}
+    alone = {item: Question(PARAPHRASE, (s[0].text,)) for item, s in some.items() if len(s) == 1}
+    replies = chat.ask(list(alone.values()), "paraphrases") if alone else {}
+    for item, question in alone.items():
+        text = read_text(replies[question], "paraphrase") if question in replies else None
+        if text:
+            some[item] += (Explanation(text, chat.model, PARAPHRASE.version),)
+    return {item: ((*of, None, None)[0], (*of, None, None)[1]) for item, of in some.items()}
+
+
+def _again(
+    pairs: Sequence[Item],
+    questions: Mapping[Item, Question | None],
+    judging: Judging,
+    rng: np.random.Generator,
+) -> dict[Item, Question | None]:
+    """Return the pairs to judge once more, as items of their own."""
+    first: dict[Question, Item] = {}
+    for item in pairs:
+        question = questions[item]
+        if question is not None:
+            first.setdefault(question, item)
+    different = list(first.items())
+    again: dict[Item, Question | None] = {}
+    for role, share in (("swapped", judging.swapped), ("repeated", judging.repeated)):
+        for n in rng.permutation(len(different))[: round(share * len(different))]:
+            question, item = different[n]
+            asked = replace(question, texts=question.texts[::-1])
+            if role == "repeated":
+                asked = replace(question, repeat=1)
+            again[replace(item, role=role)] = asked
+    return again
+
+
+def _question(one: Explanation | None, other: Explanation | None) -> Question | None:
+    return Question(JUDGE, (one.text, other.text)) if one and other else None
+
+
+def _verdict(question: Question | None, replies: Mapping[Question, Reply]) -> Verdict:
+    if question is None:
+        return Verdict("UNEXPLAINED")
+    return read_verdict(replies[question]) if question in replies else Verdict("UNASKED")
+
+
+def _table_items(role: str, rows: Sequence[Row], path: str) -> list[Item]:
+    """Return what a table of the run shows, as items; ``path`` names the column of its number."""
+    items = []
+    for row in rows:
+        columns = ("layer_from", "layer_to", path, "feature_from", "feature_to")
+        earlier, later, number, one, other = (int(row[name] or 0) for name in columns)
+        start = int(rows[0]["layer_from"] or 0) if role == "pair" else earlier
+        place = Place(str(row["saes"]), earlier, later)
+        items.append(Item(role, place, str(row["arm"]), start, number, one, other))
+    return items
+
+
+def explain_tables(
+    tables: Mapping[str, list[Row]], explanations: Explanations, judgements: Sequence[Judgement]
+) -> None:
+    """Add to each row of ``features`` and ``paths`` both explanations, and the label if judged."""
+    labels = {judgement.item: judgement.verdict.label for judgement in judgements}
+    for name, role, path in (("features", "example", "rank"), ("paths", "pair", "path")):
+        rows = tables.get(name, [])
+        items = _table_items(role, rows, path)
+        shown = _shown(items, explanations)
+        for row, item in zip(rows, items, strict=True):
+            for end, said in zip(("from", "to"), shown[item], strict=True):
+                row[f"explanation_{end}"] = said and said.text
+                row[f"explainer_{end}"] = said and said.explainer
+            if judgements:
+                row["label"] = labels[item]
