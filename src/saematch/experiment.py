@@ -97,11 +97,15 @@ class Experiment:
                 f"reach={self.reach}: it counts the layers that each of starts is matched with, so "
                 "it goes with starts and is at least 1"
             )
+        astray = [arm for arm in self.judging.arms or () if arm not in self.arms]
+        if astray:
+            raise ValueError(
+                f"judging.arms holds {astray[0]!r}, which is none of {list(self.arms)}"
+            )
         if isinstance(self.judge, NoJudge) and not isinstance(self.second_judge, NoJudge):
             raise ValueError("second_judge is set, but judge=none: set judge first")
         if self.starts is not None and "paths" in self.tasks:
             raise ValueError("paths go from each layer to the next: leave starts at null")
-
 
     @property
     def explains(self) -> bool:

@@ -32,7 +32,7 @@ from saematch.lm.hooks import LanguageModel
 from saematch.matching.store import MatchStore
 from saematch.places import DEFAULT, Place, SaeKey
 from saematch.report.figures import draw_figures
-from saematch.report.summary import history_by_layer, mean_metrics, optimal_to
+from saematch.report.summary import agreement_metrics, history_by_layer, mean_metrics, optimal_to
 from saematch.results import Results
 from saematch.sae.params import SaeParams
 from saematch.sae.source import SaeSource
@@ -90,7 +90,8 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
             results.tables["planted"] = planted_rows(saes, sets, matches, experiment.arms)
         if explanations is not None:
             _judge(experiment, saes, matches, explanations, judges, results)
-        results.metrics = mean_metrics(results.tables) | optimal_to(results.tables)
+        summaries = (mean_metrics, agreement_metrics, optimal_to)
+        results.metrics = {k: v for of in summaries for k, v in of(results.tables).items()}
         figures = draw_figures(results.tables, experiment.figures, folder / "figures")
         results.status = "finished"
         results.provenance["seconds"] = round(time.monotonic() - started, 1)

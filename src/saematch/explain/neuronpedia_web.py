@@ -80,13 +80,9 @@ class Server:
             "maxsize": self.connections,
             "timeout": self.timeout,
             "headers": {"User-Agent": f"saematch/{__version__}"},
-            "retries": _Patience(
-                self.retries,
-                backoff_factor=BACKOFF_S,
-                status_forcelist=BUSY,
-                raise_on_status=False,
-            ),
         }
+        patience = {"backoff_factor": BACKOFF_S, "status_forcelist": BUSY, "raise_on_status": False}
+        settings["retries"] = _Patience(self.retries, **patience)
         parts = urlsplit(self.address)
         proxy = None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
         if proxy is None:

@@ -156,7 +156,7 @@ class OwnTexts:
         return made
 
     def _excerpts(self, top: Contexts, sample: Contexts) -> str:
-        """Return contexts as one text: the most active, then evenly spaced quantiles of a sample."""
+        """Return contexts as one text: the most active, then quantiles of the sample."""
         new = sample[~torch.isin(sample.text, top.text)]
         new = new[torch.argsort(new.value, descending=True)]
         ranks = torch.linspace(0, max(0, len(new.value) - 1), QUANTILES).round().long().unique()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saematch.places import DEFAULT
-from saematch.report import studies
+from saematch.report import judged, studies
 from saematch.report.style import (
     METRIC_LABELS,
     Tables,
@@ -178,5 +178,10 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
     "folding": studies.folding,
     "paths": studies.paths,
     "planted": studies.planted,
+    "judge_layers": judged.judge_layers,
+    "judge_controls": judged.judge_controls,
+    "mse_by_label": judged.mse_by_label,
+    "explained_pairs": judged.explained_pairs,
+    "explained_paths": judged.explained_paths,
 }
 """By name; each returns None where the tables do not allow it."""

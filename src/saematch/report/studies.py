@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from saematch.places import DEFAULT
+from saematch.report.judged import judge_bounds
 from saematch.report.style import (
     COLOURS,
     METRIC_LABELS,
@@ -55,14 +56,15 @@ def feature_mse(tables: Tables) -> Figure | None:
 
 
 def persistence(tables: Tables) -> Figure | None:
-    """Figure 8 without the judge: a feature against its match in each later layer."""
+    """Figure 8: a feature against its match in each later layer."""
     rows = where(tables["matches"], saes=DEFAULT)
     strategies = where(tables.get("strategies", []), saes=DEFAULT)
     starts = [start for (start,) in unique(rows, "layer_from")]
     if len(unique(rows, "layer_from", "layer_to")) == len(starts) or len(rows) < 2:
         return None
     datasets = datasets_of(strategies)
-    shown = [m for m in ("agreement", "recall", "matching_score") if _has(rows, m)]
+    known = ("judge_score", "agreement", "recall", "matching_score")
+    shown = [metric for metric in known if _has(rows, metric)]
     if not shown and not datasets:
         return None
     figure, axes = panels(len(shown) + len(datasets[:1]), 3.6)
@@ -70,7 +72,10 @@ def persistence(tables: Tables) -> Figure | None:
         for arm in arms_of(rows):
             _by_distance(axis, where(rows, arm=arm), metric, starts, arm_style(arm, rows))
         axis.set_title(METRIC_LABELS[metric])
-        axis.set_ylim(-0.03, 1.03)
+        if metric == "judge_score":
+            judge_bounds(axis, tables)
+        else:
+            axis.set_ylim(-0.03, 1.03)
     for axis, dataset in zip(axes[len(shown) :], datasets, strict=False):
         cells = where(strategies, dataset=dataset, quantile=None)
         for arm, strategy in unique(cells, "arm", "strategy"):
@@ -85,7 +90,7 @@ def persistence(tables: Tables) -> Figure | None:
 
 def _by_distance(axis: object, rows: list[Row], metric: str, starts: list, style: dict) -> None:
     for number, start in enumerate(starts):
-        of_start = [r for r in where(rows, layer_from=start) if r[metric] is not None]
+        of_start = [r for r in where(rows, layer_from=start) if r.get(metric) is not None]
         distance = [float(r["layer_to"] or 0) - float(r["layer_from"] or 0) for r in of_start]
         label = style["label"] if not number else None
         marker = MARKERS[number % len(MARKERS)]

@@ -168,4 +168,5 @@ METRIC_LABELS = {
     "recall": "recall of the hidden permutation",
     "agreement": "pairs shared with the match at once",
     "value": "value of the match",
+    "judge_score": "judge score",
 }

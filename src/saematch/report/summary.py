@@ -20,6 +20,8 @@ MATCH_METRICS = (
     "matching_score_live",
     "matching_score_macro",
     "jaccard",
+    "judge_score",
+    "same_share",
     "value",
     "bound",
     "gap",
@@ -49,6 +51,16 @@ def mean_metrics(tables: Mapping[str, list[Row]]) -> dict[str, float]:
     return {name: fmean(of_name) for name, of_name in values.items()}
 
 
+def agreement_metrics(tables: Mapping[str, list[Row]]) -> dict[str, float]:
+    """Return ``judge_agreement/<compared>`` and ``judge_kappa/<compared>``."""
+    return {
+        f"judge_{name}/{row['compared']}": float(row[name] or 0)
+        for row in tables.get("judge_agreement", [])
+        for name in ("agreement", "kappa")
+        if row[name] is not None
+    }
+
+
 def optimal_to(tables: Mapping[str, list[Row]]) -> dict[str, float]:
     """Return ``optimal_to/<arm>``: the largest relative gap of its matches, where all have one."""
     gaps: dict[str, list[float | None]] = defaultdict(list)
@@ -70,6 +82,10 @@ def _values(tables: Mapping[str, list[Row]]) -> Iterator[tuple[int, str, float]]
     for row in matches:
         for metric in MATCH_METRICS:
             yield from _value(row, "layer_to", metric, f"{metric}/{row['arm']}{tail(row)}")
+    for row in tables.get("judge_scores", []):
+        if row["role"] != "pair" and row["layer_to"] is not None:
+            name = f"judge_control/{row['role']}{tail(row)}"
+            yield from _value(row, "layer_to", "judge_score", name)
     for row in tables.get("strategies", []):
         share = "" if row["quantile"] is None else f"@{row['quantile']:g}"
         cell = f"{row['dataset']}/{row['arm']}/{row['strategy']}{share}{tail(row)}"

@@ -28,6 +28,8 @@ AGAIN = ("swapped", "repeated", "second")
 class Judging:
     """Spec of what is judged."""
 
+    arms: Sequence[str] | None = None
+    """Arms whose matches are judged; None for all. The others have the controls beside them."""
     n_paths: int = 100
     """Features of each first layer whose matches are judged, drawn from those with an explanation.
     In a run of neighbouring layers each is followed from match to match."""
@@ -129,10 +131,13 @@ def judge_matches(
     Raises ``AskingError`` where asking has to stop; what was answered is kept.
     """
     rng = np.random.default_rng(judging.seed)
-    pairs = _table_items("pair", tables.get("paths", []), "path") or path_items(
-        matches, starts, judging, explanations, rng
+    steps, examples = (
+        [row for row in tables.get(name, []) if row["arm"] in (judging.arms or matches.by_arm)]
+        for name in ("paths", "features")
     )
-    examples = _table_items("example", tables.get("features", []), "rank")
+    pairs = _table_items("pair", steps, "path")
+    pairs = pairs or path_items(matches, starts, judging, explanations, rng)
+    examples = _table_items("example", examples, "rank")
     controls = control_items(matches, judging, explanations, rng)
     items = [*pairs, *examples, *controls]
     shown = _shown(items, explanations) | _ceiling(controls, explanations, chat)
@@ -178,8 +183,8 @@ def path_items(
                 log.info("only %d features of layer %d are explained", len(known), key.layer)
         start = began[key] if follows else key.layer
         began[place.later] = start
-        for arm, of_arm in matches.by_arm.items():
-            partners = of_arm[place].partners()
+        for arm in judging.arms or matches.by_arm:
+            partners = matches.by_arm[arm][place].partners()
             here = at[arm, key] if follows else drawn[key]
             there = {path: int(partners[f]) for path, f in here.items() if partners[f] >= 0}
             at[arm, place.later] = there
@@ -292,4 +297,4 @@ def explain_tables(
                 row[f"explanation_{end}"] = said and said.text
                 row[f"explainer_{end}"] = said and said.explainer
             if judgements:
-                row["label"] = labels[item]
+                row["label"] = labels.get(item)
