@@ -11,9 +11,10 @@ from torch.nn.functional import cross_entropy
 from conftest import N_LAYERS, TEXTS
 from saematch.data.texts import TextSet
 from saematch.data.tokens import tokenise
-from saematch.evals import runner
+from saematch.evals import splice
 from saematch.evals.bootstrap import Bootstrap
-from saematch.evals.runner import TrainerSpec, evaluate
+from saematch.evals.runner import TrainerSpec, run_batches
+from saematch.evals.sums import TextSums
 from saematch.evals.weights import feature_mse
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
@@ -73,7 +74,8 @@ def batches(lm):
 def evaluated(planned, lm, batches, folder, **spec):
     spec = TrainerSpec(**{"accelerator": "cpu", **spec})
     paths = [folder / f"{number}.safetensors" for number in range(len(batches))]
-    return evaluate(spec, planned.plan, lm, batches, "t", paths)
+    run_batches(spec, planned.plan, lm, batches, "t", paths)
+    return TextSums(tuple(paths))
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +294,7 @@ def test_batch_size_does_not_change_the_sums(planned, lm, sums, tmp_path):
 def test_an_evaluation_goes_on_where_it_stopped(planned, lm, batches, sums, tmp_path, monkeypatch):
     """Sums after a break are bit for bit those of an unbroken evaluation."""
     done = []
-    real = runner.evaluate_batch
+    real = splice.evaluate_batch
 
     def breaking(*arguments):
         if len(done) == 1:
@@ -300,16 +302,16 @@ def test_an_evaluation_goes_on_where_it_stopped(planned, lm, batches, sums, tmp_
         done.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(runner, "evaluate_batch", breaking)
+    monkeypatch.setattr(splice, "evaluate_batch", breaking)
     with pytest.raises(BaseException):  # noqa: B017 - Lightning turns the interrupt into an exit
         evaluated(planned, lm, batches, tmp_path)
-    monkeypatch.setattr(runner, "evaluate_batch", real)
+    monkeypatch.setattr(splice, "evaluate_batch", real)
     first = (tmp_path / "0.safetensors").stat().st_mtime_ns
     resumed = evaluated(planned, lm, batches, tmp_path)
     assert (tmp_path / "0.safetensors").stat().st_mtime_ns == first
     for name in names(sums):
         assert torch.equal(resumed[name], sums[name]), name
-    monkeypatch.setattr(runner, "evaluate_batch", breaking)  # a finished one is not begun again
+    monkeypatch.setattr(splice, "evaluate_batch", breaking)  # a finished one is not begun again
     evaluated(planned, lm, batches, tmp_path)
 
 

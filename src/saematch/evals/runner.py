@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -85,10 +85,11 @@ class TrainerSpec:
             raise ValueError(f"trainer: {error}") from error
 
 
+@runtime_checkable
 class BatchWork(Protocol):
     """What is done with one batch of texts."""
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> BatchWork:
         """Return the same with its tensors on another device."""
         ...
 

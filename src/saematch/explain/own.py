@@ -131,7 +131,8 @@ class OwnTexts:
         """Name the tokens on which the feature is most active, by their share of the activation."""
         mass: Counter[str] = Counter()
         for text, position, value in _rows(top):
-            mass[self._decode(self.texts.texts[text][position : position + 1]).strip()] += value
+            token = self._decode(self.texts.texts[text][position : position + 1])
+            mass[token.strip() or repr(token)[1:-1]] += value
         total = sum(mass.values())
         named = [f'"{t}" ({v / total:.0%})' for t, v in mass.most_common(TOKENS_NAMED)]
         return Explanation(f"active on {', '.join(named)}", "tokens", "tokens", f"half {half}")

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -30,6 +30,7 @@ class AskingError(ValueError):
     """Asking cannot go on; what was answered is kept."""
 
 
+@runtime_checkable
 class Endpoint(Protocol):
     """What answers questions."""
 
@@ -208,10 +209,14 @@ class _Round:
         return mine
 
     def _submit(self, pool: ThreadPoolExecutor, claimed: deque[Question]) -> bool:
-        """Send the next question, unless a cap stands against it."""
+        """Send the next question, unless a cap stands against it.
+
+        What is in flight counts at its most; if that leaves no room, its answers are waited for.
+        """
         cap = self.chat.room([*self.running.values(), claimed[0]])
-        if cap:
+        if cap and not self.running:
             self.stop = AskingError(f"{cap} is used up (${self.chat.spent.cost:.4f} spent)")
+        if cap:
             return False
         question = claimed.popleft()
         assert self.chat.endpoint is not None

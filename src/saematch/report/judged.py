@@ -171,6 +171,8 @@ def mse_by_label(tables: Tables) -> Figure | None:
         axis.set_xticks(range(3), ticks, fontsize=7.5)
         axis.set_title(f"layers {earlier}→{later}")
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
     axes[0].set_ylabel("squared error of the folded decoder vectors")
     legend(figure, axes[0])
     return figure
@@ -190,7 +192,7 @@ def explained_pairs(tables: Tables) -> Figure | None:
         [_error(row), _said(row, "from", 52), _said(row, "to", 52)]
         for row in shown
     ]  # fmt: skip
-    return _text_table(heads, cells, [0.08, 0.46, 0.46], [row.get("label") for row in shown])
+    return _text_table(heads, cells, [0.1, 0.45, 0.45], [row.get("label") for row in shown])
 
 
 def _error(row: Row) -> str:
