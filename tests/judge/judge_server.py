@@ -34,8 +34,13 @@ def same_text(body: dict) -> str:
 class JudgeServer:
     """``faults`` are drawn at random, by name, with their shares; ``answer`` makes the content."""
 
-    def __init__(self, answer: Answer = same_text, faults: dict[str, float] | None = None,
-                 models: tuple[str, ...] = ("judge-1",), key: str | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        answer: Answer = same_text,
+        faults: dict[str, float] | None = None,
+        models: tuple[str, ...] = ("judge-1",),
+        key: str | None = None,
+    ) -> None:
         self.answer, self.faults, self.models, self.key = answer, faults or {}, models, key
         self.random = random.Random(0)
         self.lock = threading.Lock()

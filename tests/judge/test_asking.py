@@ -1,4 +1,4 @@
-"""Nothing asked is lost, nothing is paid for twice, and what cannot be asked is said in one line."""
+"""Nothing asked is lost, nothing is paid for twice, and what is wrong is said in one line."""
 
 import logging
 import multiprocessing
@@ -207,10 +207,10 @@ def test_one_line_for_each_thing_that_is_wrong(served, tmp_path, monkeypatch):
     with pytest.raises(AskingError, match="variable NO_SUCH_KEY is not set"):
         spec(server, key_variable="NO_SUCH_KEY").connect(store)
     monkeypatch.setenv("WRONG_KEY", "sk-wrong-but-secret")
-    with pytest.raises(AskingError, match="refuses the key .* variable WRONG_KEY") as refused:
+    with pytest.raises(AskingError, match=r"refuses the key .* variable WRONG_KEY") as refused:
         spec(server, key_variable="WRONG_KEY").connect(store)
     assert "sk-wrong" not in str(refused.value)
-    with pytest.raises(AskingError, match="cannot reach the judge at http://127.0.0.1:9/v1"):
+    with pytest.raises(AskingError, match=r"cannot reach the judge at http://127\.0\.0\.1:9/v1"):
         ChatModel("m", "http://127.0.0.1:9/v1").connect(store)
     chat = spec(served(), model="judge-7").connect(store)
     with pytest.raises(AskingError, match="has no model 'judge-7'"):

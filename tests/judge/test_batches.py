@@ -106,7 +106,7 @@ def test_a_batch_that_failed_says_why(server, tmp_path):
     (batch,) = server.batches.values()
     error = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}
     batch |= {"status": "failed", "errors": {"object": "list", "data": [error]}}
-    with pytest.raises(AskingError, match="3 questions .* failed Enqueued token limit reached"):
+    with pytest.raises(AskingError, match=r"3 questions .* failed Enqueued token limit reached"):
         chat(server, tmp_path).ask(questions(3), "x")
 
 

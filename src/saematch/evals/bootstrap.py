@@ -52,13 +52,14 @@ class Bootstrap:
     def row(self, name: str, values: Values) -> dict[str, float | None]:
         """Return the metric and the ends of its interval, as columns of a table.
 
-        The interval holds the middle ``level`` of the resamples (percentile bootstrap).
+        The interval holds the middle ``level`` of the resamples (percentile bootstrap), those left
+        out that drew nothing to measure.
         """
         low, high = f"{name}_low", f"{name}_high"
         if len(values) == 1:
             return {name: values[0].item(), low: None, high: None}
         tail = (1 - self.level) / 2
-        ends = values[1:].quantile(values.new_tensor([tail, 1 - tail]))
+        ends = values[1:].nanquantile(values.new_tensor([tail, 1 - tail]))
         return {name: values[0].item(), low: ends[0].item(), high: ends[1].item()}
 
 

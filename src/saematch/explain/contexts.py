@@ -185,7 +185,7 @@ def collect_contexts(
         sizes = [len(b.ids) for of_set in texts.tokens.values() for b in of_set]
         kept = {key: _merge(key, every, sizes, n_top, n_samples) for key in work.saes}
         _write(path, kept)
-        for part in every:
+        for part in set(every):  # equal batches of two sets have one file
             part.unlink()
     kept = _read(path, list(work.saes))
     return {key: kept[twin] for key, twin in twins.items()}
