@@ -1,11 +1,13 @@
 """Every experiment at a tiny size: tables as the docs say, figures, and the same numbers twice."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from conftest import tiny_overrides
+from judge.judge_server import JudgeServer
 from saematch.cli import CONF, build
 from saematch.report import rules
 from saematch.report.claims import CLAIMS
@@ -14,6 +16,10 @@ from saematch.results import Results
 from saematch.run import finished_as, run
 
 EXPERIMENTS = sorted(path.stem for path in Path(CONF, "experiment").glob("*.yaml"))
+JUDGED = {name: name for name in ("judge_layers", "mse_by_label")} | {
+    "persistence_judged": "persistence"
+}
+"""Judged runs of an experiment."""
 BRING_SAES = {"sparsity", "similar_l0", "llama", "planted"}
 """Experiments that need SAEs of their own; they run on the embedded model."""
 SMALL = ["dataset.n_texts=3", "dataset.max_tokens=16", "logger=none", "bootstrap.n_resamples=20",
@@ -21,25 +27,37 @@ SMALL = ["dataset.n_texts=3", "dataset.max_tokens=16", "logger=none", "bootstrap
 DOCS = Path(__file__).parents[1] / "docs/experiments.md"
 
 
-def settings(experiment, tiny):
+@pytest.fixture(scope="module")
+def judge():
+    server = JudgeServer()
+    yield ["judge=local", f"judge.base_url={server.url}", "judging.n_paths=6", "judging.random=4",
+           "judging.identity=3", "judging.ceiling=2"]  # fmt: skip
+    server.close()
+
+
+def settings(experiment, tiny, judge=()):
+    if experiment in JUDGED:
+        return [*settings(JUDGED[experiment], tiny), *judge, f"name={experiment}"]
     if experiment in BRING_SAES - {"planted"}:
         own = ["layers=[3,4]"] if experiment == "sparsity" else ["layers=[2,3,4]"]
         return [f"+experiment={experiment}", *own, *SMALL]
     base = [s.strip("'") for s in tiny_overrides(tiny)] if experiment != "planted" else []
     base = [s.replace("sae.path=", 'sae.path="') + '"' if "{layer}" in s else s for s in base]
-    layers = ["setting.pair=[1,2]", "setting.starts=[0,1]", "setting.path=[0,1,2,3]"]
+    layers = ["setting.pair=[1,2]", "setting.starts=[0,1]", "setting.path=[0,1,2,3]",
+              "setting.judged=[0,1,2,3]", "setting.labelled=[0,1,2,3]",
+              "setting.labelled_from=[0,2]"]  # fmt: skip
     return [f"+experiment={experiment}", *base, *layers, *SMALL]
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
+def finished(tiny, judge, tmp_path_factory):
     """Run an experiment in a folder of its own, once."""
     done = {}
 
     def results(experiment, again=False):
         if (experiment, again) not in done:
             folder = tmp_path_factory.mktemp(experiment)
-            parts, config = build(settings(experiment, tiny))
+            parts, config = build(settings(experiment, tiny, judge))
             run(parts, config, folder)
             assert finished_as(folder, config)
             assert not finished_as(folder, config | {"seed": 5})
@@ -49,7 +67,7 @@ def finished(tiny, tmp_path_factory):
     return results
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", [*EXPERIMENTS, "persistence_judged"])
 def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
     parts, results, _ = finished(experiment)
     tables = results.tables
@@ -77,16 +95,41 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
         expected["paths"] = n_places * n_arms * min(20, tables["layers"][0]["n_live"])
     if "planted" in parts.tasks:
         expected["planted"] = n_places * sum(len(a.decode) for a in parts.arms.values())
+    if experiment in JUDGED:
+        expected |= judged_rows(parts, tables)
     assert {name: len(rows) for name, rows in tables.items()} == expected
     text = DOCS.read_text(encoding="utf-8")
-    assert all(f"| `{name}` |" in text for name in (*tables, experiment))
+    assert all(f"| `{name}` |" in text for name in (*tables, JUDGED.get(experiment, experiment)))
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def judged_rows(parts, tables):
+    """Rows that the docs promise of a judged run without partial matches."""
+    places = {(r["layer_from"], r["layer_to"]) for r in tables["matches"]}
+    layers = {layer for place in places for layer in place}
+    arms = parts.judging.arms or list(parts.arms)
+    n_pairs = len(arms)
+    items = Counter(row["role"] for row in tables["judgements"])
+    assert items["pair"] == len(places) * n_pairs * 6
+    assert items["random"] == len(places) * 4
+    assert items["identity"] == len(places) * 3
+    assert items["ceiling"] == len(layers) * 2
+    assert items["swapped"] == items["repeated"] > 0
+    return {
+        "judgements": items.total(),
+        "judge_scores": len(places) * (n_pairs + 2) + len(layers) + n_pairs + 3,
+        "judge_contrasts": len(places) * n_pairs * (n_pairs - 1) // 2,
+        "judge_agreement": 2,
+        "judge_explainers": n_pairs + 3 + 1,
+        "mse_by_label": len(places) * n_pairs * 3,
+    }
+
+
+@pytest.mark.parametrize("experiment", [*EXPERIMENTS, "persistence_judged"])
 def test_figures_and_intervals(finished, experiment):
     parts, results, folder = finished(experiment)
     drawn = {path.stem for path in (folder / "figures").glob("*.png")}
-    assert drawn == set(parts.figures)
+    without = {"judge_controls"} if experiment == "persistence" else set()
+    assert drawn == set(parts.figures) - without
     measured = [m.removesuffix("_low") for r in results.tables.get("strategies", [{}])[:1]
                 for m in r if m.endswith("_low")]  # fmt: skip
     for row in results.tables.get("strategies", []):
@@ -95,7 +138,9 @@ def test_figures_and_intervals(finished, experiment):
     assert "evaluate" not in parts.tasks or "explained_variance" in measured
 
 
-@pytest.mark.parametrize("experiment", ["persistence", "quantiles", "paths", "planted"])
+@pytest.mark.parametrize(
+    "experiment", ["persistence", "quantiles", "paths", "planted", "judge_layers"]
+)
 def test_the_same_seed_gives_the_same_numbers(finished, experiment):
     assert finished(experiment)[1].tables == finished(experiment, again=True)[1].tables
     assert finished(experiment)[1].metrics == finished(experiment, again=True)[1].metrics

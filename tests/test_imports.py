@@ -19,14 +19,16 @@ HOMES = {
     "omegaconf": {"cli.py"},
     "lightning": {"evals/runner.py", "tracking.py"},
     "rich": {"report/terminal.py"},
-    "matplotlib": {"report/style.py", "report/figures.py", "report/studies.py"},
+    "matplotlib": {"report/style.py", "report/figures.py", "report/studies.py", "report/judged.py"},
     "PIL": {"report/reproduction.py"},
     "markdown_it": {"report/reproduction.py"},
     "numba": {"matching/assignment/auction.py"},
     "psutil": {"matching/assignment/products.py"},
     "datasets": {"data/hub.py"},
     "huggingface_hub": {"sae/released.py"},
-    "openai": set(),
+    "openai": {"judge/client.py", "judge/batches.py"},
+    "urllib3": {"explain/neuronpedia.py", "explain/neuronpedia_web.py"},
+    "pyarrow": {"explain/neuronpedia.py", "explain/neuronpedia_web.py"},
 }
 
 
@@ -65,7 +67,7 @@ def test_help_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "False"
     assert "+experiment=skip_layers" in done.stdout
-    assert "experiment: feature_mse, folding, llama" in done.stdout
+    assert "experiment: feature_mse, folding, judge_layers" in done.stdout
 
 
 def test_the_front_door_leads_to_every_name():

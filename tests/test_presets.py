@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from saematch.cli import CONF, REFERRED
 from saematch.experiment import Experiment
-from saematch.reproduce import FAMILIES, planned
+from saematch.reproduce import FAMILIES, JUDGED, planned
 from saematch.sae.released import ReleasedSaes
 
 GROUPS = (
@@ -22,8 +22,11 @@ GROUPS = (
     "logger",
     "selection",
     "setting",
+    "judge",
+    "explain",
 )
-NEEDED = {"sae=saelens": ["sae.path=x/{layer}"], "dataset=local": ["dataset.paths=[a.jsonl]"]}
+NEEDED = {"sae=saelens": ["sae.path=x/{layer}"], "dataset=local": ["dataset.paths=[a.jsonl]"],
+          "explain=jsonl": ["explain.path=a.jsonl"]}  # fmt: skip
 
 
 def choices(group):
@@ -92,7 +95,14 @@ def test_every_run_of_a_reproduction(model):
             assert isinstance(experiment.sae, ReleasedSaes)
             assert experiment.dataset.max_tokens == 1024
     names = {one.experiment.partition(" ")[0] for one in planned("zoo", "r")}
-    assert names == set(choices("experiment"))
+    assert names == set(choices("experiment")) - {"judge_layers", "mse_by_label"}
+    judged = planned(model, "r", judge="local,judge.model=m")
+    asked = [one for one in judged if "judge=local" in one.overrides]
+    assert {one.experiment for one in asked} == set(JUDGED)
+    for one in asked:
+        experiment = build(*one.overrides)
+        assert experiment.judge.model == "m"
+        assert experiment.explain.on_texts == (model == "zoo")
 
 
 def test_the_papers_layers():

@@ -68,8 +68,17 @@ def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
         return _built(hydra.compose("config", overrides))
 
 
+_KEY = re.compile(r"[+~]*([\w.@]*[._@])?(api_?key|key|secret|password|token)=", re.IGNORECASE)
+
+
 def main() -> None:
     """Run the command line; bad input ends in one line on stderr and exit code 1."""
+    given = next((a for a in sys.argv[1:] if _KEY.match(a)), "")
+    if given:  # before Hydra writes the command line to a file
+        sys.exit(
+            f"saematch: {given.partition('=')[0]} is not taken from the command line: put the key "
+            "into the environment variable that judge.key_variable names (OPENAI_API_KEY)"
+        )
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function instead of Hydra's printer
     try:
         if sys.argv[1:2] == ["reproduce"]:

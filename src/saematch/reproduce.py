@@ -30,6 +30,12 @@ EXPERIMENTS = (
 DECODER_ONLY = ("folding", "matching=decoder")
 """With the decoder alone, since in the plain sum of all parts unfolded encoder biases may outweigh
 everything else; with that sum ``skip_layers`` has the same four combinations."""
+JUDGED = {
+    "judge_layers": ("+experiment=judge_layers",),
+    "mse_by_label": ("+experiment=mse_by_label",),
+    "persistence_judged": ("+experiment=persistence", "name=persistence_judged"),
+}
+"""Done for every family of SAEs too, if there is a judge."""
 FAMILIES = {
     "zoo": {family: [f"sae={family}"] for family in ("chain", "independent", "mixed")},
     "gemma_2_2b": {"gemma_scope_2b": ["setting=gemma_2_2b", "sae=gemma_scope_2b"]},
@@ -60,6 +66,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--model", default="zoo", choices=sorted(FAMILIES))
     parser.add_argument("--only", metavar="A,B", help="these experiments alone")
     parser.add_argument("--families", metavar="A,B", help="these families of SAEs alone")
+    parser.add_argument(
+        "--judge", metavar="NAME,SETTING,...",
+        help="also do what needs an LLM, as --judge gpt_4o_mini or --judge "
+        "local,judge.base_url=http://127.0.0.1:8000/v1",
+    )  # fmt: skip
     parser.add_argument("--run-id", metavar="NAME", help="name of the page's folder")
     parser.add_argument("--page", type=Path, metavar="FILE.md", help="write the page here instead")
     parser.add_argument("settings", nargs="*", help="settings of every run, as dataset.n_texts=20")
@@ -69,7 +80,7 @@ def main(arguments: Sequence[str]) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     default = "reproduction" if options.model == "zoo" else f"reproduction_{options.model}"
     run_id = options.run_id or default
-    plan = planned(options.model, run_id, options.settings)
+    plan = planned(options.model, run_id, options.settings, options.judge)
     chosen = [one for one in plan if _is_chosen(one, options.only, options.families)]
     if not chosen:
         experiments = sorted({one.experiment for one in plan})
@@ -102,8 +113,10 @@ class Planned(NamedTuple):
     overrides: tuple[str, ...]
 
 
-def planned(model: str, run_id: str, settings: Sequence[str] = ()) -> list[Planned]:
-    """Return every run of a reproduction."""
+def planned(
+    model: str, run_id: str, settings: Sequence[str] = (), judge: str | None = None
+) -> list[Planned]:
+    """Return every run of a reproduction; with ``judge``, a choice and settings, those it needs."""
     plan = []
     for family, own in FAMILIES[model].items():
         for experiment in EXPERIMENTS:
@@ -111,6 +124,8 @@ def planned(model: str, run_id: str, settings: Sequence[str] = ()) -> list[Plann
         experiment, setting = DECODER_ONLY
         about = (f"+experiment={experiment}", *own, setting, f"name={experiment}_decoder")
         plan.append(Planned(f"{experiment} decoder", family, about))
+        for name, about in JUDGED.items() if judge else ():
+            plan.append(Planned(name, family, (*about, *own, *f"judge={judge}".split(","))))
     for experiment, family in ONCE[model].items():
         own = FAMILIES[model].get(family, [])
         plan.append(Planned(experiment, family, (f"+experiment={experiment}", *own)))

@@ -115,7 +115,7 @@ def test_a_pass_that_was_killed_goes_on_and_one_that_was_made_is_read(
     assert [path.suffix for path in (tmp_path / "broken").iterdir()] == [".safetensors"]
     for key in KEYS:
         assert listed(resumed[key].top) == listed(whole[key].top)
-    monkeypatch.setattr(runner, "run_batches", None)
+    monkeypatch.setattr("saematch.explain.contexts.run_batches", None)
     again = collect_contexts(saes, texts, 2, 1, tmp_path / "broken")
     assert listed(again[KEYS[1]].sample) == listed(whole[KEYS[1]].sample)
     assert len(written) == 1

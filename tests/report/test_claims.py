@@ -45,6 +45,44 @@ def layers(norms, thresholds):
             for n, (norm, theta) in enumerate(zip(norms, thresholds, strict=True))]  # fmt: skip
 
 
+def judged(shares=0.2, folded=2.2, floor=1.2, kappa=0.7):
+    """A judged run: unfolded at 2, intervals of 0.2 to each side."""
+    rows = [
+        row | {"same_share": share}
+        for row, share in zip(
+            by_arm("judge_score", {"folded": folded, "unfolded": 2.0}, role="pair"),
+            (shares if isinstance(shares, list) else [shares] * 5) * 2,
+            strict=True,
+        )
+    ]
+    nowhere = {"saes": "default", "layer_from": None, "layer_to": None}
+    for role, arm, score in (("pair", "folded", folded), ("random", "none", floor)):
+        ends = {"judge_score_low": score - 0.2, "judge_score_high": score + 0.2}
+        rows.append(nowhere | {"role": role, "arm": arm, "judge_score": score} | ends)
+    swapped = {"compared": "swapped", "kappa": kappa, "score_difference": 0.05}
+    return {"judge_scores": rows, "judge_agreement": [swapped]}
+
+
+def by_label(same, different):
+    rows = []
+    for pair in PAIRS:
+        for label, error in (("SAME", same), ("MAYBE", 1.5), ("DIFFERENT", different)):
+            rows.append(at(pair, arm="folded", label=label, n_pairs=9, mse_median=error))
+    return {"mse_by_label": rows}
+
+
+def fading(score=(2.5, 2.2, 2.0, 1.8), composed=None):
+    """Scores from layers 0 and 1, at once and composed: the latter a bit lower from distance 2."""
+    rows = []
+    for start in (0, 1):
+        for distance, value in enumerate(score, 1):
+            lower = (2.1, 1.8, 1.5)[distance - 2] if distance > 1 else value
+            for arm, found in (("folded", value), ("composed", composed or lower)):
+                place = at((start, start + distance), arm=arm, role="pair")
+                rows.append(place | {"judge_score": found})
+    return {"judge_scores": rows}
+
+
 def contrasts(find, decode):
     name = "explained_variance_difference"
     rows = []
@@ -242,6 +280,18 @@ CASES = {
         {"paths": by_arm("jaccard", {"folded": 0.5, "random": 0.1})},
         {"paths": by_arm("jaccard", {"folded": 0.12, "random": 0.1})},
     ),
+    ("judge_layers", "SAME is rarer"): (
+        judged(shares=[0.1, 0.1, 0.2, 0.3, 0.4]), judged(shares=[0.4, 0.3, 0.2, 0.1, 0.1])
+    ),
+    ("judge_layers", "folded judged"): (judged(folded=2.2), judged(folded=1.9)),
+    ("judge_layers", "matched pairs"): (judged(floor=1.2), judged(floor=2.0)),
+    ("judge_layers", "the order of"): (judged(kappa=0.7), judged(kappa=0.5)),
+    ("mse_by_label", "pairs judged"): (by_label(1.0, 2.0), by_label(2.0, 1.0)),
+    ("persistence_judged", "judged likeness"): (
+        fading([2.5, 2.2, 2.0, 1.8]), fading([2.0, 2.2, 2.0, 2.1])
+    ),
+    ("persistence_judged", "composition is judged close"): (fading(), fading(composed=1.5)),
+    ("persistence_judged", "composition is judged below"): (fading(), fading(composed=2.1)),
     ("planted", "folding finds"): (planted(), planted(recall=(0.3, 0.3), other=0.3)),
     ("planted", "decoding folded"): (planted(), planted(explained=(0.9, 0.99))),
     ("planted", "the norms"): (planted(), planted(other=0.89)),
@@ -278,7 +328,7 @@ def test_without_numbers_nothing_is_decided(claim):
     nothing = {
         name: []
         for name in ("matches", "layers", "strategies", "contrasts", "paths", "planted",
-                     "feature_mse_histogram")
+                     "feature_mse_histogram", "judge_scores", "judge_agreement", "mse_by_label")
     }  # fmt: skip
     for tables in ({}, nothing):
         verdict = claim.check(tables)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from saematch.report import rules
+from saematch.report import judge_rules, rules
 from saematch.report.rules import MissingNumbersError, Verdict
 from saematch.report.style import Tables
 
@@ -108,6 +108,22 @@ CLAIMS = (
     *(Claim(name, *claim) for name in ("skip_layers", "folding") for claim in _FOLDED),
     Claim("paths", "control", "paths hold together better than random ones",
           rules.paths_hold),
+    Claim("judge_layers", "figure 4", "SAME is rarer in early layers than in later ones",
+          judge_rules.same_rises),
+    Claim("judge_layers", "figure 7", "folded judged more alike than unfolded",
+          judge_rules.judged_folded_above),
+    Claim("judge_layers", "control", "matched pairs are judged more alike than random ones",
+          judge_rules.judged_above_random),
+    Claim("judge_layers", "control", "the order of two explanations hardly matters",
+          judge_rules.order_matters_little),
+    Claim("mse_by_label", "figure 6", "pairs judged the same have less error than different ones",
+          judge_rules.same_has_less_error),
+    Claim("persistence_judged", "figure 8", "judged likeness fades with the distance",
+          judge_rules.judged_fades),
+    Claim("persistence_judged", "figure 8", "composition is judged close for near layers",
+          judge_rules.judged_composition_close),
+    Claim("persistence_judged", "figure 8", "composition is judged below for far layers",
+          judge_rules.judged_composition_below),
     Claim("planted", "mechanism", "folding finds pairs that only thresholds tell apart",
           rules.planted_found),
     Claim("planted", "mechanism", "decoding folded keeps up with growing thresholds",

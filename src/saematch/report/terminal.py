@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +23,8 @@ HEADINGS = {
     "drop": "drop",
 }
 """Short names of strategies, for the heads of columns."""
+CONTROLS = {"random": "random\npairs", "identity": "equal\nindex", "ceiling": "same\ntwice"}
+"""Heads of the controls of a judge."""
 TITLES = {
     "recall": "recall of the hidden permutation",
     "matching_score": "matching score",
@@ -46,6 +49,9 @@ def print_results(results: Results, folder: Path) -> None:
 
 def _tables(results: Results) -> Iterator[tuple[str, Table]]:
     yield _match_table(results.tables["matches"])
+    judged = results.tables.get("judge_scores", [])
+    if judged:
+        yield "Judge score (share of SAME), from 1 different to 3 the same", _judge_table(judged)
     strategies = results.tables.get("strategies", [])
     if strategies:
         over = ", ".join(dict.fromkeys(str(row["dataset"]) for row in strategies))
@@ -69,6 +75,25 @@ def _match_table(rows: list[Row]) -> tuple[str, Table]:
         cells = [_number(at[arm].get(metric)) for metric in shown for arm in arms]
         table.add_row(_label(place), *cells)
     return "Matches: " + ", ".join(TITLES[m] for m in shown), table
+
+
+def _judge_table(rows: list[Row]) -> Table:
+    arms = list(dict.fromkeys(str(row["arm"]) for row in rows if row["role"] == "pair"))
+    columns = [("pair", arm, arm) for arm in arms]
+    columns += [(role, NO_ARM, head) for role, head in CONTROLS.items()]
+    table = _table()
+    for _, _, head in columns:
+        table.add_column(head, justify="right")
+    for place in _places([row for row in rows if row["role"] == "pair"]):
+        at = {(row["role"], row["arm"]): row for row in rows if _place(row) == place}
+        cells = [at.get((role, arm)) for role, arm, _ in columns]
+        label = "all" if place[1] is None else _label(place)
+        table.add_row(label, *("–" if row is None else _judged(row) for row in cells))
+    return table
+
+
+def _judged(row: Row) -> str:
+    return f"{_number(row['judge_score'])} ({float(row['same_share'] or 0):.0%})"
 
 
 def _strategy_table(rows: list[Row], metric: str) -> Table:
@@ -115,4 +140,4 @@ def _label(place: tuple[object, ...]) -> str:
 
 
 def _number(value: object) -> str:
-    return "–" if value is None else f"{float(str(value)):.3f}"
+    return "–" if value is None or math.isnan(float(str(value))) else f"{float(str(value)):.3f}"
