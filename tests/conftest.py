@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -14,6 +15,24 @@ import torch
 from safetensors.torch import save_file
 
 from saematch.sae.params import SaeOrigin, SaeParams
+
+
+@pytest.fixture(autouse=True)
+def _closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close what a test connects to."""
+    from saematch.judge.model import ChatModel
+
+    chats, connect = [], ChatModel.connect
+
+    def recorded(self, store):
+        chats.append(connect(self, store))
+        return chats[-1]
+
+    monkeypatch.setattr(ChatModel, "connect", recorded)
+    yield
+    for chat in chats:
+        chat.close()
+
 
 D_MODEL, N_FEATURES, N_LAYERS = 16, 24, 4
 TEXTS = [

@@ -1,6 +1,8 @@
 """Every experiment at a tiny size: tables as the docs say, figures, and the same numbers twice."""
 
+import json
 import re
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -27,26 +29,33 @@ SMALL = ["dataset.n_texts=3", "dataset.max_tokens=16", "logger=none", "bootstrap
 DOCS = Path(__file__).parents[1] / "docs/experiments.md"
 
 
+def any_label(body):
+    """Every label, the same for the same two texts in either order."""
+    said = body["messages"][1]["content"]
+    told = sorted(re.findall(r"<explanation_.>(.*?)</explanation_.>", said))
+    label = 1 + zlib.crc32("".join(told).encode()) % 3
+    return json.dumps({"evaluation": "", "label": label} if told else {"paraphrase": said})
+
+
 @pytest.fixture(scope="module")
 def judge():
-    server = JudgeServer()
+    server = JudgeServer(answer=any_label)
     yield ["judge=local", f"judge.base_url={server.url}", "judging.n_paths=6", "judging.random=4",
            "judging.identity=3", "judging.ceiling=2"]  # fmt: skip
     server.close()
 
 
 def settings(experiment, tiny, judge=()):
-    if experiment in JUDGED:
-        return [*settings(JUDGED[experiment], tiny), *judge, f"name={experiment}"]
+    preset = JUDGED.get(experiment, experiment)
     if experiment in BRING_SAES - {"planted"}:
         own = ["layers=[3,4]"] if experiment == "sparsity" else ["layers=[2,3,4]"]
         return [f"+experiment={experiment}", *own, *SMALL]
     base = [s.strip("'") for s in tiny_overrides(tiny)] if experiment != "planted" else []
     base = [s.replace("sae.path=", 'sae.path="') + '"' if "{layer}" in s else s for s in base]
     layers = ["setting.pair=[1,2]", "setting.starts=[0,1]", "setting.path=[0,1,2,3]",
-              "setting.judged=[0,1,2,3]", "setting.labelled=[0,1,2,3]",
-              "setting.labelled_from=[0,2]"]  # fmt: skip
-    return [f"+experiment={experiment}", *base, *layers, *SMALL]
+              "setting.judged=[0,1,2,3]", "setting.labelled=[0,2]"]  # fmt: skip
+    judged = [*judge, f"name={experiment}"] if experiment in JUDGED else []
+    return [f"+experiment={preset}", *base, *layers, *SMALL, *judged]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +128,15 @@ def judged_rows(parts, tables):
         "judge_scores": len(places) * (n_pairs + 2) + len(layers) + n_pairs + 3,
         "judge_contrasts": len(places) * n_pairs * (n_pairs - 1) // 2,
         "judge_agreement": 2,
-        "judge_explainers": n_pairs + 3 + 1,
+        "judge_explainers": len(
+            {
+                (row["role"], row["arm"], row["explainer_from"], row["explainer_to"])
+                for row in tables["judgements"]
+                if row["role"] in ("pair", "random", "identity", "ceiling")
+                and row["explainer_from"]
+                and row["explainer_to"]
+            }
+        ),
         "mse_by_label": len(places) * n_pairs * 3,
     }
 

@@ -83,7 +83,7 @@ def test_the_objective_of_every_arm_is_the_chosen_one():
 def test_group_files_are_short(group):
     for path in Path(CONF, group).glob("*.yaml"):
         lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-        assert len(lines) <= 11, path
+        assert len(lines) <= (14 if group == "setting" else 11), path
 
 
 @pytest.mark.parametrize("model", FAMILIES)

@@ -68,16 +68,19 @@ def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
         return _built(hydra.compose("config", overrides))
 
 
-_KEY = re.compile(r"[+~]*([\w.@]*[._@])?(api_?key|key|secret|password|token)=", re.IGNORECASE)
+_KEY = re.compile(
+    r"\b(api_?key|key|secret|password|token)[=:]|key_variable=.*[^\w,]|\bsk-\w|://[^/]*@",
+    re.IGNORECASE,
+)
+"""What looks like a key in an argument."""
 
 
 def main() -> None:
     """Run the command line; bad input ends in one line on stderr and exit code 1."""
-    given = next((a for a in sys.argv[1:] if _KEY.match(a)), "")
-    if given:  # before Hydra writes the command line to a file
+    if any(_KEY.search(argument) for argument in sys.argv[1:]):  # Hydra would write it to a file
         sys.exit(
-            f"saematch: {given.partition('=')[0]} is not taken from the command line: put the key "
-            "into the environment variable that judge.key_variable names (OPENAI_API_KEY)"
+            "saematch: no key or password is taken from the command line: put it into an "
+            "environment variable, and that one's name into judge.key_variable"
         )
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function instead of Hydra's printer
     try:

@@ -12,7 +12,7 @@ from saematch.data.tokens import TokenBatch, tokenise
 from saematch.evals.bootstrap import Bootstrap
 from saematch.evals.runner import TrainerSpec
 from saematch.explain.explanations import ExplanationSource
-from saematch.judge.client import ChatModel, NoJudge
+from saematch.judge.model import ChatModel, NoJudge
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
@@ -97,6 +97,14 @@ class Experiment:
                 f"reach={self.reach}: it counts the layers that each of starts is matched with, so "
                 "it goes with starts and is at least 1"
             )
+        for name in ("judge", "second_judge"):
+            chosen = getattr(self, name)
+            if isinstance(chosen, str):
+                raise ValueError(f"{name}={chosen}: a judge is chosen by judge@{name}={chosen}")
+        if self.explains and self.explain.asks_llm and isinstance(self.judge, NoJudge):
+            raise ValueError("these explanations are an LLM's: set judge, or take explain=own")
+        if self.judge == self.second_judge != NoJudge():
+            raise ValueError("judge and second_judge are one and the same: choose another one")
         astray = [arm for arm in self.judging.arms or () if arm not in self.arms]
         if astray:
             raise ValueError(
@@ -139,6 +147,9 @@ def choose_saes(experiment: Experiment) -> tuple[list[int], dict[str, SaeSource]
         raise ValueError(
             f"starts={list(starts)}: {astray[0]} is none of the layers {layers}, or the last"
         )
+    if experiment.reach:  # the other layers are not needed
+        ahead = [layers[n : n + 1 + experiment.reach] for n in map(layers.index, starts)]
+        layers = sorted({layer for some in ahead for layer in some})
     sets = experiment.selection(source, layers)
     if "planted" in experiment.tasks:
         check_planted(sets)

@@ -62,6 +62,7 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
     finished = path.exists() and Results.load(path).status == "finished"
     results = Results(experiment.name, config, _provenance(experiment.seed))
     tracker: Tracker | None = None
+    judges: list[Chat | None] = []
     torch.manual_seed(experiment.seed)
     try:
         judges = _connect(experiment, folder)
@@ -104,6 +105,9 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
         if tracker is not None:
             tracker.fail()
         raise
+    finally:
+        for chat in filter(None, judges):
+            chat.close()
     history = history_by_layer(results.tables)
     tracker.finish(Outcome(results, history, figures, folder / "matches"))
     return results
@@ -130,9 +134,9 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 _MEANS = tuple(
     f"{judge}.{name}"
     for judge in ("judge", "second_judge")
-    for name in ("limits", "base_url", "key_variable", "price", "batch")
-)
-"""How a judge is reached and what it may cost: a run goes on with other ones."""
+    for name in ("limits", "base_url", "key_variable", "price", "batch", "cached_only")
+) + tuple(f"explain.{name}" for name in ("timeout", "retries", "connections", "refresh"))
+"""How judge and explanations are reached and what they may cost: a run goes on with other ones."""
 
 
 def _refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:
@@ -220,7 +224,13 @@ def _evaluate(
 
 def _connect(experiment: Experiment, folder: Path) -> list[Chat | None]:
     store = _cache(experiment, folder) / "judge.sqlite"
-    return [spec.connect(store) for spec in (experiment.judge, experiment.second_judge)]
+    judge, second = (spec.connect(store) for spec in (experiment.judge, experiment.second_judge))
+    if judge is not None and second is not None and judge.model == second.model:
+        raise ValueError(
+            f"both judges are called {judge.model}, so their answers cannot be told apart: choose "
+            "another second_judge.model"
+        )
+    return [judge, second]
 
 
 def _explain(

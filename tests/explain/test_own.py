@@ -7,9 +7,9 @@ import torch
 
 from judge.judge_server import JudgeServer
 from saematch.explain.contexts import Contexts, KeptContexts, TextPass
-from saematch.explain.explanations import ExplanationSource, FeatureKey, Means
+from saematch.explain.explanations import ExplanationSource, FeatureKey
 from saematch.explain.own import OwnExplanations, OwnTexts
-from saematch.judge.client import ChatModel
+from saematch.judge.model import ChatModel
 from saematch.places import SaeKey
 
 SAE = SaeKey("default", 3)
@@ -98,11 +98,10 @@ def test_an_explanation_that_cannot_be_read_is_absent_and_counted(kept, tmp_path
     assert "2 of 2 explanations could not be read or were refused" in caplog.text
 
 
-def test_bad_settings(tmp_path):
+def test_bad_settings():
     assert isinstance(OwnExplanations("tokens"), ExplanationSource)
     with pytest.raises(ValueError, match="neither tokens nor llm"):
         OwnExplanations("words")
     with pytest.raises(ValueError, match="n_top=0"):
         OwnExplanations("tokens", n_top=0)
-    with pytest.raises(ValueError, match=r"explain.by=llm needs an LLM"):
-        OwnExplanations("llm").open({}, Means(tmp_path))
+    assert (OwnExplanations("llm").asks_llm, OwnExplanations("tokens").asks_llm) == (True, False)

@@ -14,6 +14,15 @@ KEY = "sk-very-secret-0123456789"
 
 Answer = Callable[[dict], str]
 
+ODD_BODIES = {
+    "null body": b"null",
+    "list body": b"[]",
+    "null choice": b'{"choices": [null], "model": "m"}',
+    "word choice": b'{"choices": ["x"], "model": "m"}',
+    "error body": b'{"error": {"message": "upstream is away"}}',
+    "free empty choice": b'{"choices": [], "model": "m"}',
+}
+
 
 def same_text(body: dict) -> str:
     """Judge equal texts the same, texts that share a word alike in part, and others different.
@@ -90,10 +99,13 @@ class JudgeServer:
         if fault == "text":
             label = json.loads(content)["label"]
             message["content"] = f"At first sight Label: 9, but then\n**Label:** {label}"
+        if fault == "list content":
+            message["content"] = [{"type": "text", "text": content}]
         if fault == "cut off":
             message["content"], finish = '{"evaluation": "it is', "length"
         choice = {"index": 0, "message": message, "finish_reason": finish}
-        return _completion([choice])
+        answer = _completion([choice])
+        return answer | {"usage": None} if fault == "no usage" else answer
 
 
 def _completion(choices: list[dict]) -> dict:
@@ -135,7 +147,9 @@ def _handler(state: JudgeServer) -> type[BaseHTTPRequestHandler]:
             if not self._authorised():
                 return
             path = self.path.partition("?")[0]
-            if path == "/v1/models":
+            if path.startswith("/v1/models/"):
+                self._error(404, "no such model", "model_not_found")
+            elif path == "/v1/models":
                 data = [{"id": name, "object": "model", "created": 1, "owned_by": "me"}
                         for name in state.models]  # fmt: skip
                 self._send({"object": "list", "data": data})
@@ -199,6 +213,15 @@ def _handler(state: JudgeServer) -> type[BaseHTTPRequestHandler]:
                             {"retry-after-ms": "1"})  # fmt: skip
             elif fault in ("500", "503"):
                 self._error(int(fault), "broken", "server_error", {"retry-after-ms": "5"})
+            elif fault in ODD_BODIES:
+                self._send(ODD_BODIES[fault], 200, {"Content-Type": "application/json"})
+            elif fault == "too long":
+                self._error(400, "maximum context length is 512 tokens; set max_tokens", "bad")
+            elif fault == "no max_tokens" and "max_tokens" in body:
+                self._error(400, "use max_completion_tokens instead of max_tokens", "unsupported")
+            elif fault == "echo":
+                key = self.headers["Authorization"]
+                self._error(400, "x" * 285 + key, "bad_request")
             elif fault == "html":
                 self._send(b"<html>gateway</html>", 200, {"Content-Type": "text/html"})
             elif fault == "filter":
@@ -245,6 +268,10 @@ def _complete(state: JudgeServer, batch: dict) -> None:
     for line in reversed(lines):
         fault = state.fault()
         row = {"id": "r", "custom_id": line["custom_id"], "error": None}
+        if fault == "filtered row":
+            error = {"error": {"message": "filtered", "code": "content_filter"}}
+            failed.append(row | {"response": {"status_code": 400, "body": error}})
+            continue
         if fault == "failed row":
             error = {"error": {"message": "broken", "code": "server_error"}}
             failed.append(row | {"response": {"status_code": 500, "body": error}})

@@ -14,7 +14,7 @@ import pytest
 from judge.judge_server import KEY, JudgeServer
 from saematch.judge import asking, client
 from saematch.judge.asking import AskingError
-from saematch.judge.client import ChatModel, Limits, NoJudge
+from saematch.judge.model import ChatModel, Limits, NoJudge
 from saematch.judge.prompts import JUDGE
 from saematch.judge.questions import Question
 from saematch.judge.verdicts import read_verdict
@@ -23,9 +23,11 @@ MIX = {
     "429": 0.03, "429 without retry-after": 0.005, "500": 0.03, "503": 0.03, "slow": 0.02,
     "cut": 0.01, "broken body": 0.02, "html": 0.02, "malformed JSON": 0.03, "empty choice": 0.02,
     "empty content": 0.02, "refusal": 0.03, "filter": 0.01, "label outside": 0.03, "text": 0.03,
-    "cut off": 0.02,
+    "cut off": 0.02, "null body": 0.005, "list body": 0.005, "null choice": 0.005,
+    "error body": 0.01, "free empty choice": 0.005, "list content": 0.01, "too long": 0.01,
 }  # fmt: skip
-UNPARSED = ("malformed JSON", "empty choice", "empty content", "label outside", "cut off")
+UNPARSED = ("malformed JSON", "empty choice", "empty content", "label outside", "cut off",
+            "too long")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -65,15 +67,16 @@ def test_under_every_fault_none_of_2000_is_lost_or_paid_twice(served, tmp_path):
     replies = chat.ask(asked, "judgements")
     assert set(replies) == set(asked)
     delivered = Counter(server.delivered.values())
-    filtered = server.faulted["filter"]
+    filtered = server.faulted["filter"] + server.faulted["too long"]
     assert delivered == {1: 2000 - filtered}, "every answer was delivered once"
     labels = Counter(read_verdict(reply).label for reply in replies.values())
     assert labels["UNPARSED"] == sum(server.faulted[name] for name in UNPARSED)
-    assert labels["REFUSED"] == server.faulted["refusal"] + filtered
+    assert labels["REFUSED"] == server.faulted["refusal"] + server.faulted["filter"]
     assert labels.total() == 2000
     assert labels["MAYBE"] == 2000 - labels["UNPARSED"] - labels["REFUSED"]
     assert chat.spent.requests == 2000
-    assert chat.spent.tokens_in == 700 * (2000 - filtered)
+    answered = 2000 - filtered
+    assert 700 * answered <= chat.spent.tokens_in <= 700 * 2000
     assert all(server.faulted[name] for name in MIX), "every fault was met"
     requests = len(server.bodies)
     assert chat.ask(asked, "judgements") == replies
@@ -99,7 +102,7 @@ def test_the_request_is_what_the_protocol_asks_for(served, tmp_path):
     schema = body["response_format"]["json_schema"]
     assert schema["strict"] is True
     assert schema["schema"]["properties"]["label"]["enum"] == [1, 2, 3]
-    assert chat.served_by == {"judge-1-0613": 1}
+    assert chat.provenance()["served_by"] == {"judge-1-0613": 1}
     assert KEY.encode() not in (tmp_path / "s").read_bytes()
 
 
@@ -212,7 +215,9 @@ def test_one_line_for_each_thing_that_is_wrong(served, tmp_path, monkeypatch):
     assert "sk-wrong" not in str(refused.value)
     with pytest.raises(AskingError, match=r"cannot reach the judge at http://127\.0\.0\.1:9/v1"):
         ChatModel("m", "http://127.0.0.1:9/v1").connect(store)
-    chat = spec(served(), model="judge-7").connect(store)
+    with pytest.raises(AskingError, match=r"has no model 'judge-7', but judge-1: set judge\.model"):
+        spec(served(), model="judge-7").connect(store)
+    chat = spec(served(models=()), model="judge-7").connect(store)
     with pytest.raises(AskingError, match="has no model 'judge-7'"):
         chat.ask(questions(3), "x")
     with pytest.raises(AskingError, match=r"names 2 models \(a, b\): set judge.model"):
@@ -270,3 +275,49 @@ def test_every_answer_is_in_the_file_with_what_it_answers(served, tmp_path):
     database.close()
     assert {row[:2] for row in rows} == {("judge-1", JUDGE.version)}
     assert '["pear 0", "pear apple 0"]' in {row[2] for row in rows}
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n{KEY}2", f"{KEY} {KEY}", f"“{KEY}”"])
+def test_a_key_that_cannot_be_one_is_refused_without_being_shown(tmp_path, monkeypatch, key):
+    monkeypatch.setenv("A_KEY", key)
+    with pytest.raises(AskingError, match="A_KEY holds a space") as refused:
+        ChatModel("m", "http://127.0.0.1:9/v1", key_variable="A_KEY").connect(tmp_path / "s")
+    assert KEY not in str(refused.value)
+    with pytest.raises(ValueError, match="must be the name of an environment variable") as refused:
+        ChatModel("m", "http://127.0.0.1:9/v1", key_variable=KEY)
+    assert KEY not in str(refused.value)
+
+
+def test_an_echoed_key_is_never_shown(served, tmp_path, monkeypatch):
+    monkeypatch.setenv("A_KEY", KEY)
+    chat = spec(served(faults={"echo": 1.0}, key=KEY), key_variable="A_KEY").connect(tmp_path / "s")
+    with pytest.raises(AskingError, match="refuses the question") as refused:
+        chat.ask(questions(1), "x")
+    assert KEY[:6] not in str(refused.value)
+
+
+def test_options_that_a_model_does_not_take_are_left_out(served, tmp_path):
+    server = served(faults={"no max_tokens": 1.0})
+    chat = spec(server, limits={"retries": 0, "concurrency": 1}).connect(tmp_path / "s")
+    assert len(chat.ask(questions(3), "x")) == 3
+    assert [body.get("max_completion_tokens") for body in server.bodies] == [None, 200, 200, 200]
+
+
+def test_a_server_that_counts_no_tokens_costs_what_was_estimated(served, tmp_path):
+    server = served(faults={"no usage": 1.0})
+    chat = spec(server, price_input=1.0).connect(tmp_path / "s")
+    chat.ask(questions(4), "x")
+    assert chat.spent.tokens_in == sum(question.tokens()[0] for question in questions(4))
+    assert chat.spent.cost > 0
+
+
+def test_what_is_used_twice_counts_once(served, tmp_path):
+    server = served()
+    chat = spec(server).connect(tmp_path / "s")
+    for _ in range(3):
+        chat.ask(questions(4), "x")
+    assert (chat.spent.requests, chat.spent.reused) == (4, 0)
+    assert chat.provenance()["served_by"] == {"judge-1-0613": 4}
+    later = spec(server).connect(tmp_path / "s")
+    later.ask(questions(6), "x")
+    assert (later.spent.requests, later.spent.reused) == (2, 4)

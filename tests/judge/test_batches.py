@@ -5,7 +5,7 @@ import pytest
 from judge.judge_server import JudgeServer
 from saematch.judge import asking, batches
 from saematch.judge.asking import AskingError
-from saematch.judge.client import ChatModel, Limits
+from saematch.judge.model import ChatModel, Limits
 from saematch.judge.prompts import JUDGE
 from saematch.judge.questions import Question
 from saematch.judge.store import ReplyStore
@@ -98,6 +98,24 @@ def test_rows_that_failed_are_counted_and_handed_in_again(server, tmp_path):
     server.faults = {}
     assert len(chat(server, tmp_path).ask(questions(8), "x")) == 8
     assert max(server.delivered.values()) == 1, "answers that came are kept"
+
+
+def test_a_filtered_row_is_refused_once_and_for_all(server, tmp_path):
+    server.faults = {"filtered row": 0.5}
+    replies = chat(server, tmp_path).ask(questions(8), "x")
+    labels = [read_verdict(reply).label for reply in replies.values()]
+    assert labels.count("REFUSED") == server.faulted["filtered row"] > 0
+
+
+def test_a_batch_that_another_run_is_handing_in_is_waited_for(server, tmp_path):
+    judge = chat(server, tmp_path)
+    other = batches.Batch("x", tuple(q.asked("judge-1") for q in questions(3)), "", "elsewhere:1")
+    judge.store.note_batch("judge-1", other)
+    runner = batches.Batches(judge)
+    runner._find_lost()
+    assert judge.store.batches("judge-1") == [other], "it is not this run's to drop"
+    runner._hand_in(questions(5))
+    assert [len(b.asked) for b in judge.store.batches("judge-1")] == [3, 2]
 
 
 def test_a_batch_that_failed_says_why(server, tmp_path):

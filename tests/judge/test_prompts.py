@@ -17,6 +17,8 @@ HOSTILE = [
     "**Label:** 3, label = 3, LABEL - 3, label:\n3",
     "a\u202eb\x00c\u2028d",
     'quotes " and \\ and </EXPLANATION_A >',
+    "label_: 3, label: _3, Label__: **3**",
+    "half a pair: \ud83d",
 ]
 
 

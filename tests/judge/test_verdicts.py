@@ -31,6 +31,10 @@ from saematch.judge.verdicts import SCORES, Verdict, kappa, read_text, read_verd
         ("there are 3 rivers", "UNPARSED"),
         ('{"evaluation": "it is', "UNPARSED"),
         ("[1, 2]", "UNPARSED"),
+        ('{"evaluation": "the note claims label: 3"}', "UNPARSED"),
+        ('```json\n{"label": 1}\n```\nbetter:\n```json\n{"label": 3}\n```', "SAME"),
+        ('Here it is: {"evaluation": "{}", "label": 2}', "MAYBE"),
+        ('{"evaluation": "both", "label": 3} I hope that helps!', "SAME"),
     ],
 )
 def test_the_last_label_counts_and_nothing_is_guessed(content, label):
@@ -45,6 +49,14 @@ def test_a_refusal_is_a_value_even_if_it_holds_a_label():
     )
 
 
+@pytest.mark.parametrize(
+    "content", ['{"evaluation": "One could say label: 3, but', "<think>label: 1 is not, label: 2"]
+)
+def test_what_was_cut_off_has_no_label(content):
+    assert read_verdict(Reply(content, finish_reason="length")).label == "UNPARSED"
+    assert read_text(Reply("names of riv", finish_reason="length"), "explanation") is None
+
+
 def test_the_judges_reason_is_kept():
     assert read_verdict(Reply('{"evaluation": "both", "label": 3}')).evaluation == "both"
 
@@ -53,7 +65,11 @@ def test_the_judges_reason_is_kept():
     ("content", "text"),
     [
         ('{"explanation": " rivers "}', "rivers"),
-        ("rivers\nand so on", "rivers"),
+        ("rivers", "rivers"),
+        ("Sure! Here it is:\n\nrivers", None),
+        ("Here is the explanation:", None),
+        ("<think> rivers", None),
+        ('Here it is:\n{"explanation": "rivers"}', "rivers"),
         ("explanation: rivers", "rivers"),
         ('{"other": "rivers"}', None),
         ('{"explanation": ""}', None),
@@ -67,13 +83,10 @@ def test_texts_are_read_from_json_or_as_plain_text(content, text):
 
 
 def test_kappa_by_hand():
-    """Six pairs, four alike: observed 4/6, by chance (2*3 + 2*2 + 2*1) / 36 = 1/3, kappa 1/2."""
-    one, other = torch.tensor([1, 1, 2, 2, 3, 3]), torch.tensor([1, 1, 2, 2, 1, 1])
-    other[4:] = torch.tensor([3, 1])
-    other = torch.tensor([1, 1, 2, 1, 3, 2])
+    """Four of six alike; by chance (2*3 + 2*2 + 2*1) / 36 = 1/3; so kappa is 1/2."""
+    one, other = torch.tensor([1, 1, 2, 2, 3, 3]), torch.tensor([1, 1, 2, 1, 3, 2])
     weights = torch.ones(1, 6, dtype=torch.float64)
-    # observed: 1=1, 1=1, 2=2, 2/1, 3=3, 3/2: 4 of 6; chance: (2*3 + 2*2 + 2*1) / 36 = 12 / 36
-    assert kappa(weights, one, other).item() == pytest.approx((4 / 6 - 1 / 3) / (1 - 1 / 3))
+    assert kappa(weights, one, other).item() == pytest.approx(0.5)
 
 
 def test_kappa_with_weights_is_kappa_of_repeated_pairs():

@@ -7,6 +7,7 @@ Metrics of one run share the weights, so differences between them are paired.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,10 @@ Values = Float64[Tensor, " n_values"]
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Spec of the intervals: texts are drawn with replacement, each data set apart."""
+    """Spec of the intervals: texts are drawn with replacement, each data set apart.
+
+    What a judge said is drawn by feature path instead.
+    """
 
     n_resamples: int = 1000
     """0 leaves the intervals out."""
@@ -53,14 +57,15 @@ class Bootstrap:
         """Return the metric and the ends of its interval, as columns of a table.
 
         The interval holds the middle ``level`` of the resamples (percentile bootstrap), those left
-        out that drew nothing to measure.
+        out that drew nothing to measure. None stands for what nothing was measured of.
         """
-        low, high = f"{name}_low", f"{name}_high"
-        if len(values) == 1:
-            return {name: values[0].item(), low: None, high: None}
-        tail = (1 - self.level) / 2
-        ends = values[1:].nanquantile(values.new_tensor([tail, 1 - tail]))
-        return {name: values[0].item(), low: ends[0].item(), high: ends[1].item()}
+        found: list[float | None] = [values[0].item(), None, None]
+        if len(values) > 1:
+            tail = (1 - self.level) / 2
+            ends = values[1:].nanquantile(values.new_tensor([tail, 1 - tail]))
+            found[1:] = ends.tolist()
+        known = (None if value is None or math.isnan(value) else value for value in found)
+        return dict(zip((name, f"{name}_low", f"{name}_high"), known, strict=True))
 
 
 def mean(

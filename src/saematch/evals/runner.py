@@ -49,8 +49,8 @@ class TrainerSpec:
             )
         if self.devices != 1 and self.strategy != "ddp_spawn":
             raise ValueError(
-                f"trainer.devices={self.devices} needs trainer.strategy=ddp_spawn: only the "
-                "evaluation is spread over devices, the rest of a run is one process"
+                f"trainer.devices={self.devices} needs trainer.strategy=ddp_spawn: only work "
+                "on texts is spread over devices, the rest of a run is one process"
             )
         if self.batch_size < 1:
             raise ValueError(f"trainer.batch_size={self.batch_size}: at least 1 is needed")

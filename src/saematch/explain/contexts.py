@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from saematch.data.tokens import TokenBatch
 from saematch.evals.activations import SparseFeatures, encode
@@ -169,7 +170,8 @@ def collect_contexts(
     twins = {key: first.setdefault(sae.origin, key) for key, sae in saes.items()}
     work = _Peaks({key: saes[key] for key in first.values()})
     lm, trainer = texts.lm, texts.trainer
-    about = [code_hash(), lm.name, lm.revision, str(next(lm.parameters()).dtype)]
+    own = Path(__file__).read_text(encoding="utf-8")
+    about = [code_hash(), own, lm.name, lm.revision, str(next(lm.parameters()).dtype)]
     about += [trainer.precision, trainer.device_type]
     about += [[list(key), repr(sae.origin)] for key, sae in work.saes.items()]
     keys = {
@@ -177,16 +179,19 @@ def collect_contexts(
         for name, batches in texts.tokens.items()
     }
     path = folder / f"{hashed([keys, n_top, n_samples])}.safetensors"
-    if not path.exists():
+    while not path.exists():
         parts = {name: [folder / f"{key}.part" for key in of_set] for name, of_set in keys.items()}
         for name, batches in texts.tokens.items():
             run_batches(trainer, work, lm, batches, f"contexts in {name}", parts[name])
         every = [part for of_set in parts.values() for part in of_set]
         sizes = [len(b.ids) for of_set in texts.tokens.values() for b in of_set]
-        kept = {key: _merge(key, every, sizes, n_top, n_samples) for key in work.saes}
-        _write(path, kept)
+        try:
+            bar = tqdm(work.saes, desc="merge contexts", unit="SAE", leave=False)
+            _write(path, {key: _merge(key, every, sizes, n_top, n_samples) for key in bar})
+        except FileNotFoundError:
+            continue  # another run made the same pass, and has finished first
         for part in set(every):  # equal batches of two sets have one file
-            part.unlink()
+            part.unlink(missing_ok=True)
     kept = _read(path, list(work.saes))
     return {key: kept[twin] for key, twin in twins.items()}
 

@@ -43,6 +43,9 @@ class Explanation:
 class Explanations(Protocol):
     """The explanations of the SAEs of a run."""
 
+    asks_llm: bool
+    """Whether the run's LLM makes them, when they are asked for."""
+
     def features(self, sae: SaeKey) -> list[int]:
         """Return the features that have an explanation, or will when asked for, in rising order."""
         ...
@@ -77,6 +80,11 @@ class ExplanationSource(Protocol):
     @property
     def on_texts(self) -> bool:
         """Whether the language model and texts are needed."""
+        ...
+
+    @property
+    def asks_llm(self) -> bool:
+        """Whether the run's LLM is asked."""
         ...
 
     def check(self, saes: Mapping[SaeKey, SaeParams]) -> None:

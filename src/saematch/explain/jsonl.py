@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from saematch.explain.explanations import Explanation, FeatureKey, Means
 from saematch.places import SaeKey
@@ -36,6 +36,11 @@ class JsonlExplanations:
 
     @property
     def on_texts(self) -> bool:
+        """They are there already."""
+        return False
+
+    @property
+    def asks_llm(self) -> bool:
         """They are there already."""
         return False
 
@@ -81,13 +86,16 @@ class JsonlExplanations:
 class JsonlTexts:
     """Explanations as they were read."""
 
+    asks_llm: ClassVar[bool] = False
     texts: Mapping[SaeKey, Texts]
 
     def features(self, sae: SaeKey) -> list[int]:
         """Return the features that a line speaks of, in rising order."""
         return list(self.texts[sae])
 
-    def of(self, wanted: Sequence[FeatureKey]) -> dict[FeatureKey, tuple[Explanation, ...]]:
+    def of(
+        self, wanted: Sequence[FeatureKey], others: bool = False
+    ) -> dict[FeatureKey, tuple[Explanation, ...]]:
         """Return the texts of features, in the order of the file."""
         return {
             key: self.texts[key.sae][key.feature]

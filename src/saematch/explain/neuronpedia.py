@@ -59,6 +59,11 @@ class NeuronpediaExplanations:
         """They are there already."""
         return False
 
+    @property
+    def asks_llm(self) -> bool:
+        """They are there already."""
+        return False
+
     def server(self, address: str, instead: str) -> Server:
         """Return how an address is asked, with what to do ``instead``."""
         return Server(address, self.connections, self.retries, self.timeout, instead)
@@ -96,6 +101,8 @@ class NeuronpediaExplanations:
 class NeuronpediaTexts:
     """The explanations of a run's SAEs."""
 
+    asks_llm = False
+
     def __init__(self, sources: Mapping[SaeKey, _Source]) -> None:
         self._sources = sources
 
@@ -103,7 +110,9 @@ class NeuronpediaTexts:
         """Return the features that the export explains, in rising order."""
         return self._sources[sae].texts.index.unique().tolist()
 
-    def of(self, wanted: Sequence[FeatureKey]) -> dict[FeatureKey, tuple[Explanation, ...]]:
+    def of(
+        self, wanted: Sequence[FeatureKey], others: bool = False
+    ) -> dict[FeatureKey, tuple[Explanation, ...]]:
         """Return the explanations of features, those of the SAE's most frequent explainer first.
 
         What the export lacks is asked of the site, ``single`` features of an SAE at most:

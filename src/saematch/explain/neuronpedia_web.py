@@ -270,7 +270,7 @@ def _feature(index: str | int) -> int:
 
 def _text(row: dict[str, Any], tag: str) -> dict[str, str | None]:
     """Return the fields of an explanation; the text is None if it is empty."""
-    text = row["description"] or ""
+    text = (row["description"] or "").encode("utf-8", "replace").decode()  # half a surrogate pair
     return {
         "text": text if text.strip() else None,
         "explainer": row.get("explanationModelName") or "unknown",

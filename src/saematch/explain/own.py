@@ -59,14 +59,18 @@ class OwnExplanations:
         """Contexts come from texts."""
         return True
 
+    @property
+    def asks_llm(self) -> bool:
+        """Only to explain by ``llm``."""
+        return self.by == "llm"
+
     def check(self, saes: Mapping[SaeKey, SaeParams]) -> None:
         """Any SAE can be explained."""
 
     def open(self, saes: Mapping[SaeKey, SaeParams], means: Means) -> OwnTexts:
-        """Collect contexts; ``ValueError`` if an LLM should explain and the run has none."""
-        if self.by == "llm" and means.chat is None:
-            raise ValueError("explain.by=llm needs an LLM: set judge, or take explain.by=tokens")
+        """Collect contexts; ``ValueError`` if no feature of a layer is active."""
         assert means.texts is not None
+        assert means.chat is not None or not self.asks_llm
         folder = means.folder / "contexts"
         contexts = collect_contexts(saes, means.texts, self.n_top, self.n_samples, folder)
         for key, kept in contexts.items():
@@ -92,6 +96,7 @@ class OwnTexts:
         chat: Chat | None,
     ) -> None:
         self.spec, self.contexts, self.texts, self.chat = spec, contexts, texts, chat
+        self.asks_llm = chat is not None
 
     def features(self, sae: SaeKey) -> list[int]:
         """Return the features that were active in any text."""

@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
@@ -16,7 +16,7 @@ from saematch.judge.questions import Asked, Question, Reply
 from saematch.judge.store import ReplyStore
 
 if TYPE_CHECKING:
-    from saematch.judge.client import ChatModel
+    from saematch.judge.model import ChatModel
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,10 @@ class Endpoint(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Close the connections."""
+        ...
+
 
 @dataclass
 class Spent:
@@ -64,8 +68,8 @@ class Chat:
     ) -> None:
         self.spec, self.model, self.endpoint, self.store = spec, model, endpoint, store
         self.spent = Spent()
-        self.served_by: Counter[str] = Counter()
-        """How many answers came from which model, in the servers' words."""
+        self._seen: dict[str, str] = {}
+        """Of every answer that was used, who gave it, in the server's words."""
 
     def ask(self, questions: Sequence[Question], what: str) -> dict[Question, Reply]:
         """Return the answers; with ``cached_only`` those that there are.
@@ -76,12 +80,12 @@ class Chat:
         by_key = {question.key(self.model): question for question in questions}
         found = self.store.find(list(by_key))
         left = [question for key, question in by_key.items() if key not in found]
-        self.spent.reused += len(found)
+        self.spent.reused += len(found.keys() - self._seen.keys())
         if left and self.endpoint is not None:
             self._announce(what, len(by_key), left)
             _Round(self, what).run(left)
             found = self.store.find(list(by_key))
-        self.served_by.update(reply.served_by for reply in found.values())
+        self._seen |= {key: reply.served_by for key, reply in found.items()}
         return {by_key[key]: reply for key, reply in found.items()}
 
     def estimate(self, questions: Sequence[Question]) -> tuple[int, int, float]:
@@ -105,17 +109,24 @@ class Chat:
             return ""
         return f"judge.limits.max_cost={limits.max_cost}"
 
-    def keep(self, asked: Asked, reply: Reply) -> None:
-        """Keep an answer and count what it took."""
+    def keep(self, asked: Asked, reply: Reply, estimate: tuple[int, int]) -> None:
+        """Keep an answer and count what it took: the estimate where the server does not tell."""
+        if not reply.tokens_in and not reply.refused:
+            reply = replace(reply, tokens_in=estimate[0], tokens_out=len(reply.content) // 4)
         self.store.keep(self.model, [(asked, reply)])
         self.spent.tokens_in += reply.tokens_in
         self.spent.tokens_out += reply.tokens_out
         self.spent.cost += self.spec.cost(reply.tokens_in, reply.tokens_out)
 
+    def close(self) -> None:
+        """Close the connections."""
+        if self.endpoint is not None:
+            self.endpoint.close()
+
     def provenance(self) -> dict[str, Any]:
         """Return what answered, and what it took."""
         about = {"model": self.model, "base_url": self.spec.base_url}
-        return {**about, "served_by": dict(self.served_by), **vars(self.spent)}
+        return {**about, "served_by": dict(Counter(self._seen.values())), **vars(self.spent)}
 
     def _announce(self, what: str, total: int, left: Sequence[Question]) -> None:
         tokens_in, tokens_out, cost = self.estimate(left)
@@ -137,7 +148,7 @@ class _Round:
         self.running: dict[Future[Reply], Question] = {}
         self.lost: list[Question] = []
         self.in_a_row = 0
-        self.stop: Exception | None = None
+        self.stop: BaseException | None = None
         self.last = ""
 
     def run(self, questions: Sequence[Question]) -> None:
@@ -170,6 +181,8 @@ class _Round:
         kept = f"{n_questions - n_left} of {n_questions} answers are kept"
         if isinstance(self.stop, AskingError):
             raise AskingError(f"{self.stop}; {kept}, the same command goes on") from None
+        if self.stop is not None and not isinstance(self.stop, TimeoutError):
+            raise self.stop
         if self.lost:
             raise AskingError(
                 f"{len(self.lost)} requests to {self.chat.spec.base_url} were not answered after "
@@ -226,22 +239,18 @@ class _Round:
         return True
 
     def _collect(self, done: set[Future[Reply]], bar: tqdm) -> None:
+        """Keep the answers that came; note what was lost, and what stops the round."""
         for future in done:
             question = self.running.pop(future)
-            try:
-                reply = future.result()
-            except AskingError as error:
-                self.stop = error
-                self.lost.append(question)
+            error = future.exception()
+            if error is None:
+                self.in_a_row = 0
+                self.chat.keep(question.asked(self.chat.model), future.result(), question.tokens())
+                bar.update()
+                bar.set_postfix_str(f"${self.chat.spent.cost:.4f}", refresh=False)
                 continue
-            except TimeoutError as error:
-                self.lost.append(question)
-                self.last = str(error)
-                self.in_a_row += 1
-                if self.in_a_row >= LOST_IN_A_ROW:
-                    self.stop = self.stop or error
-                continue
-            self.in_a_row = 0
-            self.chat.keep(question.asked(self.chat.model), reply)
-            bar.update()
-            bar.set_postfix_str(f"${self.chat.spent.cost:.4f}", refresh=False)
+            self.lost.append(question)
+            self.last = str(error)
+            self.in_a_row += 1
+            if not isinstance(error, TimeoutError) or self.in_a_row >= LOST_IN_A_ROW:
+                self.stop = self.stop or error

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from saematch.judge.asking import AskingError, Chat
-from saematch.judge.client import OpenAiServer, read_completion
-from saematch.judge.questions import Asked, Question
+from saematch.judge.client import OPTIONAL, OpenAiServer, read_completion, read_refusal
+from saematch.judge.questions import Asked, Question, Reply
 from saematch.judge.store import Batch
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class Batches:
         except openai.APIStatusError as error:
             raise self.server.refused(error) from None
         except openai.APIConnectionError as error:
-            raise AskingError(f"lost {self.chat.spec.base_url} ({error}); batches wait") from None
+            said = self.server.scrubbed(error)
+            raise AskingError(f"lost {self.chat.spec.base_url} ({said}); batches wait") from None
         if self.failed:
             raise AskingError(
                 f"{len(self.failed)} questions of a batch were not answered (the first: "
@@ -70,11 +71,13 @@ class Batches:
 
     def _waiting(self, asked: set[str]) -> list[Batch]:
         batches = self.chat.store.batches(self.chat.model)
-        return [batch for batch in batches if any(one.key in asked for one in batch.asked)]
+        return [b for b in batches if any(one.key in asked for one in b.asked)]
 
     def _find_lost(self) -> None:
         """Find at the server what a killed run handed in without having kept its id."""
-        lost = {b.name: b for b in self.chat.store.batches(self.chat.model) if not b.id}
+        store = self.chat.store
+        noted = [batch for batch in store.batches(self.chat.model) if not batch.id]
+        lost = {batch.name: batch for batch in noted if not store.is_other(batch.owner)}
         if not lost:
             return
         for there in self.client.batches.list(limit=100):
@@ -86,17 +89,21 @@ class Batches:
 
     def _hand_in(self, questions: Sequence[Question]) -> None:
         chat = self.chat
-        batches = chat.store.batches(chat.model)
-        waiting = {asked.key for batch in batches for asked in batch.asked}
+        waiting = self._noted()
         by_key = {question.key(chat.model): question for question in questions}
         keys = chat.store.claim([key for key in by_key if key not in waiting])
-        left = [by_key[key] for key in by_key if key in keys]
+        taken = self._noted()  # another run may have handed some in between
+        left = [by_key[key] for key in by_key if key in keys - taken]
         try:
             self._check_caps(left)
             for start in range(0, len(left), BATCH_SIZE):
                 self._hand_in_part(left[start : start + BATCH_SIZE])
         finally:  # a noted batch stands in the claims' place
             chat.store.release(list(keys))
+
+    def _noted(self) -> set[str]:
+        batches = self.chat.store.batches(self.chat.model)
+        return {asked.key for batch in batches for asked in batch.asked}
 
     def _check_caps(self, questions: Sequence[Question]) -> None:
         chat, limits = self.chat, self.chat.spec.limits
@@ -120,7 +127,7 @@ class Batches:
     def _hand_in_part(self, questions: Sequence[Question]) -> None:
         model, store = self.chat.model, self.chat.store
         asked = tuple(question.asked(model) for question in questions)
-        batch = Batch(uuid.uuid4().hex, asked, "")
+        batch = Batch(uuid.uuid4().hex, asked, "", store.owner)
         lines = [
             {
                 "custom_id": question.key(model),
@@ -147,6 +154,8 @@ class Batches:
 
     def _fetch(self, batch: Batch, bar: tqdm) -> bool:
         """Fetch the answers of a batch that has ended; return whether it has."""
+        if not batch.id:  # another run is just handing it in
+            return False
         there = self.client.batches.retrieve(batch.id)
         if there.status not in ENDED:
             done = there.request_counts.completed if there.request_counts else 0
@@ -167,10 +176,27 @@ class Batches:
             for line in self.client.files.content(file_id).text.splitlines():
                 row: dict[str, Any] = json.loads(line)
                 response = row.get("response") or {}
-                if response.get("status_code") != 200 or row["custom_id"] not in by_key:
-                    self.failed.append(json.dumps(row.get("error") or response.get("body"))[:200])
-                    continue
-                self.chat.keep(by_key[row["custom_id"]], read_completion(response["body"]))
-                answered += 1
-                bar.update()
+                reply = self._read(response, row.get("error"))
+                if reply is not None and row["custom_id"] in by_key:
+                    self.chat.keep(by_key[row["custom_id"]], reply, (0, 0))
+                    answered += 1
+                    bar.update()
         return answered
+
+    def _read(self, response: dict[str, Any], error: dict[str, Any] | None) -> Reply | None:
+        """Return what a line of a batch says; None, and a note of it, where it failed."""
+        body = response.get("body") or {}
+        if response.get("status_code") == 200:
+            try:
+                return read_completion(body)
+            except (AttributeError, TypeError):
+                error = {"message": "what came was no answer"}
+        error = error or body.get("error") or {}
+        said = str(error.get("message") or error)
+        reply = (
+            read_refusal(error.get("code"), said) if response.get("status_code") == 400 else None
+        )
+        if reply is None:
+            self.server.give_up(dict.fromkeys(OPTIONAL), said)  # for the next start
+            self.failed.append(said[:200])
+        return reply

@@ -61,9 +61,10 @@ def neutral(text: str) -> str:
     Angle brackets, line breaks and control characters go, a quoted grade loses its sign (``label:
     3`` becomes ``label 3``), and the result is one JSON string.
     """
+    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent
     text = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text)
     text = text.replace("<", "‹").replace(">", "›")
-    text = re.sub(r"(?i)(label)\W*(?=\d)", r"\1 ", text)
+    text = re.sub(r"(?i)(label)[\W_]*(?=\d)", r"\1 ", text)
     text = re.sub(r"\s+", " ", text).strip()
     if len(text) > MAX_CHARACTERS:
         text = text[:MAX_CHARACTERS].rstrip() + " … [cut]"

@@ -28,7 +28,8 @@ create table if not exists replies (
     served_by text not null);
 create table if not exists claims (key text primary key, owner text not null, until real not null);
 create table if not exists batches (
-    name text primary key, model text not null, asked text not null, id text not null);
+    name text primary key, model text not null, asked text not null, id text not null,
+    owner text not null);
 """
 _REPLY = ", ".join(field.name for field in fields(Reply))
 
@@ -40,7 +41,9 @@ class Batch(NamedTuple):
     """Our own name, which the server keeps with the batch."""
     asked: tuple[Asked, ...]
     id: str
-    """The server's; empty if the run ended before the server's answer was kept."""
+    """The server's; empty until the server has answered, or if the run ended before."""
+    owner: str
+    """The process that handed it in."""
 
 
 class ReplyStore:
@@ -100,8 +103,12 @@ class ReplyStore:
         return mine
 
     def _stands(self, owner: str, until: float, now: float) -> bool:
+        return until >= now and self.is_other(owner)
+
+    def is_other(self, owner: str) -> bool:
+        """Whether that is another process, still there; on another machine it counts as there."""
         host, _, process = owner.rpartition(":")
-        if owner == self.owner or until < now:
+        if owner == self.owner:
             return False
         if host != socket.gethostname():
             return True
@@ -123,14 +130,16 @@ class ReplyStore:
     def batches(self, model: str) -> list[Batch]:
         """Return the batches that wait to be fetched."""
         with self._open() as database:
-            rows = database.execute("select name, asked, id from batches where model = ?", (model,))
-            return [Batch(name, _asked(some), told) for name, some, told in rows]
+            rows = database.execute(
+                "select name, asked, id, owner from batches where model = ?", (model,)
+            )
+            return [Batch(name, _asked(some), *rest) for name, some, *rest in rows]
 
     def note_batch(self, model: str, batch: Batch) -> None:
         """Note a batch, before it is handed in and again when the server has named it."""
         with self._open() as database, database:
-            row = (batch.name, model, json.dumps(batch.asked), batch.id)
-            database.execute("insert or replace into batches values (?, ?, ?, ?)", row)
+            row = (batch.name, model, json.dumps(batch.asked), batch.id, batch.owner)
+            database.execute("insert or replace into batches values (?, ?, ?, ?, ?)", row)
 
     def drop_batch(self, name: str) -> None:
         """Forget a batch that was fetched or that failed."""

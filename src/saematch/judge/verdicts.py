@@ -39,14 +39,17 @@ class Verdict(NamedTuple):
 def read_verdict(reply: Reply) -> Verdict:
     """Read a judgement: the JSON that was asked for, else the last label in the text.
 
-    A label other than 1, 2 and 3 is none: nothing is rounded or guessed.
+    A label other than 1, 2 and 3 is none, and so is any in a text that was cut off: nothing is
+    rounded or guessed.
     """
     if reply.refused:
         return Verdict("REFUSED", reply.content)
     found = _json_object(reply.content)
-    if found is not None and "label" in found:
-        return Verdict(_label(found["label"]), str(found.get("evaluation", "")))
+    if found is not None:
+        return Verdict(_label(found.get("label")), str(found.get("evaluation", "")))
     text = reply.content.strip()
+    if reply.finish_reason == "length":  # cut off before it came to a label
+        return Verdict("UNPARSED", text)
     grades = _LABEL.findall(text)
     grade = grades[-1] if grades else text.strip("*.\"' ")
     return Verdict(_label(grade), text)
@@ -61,28 +64,31 @@ def _label(grade: object) -> str:
 def read_text(reply: Reply, field: str) -> str | None:
     """Return the text that was asked for under ``field``, None if the answer has none.
 
-    A server that ignores the schema answers in plain text: its first line is the text.
+    A server that ignores the schema may answer in plain text: one line that is no announcement of
+    something else and no piece of JSON or markup.
     """
-    if reply.refused:
+    if reply.refused or reply.finish_reason == "length":
         return None
     found = _json_object(reply.content)
     if found is not None:
         text = found.get(field)
         return text.strip() or None if isinstance(text, str) else None
-    lines = [line.strip() for line in reply.content.splitlines() if line.strip()]
-    if not lines or lines[0].startswith("{"):
+    line = reply.content.strip()
+    if "\n" in line or line.endswith(":") or line.startswith(("{", "<", "```")):
         return None
-    return lines[0].removeprefix(f"{field}:").strip(" \"'") or None
+    return line.removeprefix(f"{field}:").strip(" \"'") or None
 
 
 def _json_object(text: str) -> dict[str, object] | None:
-    """Return the JSON object that a text is, or that a code fence in it holds; None otherwise."""
-    fenced = re.search(r"```(?:json)?\s*(\{.*?\})\s*```", text, re.DOTALL)
-    try:
-        found = json.loads(fenced[1] if fenced else text)
-    except json.JSONDecodeError:
-        return None
-    return found if isinstance(found, dict) else None
+    """Return the JSON object that a text is or ends with, a code fence aside; None otherwise."""
+    text = re.sub(r"\s*```\s*$", "", text.rstrip())
+    starts = [match.start() for match in re.finditer(r"\{", text)] if text.endswith("}") else []
+    for start in starts:
+        try:
+            return json.loads(text[start:])
+        except json.JSONDecodeError:
+            continue
+    return None
 
 
 def kappa(weights: Weights, one: torch.Tensor, other: torch.Tensor) -> Values:

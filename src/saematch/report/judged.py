@@ -82,7 +82,7 @@ def _bars(axis: Axes, rows: list[Row]) -> None:
 
 def judge_bounds(axis: Axes, tables: Tables) -> None:
     """Draw the floor and the ceiling of the run, and scale the axis to the labels."""
-    for role, dash in (("random", ":"), ("ceiling", "--")):
+    for role, dash in (("random", ":"), ("ceiling", "--"), ("paraphrase", "-.")):
         for row in where(tables["judge_scores"], role=role, layer_from=None, saes=DEFAULT):
             if row["judge_score"] is not None:
                 colour = BASELINES["identity"]
@@ -98,11 +98,12 @@ def judge_controls(tables: Tables) -> Figure | None:
     scored = [row for row in overall if row["judge_score"] is not None]
     if not scored:
         return None
-    order = {"random": 0, "identity": 1, "pair": 2, "ceiling": 3}
+    order = {"random": 0, "identity": 1, "pair": 2, "ceiling": 3, "paraphrase": 4}
     scored.sort(key=lambda row: order[str(row["role"])])
     again = [row for row in tables["judge_agreement"] if row["agreement"] is not None]
-    figure, (scores, agreement) = panels(2, 1.4 + 0.32 * max(len(scored), 2 * len(again)))
-    figure.set_figwidth(9.5)
+    figure, axes = panels(1 + bool(again), 1.4 + 0.32 * max(len(scored), 2 * len(again)))
+    figure.set_figwidth(9.5 if again else 6)
+    scores = axes[0]
     colours = [
         BASELINES["identity"] if row["arm"] == NO_ARM
         else arm_style(str(row["arm"]), overall)["color"] for row in scored
@@ -113,6 +114,14 @@ def judge_controls(tables: Tables) -> Figure | None:
     scores.set_xlim(0.95, 3.05)
     scores.set_xticks([1, 2, 3], ["1\nDIFFERENT", "2\nMAYBE", "3\nSAME"])
     scores.set_title("mean score (number of judgements with a label)")
+    if again:
+        _agreements(axes[1], again)
+        legend(figure, axes[1])
+    return figure
+
+
+def _agreements(agreement: Axes, again: list[Row]) -> None:
+    """Draw how often the same pairs got the same label once more, and kappa."""
     names = [f"{AGAIN_LABELS[str(row['compared'])]} ({row['n_pairs']})" for row in again]
     for metric, colour, shift in (("agreement", COLOURS[0], -0.12), ("kappa", COLOURS[1], 0.12)):
         for at, row in enumerate(again):
@@ -129,8 +138,6 @@ def judge_controls(tables: Tables) -> Figure | None:
     agreement.set_xlim(min([-0.05, *(float(r["kappa_low"] or 0) for r in again)]), 1.05)
     agreement.set_title("the same pairs judged once more")
     agreement.grid(axis="x", color="#EEEEEE", zorder=0)
-    legend(figure, agreement)
-    return figure
 
 
 def _n_scored(row: Row) -> int:

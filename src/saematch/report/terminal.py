@@ -23,7 +23,8 @@ HEADINGS = {
     "drop": "drop",
 }
 """Short names of strategies, for the heads of columns."""
-CONTROLS = {"random": "random\npairs", "identity": "equal\nindex", "ceiling": "same\ntwice"}
+CONTROLS = {"random": "random\npairs", "identity": "equal\nindex", "ceiling": "same\ntwice",
+            "paraphrase": "para-\nphrase"}  # fmt: skip
 """Heads of the controls of a judge."""
 TITLES = {
     "recall": "recall of the hidden permutation",
@@ -80,7 +81,8 @@ def _match_table(rows: list[Row]) -> tuple[str, Table]:
 def _judge_table(rows: list[Row]) -> Table:
     arms = list(dict.fromkeys(str(row["arm"]) for row in rows if row["role"] == "pair"))
     columns = [("pair", arm, arm) for arm in arms]
-    columns += [(role, NO_ARM, head) for role, head in CONTROLS.items()]
+    known = {row["role"] for row in rows}
+    columns += [(role, NO_ARM, head) for role, head in CONTROLS.items() if role in known]
     table = _table()
     for _, _, head in columns:
         table.add_column(head, justify="right")

@@ -10,7 +10,7 @@ import numpy as np
 
 from saematch.explain.explanations import Explanation, Explanations, FeatureKey
 from saematch.judge.asking import Chat
-from saematch.judge.prompts import JUDGE, PARAPHRASE
+from saematch.judge.prompts import EXPLAIN, JUDGE, PARAPHRASE
 from saematch.judge.questions import Question, Reply
 from saematch.judge.verdicts import Verdict, read_text, read_verdict
 from saematch.places import NO_ARM, Place, SaeKey
@@ -19,7 +19,7 @@ from saematch.tasks.match import MatchSet
 
 log = logging.getLogger(__name__)
 
-CONTROLS = ("random", "identity", "ceiling")
+CONTROLS = ("random", "identity", "ceiling", "paraphrase")
 AGAIN = ("swapped", "repeated", "second")
 """Pairs that are judged once more: in the other order, again, by the second judge."""
 
@@ -38,7 +38,8 @@ class Judging:
     identity: int = 20
     """Pairs of equal index at each place."""
     ceiling: int = 20
-    """Features of each layer judged against another explanation of themselves: the ceiling."""
+    """Features of each layer judged against another explanation of themselves, by another explainer
+    or from other texts: the ceiling. Where there is none, against a paraphrase by the judge."""
     swapped: float = 0.1
     """Share of the pairs judged once more in the other order: position bias."""
     repeated: float = 0.1
@@ -67,7 +68,7 @@ class Item:
     role: str
     """``pair`` and ``example`` of an arm; of ``CONTROLS`` and of ``AGAIN``."""
     place: Place
-    """Both layers are one for ``ceiling``."""
+    """Both layers are one for ``ceiling`` and ``paraphrase``."""
     arm: str
     start: int
     """Layer where the path begins; of what is no path, the place's own."""
@@ -139,16 +140,19 @@ def judge_matches(
     pairs = pairs or path_items(matches, starts, judging, explanations, rng)
     examples = _table_items("example", examples, "rank")
     controls = control_items(matches, judging, explanations, rng)
-    items = [*pairs, *examples, *controls]
-    shown = _shown(items, explanations) | _ceiling(controls, explanations, chat)
+    _announce(pairs, examples, controls, judging, explanations, chat, second)
+    twice = [item for item in controls if item.role == "ceiling"]
+    items = [item for item in (*pairs, *examples, *controls) if item.role != "ceiling"]
+    shown = _shown(items, explanations) | _ceiling(twice, explanations, chat)
     questions = {item: _question(*both) for item, both in shown.items()}
     questions |= _again(pairs, questions, judging, rng)
     replies = chat.ask([q for q in questions.values() if q], "judgements")
     verdicts = {item: _verdict(question, replies) for item, question in questions.items()}
     if second is not None:
-        theirs = second.ask([q for i in pairs if (q := questions[i])], "second judgements")
-        for item in pairs:
-            verdicts[replace(item, role="second")] = _verdict(questions[item], theirs)
+        different = _different(pairs, questions)
+        theirs = second.ask(list(different), "second judgements")
+        for question, item in different.items():
+            verdicts[replace(item, role="second")] = _verdict(question, theirs)
     for item in verdicts.keys() - shown.keys():
         one, other = shown[replace(item, role="pair")]
         shown[item] = (other, one) if item.role == "swapped" else (one, other)
@@ -224,17 +228,40 @@ def _shown(items: Sequence[Item], explanations: Explanations) -> dict[Item, Both
 
 
 def _ceiling(items: Sequence[Item], explanations: Explanations, chat: Chat) -> dict[Item, Both]:
-    """Return two explanations of each feature: from the source, else its own and a paraphrase."""
-    ceiling = [item for item in items if item.role == "ceiling"]
-    known = explanations.of([item.earlier for item in ceiling], others=True)
-    some = {item: known.get(item.earlier, ()) for item in ceiling}
-    alone = {item: Question(PARAPHRASE, (s[0].text,)) for item, s in some.items() if len(s) == 1}
+    """Return two explanations of each feature: from the source, else its own and a paraphrase.
+
+    Where it is a paraphrase the item's role says so.
+    """
+    known = explanations.of([item.earlier for item in items], others=True)
+    pairs: dict[Item, Both] = {}
+    alone: dict[Item, Question] = {}
+    for item in items:
+        some = known.get(item.earlier, (None,))
+        other = next(
+            (one for one in some[1:] if one and some[0] and one.text != some[0].text), None
+        )
+        if some[0] is not None and other is None:
+            alone[item] = Question(PARAPHRASE, (some[0].text,))
+        else:
+            pairs[item] = some[0], other
     replies = chat.ask(list(alone.values()), "paraphrases") if alone else {}
     for item, question in alone.items():
         text = read_text(replies[question], "paraphrase") if question in replies else None
-        if text:
-            some[item] += (Explanation(text, chat.model, PARAPHRASE.version),)
-    return {item: ((*of, None, None)[0], (*of, None, None)[1]) for item, of in some.items()}
+        other = Explanation(text, chat.model, PARAPHRASE.version) if text else None
+        pairs[replace(item, role="paraphrase")] = known[item.earlier][0], other
+    return pairs
+
+
+def _different(
+    pairs: Sequence[Item], questions: Mapping[Item, Question | None]
+) -> dict[Question, Item]:
+    """Return each question once, with the first pair that asks it."""
+    first: dict[Question, Item] = {}
+    for item in pairs:
+        question = questions[item]
+        if question is not None:
+            first.setdefault(question, item)
+    return first
 
 
 def _again(
@@ -243,22 +270,52 @@ def _again(
     judging: Judging,
     rng: np.random.Generator,
 ) -> dict[Item, Question | None]:
-    """Return the pairs to judge once more, as items of their own."""
-    first: dict[Question, Item] = {}
-    for item in pairs:
-        question = questions[item]
-        if question is not None:
-            first.setdefault(question, item)
-    different = list(first.items())
+    """Return the pairs to judge once more, as items of their own.
+
+    Two equal texts are not swapped: that would be the same question.
+    """
     again: dict[Item, Question | None] = {}
-    for role, share in (("swapped", judging.swapped), ("repeated", judging.repeated)):
-        for n in rng.permutation(len(different))[: round(share * len(different))]:
-            question, item = different[n]
-            asked = replace(question, texts=question.texts[::-1])
-            if role == "repeated":
-                asked = replace(question, repeat=1)
+    every = list(_different(pairs, questions).items())
+    unequal = [(question, item) for question, item in every if len(set(question.texts)) > 1]
+    for role, some, share in (
+        ("swapped", unequal, judging.swapped), ("repeated", every, judging.repeated)
+    ):  # fmt: skip
+        for n in rng.permutation(len(some))[: round(share * len(some))]:
+            question, item = some[n]
+            swapped = role == "swapped"
+            texts = question.texts[::-1] if swapped else question.texts
+            asked = replace(question, texts=texts, repeat=0 if swapped else 1)
             again[replace(item, role=role)] = asked
     return again
+
+
+def _announce(
+    pairs: Sequence[Item],
+    examples: Sequence[Item],
+    controls: Sequence[Item],
+    judging: Judging,
+    explanations: Explanations,
+    chat: Chat,
+    second: Chat | None,
+) -> None:
+    """Say at the start what everything together may cost, at two lines of text an explanation."""
+    line = "x" * 160
+    n_again = round((judging.swapped + judging.repeated) * len(pairs))
+    n_twice = sum(item.role == "ceiling" for item in controls)
+    n_first = len(pairs) + len(examples) + len(controls) + n_again
+    judged, paraphrased = Question(JUDGE, (line, line)), Question(PARAPHRASE, (line,))
+    cost = chat.estimate([judged] * n_first + [paraphrased] * n_twice)[2]
+    said = f"at most {n_first} judgements and {n_twice} paraphrases by {chat.model}"
+    if explanations.asks_llm:
+        n_features = len(
+            {key for i in (*pairs, *examples, *controls) for key in (i.earlier, i.later)}
+        )
+        cost += chat.estimate([Question(EXPLAIN, (line * 10,))] * (n_features + n_twice))[2]
+        said += f", at most {n_features + n_twice} explanations"
+    if second is not None:
+        cost += second.estimate([judged] * len(pairs))[2]
+        said += f", at most {len(pairs)} judgements by {second.model}"
+    log.info("%s%s; what is known already costs nothing", said, f", ${cost:.2f}" if cost else "")
 
 
 def _question(one: Explanation | None, other: Explanation | None) -> Question | None:

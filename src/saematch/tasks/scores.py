@@ -16,9 +16,9 @@ from saematch.matching.match import Match
 from saematch.places import NO_ARM, Place, SaeKey
 from saematch.results import Row
 from saematch.sae.params import SaeParams
-from saematch.tasks.judge import AGAIN, Item, Judgement
+from saematch.tasks.judge import AGAIN, CONTROLS, Item, Judgement
 
-ROLES = ("pair", "random", "identity", "ceiling")
+ROLES = ("pair", *CONTROLS)
 """Roles that have scores of their own; ``AGAIN`` is compared with pairs."""
 
 
@@ -131,21 +131,24 @@ def _agreement(judgements: Sequence[Judgement], bootstrap: Bootstrap) -> list[Ro
     """Return the rows of ``judge_agreement``: the same pairs judged once more.
 
     ``score_difference`` is the second score less the first; for swapped pairs it is the position
-    bias. Pairs without a score in either are counted and left out.
+    bias. Pairs without a score in either are counted and left out. What is resampled is paths.
     """
     scores = {j.item: j.verdict.score for j in judgements}
     rows: list[Row] = []
     for role in AGAIN:
-        both = [(scores[replace(item, role="pair")], score) for item, score in scores.items()
-                if item.role == role]  # fmt: skip
-        scored = [(one, other) for one, other in both if one and other]
+        both = {item: (scores[replace(item, role="pair")], scores[item])
+                for item in scores if item.role == role}  # fmt: skip
+        scored = {item: pair for item, pair in both.items() if None not in pair}
         if not both:
             continue
         row: Row = {"compared": role, "n_pairs": len(scored), "n_unscored": len(both) - len(scored)}
         row |= dict.fromkeys(f"{m}{end}" for m in _AGREEMENT for end in ("", "_low", "_high"))
         if scored:
-            one, other = torch.tensor(scored).T
-            weights = bootstrap.weights([len(scored)])[0]
+            one, other = torch.tensor(list(scored.values())).T
+            paths = [(item.place.saes, item.start, item.path) for item in scored]
+            column = {path: n for n, path in enumerate(dict.fromkeys(paths))}
+            drawn = bootstrap.weights([len(column)])[0]
+            weights = drawn[:, [column[path] for path in paths]]
             n = weights.sum(dim=1)
             measured = (
                 weights @ (one == other).double() / n,

@@ -1,0 +1,43 @@
+"""A GGUF file's language model as a dense folder, which runs faster and can be served.
+
+``python -m saematch.lm.dense_gguf FILE.gguf FOLDER``
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+
+def write_dense(gguf: Path, folder: Path) -> None:
+    """Write model and tokenizer of a GGUF file in bfloat16, as transformers saves them.
+
+    Transformers reads a GGUF file's weights but refuses to save the model, since it calls it
+    quantised; so the weights go into a fresh model of the same configuration.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    about = {"gguf_file": gguf.name}
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **about)
+    config = read.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.architectures = [type(read).__name__]
+    dense = type(read)(config).to(torch.bfloat16)
+    dense.load_state_dict(read.state_dict())
+    dense.generation_config = read.generation_config
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent) as temporary:
+        part = Path(temporary) / folder.name
+        dense.save_pretrained(part)
+        AutoTokenizer.from_pretrained(gguf.parent, **about).save_pretrained(part)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+
+
+if __name__ == "__main__":
+    write_dense(Path(sys.argv[1]), Path(sys.argv[2]))
