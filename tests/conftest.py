@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,3 +133,35 @@ def tiny_overrides(tiny: Path) -> list[str]:
         "trainer.batch_size=2",
         "trainer.accelerator=cpu",
     ]
+
+
+@pytest.fixture
+def cli(tiny, tmp_path, monkeypatch, capsys):
+    """Run the command line in an empty folder; return (exit message or None, output)."""
+    from saematch.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    def run(*arguments, base=None):
+        settings = tiny_overrides(tiny) if base is None else base
+        settings = [setting.strip("'") for setting in settings]
+        settings = [
+            s if "{layer}" not in s else s.replace("sae.path=", 'sae.path="') + '"'
+            for s in settings
+        ]
+        monkeypatch.setattr(sys, "argv", ["saematch", *settings, *arguments])
+        root = logging.getLogger()
+        handlers = list(root.handlers)
+        try:
+            main()
+            message = None
+        except SystemExit as exit:
+            message = exit.code
+        finally:
+            for handler in set(root.handlers) - set(handlers):
+                handler.close()
+                root.removeHandler(handler)
+        return message, capsys.readouterr()
+
+    return run

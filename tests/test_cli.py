@@ -1,7 +1,6 @@
 """The command line on the tiny model: what it writes, and how it refuses."""
 
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -10,40 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import N_FEATURES, N_LAYERS, random_sae, tiny_overrides, write_sae
-from saematch.cli import main
+from conftest import N_FEATURES, N_LAYERS, random_sae, write_sae
 from saematch.matching.match import Match
 from saematch.results import Results
-
-
-@pytest.fixture
-def cli(tiny, tmp_path, monkeypatch, capsys):
-    """Run the command line in an empty folder; return (exit message or None, output)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-
-    def run(*arguments, base=None):
-        settings = tiny_overrides(tiny) if base is None else base
-        settings = [setting.strip("'") for setting in settings]
-        settings = [
-            s if "{layer}" not in s else s.replace("sae.path=", 'sae.path="') + '"'
-            for s in settings
-        ]
-        monkeypatch.setattr(sys, "argv", ["saematch", *settings, *arguments])
-        root = logging.getLogger()
-        handlers = list(root.handlers)
-        try:
-            main()
-            message = None
-        except SystemExit as exit:
-            message = exit.code
-        finally:
-            for handler in set(root.handlers) - set(handlers):
-                handler.close()
-                root.removeHandler(handler)
-        return message, capsys.readouterr()
-
-    return run
 
 
 def whole_files_only(folder):

@@ -121,18 +121,25 @@ def judged_rows(parts, tables):
     assert items["pair"] == len(places) * n_pairs * 6
     assert items["random"] == len(places) * 4
     assert items["identity"] == len(places) * 3
-    assert items["ceiling"] == len(layers) * 2
-    assert items["swapped"] == items["repeated"] > 0
+    twice = {(row["layer_from"], row["role"]) for row in tables["judgements"]
+             if row["role"] in ("ceiling", "paraphrase")}  # fmt: skip
+    assert items["ceiling"] + items["paraphrase"] == len(layers) * 2
+    assert {layer for layer, _ in twice} == layers
+    assert 0 < items["swapped"] <= items["repeated"]
     return {
         "judgements": items.total(),
-        "judge_scores": len(places) * (n_pairs + 2) + len(layers) + n_pairs + 3,
+        "judge_scores": len(places) * (n_pairs + 2)
+        + len(twice)
+        + n_pairs
+        + 2
+        + len({role for _, role in twice}),
         "judge_contrasts": len(places) * n_pairs * (n_pairs - 1) // 2,
         "judge_agreement": 2,
         "judge_explainers": len(
             {
                 (row["role"], row["arm"], row["explainer_from"], row["explainer_to"])
                 for row in tables["judgements"]
-                if row["role"] in ("pair", "random", "identity", "ceiling")
+                if row["role"] in ("pair", "random", "identity", "ceiling", "paraphrase")
                 and row["explainer_from"]
                 and row["explainer_to"]
             }

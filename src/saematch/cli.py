@@ -58,6 +58,9 @@ def _built(config: DictConfig) -> tuple[Experiment, dict[str, Any]]:
     unknown = [name for name in parts if name not in fields]
     if unknown:
         raise ValueError(f"there is no setting {unknown[0]!r}; see python -m saematch --help")
+    if isinstance(parts["second_judge"], str):
+        chosen = parts["second_judge"]
+        raise ValueError(f"second_judge={chosen}: it is chosen by judge@second_judge={chosen}")
     return Experiment(**parts), resolved
 
 

@@ -97,10 +97,6 @@ class Experiment:
                 f"reach={self.reach}: it counts the layers that each of starts is matched with, so "
                 "it goes with starts and is at least 1"
             )
-        for name in ("judge", "second_judge"):
-            chosen = getattr(self, name)
-            if isinstance(chosen, str):
-                raise ValueError(f"{name}={chosen}: a judge is chosen by judge@{name}={chosen}")
         if self.explains and self.explain.asks_llm and isinstance(self.judge, NoJudge):
             raise ValueError("these explanations are an LLM's: set judge, or take explain=own")
         if self.judge == self.second_judge != NoJudge():

@@ -32,6 +32,7 @@ CONTROL_LABELS = {
     "random": "random pairs",
     "identity": "equal index",
     "ceiling": "same feature twice",
+    "paraphrase": "paraphrase",
 }
 AGAIN_LABELS = {"swapped": "order swapped", "repeated": "asked again", "second": "second judge"}
 N_EXPLAINED = 4

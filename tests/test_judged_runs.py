@@ -1,0 +1,233 @@
+"""Whole runs with a judge, from each source of explanations: what they write and never write."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conftest import N_FEATURES, N_LAYERS
+from explain.neuronpedia_server import NeuronpediaServer, row
+from judge.judge_server import KEY, JudgeServer
+from saematch.explain import neuronpedia_web
+from saematch.results import Results
+from wandb_reader import history
+
+MATCH = ["tasks=[match]", "arms=[folded,random]", "bootstrap.n_resamples=20"]
+SMALL = ["judging.n_paths=6", "judging.random=4", "judging.identity=3", "judging.ceiling=2"]
+
+
+@pytest.fixture
+def server():
+    server = JudgeServer(key=KEY)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def judged(cli, server, monkeypatch):
+    """Run the tiny model with a judge that wants a key."""
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+
+    def run(*arguments, logger="none"):
+        about = ["judge=local", f"judge.base_url={server.url}", "judge.key_variable=JUDGE_KEY"]
+        return cli(*MATCH, *SMALL, *about, f"logger={logger}", "run_id=a", *arguments)
+
+    return run
+
+
+@pytest.fixture
+def labels(tmp_path):
+    """A file of explanations for all layers; feature 5 of layer 2 has none."""
+    path = tmp_path / "labels.jsonl"
+    lines = [
+        {"layer": layer, "feature": feature, "text": f"word{feature % 5} of {layer}"}
+        for layer in range(N_LAYERS)
+        for feature in range(N_FEATURES)
+        if (layer, feature) != (2, 5)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return f"explain=jsonl explain.path={path}".split()
+
+
+def loaded(tmp_path):
+    return Results.load(tmp_path / "outputs/match/a/results.json")
+
+
+def test_any_run_can_have_a_judge_and_its_scores_reach_wandb(judged, labels, tmp_path):
+    message, output = judged(*labels, logger="wandb")
+    assert message is None
+    assert "Judge score (share of SAME)" in output.out
+    results = loaded(tmp_path)
+    assert results.status == "finished"
+    rows = results.tables["matches"]
+    assert all(1 <= row["judge_score_low"] <= row["judge_score_high"] <= 3 for row in rows)
+    (about,) = results.provenance["judges"]
+    assert about["served_by"] == {"judge-1-0613": about["requests"]}
+    assert about["tokens_in"] == 700 * about["requests"]
+    assert "judge_score/folded" in results.metrics
+    assert "judge_agreement/swapped" in results.metrics
+    logged = history(tmp_path / "outputs/match/a/wandb")
+    names = {name for row in logged for name in row}
+    assert {"judge_score/folded", "judge_score/random", "judge_control/random"} <= names
+    assert {"tables/judgements.path", "tables/judge_scores.path"} <= names
+    unexplained = [r for r in results.tables["judgements"] if r["label"] == "UNEXPLAINED"]
+    assert all(5 in (r["feature_from"], r["feature_to"]) for r in unexplained)
+    pairs = [r for r in results.tables["judgements"] if r["role"] == "pair" and r["judge_score"]]
+    assert {pair["label"] for pair in pairs} == {"MAYBE"}, "all texts share the word 'of'"
+    for pair in pairs:
+        texts = [pair[f"explanation_{end}"] for end in ("from", "to")]
+        same = pair["feature_from"] % 5 == pair["feature_to"] % 5
+        assert same == (texts[0].split()[0] == texts[1].split()[0])
+
+
+def test_the_key_is_written_nowhere(judged, labels, tmp_path):
+    assert judged(*labels, logger="wandb")[0] is None
+    files = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".sqlite" for path in files)
+    assert any(path.parent.name == ".hydra" for path in files)
+    for path in files:
+        assert KEY.encode() not in path.read_bytes(), path
+
+
+def test_a_capped_run_goes_on_with_a_higher_cap(judged, labels, server, tmp_path):
+    message, _ = judged(*labels, "judge.limits.max_requests=10")
+    assert "judge.limits.max_requests=10 is used up" in message
+    assert "the same command goes on" in message
+    assert loaded(tmp_path).status == "failed"
+    assert len(server.bodies) == 10
+    assert judged(*labels)[0] is None
+    assert loaded(tmp_path).status == "finished"
+    assert max(server.delivered.values()) <= 2, "repeats are asked twice, nothing else"
+    asked = len(server.bodies)
+    assert judged(*labels, "judge.limits.max_requests=1")[0] is None
+    assert len(server.bodies) == asked
+
+
+def test_cached_answers_need_no_server_and_give_the_same_numbers(
+    judged, cli, labels, server, tmp_path
+):
+    assert judged(*labels)[0] is None
+    first = loaded(tmp_path)
+    server.close()
+    about = ["judge=local", "judge.model=judge-1", "judge.cached_only=true", "run_id=b"]
+    assert cli(*MATCH, *SMALL, *about, "logger=none", *labels)[0] is None
+    again = Results.load(tmp_path / "outputs/match/b/results.json")
+    assert again.tables == first.tables
+
+
+def test_explanations_from_neuronpedia_join_the_saes_that_they_are_of(
+    judged, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(neuronpedia_web, "BACKOFF_SECONDS", 0.01, raising=False)
+    server = NeuronpediaServer()
+    for layer in range(N_LAYERS):
+        source = f"tiny/{layer}-res"
+        folder = tmp_path / f"saes/layer_{layer}"
+        folder.mkdir(parents=True)
+        for path in (tiny / f"saes/layer_{layer}").iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+        config = json.loads((folder / "cfg.json").read_text())
+        config["metadata"]["neuronpedia_id"] = source
+        (folder / "cfg.json").write_text(json.dumps(config))
+        explainers = ("gpt-4o-mini", "gemini") if layer % 2 else ("gpt-4o-mini",)
+        rows = [row(source, n, f"word{n % 5}", who) for n in range(20) for who in explainers]
+        server.export(source, rows, 8)
+    about = ["explain=neuronpedia", f"explain.exports={server.address}", "explain.single=0"]
+    about += [f"explain.api={server.address}", f'sae.path="{tmp_path}/saes/layer_{{layer}}"']
+    message, _ = judged(*about)
+    server.close()
+    assert message is None
+    tables = loaded(tmp_path).tables
+    roles = {row["role"] for row in tables["judgements"]}
+    assert "paraphrase" in roles
+    assert "ceiling" not in roles, "the two explainers say the same here"
+    pairs = {(r["explainer_from"], r["explainer_to"]) for r in tables["judge_explainers"]}
+    assert ("gpt-4o-mini", "gemini") in pairs, "equal coverage: the first by name is used"
+    for judgement in tables["judgements"]:
+        if judgement["role"] == "pair":
+            known = judgement["feature_from"] < 20 and judgement["feature_to"] < 20
+            assert (judgement["label"] == "UNEXPLAINED") != known
+
+
+def test_paths_and_examples_carry_what_is_said_of_them(judged, labels, tmp_path):
+    assert judged(*labels, "tasks=[match,features,paths,explain]")[0] is None
+    tables = loaded(tmp_path).tables
+    for name in ("features", "paths"):
+        for shown in tables[name]:
+            for end, layer in (("from", shown["layer_from"]), ("to", shown["layer_to"])):
+                feature = shown[f"feature_{end}"]
+                told = None if (layer, feature) == (2, 5) else f"word{feature % 5} of {layer}"
+                assert shown[f"explanation_{end}"] == told
+            assert shown["label"] in ("SAME", "MAYBE", "DIFFERENT", "UNEXPLAINED")
+    judged_steps = [r for r in tables["judgements"] if r["role"] == "pair"]
+    assert len(judged_steps) == len(tables["paths"])
+
+
+def test_explanations_without_a_judge(cli, labels, tmp_path):
+    about = ["tasks=[match,features,explain]", "logger=none", "run_id=a"]
+    assert cli(*MATCH, *about, *labels)[0] is None
+    tables = loaded(tmp_path).tables
+    assert "judgements" not in tables
+    assert "label" not in tables["features"][0]
+    assert tables["features"][0]["explanation_from"].startswith("word")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["judge.key_variable=NO_KEY"], "the environment variable NO_KEY is not set"),
+        (["judge.base_url=http://127.0.0.1:9/v1"], "cannot reach the judge at http://127.0.0.1:9"),
+        (["judge.model=judge-9"], "has no model 'judge-9', but judge-1"),
+        (["judge.limits.max_cost=0.0"], "max_cost=0.0 pays for no judgement"),
+        (["judging.arms=[greedy]"], "judging.arms holds 'greedy'"),
+        (["reach=1"], "reach=1: it counts the layers"),
+        (["second_judge=gpt_4o"], "it is chosen by judge@second_judge=gpt_4o"),
+        (["explain=jsonl", "explain.path=nowhere.jsonl"], "nowhere.jsonl"),
+        (["explain=neuronpedia"], "Neuronpedia explains no SAE that is layer 0"),
+    ],
+)  # fmt: skip
+def test_bad_input_ends_in_one_line_before_any_work(judged, tmp_path, arguments, said):
+    message, _ = judged(*arguments)
+    assert said in message
+    assert "\n" not in message
+    assert KEY not in message
+    assert not (tmp_path / "outputs/cache/matches").exists(), "nothing was matched"
+
+
+def test_an_empty_explanation_is_refused_with_its_line(judged, labels, tmp_path):
+    path = Path(labels[1].partition("=")[2])
+    path.write_text(path.read_text() + '\n{"layer": 1, "feature": 0, "text": " "}')
+    message, _ = judged(*labels)
+    assert "labels.jsonl" in message
+    assert str(N_LAYERS * N_FEATURES) in message
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["judge.api_key=sk-1", "+judge.key=sk-1", "judge.key_variable=sk-1-2", "judge={api_key: sk-1}",
+     "judge.base_url=https://me:secret@host/v1", "judge.model=sk-abc"],
+)  # fmt: skip
+def test_a_key_on_the_command_line_is_refused_and_not_written(cli, tmp_path, argument):
+    message, _ = cli(argument)
+    assert message.startswith("saematch: no key or password is taken from the command line")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_judges_that_cannot_be(judged, cli, server):
+    message, _ = judged("judge@second_judge=local", f"second_judge.base_url={server.url}",
+                        "second_judge.key_variable=JUDGE_KEY",
+        "second_judge.price_input=1.0")  # fmt: skip
+    assert "both judges are called judge-1" in message
+    message, _ = cli(*MATCH, "explain=own_llm", "tasks=[match,explain]")
+    assert "set judge, or take explain=own" in message
+
+
+def test_a_second_judge(judged, labels, tmp_path):
+    other = JudgeServer(answer=lambda body: '{"evaluation": "", "label": 3}', models=("judge-2",))
+    message, _ = judged(*labels, "judge@second_judge=local", f"second_judge.base_url={other.url}")
+    other.close()
+    assert message is None
+    results = loaded(tmp_path)
+    assert [about["model"] for about in results.provenance["judges"]] == ["judge-1", "judge-2"]
+    rows = {row["compared"]: row for row in results.tables["judge_agreement"]}
+    assert rows["second"]["agreement"] == 0, "one says MAYBE throughout, the other SAME"
