@@ -17,7 +17,7 @@ EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
 .PHONY: $(EXPERIMENTS) reproduce reproduction-page help setup demo test test-slow lint bench bench-solver bench-solver-large zoo readme-figure lock clean smollm2 test-judge
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  one experiment     $(wordlist 1,7,$(EXPERIMENTS))"
 	@echo "                     $(wordlist 8,99,$(EXPERIMENTS))"
 	@echo "  with               MODEL=gemma_2_2b or llama_3_1_8b, ARGS='dataset.n_texts=20 run_id=a'"

@@ -31,7 +31,7 @@ DOCS = Path(__file__).parents[1] / "docs/experiments.md"
 
 def any_label(body):
     """Every label, the same for the same two texts in either order."""
-    said = body["messages"][1]["content"]
+    said = body["messages"][-1]["content"]
     told = sorted(re.findall(r"<explanation_.>(.*?)</explanation_.>", said))
     label = 1 + zlib.crc32("".join(told).encode()) % 3
     return json.dumps({"evaluation": "", "label": label} if told else {"paraphrase": said})

@@ -38,7 +38,7 @@ from saematch.sae.params import SaeParams
 from saematch.sae.source import SaeSource
 from saematch.tasks.evaluate import evaluate_texts, plan_splices
 from saematch.tasks.features import example_rows, histogram_rows
-from saematch.tasks.judge import explain_tables, judge_matches
+from saematch.tasks.judge import explain_tables, explainers, judge_matches
 from saematch.tasks.match import MatchSet, exact_arms, match_places, match_rows, places_of
 from saematch.tasks.paths import path_rows
 from saematch.tasks.planted import planted_rows
@@ -262,6 +262,7 @@ def _judge(
         judgements = judge_matches(*about, results.tables)
         results.tables |= judge_tables(judgements, saes, experiment.bootstrap)
         score_matches(results.tables["matches"], results.tables["judge_scores"])
+        results.provenance["explanations"] = explainers(judgements)
     explain_tables(results.tables, explanations, judgements)
     results.provenance["judges"] = [chat.provenance() for chat in judges if chat is not None]
 

@@ -71,7 +71,7 @@ def test_an_llm_sees_marked_tokens_with_how_active_they_are(kept, tmp_path):
         ("lake  river", "judge-1"),
         ("river", "judge-1"),
     ]
-    said = sorted(body["messages"][1]["content"] for body in server.bodies)
+    said = sorted(body["messages"][-1]["content"] for body in server.bodies)
     assert said == [
         '<excerpts>"10: the red⟦ river⟧ ran | 3: a blue⟦ lake⟧ at"</excerpts>',
         '<excerpts>"10: the red⟦ river⟧ ran"</excerpts>',

@@ -29,7 +29,7 @@ def same_text(body: dict) -> str:
 
     A note is paraphrased by itself, and excerpts are explained by the tokens that are marked.
     """
-    said = body["messages"][1]["content"]
+    said = body["messages"][-1]["content"]
     if said.startswith("<note>"):
         return json.dumps({"paraphrase": said[7:-8]})
     if said.startswith("<excerpts>"):
@@ -254,7 +254,7 @@ def _handler(state: JudgeServer) -> type[BaseHTTPRequestHandler]:
             else:
                 self._send(text, 200, {"Content-Type": "application/json"})
             with state.lock:
-                state.delivered[body["messages"][1]["content"]] += 1
+                state.delivered[body["messages"][-1]["content"]] += 1
 
     return Handler
 
@@ -278,7 +278,7 @@ def _complete(state: JudgeServer, batch: dict) -> None:
             continue
         body = state.completion(line["body"], fault)
         out.append(row | {"response": {"status_code": 200, "body": body}})
-        state.delivered[line["body"]["messages"][1]["content"]] += 1
+        state.delivered[line["body"]["messages"][-1]["content"]] += 1
     for name, rows in (("output_file_id", out), ("error_file_id", failed)):
         if rows:
             batch[name] = f"file-{name}-{batch['id']}"

@@ -24,7 +24,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_text_stays_inside_its_marks(text):
-    said = JUDGE.messages((text, "rivers"))[1]["content"]
+    said = JUDGE.messages((text, "rivers"))[-1]["content"]
     told = re.fullmatch(
         r"<explanation_a>(.*)</explanation_a>\n<explanation_b>(.*)</explanation_b>", said
     )
@@ -54,8 +54,11 @@ def test_plain_texts_stay_as_they_are():
 
 def test_the_prompt_has_what_the_protocol_asks_for():
     system = JUDGE.system
-    examples = [int(n) for n in re.findall(r'"label": (\d)}', system)]
-    assert sorted(examples) == [1, 2, 3]
+    turns = JUDGE.messages(("a", "b"))
+    assert [turn["role"] for turn in turns] == ["system", *["user", "assistant"] * 3, "user"]
+    answers = [Reply(turn["content"]) for turn in turns if turn["role"] == "assistant"]
+    assert sorted(read_verdict(answer).score for answer in answers) == [1, 2, 3]
+    assert all(read_verdict(answer).evaluation for answer in answers)
     assert list(JUDGE.schema()["properties"]) == ["evaluation", "label"], "the reason goes first"
     for word in ("Which note comes first", "Length", "approve"):
         assert word in system

@@ -140,19 +140,19 @@ def test_the_ceiling_is_another_explainer_or_a_paraphrase(matches, server, tmp_p
     judgements = judged(matches, server, tmp_path)
     ceiling = [j for j in judgements if j.item.role == "ceiling"]
     assert {(j.earlier.explainer, j.later.explainer) for j in ceiling} == {("a", "b")}
-    assert not any("<note>" in body["messages"][1]["content"] for body in server.bodies)
+    assert not any("<note>" in body["messages"][-1]["content"] for body in server.bodies)
     judgements = judged(matches, server, tmp_path, Words(("a",)))
     assert not any(j.item.role == "ceiling" for j in judgements)
     ceiling = [j for j in judgements if j.item.role == "paraphrase"]
     assert {(j.earlier.explainer, j.later.explainer) for j in ceiling} == {("a", "judge-1")}
-    assert any("<note>" in body["messages"][1]["content"] for body in server.bodies)
+    assert any("<note>" in body["messages"][-1]["content"] for body in server.bodies)
 
 
 def test_swapped_pairs_show_position_bias(matches, tmp_path):
     """A judge that prefers whichever note comes first in the alphabet to be first."""
 
     def biased(body):
-        said = body["messages"][1]["content"]
+        said = body["messages"][-1]["content"]
         first, second = said.index("word"), said.rindex("word")
         label = 3 if said[first : first + 6] <= said[second : second + 6] else 1
         return f'{{"evaluation": "", "label": {label}}}'

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from saematch.explain.explanations import Explanation, Explanations, FeatureKey
+from saematch.files import hashed
 from saematch.judge.asking import Chat
 from saematch.judge.prompts import EXPLAIN, JUDGE, PARAPHRASE
 from saematch.judge.questions import Question, Reply
@@ -153,9 +155,8 @@ def judge_matches(
         theirs = second.ask(list(different), "second judgements")
         for question, item in different.items():
             verdicts[replace(item, role="second")] = _verdict(question, theirs)
-    for item in verdicts.keys() - shown.keys():
-        one, other = shown[replace(item, role="pair")]
-        shown[item] = (other, one) if item.role == "swapped" else (one, other)
+    for item in verdicts.keys() - shown.keys():  # what is judged once more
+        shown[item] = shown[replace(item, role="pair")]
     return [Judgement(item, *shown[item], verdict) for item, verdict in verdicts.items()]
 
 
@@ -338,6 +339,18 @@ def _table_items(role: str, rows: Sequence[Row], path: str) -> list[Item]:
         place = Place(str(row["saes"]), earlier, later)
         items.append(Item(role, place, str(row["arm"]), start, number, one, other))
     return items
+
+
+def explainers(judgements: Sequence[Judgement]) -> dict[str, object]:
+    """Return how many explanations were read by explainer and method, and a hash of their tags."""
+    read = {
+        (key, said)
+        for j in judgements
+        for key, said in ((j.item.earlier, j.earlier), (j.item.later, j.later))
+        if said is not None
+    }
+    counts = Counter(f"{said.explainer} {said.method}".strip() for _, said in read)
+    return {**counts, "tags": hashed(sorted({said.tag for _, said in read}))}
 
 
 def explain_tables(
