@@ -205,7 +205,7 @@ def test_an_empty_explanation_is_refused_with_its_line(judged, labels, tmp_path)
 @pytest.mark.parametrize(
     "argument",
     ["judge.api_key=sk-1", "+judge.key=sk-1", "judge.key_variable=sk-1-2", "judge={api_key: sk-1}",
-     "judge.base_url=https://me:secret@host/v1", "judge.model=sk-abc"],
+     "judge.base_url=https://me:secret@host/v1", f"judge.model={KEY}"],
 )  # fmt: skip
 def test_a_key_on_the_command_line_is_refused_and_not_written(cli, tmp_path, argument):
     message, _ = cli(argument)
