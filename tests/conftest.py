@@ -21,19 +21,19 @@ from saematch.sae.params import SaeOrigin, SaeParams
 
 @pytest.fixture(autouse=True)
 def _closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Close what a test connects to."""
-    from saematch.judge.model import ChatModel
+    """Close the connections that a test opens to an LLM."""
+    from saematch.judge.client import OpenAiServer
 
-    chats, connect = [], ChatModel.connect
+    servers, made = [], OpenAiServer.__init__
 
-    def recorded(self, store):
-        chats.append(connect(self, store))
-        return chats[-1]
+    def recorded(self, spec):
+        made(self, spec)
+        servers.append(self)
 
-    monkeypatch.setattr(ChatModel, "connect", recorded)
+    monkeypatch.setattr(OpenAiServer, "__init__", recorded)
     yield
-    for chat in chats:
-        chat.close()
+    for server in servers:
+        server.close()
 
 
 D_MODEL, N_FEATURES, N_LAYERS = 16, 24, 4

@@ -72,7 +72,7 @@ def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
 
 
 _KEY = re.compile(
-    r"\b(api_?key|key|secret|password|token)[=:]|key_variable=.*[^\w,]|\bsk-[\w-]{16}|://[^/]*@",
+    r"\b(api_?key|key|secret|password|token)[=:]|key_variable=.*[^\w,]|\bsk-[\w-]{16}|(://|base_url=)[^/]*@",
     re.IGNORECASE,
 )
 """What looks like a key in an argument."""

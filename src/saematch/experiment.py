@@ -23,7 +23,7 @@ from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.selection import Selection
 from saematch.sae.source import SaeSource
 from saematch.tasks.evaluate import check_strategies
-from saematch.tasks.judge import Judging
+from saematch.tasks.judged import Judging
 from saematch.tasks.paths import PathSpec, check_paths
 from saematch.tasks.planted import check_planted
 from saematch.tasks.tables import POOLED

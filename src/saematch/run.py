@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
-import subprocess
 import time
-from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +24,11 @@ from saematch.explain.contexts import TextPass
 from saematch.explain.explanations import Explanations, Means
 from saematch.files import write_json
 from saematch.judge.asking import Chat
+from saematch.judge.connect import connect
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.store import MatchStore
-from saematch.places import DEFAULT, Place, SaeKey
+from saematch.places import Place, SaeKey
+from saematch.provenance import made_with, sources
 from saematch.report.figures import draw_figures
 from saematch.report.summary import agreement_metrics, history_by_layer, mean_metrics, optimal_to
 from saematch.results import Results
@@ -60,7 +58,7 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
     settings = _settings(config)
     _refuse_other_run(folder, settings)
     finished = path.exists() and Results.load(path).status == "finished"
-    results = Results(experiment.name, config, _provenance(experiment.seed))
+    results = Results(experiment.name, config, made_with(experiment.seed))
     tracker: Tracker | None = None
     judges: list[Chat | None] = []
     torch.manual_seed(experiment.seed)
@@ -75,7 +73,7 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
         if not finished:
             results.save(path)
         tracker = experiment.logger.start(experiment.name, folder, config)
-        results.provenance |= _sources(experiment, saes, lm)
+        results.provenance |= sources(experiment, saes, lm)
         explanations = _explain(experiment, saes, lm, tokens, judges[0], folder)
         places = places_of(list(sets), layers, experiment.starts, experiment.reach)
         matches = _match(experiment, saes, sets, places, folder, results)
@@ -224,7 +222,7 @@ def _evaluate(
 
 def _connect(experiment: Experiment, folder: Path) -> list[Chat | None]:
     store = _cache(experiment, folder) / "judge.sqlite"
-    judge, second = (spec.connect(store) for spec in (experiment.judge, experiment.second_judge))
+    judge, second = (connect(spec, store) for spec in (experiment.judge, experiment.second_judge))
     if judge is not None and second is not None and judge.model == second.model:
         raise ValueError(
             f"both judges are called {judge.model}, so their answers cannot be told apart: choose "
@@ -269,48 +267,3 @@ def _judge(
 
 def _cache(experiment: Experiment, folder: Path) -> Path:
     return folder / "cache" if experiment.cache is None else Path(experiment.cache)
-
-
-def _sources(
-    experiment: Experiment, saes: Mapping[SaeKey, SaeParams], lm: LanguageModel | None
-) -> dict[str, Any]:
-    """Return what the results come from: SAEs, model, and the objective of each arm."""
-    model = vars(experiment.model) | {"revision": lm.revision if lm else None}
-    return {
-        "saes": {_sae_name(key): vars(sae.origin) for key, sae in saes.items()},
-        "model": model,
-        "part_weights": {name: vars(arm.objective) for name, arm in experiment.arms.items()},
-    }
-
-
-def _sae_name(key: SaeKey) -> str:
-    return str(key.layer) if key.saes == DEFAULT else f"{key.saes}/{key.layer}"
-
-
-def _provenance(seed: int) -> dict[str, Any]:
-    packages = ("saematch", "torch", "transformers", "sae-lens", "lightning", "scipy", "wandb")
-    return {
-        "seed": seed,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
-        "git_commit": _git_commit(),
-        "platform": platform.platform(),
-    }
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the checkout that this code lies in, None for an installed package.
-
-    ``+changes`` follows it if the code or the presets were changed since.
-    """
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here.parents[1])]
-    try:
-        if not (here.parents[1] / ".git").exists():
-            return None
-        commit, changes = (
-            subprocess.run([*git, *about], capture_output=True, text=True, check=True).stdout
-            for about in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "src", "conf"))
-        )
-        return commit.strip() + ("+changes" if changes.strip() else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -9,6 +9,7 @@ from judge.judge_server import JudgeServer
 from saematch.explain.contexts import Contexts, KeptContexts, TextPass
 from saematch.explain.explanations import ExplanationSource, FeatureKey
 from saematch.explain.own import OwnExplanations, OwnTexts
+from saematch.judge.connect import connect
 from saematch.judge.model import ChatModel
 from saematch.places import SaeKey
 
@@ -63,7 +64,7 @@ def test_tokens_are_named_by_their_share_of_the_activation(kept):
 
 def test_an_llm_sees_marked_tokens_with_how_active_they_are(kept, tmp_path):
     server = JudgeServer()
-    chat = ChatModel("judge-1", server.url).connect(tmp_path / "s")
+    chat = connect(ChatModel("judge-1", server.url), tmp_path / "s")
     own = OwnTexts(OwnExplanations("llm", window=2), kept, Texts(), chat)
     explained = own.of([FeatureKey(SAE, 5)], others=True)[FeatureKey(SAE, 5)]
     server.close()
@@ -91,7 +92,7 @@ def test_quantiles_of_the_sample_follow_the_top(kept):
 
 def test_an_explanation_that_cannot_be_read_is_absent_and_counted(kept, tmp_path, caplog):
     server = JudgeServer(faults={"refusal": 1.0})
-    chat = ChatModel("judge-1", server.url).connect(tmp_path / "s")
+    chat = connect(ChatModel("judge-1", server.url), tmp_path / "s")
     own = OwnTexts(OwnExplanations("llm"), kept, Texts(), chat)
     assert own.of([FeatureKey(SAE, 5)], others=True) == {}
     server.close()

@@ -58,7 +58,7 @@ class JudgeServer:
         """How often a question was answered in full, by its user message."""
         self.faulted: Counter[str] = Counter()
         self.headers: list[dict] = []
-        self.files: dict[str, bytes] = {}
+        self.files: dict[str, bytes] | None = {}
         self.batches: dict[str, dict] = {}
         self.polls: Counter[str] = defaultdict(int)  # type: ignore[assignment]
         self.slow_polls = 1
@@ -180,6 +180,8 @@ def _handler(state: JudgeServer) -> type[BaseHTTPRequestHandler]:
                 finally:
                     with state.lock:
                         state.in_flight -= 1
+            elif state.files is None:
+                self._error(404, "no such page", "not_found")
             elif self.path == "/v1/files":
                 name = f"file-{len(state.files)}"
                 head, _, rest = content.partition(b"{")

@@ -14,6 +14,7 @@ import pytest
 from judge.judge_server import KEY, JudgeServer
 from saematch.judge import asking, client
 from saematch.judge.asking import AskingError
+from saematch.judge.connect import connect
 from saematch.judge.model import ChatModel, Limits, NoJudge
 from saematch.judge.prompts import JUDGE
 from saematch.judge.questions import Question
@@ -62,7 +63,7 @@ def spec(server, **options):
 
 def test_under_every_fault_none_of_2000_is_lost_or_paid_twice(served, tmp_path):
     server = served(faults=MIX)
-    chat = spec(server).connect(tmp_path / "store.sqlite")
+    chat = connect(spec(server), tmp_path / "store.sqlite")
     asked = questions(2000)
     replies = chat.ask(asked, "judgements")
     assert set(replies) == set(asked)
@@ -85,7 +86,7 @@ def test_under_every_fault_none_of_2000_is_lost_or_paid_twice(served, tmp_path):
 
 def test_no_more_requests_in_flight_than_allowed(served, tmp_path):
     server = served(faults={"slow": 1.0})
-    spec(server, limits={"concurrency": 3}).connect(tmp_path / "s").ask(questions(12), "x")
+    connect(spec(server, limits={"concurrency": 3}), tmp_path / "s").ask(questions(12), "x")
     assert server.most_in_flight == 3
 
 
@@ -93,7 +94,7 @@ def test_the_request_is_what_the_protocol_asks_for(served, tmp_path):
     server = served(key=KEY)
     os.environ["SAEMATCH_TEST_KEY"] = KEY
     try:
-        chat = spec(server, key_variable="SAEMATCH_TEST_KEY").connect(tmp_path / "s")
+        chat = connect(spec(server, key_variable="SAEMATCH_TEST_KEY"), tmp_path / "s")
         chat.ask(questions(1), "x")
     finally:
         del os.environ["SAEMATCH_TEST_KEY"]
@@ -108,18 +109,18 @@ def test_the_request_is_what_the_protocol_asks_for(served, tmp_path):
 
 def test_a_server_without_schemas_is_asked_without(served, tmp_path, caplog):
     server = served(faults={"no schema": 1.0})
-    chat = spec(server, limits={"concurrency": 1}).connect(tmp_path / "s")
+    chat = connect(spec(server, limits={"concurrency": 1}), tmp_path / "s")
     assert len(chat.ask(questions(5), "x")) == 5
     assert sum("response_format" in body for body in server.bodies) == 1
     assert "does not take response_format" in caplog.text
     server = served()
-    spec(server, structured=False).connect(tmp_path / "t").ask(questions(2), "x")
+    connect(spec(server, structured=False), tmp_path / "t").ask(questions(2), "x")
     assert not any("response_format" in body for body in server.bodies)
 
 
 def run_until_killed(url, path):
     model = ChatModel("judge-1", url, limits=Limits(concurrency=2))
-    model.connect(path).ask(questions(400), "x")
+    connect(model, path).ask(questions(400), "x")
 
 
 def test_a_killed_run_loses_only_what_is_in_flight(served, tmp_path):
@@ -134,7 +135,7 @@ def test_a_killed_run_loses_only_what_is_in_flight(served, tmp_path):
     child.join()
     before = Counter(server.delivered)
     assert 60 <= len(before) < 400
-    spec(server).connect(tmp_path / "s").ask(questions(400), "x")
+    connect(spec(server), tmp_path / "s").ask(questions(400), "x")
     again = [text for text, n in server.delivered.items() if n > 1]
     assert len(again) <= 2, "two were in flight"
     assert len(server.delivered) == 400
@@ -142,7 +143,7 @@ def test_a_killed_run_loses_only_what_is_in_flight(served, tmp_path):
 
 def share(url, path, start):
     model = ChatModel("judge-1", url, limits=Limits(concurrency=4))
-    assert len(model.connect(path).ask(questions(150, start), "x")) == 150
+    assert len(connect(model, path).ask(questions(150, start), "x")) == 150
 
 
 def test_two_runs_at_the_same_time_share_without_paying_twice(served, tmp_path):
@@ -163,9 +164,9 @@ def test_a_cap_on_requests_stops_cleanly_and_goes_on(served, tmp_path):
     capped = spec(server, limits={"max_requests": 7})
     for done in (7, 14):
         with pytest.raises(AskingError, match=rf"max_requests=7 is used up .* {min(7, 20)} of"):
-            capped.connect(tmp_path / "s").ask(questions(20), "x")
+            connect(capped, tmp_path / "s").ask(questions(20), "x")
         assert len(server.bodies) == done
-    assert len(capped.connect(tmp_path / "s").ask(questions(20), "x")) == 20
+    assert len(connect(capped, tmp_path / "s").ask(questions(20), "x")) == 20
     assert len(server.bodies) == 20
 
 
@@ -174,7 +175,7 @@ def test_money_is_never_spent_beyond_its_cap(served, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     server = served()
     prices = {"price_input": 1000.0, "price_output": 1000.0}
-    chat = spec(server, **prices, limits={"max_cost": 5.0}).connect(tmp_path / "s")
+    chat = connect(spec(server, **prices, limits={"max_cost": 5.0}), tmp_path / "s")
     with pytest.raises(AskingError, match=r"max_cost=5.0 is used up \(\$4.4400 spent\); 6 of 20"):
         chat.ask(questions(20), "judgements")
     assert chat.spent.cost == pytest.approx(6 * 0.74)
@@ -187,7 +188,7 @@ def test_money_is_never_spent_beyond_its_cap(served, tmp_path, caplog):
 @pytest.mark.parametrize("fault", ["500", "429", "html"])
 def test_a_server_that_stays_broken_ends_the_round_with_the_count(served, tmp_path, fault):
     server = served(faults={fault: 1.0})
-    chat = spec(server, limits={"retries": 1, "concurrency": 2}).connect(tmp_path / "s")
+    chat = connect(spec(server, limits={"retries": 1, "concurrency": 2}), tmp_path / "s")
     with pytest.raises(AskingError, match=r"requests to .* after 1 retries .* 0 of 200 answers"):
         chat.ask(questions(200), "x")
     assert len(server.bodies) < 20, "the rest is not tried"
@@ -197,7 +198,7 @@ def test_a_server_that_stays_broken_ends_the_round_with_the_count(served, tmp_pa
 
 def test_a_quota_that_is_used_up_ends_at_once(served, tmp_path):
     server = served(faults={"quota": 1.0})
-    chat = spec(server, limits={"retries": 1, "concurrency": 2}).connect(tmp_path / "s")
+    chat = connect(spec(server, limits={"retries": 1, "concurrency": 2}), tmp_path / "s")
     with pytest.raises(AskingError, match="exceeded your current quota"):
         chat.ask(questions(200), "x")
     assert len(server.bodies) <= 8
@@ -208,29 +209,30 @@ def test_one_line_for_each_thing_that_is_wrong(served, tmp_path, monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     server = served(key=KEY)
     with pytest.raises(AskingError, match="variable NO_SUCH_KEY is not set"):
-        spec(server, key_variable="NO_SUCH_KEY").connect(store)
+        connect(spec(server, key_variable="NO_SUCH_KEY"), store)
     monkeypatch.setenv("WRONG_KEY", "sk-wrong-but-secret")
     with pytest.raises(AskingError, match=r"refuses the key .* variable WRONG_KEY") as refused:
-        spec(server, key_variable="WRONG_KEY").connect(store)
+        connect(spec(server, key_variable="WRONG_KEY"), store)
     assert "sk-wrong" not in str(refused.value)
     with pytest.raises(AskingError, match=r"cannot reach the judge at http://127\.0\.0\.1:9/v1"):
-        ChatModel("m", "http://127.0.0.1:9/v1").connect(store)
+        connect(ChatModel("m", "http://127.0.0.1:9/v1"), store)
     with pytest.raises(AskingError, match=r"has no model 'judge-7', but judge-1: set judge\.model"):
-        spec(served(), model="judge-7").connect(store)
-    chat = spec(served(models=()), model="judge-7").connect(store)
+        connect(spec(served(), model="judge-7"), store)
+    chat = connect(spec(served(models=()), model="judge-7"), store)
     with pytest.raises(AskingError, match="has no model 'judge-7'"):
         chat.ask(questions(3), "x")
     with pytest.raises(AskingError, match=r"names 2 models \(a, b\): set judge.model"):
-        spec(served(models=("a", "b")), model=None).connect(store)
-    assert spec(served(models=("only",)), model=None).connect(store).model == "only"
+        connect(spec(served(models=("a", "b")), model=None), store)
+    assert connect(spec(served(models=("only",)), model=None), store).model == "only"
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"base_url": "127.0.0.1:8000"}, "must begin with http"),
-        ({"base_url": "https://me:secret@host/v1"}, "for host holds a password"),
-        ({"base_url": "https://host/v1?api_key=secret"}, "for host holds a password or a query"),
+        ({"base_url": "https://me:secret@host/v1"}, "base_url holds a password"),
+        ({"base_url": "me:secret@host"}, "base_url holds a password"),
+        ({"base_url": "https://host/v1?api_key=secret"}, "base_url holds a password or a query"),
         ({"cached_only": True, "model": None}, "needs judge.model"),
     ],
 )
@@ -248,27 +250,27 @@ def test_a_budget_of_zero_is_refused(limit):
 
 def test_with_cached_only_nobody_is_asked(served, tmp_path):
     server = served()
-    spec(server).connect(tmp_path / "s").ask(questions(5), "x")
+    connect(spec(server), tmp_path / "s").ask(questions(5), "x")
     server.close()
-    chat = spec(server, cached_only=True, key_variable="NO_SUCH_KEY").connect(tmp_path / "s")
+    chat = connect(spec(server, cached_only=True, key_variable="NO_SUCH_KEY"), tmp_path / "s")
     assert len(chat.ask(questions(8), "x")) == 5
-    assert NoJudge().connect(tmp_path / "s") is None
+    assert connect(NoJudge(), tmp_path / "s") is None
 
 
 def test_a_store_that_is_none_is_refused(tmp_path):
     (tmp_path / "s").write_text("this is no database, " * 100)
     with pytest.raises(ValueError, match="is no store of answers"):
-        ChatModel("m", "http://x/v1", cached_only=True).connect(tmp_path / "s")
+        connect(ChatModel("m", "http://x/v1", cached_only=True), tmp_path / "s")
 
 
 def test_the_log_has_no_line_for_each_request(served, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    spec(served()).connect(tmp_path / "s").ask(questions(3), "judgements")
+    connect(spec(served()), tmp_path / "s").ask(questions(3), "judgements")
     assert caplog.text.count("HTTP Request") == 0
 
 
 def test_every_answer_is_in_the_file_with_what_it_answers(served, tmp_path):
-    spec(served()).connect(tmp_path / "s").ask(questions(2), "x")
+    connect(spec(served()), tmp_path / "s").ask(questions(2), "x")
     with sqlite3.connect(tmp_path / "s") as database:
         rows = database.execute("select model, prompt, texts, tokens_in from replies").fetchall()
         assert database.execute("select count(*) from claims").fetchone() == (0,)
@@ -281,7 +283,7 @@ def test_every_answer_is_in_the_file_with_what_it_answers(served, tmp_path):
 def test_a_key_that_cannot_be_one_is_refused_without_being_shown(tmp_path, monkeypatch, key):
     monkeypatch.setenv("A_KEY", key)
     with pytest.raises(AskingError, match="A_KEY holds a space") as refused:
-        ChatModel("m", "http://127.0.0.1:9/v1", key_variable="A_KEY").connect(tmp_path / "s")
+        connect(ChatModel("m", "http://127.0.0.1:9/v1", key_variable="A_KEY"), tmp_path / "s")
     assert KEY not in str(refused.value)
     with pytest.raises(ValueError, match="must be the name of an environment variable") as refused:
         ChatModel("m", "http://127.0.0.1:9/v1", key_variable=KEY)
@@ -290,7 +292,9 @@ def test_a_key_that_cannot_be_one_is_refused_without_being_shown(tmp_path, monke
 
 def test_an_echoed_key_is_never_shown(served, tmp_path, monkeypatch):
     monkeypatch.setenv("A_KEY", KEY)
-    chat = spec(served(faults={"echo": 1.0}, key=KEY), key_variable="A_KEY").connect(tmp_path / "s")
+    chat = connect(
+        spec(served(faults={"echo": 1.0}, key=KEY), key_variable="A_KEY"), tmp_path / "s"
+    )
     with pytest.raises(AskingError, match="refuses the question") as refused:
         chat.ask(questions(1), "x")
     assert KEY[:6] not in str(refused.value)
@@ -298,14 +302,14 @@ def test_an_echoed_key_is_never_shown(served, tmp_path, monkeypatch):
 
 def test_options_that_a_model_does_not_take_are_left_out(served, tmp_path):
     server = served(faults={"no max_tokens": 1.0})
-    chat = spec(server, limits={"retries": 0, "concurrency": 1}).connect(tmp_path / "s")
+    chat = connect(spec(server, limits={"retries": 0, "concurrency": 1}), tmp_path / "s")
     assert len(chat.ask(questions(3), "x")) == 3
     assert [body.get("max_completion_tokens") for body in server.bodies] == [None, 200, 200, 200]
 
 
 def test_a_server_that_counts_no_tokens_costs_what_was_estimated(served, tmp_path):
     server = served(faults={"no usage": 1.0})
-    chat = spec(server, price_input=1.0).connect(tmp_path / "s")
+    chat = connect(spec(server, price_input=1.0), tmp_path / "s")
     chat.ask(questions(4), "x")
     assert chat.spent.tokens_in == sum(question.tokens()[0] for question in questions(4))
     assert chat.spent.cost > 0
@@ -313,11 +317,11 @@ def test_a_server_that_counts_no_tokens_costs_what_was_estimated(served, tmp_pat
 
 def test_what_is_used_twice_counts_once(served, tmp_path):
     server = served()
-    chat = spec(server).connect(tmp_path / "s")
+    chat = connect(spec(server), tmp_path / "s")
     for _ in range(3):
         chat.ask(questions(4), "x")
     assert (chat.spent.requests, chat.spent.reused) == (4, 0)
     assert chat.provenance()["served_by"] == {"judge-1-0613": 4}
-    later = spec(server).connect(tmp_path / "s")
+    later = connect(spec(server), tmp_path / "s")
     later.ask(questions(6), "x")
     assert (later.spent.requests, later.spent.reused) == (2, 4)

@@ -5,6 +5,7 @@ import pytest
 from judge.judge_server import JudgeServer
 from saematch.judge import asking, batches
 from saematch.judge.asking import AskingError
+from saematch.judge.connect import connect
 from saematch.judge.model import ChatModel, Limits
 from saematch.judge.prompts import JUDGE
 from saematch.judge.questions import Question
@@ -33,7 +34,7 @@ def questions(n):
 def chat(server, path, **limits):
     model = ChatModel("judge-1", server.url, price_input=1.0, price_output=1.0, batch=True,
                       limits=Limits(**limits))  # fmt: skip
-    return model.connect(path / "s")
+    return connect(model, path / "s")
 
 
 def test_a_batch_is_handed_in_fetched_and_half_as_dear(server, tmp_path):
@@ -69,8 +70,8 @@ def test_a_killed_run_comes_back_for_its_batches(server, tmp_path, monkeypatch):
 
 def test_a_run_without_batches_waits_for_those_of_an_earlier_one(server, tmp_path):
     judge = chat(server, tmp_path)
-    batches.Batches(judge)._hand_in(questions(5))
-    plain = ChatModel("judge-1", server.url).connect(tmp_path / "s")
+    judge.batches._hand_in(questions(5))
+    plain = connect(ChatModel("judge-1", server.url), tmp_path / "s")
     assert len(plain.ask(questions(9), "x")) == 9
     assert len(server.batches) == 1
     assert len(server.bodies) == 4, "what was not handed in is asked at once"
@@ -79,7 +80,7 @@ def test_a_run_without_batches_waits_for_those_of_an_earlier_one(server, tmp_pat
 
 def test_a_batch_is_found_whose_id_was_not_kept(server, tmp_path):
     judge = chat(server, tmp_path)
-    batches.Batches(judge)._hand_in(questions(5))
+    judge.batches._hand_in(questions(5))
     (noted,) = judge.store.batches("judge-1")
     judge.store.note_batch("judge-1", noted._replace(id=""))
     assert len(chat(server, tmp_path).ask(questions(5), "x")) == 5
@@ -111,16 +112,24 @@ def test_a_batch_that_another_run_is_handing_in_is_waited_for(server, tmp_path):
     judge = chat(server, tmp_path)
     other = batches.Batch("x", tuple(q.asked("judge-1") for q in questions(3)), "", "elsewhere:1")
     judge.store.note_batch("judge-1", other)
-    runner = batches.Batches(judge)
+    runner = judge.batches
     runner._find_lost()
     assert judge.store.batches("judge-1") == [other], "it is not this run's to drop"
     runner._hand_in(questions(5))
     assert [len(b.asked) for b in judge.store.batches("judge-1")] == [3, 2]
 
 
+def test_a_server_without_batches(server, tmp_path):
+    server.files = None
+    judge = chat(server, tmp_path)
+    with pytest.raises(AskingError, match=r"has no Batch API: take judge\.batch=false"):
+        judge.ask(questions(3), "x")
+    assert judge.store.claim([question.key("judge-1") for question in questions(3)])
+
+
 def test_a_batch_that_failed_says_why(server, tmp_path):
     judge = chat(server, tmp_path)
-    batches.Batches(judge)._hand_in(questions(3))
+    judge.batches._hand_in(questions(3))
     (batch,) = server.batches.values()
     error = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}
     batch |= {"status": "failed", "errors": {"object": "list", "data": [error]}}

@@ -11,11 +11,13 @@ from judge.judge_server import JudgeServer
 from saematch.evals.bootstrap import Bootstrap
 from saematch.evals.weights import feature_mse
 from saematch.explain.explanations import Explanation
+from saematch.judge.connect import connect
 from saematch.judge.model import ChatModel
 from saematch.judge.verdicts import Verdict
 from saematch.matching.match import Match
 from saematch.places import NO_ARM, Place, SaeKey
-from saematch.tasks.judge import Item, Judgement, Judging, judge_matches, path_items
+from saematch.tasks.judge import Judgement, judge_matches
+from saematch.tasks.judged import Item, Judging, path_items
 from saematch.tasks.match import MatchSet
 from saematch.tasks.scores import judge_tables, score_matches
 
@@ -72,7 +74,7 @@ def server():
 
 
 def judged(matches, server, tmp_path, explanations=None, second=None, starts=None, **judging):
-    chat = ChatModel("judge-1", server.url).connect(tmp_path / "s")
+    chat = connect(ChatModel("judge-1", server.url), tmp_path / "s")
     spec = Judging(**{"n_paths": 10, "random": 5, "identity": 4, "ceiling": 3} | judging)
     return judge_matches(matches, starts, spec, explanations or Words(), chat, second, {})
 
@@ -176,7 +178,7 @@ def test_swapped_pairs_show_position_bias(matches, tmp_path):
 
 def test_a_second_judge_reads_the_same_pairs(matches, server, tmp_path):
     other = JudgeServer(answer=lambda body: '{"evaluation": "", "label": 3}', models=("judge-2",))
-    second = ChatModel("judge-2", other.url).connect(tmp_path / "s")
+    second = connect(ChatModel("judge-2", other.url), tmp_path / "s")
     judgements = judged(matches, server, tmp_path, second=second)
     other.close()
     pairs = {j.item: j for j in judgements if j.item.role == "pair"}

@@ -8,15 +8,13 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
+from saematch.judge.model import ChatModel
 from saematch.judge.questions import Asked, Question, Reply
 from saematch.judge.store import ReplyStore
-
-if TYPE_CHECKING:
-    from saematch.judge.model import ChatModel
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +45,15 @@ class Endpoint(Protocol):
         ...
 
 
+@runtime_checkable
+class BatchRunner(Protocol):
+    """What hands questions in by the file, and fetches answers."""
+
+    def run(self, questions: Sequence[Question], bar: tqdm) -> None:
+        """Return when every question is answered, or was handed in by another run."""
+        ...
+
+
 @dataclass
 class Spent:
     """What was asked since the start of the run, and what all its answers took."""
@@ -67,6 +74,8 @@ class Chat:
         self, spec: ChatModel, model: str, endpoint: Endpoint | None, store: ReplyStore
     ) -> None:
         self.spec, self.model, self.endpoint, self.store = spec, model, endpoint, store
+        self.batches: BatchRunner | None = None
+        """The server's Batch API, if it may have one."""
         self.spent = Spent()
         self._seen: dict[str, str] = {}
         """Of every answer that was used, who gave it, in the server's words."""
@@ -157,10 +166,8 @@ class _Round:
         left = list(questions)
         with tqdm(total=len(left), desc=self.what, unit="answer", leave=False) as bar:
             while left:
-                if chat.spec.batch or self._in_batches(left):
-                    from saematch.judge.batches import Batches
-
-                    Batches(chat).run(left, bar)
+                if chat.batches and (chat.spec.batch or self._in_batches(left)):
+                    chat.batches.run(left, bar)
                 else:
                     self._ask(left, bar)
                 known = chat.store.find([question.key(chat.model) for question in left])

@@ -34,10 +34,8 @@ OURS = "saematch"
 class Batches:
     """Hands in, waits and fetches; what was handed in is noted first, so that nothing is twice."""
 
-    def __init__(self, chat: Chat) -> None:
-        assert isinstance(chat.endpoint, OpenAiServer)
-        self.chat, self.server = chat, chat.endpoint
-        self.client = chat.endpoint.client
+    def __init__(self, chat: Chat, server: OpenAiServer) -> None:
+        self.chat, self.server, self.client = chat, server, server.client
         self.failed: list[str] = []
         """What the server said of questions that it did not answer."""
 
@@ -48,6 +46,7 @@ class Batches:
         """
         import openai
 
+        self.failed = []
         try:
             self._find_lost()
             if self.chat.spec.batch:
@@ -57,6 +56,10 @@ class Batches:
                 ended = [self._fetch(batch, bar) for batch in ours]
                 if not any(ended):
                     time.sleep(POLL_SECONDS)
+        except openai.NotFoundError:
+            raise AskingError(
+                f"{self.chat.spec.base_url} has no Batch API: take judge.batch=false"
+            ) from None
         except openai.APIStatusError as error:
             raise self.server.refused(error) from None
         except openai.APIConnectionError as error:

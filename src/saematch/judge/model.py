@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
-
-from saematch.judge.asking import AskingError, Chat
-from saematch.judge.store import ReplyStore
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,6 +60,11 @@ class ChatModel:
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
+        if "@" in self.base_url or "?" in self.base_url:
+            raise ValueError(
+                "judge.base_url holds a password or a query: keys come from the environment "
+                "variable that judge.key_variable names"
+            )
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ValueError(
@@ -78,30 +76,8 @@ class ChatModel:
                 "judge.key_variable must be the name of an environment variable, such as "
                 "OPENAI_API_KEY, and not the key itself"
             )
-        if parts.query or parts.username or parts.password:
-            raise ValueError(
-                f"judge.base_url for {parts.hostname} holds a password or a query: keys come from "
-                "the environment variable that judge.key_variable names"
-            )
         if self.cached_only and self.model is None:
             raise ValueError("judge.cached_only=true needs judge.model, by which answers are kept")
-
-    def connect(self, store: Path) -> Chat:
-        """Return what asks this model; says in one line what is wrong with key, server or name."""
-        if self.cached_only:
-            assert self.model is not None
-            return Chat(self, self.model, None, ReplyStore(store))
-        from saematch.judge.client import OpenAiServer
-
-        server = OpenAiServer(self)
-        try:
-            model = server.model_name()
-        except AskingError:
-            server.close()
-            raise
-        if self.key_variable and not self.price_input + self.price_output:
-            log.warning("judge.price_input and price_output are 0: what %s costs is unknown", model)
-        return Chat(self, model, server, ReplyStore(store))
 
     def cost(self, tokens_in: int, tokens_out: int) -> float:
         """Return dollars."""
@@ -112,6 +88,3 @@ class ChatModel:
 @dataclass(frozen=True)
 class NoJudge:
     """Spec: nothing is asked of any LLM."""
-
-    def connect(self, store: Path) -> None:
-        """Return nobody."""

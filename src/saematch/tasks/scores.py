@@ -16,7 +16,8 @@ from saematch.matching.match import Match
 from saematch.places import NO_ARM, Place, SaeKey
 from saematch.results import Row
 from saematch.sae.params import SaeParams
-from saematch.tasks.judge import AGAIN, CONTROLS, Item, Judgement
+from saematch.tasks.judge import Judgement
+from saematch.tasks.judged import AGAIN, CONTROLS, Item
 
 ROLES = ("pair", *CONTROLS)
 """Roles that have scores of their own; ``AGAIN`` is compared with pairs."""

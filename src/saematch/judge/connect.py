@@ -1,0 +1,37 @@
+"""From the spec of an LLM to what asks it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from saematch.judge.asking import AskingError, Chat
+from saematch.judge.batches import Batches
+from saematch.judge.client import OpenAiServer
+from saematch.judge.model import ChatModel, NoJudge
+from saematch.judge.store import ReplyStore
+
+log = logging.getLogger(__name__)
+
+
+def connect(spec: ChatModel | NoJudge, store: Path) -> Chat | None:
+    """Return what asks this model, with the answers that ``store`` keeps; None for no judge.
+
+    Raises ``AskingError``, in one line, for what is wrong with key, server or name.
+    """
+    if isinstance(spec, NoJudge):
+        return None
+    if spec.cached_only:
+        assert spec.model is not None
+        return Chat(spec, spec.model, None, ReplyStore(store))
+    server = OpenAiServer(spec)
+    try:
+        model = server.model_name()
+    except AskingError:
+        server.close()
+        raise
+    if spec.key_variable and not spec.price_input + spec.price_output:
+        log.warning("judge.price_input and price_output are 0: what %s costs is unknown", model)
+    chat = Chat(spec, model, server, ReplyStore(store))
+    chat.batches = Batches(chat, server)
+    return chat
