@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import random_sae
-from saematch.sae.released import ExplainedSae, ReleasedSaes, explained_near
+from saematch.sae.released import ExplainedSae, ReleasedSaes, explained_as, explained_near
 from saematch.sae.selection import SimilarL0
 
 GEMMA = ReleasedSaes(
@@ -71,6 +71,17 @@ def test_explained_saes_like_another_are_of_its_repository_and_layer():
     assert all(one.neuronpedia_id.startswith("gemma-2-2b/20-gemmascope-res-") for one in near)
     assert explained_near(repo, "layer_20/width_65k/average_l0_61", 20)[0] != canonical
     assert explained_near("nobody/nothing", "layer_20", 20) == []
+
+
+def test_one_file_under_two_names_has_one_explanation():
+    release = "gemma-scope-2b-pt-res"
+    source = "gemma-2-2b/20-gemmascope-res-16k"
+    assert explained_as(f"{release}-canonical", "layer_20/width_16k/canonical", 20) == source
+    assert explained_as(release, "layer_20/width_16k/average_l0_71", 20) == source
+    assert explained_as(release, "layer_20/width_16k/average_l0_38", 20) is None
+    table_1 = "layer_13/width_16k/average_l0_83"  # the paper's, which is another SAE
+    assert explained_as(release, table_1, 13) is None
+    assert explained_as(release, "layer_13/width_16k/average_l0_84", 13) is not None
 
 
 CODE = """

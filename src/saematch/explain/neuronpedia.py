@@ -215,9 +215,7 @@ def _unexplained(key: SaeKey, origin: SaeOrigin) -> str:
     """Say that there are no explanations of an SAE, and of which one like it there are."""
     near = explained_near(origin.release, origin.sae_id, origin.layer)[:1]
     hint = "".join(
-        f"; the very same file is explained by its name {one.release}/{one.sae_id}"
-        if one.path == origin.sae_id
-        else f"; there are explanations of {one.release}/{one.sae_id} ({one.neuronpedia_id})"
+        f"; there are explanations of {one.release}/{one.sae_id} ({one.neuronpedia_id})"
         for one in near
     )
     return (

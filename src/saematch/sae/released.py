@@ -60,7 +60,7 @@ class ReleasedSaes:
             ) from error
         repo, path = _entry(self.release).repo_id, ids[sae_id]
         params = from_saelens(sae, layer, repo, path, _revision(self.release))
-        known = {"neuronpedia_id": _entry(self.release).neuronpedia_id.get(sae_id)}
+        known: dict[str, Any] = {"neuronpedia_id": explained_as(self.release, sae_id, layer)}
         stated = _stated_l0(self.release, sae_id)
         if params.origin.mean_l0 is None and stated is not None:
             known["mean_l0"] = stated
@@ -96,6 +96,18 @@ class ExplainedSae(NamedTuple):
     path: str
     """Where it is in its repository."""
     neuronpedia_id: str
+
+
+def explained_as(release: str, sae_id: str, layer: int) -> str | None:
+    """Return the source on Neuronpedia that explains this very SAE, None if there is none.
+
+    The registry may list one file under several names, of which one alone is explained.
+    """
+    entry = _entry(release)
+    own = entry.neuronpedia_id.get(sae_id)
+    path = entry.saes_map[sae_id]
+    same = (one for one in explained_near(entry.repo_id, path, layer) if one.path == path)
+    return own or next((one.neuronpedia_id for one in same), None)
 
 
 def explained_near(repo: str, path: str, layer: int) -> list[ExplainedSae]:
