@@ -25,6 +25,7 @@ from saematch.evals.activations import decode, encode
 from saematch.evals.bootstrap import Bootstrap
 from saematch.evals.runner import TrainerSpec
 from saematch.evals.splice import MATCHLESS, SplicePlan, evaluate_batch
+from saematch.explain.contexts import TextPass, collect_contexts
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
@@ -68,6 +69,7 @@ def main() -> None:
     rows = [
         ("skip_layers / plain hooks, whole model", against_plain(work, options.repeats), 0.5),
         ("evaluation / blocks strictly needed", evaluation(work, options.repeats), 1.3),
+        ("contexts / forward and encoding alone", contexts(work, options.repeats), 2.0),
         ("decoding at width 8,192 / 1,024, same L0", decoding(options.repeats), 1.5),
         ("--help / import torch", start_up(options.repeats), 2.0),
         ("memory at 100 texts / 25 texts", memory(), 1.1),
@@ -111,6 +113,25 @@ def against_plain(work: Workload, repeats: int) -> float:
             assert abs(row["delta_loss"] - delta) < 1e-3, row
         ratios.append(ours / plain)
     return median(ratios)
+
+
+def contexts(work: Workload, repeats: int) -> float:
+    """The pass that keeps where features are active, against what it cannot do without."""
+    layers = tuple(key.layer for key in work.saes)
+
+    @torch.inference_mode()
+    def bare() -> None:
+        for batch in work.batches:
+            hidden, _ = work.lm.capture(batch.ids, layers)
+            for key, sae in work.saes.items():
+                encode(sae, hidden[key.layer][batch.counts])
+
+    def ours() -> None:
+        texts = TextPass(work.lm, {"all texts": tuple(work.batches)}, TrainerSpec("cpu"))
+        with TemporaryDirectory() as folder:
+            collect_contexts(work.saes, texts, 10, 10, Path(folder))
+
+    return median([timed(ours) / timed(bare) for _ in range(repeats)])
 
 
 def strategies(work: Workload) -> list[dict]:
