@@ -18,6 +18,7 @@ ODD_BODIES = {
     "null body": b"null",
     "list body": b"[]",
     "null choice": b'{"choices": [null], "model": "m"}',
+    "no message": b'{"choices": [{"index": 0}], "model": "m", "usage": null}',
     "word choice": b'{"choices": ["x"], "model": "m"}',
     "error body": b'{"error": {"message": "upstream is away"}}',
     "free empty choice": b'{"choices": [], "model": "m"}',

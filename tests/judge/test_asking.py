@@ -25,7 +25,8 @@ MIX = {
     "cut": 0.01, "broken body": 0.02, "html": 0.02, "malformed JSON": 0.03, "empty choice": 0.02,
     "empty content": 0.02, "refusal": 0.03, "filter": 0.01, "label outside": 0.03, "text": 0.03,
     "cut off": 0.02, "null body": 0.005, "list body": 0.005, "null choice": 0.005,
-    "error body": 0.01, "free empty choice": 0.005, "list content": 0.01, "too long": 0.01,
+    "no message": 0.005, "word choice": 0.005, "error body": 0.01, "free empty choice": 0.005,
+    "list content": 0.01, "too long": 0.01,
 }  # fmt: skip
 UNPARSED = ("malformed JSON", "empty choice", "empty content", "label outside", "cut off",
             "too long")  # fmt: skip

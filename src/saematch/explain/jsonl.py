@@ -26,6 +26,9 @@ class JsonlExplanations:
     several explanations, the first one first.
     """
 
+    on_texts: ClassVar[bool] = False
+    asks_llm: ClassVar[bool] = False
+
     path: str
     """One file a layer, with ``{layer}`` in the place of the layer's number; or one file for all
     layers, whose lines then hold ``layer``."""
@@ -33,16 +36,6 @@ class JsonlExplanations:
     def __post_init__(self) -> None:
         if not self.path:
             raise ValueError("explain.path is empty: name a file, as in explain.path=labels.jsonl")
-
-    @property
-    def on_texts(self) -> bool:
-        """They are there already."""
-        return False
-
-    @property
-    def asks_llm(self) -> bool:
-        """They are there already."""
-        return False
 
     def check(self, saes: Mapping[SaeKey, SaeParams]) -> None:
         """Read everything.

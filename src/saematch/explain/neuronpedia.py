@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -28,6 +29,9 @@ SOURCE = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 @dataclass(frozen=True)
 class NeuronpediaExplanations:
     """Spec of the explanations that Neuronpedia publishes of the very SAEs of a run."""
+
+    on_texts: ClassVar[bool] = False
+    asks_llm: ClassVar[bool] = False
 
     exports: str = "https://neuronpedia-datasets.s3.us-east-1.amazonaws.com"
     """Address of the bucket of bulk exports."""
@@ -53,16 +57,6 @@ class NeuronpediaExplanations:
         for name in ("exports", "api"):
             if not getattr(self, name).startswith(("http://", "https://")):
                 raise ValueError(f"explain.{name}={getattr(self, name)!r} must be http(s)://…")
-
-    @property
-    def on_texts(self) -> bool:
-        """They are there already."""
-        return False
-
-    @property
-    def asks_llm(self) -> bool:
-        """They are there already."""
-        return False
 
     def server(self, address: str, instead: str) -> Server:
         """Return how an address is asked, with what to do ``instead``."""

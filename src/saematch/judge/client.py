@@ -192,14 +192,17 @@ class OpenAiServer(Endpoint):
 def read_completion(answer: Mapping[str, Any]) -> Reply:
     """Return what a chat completion says.
 
-    An empty list of choices is an empty answer that ended for ``NO_CHOICE``. Raises ``TypeError``
-    or ``AttributeError`` for what is no completion.
+    One without a message is an empty answer that ended for ``NO_CHOICE``. Raises ``TypeError`` or
+    ``AttributeError`` for what is no completion.
     """
     if answer.get("error"):
         raise TypeError("an error in place of an answer")
     choices, usage = answer.get("choices") or [None], answer.get("usage") or {}
-    choice = choices[0] or {"message": {}, "finish_reason": NO_CHOICE}
-    message, finish = choice["message"] or {}, choice.get("finish_reason") or ""
+    choice = choices[0] or {}
+    message = choice.get("message") or {}
+    finish = choice.get("finish_reason") or ""
+    if not message and finish != "content_filter":
+        finish = NO_CHOICE
     refusal, content = message.get("refusal"), message.get("content")
     return Reply(
         content=str(refusal or content or ""),

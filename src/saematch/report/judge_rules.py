@@ -6,19 +6,22 @@ from collections.abc import Iterator
 from statistics import fmean
 
 from saematch.places import DEFAULT
-from saematch.report.rules import MissingNumbersError, Verdict, _column, _distance, _rows, _share
+from saematch.report.rules import (
+    MissingNumbersError,
+    Verdict,
+    _column,
+    _distance,
+    _rises,
+    _rows,
+    _share,
+)
 from saematch.report.style import Tables, unique, where
 from saematch.results import Row
 
 
 def same_rises(tables: Tables) -> Verdict:
     """Mean share of SAME in the later half of the pairs above that in the earlier half."""
-    share = _column(_placed(tables, "folded"), "same_share")
-    half = len(share) // 2
-    if not half:
-        raise MissingNumbersError("one pair")
-    early, late = fmean(share[:half]), fmean(share[-half:])
-    return Verdict(late > early, f"{early:.2f} in the first {half} pairs, {late:.2f} in the last")
+    return _rises(_column(_placed(tables, "folded"), "same_share"))
 
 
 def judged_folded_above(tables: Tables) -> Verdict:

@@ -134,11 +134,14 @@ def long_tail(tables: Tables) -> Verdict:
 
 def score_rises(tables: Tables) -> Verdict:
     """Mean of the later half of the pairs above that of the earlier half."""
-    score = _of_arm(tables, "folded", "matching_score")
-    half = len(score) // 2
+    return _rises(_of_arm(tables, "folded", "matching_score"))
+
+
+def _rises(values: Sequence[float]) -> Verdict:
+    half = len(values) // 2
     if not half:
         raise MissingNumbersError("one pair")
-    early, late = fmean(score[:half]), fmean(score[-half:])
+    early, late = fmean(values[:half]), fmean(values[-half:])
     return Verdict(late > early, f"{early:.2f} in the first {half} pairs, {late:.2f} in the last")
 
 
