@@ -12,10 +12,12 @@ from pathlib import Path
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from saematch.lm.states import states_name
 from saematch.sae.params import SaeOrigin, SaeParams
 
 
@@ -85,6 +87,14 @@ def write_sae(folder: Path, sae: SaeParams, model_name: str = "tiny", layer: int
     names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
     tensors = {name: getattr(sae, name).contiguous() for name in names}
     save_file(tensors, folder / "sae_weights.safetensors")
+
+
+def write_store(folder: Path, states: np.ndarray, n_layers: int) -> None:
+    """Write the same hidden states for every layer, as the collection leaves them."""
+    folder.mkdir(parents=True)
+    rows = {states_name(n): torch.from_numpy(states).clone() for n in range(n_layers)}
+    save_file(rows, folder / "00000.safetensors")
+    (folder / "store.json").write_text("{}")
 
 
 @pytest.fixture(scope="session")

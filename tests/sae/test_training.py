@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from saematch.lm.states import HiddenStates
 from saematch.sae.params import SaeOrigin
-from saematch.sae.training import permuted, save_sae, threshold_factor, to_params, train
+from saematch.sae.trained import permuted, save_sae, threshold_factor, to_params
+from saematch.sae.training import train
 from saematch.sae.training_state import TrainingRecipe, TrainingState, refresh, start
 
 ORIGIN = SaeOrigin(layer=0, release="test", sae_id="layer_0")
@@ -13,26 +15,26 @@ RECIPE = TrainingRecipe(n_features=32, target_l0=4.0, samples=256 * 40, seed=3, 
 
 
 @pytest.fixture(scope="module")
-def activations() -> np.ndarray:
+def activations() -> HiddenStates:
     """Sparse sums of 24 directions away from the origin, on the scale of a residual stream."""
     rng = np.random.default_rng(0)
     active = rng.random((4096, 24)) < 0.15
     amounts = active * rng.lognormal(0.0, 0.3, (4096, 24))
     x = amounts @ rng.normal(size=(24, 16)) + 0.1 * rng.normal(size=(4096, 16)) + 1.0
-    return (50 * x).astype(np.float16)
+    return HiddenStates((torch.from_numpy((50 * x).astype(np.float16)),))
 
 
 def mean_l0(sae, activations):
-    return (sae.encode(torch.from_numpy(activations).float()) > 0).sum(1).double().mean().item()
+    return (sae.encode(activations.parts[0].float()) > 0).sum(1).double().mean().item()
 
 
 def error(sae, activations):
-    x = torch.from_numpy(activations).float()
+    x = activations.parts[0].float()
     return (sae.reconstruct(x) - x).square().sum().item()
 
 
 def test_start_fires_at_the_target_with_thresholds_that_differ(activations):
-    sae = to_params(start(activations, RECIPE), activations, ORIGIN)
+    sae = to_params(start(activations, RECIPE), activations, ORIGIN, RECIPE)
     assert mean_l0(sae, activations) == pytest.approx(4, rel=0.02)
     assert (sae.threshold > 0).all()
     assert sae.threshold.std() > 0.05 * sae.threshold.mean()
@@ -46,7 +48,7 @@ def test_start_depends_on_the_seed(activations):
 
 
 def test_factor_sets_the_mean_l0_exactly(activations):
-    sae = to_params(start(activations, RECIPE), activations, ORIGIN)
+    sae = to_params(start(activations, RECIPE), activations, ORIGIN, RECIPE)
     for target in (2.0, 3.5, 6.0):
         factor = threshold_factor(sae, activations, target)
         scaled = dataclasses.replace(sae, threshold=sae.threshold * factor)
@@ -54,7 +56,7 @@ def test_factor_sets_the_mean_l0_exactly(activations):
 
 
 def test_factor_refuses_a_target_out_of_reach(activations):
-    sae = to_params(start(activations, RECIPE), activations, ORIGIN)
+    sae = to_params(start(activations, RECIPE), activations, ORIGIN, RECIPE)
     with pytest.raises(ValueError, match="too few pre-activations"):
         threshold_factor(sae, activations, 32.0)
 
@@ -82,7 +84,7 @@ def test_train_save_and_go_on(activations, tmp_path):
     state = train(first, activations, RECIPE, seen.append)
     assert sum(seen) == state.samples == RECIPE.samples
 
-    before, after = (to_params(s, activations, ORIGIN) for s in (first, state))
+    before, after = (to_params(s, activations, ORIGIN, RECIPE) for s in (first, state))
     assert error(after, activations) < 0.8 * error(before, activations)
     norms = torch.linalg.vector_norm(after.W_dec, dim=1)
     torch.testing.assert_close(norms, torch.ones(32), atol=1e-3, rtol=0)
@@ -110,6 +112,6 @@ def test_train_save_and_go_on(activations, tmp_path):
     for name, tensor in sae.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, getattr(shuffled, name))
-    x = torch.from_numpy(activations[:100]).float()
+    x = activations.parts[0][:100].float()
     with torch.no_grad():
         torch.testing.assert_close(sae(x), after.reconstruct(x), rtol=1e-4, atol=1e-2)

@@ -6,11 +6,11 @@ import torch
 
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
+from saematch.tasks.collect import open_store
 from saematch.zoo.activations import (
     ActivationRecipe,
     collect_held_out,
     collect_training,
-    open_layer,
 )
 
 
@@ -30,7 +30,7 @@ def test_training_states_are_those_of_windows_without_bos(model, tmp_path):
         hidden, _ = model.capture(windows, (1, 3))
     for layer in (1, 3):
         wanted = hidden[layer][windows != 0].half().float()
-        stored = torch.from_numpy(np.array(open_layer(tmp_path / "states", layer))).float()
+        stored = torch.cat(open_store(tmp_path / "states").layer(layer).parts).float()
         assert stored.shape == wanted.shape == (80 - 5 - 2, model.d_model)
         order = [torch.argsort(x[:, 0]) for x in (stored, wanted)]
         torch.testing.assert_close(stored[order[0]], wanted[order[1]], atol=2e-3, rtol=1e-2)
@@ -42,7 +42,7 @@ def test_held_out_states_and_loss_leave_bos_out(model, tmp_path):
     encoded = {k: model.tokenizer(v, add_special_tokens=False).input_ids for k, v in texts.items()}
     kept = {k: [ids[:4] for ids in rows] for k, rows in encoded.items()}
     assert held_out.tokens == {k: sum(map(len, rows)) for k, rows in kept.items()}
-    assert len(open_layer(tmp_path / "states", 0)) == sum(held_out.tokens.values())
+    assert len(open_store(tmp_path / "states").layer(0)) == sum(held_out.tokens.values())
 
     ids = torch.tensor([[model.tokenizer.bos_token_id, *kept["code"][0]]])
     with torch.no_grad():

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import write_store
 from saematch.zoo.activations import HeldOut
 from saematch.zoo.card import card_numbers, card_text
 from saematch.zoo.dictionaries import Family, Folders, build_family
@@ -16,9 +17,7 @@ def test_card_says_what_the_files_say(tmp_path: Path):
     folders = Folders(*(tmp_path / name for name in ("activations", "held", "states", "saes")))
     states = 100 * np.random.default_rng(0).normal(size=(512, 16)).astype(np.float16)
     for folder in (folders.training, folders.held_out):
-        folder.mkdir()
-        for layer in range(LmRecipe.n_layers):
-            np.save(folder / f"layer_{layer}.npy", states)
+        write_store(folder, states, LmRecipe.n_layers)
     build_family(family, folders, 2)
     row = {"kind": "code", "text": "x = 1", "source": "SymPy"}
     for name in ("train", "held_out"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import write_store
 from saematch.matching.match import Match
 from saematch.zoo import dictionaries
 from saematch.zoo.dictionaries import FAMILIES, Family, Folders, build_family
@@ -28,9 +29,7 @@ def folders(tmp_path: Path) -> Folders:
     """The same activations at every layer."""
     x = np.random.default_rng(0).normal(size=(2048, 16)).astype(np.float16)
     for name in ("training", "held_out"):
-        (tmp_path / name).mkdir()
-        for layer in range(N_LAYERS):
-            np.save(tmp_path / name / f"layer_{layer}.npy", x)
+        write_store(tmp_path / name, x, N_LAYERS)
     names = ("training", "held_out", "states", "out")
     return Folders(**{name: tmp_path / name for name in names})
 

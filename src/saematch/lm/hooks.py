@@ -67,6 +67,16 @@ class LanguageModel(nn.Module):
             raise RuntimeError(f"blocks {sorted(missing)} were not run by the model's own forward")
         return seen, final
 
+    def states(
+        self, ids: Int64[Tensor, "batch seq"], layers: tuple[int, ...]
+    ) -> dict[int, Float[Tensor, "batch seq d_model"]]:
+        """Return ``resid_post`` of the layers alone; blocks after the last of them are not run."""
+        self._learn_conventions(ids)
+        with ExitStack() as stack:
+            for block in self.blocks[max(layers) + 1 :]:
+                stack.enter_context(_replaced(block, self._hand_through))
+            return self.capture(ids, layers)[0]
+
     def continue_from(
         self,
         layer: int,

@@ -1,4 +1,4 @@
-"""Where the training of a JumpReLU SAE starts, stands and is kept.
+"""Where the training of an SAE starts, stands and is kept.
 
 A state lives in scaled units: activations are divided so that their mean norm is ``sqrt(d_model)``,
 which lets one recipe serve every layer and lets one layer's SAE go on at the next layer.
@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from safetensors import safe_open
@@ -18,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saematch.files import replacing
+from saematch.lm.states import SAMPLE, HiddenStates
 
-SAMPLE = 32_768
-"""Rows that the starting point and the scale of the activations are estimated on, at most."""
+ARCHITECTURES = ("jumprelu", "topk")
 MIN_THRESHOLD = 1e-3
 """Smallest threshold, in scaled units: folding divides by thresholds."""
 CHUNK = 2_048
@@ -29,15 +28,19 @@ CHUNK = 2_048
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """Everything but the activations that determines one SAE's training."""
+    """Spec: everything but the hidden states that determines one SAE's training."""
 
     n_features: int
     target_l0: float
-    """Mean number of active features a token that the SAE shall have."""
+    """Mean number of active features a token that the SAE shall have; TopK's k."""
     samples: int
-    """Activations seen, repeats included."""
+    """Hidden states seen, repeats included."""
     seed: int
-    """Of the starting point and of the order of the activations."""
+    """Of the starting point and of the order of the hidden states. Where SAEs of several layers are
+    trained apart, the layer's number is added: one seed for all would give features of equal index
+    a common origin."""
+    architecture: str = "jumprelu"
+    """``jumprelu`` or ``topk``."""
     batch: int = 1024
     lr: float = 2e-3
     """Adam's peak learning rate."""
@@ -54,6 +57,19 @@ class TrainingRecipe:
     dead_after: int = 50
     """Batches without firing after which a feature is pulled towards its threshold."""
     dead_coefficient: float = 1e-2
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"training.architecture={self.architecture!r} is none of {', '.join(ARCHITECTURES)}"
+            )
+        if not 0 < self.target_l0 < self.n_features:
+            raise ValueError(
+                f"training.target_l0={self.target_l0} must lie between 0 and the number of "
+                f"features, training.n_features={self.n_features}"
+            )
+        if self.architecture == "topk" and self.target_l0 != int(self.target_l0):
+            raise ValueError(f"training.target_l0={self.target_l0}: TopK's k is a whole number")
 
 
 @dataclass(frozen=True)
@@ -90,27 +106,15 @@ class TrainingState:
         return cls(**groups, steps=int(counts["steps"]), samples=int(counts["samples"]))
 
 
-def spread(activations: np.ndarray, n: int) -> Float[Tensor, "n d_model"]:
-    """Return at most ``n`` rows, evenly spread, as float32."""
-    step = max(1, len(activations) // n)
-    return torch.from_numpy(np.ascontiguousarray(activations[::step][:n])).float()
-
-
-def activation_scale(activations: np.ndarray) -> float:
-    """Return the factor that brings the activations' mean norm to ``sqrt(d_model)``."""
-    norms = torch.linalg.vector_norm(spread(activations, SAMPLE), dim=1)
-    return math.sqrt(activations.shape[1]) / float(norms.mean())
-
-
-def start(activations: np.ndarray, recipe: TrainingRecipe) -> TrainingState:
-    """Return a fresh state: each feature is the direction of one random activation from the mean.
+def start(states: HiddenStates, recipe: TrainingRecipe) -> TrainingState:
+    """Return a fresh state: each feature is the direction of one random row from the mean.
 
     A feature's threshold is the quantile of its own pre-activations at which it fires on
-    ``target_l0 / n_features`` of the activations, so the mean L0 starts at its target and the
+    ``target_l0 / n_features`` of the rows, so the mean L0 starts at its target and the
     thresholds start as different as the directions are.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
-    sample = spread(activations, SAMPLE) * activation_scale(activations)
+    sample = states.spread(SAMPLE) * states.scale
     mean = sample.mean(0)
     centred = sample - mean
     enough = math.ceil(recipe.n_features / len(centred))
@@ -129,8 +133,9 @@ def start(activations: np.ndarray, recipe: TrainingRecipe) -> TrainingState:
         "b_enc": -norm * (W_dec @ mean),
         "W_dec": norm * W_dec,
         "b_dec": mean,
-        "threshold": norm * threshold.clamp(min=MIN_THRESHOLD),
     }
+    if recipe.architecture == "jumprelu":
+        parameters["threshold"] = norm * threshold.clamp(min=MIN_THRESHOLD)
     means, squares = ({n: torch.zeros_like(t) for n, t in parameters.items()} for _ in range(2))
     return TrainingState(parameters, means, squares, steps=0, samples=0)
 

@@ -105,7 +105,7 @@ def _sae_stages(work: Path, out: Path) -> list[Stage]:
     return [
         Stage(
             "activations",
-            folders.training.exists,
+            (folders.training / "store.json").exists,
             lambda: collect_training(
                 _model(out), np.load(work / "tokens.npy"), folders.training, ActivationRecipe()
             ),

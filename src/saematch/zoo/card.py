@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
-from saematch.zoo.activations import ActivationRecipe, HeldOut, open_layer
+from saematch.tasks.collect import open_store
+from saematch.zoo.activations import ActivationRecipe, HeldOut
 from saematch.zoo.corpus import KINDS, PACKAGES, PROSE
 from saematch.zoo.dictionaries import Family
 from saematch.zoo.language_model import LmRecipe
@@ -26,8 +27,9 @@ def card_numbers(
 ) -> dict[str, Any]:
     """Collect everything the card says; ``parameters`` is the language model's count."""
     recipe = LmRecipe()
+    store = open_store(held_out_states)
     norms = [
-        float(np.linalg.norm(open_layer(held_out_states, layer).astype(np.float32), axis=1).mean())
+        float(torch.linalg.vector_norm(torch.cat(store.layer(layer).parts).float(), dim=1).mean())
         for layer in range(recipe.n_layers)
     ]
     seconds = work / "seconds.json"
@@ -41,7 +43,7 @@ def card_numbers(
         },
         "hidden_state_norm": norms,
         "activations": asdict(ActivationRecipe())
-        | {"stored": len(open_layer(work / "activations", 0))},
+        | {"stored": len(open_store(work / "activations").layer(0))},
         "saes": {family.name: _family(saes / family.name) for family in families},
         "texts": _texts(work),
         "seconds": json.loads(seconds.read_text()) if seconds.exists() else {},

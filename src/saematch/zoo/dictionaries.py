@@ -21,18 +21,15 @@ from tqdm import tqdm
 
 from saematch.matching.match import Match
 from saematch.sae.params import SaeOrigin
-from saematch.sae.training import permuted, save_sae, threshold_factor, to_params, train
+from saematch.sae.trained import finish, measure, permuted, save_sae
+from saematch.sae.training import train
 from saematch.sae.training_state import TrainingRecipe, TrainingState, refresh, start
-from saematch.zoo.activations import open_layer
-from saematch.zoo.measures import measure
+from saematch.tasks.collect import open_store
 
 MODEL_NAME = "saematch-zoo"
 KINDS = ("chain", "independent", "mixed")
 FRESH_SHARE = 4
 """In the family ``mixed``, one feature in this many starts afresh at each later layer."""
-THRESHOLD_FLOOR = 0.2
-"""Least threshold, as a share of the SAE's median. The few features that are active on nearly every
-token lose their threshold in training; folding by one that is all but zero would mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +107,9 @@ class Folders:
     """Where a family is built."""
 
     training: Path
-    """Hidden states of training tokens, one file a layer."""
+    """Hidden states of training tokens."""
     held_out: Path
-    """Hidden states of held-out texts, one file a layer."""
+    """Hidden states of held-out texts."""
     states: Path
     """Training states, so that a run that was cut off goes on."""
     out: Path
@@ -145,7 +142,7 @@ def _state(
     path = _state_path(family, folders, layer)
     if path.exists():
         return TrainingState.load(path)
-    activations = open_layer(folders.training, layer)
+    activations = open_store(folders.training).layer(layer)
     recipe = family.recipe(layer)
     if layer == 0 or family.kind == "independent":
         state = start(activations, recipe)
@@ -161,17 +158,11 @@ def _state(
 
 def _ship(family: Family, folders: Folders, layer: int, state: TrainingState) -> None:
     """Calibrate, measure, shuffle and save one layer's SAE."""
-    training = open_layer(folders.training, layer)
+    training = open_store(folders.training).layer(layer)
     recipe = family.recipe(layer)
     origin = SaeOrigin(layer, family.name, f"layer_{layer}")
-    sae = to_params(state, training, origin)
-    assert sae.threshold is not None
-    floor = THRESHOLD_FLOOR * sae.threshold.median()
-    raised = int((sae.threshold < floor).sum())
-    sae = replace(sae, threshold=sae.threshold.clamp(min=floor))
-    factor = threshold_factor(sae, training, recipe.target_l0)
-    sae = replace(sae, threshold=factor * sae.threshold)
-    quality = measure(sae, training, open_layer(folders.held_out, layer))
+    trained = finish(state, training, recipe, origin, torch.float16)
+    quality = measure(trained.sae, training, open_store(folders.held_out).layer(layer))
     metadata = {
         "model_name": MODEL_NAME,
         "hook_name": f"blocks.{layer}.hook_resid_post",
@@ -179,14 +170,15 @@ def _ship(family: Family, folders: Folders, layer: int, state: TrainingState) ->
         "family": family.kind,
         "layer": layer,
         **asdict(quality),
-        "threshold_factor": factor,
-        "raised_thresholds": raised,
+        "threshold_factor": trained.threshold_factor,
+        "raised_thresholds": trained.raised_thresholds,
         "samples": recipe.samples,
         "samples_with_earlier_layers": state.samples,
         "fresh_features": len(family.fresh(layer)),
         "training": asdict(recipe),
     }
-    save_sae(permuted(sae, family.order(layer)), _folder(family, folders, layer), metadata)
+    shuffled = permuted(trained.sae, family.order(layer))
+    save_sae(shuffled, _folder(family, folders, layer), metadata, torch.float16)
 
 
 def _folder(family: Family, folders: Folders, layer: int) -> Path:

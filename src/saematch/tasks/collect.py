@@ -1,0 +1,172 @@
+"""Collect hidden states: ``resid_post`` of many tokens, kept on disk for the training of SAEs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saematch.data.texts import TextSource
+from saematch.data.tokens import TokenBatch
+from saematch.data.windows import windows
+from saematch.evals.runner import TrainerSpec, run_batches
+from saematch.files import hashed, write_json
+from saematch.lm.hooks import LanguageModel
+from saematch.lm.states import HiddenStates, states_name
+
+log = logging.getLogger(__name__)
+
+DTYPES = ("bfloat16", "float32", "float16")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Spec of the hidden states to keep."""
+
+    n_tokens: int
+    """Positions of the windows drawn from the texts, BOS included."""
+    context: int
+    """Tokens of a window."""
+    dtype: str = "bfloat16"
+    """In which they are kept: ``bfloat16``, ``float32`` or ``float16``."""
+    folder: str = "outputs/activations"
+    """Each set of model, texts and layers has a folder of its own in it."""
+    seed: int = 0
+    """Of the choice and the order of the windows."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"collection.dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
+
+
+@dataclass(frozen=True)
+class Store:
+    """Hidden states of some layers on disk, one safetensors file a batch of windows."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    about: dict[str, Any]
+    """Model, texts, layers, dtype, and how many tokens were kept and left out."""
+
+    def layer(self, layer: int) -> HiddenStates:
+        """Return one layer's hidden states, BOS left out, mapped from disk."""
+        return HiddenStates.open(self.files, layer)
+
+
+@dataclass(frozen=True)
+class KeepStates:
+    """Work on batches: the hidden states of the positions that count, and their tokens."""
+
+    layers: tuple[int, ...]
+    dtype: str
+
+    def to(self, device: torch.device) -> KeepStates:
+        """Return the same: it has no tensors."""
+        return self
+
+    @torch.inference_mode()
+    def __call__(self, lm: LanguageModel, batch: TokenBatch) -> dict[str, Tensor]:
+        """Return ``resid_post|<layer>`` ``[n, d_model]`` and ``ids`` ``[n]``."""
+        hidden = lm.states(batch.ids, self.layers)
+        dtype = getattr(torch, self.dtype)
+        kept = {states_name(n): x[batch.counts].to(dtype) for n, x in hidden.items()}
+        return kept | {"ids": batch.ids[batch.counts].int()}
+
+
+def collect(
+    lm: LanguageModel,
+    texts: TextSource,
+    layers: Sequence[int],
+    spec: Collection,
+    trainer: TrainerSpec,
+) -> Store:
+    """Draw windows from the texts and keep the hidden states of the layers on them.
+
+    What an earlier collection of the same left is not done again. Raises ``ValueError`` for layers
+    that the model lacks, for too few texts, and before it begins if the disk is too full.
+    """
+    beyond = [layer for layer in layers if not 0 <= layer < lm.n_layers]
+    if beyond or not layers:
+        raise ValueError(
+            f"layers={list(layers)}: choose some of 0 to {lm.n_layers - 1}, which {lm.name} has"
+        )
+    bos = lm.tokenizer.bos_token_id
+    ids = windows(texts.load(), lm.tokenizer, bos, spec.context, spec.n_tokens, spec.seed)
+    counts = torch.ones_like(ids, dtype=torch.bool)
+    counts[:, 0] = False
+    if bos is not None:
+        counts &= ids != bos  # it stands between documents too, and takes attention as at the start
+    size = trainer.batch_size
+    pairs = zip(ids.split(size), counts.split(size), strict=True)
+    batches = [TokenBatch(*pair) for pair in pairs]
+    about = {
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "model": lm.name,
+        "revision": lm.revision,
+        "model_dtype": str(next(lm.parameters()).dtype).removeprefix("torch."),
+        "precision": trainer.precision,
+        "layers": list(layers),
+        "dtype": spec.dtype,
+        "d_model": lm.d_model,
+        "windows": len(ids),
+        "context": spec.context,
+        "tokens": int(counts.sum()),
+        "left_out": int((~counts).sum()),
+    }
+    key = hashed([about, size, hashed(ids.tolist())])
+    return keep_states(lm, batches, about, Path(spec.folder) / key, trainer)
+
+
+def keep_states(
+    lm: LanguageModel,
+    batches: Sequence[TokenBatch],
+    about: Mapping[str, Any],
+    folder: Path,
+    trainer: TrainerSpec,
+) -> Store:
+    """Keep the hidden states of ``about["layers"]`` on batches in ``folder``."""
+    paths = tuple(folder / f"{number:05d}.safetensors" for number in range(len(batches)))
+    _check_space(paths, batches, about, folder)
+    work = KeepStates(tuple(about["layers"]), about["dtype"])
+    run_batches(trainer, work, lm, batches, "collect", paths)
+    write_json(folder / "store.json", dict(about))
+    return Store(folder, paths, dict(about))
+
+
+def _check_space(
+    paths: Sequence[Path], batches: Sequence[TokenBatch], about: Mapping[str, Any], folder: Path
+) -> None:
+    """Say how much is going to be written, and refuse what the disk has no room for."""
+    width = about["d_model"] * getattr(torch, about["dtype"]).itemsize
+    left = [b for path, b in zip(paths, batches, strict=True) if not path.exists()]
+    tokens = sum(int(b.counts.sum()) for b in left)
+    needed = tokens * (len(about["layers"]) * width + 4)
+    if not left:
+        log.info("%s holds the hidden states already", folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    size = f"{needed / 2**30:.1f} GiB of hidden states ({tokens:,} tokens)"
+    if needed > 0.95 * free:
+        raise ValueError(
+            f"{folder} would get {size}, but its disk has {free / 2**30:.1f} GiB free: take fewer "
+            "layers or a smaller collection.n_tokens, or set collection.folder"
+        )
+    log.info("collect %s into %s", size, folder)
+
+
+def open_store(folder: Path) -> Store:
+    """Open a complete store; ``ValueError`` if it is none."""
+    path = folder / "store.json"
+    if not path.exists():
+        raise ValueError(f"{folder} holds no complete set of hidden states: collect them again")
+    files = tuple(sorted(folder.glob("[0-9]*.safetensors")))
+    return Store(folder, files, json.loads(path.read_text(encoding="utf-8")))
