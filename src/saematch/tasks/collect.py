@@ -41,8 +41,18 @@ class Collection:
     """Each set of model, texts and layers has a folder of its own in it."""
     seed: int = 0
     """Of the choice and the order of the windows."""
+    held_out: int = 32_768
+    """The last tokens, on which no SAE is trained."""
+    max_norm: float = 10.0
+    """Hidden states whose norm is more than this times the median are kept, but left out when SAEs
+    are trained and measured."""
 
     def __post_init__(self) -> None:
+        if self.held_out < 1 or self.max_norm <= 1:
+            raise ValueError(
+                f"collection.held_out={self.held_out} must be at least 1, and "
+                f"collection.max_norm={self.max_norm} more than 1"
+            )
         if self.dtype not in DTYPES:
             raise ValueError(f"collection.dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
 
