@@ -169,7 +169,7 @@ def load_saes(layers: Sequence[int], sets: Mapping[str, SaeSource]) -> dict[SaeK
     return saes
 
 
-def _check_fit(lm: LanguageModel, saes: Mapping[SaeKey, SaeParams]) -> None:
+def _check_fit(source: LmSource, lm: LanguageModel, saes: Mapping[SaeKey, SaeParams]) -> None:
     sae = next(iter(saes.values()))
     if sae.d_model != lm.d_model:
         raise ValueError(
@@ -177,7 +177,7 @@ def _check_fit(lm: LanguageModel, saes: Mapping[SaeKey, SaeParams]) -> None:
             f"{lm.d_model}: choose the model that they were trained on"
         )
     trained_on = sae.origin.model_name
-    if trained_on and trained_on != lm.name:
+    if trained_on and not source.is_called(trained_on):
         raise ValueError(
             f"the SAEs were trained on {trained_on}, but the language model is {lm.name}: choose "
             "the other model, or set model.name if it is the same under another name"
@@ -204,7 +204,7 @@ def load_tokens(
     experiment: Experiment, lm: LanguageModel, saes: Mapping[SaeKey, SaeParams]
 ) -> dict[str, tuple[TokenBatch, ...]]:
     """Check all that evaluation needs, and return the batches of each text set."""
-    _check_fit(lm, saes)
+    _check_fit(experiment.model, lm, saes)
     sets = experiment.dataset.load()
     names = [texts.name for texts in sets]
     if len(set(names)) < len(names):
@@ -212,7 +212,10 @@ def load_tokens(
     if POOLED in names:
         raise ValueError(f"{POOLED!r} stands for all text sets together; rename the file")
     max_tokens, size = experiment.dataset.max_tokens, experiment.trainer.batch_size
-    tokens = {texts.name: tokenise(texts, lm.tokenizer, max_tokens, size) for texts in sets}
+    tokens = {
+        texts.name: tokenise(texts, lm.tokenizer, lm.bos_id, max_tokens).batches(size)
+        for texts in sets
+    }
     longest = max(batch.ids.shape[1] for batches in tokens.values() for batch in batches)
     if lm.max_positions is not None and longest > lm.max_positions:
         raise ValueError(

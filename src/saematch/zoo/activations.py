@@ -70,7 +70,9 @@ def collect_held_out(
 ) -> HeldOut:
     """Store ``resid_post`` of every block on the beginnings of the texts, and measure the loss."""
     batches = {
-        kind: tokenise(TextSet(kind, tuple(rows)), model.tokenizer, context, 16)
+        kind: tokenise(TextSet(kind, tuple(rows)), model.tokenizer, model.bos_id, context).batches(
+            16
+        )
         for kind, rows in texts.items()
     }
     every = [batch for part in batches.values() for batch in part]
