@@ -25,10 +25,10 @@ HOMES = {
     "numba": {"matching/assignment/auction.py"},
     "psutil": {"matching/assignment/products.py"},
     "datasets": {"data/hub.py"},
-    "huggingface_hub": {"sae/released.py"},
+    "huggingface_hub": {"sae/released.py", "data/hub.py"},
     "openai": {"judge/client.py", "judge/batches.py"},
     "urllib3": {"explain/neuronpedia.py", "explain/neuronpedia_web.py"},
-    "pyarrow": {"explain/neuronpedia.py", "explain/neuronpedia_web.py"},
+    "pyarrow": {"explain/neuronpedia.py", "explain/neuronpedia_web.py", "data/reading.py"},
 }
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from saematch.data.texts import TextSource
-from saematch.data.tokens import TokenBatch, tokenise
+from saematch.data.token_cache import load_texts
+from saematch.data.tokens import TokenBatch
 from saematch.evals.bootstrap import Bootstrap
 from saematch.evals.runner import TrainerSpec
 from saematch.explain.explanations import ExplanationSource
@@ -169,7 +172,7 @@ def load_saes(layers: Sequence[int], sets: Mapping[str, SaeSource]) -> dict[SaeK
     return saes
 
 
-def _check_fit(lm: LanguageModel, saes: Mapping[SaeKey, SaeParams]) -> None:
+def _check_fit(source: LmSource, lm: LanguageModel, saes: Mapping[SaeKey, SaeParams]) -> None:
     sae = next(iter(saes.values()))
     if sae.d_model != lm.d_model:
         raise ValueError(
@@ -177,7 +180,7 @@ def _check_fit(lm: LanguageModel, saes: Mapping[SaeKey, SaeParams]) -> None:
             f"{lm.d_model}: choose the model that they were trained on"
         )
     trained_on = sae.origin.model_name
-    if trained_on and trained_on != lm.name:
+    if trained_on and not source.is_called(trained_on):
         raise ValueError(
             f"the SAEs were trained on {trained_on}, but the language model is {lm.name}: choose "
             "the other model, or set model.name if it is the same under another name"
@@ -200,23 +203,26 @@ def check_saes(experiment: Experiment, saes: Mapping[SaeKey, SaeParams]) -> None
             fold_scale(sae, by)
 
 
+class RunTexts(NamedTuple):
+    """The batches of each text set, and what determines its texts."""
+
+    batches: dict[str, tuple[TokenBatch, ...]]
+    about: dict[str, dict[str, Any]]
+
+
 def load_tokens(
-    experiment: Experiment, lm: LanguageModel, saes: Mapping[SaeKey, SaeParams]
-) -> dict[str, tuple[TokenBatch, ...]]:
-    """Check all that evaluation needs, and return the batches of each text set."""
-    _check_fit(lm, saes)
-    sets = experiment.dataset.load()
-    names = [texts.name for texts in sets]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two text sets have one name ({', '.join(names)}); rename a file")
-    if POOLED in names:
+    experiment: Experiment, lm: LanguageModel, saes: Mapping[SaeKey, SaeParams], folder: Path
+) -> RunTexts:
+    """Check all that evaluation needs, and return the texts; ``folder`` keeps their tokens."""
+    _check_fit(experiment.model, lm, saes)
+    tokens, about = load_texts(experiment.dataset, lm, folder)
+    if POOLED in tokens:
         raise ValueError(f"{POOLED!r} stands for all text sets together; rename the file")
-    max_tokens, size = experiment.dataset.max_tokens, experiment.trainer.batch_size
-    tokens = {texts.name: tokenise(texts, lm.tokenizer, max_tokens, size) for texts in sets}
-    longest = max(batch.ids.shape[1] for batches in tokens.values() for batch in batches)
+    longest = max(int(of_set.lengths.max()) for of_set in tokens.values())
     if lm.max_positions is not None and longest > lm.max_positions:
         raise ValueError(
             f"a text has {longest} tokens, but {lm.name} takes at most {lm.max_positions}: set "
             f"dataset.max_tokens={lm.max_positions}"
         )
-    return tokens
+    size = experiment.trainer.batch_size
+    return RunTexts({name: of_set.batches(size) for name, of_set in tokens.items()}, about)

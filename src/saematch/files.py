@@ -11,6 +11,9 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+MEASURING = ("data", "evals", "lm", "matching", "sae")
+"""Folders of the code that matches features and evaluates matches on texts."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -30,11 +33,14 @@ def hashed(parts: list) -> str:
 
 
 @cache
-def code_hash() -> str:
-    """Return a hash of the code and libraries on which matches and sums over texts depend."""
+def code_hash(folders: tuple[str, ...] = MEASURING) -> str:
+    """Return a hash of the code in folders of the package, and of the libraries that it rests on.
+
+    By default of all on which matches and sums over texts depend.
+    """
     package = Path(__file__).parent
     parts = [version("torch"), version("transformers")]
-    for folder in ("data", "evals", "lm", "matching", "sae"):
+    for folder in folders:
         for path in sorted((package / folder).rglob("*.py")):
             parts.append(path.read_text(encoding="utf-8"))
     return hashed(parts)

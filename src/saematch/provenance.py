@@ -16,13 +16,20 @@ from saematch.sae.params import SaeParams
 
 
 def sources(
-    experiment: Experiment, saes: Mapping[SaeKey, SaeParams], lm: LanguageModel | None
+    experiment: Experiment,
+    saes: Mapping[SaeKey, SaeParams],
+    lm: LanguageModel | None,
+    texts: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return what the results come from: SAEs, model, and the objective of each arm."""
+    """Return what the results come from: SAEs, model, texts, and the objective of each arm.
+
+    ``texts`` says of each text set what determines its texts.
+    """
     model = vars(experiment.model) | {"revision": lm.revision if lm else None}
     return {
         "saes": {_sae_name(key): vars(sae.origin) for key, sae in saes.items()},
         "model": model,
+        "texts": dict(texts),
         "part_weights": {name: vars(arm.objective) for name, arm in experiment.arms.items()},
     }
 

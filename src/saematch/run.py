@@ -15,6 +15,7 @@ from saematch.evals.weights import threshold_summary
 from saematch.experiment import (
     ON_TEXTS,
     Experiment,
+    RunTexts,
     check_saes,
     choose_saes,
     load_saes,
@@ -68,12 +69,15 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
         saes = load_saes(layers, sets)
         check_saes(experiment, saes)
         lm = experiment.model.load() if experiment.reads_texts else None
-        tokens = {} if lm is None else load_tokens(experiment, lm, saes)
+        texts = RunTexts({}, {})
+        if lm is not None:
+            texts = load_tokens(experiment, lm, saes, _cache(experiment, folder) / "tokens")
+        tokens = texts.batches
         write_json(folder / "run.json", settings)
         if not finished:
             results.save(path)
         tracker = experiment.logger.start(experiment.name, folder, config)
-        results.provenance |= sources(experiment, saes, lm)
+        results.provenance |= sources(experiment, saes, lm, texts.about)
         explanations = _explain(experiment, saes, lm, tokens, judges[0], folder)
         places = places_of(list(sets), layers, experiment.starts, experiment.reach)
         matches = _match(experiment, saes, sets, places, folder, results)

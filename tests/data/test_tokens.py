@@ -8,9 +8,7 @@ from saematch.data.tokens import tokenise
 
 
 class Letters:
-    """A tokenizer of one token a letter; BOS is 0."""
-
-    bos_token_id = 0
+    """A tokenizer of one token a letter, a being 1."""
 
     def __call__(self, texts, add_special_tokens):
         assert not add_special_tokens
@@ -18,7 +16,7 @@ class Letters:
 
 
 def test_batches_by_hand():
-    batches = tokenise(TextSet("t", ("ab", "abcdef", "abc")), Letters(), 5, 2)
+    batches = tokenise(TextSet("t", ("ab", "abcdef", "abc")), Letters(), 0, 5).batches(2)
     assert batches[0].ids.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 0]]
     assert batches[0].counts.int().tolist() == [[0, 1, 1, 1, 1], [0, 1, 1, 1, 0]]
     assert batches[0].predicts.int().tolist() == [[0, 1, 1, 1, 0], [0, 1, 1, 0, 0]]
@@ -27,21 +25,25 @@ def test_batches_by_hand():
 
 
 def test_every_text_has_something_that_counts():
-    for batch in tokenise(TextSet("t", ("ab", "abcd", "abcdefgh")), Letters(), 3, 2):
+    for batch in tokenise(TextSet("t", ("ab", "abcd", "abcdefgh")), Letters(), 0, 3).batches(2):
         assert batch.predicts.any(dim=1).all()
 
 
 @pytest.mark.parametrize("text", ["", "a"])
 def test_texts_shorter_than_two_tokens_are_refused(text):
     with pytest.raises(ValueError, match=r"text 1 of the set 't' has \d token"):
-        tokenise(TextSet("t", ("ab", text)), Letters(), 8, 2)
+        tokenise(TextSet("t", ("ab", text)), Letters(), 0, 8)
 
 
-def test_a_tokenizer_without_bos_is_refused():
-    tokenizer = Letters()
-    tokenizer.bos_token_id = None
-    with pytest.raises(ValueError, match="no BOS"):
-        tokenise(TextSet("t", ("ab",)), tokenizer, 8, 2)
+def test_without_bos_the_first_token_of_a_text_does_not_count():
+    tokens = tokenise(TextSet("t", ("abc", "abcdef")), Letters(), None, 5)
+    assert tokens.lengths.tolist() == [3, 5]
+    (batch,) = tokens.batches(2)
+    assert batch.ids.tolist() == [[1, 2, 3, 4, 5], [1, 2, 3, 0, 0]]
+    assert batch.counts.int().tolist() == [[0, 1, 1, 1, 1], [0, 1, 1, 0, 0]]
+    assert batch.predicts.int().tolist() == [[0, 1, 1, 1, 0], [0, 1, 0, 0, 0]]
+    with pytest.raises(ValueError, match=r"text 0 of the set 't' has 2 .*at least 3"):
+        tokenise(TextSet("t", ("ab",)), Letters(), None, 5)
 
 
 def test_drawing_is_seeded_and_without_replacement():
@@ -89,5 +91,5 @@ def test_sizes_that_leave_nothing_are_refused(n_texts, max_tokens):
 
 
 def test_predicts_never_reaches_over_the_end():
-    batch = tokenise(TextSet("t", ("abc",)), Letters(), 8, 1)[0]
+    batch = tokenise(TextSet("t", ("abc",)), Letters(), 0, 8).batches(1)[0]
     assert torch.equal(batch.predicts, torch.tensor([[False, True, True, False]]))

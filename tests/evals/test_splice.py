@@ -66,7 +66,7 @@ def planned(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def batches(lm):
-    batches = tokenise(TextSet("t", tuple(TEXTS)), lm.tokenizer, 10, 2)
+    batches = tokenise(TextSet("t", tuple(TEXTS)), lm.tokenizer, lm.bos_id, 10).batches(2)
     assert len({batch.ids.shape for batch in batches}) > 1, "texts of several lengths"
     return batches
 
@@ -285,7 +285,7 @@ def test_co_activation_equals_counting_by_hand(planned, lm, sums):
 
 
 def test_batch_size_does_not_change_the_sums(planned, lm, sums, tmp_path):
-    whole = tokenise(TextSet("t", tuple(TEXTS)), lm.tokenizer, 10, 5)
+    whole = tokenise(TextSet("t", tuple(TEXTS)), lm.tokenizer, lm.bos_id, 10).batches(5)
     other = evaluated(planned, lm, whole, tmp_path, batch_size=5)
     for name in names(sums):
         torch.testing.assert_close(other[name], sums[name], rtol=1e-4, atol=1e-3)

@@ -1,5 +1,7 @@
 """Continuing from a hidden state gives the model's own logits, whatever the architecture."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,8 @@ from saematch.lm.hooks import HEAD_TOKENS, LanguageModel, find_blocks
 
 SHARED = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
 GROUPED = {**SHARED, "intermediate_size": 64, "num_key_value_heads": 2}
+ROPE = {"rope_type": "default"}
+WINDOWS = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
 ARCHITECTURES = {
     "Llama": GROUPED,
     "GPT2": {"vocab_size": 64, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 32,
@@ -15,7 +19,14 @@ ARCHITECTURES = {
     "GPTNeoX": {**SHARED, "intermediate_size": 64},
     "Gemma2": {**GROUPED, "head_dim": 8, "sliding_window": 4},
     "Qwen2": GROUPED,
-    "Gemma3Text": {**GROUPED, "head_dim": 8, "sliding_window": 4},
+    "Gemma3Text": {**GROUPED, "head_dim": 8, "sliding_window": 4, "layer_types": WINDOWS,
+                   "rope_parameters": {"sliding_attention": {**ROPE, "rope_theta": 10.0},
+                                       "full_attention": {**ROPE, "rope_theta": 1e4}}},
+    "Gemma3": {"text_config": {**GROUPED, "head_dim": 8, "sliding_window": 4},
+               "vision_config": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4,
+                                 "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+               "mm_tokens_per_image": 4, "image_token_index": 1},
+    "Qwen3": {**GROUPED, "head_dim": 8},
     "OPT": {**SHARED, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 64},
     "Bloom": {"vocab_size": 64, "hidden_size": 32, "n_layer": 4, "n_head": 4},
 }  # fmt: skip
@@ -24,7 +35,8 @@ ARCHITECTURES = {
 def build(architecture):
     import transformers
 
-    names = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
+    names = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM",
+             "Gemma3": "Gemma3ForConditionalGeneration"}  # fmt: skip
     config = getattr(transformers, f"{architecture}Config")(**ARCHITECTURES[architecture])
     torch.manual_seed(0)
     model = getattr(transformers, names.get(architecture, f"{architecture}ForCausalLM"))(config)
@@ -73,11 +85,54 @@ def test_the_model_is_whole_again_after_a_splice(lm, ids):
     torch.testing.assert_close(lm.model(input_ids=ids).logits, before)
 
 
-def test_right_padding_changes_nothing_before_it(lm, ids):
-    alone = lm.capture(ids[:1, :7], (1,))[0][1]
-    padded = ids.clone()
-    padded[0, 7:] = 3
-    torch.testing.assert_close(lm.capture(padded, (1,))[0][1][:1, :7], alone)
+PRECISIONS = {torch.float32: 1e-5, torch.bfloat16: 0.04}
+"""How far a batch may be from its texts one by one, relative to the largest hidden state: in
+bfloat16, which keeps 8 bits, sums in another order differ by some units in the last place."""
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_a_batch_of_unequal_lengths_equals_its_texts_one_by_one(lm, ids, dtype):
+    lengths = (12, 7, 3)
+    texts = [row[:length] for row, length in zip(ids[[0, 1, 0]], lengths, strict=True)]
+    padded = nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=5)
+    with _in(lm, dtype):
+        together = _through(lm, padded)
+        for number, text in enumerate(texts):
+            alone = _through(lm, text[None])
+            for name, states in alone.items():
+                ours = together[name][number, : states.shape[1]].float()
+                error = (ours - states[0].float()).abs().max() / states.float().abs().max()
+                assert error <= PRECISIONS[dtype], (name, len(text))
+
+
+def _through(lm, ids):
+    """What evaluation uses: hidden states, those after a splice, and losses of both."""
+    seen, final = lm.capture(ids, (0, 2, 3))
+    seen = {f"layer {layer}": states for layer, states in seen.items()}
+    seen["final"] = final
+    for layer in (0, 2):
+        seen[f"from {layer}"] = lm.continue_from(layer, 0.5 * seen[f"layer {layer}"], ids)
+    targets = ids[:, 1:].flatten()
+    for name in ("final", "from 0", "from 2"):
+        losses = lm.token_losses(seen[name][:, :-1].flatten(0, 1), targets)
+        seen[f"losses {name}"] = losses.view(len(ids), -1, 1)
+    return seen
+
+
+@contextmanager
+def _in(lm, dtype):
+    lm.to(dtype)
+    try:
+        yield
+    finally:
+        lm.to(torch.float32)
+
+
+def test_the_vision_tower_is_never_taken():
+    lm = build("Gemma3")
+    assert len(lm.model.model.vision_tower.encoder.layers) == lm.n_layers == 4
+    assert all("vision" not in type(block).__name__.lower() for block in lm.blocks)
+    assert lm.d_model == 32
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 11, 12])

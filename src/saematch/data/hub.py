@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
+from saematch.data.reading import content_hash
 from saematch.data.texts import TextSet, check_sizes
+from saematch.files import hashed, write_json
+
+log = logging.getLogger(__name__)
 
 BUFFER = 10_000
 """Texts among which the next is drawn at random while a data set is read."""
+TIMEOUT = 30.0
+"""Seconds in which the hub has to say which commit is the newest."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +34,74 @@ class HubSet:
     split: str = "train"
     column: str = "text"
     revision: str | None = None
-    """Commit; None for the newest."""
+    """Commit, tag or branch; None for the newest commit."""
+
+    def resolve(self, memory: Path) -> HubSet:
+        """Return the same at the commit that ``revision`` stands for now.
+
+        If the hub cannot be asked, it is the commit of the last time that it could be, as noted in
+        ``memory``; ``ValueError`` if there was none.
+        """
+        if Path(self.path).is_dir() or re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            return self
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HTTPError
+
+        noted = memory / f"{hashed([self.path, self.revision])}.json"
+        try:
+            found = HfApi().dataset_info(self.path, revision=self.revision, timeout=TIMEOUT)
+        except (OSError, ValueError, HTTPError) as error:
+            if not noted.exists():
+                raise self.unreadable(error) from error
+            commit = json.loads(noted.read_text(encoding="utf-8"))["commit"]
+            log.warning(
+                "%s is taken at commit %s, as last time, since the hub gives no answer (%s)",
+                self.path,
+                commit,
+                _first_line(error),
+            )
+            return replace(self, revision=commit)
+        write_json(noted, {"path": self.path, "revision": self.revision, "commit": found.sha})
+        return replace(self, revision=found.sha)
+
+    def described(self) -> dict[str, Any]:
+        """Return all that determines its texts; of a folder, the content stands for the commit."""
+        about: dict[str, Any] = dict(vars(self))
+        if Path(self.path).is_dir():
+            files = sorted(path for path in Path(self.path).rglob("*") if path.is_file())
+            about["sha256"] = content_hash(files)
+        return about
+
+    def texts(self, seed: int) -> Iterator[str]:
+        """Read the texts in random order; ``ValueError`` if they cannot be read."""
+        import datasets
+        from huggingface_hub.errors import HTTPError
+
+        try:
+            stream = datasets.load_dataset(
+                self.path, self.config, split=self.split, revision=self.revision, streaming=True
+            )
+            for row in stream.shuffle(seed=seed, buffer_size=BUFFER):
+                if self.column not in row:
+                    raise ValueError(f"no column {self.column!r}, only {', '.join(row)}")
+                yield row[self.column] or ""
+        except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
+            raise self.unreadable(error) from error
+        except RuntimeError as error:
+            if "scripts" not in str(error):  # of a data set that is a program
+                raise
+            raise self.unreadable(error) from error
+
+    def unreadable(self, error: BaseException) -> ValueError:
+        """Return the error that says in one line why it cannot be read and what to do."""
+        reason = _first_line(error)
+        advice = "texts on disk are taken with dataset=local dataset.paths=[texts.jsonl]"
+        if "scripts" in reason:
+            advice = f"the hub's own Parquet copy is at revision=refs/convert/parquet; {advice}"
+        if any(sign in reason for sign in ("gated", "401", "403")):
+            page = "its page of the Hugging Face hub"
+            advice = f"accept its conditions on {page} and set HF_TOKEN; {advice}"
+        return ValueError(f"cannot read the data set {self.path!r} ({reason}); {advice}")
 
 
 @dataclass(frozen=True)
@@ -40,25 +119,23 @@ class HubTexts:
     def __post_init__(self) -> None:
         check_sizes(self.n_texts, self.max_tokens)
 
+    def resolve(self, memory: Path) -> HubTexts:
+        """Return the same with every data set at one commit; ``ValueError`` if it has none."""
+        return replace(self, sets={name: one.resolve(memory) for name, one in self.sets.items()})
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Return all that determines the texts of each set: the library draws them."""
+        drawn = {name: getattr(self, name) for name in ("n_texts", "seed", "min_characters")}
+        drawn["datasets"] = version("datasets")
+        return {name: {**one.described(), **drawn} for name, one in self.sets.items()}
+
     def load(self) -> list[TextSet]:
         """Draw the texts; ``ValueError`` if a data set cannot be reached or has too few."""
-        return [TextSet(name, tuple(self._draw(name, one))) for name, one in self.sets.items()]
+        return [TextSet(name, self._draw(name, one)) for name, one in self.sets.items()]
 
-    def _draw(self, name: str, one: HubSet) -> Sequence[str]:
-        import datasets
-
-        try:
-            stream = datasets.load_dataset(
-                one.path, one.config, split=one.split, revision=one.revision, streaming=True
-            )
-            shuffled = stream.shuffle(seed=self.seed, buffer_size=BUFFER)
-            texts = (row[one.column] for row in shuffled)
-            found = list(islice((t for t in texts if len(t) >= self.min_characters), self.n_texts))
-        except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-            raise ValueError(
-                f"cannot read the data set {one.path!r} ({_first_line(error)}); texts on disk are "
-                "taken with dataset=local dataset.paths=[texts.jsonl]"
-            ) from error
+    def _draw(self, name: str, one: HubSet) -> tuple[str, ...]:
+        long = (text for text in one.texts(self.seed) if len(text) >= self.min_characters)
+        found = tuple(islice(long, self.n_texts))
         if len(found) < self.n_texts:
             raise ValueError(
                 f"dataset.n_texts={self.n_texts}, but the data set {name!r} has only {len(found)} "
@@ -68,5 +145,4 @@ class HubTexts:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+from saematch.data.reading import content_hash, find_files, read_texts
 
 ZOO_TEXTS = Path(__file__).parent.parent / "zoo" / "texts"
 
@@ -27,6 +28,18 @@ class TextSource(Protocol):
 
     n_texts: int
     max_tokens: int
+
+    def resolve(self, memory: Path) -> TextSource:
+        """Return the same with every data set at one exact version.
+
+        ``memory`` is a folder in which versions are noted, for when they cannot be asked for.
+        Raises ``ValueError`` if there is no such data set.
+        """
+        ...
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Return all that determines the texts of each set, by its name, if they are resolved."""
+        ...
 
     def load(self) -> list[TextSet]:
         """Draw the texts of every kind; ``ValueError`` if they cannot be had."""
@@ -48,44 +61,99 @@ class ZooTexts:
     def __post_init__(self) -> None:
         check_sizes(self.n_texts, self.max_tokens)
 
+    def resolve(self, _memory: Path) -> ZooTexts:
+        """Return the spec as it is: the texts come with the package."""
+        return self
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Say of each kind which file, by its content, and how texts are drawn from it."""
+        return by_name(
+            (kind, {"path": f"zoo/{kind}", "sha256": content_hash([path]), **_drawn(self)})
+            for kind, path in self._files()
+        )
+
     def load(self) -> list[TextSet]:
         """Draw the texts; ``ValueError`` for a kind that the zoo lacks or for too few texts."""
-        known = sorted(path.stem for path in ZOO_TEXTS.glob("*.jsonl"))
+        return [
+            draw(kind, read_texts(path), self.n_texts, self.seed) for kind, path in self._files()
+        ]
+
+    def _files(self) -> list[tuple[str, Path]]:
+        known = {path.stem: path for path in sorted(ZOO_TEXTS.glob("*.jsonl"))}
         unknown = [kind for kind in self.kinds if kind not in known]
         if unknown:
             raise ValueError(
                 f"the zoo has no texts of kind {unknown[0]!r}, only {', '.join(known)}"
             )
-        return [
-            draw(kind, read_texts(ZOO_TEXTS / f"{kind}.jsonl"), self.n_texts, self.seed)
-            for kind in self.kinds
-        ]
+        return [(kind, known[kind]) for kind in self.kinds]
 
 
 @dataclass(frozen=True)
 class LocalTexts:
-    """Spec of texts in the user's own files, one set a file.
+    """Spec of texts in the user's own files, one set for each path.
 
-    ``.jsonl`` holds an object with the field ``text`` on each line; any other file is plain text
-    with an empty line between texts.
+    ``.jsonl``, ``.json`` and ``.parquet`` hold the text in the field ``column``; any other file is
+    plain text with an empty line between texts.
     """
 
     paths: Sequence[str]
+    """Files, folders or patterns, such as ``data/web-*.parquet``. The files of a folder or pattern
+    are one set."""
     n_texts: int
     max_tokens: int
     seed: int = 0
+    column: str = "text"
+    min_characters: int = 1
+    """Shorter texts are passed over."""
 
     def __post_init__(self) -> None:
         check_sizes(self.n_texts, self.max_tokens)
-        if not self.paths:
+        if isinstance(self.paths, str) or not self.paths:
             raise ValueError(
-                "dataset.paths is empty: name a file, as in dataset.paths=[texts.jsonl]"
+                f"dataset.paths={self.paths!r} is no list of files: name at least one, as in "
+                "dataset.paths=[texts.jsonl]"
             )
+
+    def resolve(self, _memory: Path) -> LocalTexts:
+        """Return the spec as it is: files have no other version."""
+        return self
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Say of each set which files, by their content, and how texts are drawn from them."""
+        how = {name: getattr(self, name) for name in ("column", "min_characters")}
+        return by_name(
+            (
+                name,
+                {"path": entry, "sha256": content_hash(files), **how, **_drawn(self)},
+            )
+            for entry, name, files in self._found()
+        )
 
     def load(self) -> list[TextSet]:
         """Read and draw; ``ValueError`` for a file missing, damaged or with too few texts."""
-        paths = [Path(path) for path in self.paths]
-        return [draw(p.stem, read_texts(p), self.n_texts, self.seed) for p in paths]
+        sets = []
+        for _, name, files in self._found():
+            texts = (text for path in files for text in read_texts(path, self.column))
+            long = [text for text in texts if len(text) >= self.min_characters]
+            sets.append(draw(name, long, self.n_texts, self.seed))
+        return sets
+
+    def _found(self) -> list[tuple[str, str, list[Path]]]:
+        return [(entry, *find_files(entry)) for entry in self.paths]
+
+
+def by_name(about: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Return what is known of each text set; ``ValueError`` if two have one name."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, known in about:
+        if name in found:
+            raise ValueError(f"two text sets have one name ({name}); rename a file")
+        found[name] = known
+    return found
+
+
+def _drawn(source: ZooTexts | LocalTexts) -> dict[str, Any]:
+    return {"n_texts": source.n_texts, "seed": source.seed}
 
 
 def check_sizes(n_texts: int, max_tokens: int) -> None:
@@ -101,27 +169,6 @@ def check_sizes(n_texts: int, max_tokens: int) -> None:
             f"dataset.max_tokens={max_tokens}: at least 3 are needed, BOS and two tokens, since "
             "the loss of a token is predicted from the one before it and BOS is left out"
         )
-
-
-def read_texts(path: Path) -> list[str]:
-    """Read all texts of a file."""
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the texts in {path}: {error}") from error
-    if path.suffix != ".jsonl":
-        return [text for text in (part.strip() for part in content.split("\n\n")) if text]
-    texts = []
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            texts.append(str(json.loads(line)["text"]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{path}, line {number}: not a JSON object with a field "text" ({error!r})'
-            ) from error
-    return texts
 
 
 def draw(name: str, texts: list[str], n_texts: int, seed: int) -> TextSet:

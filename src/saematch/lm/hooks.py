@@ -25,14 +25,26 @@ cache with a small vocabulary, and for any memory with a large one."""
 class LanguageModel(nn.Module):
     """A causal language model whose residual stream can be read and replaced."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, name: str, revision: str = "") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        name: str,
+        revision: str = "",
+        bos_id: int | None = None,
+    ) -> None:
+        """Take a model of transformers.
+
+        ``bos_id`` is the token that every text begins with; None if nothing is put in front.
+        """
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
+        self.bos_id = bos_id
         config = model.config.get_text_config()
-        self.decoder, self.blocks = find_blocks(model, config.num_hidden_layers)
+        self.decoder, self.blocks = find_blocks(model.get_decoder(), config.num_hidden_layers)
         self._output_type: type | None = None
         self._blocks_put_out_tuples = False
         self.d_model: int = config.hidden_size
@@ -144,7 +156,11 @@ class LanguageModel(nn.Module):
 
 
 def find_blocks(model: nn.Module, n_layers: int) -> tuple[nn.Module, nn.ModuleList]:
-    """Return the decoder and its list of blocks; ``ValueError`` unless there is just one."""
+    """Return the decoder and its list of blocks; ``ValueError`` unless there is just one.
+
+    ``model`` is the decoder or holds it; of a model that reads images too, hand over the part that
+    reads texts.
+    """
     found = [
         (module, child)
         for module in model.modules()

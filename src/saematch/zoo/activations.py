@@ -57,7 +57,9 @@ def collect_held_out(
 ) -> HeldOut:
     """Store ``resid_post`` of every block on the beginnings of the texts, and measure the loss."""
     batches = {
-        kind: tokenise(TextSet(kind, tuple(rows)), model.tokenizer, context, 16)
+        kind: tokenise(TextSet(kind, tuple(rows)), model.tokenizer, model.bos_id, context).batches(
+            16
+        )
         for kind, rows in texts.items()
     }
     tokens = {k: int(sum(b.counts.sum() for b in part)) for k, part in batches.items()}

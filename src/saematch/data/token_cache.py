@@ -1,0 +1,68 @@
+"""Tokens of texts, kept so that texts are read, and on the hub fetched, only once."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from saematch.data.texts import TextSource
+from saematch.data.tokens import TokenisedTexts, tokenise
+from saematch.files import code_hash, hashed, replacing
+from saematch.lm.hooks import LanguageModel
+
+log = logging.getLogger(__name__)
+
+
+class LoadedTexts(NamedTuple):
+    """Tokens of every text set, and where they come from."""
+
+    tokens: dict[str, TokenisedTexts]
+    about: dict[str, dict[str, Any]]
+    """Of each set, all that determines its texts."""
+
+
+def load_texts(source: TextSource, lm: LanguageModel, folder: Path) -> LoadedTexts:
+    """Return the tokens of every set of ``source``, from ``folder`` if they are there.
+
+    They are kept by a hash of all that determines them: texts, tokenizer, BOS, cut and code.
+    Raises ``ValueError`` if the texts cannot be had.
+    """
+    resolved = source.resolve(folder / "revisions")
+    about = resolved.described()
+    key = [code_hash(("data",)), about, source.max_tokens, lm.name, lm.revision, lm.bos_id]
+    path = folder / f"{hashed(key)}.safetensors"
+    kept = _read(path, list(about))
+    if kept is None:
+        kept = {
+            texts.name: tokenise(texts, lm.tokenizer, lm.bos_id, source.max_tokens)
+            for texts in resolved.load()
+        }
+        _write(path, kept)
+    return LoadedTexts(kept, about)
+
+
+def _write(path: Path, tokens: dict[str, TokenisedTexts]) -> None:
+    tensors = {f"{name}|ids": kept.ids.int() for name, kept in tokens.items()}
+    tensors |= {f"{name}|lengths": kept.lengths for name, kept in tokens.items()}
+    with replacing(path) as part:
+        save_file(tensors, part)
+
+
+def _read(path: Path, names: list[str]) -> dict[str, TokenisedTexts] | None:
+    """Return what is kept; None if nothing is, or a damaged file, which is written again then."""
+    if not path.exists():
+        return None
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        log.warning("%s is damaged (%s); its tokens are made again", path, error)
+        return None
+    return {
+        name: TokenisedTexts(tensors[f"{name}|ids"].to(torch.int64), tensors[f"{name}|lengths"])
+        for name in names
+    }

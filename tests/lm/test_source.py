@@ -1,0 +1,84 @@
+"""Which model is loaded, what texts begin with, and what is said if there is none."""
+
+import json
+import shutil
+
+import pytest
+
+from saematch.lm.source import LmSource
+
+
+def load(folder, **settings):
+    return LmSource(str(folder), "tiny", **settings).load()
+
+
+@pytest.fixture
+def without_bos(tiny, tmp_path):
+    folder = shutil.copytree(tiny / "lm", tmp_path / "lm")
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["bos_token"]
+    path.write_text(json.dumps(config))
+    return folder
+
+
+def test_what_texts_begin_with(tiny, without_bos):
+    assert load(tiny / "lm").bos_id == 0
+    assert load(tiny / "lm", bos="<unk>").bos_id == 1
+    assert load(without_bos, bos="none").bos_id is None
+    assert load(without_bos, bos="<bos>").bos_id == 0
+
+
+def test_a_bos_that_is_not_there_is_refused(tiny, without_bos):
+    with pytest.raises(ValueError, match=r"no BOS token: set model.bos .* or model.bos=none"):
+        load(without_bos)
+    with pytest.raises(ValueError, match=r"model.bos='two words' is \d+ tokens of .*, not one"):
+        load(tiny / "lm", bos="two words")
+    with pytest.raises(ValueError, match=r"model\.bos is empty"):
+        LmSource("zoo", "zoo", bos="")
+
+
+def test_spellings_of_one_name():
+    gpt2 = LmSource("openai-community/gpt2", "gpt2-small")
+    assert all(gpt2.is_called(name) for name in ("gpt2", "gpt2-small", "openai-community/GPT2"))
+    assert not any(gpt2.is_called(name) for name in ("gpt2-medium", "small", "openai-community"))
+    gemma = LmSource("some/folder/", "google/gemma-3-270m")
+    assert gemma.is_called("gemma-3-270m")
+    assert not gemma.is_called("google/gemma-3-270m-it")
+
+
+def test_the_revision_of_a_folder_is_its_content(tiny, without_bos):
+    one, other = load(tiny / "lm").revision, load(without_bos, bos="none").revision
+    assert one.startswith("sha256:") and other.startswith("sha256:")
+    assert one != other, "the tokenizer belongs to it"
+
+
+@pytest.mark.parametrize(
+    ("path", "made_by", "said"),
+    [
+        ("outputs/models/none", "make smollm2", "no folder outputs/models/none .*run make smollm2"),
+        ("outputs/models/none", None, "no folder outputs/models/none .*set model.path"),
+        ("nobody/nothing", None, "'nobody/nothing': .*connect.*or take a copy .*model=local"),
+    ],
+)
+def test_a_missing_model_in_one_line(path, made_by, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=said) as error:
+        LmSource(path, "none", made_by=made_by).load()
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot load .*as transformers' save_pretrained writes"):
+        load(tmp_path)
+
+
+def test_a_licence_that_was_not_accepted(monkeypatch):
+    import transformers
+
+    def refuse(*_, **__):
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(ValueError, match=r"a gated repo\. Accept its licence .* set HF_TOKEN, or"):
+        LmSource("google/gemma-2-2b", "gemma-2-2b").load()
