@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,14 @@ from typing import Any
 from saematch.experiment import Experiment
 from saematch.lm.hooks import LanguageModel
 from saematch.places import DEFAULT, SaeKey
-from saematch.sae.params import SaeParams
+from saematch.shelf import SaeShelf
 
 
-def sources(
-    experiment: Experiment, saes: Mapping[SaeKey, SaeParams], lm: LanguageModel | None
-) -> dict[str, Any]:
+def sources(experiment: Experiment, saes: SaeShelf, lm: LanguageModel | None) -> dict[str, Any]:
     """Return what the results come from: SAEs, model, and the objective of each arm."""
     model = vars(experiment.model) | {"revision": lm.revision if lm else None}
     return {
-        "saes": {_sae_name(key): vars(sae.origin) for key, sae in saes.items()},
+        "saes": {_sae_name(key): vars(sae.origin) for key, sae in saes.facts.items()},
         "model": model,
         "part_weights": {name: vars(arm.objective) for name, arm in experiment.arms.items()},
     }
