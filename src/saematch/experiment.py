@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from saematch.data.texts import TextSource
 from saematch.data.token_cache import load_texts
 from saematch.data.tokens import TokenBatch
@@ -19,12 +17,11 @@ from saematch.judge.model import ChatModel, NoJudge
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
-from saematch.places import NO_ARM, SaeKey
+from saematch.places import NO_ARM
 from saematch.report.figures import check_figures
-from saematch.sae.folding import fold_scale
-from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.selection import Selection
 from saematch.sae.source import SaeSource
+from saematch.shelf import SaeShelf
 from saematch.tasks.evaluate import check_strategies
 from saematch.tasks.judged import Judging
 from saematch.tasks.paths import PathSpec, check_paths
@@ -72,6 +69,9 @@ class Experiment:
     figures: Sequence[str] | None
     """Figures to draw; None for all that the tables allow."""
     trainer: TrainerSpec
+    sae_memory: float
+    """GiB of SAEs held in memory at a time, and on the device at a time; at least two are. Results
+    do not depend on it."""
     logger: WandbLogging | CsvLogging | NoLogging
     cache: str | None
     """Folder of the matches and sums that runs share; None keeps them to the run."""
@@ -100,6 +100,13 @@ class Experiment:
                 f"reach={self.reach}: it counts the layers that each of starts is matched with, so "
                 "it goes with starts and is at least 1"
             )
+        if self.model.device_map is not None and self.trainer.devices != 1:
+            raise ValueError(
+                f"model.device_map spreads one model over the devices in one process, but "
+                f"trainer.devices={self.trainer.devices} asks for a model on each: choose one"
+            )
+        if not self.sae_memory > 0:
+            raise ValueError(f"sae_memory={self.sae_memory} must be positive; it is in GiB")
         if self.explains and self.explain.asks_llm and isinstance(self.judge, NoJudge):
             raise ValueError("these explanations are an LLM's: set judge, or take explain=own")
         if self.judge == self.second_judge != NoJudge():
@@ -155,25 +162,24 @@ def choose_saes(experiment: Experiment) -> tuple[list[int], dict[str, SaeSource]
     return layers, sets
 
 
-def load_saes(layers: Sequence[int], sets: Mapping[str, SaeSource]) -> dict[SaeKey, SaeParams]:
-    """Load the SAE of each set and layer; refuse SAEs that do not go together."""
-    keys = [SaeKey(name, layer) for name in sets for layer in layers]
-    saes: dict[SaeKey, SaeParams] = {}
-    once: dict[SaeOrigin, SaeParams] = {}  # sets may share SAEs
-    for key in tqdm(keys, desc="load SAEs", unit="SAE", leave=False):
-        sae = sets[key.saes].load(key.layer)
-        saes[key] = once.setdefault(sae.origin, sae)
-    if len({sae.d_model for sae in saes.values()}) > 1:
-        sizes = ", ".join(f"layer {key.layer}: {sae.d_model}" for key, sae in saes.items())
+def load_saes(layers: Sequence[int], sets: Mapping[str, SaeSource], memory: float) -> SaeShelf:
+    """Load the SAE of each set and layer; refuse SAEs that do not go together.
+
+    ``memory`` is what SAEs may take up at a time, in GiB.
+    """
+    saes = SaeShelf.load(layers, sets, memory)
+    facts = saes.facts
+    if len({sae.d_model for sae in facts.values()}) > 1:
+        sizes = ", ".join(f"layer {key.layer}: {sae.d_model}" for key, sae in facts.items())
         raise ValueError(f"the SAEs have different d_model ({sizes}), so they cannot be matched")
-    models = {sae.origin.model_name for sae in saes.values()}
+    models = {sae.origin.model_name for sae in facts.values()}
     if len(models) > 1:
         raise ValueError(f"the SAEs are of different language models: {', '.join(sorted(models))}")
     return saes
 
 
-def _check_fit(source: LmSource, lm: LanguageModel, saes: Mapping[SaeKey, SaeParams]) -> None:
-    sae = next(iter(saes.values()))
+def _check_fit(source: LmSource, lm: LanguageModel, saes: SaeShelf) -> None:
+    sae = next(iter(saes.facts.values()))
     if sae.d_model != lm.d_model:
         raise ValueError(
             f"the SAEs have d_model {sae.d_model}, but the language model {lm.name} has "
@@ -190,17 +196,18 @@ def _check_fit(source: LmSource, lm: LanguageModel, saes: Mapping[SaeKey, SaePar
         raise ValueError(f"{lm.name} has {lm.n_layers} blocks, there is no layer {beyond[0]}")
 
 
-def check_saes(experiment: Experiment, saes: Mapping[SaeKey, SaeParams]) -> None:
+def check_saes(experiment: Experiment, saes: SaeShelf) -> None:
     """Refuse before the first match what folding or following paths would refuse after it."""
     if "paths" in experiment.tasks:
-        check_paths(experiment.paths, next(iter(saes.values())))
+        check_paths(experiment.paths, next(iter(saes.facts.values())))
     if experiment.explains:
         experiment.explain.check(saes)
     folds = {arm.fold for arm in experiment.arms.values()}
     folds |= {"threshold"}  # in which errors are measured
-    for by in folds:
-        for sae in saes.values():
-            fold_scale(sae, by)
+    for by in sorted(folds):
+        for sae in saes.facts.values():
+            if by in sae.unfoldable:
+                raise ValueError(sae.unfoldable[by])
 
 
 class RunTexts(NamedTuple):
@@ -211,7 +218,7 @@ class RunTexts(NamedTuple):
 
 
 def load_tokens(
-    experiment: Experiment, lm: LanguageModel, saes: Mapping[SaeKey, SaeParams], folder: Path
+    experiment: Experiment, lm: LanguageModel, saes: SaeShelf, folder: Path
 ) -> RunTexts:
     """Check all that evaluation needs, and return the texts; ``folder`` keeps their tokens."""
     _check_fit(experiment.model, lm, saes)

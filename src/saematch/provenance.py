@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ from typing import Any
 from saematch.experiment import Experiment
 from saematch.lm.hooks import LanguageModel
 from saematch.places import DEFAULT, SaeKey
-from saematch.sae.params import SaeParams
+from saematch.shelf import SaeShelf
 
 
 def sources(
     experiment: Experiment,
-    saes: Mapping[SaeKey, SaeParams],
+    saes: SaeShelf,
     lm: LanguageModel | None,
     texts: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
@@ -27,7 +26,7 @@ def sources(
     """
     model = vars(experiment.model) | {"revision": lm.revision if lm else None}
     return {
-        "saes": {_sae_name(key): vars(sae.origin) for key, sae in saes.items()},
+        "saes": {_sae_name(key): vars(sae.origin) for key, sae in saes.facts.items()},
         "model": model,
         "texts": dict(texts),
         "part_weights": {name: vars(arm.objective) for name, arm in experiment.arms.items()},

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from saematch.data.tokens import TokenBatch
-from saematch.evals.weights import threshold_summary
 from saematch.experiment import (
     ON_TEXTS,
     Experiment,
@@ -28,13 +27,13 @@ from saematch.judge.asking import Chat
 from saematch.judge.connect import connect
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.store import MatchStore
-from saematch.places import Place, SaeKey
+from saematch.places import Place
 from saematch.provenance import made_with, sources
 from saematch.report.figures import draw_figures
 from saematch.report.summary import agreement_metrics, history_by_layer, mean_metrics, optimal_to
 from saematch.results import Results
-from saematch.sae.params import SaeParams
 from saematch.sae.source import SaeSource
+from saematch.shelf import SaeShelf
 from saematch.tasks.evaluate import evaluate_texts, plan_splices
 from saematch.tasks.features import example_rows, histogram_rows
 from saematch.tasks.judge import explain_tables, explainers, judge_matches
@@ -66,7 +65,7 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
     try:
         judges = _connect(experiment, folder)
         layers, sets = choose_saes(experiment)
-        saes = load_saes(layers, sets)
+        saes = load_saes(layers, sets, experiment.sae_memory)
         check_saes(experiment, saes)
         lm = experiment.model.load() if experiment.reads_texts else None
         texts = RunTexts({}, {})
@@ -129,7 +128,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     return {
         k: v
         for k, v in _flat(config).items()
-        if not k.startswith(("logger", "run_id", "cache", "figures", *_MEANS))
+        if not k.startswith(("logger", "run_id", "cache", "figures", "sae_memory", *_MEANS))
     }
 
 
@@ -172,7 +171,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 def _match(
     experiment: Experiment,
-    saes: dict[SaeKey, SaeParams],
+    saes: SaeShelf,
     sets: dict[str, SaeSource],
     places: tuple[Place, ...],
     folder: Path,
@@ -192,16 +191,16 @@ def _match(
             **key._asdict(),
             "n_features": sae.n_features,
             "stated_l0": sae.origin.mean_l0,
-            **threshold_summary(sae),
+            **sae.thresholds,
         }
-        for key, sae in saes.items()
+        for key, sae in saes.facts.items()
     ]
     return matches
 
 
 def _evaluate(
     experiment: Experiment,
-    saes: dict[SaeKey, SaeParams],
+    saes: SaeShelf,
     matches: MatchSet,
     lm: LanguageModel,
     tokens: dict[str, tuple[TokenBatch, ...]],
@@ -237,7 +236,7 @@ def _connect(experiment: Experiment, folder: Path) -> list[Chat | None]:
 
 def _explain(
     experiment: Experiment,
-    saes: dict[SaeKey, SaeParams],
+    saes: SaeShelf,
     lm: LanguageModel | None,
     tokens: dict[str, tuple[TokenBatch, ...]],
     chat: Chat | None,
@@ -251,7 +250,7 @@ def _explain(
 
 def _judge(
     experiment: Experiment,
-    saes: dict[SaeKey, SaeParams],
+    saes: SaeShelf,
     matches: MatchSet,
     explanations: Explanations,
     judges: list[Chat | None],

@@ -75,7 +75,7 @@ def evaluated(planned, lm, batches, folder, **spec):
     spec = TrainerSpec(**{"accelerator": "cpu", **spec})
     paths = [folder / f"{number}.safetensors" for number in range(len(batches))]
     run_batches(spec, planned.plan, lm, batches, "t", paths)
-    return TextSums(tuple(paths))
+    return TextSums((tuple(paths),))
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def rows(planned, sums):
 
 
 def names(sums):
-    with safe_open(sums.files[0], framework="pt") as file:
+    with safe_open(sums.parts[0][0], framework="pt") as file:
         return sorted(file.keys())
 
 

@@ -11,73 +11,77 @@ from saematch.matching.assignment import Optimal, Random
 from saematch.matching.match import Match
 from saematch.matching.objectives import Parts
 from saematch.matching.store import MatchStore, match_key
+from saematch.places import SaeKey
+from saematch.shelf import SaeShelf
 
-A, B, C = (random_sae(seed, layer=seed) for seed in range(3))
+A, B, C = (SaeKey("default", layer) for layer in range(3))
+SAES = SaeShelf.of({key: random_sae(key.layer, layer=key.layer) for key in (A, B, C)})
+OF_A, OF_B, OF_C = (SAES[key].origin for key in (A, B, C))
 ARM = Arm("threshold", Parts(), Optimal())
 
 
 def test_a_match_is_solved_once_in_all_runs(tmp_path):
     first = MatchStore(tmp_path)
-    match = first.match(A, B, ARM)
-    assert first.match(A, B, ARM) is match
+    match = first.match(SAES, A, B, ARM)
+    assert first.match(SAES, A, B, ARM) is match
     assert dict(first.counts) == {"solved": 1, "reused": 1}
     second = MatchStore(tmp_path)
-    again = second.match(A, B, ARM)
+    again = second.match(SAES, A, B, ARM)
     assert dict(second.counts) == {"read": 1}
     assert torch.equal(match.columns, again.columns)
     assert match.certificate == again.certificate
     assert "2 matches: 1 solved, 0 found in" in first.said()
-    assert [path.stem for path in tmp_path.iterdir()] == [match_key(A, B, ARM)]
+    assert [path.stem for path in tmp_path.iterdir()] == [match_key(OF_A, OF_B, ARM)]
 
 
 @pytest.mark.parametrize(
     ("earlier", "later", "arm"),
     [
-        (C, B, ARM),
-        (A, C, ARM),
-        (replace(A, origin=replace(A.origin, revision="another file")), B, ARM),
-        (A, B, replace(ARM, fold="decoder_norm")),
-        (A, B, replace(ARM, objective=Parts(W_enc=0.5))),
-        (A, B, replace(ARM, assignment=Optimal(tolerance=0.0))),
-        (A, B, replace(ARM, assignment=Optimal(unmatched=0.5))),
-        (A, B, replace(ARM, assignment=Random(0))),
+        (OF_C, OF_B, ARM),
+        (OF_A, OF_C, ARM),
+        (replace(OF_A, revision="another file"), OF_B, ARM),
+        (OF_A, OF_B, replace(ARM, fold="decoder_norm")),
+        (OF_A, OF_B, replace(ARM, objective=Parts(W_enc=0.5))),
+        (OF_A, OF_B, replace(ARM, assignment=Optimal(tolerance=0.0))),
+        (OF_A, OF_B, replace(ARM, assignment=Optimal(unmatched=0.5))),
+        (OF_A, OF_B, replace(ARM, assignment=Random(0))),
     ],
 )
 def test_everything_that_determines_a_match_is_in_its_key(earlier, later, arm):
-    assert match_key(earlier, later, arm) != match_key(A, B, ARM)
+    assert match_key(earlier, later, arm) != match_key(OF_A, OF_B, ARM)
 
 
 def test_what_does_not_determine_it_is_not(monkeypatch):
     decoded = replace(ARM, decode=("permute_raw",), quantiles=(0.5,))
-    assert match_key(A, B, decoded) == match_key(A, B, ARM)
+    assert match_key(OF_A, OF_B, decoded) == match_key(OF_A, OF_B, ARM)
     elsewhere = replace(ARM, assignment=Optimal(memory_gib=2.0, device="cpu"))
-    assert match_key(A, B, elsewhere) == match_key(A, B, ARM)
-    before = match_key(A, B, ARM)
+    assert match_key(OF_A, OF_B, elsewhere) == match_key(OF_A, OF_B, ARM)
+    before = match_key(OF_A, OF_B, ARM)
     monkeypatch.setattr("saematch.matching.store.code_hash", lambda: "other code")
-    assert match_key(A, B, ARM) != before
+    assert match_key(OF_A, OF_B, ARM) != before
 
 
 def test_a_match_under_a_limit_of_time_is_not_shared(tmp_path):
     limited = replace(ARM, assignment=Optimal(time_limit=60.0))
-    MatchStore(tmp_path).match(A, B, limited)
+    MatchStore(tmp_path).match(SAES, A, B, limited)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_chain_is_the_composition_of_its_steps(tmp_path):
     store = MatchStore(tmp_path)
-    chained = store.chain([A, B, C], ARM)
-    steps = [ARM.match(A, B), ARM.match(B, C)]
+    chained = store.chain(SAES, [A, B, C], ARM)
+    steps = [ARM.match(SAES[A], SAES[B]), ARM.match(SAES[B], SAES[C])]
     assert torch.equal(chained.columns, steps[0].compose(steps[1]).columns)
     assert dict(store.counts) == {"solved": 2}
-    one = store.chain([A, B], ARM)
+    one = store.chain(SAES, [A, B], ARM)
     assert one.certificate is not None, "of one step it is the match itself"
 
 
 def test_a_damaged_file_is_refused(tmp_path):
-    MatchStore(tmp_path).match(A, B, ARM)
+    MatchStore(tmp_path).match(SAES, A, B, ARM)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match="not a whole match file"):
-        MatchStore(tmp_path).match(A, B, ARM)
+        MatchStore(tmp_path).match(SAES, A, B, ARM)
     path.unlink()
-    assert isinstance(MatchStore(tmp_path).match(A, B, ARM), Match)
+    assert isinstance(MatchStore(tmp_path).match(SAES, A, B, ARM), Match)

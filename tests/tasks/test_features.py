@@ -7,6 +7,7 @@ from conftest import random_sae
 from saematch.evals.weights import feature_mse
 from saematch.matching.match import Match
 from saematch.places import Place, SaeKey
+from saematch.shelf import SaeFacts
 from saematch.tasks.features import N_BINS, N_EXAMPLES, example_rows, histogram_rows
 from saematch.tasks.match import MatchSet
 from saematch.tasks.paths import PathSpec, check_paths, path_rows
@@ -104,4 +105,4 @@ def test_wrong_paths():
     with pytest.raises(ValueError, match="at least one path"):
         PathSpec(n_paths=0)
     with pytest.raises(ValueError, match="holds 24, but layer 0 has features 0 to 23"):
-        check_paths(PathSpec(features=[23, 24]), SAES[PLACES[0].earlier])
+        check_paths(PathSpec(features=[23, 24]), SaeFacts.of(SAES[PLACES[0].earlier]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -85,16 +85,24 @@ class TrainerSpec:
             raise ValueError(f"trainer: {error}") from error
 
 
+Kept = dict[str, torch.Tensor]
+"""What is kept of a batch."""
+
+
 @runtime_checkable
 class BatchWork(Protocol):
     """What is done with one batch of texts."""
 
     def to(self, device: torch.device) -> BatchWork:
-        """Return the same with its tensors on another device."""
+        """Return the same with its tensors loaded and on a device."""
         ...
 
-    def __call__(self, lm: LanguageModel, batch: TokenBatch) -> dict[str, torch.Tensor]:
+    def __call__(self, lm: LanguageModel, batch: TokenBatch) -> Kept:
         """Return what is kept of the batch."""
+        ...
+
+    def join(self, one: Kept, other: Kept, n_texts: int) -> Kept:
+        """Return what is kept of two halves together; ``n_texts`` are in the first."""
         ...
 
 
@@ -108,7 +116,9 @@ def run_batches(
 ) -> None:
     """Do the work on every batch; ``paths`` hold what is kept of each afterwards.
 
-    A batch whose file is there already is not done again.
+    A batch whose file is there already is not done again. A batch that does not fit into the
+    device's memory is done in halves, and later ones in pieces of the size that fitted. Raises
+    ``ValueError`` if a single text does not fit, or the work and the language model do not.
     """
     left = [_Todo(batches[number], str(paths[number])) for number in missing(paths)]
     if len(left) < len(paths):
@@ -117,10 +127,26 @@ def run_batches(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
             warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated.*")
-            trainer.build(label).test(_Runner(work, lm, left), verbose=False)
+            _test(trainer.build(label), _Runner(work.to(torch.device("cpu")), lm, left))
         lost = missing(paths)
         if lost:
             raise RuntimeError(f"{paths[lost[0]]} was not written by the runner")
+
+
+def _test(trainer: L.Trainer, runner: _Runner) -> None:
+    try:
+        trainer.test(runner, verbose=False)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"the language model and the SAEs do not fit into the device's memory: {LESS} "
+            "trainer=large spreads the language model"
+        ) from error
+    finally:
+        runner.put_down()
+
+
+LESS = "lower sae_memory, set model.dtype=bfloat16, or trainer.precision=bf16-mixed;"
+"""What takes less of a device's memory, whatever the batch."""
 
 
 class _Todo(NamedTuple):
@@ -133,8 +159,15 @@ class _Runner(L.LightningModule):
 
     def __init__(self, work: BatchWork, lm: LanguageModel, left: Sequence[_Todo]) -> None:
         super().__init__()
-        self.lm = lm
+        self._lm = [lm]  # in a list, it is no part of this module
+        if not lm.is_dispatched:
+            self.lm = lm  # a part, which Lightning takes to the device
         self.work, self.left = work, left
+        self.fits = max(len(todo.tokens.ids) for todo in left)
+
+    def put_down(self) -> None:
+        """Let go of the SAEs: Lightning's own objects hold the runner until Python cleans up."""
+        del self.work
 
     def test_dataloader(self) -> DataLoader[Any]:
         sampler = None
@@ -151,7 +184,36 @@ class _Runner(L.LightningModule):
         self.work = self.work.to(self.device)
 
     def test_step(self, batch: _Todo, batch_idx: int) -> None:
-        write_sums(Path(batch.path), self.work(self.lm, batch.tokens))
+        write_sums(Path(batch.path), self._done(batch.tokens))
+
+    def _done(self, tokens: TokenBatch) -> Kept:
+        """Do the work on some texts, in pieces that fit into memory."""
+        n = len(tokens.ids)
+        if n <= self.fits:
+            try:
+                return self.work(self._lm[0], tokens)
+            except torch.OutOfMemoryError as error:
+                length = tokens.ids.shape[1]
+                if n == 1:
+                    raise ValueError(
+                        f"one text of {length} tokens does not fit into the device's memory "
+                        f"beside the language model and the SAEs: lower dataset.max_tokens; or "
+                        f"{LESS} trainer=large spreads the language model"
+                    ) from error
+                self.fits = (n + 1) // 2
+                said = "%d texts of %d tokens do not fit into memory: going on with %d at a time"
+                log.warning(said, n, length, self.fits)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        half = (n + 1) // 2
+        one, other = (self._done(_texts(tokens, *ends)) for ends in ((0, half), (half, n)))
+        return self.work.join(one, other, half)
+
+
+def _texts(tokens: TokenBatch, start: int, end: int) -> TokenBatch:
+    """Return some texts of a batch, padded as they were."""
+    parts = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
+    return TokenBatch(**{name: part[start:end] for name, part in parts.items()})
 
 
 class _Bar(TQDMProgressBar):

@@ -16,7 +16,8 @@ from saematch.matching.arm import DECODINGS
 from saematch.matching.match import Match
 from saematch.places import Place, SaeKey
 from saematch.sae.folding import fold_scale
-from saematch.sae.params import SaeParams
+from saematch.sae.params import SaeOrigin
+from saematch.shelf import Saes, SaeShelf
 
 MATCHLESS = ("reconstruct_previous", "reconstruct_current", "drop")
 """Strategies that use no match (paper, section 5.5): SAE_t's reconstruction of ``x_t``,
@@ -57,7 +58,7 @@ class Splice(NamedTuple):
 class SplicePlan:
     """Everything that one pass over the texts evaluates."""
 
-    saes: dict[SaeKey, SaeParams]
+    saes: Saes
     """Each SAE once."""
     twins: dict[SaeKey, SaeKey]
     """For every SAE of the run, the one of ``saes`` that it is: sets may share SAEs."""
@@ -72,6 +73,29 @@ class SplicePlan:
         ends = {layer for splice in self.splices for layer in splice.place[1:]}
         return tuple(sorted(ends | {key.layer for key in self.saes}))
 
+    def parts(self) -> list[SplicePlan]:
+        """Return plans whose SAEs fit into memory together; everything is in one of them.
+
+        They take places in order.
+        """
+        shelf = SaeShelf.of(self.saes)
+        ends = [(pairing.place.earlier, pairing.place.later) for pairing in self.pairings]
+        pairs = [{self.twins[key] for key in pair} for pair in ends]
+        groups = shelf.parts([*pairs, *({key} for key in shelf)])  # some are in no pair
+        chosen = [shelf.only([key for key in shelf if key in group]) for group in groups]
+        parts = [SplicePlan(some, self.twins, {}, {}) for some in chosen]
+        for pairing, match in self.pairings.items():
+            next(part for part in parts if part._covers(pairing.place)).pairings[pairing] = match
+        for splice, match in self.splices.items():
+            next(part for part in parts if part._covers(splice.place)).splices[splice] = match
+        return parts
+
+    def _covers(self, place: Place) -> bool:
+        """Whether the plan has both SAEs of a place, or any SAEs of its layers where none count."""
+        if place.saes:
+            return {self.twins[place.earlier], self.twins[place.later]} <= self.saes.keys()
+        return {place.layer_from, place.layer_to} <= set(self.layers)
+
     def own(self, place: Place) -> Place:
         """Return the same two SAEs in the set that stands for them."""
         earlier, later = self.twins[place.earlier], self.twins[place.later]
@@ -81,6 +105,10 @@ class SplicePlan:
         """Return what a match, given by its hash, is counted as."""
         return Pairing(self.own(place), match)
 
+    def origins(self) -> dict[SaeKey, SaeOrigin]:
+        """Return where each SAE came from, without loading it."""
+        return {key: known.origin for key, known in SaeShelf.of(self.saes).facts.items()}
+
     def to(self, device: torch.device) -> SplicePlan:
         """Return the plan with its SAEs on another device."""
         return replace(self, saes={key: sae.to(device) for key, sae in self.saes.items()})
@@ -88,6 +116,12 @@ class SplicePlan:
     def __call__(self, lm: LanguageModel, batch: TokenBatch) -> dict[str, Tensor]:
         """Evaluate one batch."""
         return evaluate_batch(self, lm, batch)
+
+    def join(
+        self, one: dict[str, Tensor], other: dict[str, Tensor], n_texts: int
+    ) -> dict[str, Tensor]:
+        """Return the sums of both halves: their first axis is the text."""
+        return {name: torch.cat([sums, other[name]]) for name, sums in one.items()}
 
 
 @torch.inference_mode()

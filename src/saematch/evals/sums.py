@@ -23,16 +23,23 @@ SMALL = 2**15
 class TextSums:
     """The sums of one data set, read from its files when asked for."""
 
-    files: tuple[Path, ...]
-    """In the order of the batches."""
+    parts: tuple[tuple[Path, ...], ...]
+    """Of each part of the evaluation the files, in the order of the batches."""
 
     @cached_property
-    def _open(self) -> list[Any]:
-        return [safe_open(path, framework="pt").__enter__() for path in self.files]
+    def _open(self) -> list[list[Any]]:
+        return [[safe_open(p, framework="pt").__enter__() for p in files] for files in self.parts]
+
+    @cached_property
+    def _part_of(self) -> dict[str, int]:
+        """Name of a sum -> the first part that has it; what several have is the same in all."""
+        first = [list(files[0].keys()) for files in self._open]
+        return {name: part for part in reversed(range(len(first))) for name in first[part]}
 
     def __getitem__(self, name: str) -> Tensor:
         """Return one sum of every text, ``[n_texts, ...]`` in float64 or int64."""
-        found = torch.cat([file.get_tensor(name) for file in self._open])
+        files = self._open[self._part_of[name]]
+        found = torch.cat([file.get_tensor(name) for file in files])
         return found.double() if found.is_floating_point() else found.long()
 
 

@@ -21,7 +21,8 @@ from saematch.evals.runner import TrainerSpec, run_batches
 from saematch.files import code_hash, hashed, replacing
 from saematch.lm.hooks import LanguageModel
 from saematch.places import SaeKey
-from saematch.sae.params import SaeOrigin, SaeParams
+from saematch.sae.params import SaeOrigin
+from saematch.shelf import Saes, SaeShelf
 
 HALVES = 2
 """Texts are dealt out to two halves, by even and odd number, so that a feature can be explained
@@ -121,7 +122,7 @@ class KeptContexts:
 class _Peaks:
     """Work on one batch: of each feature and text, where the feature is most active."""
 
-    saes: dict[SaeKey, SaeParams]
+    saes: Saes
 
     def to(self, device: torch.device) -> _Peaks:
         return replace(self, saes={key: sae.to(device) for key, sae in self.saes.items()})
@@ -139,6 +140,12 @@ class _Peaks:
             for name in _TENSORS:
                 kept[_name(key, name)] = getattr(peaks, name)
         return kept
+
+    def join(
+        self, one: dict[str, Tensor], other: dict[str, Tensor], n_texts: int
+    ) -> dict[str, Tensor]:
+        after = {_name(key, "text"): n_texts for key in self.saes}
+        return {n: torch.cat([found, other[n] + after.get(n, 0)]) for n, found in one.items()}
 
 
 def find_peaks(
@@ -159,21 +166,33 @@ def find_peaks(
 
 
 def collect_contexts(
-    saes: Mapping[SaeKey, SaeParams], texts: TextPass, n_top: int, n_samples: int, folder: Path
+    saes: Saes, texts: TextPass, n_top: int, n_samples: int, folder: Path
 ) -> dict[SaeKey, KeptContexts]:
     """Return the contexts of every SAE from one pass over the texts.
 
-    ``folder`` keeps them by a hash of all that determines them: a pass that was made is read, one
-    that was killed goes on with the next batch.
+    SAEs that do not fit into memory together are looked at in several passes. ``folder`` keeps the
+    contexts by a hash of all that determines them: a pass that was made is read, one that was
+    killed goes on with the next batch.
     """
+    shelf = SaeShelf.of(saes)
     first: dict[SaeOrigin, SaeKey] = {}
-    twins = {key: first.setdefault(sae.origin, key) for key, sae in saes.items()}
-    work = _Peaks({key: saes[key] for key in first.values()})
+    twins = {key: first.setdefault(sae.origin, key) for key, sae in shelf.facts.items()}
+    kept: dict[SaeKey, KeptContexts] = {}
+    for part in shelf.parts([{key} for key in first.values()]):
+        some = shelf.only([key for key in first.values() if key in part])
+        kept |= _collect(some, texts, n_top, n_samples, folder)
+    return {key: kept[twin] for key, twin in twins.items()}
+
+
+def _collect(
+    saes: SaeShelf, texts: TextPass, n_top: int, n_samples: int, folder: Path
+) -> dict[SaeKey, KeptContexts]:
+    work = _Peaks(saes)
     lm, trainer = texts.lm, texts.trainer
     own = Path(__file__).read_text(encoding="utf-8")
     about = [code_hash(), own, lm.name, lm.revision, str(next(lm.parameters()).dtype)]
     about += [trainer.precision, trainer.device_type]
-    about += [[list(key), repr(sae.origin)] for key, sae in work.saes.items()]
+    about += [[list(key), repr(sae.origin)] for key, sae in saes.facts.items()]
     keys = {
         name: [hashed([*about, b.ids.tolist(), b.counts.tolist()]) for b in batches]
         for name, batches in texts.tokens.items()
@@ -186,14 +205,13 @@ def collect_contexts(
         every = [part for of_set in parts.values() for part in of_set]
         sizes = [len(b.ids) for of_set in texts.tokens.values() for b in of_set]
         try:
-            bar = tqdm(work.saes, desc="merge contexts", unit="SAE", leave=False)
+            bar = tqdm(saes, desc="merge contexts", unit="SAE", leave=False)
             _write(path, {key: _merge(key, every, sizes, n_top, n_samples) for key in bar})
         except FileNotFoundError:
             continue  # another run made the same pass, and has finished first
         for part in set(every):  # equal batches of two sets have one file
             part.unlink(missing_ok=True)
-    kept = _read(path, list(work.saes))
-    return {key: kept[twin] for key, twin in twins.items()}
+    return _read(path, list(saes))
 
 
 def _merge(

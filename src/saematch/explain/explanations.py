@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from saematch.places import SaeKey
-from saematch.sae.params import SaeParams
+from saematch.shelf import Saes
 
 if TYPE_CHECKING:
     from saematch.explain.contexts import TextPass
@@ -87,10 +87,10 @@ class ExplanationSource(Protocol):
         """Whether the run's LLM is asked."""
         ...
 
-    def check(self, saes: Mapping[SaeKey, SaeParams]) -> None:
+    def check(self, saes: Saes) -> None:
         """Refuse, before any work, SAEs that the source cannot explain: ``ValueError``."""
         ...
 
-    def open(self, saes: Mapping[SaeKey, SaeParams], means: Means) -> Explanations:
+    def open(self, saes: Saes, means: Means) -> Explanations:
         """Get ready to explain features of these SAEs; ``ValueError`` if it covers none of one."""
         ...

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from saematch.explain.explanations import Explanation, FeatureKey, Means
 from saematch.places import SaeKey
-from saematch.sae.params import SaeParams
+from saematch.shelf import SaeFacts, Saes, SaeShelf
 
 Texts = dict[int, tuple[Explanation, ...]]
 """Of one SAE, by feature."""
@@ -37,7 +37,7 @@ class JsonlExplanations:
         if not self.path:
             raise ValueError("explain.path is empty: name a file, as in explain.path=labels.jsonl")
 
-    def check(self, saes: Mapping[SaeKey, SaeParams]) -> None:
+    def check(self, saes: Saes) -> None:
         """Read everything.
 
         ``ValueError`` with file and line for a missing file, a line that is no JSON object, a
@@ -46,12 +46,12 @@ class JsonlExplanations:
         """
         self._read(saes)
 
-    def open(self, saes: Mapping[SaeKey, SaeParams], means: Means) -> JsonlTexts:
+    def open(self, saes: Saes, means: Means) -> JsonlTexts:
         """Read the files again; ``ValueError`` as in ``check``."""
         by_layer = self._read(saes)
         return JsonlTexts({key: by_layer[key.layer] for key in saes})
 
-    def _read(self, saes: Mapping[SaeKey, SaeParams]) -> dict[int, Texts]:
+    def _read(self, saes: Saes) -> dict[int, Texts]:
         one_a_layer = _one_a_layer(saes)
         found: dict[int, dict[int, list[Explanation]]] = {layer: {} for layer in one_a_layer}
         for layer in one_a_layer if "{layer}" in self.path else [None]:
@@ -97,9 +97,9 @@ class JsonlTexts:
         }
 
 
-def _one_a_layer(saes: Mapping[SaeKey, SaeParams]) -> dict[int, SaeParams]:
-    found: dict[int, SaeParams] = {}
-    for key, sae in saes.items():
+def _one_a_layer(saes: Saes) -> dict[int, SaeFacts]:
+    found: dict[int, SaeFacts] = {}
+    for key, sae in SaeShelf.of(saes).facts.items():
         first = found.setdefault(key.layer, sae)
         if first.origin != sae.origin:
             raise ValueError(

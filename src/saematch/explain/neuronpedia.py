@@ -18,8 +18,9 @@ from saematch.explain.explanations import Explanation, FeatureKey, Means
 from saematch.explain.neuronpedia_web import ELSE, TEXTS, Server, fetch_single, keep_export
 from saematch.files import write_json
 from saematch.places import SaeKey
-from saematch.sae.params import SaeOrigin, SaeParams
+from saematch.sae.params import SaeOrigin
 from saematch.sae.released import explained_near
+from saematch.shelf import Saes, SaeShelf
 
 log = logging.getLogger(__name__)
 
@@ -62,16 +63,16 @@ class NeuronpediaExplanations:
         """Return how an address is asked, with what to do ``instead``."""
         return Server(address, self.connections, self.retries, self.timeout, instead)
 
-    def check(self, saes: Mapping[SaeKey, SaeParams]) -> None:
+    def check(self, saes: Saes) -> None:
         """Refuse an SAE that Neuronpedia does not explain: ``ValueError``, with the one it does."""
-        for key, sae in saes.items():
+        for key, sae in SaeShelf.of(saes).facts.items():
             source = sae.origin.neuronpedia_id
             if source is None:
                 raise ValueError(_unexplained(key, sae.origin))
             if not SOURCE.fullmatch(source):
                 raise ValueError(f"the SAE {key} has neuronpedia_id={source!r}, no model/source")
 
-    def open(self, saes: Mapping[SaeKey, SaeParams], means: Means) -> NeuronpediaTexts:
+    def open(self, saes: Saes, means: Means) -> NeuronpediaTexts:
         """Fetch what is not kept yet of each source's export.
 
         A fetch that was killed goes on where it stood. ``ValueError`` for an SAE that ``check``
@@ -79,8 +80,9 @@ class NeuronpediaExplanations:
         stays broken, an export that is empty, of another SAE or without ``explainer``.
         """
         self.check(saes)
+        facts = SaeShelf.of(saes).facts
         sources: dict[str, _Source] = {}
-        for key, sae in saes.items():
+        for key, sae in facts.items():
             name = str(sae.origin.neuronpedia_id)
             if name not in sources:
                 path = means.folder / "explanations" / f"{name}.parquet"
@@ -88,7 +90,7 @@ class NeuronpediaExplanations:
             elif sources[name].n_features != sae.n_features:
                 raise ValueError(f"{key} and another SAE of {name} differ in number of features")
         return NeuronpediaTexts(
-            {key: sources[str(sae.origin.neuronpedia_id)] for key, sae in saes.items()}
+            {key: sources[str(sae.origin.neuronpedia_id)] for key, sae in facts.items()}
         )
 
 

@@ -17,7 +17,7 @@ from saematch.judge.prompts import EXPLAIN
 from saematch.judge.questions import Question
 from saematch.judge.verdicts import read_text
 from saematch.places import SaeKey
-from saematch.sae.params import SaeParams
+from saematch.shelf import Saes, SaeShelf
 
 log = logging.getLogger(__name__)
 
@@ -64,17 +64,18 @@ class OwnExplanations:
         """Only to explain by ``llm``."""
         return self.by == "llm"
 
-    def check(self, saes: Mapping[SaeKey, SaeParams]) -> None:
+    def check(self, saes: Saes) -> None:
         """Any SAE can be explained."""
 
-    def open(self, saes: Mapping[SaeKey, SaeParams], means: Means) -> OwnTexts:
+    def open(self, saes: Saes, means: Means) -> OwnTexts:
         """Collect contexts; ``ValueError`` if no feature of a layer is active."""
         assert means.texts is not None
         assert means.chat is not None or not self.asks_llm
         folder = means.folder / "contexts"
-        contexts = collect_contexts(saes, means.texts, self.n_top, self.n_samples, folder)
+        shelf = SaeShelf.of(saes)
+        contexts = collect_contexts(shelf, means.texts, self.n_top, self.n_samples, folder)
         for key, kept in contexts.items():
-            n_features = saes[key].n_features
+            n_features = shelf.facts[key].n_features
             n_active = len(kept.top.feature.unique())
             if not n_active:
                 raise ValueError(

@@ -51,6 +51,11 @@ class LanguageModel(nn.Module):
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
 
     @property
+    def is_dispatched(self) -> bool:
+        """Whether its blocks stay on devices of their own (``LmSource.device_map``)."""
+        return hasattr(self.model, "hf_device_map")
+
+    @property
     def n_layers(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
@@ -61,7 +66,8 @@ class LanguageModel(nn.Module):
         """Run the model once; return ``resid_post`` of the layers and the final hidden state.
 
         Sequences must be padded on the right: a causal model's earlier positions cannot see it, so
-        no mask is needed. The final hidden state is what ``token_losses`` takes.
+        no mask is needed. The final hidden state is what ``token_losses`` takes. All are on the
+        device of ``ids``.
         """
         seen: dict[int, Tensor] = {}
         with ExitStack() as stack:
@@ -70,7 +76,7 @@ class LanguageModel(nn.Module):
                 def keep(
                     _module: nn.Module, _args: object, output: Any, layer: int = layer
                 ) -> None:
-                    seen[layer] = _hidden(output)
+                    seen[layer] = _hidden(output).to(ids.device)
 
                 stack.callback(self.blocks[layer].register_forward_hook(keep).remove)
             final = self._decode(ids)
@@ -108,7 +114,7 @@ class LanguageModel(nn.Module):
             return self._decode(ids)
 
     def _decode(self, ids: Tensor) -> Tensor:
-        return self.decoder(input_ids=ids, use_cache=False).last_hidden_state
+        return self.decoder(input_ids=ids, use_cache=False).last_hidden_state.to(ids.device)
 
     def _learn_conventions(self, ids: Tensor) -> None:
         """See once, on one token, in what containers blocks and decoder put out hidden states."""
@@ -135,7 +141,7 @@ class LanguageModel(nn.Module):
         assert self._output_type is not None
         output = self._output_type(last_hidden_state=final)
         with _replaced(self.decoder, lambda *_, **__: output):
-            return self.model(input_ids=ids, use_cache=False).logits
+            return self.model(input_ids=ids, use_cache=False).logits.to(final.device)
 
     def token_losses(
         self, final: Float[Tensor, "n d_model"], targets: Int64[Tensor, " n"]
@@ -186,9 +192,16 @@ def _hidden(output: Any) -> Tensor:
 
 @contextmanager
 def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Run ``forward`` in place of the module's own until the block ends."""
+    """Run ``forward`` in place of the module's own until the block ends.
+
+    Where a device map has put a forward of its own on the module, that is put back.
+    """
+    before = vars(module).get("forward")
     module.forward = forward
     try:
         yield
     finally:
-        del module.forward
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,10 @@ class LmSource:
     as they do BOS, since attention rests on whatever stands there."""
     made_by: str | None = None
     """The command that makes the folder, if it is not on the hub."""
+    device_map: str | Mapping[str, int | str] | None = None
+    """For a model too large for one device: ``auto`` spreads its blocks over all GPUs and what is
+    left over the CPU's memory; or the device of each module by name. None leaves the whole model
+    to the trainer's device."""
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16", "float16"):
@@ -67,12 +73,17 @@ class LmSource:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        if self.device_map is not None and find_spec("accelerate") is None:
+            raise ValueError("model.device_map needs a package: pip install accelerate")
         where = str(ZOO / "lm") if self.path == "zoo" else self.path
         self._refuse_no_folder(where)
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
             model = AutoModelForCausalLM.from_pretrained(
-                where, revision=self.revision, dtype=getattr(torch, self.dtype)
+                where,
+                revision=self.revision,
+                dtype=getattr(torch, self.dtype),
+                device_map=self.device_map,
             )
         except (OSError, SafetensorError, ValueError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

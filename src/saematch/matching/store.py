@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import pairwise
@@ -11,7 +12,9 @@ from pathlib import Path
 from saematch.files import code_hash, hashed
 from saematch.matching.arm import Arm
 from saematch.matching.match import Match
-from saematch.sae.params import SaeParams
+from saematch.places import SaeKey
+from saematch.sae.params import SaeOrigin
+from saematch.shelf import SaeShelf
 
 
 @dataclass
@@ -24,12 +27,13 @@ class MatchStore:
     ``reused`` (asked for a second time)."""
     _known: dict[str, Match] = field(default_factory=dict)
 
-    def match(self, earlier: SaeParams, later: SaeParams, arm: Arm) -> Match:
-        """Return the arm's match of two layers; solve it if nobody has.
+    def match(self, saes: SaeShelf, earlier: SaeKey, later: SaeKey, arm: Arm) -> Match:
+        """Return the arm's match of two layers; load and solve it if nobody has.
 
         A match under a limit of time depends on the machine's load, so other runs don't get it.
         """
-        key = match_key(earlier, later, arm)
+        origins = saes.facts[earlier].origin, saes.facts[later].origin
+        key = match_key(*origins, arm)
         if key in self._known:
             self.counts["reused"] += 1
             return self._known[key]
@@ -39,16 +43,16 @@ class MatchStore:
             match = Match.load(path)[0]
             self.counts["read"] += 1
         else:
-            match = arm.match(earlier, later)
+            match = arm.match(saes[earlier], saes[later])
             self.counts["solved"] += 1
             if shared:
-                match.save(path, about(earlier, later, arm))
+                match.save(path, about(*origins, arm))
         self._known[key] = match
         return match
 
-    def chain(self, layers: list[SaeParams], arm: Arm) -> Match:
+    def chain(self, saes: SaeShelf, layers: Sequence[SaeKey], arm: Arm) -> Match:
         """Return the composition of the matches from layer to layer."""
-        steps = (self.match(earlier, later, arm) for earlier, later in pairwise(layers))
+        steps = (self.match(saes, earlier, later, arm) for earlier, later in pairwise(layers))
         return reduce(Match.compose, steps)
 
     def said(self) -> str:
@@ -60,16 +64,16 @@ class MatchStore:
         )
 
 
-def match_key(earlier: SaeParams, later: SaeParams, arm: Arm) -> str:
+def match_key(earlier: SaeOrigin, later: SaeOrigin, arm: Arm) -> str:
     """Return a hash of everything that determines a match."""
     return hashed(list(about(earlier, later, arm).values()))
 
 
-def about(earlier: SaeParams, later: SaeParams, arm: Arm) -> dict[str, object]:
+def about(earlier: SaeOrigin, later: SaeOrigin, arm: Arm) -> dict[str, object]:
     """Return what determines a match: both SAEs, fold, objective, assignment and code."""
     return {
-        "earlier": repr(earlier.origin),
-        "later": repr(later.origin),
+        "earlier": repr(earlier),
+        "later": repr(later),
         "fold": arm.fold,
         "objective": repr(arm.objective),
         "assignment": repr(arm.assignment),

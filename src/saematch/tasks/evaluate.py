@@ -18,7 +18,8 @@ from saematch.lm.hooks import LanguageModel
 from saematch.matching.arm import Arm
 from saematch.matching.match import Match
 from saematch.places import NO_ARM, Place, SaeKey
-from saematch.sae.params import SaeOrigin, SaeParams
+from saematch.sae.params import SaeOrigin
+from saematch.shelf import Saes, SaeShelf
 from saematch.tasks.match import MatchSet
 
 
@@ -43,7 +44,7 @@ def check_strategies(strategies: Sequence[str]) -> None:
 
 
 def plan_splices(
-    saes: Mapping[SaeKey, SaeParams],
+    saes: Saes,
     matches: MatchSet,
     arms: Mapping[str, Arm],
     strategies: Sequence[str],
@@ -53,15 +54,18 @@ def plan_splices(
     What several ask for is evaluated once. Without ``arms`` no layer is skipped for a match; which
     features fire together is counted all the same.
     """
+    shelf = SaeShelf.of(saes)
     first: dict[tuple[int, SaeOrigin], SaeKey] = {}
-    twins = {key: first.setdefault((key.layer, sae.origin), key) for key, sae in saes.items()}
-    plan = SplicePlan({key: saes[key] for key in first.values()}, twins, {}, {})
+    twins = {
+        key: first.setdefault((key.layer, sae.origin), key) for key, sae in shelf.facts.items()
+    }
+    plan = SplicePlan(shelf.only(first.values()), twins, {}, {})
     cells = []
     for place in matches.places:
         for name, of_arm in matches.by_arm.items():
             match, found = of_arm[place], matches.hashes[name][place]
             plan.pairings.setdefault(plan.pairing(place, found), match)
-            for splice, moved in _of_arm(saes, arms[name], place, match, found) if arms else ():
+            for splice, moved in _of_arm(shelf, arms[name], place, match, found) if arms else ():
                 cells.append(Cell(name, splice, canonical(plan, splice, match)))
                 plan.splices.setdefault(cells[-1].evaluated, moved)
         for strategy in strategies:
@@ -72,7 +76,7 @@ def plan_splices(
 
 
 def _of_arm(
-    saes: Mapping[SaeKey, SaeParams], arm: Arm, place: Place, match: Match, found: str
+    saes: SaeShelf, arm: Arm, place: Place, match: Match, found: str
 ) -> Iterable[tuple[Splice, Match]]:
     """Yield the splices of an arm, each with the match of the features that go over."""
     errors = None
@@ -91,22 +95,24 @@ def evaluate_texts(
     trainer: TrainerSpec,
     folder: Path,
 ) -> dict[str, TextSums]:
-    """Evaluate the plan on every text set.
+    """Evaluate the plan on every text set, in one pass over the texts for each of its parts.
 
-    ``folder`` holds one file a batch, named by a hash of all that determines its sums. What it
-    holds already, from this run or another, is not evaluated again.
+    ``folder`` holds one file a part and batch, named by a hash of all that determines its sums.
+    What it holds already, from this run or another, is not evaluated again.
     """
     dtype = str(next(lm.parameters()).dtype)
-    about = [code_hash(), lm.name, lm.revision, dtype, trainer.precision, trainer.device_type]
-    about += [[list(key), repr(sae.origin)] for key, sae in plan.saes.items()]
-    about += [list(plan.pairings), list(plan.splices)]
-    sums = {}
-    for name, batches in tokens.items():
-        keys = [hashed([*about, b.ids.tolist(), b.counts.tolist()]) for b in batches]
-        paths = tuple(folder / f"{key}.safetensors" for key in keys)
-        run_batches(trainer, plan, lm, batches, f"evaluate {name}", paths)
-        sums[name] = TextSums(paths)
-    return sums
+    model = [code_hash(), lm.name, lm.revision, dtype, trainer.precision, trainer.device_type]
+    files: dict[str, list[tuple[Path, ...]]] = {name: [] for name in tokens}
+    for number, part in enumerate(parts := plan.parts(), start=1):
+        about = [*model, *([list(k), repr(o)] for k, o in part.origins().items())]
+        about += [list(part.pairings), list(part.splices)]
+        for name, batches in tokens.items():
+            keys = [hashed([*about, b.ids.tolist(), b.counts.tolist()]) for b in batches]
+            paths = tuple(folder / f"{key}.safetensors" for key in keys)
+            label = f"evaluate {name}" + (f" {number}/{len(parts)}" if len(parts) > 1 else "")
+            run_batches(trainer, part, lm, batches, label, paths)
+            files[name].append(paths)
+    return {name: TextSums(tuple(of_set)) for name, of_set in files.items()}
 
 
 def partner_counts(match: Match, fired: torch.Tensor) -> torch.Tensor:

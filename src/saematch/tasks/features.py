@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 
 from saematch.evals.weights import PARTS, squared_errors
-from saematch.places import Place, SaeKey
+from saematch.places import Place
 from saematch.results import Row
 from saematch.sae.folding import fold
-from saematch.sae.params import SaeParams
+from saematch.shelf import Saes
 from saematch.tasks.match import MatchSet
 
 N_BINS = 60
@@ -19,7 +17,7 @@ N_EXAMPLES = 10
 """Of the least and of the greatest errors, each."""
 
 
-def histogram_rows(saes: Mapping[SaeKey, SaeParams], matches: MatchSet) -> list[Row]:
+def histogram_rows(saes: Saes, matches: MatchSet) -> list[Row]:
     """Return the rows of ``feature_mse_histogram``: numbers of pairs by decoder error (figure 5).
 
     The edges, the same for all arms of a place, are evenly spaced between the least and the
@@ -40,7 +38,7 @@ def histogram_rows(saes: Mapping[SaeKey, SaeParams], matches: MatchSet) -> list[
     return rows
 
 
-def example_rows(saes: Mapping[SaeKey, SaeParams], matches: MatchSet) -> list[Row]:
+def example_rows(saes: Saes, matches: MatchSet) -> list[Row]:
     """Return the rows of ``features``: the pairs of least and of greatest decoder error."""
     rows: list[Row] = []
     for place in matches.places:
@@ -62,8 +60,6 @@ def example_rows(saes: Mapping[SaeKey, SaeParams], matches: MatchSet) -> list[Ro
     return rows
 
 
-def _errors(
-    saes: Mapping[SaeKey, SaeParams], matches: MatchSet, arm: str, place: Place
-) -> dict[str, torch.Tensor]:
+def _errors(saes: Saes, matches: MatchSet, arm: str, place: Place) -> dict[str, torch.Tensor]:
     earlier, later = (fold(saes[key], "threshold") for key in (place.earlier, place.later))
     return squared_errors(earlier, later, matches.by_arm[arm][place])

@@ -17,7 +17,7 @@ from saematch.matching.store import MatchStore
 from saematch.places import Place, SaeKey
 from saematch.results import Row
 from saematch.sae.folding import is_uniform
-from saematch.sae.params import SaeParams
+from saematch.shelf import Saes, SaeShelf
 
 log = logging.getLogger(__name__)
 
@@ -58,21 +58,24 @@ def places_of(
 
 
 def match_places(
-    saes: Mapping[SaeKey, SaeParams],
+    saes: Saes,
     places: tuple[Place, ...],
     arms: Mapping[str, Arm],
     store: MatchStore,
     folder: Path,
 ) -> MatchSet:
     """Match every place in every arm, and keep each match in ``folder/<arm>/<place>``."""
+    shelf = SaeShelf.of(saes)
     by_arm: dict[str, dict[Place, Match]] = {name: {} for name in arms}
-    for place, name in tqdm([(p, n) for p in places for n in arms], desc="match", unit="match"):
+    todo = [(place, name) for place in places for name in arms]
+    todo.sort(key=lambda each: arms[each[1]].compose)  # they load the layers between
+    for place, name in tqdm(todo, desc="match", unit="match"):
         arm = arms[name]
         first, last = place.layer_from, place.layer_to
-        between = [SaeKey(place.saes, k.layer) for k in saes if k.saes == place.saes]
+        between = [SaeKey(place.saes, k.layer) for k in shelf if k.saes == place.saes]
         steps = [k for k in between if first <= k.layer <= last] if arm.compose else []
         steps = steps or [place.earlier, place.later]
-        found = store.chain([saes[step] for step in steps], arm)
+        found = store.chain(shelf, steps, arm)
         by_arm[name][place] = found
         _keep(found, arm, folder / name / f"{place.label}.safetensors")
     log.info(store.said())
@@ -85,7 +88,7 @@ def _keep(match: Match, arm: Arm, path: Path) -> None:
 
 
 def match_rows(
-    saes: Mapping[SaeKey, SaeParams],
+    saes: Saes,
     matches: MatchSet,
     truth: Callable[[Place], Match | None],
     exact: Mapping[str, str],
@@ -95,29 +98,38 @@ def match_rows(
     ``exact`` names, for each arm that composes, the arm that matches at once: the share of its
     pairs that composition finds too is ``agreement``.
     """
+    return [
+        row
+        for place in matches.places
+        for row in _rows_of(saes, matches, place, truth(place), exact)
+    ]
+
+
+def _rows_of(
+    saes: Saes, matches: MatchSet, place: Place, known: Match | None, exact: Mapping[str, str]
+) -> list[Row]:
+    earlier, later = saes[place.earlier], saes[place.later]
     rows: list[Row] = []
-    for place in matches.places:
-        earlier, later, known = saes[place.earlier], saes[place.later], truth(place)
-        for arm, of_arm in matches.by_arm.items():
-            match = of_arm[place]
-            proof = match.certificate
-            direct = matches.by_arm[exact[arm]][place] if arm in exact else None
-            rows.append(
-                {
-                    **place._asdict(),
-                    "arm": arm,
-                    **{f"mse_{part}": v for part, v in mse(earlier, later, match).items()},
-                    **decoder_norm_change(earlier, later, match),
-                    "recall": None if known is None else match.agreement(known),
-                    "agreement": None if direct is None else match.agreement(direct),
-                    "value": proof.value if proof else None,
-                    "bound": proof.bound if proof else None,
-                    "gap": proof.gap if proof else None,
-                    "n_features": match.n_from,
-                    "n_matched": len(match.rows),
-                    "uniform_threshold": is_uniform(earlier) and is_uniform(later),
-                }
-            )
+    for arm, of_arm in matches.by_arm.items():
+        match = of_arm[place]
+        proof = match.certificate
+        direct = matches.by_arm[exact[arm]][place] if arm in exact else None
+        rows.append(
+            {
+                **place._asdict(),
+                "arm": arm,
+                **{f"mse_{part}": v for part, v in mse(earlier, later, match).items()},
+                **decoder_norm_change(earlier, later, match),
+                "recall": None if known is None else match.agreement(known),
+                "agreement": None if direct is None else match.agreement(direct),
+                "value": proof.value if proof else None,
+                "bound": proof.bound if proof else None,
+                "gap": proof.gap if proof else None,
+                "n_features": match.n_from,
+                "n_matched": len(match.rows),
+                "uniform_threshold": is_uniform(earlier) and is_uniform(later),
+            }
+        )
     return rows
 
 

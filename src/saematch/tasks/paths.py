@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -13,7 +13,7 @@ from saematch.evals.weights import feature_mse
 from saematch.matching.match import Match
 from saematch.places import Place, SaeKey
 from saematch.results import Row
-from saematch.sae.params import SaeParams
+from saematch.shelf import SaeFacts, Saes
 from saematch.tasks.match import MatchSet
 from saematch.tasks.tables import Tables
 
@@ -33,9 +33,7 @@ class PathSpec:
             raise ValueError(f"paths.n_paths={self.n_paths}: at least one path is needed")
 
 
-def path_rows(
-    saes: Mapping[SaeKey, SaeParams], matches: MatchSet, spec: PathSpec, tables: Tables | None
-) -> list[Row]:
+def path_rows(saes: Saes, matches: MatchSet, spec: PathSpec, tables: Tables | None) -> list[Row]:
     """Return the rows of ``paths``: one for each set of SAEs, arm, path and step.
 
     Step by step is composition: a path follows each layer's match to the next (section 3.2). It
@@ -44,22 +42,27 @@ def path_rows(
     rows: list[Row] = []
     for _, group in groupby(matches.places, key=lambda place: place.saes):
         places = list(group)
-        chosen = _choose(saes[places[0].earlier], places[0].earlier, spec, tables)
-        for arm, of_arm in matches.by_arm.items():
-            at = dict(enumerate(chosen))
-            for step, place in enumerate(places):
+        n_features = next(iter(matches.by_arm.values()))[places[0]].n_from
+        chosen = dict(enumerate(_choose(n_features, places[0].earlier, spec, tables)))
+        at = dict.fromkeys(matches.by_arm, chosen)
+        found: dict[str, list[Row]] = {arm: [] for arm in matches.by_arm}
+        for step, place in enumerate(places):
+            for arm, of_arm in matches.by_arm.items():
                 partners = of_arm[place].partners()
-                at = {path: feature for path, feature in at.items() if partners[feature] >= 0}
-                scores = _scores(saes, of_arm[place], place, list(at.values()), tables)
-                for (path, feature), score in zip(at.items(), scores, strict=True):
+                here = {
+                    path: feature for path, feature in at[arm].items() if partners[feature] >= 0
+                }
+                scores = _scores(saes, of_arm[place], place, list(here.values()), tables)
+                for (path, feature), score in zip(here.items(), scores, strict=True):
                     row: Row = {**place._asdict(), "arm": arm, "path": path, "step": step}
                     row |= {"feature_from": feature, "feature_to": int(partners[feature])}
-                    rows.append(row | score)
-                at = {path: int(partners[feature]) for path, feature in at.items()}
+                    found[arm].append(row | score)
+                at[arm] = {path: int(partners[feature]) for path, feature in here.items()}
+        rows += [row for of_arm in found.values() for row in of_arm]
     return rows
 
 
-def check_paths(spec: PathSpec, sae: SaeParams) -> None:
+def check_paths(spec: PathSpec, sae: SaeFacts) -> None:
     """Refuse features that the first layer's SAE does not have."""
     beyond = [f for f in spec.features or () if not 0 <= f < sae.n_features]
     if beyond:
@@ -69,10 +72,10 @@ def check_paths(spec: PathSpec, sae: SaeParams) -> None:
         )
 
 
-def _choose(sae: SaeParams, key: SaeKey, spec: PathSpec, tables: Tables | None) -> list[int]:
+def _choose(n_features: int, key: SaeKey, spec: PathSpec, tables: Tables | None) -> list[int]:
     if spec.features is not None:
         return list(spec.features)
-    every = torch.arange(sae.n_features)
+    every = torch.arange(n_features)
     alive = every if tables is None else every[tables.fired(key) > 0]
     generator = torch.Generator().manual_seed(spec.seed)
     order = torch.randperm(len(alive), generator=generator)[: spec.n_paths]
@@ -80,7 +83,7 @@ def _choose(sae: SaeParams, key: SaeKey, spec: PathSpec, tables: Tables | None) 
 
 
 def _scores(
-    saes: Mapping[SaeKey, SaeParams],
+    saes: Saes,
     match: Match,
     place: Place,
     features: list[int],

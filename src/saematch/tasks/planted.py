@@ -9,17 +9,17 @@ import torch
 from saematch.evals.activations import SparseFeatures, carry, decode
 from saematch.evals.bootstrap import explained_variance
 from saematch.matching.arm import DECODINGS, Arm
-from saematch.places import SaeKey
+from saematch.places import Place
 from saematch.results import Row
 from saematch.sae.folding import fold_scale
-from saematch.sae.params import SaeParams
 from saematch.sae.planted import PlantedSaes
 from saematch.sae.source import SaeSource
+from saematch.shelf import Saes
 from saematch.tasks.match import MatchSet
 
 
 def planted_rows(
-    saes: Mapping[SaeKey, SaeParams],
+    saes: Saes,
     sets: Mapping[str, SaeSource],
     matches: MatchSet,
     arms: Mapping[str, Arm],
@@ -33,27 +33,35 @@ def planted_rows(
     for place in matches.places:
         source = sets[place.saes]
         assert isinstance(source, PlantedSaes), source
-        earlier, later = saes[place.earlier], saes[place.later]
-        codes, codes_later = (_sparse(source, layer) for layer in place[1:])
-        x = decode(later, codes_later).double()
-        truth = source.truth(place.layer_from, place.layer_to)
-        for name, arm in arms.items():
-            match = matches.by_arm[name][place]
-            for strategy in arm.decode:
-                by = DECODINGS[strategy]
-                moved = carry(codes, match, fold_scale(earlier, by), fold_scale(later, by))
-                error = decode(later, moved).double() - x
-                explained = explained_variance(
-                    torch.ones(1, 1, dtype=torch.float64),
-                    error.sum(dim=0, keepdim=True),
-                    error.square().sum()[None],
-                    x.sum(dim=0, keepdim=True),
-                    x.square().sum()[None],
-                    torch.tensor([len(x)]),
-                )
-                row: Row = {**place._asdict(), "arm": name, "strategy": strategy}
-                row |= {"recall": match.agreement(truth), "explained_variance": explained.item()}
-                rows.append(row | {"n_tokens": len(x)})
+        rows += _rows_of(saes, source, matches, place, arms)
+    return rows
+
+
+def _rows_of(
+    saes: Saes, source: PlantedSaes, matches: MatchSet, place: Place, arms: Mapping[str, Arm]
+) -> list[Row]:
+    earlier, later = saes[place.earlier], saes[place.later]
+    codes, codes_later = (_sparse(source, layer) for layer in place[1:])
+    x = decode(later, codes_later).double()
+    truth = source.truth(place.layer_from, place.layer_to)
+    rows: list[Row] = []
+    for name, arm in arms.items():
+        match = matches.by_arm[name][place]
+        for strategy in arm.decode:
+            by = DECODINGS[strategy]
+            moved = carry(codes, match, fold_scale(earlier, by), fold_scale(later, by))
+            error = decode(later, moved).double() - x
+            explained = explained_variance(
+                torch.ones(1, 1, dtype=torch.float64),
+                error.sum(dim=0, keepdim=True),
+                error.square().sum()[None],
+                x.sum(dim=0, keepdim=True),
+                x.square().sum()[None],
+                torch.tensor([len(x)]),
+            )
+            row: Row = {**place._asdict(), "arm": name, "strategy": strategy}
+            row |= {"recall": match.agreement(truth), "explained_variance": explained.item()}
+            rows.append(row | {"n_tokens": len(x)})
     return rows
 
 

@@ -13,9 +13,9 @@ from saematch.evals.bootstrap import Bootstrap, Values
 from saematch.evals.weights import feature_mse
 from saematch.judge.verdicts import LABELS, SCORES, kappa
 from saematch.matching.match import Match
-from saematch.places import NO_ARM, Place, SaeKey
+from saematch.places import NO_ARM, Place
 from saematch.results import Row
-from saematch.sae.params import SaeParams
+from saematch.shelf import Saes
 from saematch.tasks.judge import Judgement
 from saematch.tasks.judged import AGAIN, CONTROLS, Item
 
@@ -24,7 +24,7 @@ ROLES = ("pair", *CONTROLS)
 
 
 def judge_tables(
-    judgements: Sequence[Judgement], saes: Mapping[SaeKey, SaeParams], bootstrap: Bootstrap
+    judgements: Sequence[Judgement], saes: Saes, bootstrap: Bootstrap
 ) -> dict[str, list[Row]]:
     """Return the tables of a judged run."""
     errors = _errors(judgements, saes)
@@ -169,22 +169,25 @@ def _pair(item: Item) -> tuple[Place, int, int]:
     return item.place, item.feature_from, item.feature_to
 
 
-def _errors(
-    judgements: Sequence[Judgement], saes: Mapping[SaeKey, SaeParams]
-) -> dict[tuple[Place, int, int], float]:
+def _errors(judgements: Sequence[Judgement], saes: Saes) -> dict[tuple[Place, int, int], float]:
     """Return the squared error of the folded decoder vectors of every pair of features."""
     of_place: dict[Place, set[tuple[int, int]]] = defaultdict(set)
     for place, *features in (_pair(judgement.item) for judgement in judgements):
         of_place[place].add(tuple(features))  # type: ignore[arg-type]
     errors = {}
-    for place, pairs in of_place.items():
-        earlier, later = saes[place.earlier], saes[place.later]
-        rows, columns = torch.tensor(sorted(pairs)).T
-        ones = torch.ones(len(rows), dtype=torch.float64)
-        match = Match(rows, columns, ones, earlier.n_features, later.n_features)
-        found = feature_mse(earlier, later, match).tolist()
-        errors |= {(place, *p): e for p, e in zip(sorted(pairs), found, strict=True)}
+    for place in sorted(of_place):  # so that each SAE is loaded once
+        pairs = sorted(of_place[place])
+        found = _errors_of(saes, place, pairs)
+        errors |= {(place, *p): e for p, e in zip(pairs, found, strict=True)}
     return errors
+
+
+def _errors_of(saes: Saes, place: Place, pairs: Sequence[tuple]) -> list[float]:
+    earlier, later = saes[place.earlier], saes[place.later]
+    rows, columns = torch.tensor(pairs).T
+    ones = torch.ones(len(rows), dtype=torch.float64)
+    match = Match(rows, columns, ones, earlier.n_features, later.n_features)
+    return feature_mse(earlier, later, match).tolist()
 
 
 def _mse_by_label(
