@@ -21,7 +21,9 @@ from saematch.places import NO_ARM
 from saematch.report.figures import check_figures
 from saematch.sae.selection import Selection
 from saematch.sae.source import SaeSource
+from saematch.sae.training_state import TrainingRecipe
 from saematch.shelf import SaeShelf
+from saematch.tasks.collect import Collection
 from saematch.tasks.evaluate import check_strategies
 from saematch.tasks.judged import Judging
 from saematch.tasks.paths import PathSpec, check_paths
@@ -30,6 +32,8 @@ from saematch.tasks.tables import POOLED
 from saematch.tracking import CsvLogging, NoLogging, WandbLogging
 
 TASKS = ("match", "activations", "evaluate", "features", "paths", "explain", "planted")
+TRAINING = ("collect", "train_saes")
+"""Tasks that make SAEs, in a run of their own."""
 ON_TEXTS = {"activations", "evaluate"}
 """Tasks that need the language model and texts."""
 
@@ -44,7 +48,8 @@ class Experiment:
     """``match``, and any of ``activations`` (which features fire together), ``evaluate`` (that, and
     skipped layers), ``features`` (errors of single features), ``paths``, ``explain`` (what the
     features of the last two are active on), and ``planted`` (known activations, decoded; for
-    ``sae=planted``)."""
+    ``sae=planted``). Or else ``collect`` (hidden states of the model, kept on disk) or
+    ``train_saes`` (that, and SAEs trained on them)."""
     layers: Sequence[int] | None
     """Layers to take, each to be matched with the next; None for all that have an SAE."""
     starts: Sequence[int] | None
@@ -68,6 +73,9 @@ class Experiment:
     judging: Judging
     figures: Sequence[str] | None
     """Figures to draw; None for all that the tables allow."""
+    collection: Collection
+    training: TrainingRecipe
+    """The last two are for the tasks that make SAEs."""
     trainer: TrainerSpec
     sae_memory: float
     """GiB of SAEs held in memory at a time, and on the device at a time; at least two are. Results
@@ -78,9 +86,10 @@ class Experiment:
 
     def __post_init__(self) -> None:
         unknown = [task for task in self.tasks if task not in TASKS]
-        if unknown or "match" not in self.tasks:
+        if not self.trains and (unknown or "match" not in self.tasks):
             raise ValueError(
-                f"tasks={list(self.tasks)}: a run does match, and any of {', '.join(TASKS[1:])}"
+                f"tasks={list(self.tasks)}: a run does match, and any of {', '.join(TASKS[1:])}; "
+                f"or it does one of {', '.join(TRAINING)}"
             )
         if not self.arms or NO_ARM in self.arms:
             raise ValueError(
@@ -120,6 +129,11 @@ class Experiment:
             raise ValueError("second_judge is set, but judge=none: set judge first")
         if self.starts is not None and "paths" in self.tasks:
             raise ValueError("paths go from each layer to the next: leave starts at null")
+
+    @property
+    def trains(self) -> bool:
+        """Whether the run makes SAEs instead of matching some."""
+        return list(self.tasks) in [[task] for task in TRAINING]
 
     @property
     def explains(self) -> bool:

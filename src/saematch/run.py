@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -34,6 +34,7 @@ from saematch.report.summary import agreement_metrics, history_by_layer, mean_me
 from saematch.results import Results
 from saematch.sae.source import SaeSource
 from saematch.shelf import SaeShelf
+from saematch.tasks.collect import collect
 from saematch.tasks.evaluate import evaluate_texts, plan_splices
 from saematch.tasks.features import example_rows, histogram_rows
 from saematch.tasks.judge import explain_tables, explainers, judge_matches
@@ -42,6 +43,7 @@ from saematch.tasks.paths import path_rows
 from saematch.tasks.planted import planted_rows
 from saematch.tasks.scores import judge_tables, score_matches
 from saematch.tasks.tables import POOLED, Tables
+from saematch.tasks.train_saes import train_saes
 from saematch.tracking import Outcome, Tracker
 
 log = logging.getLogger(__name__)
@@ -64,34 +66,16 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
     torch.manual_seed(experiment.seed)
     try:
         judges = _connect(experiment, folder)
-        layers, sets = choose_saes(experiment)
-        saes = load_saes(layers, sets, experiment.sae_memory)
-        check_saes(experiment, saes)
-        lm = experiment.model.load() if experiment.reads_texts else None
-        texts = RunTexts({}, {})
-        if lm is not None:
-            texts = load_tokens(experiment, lm, saes, _cache(experiment, folder) / "tokens")
-        tokens = texts.batches
+        inputs = _load(experiment, folder)
         write_json(folder / "run.json", settings)
         if not finished:
             results.save(path)
         tracker = experiment.logger.start(experiment.name, folder, config)
-        results.provenance |= sources(experiment, saes, lm, texts.about)
-        explanations = _explain(experiment, saes, lm, tokens, judges[0], folder)
-        places = places_of(list(sets), layers, experiment.starts, experiment.reach)
-        matches = _match(experiment, saes, sets, places, folder, results)
-        tables = None
-        if lm is not None and ON_TEXTS & set(experiment.tasks):
-            tables = _evaluate(experiment, saes, matches, lm, tokens, folder, results)
-        if "features" in experiment.tasks:
-            results.tables["feature_mse_histogram"] = histogram_rows(saes, matches)
-            results.tables["features"] = example_rows(saes, matches)
-        if "paths" in experiment.tasks:
-            results.tables["paths"] = path_rows(saes, matches, experiment.paths, tables)
-        if "planted" in experiment.tasks:
-            results.tables["planted"] = planted_rows(saes, sets, matches, experiment.arms)
-        if explanations is not None:
-            _judge(experiment, saes, matches, explanations, judges, results)
+        results.provenance |= sources(experiment, inputs.saes, inputs.lm, inputs.texts.about)
+        if experiment.trains:
+            _train(experiment, inputs, folder, tracker, results)
+        else:
+            _compare(experiment, inputs, judges, folder, results)
         summaries = (mean_metrics, agreement_metrics, optimal_to)
         results.metrics = {k: v for of in summaries for k, v in of(results.tables).items()}
         figures = draw_figures(results.tables, experiment.figures, folder / "figures")
@@ -112,6 +96,73 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
     history = history_by_layer(results.tables)
     tracker.finish(Outcome(results, history, figures, folder / "matches"))
     return results
+
+
+class _Inputs(NamedTuple):
+    """What a run begins with."""
+
+    layers: list[int]
+    sets: dict[str, SaeSource]
+    saes: SaeShelf
+    lm: LanguageModel | None
+    texts: RunTexts
+
+
+def _load(experiment: Experiment, folder: Path) -> _Inputs:
+    """Load all that the run needs, and refuse what does not go together."""
+    nothing = RunTexts({}, {})
+    if experiment.trains:
+        return _Inputs([], {}, SaeShelf.of({}), experiment.model.load(), nothing)
+    layers, sets = choose_saes(experiment)
+    saes = load_saes(layers, sets, experiment.sae_memory)
+    check_saes(experiment, saes)
+    lm = experiment.model.load() if experiment.reads_texts else None
+    if lm is None:
+        return _Inputs(layers, sets, saes, None, nothing)
+    texts = load_tokens(experiment, lm, saes, _cache(experiment, folder) / "tokens")
+    return _Inputs(layers, sets, saes, lm, texts)
+
+
+def _train(
+    experiment: Experiment, inputs: _Inputs, folder: Path, tracker: Tracker, results: Results
+) -> None:
+    """Keep hidden states, and train SAEs on them."""
+    lm, trainer = inputs.lm, experiment.trainer
+    assert lm is not None
+    layers = list(range(lm.n_layers) if experiment.layers is None else experiment.layers)
+    cache = _cache(experiment, folder)
+    store = collect(lm, experiment.dataset, layers, experiment.collection, trainer, cache)
+    results.provenance["hidden_states"] = {"folder": str(store.folder), **store.about}
+    if "train_saes" in experiment.tasks:
+        about = (store, layers, experiment.training, experiment.collection, folder / "saes")
+        device = "cuda" if trainer.device_type in ("gpu", "cuda") else "cpu"
+        results.tables |= train_saes(*about, tracker.log, device)
+
+
+def _compare(
+    experiment: Experiment,
+    inputs: _Inputs,
+    judges: list[Chat | None],
+    folder: Path,
+    results: Results,
+) -> None:
+    """Match SAEs, and do with the matches what the run is for."""
+    saes, sets, lm, tokens = inputs.saes, inputs.sets, inputs.lm, inputs.texts.batches
+    explanations = _explain(experiment, saes, lm, tokens, judges[0], folder)
+    places = places_of(list(sets), inputs.layers, experiment.starts, experiment.reach)
+    matches = _match(experiment, saes, sets, places, folder, results)
+    tables = None
+    if lm is not None and ON_TEXTS & set(experiment.tasks):
+        tables = _evaluate(experiment, saes, matches, lm, tokens, folder, results)
+    if "features" in experiment.tasks:
+        results.tables["feature_mse_histogram"] = histogram_rows(saes, matches)
+        results.tables["features"] = example_rows(saes, matches)
+    if "paths" in experiment.tasks:
+        results.tables["paths"] = path_rows(saes, matches, experiment.paths, tables)
+    if "planted" in experiment.tasks:
+        results.tables["planted"] = planted_rows(saes, sets, matches, experiment.arms)
+    if explanations is not None:
+        _judge(experiment, saes, matches, explanations, judges, results)
 
 
 def finished_as(folder: Path, config: dict[str, Any]) -> bool:

@@ -38,6 +38,10 @@ class Outcome:
 class Tracker(Protocol):
     """Where results are mirrored to while and after a run."""
 
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Mirror a point of a training curve; ``samples`` says where it lies."""
+        ...
+
     def finish(self, outcome: Outcome) -> None:
         """Mirror everything and close the mirror."""
         ...
@@ -103,6 +107,7 @@ class WandbLogging:
         )
         logger.experiment.define_metric("layer")
         logger.experiment.define_metric("*", step_metric="layer")
+        logger.experiment.define_metric("training/*", step_metric="samples")
         if not reason:
             log.info("Weights & Biases: %s", logger.experiment.url)
         return _WandbTracker(logger, folder / "wandb")
@@ -128,6 +133,9 @@ class WandbLogging:
 
 
 class _NoTracker:
+    def log(self, metrics: Mapping[str, float]) -> None:
+        pass
+
     def finish(self, outcome: Outcome) -> None:
         pass
 
@@ -138,6 +146,9 @@ class _NoTracker:
 class _CsvTracker:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        pass  # the table of the curves becomes a file of its own
 
     def finish(self, outcome: Outcome) -> None:
         import pandas
@@ -158,6 +169,9 @@ class _WandbTracker:
     def __init__(self, logger: Any, staging: Path) -> None:
         self.logger = logger
         self.staging = staging
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        self.logger.log_metrics(dict(metrics))
 
     def finish(self, outcome: Outcome) -> None:
         import wandb
@@ -182,11 +196,12 @@ class _WandbTracker:
                 self.logger.log_table(f"tables/{name}", columns=columns, data=data)
         for name, path in outcome.figures.items():
             self.logger.log_image(f"figures/{name}", images=[str(path)])
-        artifact = wandb.Artifact(
-            f"matches-{run.id}", type="matches", metadata=outcome.results.provenance
-        )
-        artifact.add_dir(str(outcome.matches))
-        run.log_artifact(artifact)
+        if outcome.matches.exists():  # a run that trains SAEs has none
+            artifact = wandb.Artifact(
+                f"matches-{run.id}", type="matches", metadata=outcome.results.provenance
+            )
+            artifact.add_dir(str(outcome.matches))
+            run.log_artifact(artifact)
         run.summary.update(outcome.results.metrics)
 
     def fail(self) -> None:

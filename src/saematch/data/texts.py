@@ -26,7 +26,7 @@ class TextSet:
 class TextSource(Protocol):
     """What every spec of texts offers."""
 
-    n_texts: int
+    n_texts: int | None
     max_tokens: int
 
     def resolve(self, memory: Path) -> TextSource:
@@ -99,7 +99,8 @@ class LocalTexts:
     paths: Sequence[str]
     """Files, folders or patterns, such as ``data/web-*.parquet``. The files of a folder or pattern
     are one set."""
-    n_texts: int
+    n_texts: int | None
+    """Of each set, drawn at random without replacement; None for all, in the files' order."""
     max_tokens: int
     seed: int = 0
     column: str = "text"
@@ -156,13 +157,13 @@ def _drawn(source: ZooTexts | LocalTexts) -> dict[str, Any]:
     return {"n_texts": source.n_texts, "seed": source.seed}
 
 
-def check_sizes(n_texts: int, max_tokens: int) -> None:
+def check_sizes(n_texts: int | None, max_tokens: int) -> None:
     """Refuse sizes that leave nothing to measure."""
-    if not isinstance(n_texts, int) or not isinstance(max_tokens, int):
+    if not isinstance(n_texts, int | None) or not isinstance(max_tokens, int):
         raise ValueError(
             f"dataset.n_texts={n_texts} and dataset.max_tokens={max_tokens} must be whole numbers"
         )
-    if n_texts < 1:
+    if n_texts is not None and n_texts < 1:
         raise ValueError(f"dataset.n_texts={n_texts}: at least one text is needed")
     if max_tokens < 3:
         raise ValueError(
@@ -171,10 +172,15 @@ def check_sizes(n_texts: int, max_tokens: int) -> None:
         )
 
 
-def draw(name: str, texts: list[str], n_texts: int, seed: int) -> TextSet:
-    """Draw texts at random without replacement; the same seed draws the same texts."""
+def draw(name: str, texts: list[str], n_texts: int | None, seed: int) -> TextSet:
+    """Draw texts at random without replacement; the same seed draws the same texts.
+
+    Without a number all are taken, in their order.
+    """
     if not texts:
         raise ValueError(f"the text set {name!r} is empty")
+    if n_texts is None:
+        return TextSet(name, tuple(texts))
     if n_texts > len(texts):
         raise ValueError(
             f"dataset.n_texts={n_texts}, but the text set {name!r} has only {len(texts)} texts"

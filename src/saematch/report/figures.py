@@ -27,6 +27,7 @@ from saematch.report.style import (
     unique,
     where,
 )
+from saematch.report.training import training_curves
 from saematch.results import Row
 
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ def draw_figures(tables: Tables, names: Sequence[str] | None, folder: Path) -> d
     a warning.
     """
     drawn = {}
-    for name in FIGURES if names is None else names:
-        figure = FIGURES[name](tables)
+    possible = FIGURES if "matches" in tables else OF_TRAINING
+    for name in possible if names is None else names:
+        figure = possible[name](tables) if name in possible else None
         if figure is not None:
             drawn[name] = save(figure, folder / f"{name}.png")
         elif names is not None:
@@ -53,9 +55,10 @@ def draw_figures(tables: Tables, names: Sequence[str] | None, folder: Path) -> d
 
 def check_figures(names: Sequence[str] | None) -> None:
     """Refuse a figure that there is not."""
-    unknown = [name for name in names or () if name not in FIGURES]
+    known = [*FIGURES, *OF_TRAINING]
+    unknown = [name for name in names or () if name not in known]
     if unknown:
-        raise ValueError(f"unknown figure {unknown[0]!r}: choose among {', '.join(FIGURES)}")
+        raise ValueError(f"unknown figure {unknown[0]!r}: choose among {', '.join(known)}")
 
 
 def norms(tables: Tables) -> Figure | None:
@@ -185,3 +188,6 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
     "explained_paths": judged.explained_paths,
 }
 """By name; each returns None where the tables do not allow it."""
+
+OF_TRAINING: dict[str, Callable[[Tables], Figure | None]] = {"training": training_curves}
+"""Figures of a run that trains SAEs."""

@@ -27,6 +27,7 @@ MATCH_METRICS = (
     "gap",
 )
 SPLICE_METRICS = ("explained_variance", "delta_loss")
+SAE_METRICS = ("explained_variance", "explained_variance_standardised", "l0", "dead_features")
 LAYER_METRICS = ("mean_l0", "n_dead", "mean_norm", "threshold_mean", "threshold_spread")
 
 
@@ -94,6 +95,9 @@ def _values(tables: Mapping[str, list[Row]]) -> Iterator[tuple[int, str, float]]
     for row in tables.get("layers", []):
         for metric in LAYER_METRICS:
             yield from _value(row, "layer", metric, f"{metric}{tail(row)}")
+    for row in tables.get("saes", []):
+        for metric in SAE_METRICS:
+            yield from _value(row, "layer", metric, f"sae/{metric}")
 
 
 def _value(row: Row, layer: str, metric: str, name: str) -> Iterator[tuple[int, str, float]]:

@@ -26,6 +26,14 @@ HEADINGS = {
 CONTROLS = {"random": "random\npairs", "identity": "equal\nindex", "ceiling": "same\ntwice",
             "paraphrase": "para-\nphrase"}  # fmt: skip
 """Heads of the controls of a judge."""
+SAE_COLUMNS = {
+    "explained_variance": "explained\nvariance",
+    "explained_variance_standardised": "standard-\nised",
+    "l0": "L0",
+    "dead_features": "dead",
+    "threshold_mean": "mean\nthreshold",
+    "threshold_spread": "threshold\nspread",
+}
 TITLES = {
     "recall": "recall of the hidden permutation",
     "matching_score": "matching score",
@@ -44,11 +52,16 @@ def print_results(results: Results, folder: Path) -> None:
     for arm, gap in optimal_to(results.tables).items():
         proven = f"every match of {arm.partition('/')[2]} is proven optimal to {gap:.0e}"
         console.print(proven, highlight=False, soft_wrap=True)
-    for what in ("results.json", "figures", "matches"):
-        console.print(f"written: {folder / what}", highlight=False, soft_wrap=True)
+    for what in ("results.json", "figures", "matches", "saes"):
+        if (folder / what).exists():
+            console.print(f"written: {folder / what}", highlight=False, soft_wrap=True)
 
 
 def _tables(results: Results) -> Iterator[tuple[str, Table]]:
+    if "matches" not in results.tables:
+        if "saes" in results.tables:
+            yield _sae_table(results.tables["saes"])
+        return
     yield _match_table(results.tables["matches"])
     judged = results.tables.get("judge_scores", [])
     if judged:
@@ -76,6 +89,15 @@ def _match_table(rows: list[Row]) -> tuple[str, Table]:
         cells = [_number(at[arm].get(metric)) for metric in shown for arm in arms]
         table.add_row(_label(place), *cells)
     return "Matches: " + ", ".join(TITLES[m] for m in shown), table
+
+
+def _sae_table(rows: list[Row]) -> tuple[str, Table]:
+    table = _table()
+    for head in SAE_COLUMNS.values():
+        table.add_column(head, justify="right")
+    for row in rows:
+        table.add_row(str(row["layer"]), *(_number(row[name]) for name in SAE_COLUMNS))
+    return "SAEs, measured on tokens that they were not trained on", table
 
 
 def _judge_table(rows: list[Row]) -> Table:

@@ -90,6 +90,10 @@ class KeepStates:
         kept = {states_name(n): x[batch.counts].to(dtype) for n, x in hidden.items()}
         return kept | {"ids": batch.ids[batch.counts].int()}
 
+    def join(self, one: dict[str, Tensor], other: dict[str, Tensor], _: int) -> dict[str, Tensor]:
+        """Return the rows of two halves, one after the other."""
+        return {name: torch.cat([rows, other[name]]) for name, rows in one.items()}
+
 
 def collect(
     lm: LanguageModel,
@@ -97,23 +101,25 @@ def collect(
     layers: Sequence[int],
     spec: Collection,
     trainer: TrainerSpec,
+    cache: Path,
 ) -> Store:
     """Draw windows from the texts and keep the hidden states of the layers on them.
 
-    What an earlier collection of the same left is not done again. Raises ``ValueError`` for layers
-    that the model lacks, for too few texts, and before it begins if the disk is too full.
+    What an earlier collection of the same left is not done again; ``cache`` notes versions of data
+    sets. Raises ``ValueError`` for layers that the model lacks, for too few texts, and before it
+    begins if the disk is too full.
     """
     beyond = [layer for layer in layers if not 0 <= layer < lm.n_layers]
     if beyond or not layers:
         raise ValueError(
             f"layers={list(layers)}: choose some of 0 to {lm.n_layers - 1}, which {lm.name} has"
         )
-    bos = lm.tokenizer.bos_token_id
-    ids = windows(texts.load(), lm.tokenizer, bos, spec.context, spec.n_tokens, spec.seed)
+    texts = texts.resolve(cache / "tokens" / "revisions")
+    ids = windows(texts.load(), lm.tokenizer, lm.bos_id, spec.context, spec.n_tokens, spec.seed)
     counts = torch.ones_like(ids, dtype=torch.bool)
     counts[:, 0] = False
-    if bos is not None:
-        counts &= ids != bos  # it stands between documents too, and takes attention as at the start
+    if lm.bos_id is not None:  # it stands between documents too, and draws attention there as well
+        counts &= ids != lm.bos_id
     size = trainer.batch_size
     pairs = zip(ids.split(size), counts.split(size), strict=True)
     batches = [TokenBatch(*pair) for pair in pairs]
@@ -123,6 +129,7 @@ def collect(
         "revision": lm.revision,
         "model_dtype": str(next(lm.parameters()).dtype).removeprefix("torch."),
         "precision": trainer.precision,
+        "texts": texts.described(),
         "layers": list(layers),
         "dtype": spec.dtype,
         "d_model": lm.d_model,
@@ -164,13 +171,17 @@ def _check_space(
         return
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    size = f"{needed / 2**30:.1f} GiB of hidden states ({tokens:,} tokens)"
+    size = f"{_size(float(needed))} of hidden states ({tokens:,} tokens)"
     if needed > 0.95 * free:
         raise ValueError(
-            f"{folder} would get {size}, but its disk has {free / 2**30:.1f} GiB free: take fewer "
+            f"{folder} would get {size}, but its disk has {_size(float(free))} free: take fewer "
             "layers or a smaller collection.n_tokens, or set collection.folder"
         )
     log.info("collect %s into %s", size, folder)
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def open_store(folder: Path) -> Store:

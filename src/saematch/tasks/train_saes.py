@@ -116,7 +116,7 @@ def _train_layer(
     def watch(samples: int, numbers: dict[str, float]) -> None:
         curve.append({"layer": layer, "samples": samples, **numbers})
         named = {f"training/{name}/layer_{layer}": value for name, value in numbers.items()}
-        record({"samples": samples, **named})
+        record({"samples": float(samples), **named})
 
     state = start(parts.training, recipe)
     state = train(state, parts.training, recipe, advance, watch, device)
