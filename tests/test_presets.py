@@ -25,7 +25,7 @@ GROUPS = (
     "judge",
     "explain",
 )
-NEEDED = {"sae=saelens": ["sae.path=x/{layer}"], "dataset=local": ["dataset.paths=[a.jsonl]"],
+NEEDED = {"sae=disk": ["sae.path=x/{layer}"], "dataset=local": ["dataset.paths=[a.jsonl]"],
           "explain=jsonl": ["explain.path=a.jsonl"]}  # fmt: skip
 
 
