@@ -24,12 +24,12 @@ def write_json(path, value):
     path.write_text(json.dumps(value))
 
 
-def gemma(folder, names="WWbb", **more):
-    """Write a params.npz and return its arrays."""
+def gemma(folder):
+    """Write a params.npz, and return what it means."""
     folder.mkdir(parents=True)
     sae = random_sae(5, D, F)
     arrays = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_enc": sae.b_enc, "b_dec": sae.b_dec}
-    arrays = {**arrays, "threshold": sae.threshold, **more}
+    arrays["threshold"] = sae.threshold
     np.savez(folder / "params.npz", **{name: t.numpy() for name, t in arrays.items()})
     return sae
 
@@ -74,6 +74,12 @@ def test_the_site_of_a_gemma_scope_repository(tmp_path, repository, site):
     assert (origin.site, is_skippable(origin)) == (site, site == "resid_post")
 
 
+def test_an_sae_of_the_embedding_is_refused(tmp_path):
+    gemma(tmp_path / "embedding/width_4k/average_l0_3")
+    with pytest.raises(ValueError, match="embedding, before block 0"):
+        SaeFolders(f"{tmp_path}/embedding/width_{{layer}}k/average_l0_3").load(4)
+
+
 def gemma_2(folder, hook, out=None, **more):
     folder.mkdir(parents=True)
     sae = random_sae(5, D, F)
@@ -108,8 +114,7 @@ def test_gemma_scope_2(tmp_path):
 def sparsify(folder, change=None, k=4):
     tensors = {"encoder.weight": random(F, D), "encoder.bias": 0.3 * random(F)}
     tensors |= {"W_dec": random(F, D, seed=1), "b_dec": random(D)}
-    config = {"k": k, "num_latents": 0, "expansion_factor": 3, "d_in": D, "activation": "topk"}
-    tensors = {name: t[: D * 3] if name != "b_dec" else t for name, t in tensors.items()}
+    config = {"k": k, "num_latents": F, "expansion_factor": 32, "d_in": D, "activation": "topk"}
     write_json(folder / "cfg.json", {**config, **(change or {})})
     save_file(tensors, folder / "sae.safetensors")
     return tensors
@@ -135,6 +140,7 @@ def test_sparsify(tmp_path, transcode):
     [
         ("layers.{layer}", {"activation": "groupmax"}, "'groupmax', one active feature of each"),
         ("layers.{layer}", {"gram_lookup": True}, "gram_lookup=true"),
+        ("layers.{layer}", {"num_latents": 0}, "state 192 features of 6"),
         ("layers.{layer}", {"num_latents": 99}, "state 99 features of 6 numbers"),
         ("embed_tokens{layer}", {}, "embedding, before block 0"),
         ("layers.1{layer}", {}, "belongs to layer 13"),
@@ -279,6 +285,18 @@ def test_missing_settings_and_folders_of_no_sae(tmp_path):
     write_json(tmp_path / "layers.6/cfg.json", config)
     with pytest.raises(ValueError, match="does not tell the SAE's mean L0"):
         source.offers(6)
+
+
+def test_what_reads_the_hidden_state_before_a_block_is_shifted(tmp_path):
+    write_sae(tmp_path / "3", random_sae(0), layer=3)
+    config = json.loads((tmp_path / "3/cfg.json").read_text())
+    config["metadata"]["hook_name"] = "blocks.3.hook_resid_pre"
+    write_json(tmp_path / "3/cfg.json", config)
+    with pytest.raises(ValueError, match=r"belongs to layer 2 .*sae.shift=1"):
+        SaeFolders(f"{tmp_path}/{{layer}}").load(3)
+    source = SaeFolders(f"{tmp_path}/{{layer}}", shift=1)
+    assert (source.layers(), source.load(2).origin.layer) == ([2], 2)
+    assert source.offers(2)[0].source == source
 
 
 def test_layers_are_those_that_have_a_folder(tmp_path):

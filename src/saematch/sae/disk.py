@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saematch.matching.match import Match
@@ -45,6 +45,9 @@ class SaeFolders:
     path: str
     """Folder of one SAE, or its file of weights, with ``{layer}`` in the place of the layer's
     number and perhaps ``*`` for what else differs from layer to layer."""
+    shift: int = 0
+    """The number in the path is the layer plus this: 1 where the SAE reads ``resid_pre``, which is
+    what the block before gives."""
 
     def __post_init__(self) -> None:
         if self.path.count("{layer}") != 1:
@@ -60,7 +63,7 @@ class SaeFolders:
 
     def layers(self) -> list[int]:
         """Return the layers that have a folder or file."""
-        return sorted({layer for layer, _, _ in self._found()})
+        return sorted({layer for layer, _, _ in self._found() if layer >= 0})
 
     def load(self, layer: int) -> SaeParams:
         """Load one SAE; ``ValueError`` if it is missing, damaged, of a kind not taken, or several
@@ -86,7 +89,7 @@ class SaeFolders:
         found = []
         for narrowed, path in self._at(layer).items():
             folder = path if path.is_dir() else path.parent
-            found.append(SaeOffer(_format(folder).stated_l0(folder), SaeFolders(narrowed)))
+            found.append(SaeOffer(_format(folder).stated_l0(folder), replace(self, path=narrowed)))
         return sorted(found, key=lambda offer: offer.mean_l0)
 
     def _at(self, layer: int) -> dict[str, Path]:
@@ -95,8 +98,9 @@ class SaeFolders:
         if not fitting:
             there = ", ".join(map(str, self.layers())) or "none"
             raise ValueError(
-                f"no SAE for layer {layer}: {self.path.replace('{layer}', str(layer))} does not "
-                f"exist; layers that do: {there}"
+                f"no SAE for layer {layer}: "
+                f"{self.path.replace('{layer}', str(layer + self.shift))} does not exist; layers "
+                f"that do: {there}"
             )
         return dict(sorted(fitting.items()))
 
@@ -110,7 +114,7 @@ class SaeFolders:
             told = pattern.fullmatch(path)
             if told and (Path(path).is_dir() or Path(path).name in FORMATS):
                 narrowed = f"{path[: told.start(1)]}{{layer}}{path[told.end(1) :]}"
-                yield int(told[1]), narrowed, Path(path)
+                yield int(told[1]) - self.shift, narrowed, Path(path)
 
 
 def _format(folder: Path) -> Format:

@@ -23,6 +23,14 @@ from saematch.sae.reading import (
 )
 from saematch.sae.sites import check_hook
 
+_PLACES = {
+    "hook_embed": r"embedding",
+    "attn.hook_z": r".*-att|attn_out(_all)?",
+    "hook_mlp_out": r".*-mlp|mlp_out(_all)?",
+    "hook_mlp_in": r".*-transcoders|transcoder(_all)?|clt(_all)?",
+}
+"""What the SAEs below a folder of this name read, in both editions; else the residual stream."""
+
 
 def load_gemma_scope(folder: Path, layer: int, release: str) -> SaeParams:
     """Load ``params.npz``, or ``params.safetensors`` with ``config.json`` (Gemma Scope 2).
@@ -37,16 +45,12 @@ def load_gemma_scope(folder: Path, layer: int, release: str) -> SaeParams:
             f"{where} is of architecture {config['architecture']!r}; Gemma Scope has jump_relu"
         )
     tensors = {re.sub("^w_", "W_", name): tensor for name, tensor in read_tensors(path).items()}
-    parts = "/".join(folder.absolute().parts[-5:])
-    if "embedding" in parts:
-        raise ValueError(f"{where} reads the embedding, before block 0, for which no layer stands")
-    hook, written = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
-    named = re.search(r"layer_(\d+)", parts)
-    hook = hook or _hook_in_path(parts, int(named[1]) if named else layer)
+    supposed = _hook_in_path(folder, layer)
+    hook = config.get("hf_hook_point_in", supposed)
     transcoder = (
-        written not in (None, hook)
+        config.get("hf_hook_point_out") not in (None, hook)
         or "affine_skip_connection" in tensors
-        or re.search("transcoder|clt", parts) is not None
+        or supposed.endswith("hook_mlp_in")
     )
     origin = SaeOrigin(
         layer=layer,
@@ -60,11 +64,13 @@ def load_gemma_scope(folder: Path, layer: int, release: str) -> SaeParams:
     return to_sae_params("jumprelu", tensors, origin, subtract_b_dec=False)
 
 
-def _hook_in_path(path: str, layer: int) -> str:
-    if re.search(r"-att\b|attn_out", path):
-        return f"blocks.{layer}.attn.hook_z"
-    mlp = re.search(r"-mlp\b|mlp_out", path)
-    return f"blocks.{layer}.{'hook_mlp_out' if mlp else 'hook_resid_post'}"
+def _hook_in_path(folder: Path, layer: int) -> str:
+    above = folder.absolute().parts[-6:]
+    places = (p for p, names in _PLACES.items() if any(re.fullmatch(names, a) for a in above))
+    place = next(places, "hook_resid_post")
+    numbers = (re.match(r"layer_(\d+)", part) for part in reversed(above))
+    number = next((found[1] for found in numbers if found), layer)
+    return place if place == "hook_embed" else f"blocks.{number}.{place}"
 
 
 def gemma_scope_l0(folder: Path) -> float:
@@ -98,7 +104,9 @@ def load_sparsify(folder: Path, layer: int, release: str) -> SaeParams:
     tensors = renamed(tensors, {"encoder.weight": "W_enc", "encoder.bias": "b_enc"})
     n_features = config.get("num_latents") or config["d_in"] * config.get("expansion_factor", 32)
     check_size(where, tensors, config["d_in"], n_features)
-    transcoder = bool(config.get("transcode")) or "W_skip" in tensors
+    transcoder = bool(config.get("transcode"))
+    if "W_skip" in tensors and not transcoder:
+        raise ValueError(f"{where} has a skip connection, which features alone do not stand for")
     origin = SaeOrigin(
         layer=layer,
         release=release,
@@ -108,8 +116,7 @@ def load_sparsify(folder: Path, layer: int, release: str) -> SaeParams:
         mean_l0=sparsify_l0(folder),
         site=check_hook(where, folder.name, layer, transcoder=transcoder),
     )
-    subtract = not config.get("transcode")
-    return to_sae_params("topk", tensors, origin, subtract_b_dec=subtract, k=_k(folder))
+    return to_sae_params("topk", tensors, origin, subtract_b_dec=not transcoder, k=_k(folder))
 
 
 def _k(folder: Path) -> int:

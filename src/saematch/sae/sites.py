@@ -66,9 +66,11 @@ def check_hook(where: str, name: str, layer: int, *, transcoder: bool = False) -
     except ValueError as error:
         raise ValueError(f"{where} reads {name}, but {error}") from error
     if hook.layer != layer:
+        before = " (the hidden state after the block before: sae.shift=1)"
         raise ValueError(
-            f"{where} reads {name}, which belongs to layer {hook.layer}, but it was taken for "
-            f"layer {layer}; give it the layer that it reads"
+            f"{where} reads {name}, which belongs to layer {hook.layer}"
+            f"{before if name.endswith(_BEFORE) else ''}, but it was taken for layer {layer}; give "
+            "it the layer that it reads"
         )
     if transcoder:
         return TRANSCODER
