@@ -73,8 +73,8 @@ class SaeFolders:
             shown = ", ".join(map(str, list(fitting.values())[:8]))
             raise ValueError(
                 f"{len(fitting)} SAEs fit sae.path={self.path} at layer {layer}: {shown}"
-                f"{', ...' if len(fitting) > 8 else ''}; narrow the path until one fits, or choose "
-                "by mean L0 with selection=similar_l0"
+                f"{', ...' if len(fitting) > 8 else ''}; narrow the path until one fits, or take "
+                "them all with selection=every_sparsity"
             )
         ((_, path),) = fitting.items()
         folder = path if path.is_dir() else path.parent
