@@ -135,7 +135,7 @@ def tiny_overrides(tiny: Path) -> list[str]:
     return [
         f"model.path={tiny / 'lm'}",
         "model.name=tiny",
-        "sae=saelens",
+        "sae=disk",
         f"'sae.path={tiny}/saes/layer_{{layer}}'",
         "dataset=local",
         f"dataset.paths=[{tiny / 'texts.jsonl'}]",

@@ -184,7 +184,7 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
         (["matching.W_dec=-1.0"], "must be finite, not negative"),
         (["arms.folded.fold=theta"], "unknown fold 'theta'"),
         (["trainer.batch_size=0"], "batch_size=0"),
-        (['sae.path="/nowhere/layer_{layer}"'], "/nowhere/layer_0/cfg.json does not exist"),
+        (['sae.path="/nowhere/layer_{layer}"'], "/nowhere/layer_0 does not exist; layers"),
         (["sae.path=/nowhere"], "must hold {layer} once"),
     ],
 )

@@ -11,7 +11,7 @@ import saematch
 
 SOURCE = Path(saematch.__file__).parent
 HOMES = {
-    "sae_lens": {"sae/released.py", "sae/source.py", "sae/training.py", "sae/training_state.py"},
+    "sae_lens": {"sae/released.py", "sae/saelens.py", "sae/training.py", "sae/training_state.py"},
     "transformers": {"lm/source.py", "lm/dense_gguf.py", "zoo/language_model.py"},
     "tokenizers": {"zoo/language_model.py"},
     "wandb": {"tracking.py"},

@@ -24,9 +24,11 @@ GROUPS = (
     "setting",
     "judge",
     "explain",
+    "task",
+    "training",
 )
 NEEDED = {"model=local": ["model.path=x"],
-          "sae=saelens": ["sae.path=x/{layer}"], "dataset=local": ["dataset.paths=[a.jsonl]"],
+          "sae=disk": ["sae.path=x/{layer}"], "dataset=local": ["dataset.paths=[a.jsonl]"],
           "explain=jsonl": ["explain.path=a.jsonl"]}  # fmt: skip
 
 

@@ -28,7 +28,7 @@ _HOMES = {
     "MutualNearest": "saematch.matching.assignment",
     "Identity": "saematch.matching.assignment",
     "Random": "saematch.matching.assignment",
-    "SaelensFolders": "saematch.sae.source",
+    "SaeFolders": "saematch.sae.disk",
     "ZooSaes": "saematch.sae.source",
     "LmSource": "saematch.lm.source",
     "LanguageModel": "saematch.lm.hooks",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
@@ -30,6 +30,16 @@ def replacing(path: Path) -> Iterator[Path]:
 def hashed(parts: list) -> str:
     """Return a hash of what JSON can hold."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def content_hash(paths: Sequence[Path]) -> str:
+    """Return ``sha256:`` and a hash of the files' content, in this order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while part := file.read(2**24):
+                digest.update(part)
+    return f"sha256:{digest.hexdigest()[:16]}"
 
 
 @cache

@@ -22,9 +22,9 @@ from saematch.matching.assignment import Random
 from saematch.matching.objectives import Parts
 from saematch.matching.store import MatchStore
 from saematch.places import Place, SaeKey
+from saematch.sae.disk import SaeFolders
 from saematch.sae.folding import fold
 from saematch.sae.params import SaeOrigin
-from saematch.sae.source import SaelensFolders
 from saematch.tasks.evaluate import Cell, evaluate_texts, plan_splices
 from saematch.tasks.match import MatchSet, match_places
 from saematch.tasks.tables import Tables
@@ -55,7 +55,7 @@ def lm(tiny):
 
 @pytest.fixture(scope="module")
 def planned(tiny, tmp_path_factory):
-    source = SaelensFolders(f"{tiny}/saes/layer_{{layer}}")
+    source = SaeFolders(f"{tiny}/saes/layer_{{layer}}")
     assert source.layers() == list(range(N_LAYERS))
     saes = {SaeKey("default", layer): source.load(layer) for layer in range(N_LAYERS)}
     folder = tmp_path_factory.mktemp("matches")

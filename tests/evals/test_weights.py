@@ -37,4 +37,8 @@ def test_the_same_sae_shuffled_has_no_error_through_its_own_permutation():
 def test_threshold_summary_by_hand():
     sae = random_sae(0, d_model=2, n_features=2)
     sae = dataclasses.replace(sae, threshold=torch.tensor([1.0, 3.0]))
-    assert threshold_summary(sae) == {"threshold_mean": 2.0, "threshold_spread": 0.5}
+    per_feature = {"thresholds": "per feature", "threshold_mean": 2.0, "threshold_spread": 0.5}
+    assert threshold_summary(sae) == per_feature
+    relu = dataclasses.replace(sae, threshold=None, activation="relu")
+    none = {"thresholds": "none", "threshold_mean": None, "threshold_spread": None}
+    assert threshold_summary(relu) == none

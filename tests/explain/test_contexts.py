@@ -12,7 +12,7 @@ from saematch.evals.runner import TrainerSpec
 from saematch.explain.contexts import HALVES, Contexts, TextPass, collect_contexts, find_peaks
 from saematch.lm.source import LmSource
 from saematch.places import SaeKey
-from saematch.sae.source import SaelensFolders
+from saematch.sae.disk import SaeFolders
 
 KEYS = (SaeKey("default", 1), SaeKey("default", 2))
 
@@ -24,7 +24,7 @@ def lm(tiny):
 
 @pytest.fixture(scope="module")
 def saes(tiny):
-    source = SaelensFolders(str(tiny / "saes/layer_{layer}"))
+    source = SaeFolders(str(tiny / "saes/layer_{layer}"))
     return {key: source.load(key.layer) for key in KEYS}
 
 

@@ -7,7 +7,7 @@ from conftest import random_sae
 from saematch.matching.arm import Arm
 from saematch.matching.assignment import Optimal
 from saematch.matching.objectives import Parts
-from saematch.sae.folding import fold, is_uniform, rescale
+from saematch.sae.folding import fold, is_uniform, rescale, threshold_kind
 
 
 def test_folding_by_hand():
@@ -75,6 +75,34 @@ def test_thresholds_that_are_not_positive_are_refused_by_name(bad):
         fold(dataclasses.replace(sae, threshold=threshold), "threshold")
 
 
+def test_a_stand_in_folds_what_thresholds_cannot():
+    origin = dataclasses.replace(random_sae(1).origin, stand_in_name="made up")
+    scale = torch.full((24,), 2.0)
+    stand_in = {"stand_in": scale, "origin": origin}
+    relu = dataclasses.replace(random_sae(1), threshold=None, activation="relu")
+    with pytest.raises(ValueError, match="stand_in=activation or stand_in=decoder_norm"):
+        fold(relu, "threshold")
+    for sae in (relu, dataclasses.replace(random_sae(1), threshold=torch.zeros(24))):
+        folded = fold(dataclasses.replace(sae, **stand_in), "threshold")
+        torch.testing.assert_close(folded.W_dec, 2 * sae.W_dec)
+        assert torch.equal(folded.stand_in, torch.ones(24)), "folding again changes nothing"
+        assert is_uniform(dataclasses.replace(sae, **stand_in))
+    positive = dataclasses.replace(random_sae(1), **stand_in)
+    torch.testing.assert_close(fold(positive, "threshold").threshold, torch.ones(24))
+
+
+def test_topk_chooses_the_same_in_every_gauge():
+    sae = random_sae(1, d_model=2, n_features=3)
+    sae = dataclasses.replace(sae, threshold=None, activation="topk", k=1)
+    scale = torch.tensor([1.0, 10.0, 0.1])
+    other = rescale(rescale(sae, scale), torch.full((3,), 2.0))
+    torch.testing.assert_close(other.rank_scale, 2 * scale)
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(other.reconstruct(x), sae.reconstruct(x))
+    forgetful = dataclasses.replace(other, rank_scale=None)
+    assert not torch.allclose(forgetful.reconstruct(x), sae.reconstruct(x))
+
+
 def test_unknown_fold_and_missing_thresholds():
     sae = random_sae(7)
     with pytest.raises(ValueError, match="unknown fold 'theta': choose one of threshold"):
@@ -86,5 +114,8 @@ def test_unknown_fold_and_missing_thresholds():
 
 def test_uniform_thresholds_are_seen():
     sae = random_sae(8)
-    assert not is_uniform(sae)
-    assert is_uniform(dataclasses.replace(sae, threshold=torch.full_like(sae.threshold, 2.0)))
+    assert (is_uniform(sae), threshold_kind(sae)) == (False, "per feature")
+    same = dataclasses.replace(sae, threshold=torch.full_like(sae.threshold, 2.0))
+    assert (is_uniform(same), threshold_kind(same)) == (True, "one for all")
+    relu = dataclasses.replace(sae, threshold=None, activation="relu")
+    assert (is_uniform(relu), threshold_kind(relu)) == (False, "none")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from conftest import random_sae
+from saematch.sae.params import TENSORS
 
 
 def test_encode_by_hand_is_strict_at_the_threshold():
@@ -29,6 +30,50 @@ def test_relu_has_no_threshold():
     assert torch.equal(sae.encode(torch.tensor([[2.0]])), torch.tensor([[2.0, 0.0]]))
 
 
+def topk(**options):
+    sae = random_sae(0, d_model=1, n_features=4)
+    return dataclasses.replace(
+        sae,
+        W_enc=torch.tensor([[3.0, 1.0, -2.0, 2.0]]),
+        b_enc=torch.zeros(4),
+        threshold=None,
+        activation="topk",
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("x", "scale", "features"),
+    [
+        (1.0, None, [3.0, 0.0, 0.0, 2.0]),
+        (1.0, [1.0, 4.0, 9.0, 1.0], [3.0, 1.0, 0.0, 0.0]),  # ranks 3, 4, 0, 2
+        (-1.0, None, [0.0, 0.0, 2.0, 0.0]),  # one alone is positive
+    ],
+)
+def test_topk_by_hand(x, scale, features):
+    sae = topk(k=2, rank_scale=None if scale is None else torch.tensor(scale))
+    assert torch.equal(sae.encode(torch.tensor([[x]])), torch.tensor([features]))
+
+
+def test_what_goes_with_topk_and_with_a_stand_in():
+    for wrong in ({}, {"k": 0}, {"k": 5}, {"k": 2, "rank_scale": torch.tensor([1.0, 1, 0, 1])}):
+        with pytest.raises(ValueError, match=r"has k and may|k=0, but|k=5, but|must be positive"):
+            topk(**wrong)
+    with pytest.raises(ValueError, match="no other has them"):
+        dataclasses.replace(random_sae(1), k=3)
+    with pytest.raises(ValueError, match="go together"):
+        dataclasses.replace(random_sae(1), stand_in=torch.ones(24))
+
+
+def test_every_tensor_moves():
+    origin = dataclasses.replace(random_sae(0).origin, stand_in_name="made up")
+    sae = topk(k=2, rank_scale=torch.ones(4), stand_in=torch.ones(4), origin=origin)
+    moved = sae.to("cpu", torch.float64)
+    held = [getattr(moved, name) for name in TENSORS]
+    assert {t.dtype for t in held if t is not None} == {torch.float64}
+    assert len([t for t in held if t is not None]) == 6
+
+
 @pytest.mark.parametrize("name", ["W_enc", "b_enc", "W_dec", "b_dec", "threshold"])
 def test_nan_is_refused_and_named(name):
     sae = random_sae(1)
@@ -40,7 +85,7 @@ def test_nan_is_refused_and_named(name):
 
 def test_activation_and_threshold_go_together():
     sae = random_sae(1)
-    with pytest.raises(ValueError, match="not one of jumprelu, relu"):
+    with pytest.raises(ValueError, match="not one of jumprelu, relu, topk"):
         dataclasses.replace(sae, activation="gelu")
     with pytest.raises(ValueError, match="has thresholds"):
         dataclasses.replace(sae, threshold=None)

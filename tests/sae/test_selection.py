@@ -8,7 +8,7 @@ import torch
 
 from saematch.places import DEFAULT
 from saematch.sae.selection import AsReleased, EverySparsity, SimilarL0, least_change, zoo_by_layer
-from saematch.sae.source import SaelensFolders, SaeOffer, ZooSaes
+from saematch.sae.source import SaeOffer, ZooSaes
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,3 @@ def test_uneven_sets_of_the_zoo_become_even():
     assert source.load(0).origin == ZooSaes("independent", 1024, 40).load(0).origin
     similar = SimilarL0(min_l0=15.0)(source, [0, 1, 2])["similar"]
     assert {one.sparsity for one in similar.by_layer.values()} in ({20}, {40})
-
-
-def test_a_folder_without_a_stated_l0(tmp_path):
-    source = SaelensFolders(f"{tmp_path}/layer_{{layer}}")
-    with pytest.raises(ValueError, match="does not tell the SAE's mean L0"):
-        source.offers(0)

@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import random_sae, write_sae
-from saematch.sae.source import SaelensFolders, ZooSaes, load_saelens
+from saematch.sae.saelens import load_saelens
+from saematch.sae.source import ZooSaes
 
 
 def test_a_saelens_folder_means_what_saelens_computes(tmp_path):
@@ -53,46 +54,6 @@ def test_the_id_of_explanations_is_taken_from_the_folder_and_tells_no_saes_apart
     assert with_id.neuronpedia_id == "tiny/0-tinyscope"
     same = dataclasses.replace(with_id, neuronpedia_id=None)
     assert (same, repr(same)) == (with_id, repr(with_id))
-
-
-def test_layers_are_those_that_have_a_folder(tmp_path):
-    for name in ("layer_0", "layer_12", "layer_x", "other_3"):
-        (tmp_path / name).mkdir()
-    assert SaelensFolders(f"{tmp_path}/layer_{{layer}}").layers() == [0, 12]
-    (tmp_path / "3" / "sae").mkdir(parents=True)
-    assert SaelensFolders(f"{tmp_path}/{{layer}}/sae").layers() == [3]
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"architecture": "standard"}, "folding needs the thresholds of a jumprelu SAE"),
-        ({"normalize_activations": "layer_norm"}, "normalize_activations='layer_norm'"),
-        (
-            {
-                "metadata": {
-                    "sae_lens_version": "6.54.12",
-                    "hook_name": "blocks.0.hook_resid_pre",
-                }
-            },
-            "reads blocks.0.hook_resid_pre",
-        ),
-    ],
-)
-def test_what_has_no_meaning_here_is_refused(tmp_path, change, words):
-    write_sae(tmp_path / "a", random_sae(0))
-    config = json.loads((tmp_path / "a/cfg.json").read_text())
-    (tmp_path / "a/cfg.json").write_text(json.dumps({**config, **change}))
-    if "architecture" in change:
-        path = tmp_path / "a/sae_weights.safetensors"
-        save_file({k: t for k, t in load_file(path).items() if k != "threshold"}, path)
-    with pytest.raises(ValueError, match=words):
-        load_saelens(tmp_path / "a", 0, "mine")
-
-
-def test_a_pattern_without_a_layer_is_refused():
-    with pytest.raises(ValueError, match=r"must hold \{layer\} once"):
-        SaelensFolders("saes/layer_3")
 
 
 def test_a_missing_layer_and_a_missing_set():

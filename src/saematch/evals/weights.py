@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saematch.matching.match import Match
-from saematch.sae.folding import fold
+from saematch.sae.folding import fold, threshold_kind
 from saematch.sae.params import SaeParams
 
 PARTS = ("W_enc", "b_enc", "W_dec")
@@ -78,12 +78,18 @@ def decoder_norm_change(
     return dict(zip(names, (change.mean().item(), *map(float, quartiles)), strict=True))
 
 
-def threshold_summary(sae: SaeParams) -> dict[str, float]:
-    """Return the mean threshold and its spread (standard deviation over mean)."""
-    if sae.threshold is None:
-        return {}
-    theta = sae.threshold.double()
+def threshold_summary(sae: SaeParams) -> dict[str, float | str | None]:
+    """Return whether the SAE has thresholds, their mean and spread (standard deviation over mean).
+
+    The spread is None where the mean is not positive.
+    """
+    mean = spread = None
+    if sae.threshold is not None:
+        theta = sae.threshold.double()
+        mean = theta.mean().item()
+        spread = theta.std(correction=0).item() / mean if mean > 0 else None
     return {
-        "threshold_mean": theta.mean().item(),
-        "threshold_spread": (theta.std(correction=0) / theta.mean()).item(),
+        "thresholds": threshold_kind(sae),
+        "threshold_mean": mean,
+        "threshold_spread": spread,
     }

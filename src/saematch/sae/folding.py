@@ -16,11 +16,13 @@ FOLDS = ("threshold", "decoder_norm", "none")
 def fold(sae: SaeParams, by: str) -> SaeParams:
     """Return the SAE in another gauge; it reconstructs the same hidden states.
 
-    ``threshold``     the paper's folding (eq. 4): every threshold becomes 1
+    ``threshold``     the paper's folding (eq. 4): every threshold becomes 1; by the SAE's stand-in
+                      where it has no thresholds or not all are positive
     ``decoder_norm``  the gauge of the unfolded matching: every decoder vector has norm 1
     ``none``          as the SAE was trained, whatever norm its decoder vectors have
 
-    Raises ``ValueError`` for an unknown name and for thresholds that are missing or not positive.
+    Raises ``ValueError`` for an unknown name, and where thresholds that are missing or not positive
+    have no stand-in.
     """
     return sae if by == "none" else rescale(sae, fold_scale(sae, by))
 
@@ -37,33 +39,65 @@ def fold_scale(sae: SaeParams, by: str) -> Float[Tensor, " n_features"]:
         return torch.where(norm > 0, 1.0 / norm, 1.0)
     if by != "threshold":
         raise ValueError(f"unknown fold {by!r}: choose one of {', '.join(FOLDS)}")
+    scale = _threshold_scale(sae)
+    if scale is None:
+        raise ValueError(_no_scale(sae))
+    return scale
+
+
+def _threshold_scale(sae: SaeParams) -> Float[Tensor, " n_features"] | None:
+    positive = sae.threshold is not None and bool((sae.threshold > 0).all())
+    return sae.threshold if positive else sae.stand_in
+
+
+def _no_scale(sae: SaeParams) -> str:
     where = f"SAE {sae.origin.release}/{sae.origin.sae_id}"
+    instead = "stand_in=activation or stand_in=decoder_norm for a scale in their place"
     if sae.threshold is None:
-        raise ValueError(
+        return (
             f"{where} has no thresholds (its activation is {sae.activation}), so it cannot be "
-            "folded by them; choose a JumpReLU SAE"
+            f"folded by them; choose a JumpReLU SAE, or {instead}"
         )
     bad = torch.nonzero(sae.threshold <= 0).flatten().tolist()
-    if bad:
-        shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
-        raise ValueError(
-            f"{where}: {len(bad)} of {sae.n_features} thresholds are zero or negative (features "
-            f"{shown}), and folding divides by them; choose an SAE whose thresholds are positive"
-        )
-    return sae.threshold
+    shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
+    return (
+        f"{where}: {len(bad)} of {sae.n_features} thresholds are zero or negative (features "
+        f"{shown}), and folding divides by them; choose an SAE whose thresholds are positive, or "
+        f"{instead}"
+    )
 
 
 def rescale(sae: SaeParams, scale: Float[Tensor, " n_features"]) -> SaeParams:
-    """Divide each activation by its ``scale`` and multiply its decoder vector by it (eq. 4)."""
+    """Divide each activation by its ``scale`` and multiply its decoder vector by it (eq. 4).
+
+    TopK goes on choosing by what the activations were before.
+    """
+    rank_scale = sae.rank_scale
+    if sae.activation == "topk":
+        rank_scale = scale if rank_scale is None else rank_scale * scale
     return replace(
         sae,
         W_enc=sae.W_enc / scale,
         b_enc=sae.b_enc / scale,
         threshold=None if sae.threshold is None else sae.threshold / scale,
         W_dec=sae.W_dec * scale[:, None],
+        rank_scale=rank_scale,
+        stand_in=None if sae.stand_in is None else sae.stand_in / scale,
     )
 
 
+def threshold_kind(sae: SaeParams) -> str:
+    """Return ``per feature``, ``one for all`` or ``none``, of the SAE's thresholds."""
+    if sae.threshold is None:
+        return "none"
+    return "one for all" if _constant(sae.threshold) else "per feature"
+
+
 def is_uniform(sae: SaeParams) -> bool:
-    """Whether one threshold serves all features, so that folding cannot change a decoder match."""
-    return sae.threshold is not None and bool((sae.threshold == sae.threshold[0]).all())
+    """Whether one scale folds all features, so that folding cannot change a decoder match."""
+    scale = _threshold_scale(sae)
+    return scale is not None and _constant(scale)
+
+
+def _constant(values: Float[Tensor, " n"]) -> bool:
+    return bool((values == values[0]).all())

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from saematch.matching.match import Match
 from saematch.sae.params import SaeParams
-from saematch.sae.source import SaeOffer, from_saelens
+from saematch.sae.saelens import from_saelens
+from saematch.sae.source import SaeOffer
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""Every architecture of SAEs brought to the one meaning of ``SaeParams``, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from saematch.sae.params import SaeOrigin, SaeParams
+
+_ALWAYS = ("W_enc", "W_dec", "b_dec")
+NEEDED = {
+    "jumprelu": (*_ALWAYS, "b_enc", "threshold"),
+    "standard": (*_ALWAYS, "b_enc"),
+    "topk": (*_ALWAYS, "b_enc"),
+    "gated": (*_ALWAYS, "b_gate", "b_mag", "r_mag"),
+}
+"""The tensors of each architecture, under SAELens' names and in its orientation."""
+
+
+def to_sae_params(
+    architecture: str,
+    tensors: Mapping[str, Tensor],
+    origin: SaeOrigin,
+    *,
+    subtract_b_dec: bool,
+    k: int | None = None,
+) -> SaeParams:
+    """Return the SAE, in float32.
+
+    ``subtract_b_dec`` tells that the SAE encodes ``x - b_dec``. Raises ``ValueError`` for tensors
+    that are missing or do not fit together, and for a crosscoder.
+    """
+    where = f"SAE {origin.release}/{origin.sae_id}"
+    missing = [name for name in NEEDED[architecture] if name not in tensors]
+    if missing:
+        raise ValueError(
+            f"{where} is of architecture {architecture} but lacks {', '.join(missing)}; it has "
+            f"{', '.join(sorted(tensors))}"
+        )
+    parts = {name: tensors[name].detach().float() for name in NEEDED[architecture]}
+    _check_shapes(where, parts)
+    if architecture == "gated":
+        parts = _as_jumprelu(parts)
+    elif architecture == "jumprelu":
+        parts["threshold"] = parts["threshold"].expand(len(parts["b_enc"])).clone()
+    b_enc = parts["b_enc"]
+    return SaeParams(
+        W_enc=parts["W_enc"].contiguous(),
+        b_enc=b_enc - parts["b_dec"] @ parts["W_enc"] if subtract_b_dec else b_enc,
+        W_dec=parts["W_dec"].contiguous(),
+        b_dec=parts["b_dec"],
+        threshold=parts.get("threshold"),
+        activation={"gated": "jumprelu", "standard": "relu"}.get(architecture, architecture),
+        origin=origin,
+        k=k,
+    )
+
+
+def _as_jumprelu(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a gated SAE as the JumpReLU SAE that it is.
+
+    With ``g = x W_enc`` the magnitude is ``m = g e^r + b_mag``, on where ``g + b_gate > 0``, which
+    is ``m > b_mag - b_gate e^r``.
+    """
+    gain = parts["r_mag"].exp()
+    return {
+        "W_enc": parts["W_enc"] * gain,
+        "b_enc": parts["b_mag"],
+        "W_dec": parts["W_dec"],
+        "b_dec": parts["b_dec"],
+        "threshold": parts["b_mag"] - parts["b_gate"] * gain,
+    }
+
+
+def _check_shapes(where: str, parts: Mapping[str, Tensor]) -> None:
+    if 3 in (parts["W_enc"].ndim, parts["W_dec"].ndim):
+        raise ValueError(
+            f"{where} is a crosscoder: W_enc has shape {tuple(parts['W_enc'].shape)} and W_dec "
+            f"{tuple(parts['W_dec'].shape)}, so each of its features spans several layers already "
+            "and there is nothing to match; choose an SAE of one layer"
+        )
+    shape = tuple(parts["W_enc"].shape)
+    if len(shape) != 2:
+        raise ValueError(f"{where}: W_enc has shape {shape}, but a matrix is needed")
+    d_model, n_features = shape
+    written = tuple(parts["W_dec"].shape)
+    if len(written) == 2 and written[0] == n_features and written[1] != d_model:
+        raise ValueError(
+            f"{where} reads {d_model} numbers and writes {written[1]}, so its features have no one "
+            "width to be compared in; choose one that reads and writes as many"
+        )
+    expected = {"W_enc": shape, "W_dec": (n_features, d_model), "b_dec": (d_model,)}
+    for name, tensor in parts.items():
+        legal = expected.get(name, (n_features,))
+        alone = name == "threshold" and tensor.numel() == 1
+        if tuple(tensor.shape) != legal and not alone:
+            raise ValueError(
+                f"{where}: {name} has shape {tuple(tensor.shape)}, but W_enc {shape} asks for "
+                f"{legal}; the file is damaged or in another format"
+            )
+
+
+def unit_decoder(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return SAELens tensors with decoder vectors of norm 1 and activations scaled to match."""
+    norm = torch.linalg.vector_norm(parts["W_dec"], dim=1)
+    norm = torch.where(norm > 0, norm, 1.0)
+    return {
+        **parts,
+        "W_enc": parts["W_enc"] * norm,
+        "b_enc": parts["b_enc"] * norm,
+        "W_dec": parts["W_dec"] / norm[:, None],
+    }

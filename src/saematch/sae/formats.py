@@ -1,0 +1,128 @@
+"""SAEs as Gemma Scope and sparsify have them on disk.
+
+Each reader says what it takes for granted of the layout, and checks shapes against the settings
+where these lie beside the weights.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from saematch.files import content_hash
+from saematch.sae.architectures import to_sae_params
+from saematch.sae.params import SaeOrigin, SaeParams
+from saematch.sae.reading import (
+    check_size,
+    present,
+    read_config,
+    read_tensors,
+    renamed,
+    short_name,
+    told,
+)
+from saematch.sae.sites import check_hook
+
+_PLACES = {
+    "hook_embed": r"embedding",
+    "attn.hook_z": r".*-att|attn_out(_all)?",
+    "hook_mlp_out": r".*-mlp|mlp_out(_all)?",
+    "hook_mlp_in": r".*-transcoders|transcoder(_all)?|clt(_all)?",
+}
+"""What the SAEs below a folder of this name read, in both editions; else the residual stream."""
+
+
+def load_gemma_scope(folder: Path, layer: int, release: str) -> SaeParams:
+    """Load ``params.npz``, or ``params.safetensors`` with ``config.json`` (Gemma Scope 2).
+
+    The site is read from ``config.json``, else from the folders above: ``gemma-scope-2b-pt-mlp``
+    of the first edition, ``mlp_out`` of the second.
+    """
+    path = next(p for p in (folder / "params.npz", folder / "params.safetensors") if p.exists())
+    where, config = f"the SAE in {folder}", read_config(folder / "config.json")
+    if config.get("architecture", "jump_relu") != "jump_relu":
+        raise ValueError(
+            f"{where} is of architecture {config['architecture']!r}; Gemma Scope has jump_relu"
+        )
+    tensors = {re.sub("^w_", "W_", name): tensor for name, tensor in read_tensors(path).items()}
+    supposed = _hook_in_path(folder, layer)
+    hook = config.get("hf_hook_point_in", supposed)
+    transcoder = (
+        config.get("hf_hook_point_out") not in (None, hook)
+        or "affine_skip_connection" in tensors
+        or supposed.endswith("hook_mlp_in")
+    )
+    origin = SaeOrigin(
+        layer=layer,
+        release=release,
+        sae_id=folder.name,
+        revision=content_hash(present(path, folder / "config.json")),
+        model_name=short_name(config.get("model_name")),
+        mean_l0=_l0_in_name(folder),
+        site=check_hook(where, hook, layer, transcoder=transcoder),
+    )
+    return to_sae_params("jumprelu", tensors, origin, subtract_b_dec=False)
+
+
+def _hook_in_path(folder: Path, layer: int) -> str:
+    above = folder.absolute().parts[-6:]
+    places = (p for p, names in _PLACES.items() if any(re.fullmatch(names, a) for a in above))
+    place = next(places, "hook_resid_post")
+    numbers = (re.match(r"layer_(\d+)", part) for part in reversed(above))
+    number = next((found[1] for found in numbers if found), layer)
+    return place if place == "hook_embed" else f"blocks.{number}.{place}"
+
+
+def gemma_scope_l0(folder: Path) -> float:
+    """Return the mean L0 in the folder's name, ``ValueError`` if there is none."""
+    return told(folder, _l0_in_name(folder))
+
+
+def _l0_in_name(folder: Path) -> float | None:
+    found = re.search(r"average_l0_(\d+)", folder.name)
+    return float(found[1]) if found else None
+
+
+def load_sparsify(folder: Path, layer: int, release: str) -> SaeParams:
+    """Load ``sae.safetensors`` with ``cfg.json``; the folder is named after the hook.
+
+    Taken for granted: ``encoder.weight`` and ``W_dec`` hold a feature a row, ``layers.3`` is the
+    output of block 3, and of ``relu(encoder(x - b_dec))`` the ``k`` greatest stay; a transcoder
+    encodes ``x`` itself.
+    """
+    where, config = f"the SAE in {folder}", read_config(folder / "cfg.json", needed=("d_in",))
+    activation = config.get("activation", "topk")
+    if activation != "topk":
+        raise ValueError(
+            f"{where} has activation {activation!r}, one active feature of each group, which no "
+            "other gauge keeps; choose one with activation topk"
+        )
+    for option in ("signed", "embed_skip", "gram_lookup"):
+        if config.get(option):
+            raise ValueError(f"{where} has {option}=true, which features alone do not stand for")
+    tensors = read_tensors(folder / "sae.safetensors")
+    tensors = renamed(tensors, {"encoder.weight": "W_enc", "encoder.bias": "b_enc"})
+    n_features = config.get("num_latents") or config["d_in"] * config.get("expansion_factor", 32)
+    check_size(where, tensors, config["d_in"], n_features)
+    transcoder = bool(config.get("transcode"))
+    if "W_skip" in tensors and not transcoder:
+        raise ValueError(f"{where} has a skip connection, which features alone do not stand for")
+    origin = SaeOrigin(
+        layer=layer,
+        release=release,
+        sae_id=folder.name,
+        revision=content_hash([folder / "sae.safetensors", folder / "cfg.json"]),
+        model_name=short_name(read_config(folder.parent / "config.json").get("model")),
+        mean_l0=sparsify_l0(folder),
+        site=check_hook(where, folder.name, layer, transcoder=transcoder),
+    )
+    return to_sae_params("topk", tensors, origin, subtract_b_dec=not transcoder, k=_k(folder))
+
+
+def _k(folder: Path) -> int:
+    return int(read_config(folder / "cfg.json").get("k", 32))
+
+
+def sparsify_l0(folder: Path) -> float:
+    """Return ``k``."""
+    return float(_k(folder))

@@ -1,0 +1,101 @@
+"""Which place of a language model an SAE reads, told from the name of the hook."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from saematch.sae.params import SaeOrigin, SaeParams
+
+RESIDUAL = "resid_post"
+TRANSCODER = "transcoder"
+SITES = {
+    RESIDUAL: "the hidden state after a block",
+    "resid_mid": "the hidden state between a block's attention and its MLP",
+    "mlp_out": "what a block's MLP adds",
+    "attn_out": "what a block's attention adds",
+    "hook_z": "the outputs of a block's attention heads",
+    TRANSCODER: "one place and writes another",
+}
+"""What an SAE of each site reads."""
+_BY_HOOK = {
+    RESIDUAL: ("", "output", "hook_resid_post"),
+    "resid_mid": ("hook_resid_mid",),
+    "mlp_out": ("hook_mlp_out", "mlp", "mlp.output", "post_feedforward_layernorm.output"),
+    "attn_out": ("hook_attn_out", "self_attn", "self_attn.output", "attn", "attention"),
+    "hook_z": ("attn.hook_z", "self_attn.o_proj.input"),
+}
+_BEFORE = ("hook_resid_pre", "input")
+_HOOK = re.compile(r"(?:.*\.)?(?:blocks|layers|h)\.(\d+)(?:\.(.+))?")
+
+
+class Hook(NamedTuple):
+    """A place in a language model."""
+
+    site: str | None
+    """One of ``SITES``; None for a place that is none of them, such as an MLP's input."""
+    layer: int
+
+
+def read_hook(name: str) -> Hook:
+    """Read a name as TransformerLens or Hugging Face give it: ``blocks.3.hook_resid_post``.
+
+    ``hook_resid_pre`` is the hidden state after the block before. Raises ``ValueError`` for what is
+    before block 0, and for a name without a layer.
+    """
+    told = _HOOK.fullmatch(name)
+    if told is None:
+        if "embed" in name:
+            raise ValueError("it is the embedding, before block 0, for which no layer stands")
+        raise ValueError("the name holds no layer, as blocks.3.hook_resid_post does")
+    layer, rest = int(told[1]), told[2] or ""
+    if rest in _BEFORE:
+        if layer == 0:
+            raise ValueError("it is the hidden state before block 0, for which no layer stands")
+        return Hook(RESIDUAL, layer - 1)
+    return Hook(next((site for site, names in _BY_HOOK.items() if rest in names), None), layer)
+
+
+def check_hook(where: str, name: str, layer: int, *, transcoder: bool = False) -> str:
+    """Return the site of an SAE that reads ``name`` and was taken for ``layer``.
+
+    Raises ``ValueError``, beginning with ``where``, for another layer and for an unknown place.
+    """
+    try:
+        hook = read_hook(name)
+    except ValueError as error:
+        raise ValueError(f"{where} reads {name}, but {error}") from error
+    if hook.layer != layer:
+        before = " (the hidden state after the block before: sae.shift=1)"
+        raise ValueError(
+            f"{where} reads {name}, which belongs to layer {hook.layer}"
+            f"{before if name.endswith(_BEFORE) else ''}, but it was taken for layer {layer}; give "
+            "it the layer that it reads"
+        )
+    if transcoder:
+        return TRANSCODER
+    if hook.site is None:
+        raise ValueError(
+            f"{where} reads {name}, which is none of the known sites {', '.join(SITES)}"
+        )
+    return hook.site
+
+
+def is_skippable(origin: SaeOrigin) -> bool:
+    """Whether the SAE's features stand for the hidden state between two blocks."""
+    return origin.site == RESIDUAL
+
+
+def refuse_unskippable(sae: SaeParams) -> None:
+    """Raise ``ValueError`` if the SAE cannot stand in for a hidden state where a layer is left out.
+
+    It can be matched by weights all the same.
+    """
+    origin = sae.origin
+    if not is_skippable(origin):
+        raise ValueError(
+            f"SAE {origin.release}/{origin.sae_id} reads {SITES[origin.site]} (site "
+            f"{origin.site}), so its features cannot stand for the hidden state between two "
+            "blocks, and no layer can be left out with them: match it by weights alone with "
+            "tasks=[match]"
+        )
