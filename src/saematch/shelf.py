@@ -140,7 +140,7 @@ class _Held:
         self._sources.setdefault(sae.origin, source)
         self._saes.setdefault(sae.origin, sae)
 
-    def make_room(self, n_bytes: float) -> None:
+    def make_room(self, n_bytes: int) -> None:
         """Let go of SAEs until another one fits, or one is left."""
         while len(self._saes) > 1 and sum(map(_size, self._saes.values())) + n_bytes > self.limit:
             self._saes.popitem(last=False)

@@ -1,0 +1,106 @@
+"""What the runner does when memory runs out."""
+
+import logging
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from conftest import TEXTS, random_sae
+from saematch.data.texts import TextSet
+from saematch.data.tokens import tokenise
+from saematch.evals.activations import SparseFeatures
+from saematch.evals.runner import TrainerSpec, run_batches
+from saematch.evals.sums import TextSums
+from saematch.explain.contexts import _Peaks, find_peaks
+from saematch.lm.source import LmSource
+from saematch.places import SaeKey
+
+CPU = TrainerSpec(accelerator="cpu")
+
+
+@pytest.fixture(scope="module")
+def lm(tiny):
+    return LmSource(str(tiny / "lm"), "tiny").load()
+
+
+@dataclass
+class Greedy:
+    """Work that fits up to ``fits`` texts; keeps each text's sum of token ids."""
+
+    fits: int
+    asked: list[int] = field(default_factory=list)
+
+    def to(self, device):
+        return self
+
+    def __call__(self, lm, batch):
+        self.asked.append(len(batch.ids))
+        if len(batch.ids) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"sum": (batch.ids * batch.counts).sum(dim=1)}
+
+    def join(self, one, other, n_texts):
+        assert n_texts == len(one["sum"])
+        return {"sum": torch.cat([one["sum"], other["sum"]])}
+
+
+def done(work, lm, folder, batch_size=5):
+    batches = tokenise(TextSet("t", (*TEXTS, *TEXTS)), lm.tokenizer, 10, batch_size)
+    paths = tuple(folder / f"{n}.safetensors" for n in range(len(batches)))
+    run_batches(CPU, work, lm, batches, "t", paths)
+    return TextSums((paths,))["sum"]
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(lm, tmp_path, caplog):
+    whole = done(Greedy(5), lm, tmp_path / "whole")
+    work = Greedy(2)
+    with caplog.at_level(logging.WARNING, "saematch"):
+        halves = done(work, lm, tmp_path / "halves")
+    assert torch.equal(halves, whole)
+    # 5 do not fit, nor 3; the rest of the first batch and the second go on with 2 at a time
+    assert work.asked == [5, 3, 2, 1, 2, 2, 1, 2]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "5 texts of 10 tokens do not fit into memory: going on with 3 at a time",
+        "3 texts of 10 tokens do not fit into memory: going on with 2 at a time",
+    ]
+
+
+def test_one_text_that_does_not_fit_ends_in_what_to_lower(lm, tmp_path):
+    with pytest.raises(ValueError, match=r"one text of 10 tokens does not fit.*max_tokens"):
+        done(Greedy(0), lm, tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_saes_that_do_not_fit_end_in_what_to_lower(lm, tmp_path):
+    class Large(Greedy):
+        loaded = 0
+
+        def to(self, device):
+            Large.loaded += 1
+            if Large.loaded == 2:  # on the device, after the host's memory
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return self
+
+    with pytest.raises(ValueError, match=r"language model and the SAEs do not fit.*sae_memory"):
+        done(Large(5), lm, tmp_path)
+
+
+def test_halves_of_contexts_are_joined_as_the_whole(lm):
+    """The second half's texts are counted on."""
+    features = torch.tensor([0, 1, 1, 0])
+    values = torch.tensor([0.5, 2.0, 2.5, 0.1])
+    whole = SparseFeatures(torch.arange(4), features, values, 2)
+    text, position = torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 1, 1])
+    key = SaeKey("default", 1)
+
+    def kept(start, end, first):
+        some = SparseFeatures(torch.arange(end - start), features[start:end], values[start:end], 2)
+        found = find_peaks(some, text[start:end] - first, position[start:end])
+        return {f"default|1|{name}": value for name, value in vars(found).items()}
+
+    expected = find_peaks(whole, text, position)
+    joined = _Peaks({key: random_sae(0)}).join(kept(0, 3, 0), kept(3, 4, 2), 2)
+    for name, value in vars(expected).items():
+        assert torch.equal(joined[f"default|1|{name}"], value), name
