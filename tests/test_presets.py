@@ -26,6 +26,7 @@ GROUPS = (
     "explain",
     "task",
     "training",
+    "stand_in",
 )
 NEEDED = {"model=local": ["model.path=x"],
           "sae=disk": ["sae.path=x/{layer}"], "dataset=local": ["dataset.paths=[a.jsonl]"],

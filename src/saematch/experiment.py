@@ -20,6 +20,7 @@ from saematch.matching.arm import Arm
 from saematch.places import NO_ARM
 from saematch.report.figures import check_figures
 from saematch.sae.selection import Selection
+from saematch.sae.sites import refuse_unskippable
 from saematch.sae.source import SaeSource
 from saematch.sae.training_state import TrainingRecipe
 from saematch.shelf import SaeShelf
@@ -28,6 +29,7 @@ from saematch.tasks.evaluate import check_strategies
 from saematch.tasks.judged import Judging
 from saematch.tasks.paths import PathSpec, check_paths
 from saematch.tasks.planted import check_planted
+from saematch.tasks.stand_in import ActivationQuantile, StandIn
 from saematch.tasks.tables import POOLED
 from saematch.tracking import CsvLogging, NoLogging, WandbLogging
 
@@ -59,6 +61,8 @@ class Experiment:
     model: LmSource
     sae: SaeSource
     selection: Selection
+    stand_in: StandIn
+    """What SAEs without thresholds are folded by."""
     arms: Mapping[str, Arm]
     strategies: Sequence[str]
     dataset: TextSource
@@ -143,7 +147,21 @@ class Experiment:
     @property
     def reads_texts(self) -> bool:
         """Whether the run needs the language model and texts."""
-        return bool(ON_TEXTS & set(self.tasks)) or (self.explains and self.explain.on_texts)
+        measured = isinstance(self.stand_in, ActivationQuantile)
+        explained = self.explains and self.explain.on_texts
+        return measured or explained or bool(ON_TEXTS & set(self.tasks))
+
+
+def choose_layers(experiment: Experiment, lm: LanguageModel) -> list[int]:
+    """Return the layers to make SAEs for; refuse those that the model lacks."""
+    if experiment.layers is None:
+        return list(range(lm.n_layers))
+    layers = sorted(set(experiment.layers))
+    if not layers or not 0 <= layers[0] <= layers[-1] < lm.n_layers:
+        raise ValueError(
+            f"layers={layers}: choose some of 0 to {lm.n_layers - 1}, which {lm.name} has"
+        )
+    return layers
 
 
 def choose_saes(experiment: Experiment) -> tuple[list[int], dict[str, SaeSource]]:
@@ -208,6 +226,13 @@ def _check_fit(source: LmSource, lm: LanguageModel, saes: SaeShelf) -> None:
     beyond = [key.layer for key in saes if key.layer >= lm.n_layers]
     if beyond:
         raise ValueError(f"{lm.name} has {lm.n_layers} blocks, there is no layer {beyond[0]}")
+
+
+def check_sites(experiment: Experiment, saes: SaeShelf) -> None:
+    """Refuse SAEs that cannot be applied to hidden states between blocks, if they have to be."""
+    if experiment.reads_texts:
+        for sae in saes.facts.values():
+            refuse_unskippable(sae.origin)
 
 
 def check_saes(experiment: Experiment, saes: SaeShelf) -> None:

@@ -16,6 +16,8 @@ from saematch.experiment import (
     Experiment,
     RunTexts,
     check_saes,
+    check_sites,
+    choose_layers,
     choose_saes,
     load_saes,
     load_tokens,
@@ -42,6 +44,12 @@ from saematch.tasks.match import MatchSet, exact_arms, match_places, match_rows,
 from saematch.tasks.paths import path_rows
 from saematch.tasks.planted import planted_rows
 from saematch.tasks.scores import judge_tables, score_matches
+from saematch.tasks.stand_in import (
+    ActivationQuantile,
+    DecoderNorm,
+    by_activation,
+    by_decoder_norm,
+)
 from saematch.tasks.tables import POOLED, Tables
 from saematch.tasks.train_saes import train_saes
 from saematch.tracking import Outcome, Tracker
@@ -112,14 +120,25 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
     """Load all that the run needs, and refuse what does not go together."""
     nothing = RunTexts({}, {})
     if experiment.trains:
-        return _Inputs([], {}, SaeShelf.of({}), experiment.model.load(), nothing)
+        lm = experiment.model.load()
+        return _Inputs(choose_layers(experiment, lm), {}, SaeShelf.of({}), lm, nothing)
     layers, sets = choose_saes(experiment)
     saes = load_saes(layers, sets, experiment.sae_memory)
-    check_saes(experiment, saes)
+    if isinstance(experiment.stand_in, DecoderNorm):
+        saes = saes.dressed(by_decoder_norm)
+    check_sites(experiment, saes)
+    measured = isinstance(experiment.stand_in, ActivationQuantile)
+    if not measured:
+        check_saes(experiment, saes)
     lm = experiment.model.load() if experiment.reads_texts else None
     if lm is None:
         return _Inputs(layers, sets, saes, None, nothing)
-    texts = load_tokens(experiment, lm, saes, _cache(experiment, folder) / "tokens")
+    cache = _cache(experiment, folder)
+    texts = load_tokens(experiment, lm, saes, cache / "tokens")
+    if measured:
+        about = (experiment.stand_in, saes, lm, texts.batches, experiment.trainer)
+        saes = by_activation(*about, cache / "activations")
+        check_saes(experiment, saes)
     return _Inputs(layers, sets, saes, lm, texts)
 
 
@@ -127,9 +146,8 @@ def _train(
     experiment: Experiment, inputs: _Inputs, folder: Path, tracker: Tracker, results: Results
 ) -> None:
     """Keep hidden states, and train SAEs on them."""
-    lm, trainer = inputs.lm, experiment.trainer
+    lm, layers, trainer = inputs.lm, inputs.layers, experiment.trainer
     assert lm is not None
-    layers = list(range(lm.n_layers) if experiment.layers is None else experiment.layers)
     cache = _cache(experiment, folder)
     store = collect(lm, experiment.dataset, layers, experiment.collection, trainer, cache)
     results.provenance["hidden_states"] = {"folder": str(store.folder), **store.about}

@@ -29,7 +29,7 @@ class SaeFacts:
     n_features: int
     n_bytes: int
     """Of its tensors."""
-    thresholds: Mapping[str, float]
+    thresholds: Mapping[str, str | float | None]
     """Their mean and spread, as ``threshold_summary`` has them."""
     unfoldable: Mapping[str, str]
     """Fold -> why the SAE cannot be folded by it."""
@@ -75,6 +75,24 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
                 held.add(sae, source)
             facts[key] = once[sae.origin]
         return cls(facts, held)
+
+    def dressed(self, change: Callable[[SaeParams], SaeParams]) -> SaeShelf:
+        """Return the same SAEs, each changed as soon as it is loaded."""
+        held = _Held(self._held.limit)
+        facts: dict[SaeKey, SaeFacts] = {}
+        once: dict[SaeOrigin, SaeFacts] = {}
+        for key, known in self.facts.items():
+            source = partial(self._changed, key, change)
+            if known.origin not in once:
+                held.make_room(known.n_bytes)
+                sae = source()
+                once[known.origin] = SaeFacts.of(sae)
+                held.add(sae, source)
+            facts[key] = once[known.origin]
+        return SaeShelf(facts, held)
+
+    def _changed(self, key: SaeKey, change: Callable[[SaeParams], SaeParams]) -> SaeParams:
+        return change(self._held.load(self.facts[key].origin))
 
     @classmethod
     def of(cls, saes: Saes) -> SaeShelf:
@@ -149,15 +167,19 @@ class _Held:
         origin = known.origin
         if origin not in self._saes:
             self.make_room(known.n_bytes)
-            sae = self._sources[origin]()
-            if sae.origin != origin:
-                raise ValueError(
-                    f"the SAE {origin.release}/{origin.sae_id} was changed while it was in use; "
-                    "start again"
-                )
-            self._saes[origin] = sae
+            self._saes[origin] = self.load(origin)
         self._saes.move_to_end(origin)
         return self._saes[origin]
+
+    def load(self, origin: SaeOrigin) -> SaeParams:
+        """Load an SAE, without holding it; ``ValueError`` if it is another one by now."""
+        sae = self._sources[origin]()
+        if sae.origin != origin:
+            raise ValueError(
+                f"the SAE {origin.release}/{origin.sae_id} was changed while it was in use; "
+                "start again"
+            )
+        return sae
 
 
 def _size(sae: SaeParams) -> int:

@@ -138,7 +138,7 @@ def test_heads_are_read_flattened(tmp_path):
     same_as_theirs(sae, theirs, given=X.reshape(len(X), 3, D // 3))
     assert (sae.origin.site, is_skippable(sae.origin)) == ("hook_z", False)
     with pytest.raises(ValueError, match=r"attention heads .*\(site hook_z\), so its features"):
-        refuse_unskippable(sae)
+        refuse_unskippable(sae.origin)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_transcoders_are_for_matching_alone(tmp_path, name):
     same_as_theirs(sae, theirs)  # their decode leaves the skip connection out too
     assert sae.origin.site == "transcoder"
     with pytest.raises(ValueError, match=r"one place and writes another .*tasks=\[match\]"):
-        refuse_unskippable(sae)
+        refuse_unskippable(sae.origin)
     narrow = made(name, hook, d_out=D - 2, apply_b_dec_to_input=False)
     with pytest.raises(ValueError, match="reads 12 numbers and writes 10"):
         from_saelens(narrow, 3, "mine", "a", "")

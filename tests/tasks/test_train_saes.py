@@ -8,17 +8,26 @@ import torch
 from conftest import tiny_overrides
 from saematch.lm.states import HiddenStates
 from saematch.results import Results
-from saematch.sae.source import load_saelens
+from saematch.sae.saelens import load_saelens
 from saematch.tasks.collect import Collection, open_store
 from saematch.tasks.train_saes import split
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # SAELens' imports warn
 
 SETTINGS = (
-    "task=train_saes", "run_id=a", "layers=[1,2]", "dataset.n_texts=null", "logger=csv",
-    "collection.n_tokens=60", "collection.context=12", "collection.held_out=8",
-    "training.n_features=20", "training.target_l0=3.0", "training.samples=1600", "training.batch=16",
-)  # fmt: skip
+    "task=train_saes",
+    "run_id=a",
+    "logger=csv",
+    "layers=[1,2]",
+    "dataset.n_texts=null",
+    "collection.n_tokens=60",
+    "collection.context=12",
+    "collection.held_out=8",
+    "training.n_features=20",
+    "training.target_l0=3.0",
+    "training.samples=1600",
+    "training.batch=16",
+)
 
 
 def test_train_resume_and_match(cli, tiny, tmp_path):
@@ -72,12 +81,14 @@ def test_topk_and_what_is_refused(cli, tmp_path):
     assert (config["architecture"], config["k"]) == ("topk", 3)
     assert config["metadata"]["l0"] == pytest.approx(3.0)
     assert config["metadata"]["threshold_mean"] is None
-    for wrong, words in (
-        ("layers=[9]", "choose some of 0 to 3"),
-        ("collection.n_tokens=99999", "only"),
-        ("collection.held_out=999", "raise collection.n_tokens"),
+    for number, (wrong, words) in enumerate(
+        (
+            ("layers=[9]", "choose some of 0 to 3"),
+            ("collection.n_tokens=99999", "only"),
+            ("collection.held_out=999", "raise collection.n_tokens"),
+        )
     ):
-        message, _ = cli(*SETTINGS, wrong, "run_id=c")
+        message, _ = cli(*SETTINGS, wrong, f"run_id=c{number}")
         assert words in message
     message, _ = cli("tasks=[train_saes,match]", "run_id=d")
     assert "or it does one of collect, train_saes" in message

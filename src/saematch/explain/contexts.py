@@ -130,7 +130,7 @@ class _Peaks:
     @torch.inference_mode()
     def __call__(self, lm: LanguageModel, batch: TokenBatch) -> dict[str, Tensor]:
         layers = tuple(sorted({key.layer for key in self.saes}))
-        hidden, _ = lm.capture(batch.ids, layers)
+        hidden = lm.states(batch.ids, layers)
         text, position = torch.nonzero(batch.counts, as_tuple=True)
         kept = {}
         for key, sae in self.saes.items():

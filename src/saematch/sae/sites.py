@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from saematch.sae.params import SaeOrigin, SaeParams
+from saematch.sae.params import SaeOrigin
 
 RESIDUAL = "resid_post"
 TRANSCODER = "transcoder"
@@ -86,12 +86,11 @@ def is_skippable(origin: SaeOrigin) -> bool:
     return origin.site == RESIDUAL
 
 
-def refuse_unskippable(sae: SaeParams) -> None:
-    """Raise ``ValueError`` if the SAE cannot stand in for a hidden state where a layer is left out.
+def refuse_unskippable(origin: SaeOrigin) -> None:
+    """Raise ``ValueError`` if an SAE cannot stand in for a hidden state where a layer is left out.
 
     It can be matched by weights all the same.
     """
-    origin = sae.origin
     if not is_skippable(origin):
         raise ValueError(
             f"SAE {origin.release}/{origin.sae_id} reads {SITES[origin.site]} (site "

@@ -106,14 +106,8 @@ def collect(
     """Draw windows from the texts and keep the hidden states of the layers on them.
 
     What an earlier collection of the same left is not done again; ``cache`` notes versions of data
-    sets. Raises ``ValueError`` for layers that the model lacks, for too few texts, and before it
-    begins if the disk is too full.
+    sets. Raises ``ValueError`` for too few texts, and before it begins if the disk is too full.
     """
-    beyond = [layer for layer in layers if not 0 <= layer < lm.n_layers]
-    if beyond or not layers:
-        raise ValueError(
-            f"layers={list(layers)}: choose some of 0 to {lm.n_layers - 1}, which {lm.name} has"
-        )
     texts = texts.resolve(cache / "tokens" / "revisions")
     ids = windows(texts.load(), lm.tokenizer, lm.bos_id, spec.context, spec.n_tokens, spec.seed)
     counts = torch.ones_like(ids, dtype=torch.bool)
