@@ -56,8 +56,12 @@ def test_the_revision_of_a_folder_is_its_content(tiny, without_bos):
 @pytest.mark.parametrize(
     ("path", "made_by", "said"),
     [
-        ("outputs/models/none", "make smollm2", "no folder outputs/models/none .*run make smollm2"),
-        ("outputs/models/none", None, "no folder outputs/models/none .*set model.path"),
+        (
+            "outputs/models/none",
+            "make smollm2",
+            "'outputs/models/none': there is no such folder; run make smollm2",
+        ),
+        ("outputs/models/none", None, "there is no such folder; set model.path"),
         ("nobody/nothing", None, "'nobody/nothing': .*connect.*or take a copy .*model=local"),
     ],
 )

@@ -122,7 +122,9 @@ class LmSource:
         if on_hub or Path(where).is_dir():
             return
         how = f"run {self.made_by}, which makes it" if self.made_by else "set model.path"
-        raise ValueError(f"there is no folder {where} with a language model: {how}")
+        raise ValueError(
+            f"cannot load the language model {where!r}: there is no such folder; {how}"
+        )
 
     def _advice(self, where: str, error: str) -> str:
         if Path(where).is_dir():
