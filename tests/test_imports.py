@@ -11,7 +11,7 @@ import saematch
 
 SOURCE = Path(saematch.__file__).parent
 HOMES = {
-    "sae_lens": {"sae/released.py", "sae/source.py", "sae/training.py", "sae/training_state.py"},
+    "sae_lens": {"sae/hub.py", "sae/source.py", "sae/training.py", "sae/training_state.py"},
     "transformers": {"lm/source.py", "lm/dense_gguf.py", "zoo/language_model.py"},
     "tokenizers": {"zoo/language_model.py"},
     "wandb": {"tracking.py"},
@@ -25,7 +25,8 @@ HOMES = {
     "numba": {"matching/assignment/auction.py"},
     "psutil": {"matching/assignment/products.py"},
     "datasets": {"data/hub.py"},
-    "huggingface_hub": {"sae/released.py"},
+    "huggingface_hub": {"sae/hub.py"},
+    "yaml": {"sae/registry.py"},
     "openai": {"judge/client.py", "judge/batches.py"},
     "urllib3": {"explain/neuronpedia.py", "explain/neuronpedia_web.py"},
     "pyarrow": {"explain/neuronpedia.py", "explain/neuronpedia_web.py"},

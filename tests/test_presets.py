@@ -25,7 +25,8 @@ GROUPS = (
     "judge",
     "explain",
 )
-NEEDED = {"sae=saelens": ["sae.path=x/{layer}"], "dataset=local": ["dataset.paths=[a.jsonl]"],
+NEEDED = {"sae=saelens": ["sae.release=x", "sae.id_template=x/{layer}"],
+          "dataset=local": ["dataset.paths=[a.jsonl]"],
           "explain=jsonl": ["explain.path=a.jsonl"]}  # fmt: skip
 
 
