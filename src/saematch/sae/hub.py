@@ -81,12 +81,14 @@ def _reason(error: BaseException, release: Release) -> str:
             f"if you have access to it; {ON_DISK}"
         )
     if isinstance(error, LocalEntryNotFoundError):
+        answer = getattr(error.__cause__, "response", None)
         asked = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the hub cannot be reached"
+        asked = asked if answer is None else f"the hub answers with error {answer.status_code}"
         return f"it is not in the cache, and {asked}; try again with a connection. {ON_DISK}"
     if isinstance(error, EntryNotFoundError):
         return f"{repo} no longer has the file that SAELens' registry names; {ON_DISK}"
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"the download broke off ({said}); the same command goes on with it. {ON_DISK}"
+    return f"the download broke off ({said}); try again. {ON_DISK}"
 
 
 @contextmanager
