@@ -11,21 +11,22 @@ import saematch
 
 SOURCE = Path(saematch.__file__).parent
 HOMES = {
-    "sae_lens": {"sae/released.py", "sae/saelens.py", "sae/training.py", "sae/training_state.py"},
+    "sae_lens": {"sae/hub.py", "sae/saelens.py", "sae/trained.py", "sae/training.py"},
     "transformers": {"lm/source.py", "lm/dense_gguf.py", "zoo/language_model.py"},
     "tokenizers": {"zoo/language_model.py"},
     "wandb": {"tracking.py"},
     "hydra": {"cli.py"},
     "omegaconf": {"cli.py"},
     "lightning": {"evals/runner.py", "tracking.py"},
-    "rich": {"report/terminal.py"},
+    "rich": {"report/terminal.py", "report/listing.py"},
     "matplotlib": {"report/style.py", "report/figures.py", "report/studies.py", "report/judged.py"},
     "PIL": {"report/reproduction.py"},
     "markdown_it": {"report/reproduction.py"},
     "numba": {"matching/assignment/auction.py"},
     "psutil": {"matching/assignment/products.py"},
     "datasets": {"data/hub.py"},
-    "huggingface_hub": {"sae/released.py", "data/hub.py"},
+    "huggingface_hub": {"sae/hub.py", "data/hub.py"},
+    "yaml": {"sae/registry.py", "saes.py"},
     "openai": {"judge/client.py", "judge/batches.py"},
     "urllib3": {"explain/neuronpedia.py", "explain/neuronpedia_web.py"},
     "pyarrow": {"explain/neuronpedia.py", "explain/neuronpedia_web.py", "data/reading.py"},
@@ -68,6 +69,17 @@ def test_help_needs_no_torch():
     assert done.stderr.strip() == "False"
     assert "+experiment=skip_layers" in done.stdout
     assert "experiment: feature_mse, folding, judge_layers" in done.stdout
+
+
+def test_the_listing_of_saes_needs_no_torch():
+    code = (
+        "import sys; sys.argv = ['saematch', 'saes', 'gpt2']\n"
+        "from saematch.cli import main\n"
+        "main()\nprint({'torch', 'sae_lens'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "set()"
+    assert "gpt2-small-res-jb: sae=gpt2_res_jb\n" in done.stdout
 
 
 def test_the_front_door_leads_to_every_name():

@@ -28,8 +28,9 @@ GROUPS = (
     "training",
     "stand_in",
 )
-NEEDED = {"model=local": ["model.path=x"],
-          "sae=disk": ["sae.path=x/{layer}"], "dataset=local": ["dataset.paths=[a.jsonl]"],
+NEEDED = {"model=local": ["model.path=x"], "sae=disk": ["sae.path=x/{layer}"],
+          "sae=saelens": ["sae.release=x", "sae.id_template=x/{layer}"],
+          "dataset=local": ["dataset.paths=[a.jsonl]"],
           "explain=jsonl": ["explain.path=a.jsonl"]}  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from saematch.explain import neuronpedia, neuronpedia_web
 from saematch.explain.explanations import Explanation, ExplanationSource, FeatureKey, Means
 from saematch.explain.neuronpedia import NeuronpediaExplanations
 from saematch.places import SaeKey
-from saematch.sae.released import ExplainedSae
+from saematch.sae.registry import ExplainedSae
 
 NAME = "tiny/3-tinyscope-res"
 BATCH = f"/v1/{NAME}/explanations/batch-{{}}.jsonl.gz"

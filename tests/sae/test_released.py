@@ -1,16 +1,12 @@
-"""SAEs by SAELens' registry, with the hub's cache made by hand."""
-
-import json
-import os
-import subprocess
-import sys
-import textwrap
+"""Which SAEs of SAELens' registry a choice takes, from the registry alone."""
 
 import numpy as np
 import pytest
 
-from conftest import random_sae
-from saematch.sae.released import ExplainedSae, ReleasedSaes, explained_as, explained_near
+from saematch.cli import build
+from saematch.sae import registry
+from saematch.sae.registry import ExplainedSae, explained_as, explained_near
+from saematch.sae.released import ReleasedSaes
 from saematch.sae.selection import SimilarL0
 
 GEMMA = ReleasedSaes(
@@ -19,7 +15,6 @@ GEMMA = ReleasedSaes(
     "gemma-scope-2b-pt-res",
     "layer_{layer}/width_16k/average_l0_{l0}",
 )
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def test_layers_and_offers_come_from_the_registry_alone():
@@ -29,10 +24,10 @@ def test_layers_and_offers_come_from_the_registry_alone():
     assert {22.0, 38.0, 71.0, 139.0} <= {offer.mean_l0 for offer in offers}
     chosen = next(offer for offer in offers if offer.mean_l0 == 71.0).source
     assert chosen.release == "gemma-scope-2b-pt-res"
-    assert chosen.sae_id == "layer_{layer}/width_16k/average_l0_71"
-    assert [offer.mean_l0 for offer in ReleasedSaes(GEMMA.release, GEMMA.sae_id).offers(4)] == [
-        124.0
-    ]
+    assert chosen.id_template == "layer_{layer}/width_16k/average_l0_71"
+    assert [
+        offer.mean_l0 for offer in ReleasedSaes(GEMMA.release, GEMMA.id_template).offers(4)
+    ] == [124.0]
 
 
 def test_similar_l0_on_gemma_scope():
@@ -84,53 +79,105 @@ def test_one_file_under_two_names_has_one_explanation():
     assert explained_as(release, "layer_13/width_16k/average_l0_84", 13) is not None
 
 
-CODE = """
-import sys
-from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup, \\
-    get_pretrained_saes_directory
-paths = {f"layer_{l}/tiny": f"layer_{l}/width_16k/average_l0_{7 + l}" for l in (3, 4)}
-get_pretrained_saes_directory()["tiny-zoo"] = PretrainedSAELookup(
-    "tiny-zoo", "tiny/gemma-scope-2b-pt-res", "tiny", "gemma_2", paths, {}, {},
-    {"layer_3/tiny": "tiny/3-tinyscope", "layer_4/tiny": None}, {},
-    {"d_in": 16, "d_sae": 24, "model_name": "tiny"})
-from saematch.sae.released import ReleasedSaes
-from saematch.results import write_json
-from pathlib import Path
-source = ReleasedSaes("tiny-zoo", "layer_{layer}/tiny")
-sae = source.load(3)
-try:
-    source.load(4)
-except ValueError as error:
-    refused = str(error)
-origin = vars(sae.origin)
-write_json(Path(sys.argv[1]), {"layers": source.layers(), "origin": origin, "refused": refused,
-    "W_dec": sae.W_dec.tolist(), "threshold": sae.threshold.tolist()})
-"""
+def preset(*settings):
+    return build(list(settings))[0].sae
 
 
-def test_the_whole_way_from_the_hubs_cache(tmp_path):
-    """In a process of its own: the hub's settings are read once, when it is imported."""
-    sae = random_sae(0)
-    hub = tmp_path / "hub/models--tiny--gemma-scope-2b-pt-res"
-    (hub / "refs").mkdir(parents=True)
-    (hub / "refs/main").write_text(COMMIT)
-    folder = hub / f"snapshots/{COMMIT}/layer_3/width_16k/average_l0_10"
-    folder.mkdir(parents=True)
-    names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
-    np.savez(folder / "params.npz", **{name: getattr(sae, name).numpy() for name in names})
-    told = tmp_path / "told.json"
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(CODE), str(told)],
-        env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
-        check=True,
+PRESETS = [
+    ("gemma_scope_2b", range(26), 59, 141),
+    ("gemma_scope_2b sae.width=65k", range(26), 70, 128),
+    ("gemma_scope_2b sae.width=1m", [5, 12, 19], 88, 114),
+    ("gemma_scope_2b sae.width=524k", [12], 115, 115),
+    ("gemma_scope_2b sae.site=mlp", range(26), 60, 136),
+    ("gemma_scope_2b sae.site=att sae.width=65k", range(26), 63, 140),
+    ("gemma_scope_2b_table_1", range(26), 59, 141),
+    ("gemma_scope_9b", range(42), 67, 132),
+    ("gemma_scope_9b sae.width=131k sae.site=att", range(42), 55, 135),
+    ("gemma_scope_2_270m", range(18), 10, 20),
+    ("gemma_scope_2_270m sae.site=att sae.width=262k sae.l0=big", range(18), 60, 120),
+    ("gemma_scope_2_1b sae.site=mlp", range(26), 10, 20),
+    ("gemma_scope_2_4b sae.l0=big", range(34), 60, 120),
+    ("gemma_scope_2_4b sae.release=gemma-scope-2-4b-pt-res sae.width=65k sae.l0=medium",
+     [9, 17, 22, 29], 53, 60),
+    ("gemma_scope_2_12b", range(48), 10, 20),
+    ("gemma_scope_2_27b sae.width=262k", range(62), 10, 20),
+    ("llama_scope", range(32), 50, 50),
+    ("llama_scope sae.width=32x sae.site=att", range(32), 50, 50),
+    ("gpt2_res_jb", range(11), 10, 70),
+    ("gpt2_v5 sae.width=128k", range(12), 32, 32),
+    ("gpt2_v5 sae.site=mlp-out", range(12), None, None),
+    ("pythia_70m", range(6), None, None),
+    ("pythia_70m sae.site=att", range(6), None, None),
+    ("qwen_scope", range(28), 50, 50),
+    ("qwen_scope sae.release=qwen-scope-3.5-27b-w80k-l100", range(64), 100, 100),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("choice", "layers", "least", "most"), PRESETS)
+def test_presets_take_what_the_registry_has(choice, layers, least, most):
+    """Every id exists, with a stated mean L0 where the release states any."""
+    source = preset(*f"sae={choice}".split())
+    assert source.layers() == list(layers)
+    taken = [source.chosen(layer) for layer in source.layers()]
+    stated = [registry.release(name).sae(sae_id).mean_l0 for name, sae_id in taken]
+    if least is None:
+        assert stated == [None] * len(stated)
+    else:
+        assert (min(stated), max(stated)) == (least, most)
+
+
+def test_resid_pre_is_what_the_layer_before_wrote():
+    assert preset("sae=gpt2_res_jb").chosen(0) == ("gpt2-small-res-jb", "blocks.1.hook_resid_pre")
+
+
+def test_the_nearest_mean_l0_by_ratio():
+    near = preset("sae=gemma_scope_2b", "sae.l0=60")
+    # of 22, 38, 71, 139 and 408: 71/60 = 1.18 is nearer than 60/38 = 1.58
+    assert near.chosen(20)[1] == "layer_20/width_16k/average_l0_71"
+    # between 38 and 71 the ratios are equal at 51.9, while the difference is at 54.5
+    assert preset("sae=gemma_scope_2b", "sae.l0=53").chosen(20)[1].endswith("_71")
+    assert near.name == (
+        "gemma-scope-2b-pt-res/layer_{layer}/width_16k/average_l0_{l0} of mean L0 near 60"
     )
-    found = json.loads(told.read_text())
-    assert found["layers"] == [3, 4]
-    assert found["W_dec"] == sae.W_dec.tolist()
-    assert found["threshold"] == sae.threshold.tolist()
-    assert found["origin"]["revision"] == COMMIT
-    assert found["origin"]["mean_l0"] == 10.0
-    assert found["origin"]["model_name"] == "tiny"
-    assert found["origin"]["neuronpedia_id"] == "tiny/3-tinyscope"
-    assert found["refused"].startswith("cannot fetch tiny-zoo/layer_4/tiny")
-    assert "sae=saelens" in found["refused"]
+    with pytest.raises(ValueError, match="no SAE for layer 26 among"):
+        near.chosen(26)
+
+
+def test_table_1_says_which_of_its_files_do_not_exist(caplog):
+    table = preset("sae=gemma_scope_2b_table_1")
+    paths = {layer: table.chosen(layer)[1].rpartition("_")[2] for layer in table.layers()}
+    canonical = [registry.release(GEMMA.release).sae(GEMMA.chosen(layer)[1]).path.rpartition("_")[2]
+                 for layer in table.layers()]  # fmt: skip
+    other = {layer: l0 for layer, l0 in paths.items() if l0 != canonical[layer]}
+    assert other == {4: "125", 13: "83", 14: "83"}
+    assert caplog.messages == [
+        "layer 0: no SAE has the mean L0 102, so layer_0/width_16k/average_l0_105 is taken",
+        "layer 1: no SAE has the mean L0 108, so layer_1/width_16k/average_l0_102 is taken",
+    ]
+
+
+def test_any_release_by_its_name():
+    settings = ["sae=saelens", "sae.release=gemma-2-2b-res-matryoshka-dc",
+                'sae.id_template="blocks.{layer}.hook_resid_post"']  # fmt: skip
+    assert preset(*settings).layers() == list(range(25))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["sae=llama_scope", "sae.site=mpl"], "sae.site=mpl is not one of res, mlp, att"),
+        (["sae=llama_scope", "+sae.l0=50"], "nothing to choose from, unless sae.offers_id"),
+        (["sae=gemma_scope_2b", "sae.l0=0"], "a mean L0 is above 0"),
+        (["sae=gemma_scope_2b", "sae.offers_id=x"], r"must hold {layer} and {l0} once"),
+        (["sae=qwen_scope", 'sae.id_template="layer{layr}"'], "may hold layer, width, site"),
+    ],
+)
+def test_settings_that_fit_no_release(settings, message):
+    with pytest.raises(Exception, match=message):
+        preset(*settings)
+    assert preset("sae=gemma_scope_2b", "sae.l0=70").layers() == list(range(26))
+
+
+def test_a_width_that_no_layer_has():
+    with pytest.raises(ValueError, match=r"/width_66k/canonical'; it has"):
+        preset("sae=gemma_scope_2b", "sae.width=66k").layers()

@@ -19,7 +19,7 @@ from saematch.explain.neuronpedia_web import ELSE, TEXTS, Server, fetch_single, 
 from saematch.files import write_json
 from saematch.places import SaeKey
 from saematch.sae.params import SaeOrigin
-from saematch.sae.released import explained_near
+from saematch.sae.registry import explained_near
 from saematch.shelf import Saes, SaeShelf
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,131 @@
+"""SAEs from the Hugging Face hub or its cache, through SAELens' loaders."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from saematch.sae.registry import Release
+
+WEIGHTS = (".npz", ".safetensors", ".pt", ".pth")
+"""How files of weights end."""
+ON_DISK = "SAEs on disk are taken with sae=disk sae.path=..."
+
+
+class Fetched(NamedTuple):
+    """An SAE as SAELens has it, and where its weights came from."""
+
+    sae: Any
+    revision: str
+    """Commit of the repository."""
+
+
+def fetch(release: Release, sae_id: str) -> Fetched:
+    """Load an SAE, from the cache where the hub says that it is the newest or cannot be asked.
+
+    Raises ``ValueError`` if there is neither the hub nor a copy in the cache, if the hub does not
+    have the file or does not give it to everybody, if the download breaks off more often than it is
+    taken up again, and if a file is damaged. The hub's client shows the progress of a download.
+    """
+    from huggingface_hub.errors import HTTPError
+    from sae_lens import SAE
+
+    where = f"{release.name}/{sae_id}"
+    with _files() as files:
+        try:
+            sae = SAE.from_pretrained(release.name, sae_id, device="cpu", dtype="float32")
+        except (OSError, HTTPError) as error:
+            raise ValueError(f"cannot fetch {where}: {_reason(error, release)}") from error
+        except DAMAGES as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            path = _damaged(files, error)
+            raise ValueError(
+                f"{where}: the file {path} is damaged or of another layout ({reason}); delete it, "
+                "and the next run fetches it again"
+            ) from error
+    weights = _weights(files)
+    return Fetched(sae, weights.parts[weights.parts.index("snapshots") + 1])
+
+
+DAMAGES = (SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError,
+           RuntimeError, json.JSONDecodeError)  # fmt: skip
+"""What reading a damaged file ends in."""
+
+
+def _reason(error: BaseException, release: Release) -> str:
+    """Return why a file could not be had, and what to try."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    repo = release.repo
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{repo} is given only to those who accepted its licence: accept it on the page of "
+            "the repository, and set HF_TOKEN to a token of that account"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"the hub has no repository {repo}, or does not show it without a token: set HF_TOKEN "
+            f"if you have access to it; {ON_DISK}"
+        )
+    if isinstance(error, LocalEntryNotFoundError):
+        answer = getattr(error.__cause__, "response", None)
+        asked = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the hub cannot be reached"
+        asked = asked if answer is None else f"the hub answers with error {answer.status_code}"
+        return f"it is not in the cache, and {asked}; try again with a connection. {ON_DISK}"
+    if isinstance(error, EntryNotFoundError):
+        return f"{repo} no longer has the file that SAELens' registry names; {ON_DISK}"
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"the download broke off ({said}); try again. {ON_DISK}"
+
+
+@contextmanager
+def _files() -> Iterator[list[Path]]:
+    """Note the files of the cache that SAELens' loaders read, in their order.
+
+    For Gemma Scope 2 SAELens asks the hub for the shapes of the weights, cached or not; they are
+    read from the file here, so that what is in the cache needs no connection.
+    """
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    files: list[Path] = []
+    download, shapes = loaders.hf_hub_download, loaders.get_safetensors_tensor_shapes
+
+    def noted(*args: Any, **kwargs: Any) -> str:
+        path = download(*args, **kwargs)
+        files.append(Path(path))
+        return path
+
+    def read_shapes(repo_id: str, filename: str) -> dict[str, list[int]]:
+        with safe_open(noted(repo_id, filename), framework="pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+
+    loaders.hf_hub_download, loaders.get_safetensors_tensor_shapes = noted, read_shapes
+    try:
+        yield files
+    finally:
+        loaders.hf_hub_download, loaders.get_safetensors_tensor_shapes = download, shapes
+
+
+def _weights(files: list[Path]) -> Path:
+    """Return the file of weights; ``sparsity`` files hold statistics."""
+    return next(p for p in files if p.suffix in WEIGHTS and not p.name.startswith("sparsity"))
+
+
+def _damaged(files: list[Path], error: Exception) -> Path:
+    """Return the file to delete: what the cache's entry links to, else it would be linked again."""
+    if isinstance(error, json.JSONDecodeError):
+        return next(path for path in files if path.suffix == ".json").resolve()
+    return _weights(files).resolve()
