@@ -131,6 +131,28 @@ def test_a_measured_normalisation_is_undone(tmp_path, name, norm):
     torch.testing.assert_close(sae.reconstruct(X), written, rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_with_centred_writing_weights(tmp_path):
+    theirs = made("StandardSAE", apply_b_dec_to_input=True)
+    theirs.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
+    theirs.save_model(tmp_path)
+    sae = load_saelens(tmp_path, 3, "mine")
+    centred = X - X.mean(1, keepdim=True)
+    with torch.no_grad():
+        torch.testing.assert_close(sae.reconstruct(X), theirs(centred))
+    assert not torch.allclose(sae.reconstruct(X), theirs(X))
+
+
+def test_hidden_states_normalised_token_by_token_are_for_matching_alone(tmp_path):
+    theirs = made("TopKSAE", k=4, normalize_activations="layer_norm")
+    theirs.save_model(tmp_path)
+    sae = load_saelens(tmp_path, 3, "mine")
+    normal = (X - X.mean(1, keepdim=True)) / X.std(1, keepdim=True)
+    with torch.no_grad():
+        torch.testing.assert_close(sae.encode(normal), theirs.encode(X), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="standard deviation 1, token by token"):
+        refuse_unskippable(sae.origin)
+
+
 def test_heads_are_read_flattened(tmp_path):
     theirs = made("StandardSAE", "blocks.3.attn.hook_z", reshape_activations="hook_z")
     theirs.save_model(tmp_path)
@@ -164,7 +186,6 @@ def test_transcoders_are_for_matching_alone(tmp_path, name):
     [
         ("AbsTopKSAE", {"k": 4}, "'abstopk', whose activations may be negative"),
         ("MatchingPursuitSAE", {}, "'matching_pursuit', which has no encoder"),
-        ("StandardSAE", {"normalize_activations": "layer_norm"}, "depends on each token"),
         ("StandardSAE", {"normalize_activations": "constant_norm_rescale"}, "each token"),
         ("StandardSAE", {"normalize_activations": "expected_average_only_in"}, "factor is not"),
         ("StandardSAE", {"normalize_activations": "covariance_whitening"}, "matrices are not"),

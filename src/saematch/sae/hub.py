@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from saematch.sae.registry import Release
+from saematch.sae.saelens import without_advice
 
 WEIGHTS = (".npz", ".safetensors", ".pt", ".pth")
 """How files of weights end."""
@@ -38,7 +39,7 @@ def fetch(release: Release, sae_id: str) -> Fetched:
     from sae_lens import SAE
 
     where = f"{release.name}/{sae_id}"
-    with _files() as files:
+    with _files() as files, without_advice():
         try:
             sae = SAE.from_pretrained(release.name, sae_id, device="cpu", dtype="float32")
         except (OSError, HTTPError) as error:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from saematch.files import content_hash
 from saematch.sae.architectures import to_sae_params, unit_decoder
 from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.reading import present, read_config, told
-from saematch.sae.sites import RESIDUAL, TRANSCODER, check_hook
+from saematch.sae.sites import NORMALISED, RESIDUAL, TRANSCODER, check_hook
 
 WEIGHTS = "sae_weights.safetensors"
 TAKEN = {
@@ -35,7 +39,6 @@ REFUSED = {
 TRAINED = ("batchtopk", "matryoshka_batchtopk")
 """Architectures of checkpoints alone, which end as JumpReLU SAEs with one threshold."""
 NORMALISATIONS = {
-    "layer_norm": "which depends on each token, so no weights on hidden states do the same",
     "constant_norm_rescale": "which depends on each token, so no weights on hidden states do the "
     "same",
     "expected_average_only_in": "but the factor is not with it; fold the factor into its weights "
@@ -44,6 +47,8 @@ NORMALISATIONS = {
     "(fold_activation_whitening of SAELens) and save it again",
 }
 """Why a normalisation that SAELens has not folded into the weights cannot be undone."""
+LAYER_NORM = "layer_norm"
+"""The normalisation that differs from token to token: such an SAE is matched by weights alone."""
 _SCALER = "activation_scaler.json"
 _WHITENING = "activation_whitening.safetensors"
 
@@ -77,15 +82,25 @@ def _open(folder: Path, architecture: str) -> Any:
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         in_training = architecture in TRAINED or "log_threshold" in set(file.keys())
     kind = TrainingSAE if in_training else SAE
-    sae = kind.load_from_disk(folder, device="cpu", dtype="float32")
+    with without_advice():
+        sae = kind.load_from_disk(folder, device="cpu", dtype="float32")
     _undo_normalisation(sae, folder)
     if not in_training:
         return sae
     state = {name: tensor.detach() for name, tensor in sae.state_dict().items()}
     sae.process_state_dict_for_saving_inference(state)
-    ended = SAE.from_dict(sae.cfg.get_inference_sae_cfg_dict())
+    with without_advice():
+        ended = SAE.from_dict(sae.cfg.get_inference_sae_cfg_dict())
     ended.load_state_dict(state)
     return ended
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Keep SAELens from advising how to load a model with centred weights: they are seen to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*This SAE has non-empty model_from_pretrained_kwargs")
+        yield
 
 
 def _undo_normalisation(sae: Any, folder: Path) -> None:
@@ -113,13 +128,16 @@ def stated_l0(folder: Path) -> float:
 def from_saelens(sae: Any, layer: int, release: str, sae_id: str, revision: str) -> SaeParams:
     """Bring a SAELens SAE to the one meaning of ``SaeParams``; refuse what has no such meaning.
 
-    ``layer`` is the block that its site belongs to: block 2 for ``blocks.3.hook_resid_pre``.
+    ``layer`` is the block that its site belongs to: block 2 for ``blocks.3.hook_resid_pre``. An SAE
+    of a model with centred writing weights read hidden states less their mean over coordinates;
+    taking that mean from ``W_enc``'s columns does the same to hidden states as they are. What it
+    decodes has mean 0, which the model's LayerNorms cannot tell.
     """
     where = f"the SAE {release}/{sae_id}"
     architecture = sae.cfg.architecture()
     _check_architecture(where, architecture)
     normalised = sae.cfg.normalize_activations
-    if normalised != "none":
+    if normalised not in ("none", LAYER_NORM):
         reason = NORMALISATIONS.get(normalised, "which is not known here")
         raise ValueError(f"{where} has normalize_activations={normalised!r}, {reason}")
     metadata = sae.cfg.metadata
@@ -127,6 +145,8 @@ def from_saelens(sae: Any, layer: int, release: str, sae_id: str, revision: str)
     site = TRANSCODER if transcoder else RESIDUAL
     if metadata.hook_name:
         site = check_hook(where, metadata.hook_name, layer, transcoder=transcoder)
+    if normalised == LAYER_NORM:
+        site = NORMALISED
     tensors = dict(sae.state_dict())
     k = sae.cfg.k if architecture == "topk" else None
     if k is not None and sae.cfg.rescale_acts_by_decoder_norm:
@@ -143,7 +163,10 @@ def from_saelens(sae: Any, layer: int, release: str, sae_id: str, revision: str)
         neuronpedia_id=metadata.neuronpedia_id or None,
     )
     subtract = sae.cfg.apply_b_dec_to_input and not transcoder
-    return to_sae_params(TAKEN[architecture], tensors, origin, subtract_b_dec=subtract, k=k)
+    params = to_sae_params(TAKEN[architecture], tensors, origin, subtract_b_dec=subtract, k=k)
+    if (metadata.model_from_pretrained_kwargs or {}).get("center_writing_weights"):
+        params = replace(params, W_enc=params.W_enc - params.W_enc.mean(0))
+    return params
 
 
 def _check_architecture(where: str, architecture: str) -> None:

@@ -9,6 +9,7 @@ from saematch.sae.params import SaeOrigin
 
 RESIDUAL = "resid_post"
 TRANSCODER = "transcoder"
+NORMALISED = "normalised"
 SITES = {
     RESIDUAL: "the hidden state after a block",
     "resid_mid": "the hidden state between a block's attention and its MLP",
@@ -16,6 +17,7 @@ SITES = {
     "attn_out": "what a block's attention adds",
     "hook_z": "the outputs of a block's attention heads",
     TRANSCODER: "one place and writes another",
+    NORMALISED: "hidden states brought to mean 0 and standard deviation 1, token by token",
 }
 """What an SAE of each site reads."""
 _BY_HOOK = {
