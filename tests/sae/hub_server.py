@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,12 @@ RELEASES = {
 """Repository, loader, path and overridden settings of each release; its SAE is ``layer_3``."""
 
 
-def files(sae: SaeParams, folder: Path) -> dict[str, dict[str, bytes]]:
+def at_layer(path: str, layer: int) -> str:
+    """Return a path of ``RELEASES`` for another layer."""
+    return re.sub(r"(layer_?|-L|^l)3", rf"\g<1>{layer}", path)
+
+
+def files(sae: SaeParams, folder: Path, layer: int = 3) -> dict[str, dict[str, bytes]]:
     """Return the files of each release's repository, which all hold the same parameters."""
     t = {name: getattr(sae, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
     npz = io.BytesIO()
@@ -55,12 +61,12 @@ def files(sae: SaeParams, folder: Path) -> dict[str, dict[str, bytes]]:
         "d_sae": sae.n_features,
         "jump_relu_threshold": THETA,
         "dataset_average_activation_norm": {"in": NORM, "out": NORM},
-        "hook_point_in": "blocks.3.hook_resid_post",
+        "hook_point_in": f"blocks.{layer}.hook_resid_post",
     }
     topk = io.BytesIO()
     transposed = {"W_enc": t["W_enc"].T, "W_dec": t["W_dec"].T}
     torch.save({**transposed, "b_enc": t["b_enc"], "b_dec": t["b_dec"]}, topk)
-    write_sae(folder, sae, layer=3)
+    write_sae(folder, sae, layer=layer)
     contents = {
         "gemma": {"/params.npz": npz.getvalue()},
         "gemma3": {"/params.safetensors": save(lower)},
@@ -72,7 +78,9 @@ def files(sae: SaeParams, folder: Path) -> dict[str, dict[str, bytes]]:
         "saelens": {f"/{path.name}": path.read_bytes() for path in folder.iterdir()},
     }
     return {
-        RELEASES[name][0]: {RELEASES[name][2] + end: content for end, content in held.items()}
+        RELEASES[name][0]: {
+            at_layer(RELEASES[name][2], layer) + end: content for end, content in held.items()
+        }
         for name, held in contents.items()
     }
 
@@ -81,7 +89,7 @@ def write_cache(cache: Path, repos: dict[str, dict[str, bytes]]) -> None:
     """Write repositories as the hub's client keeps them."""
     for repo, held in repos.items():
         folder = cache / f"models--{repo.replace('/', '--')}"
-        (folder / "refs").mkdir(parents=True)
+        (folder / "refs").mkdir(parents=True, exist_ok=True)
         (folder / "refs/main").write_text(COMMIT)
         for path, content in held.items():
             file = folder / "snapshots" / COMMIT / path

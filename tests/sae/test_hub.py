@@ -4,6 +4,7 @@ The hub's client reads its settings once, when it is imported.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,13 +13,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import D_MODEL, random_sae
-from sae.hub_server import COMMIT, LATER, NORM, RELEASES, THETA, Hub, files, serving, write_cache
+from conftest import D_MODEL, random_sae, tiny_overrides
+from sae.hub_server import (
+    COMMIT,
+    LATER,
+    NORM,
+    RELEASES,
+    THETA,
+    Hub,
+    at_layer,
+    files,
+    serving,
+    write_cache,
+)
 from saematch.files import write_json
 from saematch.sae import registry
 from saematch.sae.registry import RegisteredSae, Release
 
 SAE = random_sae(0)
+EARLIER = random_sae(2, layer=2)
 X = torch.randn(40, D_MODEL, generator=torch.Generator().manual_seed(1))
 ERRORS = {"gone": (404, "RepoNotFound"), "gated": (403, "GatedRepo"), "ill": (500, "")}
 CUTS = {"hasty": 1, "hopeless": 1000}
@@ -44,10 +57,9 @@ def register():
         for name in [*ERRORS, *CUTS, "torn"]
     }
     for name, (repo, loader, path, overrides) in {**RELEASES, **faulty}.items():
-        other = path.replace("layer_3", "layer_4")
-        saes = {"layer_3": path, "layer_4": other}
-        labels = {"layer_3": "tiny/3-tinyscope", "layer_4": None}
-        scale = {"layer_3": D_MODEL**0.5 / NORM}
+        saes = {f"layer_{n}": at_layer(path, n) for n in (2, 3, 4)}
+        labels = {**dict.fromkeys(saes), "layer_3": "tiny/3-tinyscope"}
+        scale = dict.fromkeys(saes, D_MODEL**0.5 / NORM)
         get_pretrained_saes_directory()[name] = PretrainedSAELookup(
             name, repo, "tiny", loader, saes, {}, {}, labels, scale,
             {**overrides, "model_name": "tiny"},
@@ -71,13 +83,46 @@ def from_cache(folder):
     """Load every release from a cache made by hand."""
     from saematch.sae.released import ReleasedSaes
 
-    write_cache(Path(os.environ["HF_HUB_CACHE"]), files(SAE, folder / "saelens"))
+    cache = Path(os.environ["HF_HUB_CACHE"])
+    write_cache(cache, files(SAE, folder / "saelens"))
+    write_cache(cache, files(EARLIER, folder / "saelens_2", 2))
     register()
     found = {name: told(name) for name in RELEASES}
     found["absent"] = told("gemma", 4)
     source = ReleasedSaes("gemma", "layer_{layer}")
     found["source"] = {"layers": source.layers(), "origin": vars(source.load(3).origin)}
+    found["runs"] = {name: ran_on(name, folder) for name in RELEASES}
     return found
+
+
+def ran_on(name, folder):
+    """Match and skip a layer with a release's SAEs of layers 2 and 3; return what came of it."""
+    from saematch.cli import build
+    from saematch.run import run
+
+    tiny = Path(os.environ["TINY"])
+    own = [s for s in tiny_overrides(tiny) if not s.strip("'").startswith("sae")]
+    settings = [
+        "+experiment=skip_layers",
+        *own,
+        "sae=saelens",
+        f"sae.release={name}",
+        'sae.id_template="layer_{layer}"',
+        "layers=[2,3]",
+        "stand_in=activation",
+        "setting.max_tokens=20",
+        "bootstrap.n_resamples=20",
+        "logger=none",
+        "figures=[mse]",
+    ]
+    results = run(*build(settings), folder / name)
+    tables = results.tables
+    return {
+        "saes": results.provenance["saes"],
+        "thresholds": tables["layers"][0]["thresholds"],
+        "arms": [row["arm"] for row in tables["matches"]],
+        "values": [row["explained_variance"] for row in tables["strategies"]],
+    }
 
 
 def from_hub(folder):
@@ -137,11 +182,13 @@ def main(what, folder):
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
+def ran(tmp_path_factory, tiny):
     """What both processes found and said, side by side."""
     folders = {what: tmp_path_factory.mktemp(what) for what in ("from_cache", "from_hub")}
     processes = {
-        "from_cache": in_its_own_process("from_cache", folders["from_cache"], HF_HUB_OFFLINE="1"),
+        "from_cache": in_its_own_process(
+            "from_cache", folders["from_cache"], HF_HUB_OFFLINE="1", TINY=str(tiny)
+        ),
         "from_hub": in_its_own_process("from_hub", folders["from_hub"], HF_HUB_OFFLINE="0"),
     }
     said = {what: process.communicate()[1] for what, process in processes.items()}
@@ -171,6 +218,21 @@ def test_one_sae_in_three_layouts(cached, fetched, name):
         assert found[name]["revision"] == COMMIT
 
 
+@pytest.mark.parametrize("name", RELEASES)
+def test_every_layout_is_matched_and_skipped(cached, name):
+    ran = cached["runs"][name]
+    kind = {"llama": "one for all", "qwen": "none"}.get(name, "per feature")
+    assert ran["thresholds"] == kind
+    assert ran["arms"] == ["folded", "unfolded", "identity", "random"]
+    assert ran["values"]
+    assert all(math.isfinite(value) for value in ran["values"])
+    for layer in ("2", "3"):
+        origin = ran["saes"][layer]
+        assert origin["revision"] == COMMIT
+        assert origin["sae_id"].startswith(at_layer(RELEASES[name][2], int(layer)))
+        assert origin["stand_in_name"].startswith("quantile") == (name == "qwen")
+
+
 def test_qwen_scope_keeps_the_k_largest(cached):
     pre = X @ SAE.W_enc + SAE.b_enc
     kept = pre * (pre >= pre.sort(dim=1, descending=True).values[:, 2:3])
@@ -194,7 +256,7 @@ def test_llama_scope_on_raw_activations(cached):
 
 
 def test_what_is_recorded(cached):
-    assert cached["source"]["layers"] == [3, 4]
+    assert cached["source"]["layers"] == [2, 3, 4]
     assert (
         cached["source"]["origin"].items()
         >= {
@@ -254,4 +316,4 @@ def test_a_bar_shows_what_is_fetched_and_no_more(ran):
     before, _, rest = ran["from_hub"][1].partition("FROM HERE ON NOTHING IS FETCHED")
     assert "params.npz: 100%" in before.replace("(…)", "")
     assert "100%" not in rest.partition("FROM HERE ON IT IS AGAIN")[0]
-    assert "100%" not in ran["from_cache"][1]
+    assert "npz: 100%" not in ran["from_cache"][1]
