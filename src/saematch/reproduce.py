@@ -40,6 +40,7 @@ FAMILIES = {
     "zoo": {family: [f"sae={family}"] for family in ("chain", "independent", "mixed")},
     "gemma_2_2b": {"gemma_scope_2b": ["setting=gemma_2_2b", "sae=gemma_scope_2b"]},
     "llama_3_1_8b": {"llama_scope": ["setting=llama_3_1_8b", "sae=llama_scope"]},
+    "smollm2_135m": {"trained": ["setting=smollm2_135m", "sae=disk"]},
 }
 """For each model, its families of SAEs and their settings."""
 ONCE = {
@@ -51,6 +52,7 @@ ONCE = {
     },
     "gemma_2_2b": {"sparsity": "gemma_scope_2b", "similar_l0": "gemma_scope_2b"},
     "llama_3_1_8b": {"llama": "llama_scope"},
+    "smollm2_135m": {},
 }
 """Experiments that one family alone can do, or that bring their own SAEs."""
 

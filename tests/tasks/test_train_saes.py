@@ -11,6 +11,7 @@ from saematch.results import Results
 from saematch.sae.saelens import load_saelens
 from saematch.tasks.collect import Collection, open_store
 from saematch.tasks.train_saes import split
+from wandb_reader import history
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # SAELens' imports warn
 
@@ -74,9 +75,14 @@ def test_train_resume_and_match(cli, tiny, tmp_path):
     assert set(provenance["saes"]) == {"1", "2"}
 
 
-def test_topk_and_what_is_refused(cli, tmp_path):
-    message, _ = cli(*SETTINGS, "training=topk", "layers=[1]")
+def test_topk_and_what_is_refused(cli, tmp_path, monkeypatch):
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    message, _ = cli(*SETTINGS, "training=topk", "layers=[1]", "logger=wandb")
     assert message is None
+    points = [row for row in history(tmp_path / "outputs/train_saes/a/wandb") if "samples" in row]
+    assert [row["samples"] for row in points] == [50 * 16, 100 * 16]
+    assert points[-1]["training/l0/layer_1"] == pytest.approx(3.0)
     config = json.loads((tmp_path / "outputs/train_saes/a/saes/layer_1/cfg.json").read_text())
     assert (config["architecture"], config["k"]) == ("topk", 3)
     assert config["metadata"]["l0"] == pytest.approx(3.0)

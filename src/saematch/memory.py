@@ -1,0 +1,25 @@
+"""How the C library keeps memory that was freed, which decides the speed of models on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+"""Of glibc's ``mallopt``."""
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep up to 1 GiB that was freed, and take memory in steps of 256 MiB.
+
+    Every block of a language model frees large arrays and takes new ones. As it comes, glibc hands
+    each back to the system, which then clears every page of the next one: on two cores that took
+    from a third to nine tenths of the time. Elsewhere than on Linux with glibc nothing is changed.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+        libc.mallopt(M_TOP_PAD, 2**28)
