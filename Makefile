@@ -10,7 +10,7 @@ ARGS   ?=
 MODEL  ?= zoo
 SAE_gemma_2_2b   := gemma_scope_2b
 SAE_llama_3_1_8b := llama_scope
-SAE_smollm2_135m := disk
+SAE_smollm2_135m := smollm2_135m
 SETTING := $(if $(filter-out zoo,$(MODEL)),setting=$(MODEL) sae=$(SAE_$(MODEL)))
 
 EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))

@@ -40,7 +40,7 @@ FAMILIES = {
     "zoo": {family: [f"sae={family}"] for family in ("chain", "independent", "mixed")},
     "gemma_2_2b": {"gemma_scope_2b": ["setting=gemma_2_2b", "sae=gemma_scope_2b"]},
     "llama_3_1_8b": {"llama_scope": ["setting=llama_3_1_8b", "sae=llama_scope"]},
-    "smollm2_135m": {"trained": ["setting=smollm2_135m", "sae=disk"]},
+    "smollm2_135m": {"trained": ["setting=smollm2_135m", "sae=smollm2_135m"]},
 }
 """For each model, its families of SAEs and their settings."""
 ONCE = {
