@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saematch.data.texts import TextSource
+from saematch.data.texts import TextSource, ZooTexts
 from saematch.data.token_cache import load_texts
 from saematch.data.tokens import TokenBatch
 from saematch.evals.bootstrap import Bootstrap
@@ -86,7 +86,7 @@ class Experiment:
     do not depend on it."""
     logger: WandbLogging | CsvLogging | NoLogging
     cache: str | None
-    """Folder of the matches and sums that runs share; None keeps them to the run."""
+    """Folder of the matches, sums and tokens that runs share; None keeps them to the run."""
 
     def __post_init__(self) -> None:
         unknown = [task for task in self.tasks if task not in TASKS]
@@ -99,6 +99,11 @@ class Experiment:
             raise ValueError(
                 f"arms holds {list(self.arms) or 'nothing'}: a run needs at least one way of "
                 f"matching, and none may be called {NO_ARM!r}"
+            )
+        if self.trains and isinstance(self.dataset, ZooTexts):
+            raise ValueError(
+                "dataset=zoo is what SAEs are evaluated on, so none are trained on it: take "
+                "dataset=zoo_training (after 'make texts'), or dataset=local"
             )
         check_strategies(self.strategies)
         check_figures(self.figures)
@@ -204,6 +209,12 @@ def load_saes(layers: Sequence[int], sets: Mapping[str, SaeSource], memory: floa
     if len({sae.d_model for sae in facts.values()}) > 1:
         sizes = ", ".join(f"layer {key.layer}: {sae.d_model}" for key, sae in facts.items())
         raise ValueError(f"the SAEs have different d_model ({sizes}), so they cannot be matched")
+    sites = {sae.origin.site for sae in facts.values()}
+    if len(sites) > 1:
+        raise ValueError(
+            f"the SAEs read different places of the model ({', '.join(sorted(sites))}), so they "
+            "cannot be matched: choose SAEs of one site"
+        )
     models = {sae.origin.model_name for sae in facts.values()}
     if len(models) > 1:
         raise ValueError(f"the SAEs are of different language models: {', '.join(sorted(models))}")
@@ -230,9 +241,15 @@ def _check_fit(source: LmSource, lm: LanguageModel, saes: SaeShelf) -> None:
 
 def check_sites(experiment: Experiment, saes: SaeShelf) -> None:
     """Refuse SAEs that cannot be applied to hidden states between blocks, if they have to be."""
-    if experiment.reads_texts:
-        for sae in saes.facts.values():
+    if not experiment.reads_texts:
+        return
+    for sae in saes.facts.values():
+        try:
             refuse_unskippable(sae.origin)
+        except ValueError as error:
+            if isinstance(experiment.stand_in, ActivationQuantile):
+                raise ValueError(f"{error} and stand_in=decoder_norm") from error
+            raise
 
 
 def check_saes(experiment: Experiment, saes: SaeShelf) -> None:

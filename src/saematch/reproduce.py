@@ -145,7 +145,7 @@ def _is_chosen(one: Planned, only: str | None, families: str | None) -> bool:
 
 def _done(one: Planned) -> Run | None:
     """Return the run if it is finished already, with the same settings."""
-    from saematch.run import finished_as
+    from saematch.resuming import finished_as
 
     try:
         _, config = build(list(one.overrides))

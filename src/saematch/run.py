@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -34,6 +33,7 @@ from saematch.provenance import made_with, sources
 from saematch.report.figures import draw_figures
 from saematch.report.summary import agreement_metrics, history_by_layer, mean_metrics, optimal_to
 from saematch.results import Results
+from saematch.resuming import refuse_other_run, settings_of
 from saematch.sae.source import SaeSource
 from saematch.shelf import SaeShelf
 from saematch.tasks.collect import collect
@@ -65,8 +65,8 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
     """
     started = time.monotonic()
     path = folder / "results.json"
-    settings = _settings(config)
-    _refuse_other_run(folder, settings)
+    settings = settings_of(config)
+    refuse_other_run(folder, settings)
     finished = path.exists() and Results.load(path).status == "finished"
     results = Results(experiment.name, config, made_with(experiment.seed))
     tracker: Tracker | None = None
@@ -181,61 +181,6 @@ def _compare(
         results.tables["planted"] = planted_rows(saes, sets, matches, experiment.arms)
     if explanations is not None:
         _judge(experiment, saes, matches, explanations, judges, results)
-
-
-def finished_as(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether the folder holds a finished run of these settings."""
-    path = folder / "results.json"
-    if not path.exists() or not (folder / "run.json").exists():
-        return False
-    theirs = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    return Results.load(path).status == "finished" and theirs == _settings(config)
-
-
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what a run is told from another by."""
-    return {
-        k: v
-        for k, v in _flat(config).items()
-        if not k.startswith(("logger", "run_id", "cache", "figures", "sae_memory", *_MEANS))
-    }
-
-
-_MEANS = tuple(
-    f"{judge}.{name}"
-    for judge in ("judge", "second_judge")
-    for name in ("limits", "base_url", "key_variable", "price", "batch", "cached_only")
-) + tuple(f"explain.{name}" for name in ("timeout", "retries", "connections", "refresh"))
-"""How judge and explanations are reached and what they may cost: a run goes on with other ones."""
-
-
-def _refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:
-    """Keep one run's parts apart from another's: refuse a folder that began with other settings."""
-    path = folder / "run.json"
-    if not path.exists():
-        return
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); choose another run_id") from error
-    differing = [k for k in settings.keys() | theirs.keys() if settings.get(k) != theirs.get(k)]
-    if differing:
-        differing.sort(key=lambda k: (k.count("."), k))
-        shown = "; ".join(f"{k}: {theirs.get(k)} -> {settings.get(k)}" for k in differing[:4])
-        raise ValueError(
-            f"{folder} holds a run with other settings ({shown}); choose another run_id, or "
-            "the same settings to go on with it"
-        )
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {name: value}
-    return {
-        key: leaf
-        for inner, part in value.items()
-        for key, leaf in _flat(part, f"{name}.{inner}" if name else str(inner)).items()
-    }
 
 
 def _match(

@@ -30,7 +30,7 @@ class SaeFacts:
     n_bytes: int
     """Of its tensors."""
     thresholds: Mapping[str, str | float | None]
-    """Their mean and spread, as ``threshold_summary`` has them."""
+    """Their kind, mean and spread, as ``threshold_summary`` has them."""
     unfoldable: Mapping[str, str]
     """Fold -> why the SAE cannot be folded by it."""
 
@@ -77,8 +77,9 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
         return cls(facts, held)
 
     def dressed(self, change: Callable[[SaeParams], SaeParams]) -> SaeShelf:
-        """Return the same SAEs, each changed as soon as it is loaded."""
+        """Return the same SAEs, each changed as soon as it is loaded; this shelf is emptied."""
         held = _Held(self._held.limit)
+        self._held.clear()
         facts: dict[SaeKey, SaeFacts] = {}
         once: dict[SaeOrigin, SaeFacts] = {}
         for key, known in self.facts.items():
@@ -162,6 +163,10 @@ class _Held:
         """Let go of SAEs until another one fits, or one is left."""
         while len(self._saes) > 1 and sum(map(_size, self._saes.values())) + n_bytes > self.limit:
             self._saes.popitem(last=False)
+
+    def clear(self) -> None:
+        """Let go of all."""
+        self._saes.clear()
 
     def get(self, known: SaeFacts) -> SaeParams:
         origin = known.origin

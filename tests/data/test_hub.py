@@ -66,7 +66,7 @@ def test_what_cannot_be_read(folder):
     with pytest.raises(ValueError, match=r"cannot read the data set 'nobody/nothing'.*dataset=loc"):
         missing.load()
     wrong = HubTexts({"a": HubSet(str(folder / "web"))}, n_texts=1, max_tokens=9)
-    with pytest.raises(ValueError, match=r"\(no column 'text', only content\)"):
+    with pytest.raises(ValueError, match=r"\(no column 'text', only content:"):
         wrong.load()
     with pytest.raises(ValueError, match=r"cannot read the data set .*none"):
         load(folder, {"config": "none"})

@@ -12,9 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from saematch.data.reading import content_hash
 from saematch.data.texts import TextSet, check_sizes
-from saematch.files import hashed, write_json
+from saematch.files import content_hash, hashed, write_json
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +82,10 @@ class HubSet:
             )
             for row in stream.shuffle(seed=seed, buffer_size=BUFFER):
                 if self.column not in row:
-                    raise ValueError(f"no column {self.column!r}, only {', '.join(row)}")
+                    raise ValueError(
+                        f"no column {self.column!r}, only {', '.join(row)}: set the column of this "
+                        "set in dataset.sets"
+                    )
                 yield row[self.column] or ""
         except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
             raise self.unreadable(error) from error
@@ -118,6 +120,10 @@ class HubTexts:
 
     def __post_init__(self) -> None:
         check_sizes(self.n_texts, self.max_tokens)
+        if self.n_texts is None:
+            raise ValueError(
+                "dataset.n_texts=null would read whole data sets of the hub: give a number"
+            )
 
     def resolve(self, memory: Path) -> HubTexts:
         """Return the same with every data set at one commit; ``ValueError`` if it has none."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -36,18 +35,6 @@ def find_files(entry: str) -> tuple[str, list[Path]]:
         raise ValueError(f"no file is called like {entry}")
     before = re.split(r"[*?\[]", path.name)[0].strip("-_. ")
     return before or found[0].resolve().parent.name, found
-
-
-def content_hash(paths: Iterable[Path]) -> str:
-    """Return a hash of files' contents, in this order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise ValueError(f"cannot read the texts in {path}: {error}") from error
-    return f"sha256:{digest.hexdigest()}"
 
 
 def read_texts(path: Path, column: str = "text") -> list[str]:

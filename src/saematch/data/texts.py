@@ -9,7 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from saematch.data.reading import content_hash, find_files, read_texts
+from saematch.data.reading import find_files, read_texts
+from saematch.files import content_hash
 
 ZOO_TEXTS = Path(__file__).parent.parent / "zoo" / "texts"
 

@@ -39,8 +39,8 @@ def windows(
     least = 2 if bos_id is None else 3
     if context < least or n_tokens < 1 or not texts:
         raise ValueError(
-            f"context={context}, n_tokens={n_tokens}, {len(texts)} text set(s): a window has at "
-            f"least {least} tokens, and at least one token and one text set are needed"
+            f"collection.context={context}, n_tokens={n_tokens}, {len(texts)} text set(s): a "
+            f"window has at least {least} tokens, and one token and one text set are needed"
         )
     n, n_sets = math.ceil(n_tokens / context), len(texts)
     rows = np.empty((n, context), dtype=np.int64)
@@ -57,9 +57,10 @@ def windows(
                 bar.update()
             if found < len(share):
                 raise ValueError(
-                    f"n_tokens={n_tokens} takes {len(share) * context} tokens of the text set "
-                    f"{of_kind.name!r}, which has only {found * context} in whole windows of "
-                    f"{context}: take more texts, or n_tokens={found * n_sets * context} at most"
+                    f"collection.n_tokens={n_tokens} takes {len(share) * context} tokens of the "
+                    f"text set {of_kind.name!r}, which has only {found * context} in whole windows "
+                    f"of {context}: take more texts (dataset.n_texts=null is all), or "
+                    f"collection.n_tokens={found * n_sets * context} at most"
                 )
             share[:] = share[random.permutation(len(share))]
     return torch.from_numpy(rows)

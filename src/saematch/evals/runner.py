@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader
 
 from saematch.data.tokens import TokenBatch
@@ -62,6 +63,16 @@ class TrainerSpec:
         if self.accelerator != "auto":
             return self.accelerator
         return "gpu" if torch.cuda.is_available() else "cpu"
+
+    def at_most(self, n: int) -> TrainerSpec:
+        """Return the same on no more devices than there is work for."""
+        if self.devices == 1:
+            return self
+        there = torch.cuda.device_count() if self.device_type in ("gpu", "cuda") else n
+        wanted = int(self.devices) if str(self.devices).isdigit() else there
+        if wanted <= n:
+            return self
+        return replace(self, devices=n, strategy="auto" if n == 1 else self.strategy)
 
     def build(self, label: str) -> L.Trainer:
         """Return a Trainer that writes nothing itself and shows ``label`` on its bar."""
@@ -130,7 +141,10 @@ def run_batches(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
             warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated.*")
-            _test(trainer.build(label), _Runner(work.to(torch.device("cpu")), lm, left))
+            _test(
+                trainer.at_most(len(left)).build(label),
+                _Runner(work.to(torch.device("cpu")), lm, left),
+            )
         lost = missing(paths)
         if lost:
             raise RuntimeError(f"{paths[lost[0]]} was not written by the runner")
@@ -144,6 +158,14 @@ def _test(trainer: L.Trainer, runner: _Runner) -> None:
             f"the language model and the SAEs do not fit into the device's memory: {LESS} "
             "trainer=large spreads the language model"
         ) from error
+    except ProcessRaisedException as error:  # in one of several processes
+        last = [line for line in str(error).splitlines() if line.strip()][-1]
+        kind, _, reason = last.partition(": ")
+        if kind == "ValueError":
+            raise ValueError(reason) from error
+        if kind.endswith("OutOfMemoryError"):
+            raise ValueError(f"a device's memory is too small: {LESS} {reason}") from error
+        raise
     finally:
         runner.put_down()
 

@@ -52,6 +52,12 @@ def print_results(results: Results, folder: Path) -> None:
     for arm, gap in optimal_to(results.tables).items():
         proven = f"every match of {arm.partition('/')[2]} is proven optimal to {gap:.0e}"
         console.print(proven, highlight=False, soft_wrap=True)
+    if "hidden_states" in results.provenance:
+        kept = results.provenance["hidden_states"]["folder"]
+        console.print(f"hidden states: {kept}", highlight=False, soft_wrap=True)
+    if "saes" in results.tables:
+        taken = f"sae=disk 'sae.path=\"{folder}/saes/layer_{{layer}}\"'"
+        console.print(f"to match them: {taken}", highlight=False, soft_wrap=True, markup=False)
     for what in ("results.json", "figures", "matches", "saes"):
         if (folder / what).exists():
             console.print(f"written: {folder / what}", highlight=False, soft_wrap=True)

@@ -28,7 +28,7 @@ from saematch.sae.reading import (
     short_name,
     told,
 )
-from saematch.sae.sites import check_hook
+from saematch.sae.sites import check_hook, warn_unstated
 
 CLASSES = {
     "AutoEncoder": "standard",
@@ -139,6 +139,8 @@ def _check_measured(where: str, tensors: Mapping[str, Tensor]) -> None:
 
 def _hook(where: str, trainer: Mapping[str, Any], layer: int) -> str:
     """Return the hook's name as TransformerLens has it."""
+    if not trainer.get("submodule_name"):
+        warn_unstated(where)
     submodule = trainer.get("submodule_name") or f"resid_post_layer_{trainer.get('layer', layer)}"
     parts = re.fullmatch(r"(\w+?)_layer_?(\d+)", submodule)
     if parts is None or parts[1] not in _HOOKS:

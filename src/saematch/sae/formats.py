@@ -21,7 +21,7 @@ from saematch.sae.reading import (
     short_name,
     told,
 )
-from saematch.sae.sites import check_hook
+from saematch.sae.sites import check_hook, warn_unstated
 
 _PLACES = {
     "hook_embed": r"embedding",
@@ -67,7 +67,10 @@ def load_gemma_scope(folder: Path, layer: int, release: str) -> SaeParams:
 def _hook_in_path(folder: Path, layer: int) -> str:
     above = folder.absolute().parts[-6:]
     places = (p for p, names in _PLACES.items() if any(re.fullmatch(names, a) for a in above))
-    place = next(places, "hook_resid_post")
+    place = next(places, "")
+    if not place:
+        warn_unstated(f"the SAE in {folder}")
+        place = "hook_resid_post"
     numbers = (re.match(r"layer_(\d+)", part) for part in reversed(above))
     number = next((found[1] for found in numbers if found), layer)
     return place if place == "hook_embed" else f"blocks.{number}.{place}"

@@ -121,8 +121,9 @@ def _files() -> Iterator[list[Path]]:
 
 
 def _weights(files: list[Path]) -> Path:
-    """Return the file of weights; ``sparsity`` files hold statistics."""
-    return next(p for p in files if p.suffix in WEIGHTS and not p.name.startswith("sparsity"))
+    """Return the file of weights, if it was read; ``sparsity`` files hold statistics."""
+    weights = (p for p in files if p.suffix in WEIGHTS and not p.name.startswith("sparsity"))
+    return next(weights, files[-1])
 
 
 def _damaged(files: list[Path], error: Exception) -> Path:

@@ -16,7 +16,7 @@ from saematch.files import content_hash
 from saematch.sae.architectures import to_sae_params, unit_decoder
 from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.reading import present, read_config, told
-from saematch.sae.sites import NORMALISED, RESIDUAL, TRANSCODER, check_hook
+from saematch.sae.sites import NORMALISED, RESIDUAL, TRANSCODER, check_hook, warn_unstated
 
 WEIGHTS = "sae_weights.safetensors"
 TAKEN = {
@@ -145,6 +145,8 @@ def from_saelens(sae: Any, layer: int, release: str, sae_id: str, revision: str)
     site = TRANSCODER if transcoder else RESIDUAL
     if metadata.hook_name:
         site = check_hook(where, metadata.hook_name, layer, transcoder=transcoder)
+    elif not transcoder:
+        warn_unstated(f"{where} (layer {layer})")
     if normalised == LAYER_NORM:
         site = NORMALISED
     tensors = dict(sae.state_dict())

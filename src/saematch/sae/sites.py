@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from functools import cache
 from typing import NamedTuple
 
 from saematch.sae.params import SaeOrigin
+
+log = logging.getLogger(__name__)
 
 RESIDUAL = "resid_post"
 TRANSCODER = "transcoder"
@@ -81,6 +85,12 @@ def check_hook(where: str, name: str, layer: int, *, transcoder: bool = False) -
             f"{where} reads {name}, which is none of the known sites {', '.join(SITES)}"
         )
     return hook.site
+
+
+@cache
+def warn_unstated(where: str) -> None:
+    """Say once that an SAE is taken for one of hidden states, since nothing tells what it reads."""
+    log.warning("%s does not say what it reads: taken for %s", where, RESIDUAL)
 
 
 def is_skippable(origin: SaeOrigin) -> bool:

@@ -162,7 +162,9 @@ def measure(sae: SaeParams, training: HiddenStates, held_out: HiddenStates) -> Q
         dead_features=int((~alive).sum()),
         dead_tokens=len(sample),
         threshold_mean=mean,
-        threshold_spread=None if thresholds is None or not mean else float(thresholds.std()) / mean,
+        threshold_spread=None
+        if thresholds is None or not mean
+        else float(thresholds.std(correction=0)) / mean,
     )
 
 

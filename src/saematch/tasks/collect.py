@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int64
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from saematch.data.texts import TextSource
 from saematch.data.tokens import TokenBatch
 from saematch.data.windows import windows
 from saematch.evals.runner import TrainerSpec, run_batches
-from saematch.files import hashed, write_json
+from saematch.files import code_hash, hashed, replacing, write_json
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.states import HiddenStates, states_name
 
@@ -106,10 +109,34 @@ def collect(
     """Draw windows from the texts and keep the hidden states of the layers on them.
 
     What an earlier collection of the same left is not done again; ``cache`` notes versions of data
-    sets. Raises ``ValueError`` for too few texts, and before it begins if the disk is too full.
+    sets. Raises ``ValueError`` for windows longer than the model takes, for too few texts, and
+    before it begins if the disk is too full.
     """
+    if lm.max_positions is not None and spec.context > lm.max_positions:
+        raise ValueError(
+            f"collection.context={spec.context}, but {lm.name} takes at most {lm.max_positions} "
+            f"tokens: set collection.context={lm.max_positions} at most"
+        )
     texts = texts.resolve(cache / "tokens" / "revisions")
-    ids = windows(texts.load(), lm.tokenizer, lm.bos_id, spec.context, spec.n_tokens, spec.seed)
+    about = {
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "model": lm.name,
+        "revision": lm.revision,
+        "model_dtype": str(next(lm.parameters()).dtype).removeprefix("torch."),
+        "precision": trainer.precision,
+        "bos_id": lm.bos_id,
+        "texts": texts.described(),
+        "layers": list(layers),
+        "dtype": spec.dtype,
+        "d_model": lm.d_model,
+        "n_tokens": spec.n_tokens,
+        "context": spec.context,
+        "seed": spec.seed,
+    }
+    own = Path(__file__).read_text(encoding="utf-8")
+    key = hashed([code_hash(("data", "lm")), own, about, trainer.batch_size])
+    folder = Path(spec.folder) / key
+    ids = _windows(folder / "windows.safetensors", texts, lm, spec)
     counts = torch.ones_like(ids, dtype=torch.bool)
     counts[:, 0] = False
     if lm.bos_id is not None:  # it stands between documents too, and draws attention there as well
@@ -117,23 +144,21 @@ def collect(
     size = trainer.batch_size
     pairs = zip(ids.split(size), counts.split(size), strict=True)
     batches = [TokenBatch(*pair) for pair in pairs]
-    about = {
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-        "model": lm.name,
-        "revision": lm.revision,
-        "model_dtype": str(next(lm.parameters()).dtype).removeprefix("torch."),
-        "precision": trainer.precision,
-        "texts": texts.described(),
-        "layers": list(layers),
-        "dtype": spec.dtype,
-        "d_model": lm.d_model,
-        "windows": len(ids),
-        "context": spec.context,
-        "tokens": int(counts.sum()),
-        "left_out": int((~counts).sum()),
-    }
-    key = hashed([about, size, hashed(ids.tolist())])
-    return keep_states(lm, batches, about, Path(spec.folder) / key, trainer)
+    about |= {"tokens": int(counts.sum()), "left_out": int((~counts).sum())}
+    return keep_states(lm, batches, about, folder, trainer)
+
+
+def _windows(
+    path: Path, texts: TextSource, lm: LanguageModel, spec: Collection
+) -> Int64[Tensor, "n context"]:
+    """Return the windows kept at ``path``, drawn from the texts if there are none."""
+    if not path.exists():
+        drawn = (spec.context, spec.n_tokens, spec.seed)
+        ids = windows(texts.load(), lm.tokenizer, lm.bos_id, *drawn)
+        with replacing(path) as part:
+            save_file({"ids": ids.int()}, part)
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor("ids").long()
 
 
 def keep_states(

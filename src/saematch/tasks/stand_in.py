@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from safetensors import safe_open
@@ -86,7 +87,15 @@ def by_activation(
         return saes
     batches = _some(spec, tokens)
     n_tokens = sum(int(batch.counts.sum()) for batch in batches)
-    about = [code_hash(), lm.name, lm.revision, str(next(lm.parameters()).dtype)]
+    own = Path(__file__).read_text(encoding="utf-8")
+    about = [
+        code_hash(),
+        own,
+        trainer.device_type,
+        lm.name,
+        lm.revision,
+        str(next(lm.parameters()).dtype),
+    ]
     about += [trainer.precision, [[b.ids.tolist(), b.counts.tolist()] for b in batches]]
     sample = hashed(about)
     scales = {}
@@ -114,15 +123,15 @@ def by_activation(
 
 
 def _some(spec: ActivationQuantile, tokens: Mapping[str, Sequence[TokenBatch]]) -> list[TokenBatch]:
-    """Return batches of every text set in turn, until they have enough tokens."""
+    """Return batches of every text set, in random order until they have enough tokens."""
     share, chosen = spec.n_tokens / len(tokens), []
     for of_set in tokens.values():
         n = 0
-        for batch in of_set:
+        for number in np.random.default_rng(0).permutation(len(of_set)):
             if n >= share:
                 break
-            chosen.append(batch)
-            n += int(batch.counts.sum())
+            chosen.append(of_set[number])
+            n += int(of_set[number].counts.sum())
     return chosen
 
 

@@ -82,6 +82,8 @@ def train_saes(
     ``record`` is told the points of the training curves as they come. The folder gets a card.
     """
     left = [layer for layer in layers if not (folder / f"layer_{layer}").exists()]
+    done = [_metadata(folder, layer) for layer in layers if layer not in left]
+    _refuse_others(done, store, folder)
     if len(left) < len(layers):
         log.info("%d of %d SAEs were trained before", len(layers) - len(left), len(layers))
     if device == "cpu":
@@ -93,12 +95,29 @@ def train_saes(
             _train_layer(store, layer, recipe, spec, folder, (bar.update, record), device)
     rows, curves = [], []
     for layer in layers:
-        about = json.loads((folder / f"layer_{layer}" / "cfg.json").read_text(encoding="utf-8"))
-        rows.append({k: v for k, v in about["metadata"].items() if not isinstance(v, dict | list)})
+        about = _metadata(folder, layer)
+        rows.append({k: v for k, v in about.items() if not isinstance(v, dict | list)})
         curves += json.loads((folder / f"curve_{layer}.json").read_text(encoding="utf-8"))
     with replacing(folder / "README.md") as part:
         part.write_text(_card(rows, recipe, spec, store), encoding="utf-8")
     return {"saes": rows, "training": curves}
+
+
+def _metadata(folder: Path, layer: int) -> dict[str, Any]:
+    path = folder / f"layer_{layer}" / "cfg.json"
+    return json.loads(path.read_text(encoding="utf-8"))["metadata"]
+
+
+def _refuse_others(done: Sequence[dict[str, Any]], store: Store, folder: Path) -> None:
+    """Refuse to go on beside SAEs that were trained on other hidden states."""
+    for about in done:
+        theirs = about["hidden_states"]
+        differing = [name for name in store.about if theirs.get(name) != store.about[name]]
+        if differing:
+            raise ValueError(
+                f"{folder}/layer_{about['layer']} was trained on other hidden states "
+                f"({', '.join(differing)} changed since): choose another run_id"
+            )
 
 
 def _train_layer(
@@ -122,7 +141,13 @@ def _train_layer(
         record({"samples": float(samples), **named})
 
     state = start(parts.training, recipe)
-    state = train(state, parts.training, recipe, advance, watch, device)
+    try:
+        state = train(state, parts.training, recipe, advance, watch, device)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"the training of an SAE of {recipe.n_features} features does not fit into the "
+            f"device's memory: lower training.batch={recipe.batch} or training.n_features"
+        ) from error
     trained = finish(state, parts.training, recipe, SaeOrigin(layer, folder.name, f"layer_{layer}"))
     quality = asdict(measure(trained.sae, parts.training, parts.held_out))
     metadata: dict[str, Any] = {
@@ -157,8 +182,9 @@ def _card(rows: Sequence[Row], recipe: TrainingRecipe, spec: Collection, store: 
         f" is {about['revision']}, run in {about['model_dtype']}.",
         "",
         "Explained variance is `1 - sum Var(x_hat - x) / sum Var(x)` on"
-        f" {rows[0]['held_out_tokens']:,} tokens that no SAE was trained on; standardised, each"
-        " coordinate of the hidden state counts the same. L0 is the mean number of active features"
+        f" {rows[0]['held_out_tokens']:,} tokens that no SAE was trained on (other windows of the"
+        " same documents may have been); standardised, each coordinate of the hidden state counts"
+        " the same. L0 is the mean number of active features"
         " a token there. Dead features were never active on"
         f" {rows[0]['dead_tokens']:,} training tokens. Tokens whose norm is more than"
         f" {spec.max_norm:g} times the median were left out everywhere"
