@@ -33,11 +33,11 @@ def test_a_release_in_one_line():
 @pytest.mark.parametrize(
     ("name", "taken_by"),
     [
-        ("gemma-scope-2b-pt-att", "sae=gemma_scope_2b sae.site=att sae.l0=70"),
+        ("gemma-scope-2b-pt-att", "sae=gemma_scope_2b sae.site=hook_z sae.l0=70"),
         ("gemma-scope-2-27b-pt-res-all", "sae=gemma_scope_2_27b"),
-        ("llama_scope_lxm_32x", "sae=llama_scope sae.site=mlp sae.width=32x"),
-        ("gpt2-small-mlp-out-v5-128k", "sae=gpt2_v5 sae.site=mlp-out sae.width=128k"),
-        ("pythia-70m-deduped-att-sm", "sae=pythia_70m sae.site=att"),
+        ("llama_scope_lxm_32x", "sae=llama_scope sae.site=mlp_out sae.width=32x"),
+        ("gpt2-small-mlp-out-v5-128k", "sae=gpt2_v5 sae.site=mlp_out sae.width=128k"),
+        ("pythia-70m-deduped-att-sm", "sae=pythia_70m sae.site=attn_out"),
         ("qwen-scope-3-1.7b-base-w32k-l50", "sae=qwen_scope"),
         ("gpt2-small-res_sce-ajt", "sae=saelens sae.release=gpt2-small-res_sce-ajt "
          "'sae.id_template=\"blocks.{layer}.hook_resid_pre\"' sae.shift=1"),

@@ -102,7 +102,7 @@ def _sae_table(rows: list[Row]) -> tuple[str, Table]:
     for head in SAE_COLUMNS.values():
         table.add_column(head, justify="right")
     for row in rows:
-        table.add_row(str(row["layer"]), *(_number(row[name]) for name in SAE_COLUMNS))
+        table.add_row(str(row["layer"]), *(_plain(row[name]) for name in SAE_COLUMNS))
     return "SAEs, measured on tokens that they were not trained on", table
 
 
@@ -167,6 +167,10 @@ def _places(rows: list[Row]) -> list[tuple[object, ...]]:
 def _label(place: tuple[object, ...]) -> str:
     saes, earlier, later = place
     return f"{earlier}→{later}" + ("" if saes == DEFAULT else f" {saes}")
+
+
+def _plain(value: object) -> str:
+    return str(value) if isinstance(value, int) else _number(value)
 
 
 def _number(value: object) -> str:
