@@ -39,6 +39,9 @@ CARD_COLUMNS = (
 )
 
 
+NAMES = {"jumprelu": "JumpReLU", "topk": "TopK"}
+
+
 class Split(NamedTuple):
     """One layer's hidden states, as training takes them."""
 
@@ -176,8 +179,8 @@ def _card(rows: Sequence[Row], recipe: TrainingRecipe, spec: Collection, store: 
     lines = [
         f"# SAEs on {about['model']}",
         "",
-        f"{recipe.architecture} SAEs of {recipe.n_features:,} features on `resid_post`, in SAELens'"
-        f" format, decoder vectors of norm 1, trained with SAELens on {rows[0]['samples']:,} hidden"
+        f"{NAMES[recipe.architecture]} SAEs of {recipe.n_features:,} features on `resid_post`, in"
+        f" SAELens' format, decoder vectors of norm 1, trained with SAELens on {rows[0]['samples']:,} hidden"
         f" states each, drawn from {rows[0]['training_tokens']:,} tokens (BOS left out). The model"
         f" is {about['revision']}, run in {about['model_dtype']}.",
         "",
