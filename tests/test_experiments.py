@@ -15,7 +15,8 @@ from saematch.report import rules
 from saematch.report.claims import CLAIMS
 from saematch.report.rules import Verdict
 from saematch.results import Results
-from saematch.resuming import finished_as, run
+from saematch.resuming import finished_as
+from saematch.run import run
 
 EXPERIMENTS = sorted(path.stem for path in Path(CONF, "experiment").glob("*.yaml"))
 JUDGED = {name: name for name in ("judge_layers", "mse_by_label")} | {
