@@ -176,6 +176,7 @@ def quantiles(tables: Tables, metric: str) -> Figure | None:
     arms, datasets = arms_of(rows), datasets_of(rows)
     shares = [q for (q,) in unique(rows, "quantile")]
     places = unique(rows, "layer_from", "layer_to")
+    named = places if len(places) <= 8 else [places[0], places[-1]]  # what a legend has room for
     figure, axes = panels(len(datasets), rows=2, height=3.4)
     every, of_first = (
         [float(r[metric] or 0) for r in some] for some in (rows, where(rows, arm=arms[0]))
@@ -198,7 +199,8 @@ def quantiles(tables: Tables, metric: str) -> Figure | None:
                 curve = where(rows, arm=arm, dataset=dataset, layer_from=earlier, layer_to=later)
                 curve.sort(key=lambda row: float(row["quantile"] or 0))
                 at = [float(row["quantile"] or 0) for row in curve]
-                style = {"label": f"{earlier}→{later}"} if arm == arms[0] else faint
+                hidden = "" if (earlier, later) in named else "_"
+                style = {"label": f"{hidden}{earlier}→{later}"} if arm == arms[0] else faint
                 line(axis, at, curve, metric, color=colour, linestyle=dash, **style)
         axis.set_xlabel(f"q, share permuted{others}")
         scale(axis, metric, every)
