@@ -98,7 +98,7 @@ class WandbLogging:
             tags=list(self.tags),
             name=name,
             id=os.environ.get("WANDB_RUN_ID", "-".join(folder.parts[-2:])),
-            save_dir=str(folder),
+            save_dir=str(folder.resolve()),  # W&B remembers the first folder it worked in
             offline=bool(reason),
             log_model=False,
             resume="allow",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -166,6 +166,23 @@ def measure(sae: SaeParams, training: HiddenStates, held_out: HiddenStates) -> Q
         if thresholds is None or not mean
         else float(thresholds.std(correction=0)) / mean,
     )
+
+
+def describe(
+    trained: Trained, quality: Quality, recipe: TrainingRecipe, model_name: str
+) -> dict[str, object]:
+    """Return what every SAE that was trained here says of itself in its ``cfg.json``."""
+    layer = trained.sae.origin.layer
+    return {
+        "model_name": model_name,
+        "hook_name": f"blocks.{layer}.hook_resid_post",
+        "layer": layer,
+        **asdict(quality),
+        "threshold_factor": trained.threshold_factor,
+        "raised_thresholds": trained.raised_thresholds,
+        "seed": recipe.seed,
+        "training": asdict(recipe),
+    }
 
 
 def permuted(sae: SaeParams, order: Int64[torch.Tensor, " n_features"]) -> SaeParams:

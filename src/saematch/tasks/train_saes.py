@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from saematch.lm.states import SAMPLE, HiddenStates
 from saematch.memory import keep_freed_memory
 from saematch.results import Row
 from saematch.sae.params import SaeOrigin
-from saematch.sae.trained import finish, measure, save_sae
+from saematch.sae.trained import describe, finish, measure, save_sae
 from saematch.sae.training import train
 from saematch.sae.training_state import TrainingRecipe, start
 from saematch.tasks.collect import Collection, Store
@@ -152,21 +152,13 @@ def _train_layer(
             f"device's memory: lower training.batch={recipe.batch} or training.n_features"
         ) from error
     trained = finish(state, parts.training, recipe, SaeOrigin(layer, folder.name, f"layer_{layer}"))
-    quality = asdict(measure(trained.sae, parts.training, parts.held_out))
-    metadata: dict[str, Any] = {
-        "model_name": store.about["model"],
-        "hook_name": f"blocks.{layer}.hook_resid_post",
-        "layer": layer,
-        **quality,
-        "threshold_factor": trained.threshold_factor,
-        "raised_thresholds": trained.raised_thresholds,
+    quality = measure(trained.sae, parts.training, parts.held_out)
+    metadata = describe(trained, quality, recipe, store.about["model"]) | {
         "samples": state.samples,
         "training_tokens": len(parts.training),
         "held_out_tokens": len(parts.held_out),
         "outliers": parts.n_outliers,
-        "seed": recipe.seed,
         "seconds": round(time.monotonic() - began, 1),
-        "training": asdict(recipe),
         "hidden_states": store.about,
     }
     write_json(folder / f"curve_{layer}.json", curve)

@@ -10,7 +10,7 @@ mixed        as chain, but at each later layer a random quarter of the features 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from saematch.matching.match import Match
 from saematch.sae.params import SaeOrigin
-from saematch.sae.trained import finish, measure, permuted, save_sae
+from saematch.sae.trained import describe, finish, measure, permuted, save_sae
 from saematch.sae.training import train
 from saematch.sae.training_state import TrainingRecipe, TrainingState, refresh, start
 from saematch.tasks.collect import open_store
@@ -163,19 +163,12 @@ def _ship(family: Family, folders: Folders, layer: int, state: TrainingState) ->
     origin = SaeOrigin(layer, family.name, f"layer_{layer}")
     trained = finish(state, training, recipe, origin, torch.float16)
     quality = measure(trained.sae, training, open_store(folders.held_out).layer(layer))
-    metadata = {
-        "model_name": MODEL_NAME,
-        "hook_name": f"blocks.{layer}.hook_resid_post",
+    metadata = describe(trained, quality, recipe, MODEL_NAME) | {
         "prepend_bos": True,
         "family": family.kind,
-        "layer": layer,
-        **asdict(quality),
-        "threshold_factor": trained.threshold_factor,
-        "raised_thresholds": trained.raised_thresholds,
         "samples": recipe.samples,
         "samples_with_earlier_layers": state.samples,
         "fresh_features": len(family.fresh(layer)),
-        "training": asdict(recipe),
     }
     shuffled = permuted(trained.sae, family.order(layer))
     save_sae(shuffled, _folder(family, folders, layer), metadata, torch.float16)
