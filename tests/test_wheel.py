@@ -7,6 +7,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 RUN = [
     "-m",
@@ -26,6 +28,7 @@ def results(folder, **environment):
     return json.loads((folder / "outputs/match/a/results.json").read_text())
 
 
+@pytest.mark.slow
 def test_wheel(tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     wheels, target = tmp_path / "wheels", tmp_path / "installed"

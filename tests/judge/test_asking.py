@@ -147,6 +147,7 @@ def share(url, path, start):
     assert len(connect(model, path).ask(questions(150, start), "x")) == 150
 
 
+@pytest.mark.slow
 def test_two_runs_at_the_same_time_share_without_paying_twice(served, tmp_path):
     server = served()
     context = multiprocessing.get_context("spawn")
