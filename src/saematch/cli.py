@@ -113,6 +113,9 @@ def one_line(error: BaseException) -> str:
         wanted = str(error.missing_cfg_file).rsplit("/", 1)
         return f"there is no {wanted[0]}={wanted[-1]}: choose one of {', '.join(error.options)}"
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    if text.startswith(("mismatched input", "no viable alternative", "token recognition")):
+        quoted = "'sae.path=\"saes/layer_{layer}\"'"
+        return f"{text.partition(' See ')[0]}: a value with other signs wants quotes, as {quoted}"
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:
         close = difflib.get_close_matches(unknown[1], _known_keys(), n=1)
