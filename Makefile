@@ -70,14 +70,14 @@ $(TEXTS): $(READY)
 
 texts: $(TEXTS) ## Fetch the texts that the embedded model was trained on (10 million tokens)
 
-smollm2-saes: $(SMOLLM2) $(TEXTS) ## Train SAEs on SmolLM2, layers 8 to 20 (an hour or two, 31 GiB of disk)
+smollm2-saes: $(SMOLLM2) $(TEXTS) ## Train SAEs on SmolLM2, layers 8 to 20 (an hour, 31 GiB of disk)
 	$(BIN)/python -m saematch task=train_saes model=smollm2_135m dataset=zoo_training \
 		layers=[8,9,10,11,12,13,14,15,16,17,18,19,20] collection.n_tokens=2_100_000 \
 		run_id=smollm2_135m $(ARGS)
 
 SMOLLM2_STUDIES := mse,matching_score,parts,paths,skip_layers,quantiles
 
-smollm2-studies: $(READY) ## Match those SAEs: the figures of docs/smollm2.md (half an hour)
+smollm2-studies: $(READY) ## Match those SAEs: the figures of docs/smollm2.md (a quarter of an hour)
 	$(BIN)/python -m saematch reproduce --model smollm2_135m --only $(SMOLLM2_STUDIES) \
 		dataset.n_texts=10 $(ARGS)
 
