@@ -56,6 +56,7 @@ def unbroken(tiny, tmp_path_factory):
     return results(folder)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tiny, unbroken, tmp_path):
     """The first start writes tokens, each one run.json and results.json; 12 match files and 5
     batches' sums follow."""
