@@ -105,3 +105,11 @@ def test_halves_of_contexts_are_joined_as_the_whole(lm):
     joined = _Peaks({key: random_sae(0)}).join(kept(0, 3, 0), kept(3, 4, 2), 2)
     for name, value in vars(expected).items():
         assert torch.equal(joined[f"default|1|{name}"], value), name
+
+
+def test_no_more_devices_than_batches():
+    two = TrainerSpec(accelerator="cpu", devices=2, strategy="ddp_spawn")
+    assert two.at_most(2) == two
+    assert two.at_most(3) == two
+    assert (two.at_most(1).devices, two.at_most(1).strategy) == (1, "auto")
+    assert CPU.at_most(1) == CPU

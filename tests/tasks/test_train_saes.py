@@ -67,6 +67,12 @@ def test_train_resume_and_match(cli, tiny, tmp_path):
     assert kept.stat().st_mtime_ns == before
     assert (lost / "sae_weights.safetensors").read_bytes() == weights
 
+    config = json.loads((lost / "cfg.json").read_text())
+    config["metadata"]["hidden_states"]["revision"] = "another"
+    (lost / "cfg.json").write_text(json.dumps(config))
+    message, _ = cli(*SETTINGS)
+    assert "layer_2 was trained on other hidden states (revision changed since)" in message
+
     own = [s for s in tiny_overrides(tiny) if not s.strip("'").startswith("sae.path")]
     path = f'sae.path="{folder}/saes/layer_{{layer}}"'
     message, _ = cli(path, "run_id=b", "logger=none", base=own)
@@ -90,6 +96,7 @@ def test_topk_and_what_is_refused(cli, tmp_path, monkeypatch):
     for number, (wrong, words) in enumerate(
         (
             ("layers=[9]", "choose some of 0 to 3"),
+            ("collection.context=65", "takes at most 64 tokens"),
             ("collection.n_tokens=99999", "only"),
             ("collection.held_out=999", "raise collection.n_tokens"),
         )
