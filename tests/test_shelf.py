@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from conftest import N_FEATURES, random_sae
+from saematch.experiment import load_saes
 from saematch.places import SaeKey
 from saematch.sae.disk import SaeFolders
 from saematch.shelf import GIB, SaeFacts, SaeShelf
@@ -157,3 +158,17 @@ def test_no_result_depends_on_how_many_are_held(cli, tmp_path, monkeypatch):
     assert counting["few"].loads <= 9 * 3
     sums = list((tmp_path / "outputs/match/few/cache/sums").glob("*.safetensors"))
     assert len(sums) == 2 * 3, "two places, three batches"
+
+
+class TwoSites(Counting):
+    """Layer 1 reads another place than layer 0."""
+
+    def load(self, layer):
+        sae = random_sae(layer, layer=layer)
+        site = ("resid_post", "mlp_out")[layer]
+        return replace(sae, origin=replace(sae.origin, site=site))
+
+
+def test_saes_of_two_sites_are_not_matched():
+    with pytest.raises(ValueError, match=r"different places of the model \(mlp_out, resid_post\)"):
+        load_saes([0, 1], {"default": TwoSites()}, 1.0)
