@@ -14,7 +14,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _run(config: DictConfig) -> None:
 
     try:
         folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
-        results = run(*_built(config), folder)
+        results = run(*_built(config, HydraConfig.get()), folder)
     except MISTAKES as error:  # leave before Hydra prints its own lines about them
         if os.environ.get("SAEMATCH_TRACEBACK"):
             raise
@@ -47,10 +47,16 @@ def _run(config: DictConfig) -> None:
     print_results(results, folder)
 
 
-def _built(config: DictConfig) -> tuple[Experiment, dict[str, Any]]:
+def _built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str, Any]]:
+    """Return the experiment, and the configuration with what was chosen; ``about`` is Hydra's."""
     from saematch.experiment import Experiment
 
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    resolved["overrides"] = list(about.overrides.task)
+    choices = OmegaConf.to_container(about.runtime.choices)
+    assert isinstance(choices, dict)
+    chosen = {str(k): v for k, v in choices.items() if not str(k).startswith("hydra/")}
+    resolved["choices"] = {**chosen, "arms": list(resolved["arms"])}
     parts = hydra.utils.instantiate(config, _convert_="object")
     for name in REFERRED:
         del parts[name]
@@ -68,7 +74,11 @@ def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
     """Return the experiment that the settings of a command line make, and its configuration."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        return _built(hydra.compose("config", overrides))
+        config = hydra.compose("config", overrides, return_hydra_config=True)
+    about = config.hydra
+    with open_dict(config):
+        del config["hydra"]
+    return _built(config, about)
 
 
 _KEY = re.compile(

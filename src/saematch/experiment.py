@@ -17,7 +17,7 @@ from saematch.judge.model import ChatModel, NoJudge
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
-from saematch.places import NO_ARM
+from saematch.places import NO_ARM, POOLED
 from saematch.report.figures import check_figures
 from saematch.sae.selection import Selection
 from saematch.sae.sites import refuse_unskippable
@@ -30,7 +30,6 @@ from saematch.tasks.judged import Judging
 from saematch.tasks.paths import PathSpec, check_paths
 from saematch.tasks.planted import check_planted
 from saematch.tasks.stand_in import ActivationQuantile, StandIn
-from saematch.tasks.tables import POOLED
 from saematch.tracking import CsvLogging, NoLogging, WandbLogging
 
 TASKS = ("match", "activations", "evaluate", "features", "paths", "explain", "planted")

@@ -10,6 +10,9 @@ DEFAULT = "default"
 NO_ARM = "none"
 """Stands in the arm's place for a strategy that uses no match."""
 
+POOLED = "all"
+"""Name of all data sets together; each keeps its number of texts when they are resampled."""
+
 
 class SaeKey(NamedTuple):
     """One SAE of a run."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saematch.experiment import Experiment
+from saematch.files import MEASURING, code_hash
 from saematch.lm.hooks import LanguageModel
 from saematch.places import DEFAULT, SaeKey
 from saematch.shelf import SaeShelf
@@ -39,12 +40,13 @@ def _sae_name(key: SaeKey) -> str:
 
 
 def made_with(seed: int) -> dict[str, Any]:
-    """Return seed, versions, commit and platform."""
+    """Return seed, versions, commit, a hash of the code that makes numbers, and platform."""
     packages = ("saematch", "torch", "transformers", "sae-lens", "lightning", "scipy", "wandb")
     return {
         "seed": seed,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "git_commit": _git_commit(),
+        "code": code_hash((*MEASURING, "explain", "judge", "tasks")),
         "platform": platform.platform(),
     }
 

@@ -20,13 +20,10 @@ def finished_as(folder: Path, config: dict[str, Any]) -> bool:
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     """Return what a run is told from another by."""
-    return {
-        k: v
-        for k, v in _flat(config).items()
-        if not k.startswith(("logger", "run_id", "cache", "figures", "sae_memory", *_MEANS))
-    }
+    return {k: v for k, v in _flat(config).items() if not k.startswith(_NO_SETTINGS + _MEANS)}
 
 
+_NO_SETTINGS = ("logger", "run_id", "cache", "figures", "sae_memory", "overrides", "choices")
 _MEANS = tuple(
     f"{judge}.{name}"
     for judge in ("judge", "second_judge")

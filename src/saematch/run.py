@@ -28,7 +28,7 @@ from saematch.judge.asking import Chat
 from saematch.judge.connect import connect
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.store import MatchStore
-from saematch.places import Place
+from saematch.places import POOLED, Place
 from saematch.provenance import made_with, sources
 from saematch.report.figures import draw_figures
 from saematch.report.summary import agreement_metrics, history_by_layer, mean_metrics, optimal_to
@@ -41,6 +41,7 @@ from saematch.tasks.evaluate import evaluate_texts, plan_splices
 from saematch.tasks.features import example_rows, histogram_rows
 from saematch.tasks.judge import explain_tables, explainers, judge_matches
 from saematch.tasks.match import MatchSet, exact_arms, match_places, match_rows, places_of
+from saematch.tasks.means import headline_metrics, mean_rows
 from saematch.tasks.paths import path_rows
 from saematch.tasks.planted import planted_rows
 from saematch.tasks.scores import judge_tables, score_matches
@@ -50,7 +51,7 @@ from saematch.tasks.stand_in import (
     by_activation,
     by_decoder_norm,
 )
-from saematch.tasks.tables import POOLED, Tables
+from saematch.tasks.tables import Tables
 from saematch.tasks.train_saes import train_saes
 from saematch.tracking import Outcome, Tracker
 
@@ -84,7 +85,7 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
             _train(experiment, inputs, folder, tracker, results)
         else:
             _compare(experiment, inputs, judges, folder, results)
-        summaries = (mean_metrics, agreement_metrics, optimal_to)
+        summaries = (mean_metrics, headline_metrics, agreement_metrics, optimal_to)
         results.metrics = {k: v for of in summaries for k, v in of(results.tables).items()}
         figures = draw_figures(results.tables, experiment.figures, folder / "figures")
         results.status = "finished"
@@ -181,6 +182,7 @@ def _compare(
         results.tables["planted"] = planted_rows(saes, sets, matches, experiment.arms)
     if explanations is not None:
         _judge(experiment, saes, matches, explanations, judges, results)
+    results.tables["means"] = mean_rows(results.tables, None if tables is None else tables.means)
 
 
 def _match(

@@ -8,25 +8,9 @@ from statistics import fmean
 
 from saematch.places import DEFAULT
 from saematch.results import Row
+from saematch.tasks.means import JUDGE_METRICS, SCORE_METRICS, SPLICE_METRICS, WEIGHT_METRICS
 
-MATCH_METRICS = (
-    "mse_W_enc",
-    "mse_b_enc",
-    "mse_W_dec",
-    "recall",
-    "agreement",
-    "decoder_norm_change",
-    "matching_score",
-    "matching_score_live",
-    "matching_score_macro",
-    "jaccard",
-    "judge_score",
-    "same_share",
-    "value",
-    "bound",
-    "gap",
-)
-SPLICE_METRICS = ("explained_variance", "delta_loss")
+MATCH_METRICS = (*WEIGHT_METRICS, *SCORE_METRICS, *JUDGE_METRICS)
 SAE_METRICS = ("explained_variance", "explained_variance_standardised", "l0", "dead_features")
 LAYER_METRICS = ("mean_l0", "n_dead", "mean_norm", "threshold_mean", "threshold_spread")
 

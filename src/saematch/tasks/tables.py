@@ -19,13 +19,11 @@ from saematch.evals.bootstrap import (
 from saematch.evals.splice import SplicePlan, both_name
 from saematch.evals.sums import TextSums
 from saematch.matching.match import Match
-from saematch.places import NO_ARM, Place, SaeKey
+from saematch.places import NO_ARM, POOLED, Place, SaeKey
 from saematch.results import Row
 from saematch.tasks.evaluate import Cell, partner_counts
 from saematch.tasks.match import MatchSet
-
-POOLED = "all"
-"""Name of all data sets together; each keeps its number of texts when they are resampled."""
+from saematch.tasks.means import SCORE_METRICS, SPLICE_METRICS, Means
 
 
 class Tables:
@@ -39,6 +37,7 @@ class Tables:
         self.bootstrap = bootstrap
         drawn = bootstrap.weights([len(sums["n_tokens"]) for sums in by_set.values()])
         self.weights: dict[str, Weights] = dict(zip(by_set, drawn, strict=True))
+        self.means = Means(bootstrap)
 
     def strategies(self, cells: Sequence[Cell]) -> dict[str, list[Row]]:
         """Return the tables ``strategies`` and ``contrasts``.
@@ -55,6 +54,9 @@ class Tables:
                 measured = [self._cell(cell, dataset) for cell in of_place]
                 for cell, metrics in zip(of_place, measured, strict=True):
                     rows.append(self._strategy_row(cell, dataset, metrics))
+                    what = (cell.arm, dataset, cell.splice.strategy, cell.splice.quantile)
+                    for metric in SPLICE_METRICS:
+                        self.means.add(place, *what, metric, metrics[metric])
                 contrasts += self._contrasts(of_place, measured, dataset)
         return {"strategies": rows, "contrasts": contrasts}
 
@@ -111,7 +113,7 @@ class Tables:
                 row |= {"arm": one.arm, "strategy": one.splice.strategy}
                 row |= {"against_arm": two.arm, "against_strategy": two.splice.strategy}
                 row |= {"quantile": one.splice.quantile}
-                for metric in ("explained_variance", "delta_loss"):
+                for metric in SPLICE_METRICS:
                     difference = measured[i][metric] - measured[j][metric]
                     row |= self.bootstrap.row(f"{metric}_difference", difference)
                 yield row
@@ -123,23 +125,27 @@ class Tables:
         """
         rows: list[Row] = []
         for place in matches.places:
-            scored: dict[str, dict[str, Row]] = {}
+            scored: dict[str, dict[str, CoActivation]] = {}
             for arm, of_arm in matches.hashes.items():
                 found = of_arm[place]
                 if found not in scored:  # arms may have found the same match
                     scored[found] = self._scores(place, matches.by_arm[arm][place], found)
-                for dataset, row in scored[found].items():
-                    rows.append({**place._asdict(), "arm": arm, "dataset": dataset, **row})
+                for dataset, scores in scored[found].items():
+                    about: Row = {**place._asdict(), "arm": arm, "dataset": dataset}
+                    rows.append(about | self._score_row(scores))
+                    for metric in SCORE_METRICS:
+                        values = getattr(scores, metric)
+                        self.means.add(place, arm, dataset, None, None, metric, values)
         return rows
 
-    def _scores(self, place: Place, match: Match, found: str) -> dict[str, Row]:
+    def _scores(self, place: Place, match: Match, found: str) -> dict[str, CoActivation]:
         counts = [self._counts(sums, place, match, found) for sums in self.by_set.values()]
         scores = {
-            dataset: self._score_row(co_activation(self.weights[dataset], *of_set))
+            dataset: co_activation(self.weights[dataset], *of_set)
             for dataset, of_set in zip(self.by_set, counts, strict=True)
         }
         pooled = [torch.cat(parts) for parts in zip(*counts, strict=True)]
-        scores[POOLED] = self._score_row(co_activation(self._pooled(), *pooled))
+        scores[POOLED] = co_activation(self._pooled(), *pooled)
         return scores
 
     def _counts(
@@ -152,7 +158,7 @@ class Tables:
 
     def _score_row(self, score: CoActivation) -> Row:
         row: Row = {}
-        for metric in ("matching_score", "matching_score_live", "matching_score_macro", "jaccard"):
+        for metric in SCORE_METRICS:
             row |= self.bootstrap.row(metric, getattr(score, metric))
         for count in ("n_live", "n_dead", "n_dead_partners"):
             row[count] = getattr(score, count)
