@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import os
 import re
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 if TYPE_CHECKING:
     from saematch.experiment import Experiment
+    from saematch.results import Results
+
+log = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED = _PACKAGE / "conf"
@@ -35,16 +46,79 @@ MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def _run(config: DictConfig) -> None:
     from saematch.report.terminal import print_results
-    from saematch.run import run
 
+    folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
     try:
-        folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
-        results = run(*_built(config, HydraConfig.get()), folder)
+        results = _do(config, folder)
     except MISTAKES as error:  # leave before Hydra prints its own lines about them
-        if os.environ.get("SAEMATCH_TRACEBACK"):
-            raise
+        if os.environ.get("SAEMATCH_TRACEBACK") or HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # the launcher goes on with the other jobs
         sys.exit(f"saematch: {one_line(error)}")
     print_results(results, folder)
+
+
+def _do(config: DictConfig, folder: Path) -> Results:
+    """Do the run; whatever goes wrong is left in its ``results.json``."""
+    from saematch.run import record_failure, run
+
+    about = HydraConfig.get()
+    try:
+        experiment, resolved = _built(config, about)
+    except MISTAKES as error:
+        record_failure(folder, config.name, list(about.overrides.task), one_line(error))
+        raise
+    return run(experiment, resolved, folder)
+
+
+def _job(n_jobs: int, config: DictConfig) -> None:
+    """Do one job of a sweep; its mistakes are told by its log and its ``results.json``."""
+    about = HydraConfig.get()
+    folder = Path(os.path.relpath(about.runtime.output_dir))
+    log.info("\n[%d/%d] %s: %s", about.job.num + 1, n_jobs, folder, about.job.override_dirname)
+    try:
+        _do(config, folder)
+    except MISTAKES as error:
+        log.error("%s failed: %s", folder, one_line(error))
+
+
+_OF_SWEEPS = (
+    "hydra.mode=MULTIRUN",
+    "hydra.hydra_logging.root.level=WARNING",  # each job says itself which it is
+    "hydra.hydra_logging.formatters.simple.format='%(message)s'",
+)
+
+
+def launch(jobs: Sequence[Sequence[str]], settings: Sequence[str]) -> None:
+    """Do jobs, each of its own settings, by the launcher that ``settings`` choose.
+
+    ``settings`` are Hydra's own, as ``hydra/launcher=joblib``. What becomes of a job is in its
+    folder; a job that fails keeps no other from being done.
+    """
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration(
+            "config", [*_OF_SWEEPS, *settings], run_mode=RunMode.MULTIRUN
+        )
+        launcher = Plugins.instance().instantiate_launcher(
+            config=config,
+            hydra_context=HydraContext(loader, Callbacks(config)),
+            task_function=partial(_job, len(jobs)),
+        )
+        for done in launcher.launch([list(job) for job in jobs], initial_job_idx=0):
+            if done.status == JobStatus.FAILED:
+                log.error("a job failed unexpectedly", exc_info=done._return_value)
+
+
+def spread(setting: str) -> tuple[str, list[str]]:
+    """Return the setting's key, and all settings that ``key=a,b`` or ``key=range(0,3)`` means."""
+    (parsed,) = OverridesParser.create().parse_overrides([setting])
+    key = parsed.get_key_element()
+    if not parsed.is_sweep_override():
+        return key, [setting]
+    if not parsed.is_discrete_sweep():
+        raise ValueError(f"{setting}: give the values one by one, as {key}=1,2,3")
+    return key, [f"{key}={value}" for value in parsed.sweep_string_iterator()]
 
 
 def _built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str, Any]]:
@@ -101,6 +175,10 @@ def main() -> None:
             from saematch.reproduce import main as reproduce
 
             reproduce(sys.argv[2:])
+        elif sys.argv[1:2] == ["sweep"]:
+            from saematch.sweeping.command import main as sweep
+
+            sweep(sys.argv[2:])
         elif sys.argv[1:2] == ["saes"]:
             from saematch.saes import main as saes
 

@@ -39,7 +39,7 @@ def _sae_name(key: SaeKey) -> str:
     return str(key.layer) if key.saes == DEFAULT else f"{key.saes}/{key.layer}"
 
 
-def made_with(seed: int) -> dict[str, Any]:
+def made_with(seed: int | None) -> dict[str, Any]:
     """Return seed, versions, commit, a hash of the code that makes numbers, and platform."""
     packages = ("saematch", "torch", "transformers", "sae-lens", "lightning", "scipy", "wandb")
     return {

@@ -107,6 +107,22 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
     return results
 
 
+def record_failure(folder: Path, name: str, overrides: list[str], error: str) -> None:
+    """Leave a ``results.json`` that says why a run could not begin, or ended without a word.
+
+    A run that is finished, or has failed by itself, is left as it is.
+    """
+    path = folder / "results.json"
+    if path.exists():
+        results = Results.load(path)
+    else:
+        results = Results(name, {"overrides": overrides}, made_with(None))
+    if results.status == "running":
+        results.status = "failed"
+        results.error = error
+        results.save(path)
+
+
 class _Inputs(NamedTuple):
     """What a run begins with."""
 

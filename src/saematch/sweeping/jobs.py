@@ -1,0 +1,136 @@
+"""The jobs of a sweep in its folder: which there are, which are done, and what they reached."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from saematch.cli import build, launch
+from saematch.files import write_json
+from saematch.results import Results
+from saematch.resuming import finished_as
+from saematch.run import record_failure
+from saematch.sweeping.engine import next_point
+from saematch.sweeping.file import Point, SweepFile
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep."""
+
+    folder: str
+    """Its number, which is its folder in the sweep's."""
+    settings: list[str]
+    point: Point
+
+
+@dataclass
+class Sweep:
+    """A sweep and its folder, which holds ``sweep.json`` and a folder for each job."""
+
+    file: SweepFile
+    folder: Path
+    seed: int
+    begun: str = field(default_factory=lambda: f"{datetime.now():%Y%m%d-%H%M%S}")
+    """When the sweep began: part of its jobs' names in W&B."""
+    jobs: list[Job] = field(default_factory=list)
+    _configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, point: Point) -> Job:
+        """Plan a job, after checking that its settings go together (``ValueError``)."""
+        job = Job(str(len(self.jobs)), self.file.job_settings(point), point)
+        self._config(job)
+        self.jobs.append(job)
+        return job
+
+    def _config(self, job: Job) -> dict[str, Any]:
+        if job.folder not in self._configs:
+            self._configs[job.folder] = build(job.settings)[1]
+        return self._configs[job.folder]
+
+    def next_point(self) -> Point:
+        """Return the next point of a random or Bayesian sweep."""
+        return next_point(self.file, [(j.point, self.reached(j)) for j in self.jobs], self.seed)
+
+    def save(self) -> None:
+        """Write ``sweep.json``."""
+        jobs = [asdict(job) for job in self.jobs]
+        write_json(self.folder / "sweep.json", {**self._about(), "begun": self.begun, "jobs": jobs})
+
+    def resume(self) -> None:
+        """Take over what the folder holds; ``ValueError`` if that is another sweep."""
+        path = self.folder / "sweep.json"
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is damaged ({error}); choose another --folder") from error
+        differing = [name for name, told in self._about().items() if kept[name] != told]
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"{self.folder} holds another sweep ({name}: {kept[name]} -> "
+                f"{self._about()[name]}); choose another --folder, or the same settings"
+            )
+        self.begun = kept["begun"]
+        self.jobs = [Job(**job) for job in kept["jobs"]]
+
+    def _about(self) -> dict[str, object]:
+        """Return what tells one sweep from another, as JSON gives it back."""
+        return json.loads(json.dumps({**asdict(self.file), "seed": self.seed} | {
+            "metric": self.file.metric._asdict()}))  # fmt: skip
+
+    def missing(self) -> list[Job]:
+        """Return the jobs that are not finished."""
+        return [
+            job for job in self.jobs if not finished_as(self.folder / job.folder, self._config(job))
+        ]
+
+    def do(self, jobs: Sequence[Job], launcher: Sequence[str]) -> None:
+        """Do jobs; one that ends without a word is recorded as failed."""
+        try:
+            launch([self._told(job) for job in jobs],
+                   [*launcher, f"hydra.sweep.dir={self.folder}"])  # fmt: skip
+        finally:
+            if not isinstance(sys.exception(), KeyboardInterrupt):
+                for job in jobs:
+                    said = "ended without a word: never begun, killed, or out of memory"
+                    record_failure(self.folder / job.folder, self.file.study, job.settings, said)
+
+    def _told(self, job: Job) -> list[str]:
+        """Return a job's settings, where it goes, and by which names it is known in W&B."""
+        names = {
+            "WANDB_RUN_ID": f"{self.file.study}-{self.begun}-{job.folder}",
+            "WANDB_RUN_GROUP": f"{self.file.study}-{self.begun}",
+        }
+        told = ",".join(f"{name}:{value}" for name, value in names.items())
+        here = [f"hydra.sweep.subdir='{job.folder}'", f"+hydra.job.env_set={{{told}}}"]
+        return [*job.settings, *here]
+
+    def failures(self) -> list[Job]:
+        """Return the jobs that failed."""
+        return [job for job in self.jobs if self._results(job).status != "finished"]
+
+    def reached(self, job: Job) -> float | None:
+        """Return the metric of a finished job, None of one that failed.
+
+        ``ValueError`` if a finished job has no such metric.
+        """
+        results, name = self._results(job), self.file.metric.name
+        if results.status != "finished":
+            return None
+        if name not in results.metrics:
+            close = difflib.get_close_matches(name, results.metrics, n=4) or results.metrics
+            raise ValueError(
+                f"the sweep's metric {name!r} is none of those that its runs log: choose one as "
+                f"{', '.join(sorted(close)[:8])}"
+            )
+        return results.metrics[name]
+
+    def _results(self, job: Job) -> Results:
+        return Results.load(self.folder / job.folder / "results.json")
