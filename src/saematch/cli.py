@@ -91,6 +91,10 @@ def main() -> None:
             from saematch.reproduce import main as reproduce
 
             reproduce(sys.argv[2:])
+        elif sys.argv[1:2] == ["compare"]:
+            from saematch.compare import main as compare
+
+            compare(sys.argv[2:])
         elif sys.argv[1:2] == ["saes"]:
             from saematch.saes import main as saes
 
