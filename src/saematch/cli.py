@@ -179,6 +179,10 @@ def main() -> None:
             from saematch.sweeping.command import main as sweep
 
             sweep(sys.argv[2:])
+        elif sys.argv[1:2] == ["compare"]:
+            from saematch.compare import main as compare
+
+            compare(sys.argv[2:])
         elif sys.argv[1:2] == ["saes"]:
             from saematch.saes import main as saes
 

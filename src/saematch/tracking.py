@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from saematch.files import hashed
+from saematch.report.comparison import Comparison
 from saematch.results import Results
 
 log = logging.getLogger(__name__)
@@ -82,6 +84,18 @@ class WandbLogging:
 
     def start(self, name: str, folder: Path, config: dict[str, Any]) -> Tracker:
         """Open the W&B run and say in one line where it is kept."""
+        run_id = os.environ.get("WANDB_RUN_ID", "-".join(folder.parts[-2:]))
+        return self.open(name, folder, config, run_id)
+
+    def open(
+        self,
+        name: str,
+        folder: Path,
+        config: dict[str, Any],
+        run_id: str,
+        job_type: str | None = None,
+    ) -> Tracker:
+        """Open the W&B run of this identifier."""
         import wandb
         from lightning.pytorch.loggers import WandbLogger
 
@@ -97,7 +111,8 @@ class WandbLogging:
             group=self.group,
             tags=list(self.tags),
             name=name,
-            id=os.environ.get("WANDB_RUN_ID", "-".join(folder.parts[-2:])),
+            id=run_id,
+            job_type=job_type,
             save_dir=str(folder.resolve()),  # W&B remembers the first folder it worked in
             offline=bool(reason),
             log_model=False,
@@ -221,3 +236,22 @@ def _staged_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         del os.environ["WANDB_DATA_DIR"]
+
+
+def mirror_comparison(comparison: Comparison, project: str, entity: str | None) -> None:
+    """Mirror a comparison to W&B, as a run of the job type ``compare``, offline if it has to be.
+
+    The same folder is the same W&B run.
+    """
+    folder = comparison.out
+    config = {
+        "folders": [str(run.folder) for run in comparison.compared],
+        "parameters": list(comparison.parameters),
+    }
+    tables = {"comparison": list(comparison.rows), "runs": comparison.run_rows()}
+    outcome = Outcome(
+        Results("compare", config, {}, tables=tables), {}, comparison.figures, folder / "matches"
+    )
+    run_id = f"compare-{hashed([str(folder.resolve())])[:8]}"
+    mirror = WandbLogging(project=project, entity=entity)
+    mirror.open("compare", folder, config, run_id, "compare").finish(outcome)

@@ -44,7 +44,9 @@ def main(arguments: Sequence[str]) -> None:
         sweep.do([job], launcher)
     failed = sweep.failures()
     if len(failed) < len(sweep.jobs):
-        compare([sweep.folder], sweep.folder / "comparison")
+        from saematch.report.comparison_terminal import print_comparison
+
+        print_comparison(compare([sweep.folder]), [])
     if failed:
         sys.exit(
             f"saematch: {len(failed)} of {n_jobs} jobs failed ("
