@@ -17,6 +17,7 @@ from saematch.report.rules import Verdict
 from saematch.results import Results
 from saematch.resuming import finished_as
 from saematch.run import run
+from saematch.tasks.means import WEIGHT_METRICS
 
 EXPERIMENTS = sorted(path.stem for path in Path(CONF, "experiment").glob("*.yaml"))
 JUDGED = {name: name for name in ("judge_layers", "mse_by_label")} | {
@@ -107,9 +108,28 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
         expected["planted"] = n_places * sum(len(a.decode) for a in parts.arms.values())
     if experiment in JUDGED:
         expected |= judged_rows(parts, tables)
+    expected["means"] = rows_of_means(parts, tables, n_sets)
     assert {name: len(rows) for name, rows in tables.items()} == expected
     text = DOCS.read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in text for name in (*tables, JUDGED.get(experiment, experiment)))
+
+
+def rows_of_means(parts, tables, n_sets):
+    """Rows that the docs promise: sets x metrics x what each was measured of."""
+    weights = {
+        (row["saes"], row["arm"], metric)
+        for row in tables["matches"]
+        for metric in WEIGHT_METRICS
+        if row.get(metric) is not None
+    }
+    keys = {row["saes"] for row in tables["matches"]}
+    n_rows = len(weights)
+    if "activations" in tables:
+        n_rows += len(keys) * len(parts.arms) * (n_sets + 1) * 4
+    cells = {(r["saes"], r["arm"], r["strategy"], r["quantile"])
+             for r in tables.get("strategies", [])}  # fmt: skip
+    n_rows += len(cells) * (n_sets + 1) * 2
+    return n_rows + 2 * sum(row["layer_to"] is None for row in tables.get("judge_scores", []))
 
 
 def judged_rows(parts, tables):

@@ -74,7 +74,8 @@ def _job(n_jobs: int, config: DictConfig) -> None:
     """Do one job of a sweep; its mistakes are told by its log and its ``results.json``."""
     about = HydraConfig.get()
     folder = Path(os.path.relpath(about.runtime.output_dir))
-    log.info("\n[%d/%d] %s: %s", about.job.num + 1, n_jobs, folder, about.job.override_dirname)
+    told = " ".join(about.overrides.task)
+    log.info("\n[%d/%d] %s: %s", about.job.num + 1, n_jobs, folder, told)
     try:
         _do(config, folder)
     except MISTAKES as error:

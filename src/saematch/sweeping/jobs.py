@@ -127,8 +127,8 @@ class Sweep:
         if name not in results.metrics:
             close = difflib.get_close_matches(name, results.metrics, n=4) or results.metrics
             raise ValueError(
-                f"the sweep's metric {name!r} is none of those that its runs log: choose one as "
-                f"{', '.join(sorted(close)[:8])}"
+                f"the sweep's metric {name!r} is none of those that its runs log; close ones: "
+                f"{', '.join(list(close)[:8])}"
             )
         return results.metrics[name]
 

@@ -103,7 +103,7 @@ def _of_weights(matches: list[Row]) -> list[Row]:
     return [_row(*about, fmean(each), None, None, len(each)) for about, each in values.items()]
 
 
-def _row(*values: str | float | None) -> Row:
+def _row(*values: str | int | float | None) -> Row:
     names = ("saes", "arm", "dataset", "strategy", "quantile", "metric",
              "value", "low", "high", "n_places")  # fmt: skip
     return dict(zip(names, values, strict=True))

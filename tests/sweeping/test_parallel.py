@@ -1,0 +1,78 @@
+"""Sweeps in processes of their own: killed and resumed, and with several jobs at a time."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import tiny_overrides
+from saematch.results import Results
+
+SWEEP = """\
+method: grid
+metric: {name: explained_variance/folded, goal: maximize}
+parameters:
+  matching: {values: [both, decoder]}
+  arms.folded.fold: {values: [threshold, decoder_norm]}
+command: ["${env}", "${interpreter}", "-m", "saematch", "+experiment=skip_layers",
+          "arms=[folded,random]", "figures=[]", "${args_no_hyphens}"]
+"""
+
+
+@pytest.fixture
+def begin(tiny, tmp_path, monkeypatch):
+    """Start a sweep with a cache of its own in a process of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"))
+    Path("s.yaml").write_text(SWEEP)
+    base = [s.strip("'") for s in tiny_overrides(tiny)]
+    base = [s.replace("sae.path=", 'sae.path="') + '"' if "{layer}" in s else s for s in base]
+
+    def start(folder, *arguments):
+        command = [sys.executable, "-m", "saematch", "sweep", "s.yaml", "--folder", folder,
+                   *arguments, *base, f"cache={folder}/cache", "logger=none"]  # fmt: skip
+        log = Path(f"{folder}.log").open("w")
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    return start
+
+
+def statuses(folder):
+    found = (Path(folder, str(n), "results.json") for n in range(4))
+    return [Results.load(path).status if path.exists() else "" for path in found]
+
+
+def table(folder):
+    return Path(folder, "comparison/comparison.csv").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_resumes_to_the_same_comparison(begin):
+    assert begin("whole").wait(300) == 0, Path("whole.log").read_text()
+    process = begin("killed")
+    while statuses("killed")[0] != "finished":
+        assert process.poll() is None, Path("killed.log").read_text()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = statuses("killed")
+    assert before[-1] == "", "it was killed in the midst of its jobs"
+    first = Path("killed/0/results.json").stat().st_mtime_ns
+    assert begin("killed", "--resume").wait(300) == 0, Path("killed.log").read_text()
+    assert statuses("killed") == ["finished"] * 4
+    assert Path("killed/0/results.json").stat().st_mtime_ns == first
+    assert table("killed") == table("whole")
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_give_the_same_numbers_as_one_after_the_other(begin):
+    assert begin("basic").wait(300) == 0, Path("basic.log").read_text()
+    joblib = begin("joblib", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert joblib.wait(300) == 0, Path("joblib.log").read_text()
+    assert statuses("joblib") == ["finished"] * 4
+    assert table("joblib") == table("basic")
