@@ -36,8 +36,8 @@ def begin(tiny, tmp_path, monkeypatch):
     def start(folder, *arguments):
         command = [sys.executable, "-m", "saematch", "sweep", "s.yaml", "--folder", folder,
                    *arguments, *base, f"cache={folder}/cache", "logger=none"]  # fmt: skip
-        log = Path(f"{folder}.log").open("w")
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        with Path(f"{folder}.log").open("w") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     return start
 
