@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 from saematch.report.comparison import SETS, Comparison, shown
@@ -81,10 +82,9 @@ def plan_panels(comparison: Comparison, against: str | None = None) -> Plan:
         against = max(numeric or varying, key=lambda name: len(values[name]))
     others = tuple(name for name in varying if name != against)
     sets = [name for (name,) in unique(comparison.rows, SETS)]
-    combinations = dict.fromkeys(
-        tuple(run.parameters[name] for name in others) for run in comparison.compared
-    )
-    found = tuple((of_set, *values) for values in combinations for of_set in sets)
+    there = {tuple(run.parameters[name] for name in others) for run in comparison.compared}
+    combinations = [of for of in product(*(values[name] for name in others)) if of in there]
+    found = tuple((of_set, *of) for of in combinations for of_set in sets)
     if len(found) > MAX_PANELS:
         raise ValueError(_too_many(comparison, others, sets, len(found)))
     return Plan(against, others, found)
