@@ -9,7 +9,7 @@ import pytest
 from saematch.cli import main
 from saematch.compare import compare
 from saematch.report.comparison import collect
-from saematch.report.comparison_plan import plan_panels
+from saematch.report.comparison_plan import metrics_of, plan_panels
 from saematch.report.comparison_runs import MEANS
 from saematch.results import Results
 from wandb_reader import records
@@ -123,13 +123,13 @@ def test_parameters_and_numbers_of_a_grid(write, tmp_path, command):
 def test_the_page_has_every_run_and_figure(write, tmp_path, command):
     top = sweep(write, tmp_path)
     write("bad<b>", status="failed", error="ValueError: no <such> layer")
-    command(top)
+    command(top, "--metric", "judge_score", "--metric", "recall")
     page = (top / "comparison/index.html").read_text()
     for name in ("0", "1", "2", "3", "bad&lt;b&gt;"):
         assert f"<tr><td>{name}</td>" in page
     assert "no &lt;such&gt; layer" in page
     drawn = {path.stem for path in (top / "comparison/figures").glob("*.png")}
-    assert drawn == {"recall", "matching_score", "explained_variance", "judge_score"}
+    assert drawn == {"recall", "judge_score"}
     assert all(f'<img src="figures/{name}.png"' in page for name in drawn)
     command(top, "--metric", "recall")
     left = sorted(path.name for path in (top / "comparison/figures").iterdir())
@@ -245,6 +245,8 @@ def test_where_against_and_metric(write, tmp_path, command):
     assert names(comparison) == ["1", "3"]
     assert list(comparison.figures) == ["recall"]
     assert "2 of 4 runs are of matching=decoder" in comparison.notes
+    main_ones = ["matching_score", "explained_variance", "recall", "judge_score"]
+    assert metrics_of(comparison) == main_ones
     assert plan_panels(comparison).against == "dataset.n_texts"
     plan = plan_panels(collect([top]), "matching")
     assert plan.panels == (("default", 10), ("default", 20))
@@ -263,7 +265,8 @@ def test_too_many_panels_are_refused(write, tmp_path, command):
         write(str(n), f"seed={n}", "matching=both", config={"seed": n})
         write(f"{n}d", "matching=decoder", config={"seed": n}, choices={"matching": "decoder"})
     message, _ = command("sweep", "--against", "matching")
-    assert "would have 9 panels, more than 8" in message
+    assert "no figures: each would have 9 panels, more than 8" in message
+    assert (tmp_path / "sweep/comparison/comparison.csv").exists(), "tables need no panels"
     assert "--where seed=0" in message
     assert command("sweep", "--metric", "recall", "--where", "seed=0")[0] is None
 

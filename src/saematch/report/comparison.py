@@ -31,6 +31,8 @@ class Comparison:
     """What a reader has to know of these runs."""
     out: Path = Path()
     figures: Mapping[str, Path] = field(default_factory=dict)
+    undrawn: str = ""
+    """Why there are no figures; empty if there are."""
 
     @property
     def compared(self) -> list[RunFolder]:
