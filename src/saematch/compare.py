@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from saematch.files import replacing
 from saematch.report.comparison import Comparison, collect
-from saematch.report.comparison_plan import metrics_of, plan_panels
+from saematch.report.comparison_plan import metrics_of, plan_panels, too_many_panels
 from saematch.results import Row
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ NUMBERS = ("quantile", "value", "low", "high")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command; ``ValueError`` if nothing can be compared."""
+    """Run the command; ``ValueError`` if nothing can be compared, or no figure be drawn."""
     parser = argparse.ArgumentParser(
         prog="saematch compare",
         description="Collect the results of many runs into one tidy table and show what a swept "
@@ -89,6 +89,8 @@ def main(arguments: Sequence[str]) -> None:
         from saematch.tracking import mirror_comparison
 
         mirror_comparison(comparison, options.project, options.entity)
+    if comparison.undrawn:
+        raise ValueError(comparison.undrawn)
 
 
 def compare(
@@ -103,8 +105,8 @@ def compare(
     """Compare the runs in or below the folders, and write tables, figures and page into ``out``.
 
     The options are those of the command. Raises ``ValueError`` if nothing can be compared, for
-    options that do not fit the runs, and if figures would have too many panels; nothing is written
-    then.
+    options that do not fit the runs; nothing is written then. Where figures would have too many
+    panels there are none, and the comparison says so.
     """
     comparison = replace(collect(folders, where, code), out=out or _default_out(folders))
     chosen = metrics_of(comparison, metrics)
@@ -118,9 +120,10 @@ def compare(
     if (out / "comparison.csv").exists():  # figures of an earlier comparison
         for path in [*(out / "figures").glob("*.png"), *(out / "figures").glob("*.svg")]:
             path.unlink()
-    figures = draw_comparison(comparison, chosen, plan, out / "figures")
+    undrawn = too_many_panels(comparison, plan)
+    figures = {} if undrawn else draw_comparison(comparison, chosen, plan, out / "figures")
     _write(comparison, out)
-    comparison = replace(comparison, figures=figures)
+    comparison = replace(comparison, figures=figures, undrawn=undrawn)
     write_page(comparison, chosen, out / "index.html")
     return comparison
 

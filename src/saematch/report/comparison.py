@@ -31,6 +31,8 @@ class Comparison:
     """What a reader has to know of these runs."""
     out: Path = Path()
     figures: Mapping[str, Path] = field(default_factory=dict)
+    undrawn: str = ""
+    """Why there are no figures; empty if there are."""
 
     @property
     def compared(self) -> list[RunFolder]:
@@ -271,6 +273,6 @@ def _same(runs: Sequence[RunFolder]) -> str:
     differing = [k for k in keys if len({str(c.get(k, missing)) for c in configs}) > 1]
     numbers = "identical numbers" if identical else "different numbers"
     if not differing:
-        return f"{names}: the same settings, {numbers}; both are kept"
+        return f"{names}: the same settings, {numbers}; all are kept"
     some = ", ".join(differing[:4])
-    return f"{names}: no swept setting tells them apart, but {some} does; {numbers}, all are kept"
+    return f"{names}: told apart by no swept setting, only by {some}; {numbers}; all are kept"

@@ -84,7 +84,7 @@ def _figure(comparison: Comparison, metric: str, plan: Plan) -> Figure | None:
         axis.set_ylabel(METRIC_LABELS[metric] if logarithmic else label_of(metric))
     figure.suptitle(_heading(metric, rows), fontsize=10)
     if plan.against is not None:
-        legend(figure, *axes, columns=2 * max(columns, 2))
+        legend(figure, *axes, columns=3 if columns == 1 else 2 * columns)
     return figure
 
 
@@ -160,6 +160,8 @@ def _by_parameter(
         _scale_parameter(axis, [float(value) for value in values])  # type: ignore[arg-type]
     else:
         axis.set_xlim(-0.5, len(values) - 0.5)
+        for at in range(1, len(values)):
+            axis.axvline(at - 0.5, color="#EEEEEE", zorder=0)
         _name_ticks(axis, [shown(value) for value in values])
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
+from saematch.places import POOLED
 from saematch.report.comparison import SETS, Comparison, shown
 from saematch.report.comparison_runs import Value
 from saematch.report.style import unique, where
 from saematch.results import Row
 
-POOLED = "all"
-"""Name of all data sets together."""
 FAMILIES = (
     "matching_score",
     "explained_variance",
@@ -69,7 +69,7 @@ def _whole(rows: Sequence[Row]) -> list[Row]:
 def plan_panels(comparison: Comparison, against: str | None = None) -> Plan:
     """Choose what stands on the x axis, and what in panels.
 
-    Raises ``ValueError`` for a setting that was not swept and for too many panels.
+    Raises ``ValueError`` for a setting that was not swept.
     """
     values = {p: unique_values(comparison, p) for p in comparison.parameters}
     varying = [name for name in values if len(values[name]) > 1]
@@ -81,23 +81,25 @@ def plan_panels(comparison: Comparison, against: str | None = None) -> Plan:
         against = max(numeric or varying, key=lambda name: len(values[name]))
     others = tuple(name for name in varying if name != against)
     sets = [name for (name,) in unique(comparison.rows, SETS)]
-    combinations = dict.fromkeys(
-        tuple(run.parameters[name] for name in others) for run in comparison.compared
-    )
-    found = tuple((of_set, *values) for values in combinations for of_set in sets)
-    if len(found) > MAX_PANELS:
-        raise ValueError(_too_many(comparison, others, sets, len(found)))
+    there = {tuple(run.parameters[name] for name in others) for run in comparison.compared}
+    combinations = [of for of in product(*(values[name] for name in others)) if of in there]
+    found = tuple((of_set, *of) for of in combinations for of_set in sets)
     return Plan(against, others, found)
 
 
-def _too_many(comparison: Comparison, others: Sequence[str], sets: list, n: int) -> str:
-    choices = {name: unique_values(comparison, name) for name in others}
+def too_many_panels(comparison: Comparison, plan: Plan) -> str:
+    """Return why figures cannot be drawn, and what to try; empty if they can."""
+    n = len(plan.panels)
+    if n <= MAX_PANELS:
+        return ""
+    choices = {name: unique_values(comparison, name) for name in plan.others}
+    sets = [name for (name,) in unique(comparison.rows, SETS)]
     choices |= {SETS: sets} if len(sets) > 1 else {}
     several = "; ".join(f"{name}={', '.join(map(shown, v))}" for name, v in choices.items())
     name, of_name = max(choices.items(), key=lambda choice: len(choice[1]))
     return (
-        f"a figure would have {n} panels, more than {MAX_PANELS}, one for each combination of "
-        f"{several}: choose some, as --where {name}={shown(of_name[0])}"
+        f"no figures: each would have {n} panels, more than {MAX_PANELS}, one for each combination "
+        f"of {several}; choose some, as --where {name}={shown(of_name[0])}"
     )
 
 

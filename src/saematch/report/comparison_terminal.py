@@ -78,6 +78,8 @@ def findings(comparison: Comparison) -> Iterator[str]:
         about = f"run {run.name}" + (f" ({settings})" if settings else "")
         yield f"best by {objective.metric} ({objective.goal}): {about}: {number(value)}"
     yield from comparison.notes
+    if comparison.undrawn:
+        yield comparison.undrawn
 
 
 def number(value: object) -> str:
