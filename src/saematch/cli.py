@@ -181,7 +181,7 @@ def main() -> None:
 
             sweep(sys.argv[2:])
         elif sys.argv[1:2] == ["compare"]:
-            from saematch.compare import main as compare
+            from saematch.comparing.command import main as compare
 
             compare(sys.argv[2:])
         elif sys.argv[1:2] == ["saes"]:

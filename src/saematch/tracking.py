@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from saematch.comparing.comparison import Comparison
 from saematch.files import hashed
-from saematch.report.comparison import Comparison
 from saematch.results import Results
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class WandbLogging:
         logger = WandbLogger(
             project=self.project,
             entity=self.entity,
-            group=self.group,
+            group=self.group or os.environ.get("WANDB_RUN_GROUP"),  # W&B reads it once a process
             tags=list(self.tags),
             name=name,
             id=run_id,

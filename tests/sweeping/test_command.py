@@ -40,10 +40,11 @@ def sweep(tiny, tmp_path, monkeypatch, capsys):
         settings=("+experiment=mse",),
         metric="mse_W_dec/folded",
         logger="none",
+        text=SWEEP,
     ):
         told = {"metric": metric, "parameters": parameters,
                 "settings": ", ".join(json.dumps(s) for s in settings)}  # fmt: skip
-        Path("s.yaml").write_text(SWEEP % told)
+        Path("s.yaml").write_text(text % told)
         command = ["saematch", "sweep", "s.yaml", *arguments, *base, *SMALL, f"logger={logger}"]
         monkeypatch.setattr(sys, "argv", command)
         handlers = list(logging.getLogger().handlers)
@@ -175,6 +176,18 @@ def test_a_job_whose_process_dies_leaves_its_error(sweep, monkeypatch):
         assert "ended without a word" in results(number).error
 
 
+def test_random_points_are_planned_at_once_and_stay_the_same(sweep):
+    about = {"parameters": "{seed: {distribution: int_uniform, min: 1, max: 999}}\nrun_cap: 3"}
+    text = SWEEP.replace("grid", "random")
+    said = []
+    for arguments in (["--count", "2"], ["--count", "2"], ["--count", "3"], ["--seed", "1"]):
+        assert sweep("--dry-run", *arguments, **about, text=text) is None
+        said.append([line.split("seed=")[1] for line in sweep.said().out.splitlines()])
+    assert said[0] == said[1] == said[2][:2]
+    assert len(said[2]) == len(said[3]) == 3
+    assert said[3] != said[2]
+
+
 def test_a_search_asks_for_each_point_after_the_one_before(sweep, monkeypatch):
     asked = []
 
@@ -184,9 +197,7 @@ def test_a_search_asks_for_each_point_after_the_one_before(sweep, monkeypatch):
 
     monkeypatch.setattr(jobs, "next_point", point)
     search = {"parameters": "{matching.W_enc: {min: 0.1, max: 3.0}}\nrun_cap: 2"}
-    text = SWEEP.replace("grid", "bayes")
-    monkeypatch.setattr(sys.modules[__name__], "SWEEP", text)
-    assert sweep(**search) is None
+    assert sweep(**search, text=SWEEP.replace("grid", "bayes")) is None
     first = {"matching.W_enc": 0.5}
     assert asked == [[], [(first, results(0).metrics["mse_W_dec/folded"])]]
     assert results(1).config["matching"]["W_enc"] == 2.0

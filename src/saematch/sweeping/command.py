@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saematch.cli import spread
-from saematch.compare import compare
+from saematch.comparing.command import compare
 from saematch.sweeping.file import SweepFile, read_sweep
 from saematch.sweeping.jobs import Sweep
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
         sweep.do([job], launcher)
     failed = sweep.failures()
     if len(failed) < len(sweep.jobs):
-        from saematch.report.comparison_terminal import print_comparison
+        from saematch.comparing.terminal import print_comparison
 
         print_comparison(compare([sweep.folder]), [])
     if failed:

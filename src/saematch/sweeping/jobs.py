@@ -113,16 +113,17 @@ class Sweep:
         return [*job.settings, *here]
 
     def failures(self) -> list[Job]:
-        """Return the jobs that failed."""
-        return [job for job in self.jobs if self._results(job).status != "finished"]
+        """Return the jobs that are not finished, after all were tried."""
+        tried = [(job, self._results(job)) for job in self.jobs]
+        return [job for job, found in tried if found is None or found.status != "finished"]
 
     def reached(self, job: Job) -> float | None:
-        """Return the metric of a finished job, None of one that failed.
+        """Return the metric of a finished job, None of another.
 
         ``ValueError`` if a finished job has no such metric.
         """
         results, name = self._results(job), self.file.metric.name
-        if results.status != "finished":
+        if results is None or results.status != "finished":
             return None
         if name not in results.metrics:
             close = difflib.get_close_matches(name, results.metrics, n=4) or results.metrics
@@ -132,5 +133,6 @@ class Sweep:
             )
         return results.metrics[name]
 
-    def _results(self, job: Job) -> Results:
-        return Results.load(self.folder / job.folder / "results.json")
+    def _results(self, job: Job) -> Results | None:
+        path = self.folder / job.folder / "results.json"
+        return Results.load(path) if path.exists() else None

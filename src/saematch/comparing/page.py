@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
+from saematch.comparing.comparison import SETS, Comparison, shown
+from saematch.comparing.figures import cell_look, label_of
+from saematch.comparing.plan import shown_rows
+from saematch.comparing.terminal import findings, headline, number, with_interval
 from saematch.files import replacing
 from saematch.places import DEFAULT
-from saematch.report.comparison import SETS, Comparison, shown
-from saematch.report.comparison_figures import cell_look, label_of
-from saematch.report.comparison_plan import shown_rows
-from saematch.report.comparison_terminal import findings, headline, number, with_interval
 from saematch.report.style import unique, where
 
 

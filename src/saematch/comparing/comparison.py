@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from saematch.report.comparison_checks import compared, keep_comparable
-from saematch.report.comparison_runs import MEANS, Objective, RunFolder, Value, find_runs
+from saematch.comparing.checks import compared, keep_comparable
+from saematch.comparing.runs import MEANS, Objective, RunFolder, Value, find_runs
 from saematch.results import Row
 from saematch.resuming import settings_of
 

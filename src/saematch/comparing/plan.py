@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
+from saematch.comparing.comparison import SETS, Comparison, shown
+from saematch.comparing.runs import Value
 from saematch.places import POOLED
-from saematch.report.comparison import SETS, Comparison, shown
-from saematch.report.comparison_runs import Value
 from saematch.report.style import unique, where
 from saematch.results import Row
 

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from saematch.comparing.comparison import SETS, Comparison, described, shown
+from saematch.comparing.plan import metrics_of, shown_rows, unique_values
 from saematch.places import DEFAULT
-from saematch.report.comparison import SETS, Comparison, described, shown
-from saematch.report.comparison_plan import metrics_of, shown_rows, unique_values
 from saematch.report.style import BASELINES, arms_of, unique, where
 from saematch.results import Row
 

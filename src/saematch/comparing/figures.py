@@ -8,10 +8,10 @@ from math import ceil, exp, log
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saematch.comparing.comparison import Comparison, shown
+from saematch.comparing.plan import Plan, is_numeric, shown_rows, unique_values
+from saematch.comparing.runs import RunFolder, Value
 from saematch.places import DEFAULT, NO_ARM
-from saematch.report.comparison import Comparison, shown
-from saematch.report.comparison_plan import Plan, is_numeric, shown_rows, unique_values
-from saematch.report.comparison_runs import RunFolder, Value
 from saematch.report.style import (
     MATCHLESS_STYLES,
     METRIC_LABELS,

@@ -7,10 +7,10 @@ import pandas
 import pytest
 
 from saematch.cli import main
-from saematch.compare import compare
-from saematch.report.comparison import collect
-from saematch.report.comparison_plan import metrics_of, plan_panels
-from saematch.report.comparison_runs import MEANS
+from saematch.comparing.command import compare
+from saematch.comparing.comparison import collect
+from saematch.comparing.plan import metrics_of, plan_panels
+from saematch.comparing.runs import MEANS
 from saematch.results import Results
 from wandb_reader import records
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saematch.comparing.comparison import Comparison, collect
+from saematch.comparing.plan import metrics_of, plan_panels, too_many_panels
 from saematch.files import replacing
-from saematch.report.comparison import Comparison, collect
-from saematch.report.comparison_plan import metrics_of, plan_panels, too_many_panels
 from saematch.results import Row
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
         metrics=options.metrics,
         code=options.code,
     )
-    from saematch.report.comparison_terminal import print_comparison
+    from saematch.comparing.terminal import print_comparison
 
     print_comparison(comparison, options.metrics)
     if options.wandb:
@@ -114,8 +114,8 @@ def compare(
     out = comparison.out
     if (out / "results.json").exists():
         raise ValueError(f"{out} is the folder of a run: choose another --out")
-    from saematch.report.comparison_figures import draw_comparison
-    from saematch.report.comparison_page import write_page
+    from saematch.comparing.figures import draw_comparison
+    from saematch.comparing.page import write_page
 
     if (out / "comparison.csv").exists():  # figures of an earlier comparison
         for path in [*(out / "figures").glob("*.png"), *(out / "figures").glob("*.svg")]:

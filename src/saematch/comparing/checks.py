@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from saematch.report.comparison_runs import RunFolder
+from saematch.comparing.runs import RunFolder
 from saematch.results import Results
 
 Facts = Mapping[str, str]
