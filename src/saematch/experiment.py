@@ -14,6 +14,7 @@ from saematch.evals.bootstrap import Bootstrap
 from saematch.evals.runner import TrainerSpec
 from saematch.explain.explanations import ExplanationSource
 from saematch.judge.model import ChatModel, NoJudge
+from saematch.judge.overlap import WordOverlap
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
@@ -69,9 +70,9 @@ class Experiment:
     paths: PathSpec
     explain: ExplanationSource
     """Where explanations come from, if there is a judge or the task ``explain``."""
-    judge: ChatModel | NoJudge
-    """The LLM that reads the explanations of matched features, if any."""
-    second_judge: ChatModel | NoJudge
+    judge: ChatModel | WordOverlap | NoJudge
+    """What reads the explanations of matched features, if anything: an LLM, or word overlap."""
+    second_judge: ChatModel | WordOverlap | NoJudge
     """Another one, to see whether both agree."""
     judging: Judging
     figures: Sequence[str] | None
@@ -124,8 +125,11 @@ class Experiment:
             )
         if not self.sae_memory > 0:
             raise ValueError(f"sae_memory={self.sae_memory} must be positive; it is in GiB")
-        if self.explains and self.explain.asks_llm and isinstance(self.judge, NoJudge):
-            raise ValueError("these explanations are an LLM's: set judge, or take explain=own")
+        if self.explains and self.explain.asks_llm and not isinstance(self.judge, ChatModel):
+            raise ValueError(
+                "these explanations are an LLM's, and neither judge=none nor judge=overlap is one: "
+                "set judge, or take explain=own"
+            )
         if self.judge == self.second_judge != NoJudge():
             raise ValueError("judge and second_judge are one and the same: choose another one")
         astray = [arm for arm in self.judging.arms or () if arm not in self.arms]

@@ -26,6 +26,7 @@ from saematch.explain.explanations import Explanations, Means
 from saematch.files import write_json
 from saematch.judge.asking import Chat
 from saematch.judge.connect import connect
+from saematch.judge.questions import Judge
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.store import MatchStore
 from saematch.places import POOLED, Place
@@ -71,7 +72,7 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
     finished = path.exists() and Results.load(path).status == "finished"
     results = Results(experiment.name, config, made_with(experiment.seed))
     tracker: Tracker | None = None
-    judges: list[Chat | None] = []
+    judges: list[Judge | None] = []
     torch.manual_seed(experiment.seed)
     try:
         judges = _connect(experiment, folder)
@@ -177,7 +178,7 @@ def _train(
 def _compare(
     experiment: Experiment,
     inputs: _Inputs,
-    judges: list[Chat | None],
+    judges: list[Judge | None],
     folder: Path,
     results: Results,
 ) -> None:
@@ -255,7 +256,7 @@ def _evaluate(
     return tables
 
 
-def _connect(experiment: Experiment, folder: Path) -> list[Chat | None]:
+def _connect(experiment: Experiment, folder: Path) -> list[Judge | None]:
     store = _cache(experiment, folder) / "judge.sqlite"
     judge, second = (connect(spec, store) for spec in (experiment.judge, experiment.second_judge))
     if judge is not None and second is not None and judge.model == second.model:
@@ -271,12 +272,13 @@ def _explain(
     saes: SaeShelf,
     lm: LanguageModel | None,
     tokens: dict[str, tuple[TokenBatch, ...]],
-    chat: Chat | None,
+    judge: Judge | None,
     folder: Path,
 ) -> Explanations | None:
     if not experiment.explains:
         return None
     texts = None if lm is None else TextPass(lm, tokens, experiment.trainer)
+    chat = judge if isinstance(judge, Chat) else None
     return experiment.explain.open(saes, Means(_cache(experiment, folder), texts, chat))
 
 
@@ -285,7 +287,7 @@ def _judge(
     saes: SaeShelf,
     matches: MatchSet,
     explanations: Explanations,
-    judges: list[Chat | None],
+    judges: list[Judge | None],
     results: Results,
 ) -> None:
     judge, second = judges

@@ -8,12 +8,12 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
 from saematch.judge.model import ChatModel
-from saematch.judge.questions import Asked, Question, Reply
+from saematch.judge.questions import Asked, Judge, Question, Reply
 from saematch.judge.store import ReplyStore
 
 log = logging.getLogger(__name__)
@@ -67,8 +67,10 @@ class Spent:
     """Answers that were there already."""
 
 
-class Chat:
+class Chat(Judge):
     """One LLM of a run, with its answers of all runs and its caps."""
+
+    writes: ClassVar[bool] = True
 
     def __init__(
         self, spec: ChatModel, model: str, endpoint: Endpoint | None, store: ReplyStore

@@ -1,4 +1,4 @@
-"""From the spec of an LLM to what asks it."""
+"""From the spec of a judge to what asks it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from saematch.judge.asking import AskingError, Chat
 from saematch.judge.batches import Batches
 from saematch.judge.client import OpenAiServer
 from saematch.judge.model import ChatModel, NoJudge
+from saematch.judge.overlap import OverlapJudge, WordOverlap
+from saematch.judge.questions import Judge
 from saematch.judge.store import ReplyStore
 
 log = logging.getLogger(__name__)
 
 
-def connect(spec: ChatModel | NoJudge, store: Path) -> Chat | None:
-    """Return what asks this model, with the answers that ``store`` keeps; None for no judge.
+def connect(spec: ChatModel | WordOverlap | NoJudge, store: Path) -> Judge | None:
+    """Return what asks this judge, an LLM with the answers that ``store`` keeps; None for no judge.
 
     Raises ``AskingError``, in one line, for what is wrong with key, server or name.
     """
     if isinstance(spec, NoJudge):
         return None
+    if isinstance(spec, WordOverlap):
+        return OverlapJudge(spec)
     if spec.cached_only:
         assert spec.model is not None
         return Chat(spec, spec.model, None, ReplyStore(store))

@@ -87,4 +87,4 @@ class ChatModel:
 
 @dataclass(frozen=True)
 class NoJudge:
-    """Spec: nothing is asked of any LLM."""
+    """Spec: nothing is judged, and no LLM is asked."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from saematch.files import hashed
 from saematch.judge.prompts import Prompt
@@ -70,3 +71,29 @@ class Reply:
     """As the server counted them, 0 if it does not."""
     served_by: str = ""
     """The model that answered, in the server's words; often more exact than what was asked for."""
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """What judges the pairs of a run, LLM or not."""
+
+    writes: ClassVar[bool]
+    """Whether it can write: a paraphrase, an explanation. What only compares cannot."""
+    model: str
+    """Its name; two judges of one run have different ones."""
+
+    def ask(self, questions: Sequence[Question], what: str) -> dict[Question, Reply]:
+        """Return the answers; ``what`` names them in the plural."""
+        ...
+
+    def estimate(self, questions: Sequence[Question]) -> tuple[int, int, float]:
+        """Return about how many tokens go in, at most come out, and dollars."""
+        ...
+
+    def close(self) -> None:
+        """Close the connections."""
+        ...
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what answered, and what it took."""
+        ...

@@ -11,9 +11,8 @@ import numpy as np
 
 from saematch.explain.explanations import Explanation, Explanations
 from saematch.files import hashed
-from saematch.judge.asking import Chat
 from saematch.judge.prompts import EXPLAIN, JUDGE, PARAPHRASE
-from saematch.judge.questions import Question, Reply
+from saematch.judge.questions import Judge, Question, Reply
 from saematch.judge.verdicts import Verdict, read_text, read_verdict
 from saematch.results import Row
 from saematch.tasks.judged import Item, Judging, control_items, path_items, table_items
@@ -60,8 +59,8 @@ def judge_matches(
     starts: Sequence[int] | None,
     judging: Judging,
     explanations: Explanations,
-    chat: Chat,
-    second: Chat | None,
+    judge: Judge,
+    second: Judge | None,
     tables: Mapping[str, list[Row]],
 ) -> list[Judgement]:
     """Judge the paths of every arm, the examples and paths of the run's tables, and the controls.
@@ -77,13 +76,13 @@ def judge_matches(
     pairs = pairs or path_items(matches, starts, judging, explanations, rng)
     examples = table_items("example", examples, "rank")
     controls = control_items(matches, judging, explanations, rng)
-    _announce(pairs, examples, controls, judging, explanations, chat, second)
+    _announce(pairs, examples, controls, judging, explanations, judge, second)
     twice = [item for item in controls if item.role == "ceiling"]
     items = [item for item in (*pairs, *examples, *controls) if item.role != "ceiling"]
-    shown = _shown(items, explanations) | _ceiling(twice, explanations, chat)
+    shown = _shown(items, explanations) | _ceiling(twice, explanations, judge)
     questions = {item: _question(*both) for item, both in shown.items()}
     questions |= _again(pairs, questions, judging, rng)
-    replies = chat.ask([q for q in questions.values() if q], "judgements")
+    replies = judge.ask([q for q in questions.values() if q], "judgements")
     verdicts = {item: _verdict(question, replies) for item, question in questions.items()}
     if second is not None:
         different = _different(pairs, questions)
@@ -102,10 +101,10 @@ def _shown(items: Sequence[Item], explanations: Explanations) -> dict[Item, Both
     return {item: (said.get(item.earlier), said.get(item.later)) for item in items}
 
 
-def _ceiling(items: Sequence[Item], explanations: Explanations, chat: Chat) -> dict[Item, Both]:
+def _ceiling(items: Sequence[Item], explanations: Explanations, judge: Judge) -> dict[Item, Both]:
     """Return two explanations of each feature: from the source, else its own and a paraphrase.
 
-    Where it is a paraphrase the item's role says so.
+    Where it is a paraphrase the item's role says so; a judge that cannot write leaves it out.
     """
     known = explanations.of([item.earlier for item in items], others=True)
     pairs: dict[Item, Both] = {}
@@ -119,10 +118,14 @@ def _ceiling(items: Sequence[Item], explanations: Explanations, chat: Chat) -> d
             alone[item] = Question(PARAPHRASE, (some[0].text,))
         else:
             pairs[item] = some[0], other
-    replies = chat.ask(list(alone.values()), "paraphrases") if alone else {}
+    if alone and not judge.writes:
+        said = "%s writes no paraphrases: %d features with one explanation have no ceiling"
+        log.info(said, judge.model, len(alone))
+        return pairs
+    replies = judge.ask(list(alone.values()), "paraphrases") if alone else {}
     for item, question in alone.items():
         text = read_text(replies[question], "paraphrase") if question in replies else None
-        other = Explanation(text, chat.model, PARAPHRASE.version) if text else None
+        other = Explanation(text, judge.model, PARAPHRASE.version) if text else None
         pairs[replace(item, role="paraphrase")] = known[item.earlier][0], other
     return pairs
 
@@ -170,22 +173,22 @@ def _announce(
     controls: Sequence[Item],
     judging: Judging,
     explanations: Explanations,
-    chat: Chat,
-    second: Chat | None,
+    judge: Judge,
+    second: Judge | None,
 ) -> None:
     """Say at the start what everything together may cost, at two lines of text an explanation."""
     line = "x" * 160
     n_again = round((judging.swapped + judging.repeated) * len(pairs))
-    n_twice = sum(item.role == "ceiling" for item in controls)
+    n_twice = sum(item.role == "ceiling" for item in controls) if judge.writes else 0
     n_first = len(pairs) + len(examples) + len(controls) + n_again
     judged, paraphrased = Question(JUDGE, (line, line)), Question(PARAPHRASE, (line,))
-    cost = chat.estimate([judged] * n_first + [paraphrased] * n_twice)[2]
-    said = f"at most {n_first} judgements and {n_twice} paraphrases by {chat.model}"
+    cost = judge.estimate([judged] * n_first + [paraphrased] * n_twice)[2]
+    said = f"at most {n_first} judgements and {n_twice} paraphrases by {judge.model}"
     if explanations.asks_llm:
         n_features = len(
             {key for i in (*pairs, *examples, *controls) for key in (i.earlier, i.later)}
         )
-        cost += chat.estimate([Question(EXPLAIN, (line * 10,))] * (n_features + n_twice))[2]
+        cost += judge.estimate([Question(EXPLAIN, (line * 10,))] * (n_features + n_twice))[2]
         said += f", at most {n_features + n_twice} explanations"
     if second is not None:
         cost += second.estimate([judged] * len(pairs))[2]

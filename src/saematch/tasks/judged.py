@@ -35,7 +35,8 @@ class Judging:
     """Pairs of equal index at each place."""
     ceiling: int = 20
     """Features of each layer judged against another explanation of themselves, by another explainer
-    or from other texts: the ceiling. Where there is none, against a paraphrase by the judge."""
+    or from other texts: the ceiling. Where there is none, against a paraphrase by the LLM that
+    judges."""
     swapped: float = 0.1
     """Share of the pairs judged once more in the other order: position bias."""
     repeated: float = 0.1

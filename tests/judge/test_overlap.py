@@ -1,0 +1,143 @@
+"""Word overlap judges without LLM: by hand, both ways, and in a whole run."""
+
+import json
+from itertools import product
+
+import pytest
+
+from conftest import N_FEATURES, N_LAYERS
+from saematch.judge.connect import connect
+from saematch.judge.overlap import WordOverlap, words
+from saematch.judge.prompts import JUDGE
+from saematch.judge.questions import Question
+from saematch.judge.verdicts import Verdict, read_verdict
+from saematch.results import Results
+
+RUN = ["tasks=[match]", "arms=[folded,random]", "bootstrap.n_resamples=20", "logger=none",
+       "run_id=a", "figures=[]", "layers=[0,1]", "judge=overlap", "judging.swapped=1.0",
+       "judging.repeated=0.5"]  # fmt: skip
+
+
+def judge(tmp_path, **thresholds):
+    return connect(WordOverlap(**thresholds), tmp_path / "s")
+
+
+def judged(judge, *texts):
+    question = Question(JUDGE, texts)
+    return read_verdict(judge.ask([question], "judgements")[question])
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Names of European rivers", {"names", "european", "rivers"}),
+        ("references to the term RIVER, or to rivers", {"river", "rivers"}),
+        ('active on "The" (60%), "(" (30%), "\\n" (10%)', {"the", "(", "\\n"}),
+        ('active on """ (53%), "x"" (30%), ""," (17%)', {'"', 'x"', '",'}),
+        ('the word "the" before “a” noun', {"the", "before", "a", "noun"}),
+        ("названия рек", {"названия", "рек"}),
+        ("words that are used in the text", set()),
+    ],
+)
+def test_words_are_what_a_feature_is_about(text, found):
+    assert words(text) == found
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "label", "said"),
+    [
+        ("red rivers", "the Red rivers", "SAME", "2 of 2 words shared: red, rivers"),
+        ("river a b c d", "river e", "MAYBE", "1 of 5 words shared: river"),
+        ("kinds of bread", "types of loaf", "DIFFERENT", "0 of 4 words shared: none"),
+        ("red b1 b2 b3 b4 b5", "red c1 c2 c3 c4", "MAYBE", "1 of 10 words shared: red"),
+        ("red b1 b2 b3 b4 b5", "red c1 c2 c3 c4 c5", "DIFFERENT", "1 of 11 words shared: red"),
+        ("x y z b1 b2 b3", "x y z c1 c2 c3 c4", "SAME", "3 of 10 words shared: x, y, z"),
+        ("x y b1 b2", "x y c1 c2 c3", "MAYBE", "2 of 7 words shared: x, y"),
+        ("active on", "active on", "UNPARSED", "nothing to compare: a text has common words alone"),
+        ('active on "the" (100%)', 'active on "the" (70%), "The" (30%)', "SAME",
+         "1 of 1 words shared: the"),
+    ],
+)  # fmt: skip
+def test_overlap_by_hand(tmp_path, one, other, label, said):
+    """The thresholds themselves, 1 of 10 and 3 of 10, belong to the higher label."""
+    assert judged(judge(tmp_path), one, other) == Verdict(label, said)
+
+
+def test_exchanging_the_texts_changes_nothing(tmp_path):
+    texts = ["a river", "river bank", 'active on "river" (90%), "," (10%)', "the", "bank of bread"]
+    of_default = judge(tmp_path)
+    for one, other in product(texts, texts):
+        assert judged(of_default, one, other) == judged(of_default, other, one)
+
+
+def test_thresholds_are_settings_and_part_of_the_name(tmp_path):
+    strict = judge(tmp_path, maybe=0.5, same=1.0)
+    labels = [judged(strict, "x y", text).label for text in ("x y", "x", "x z")]
+    assert labels == ["SAME", "MAYBE", "DIFFERENT"]
+    assert strict.model != judge(tmp_path).model
+    about = strict.provenance()
+    assert (about["maybe"], about["same"], about["answers"]) == (0.5, 1.0, 3)
+    assert not (tmp_path / "s").exists(), "nothing is kept"
+
+
+@pytest.mark.parametrize("maybe, same", [(0.0, 0.3), (0.4, 0.3), (0.1, 1.1), (float("nan"), 0.3)])
+def test_thresholds_that_cannot_be(maybe, same):
+    with pytest.raises(ValueError, match=f"judge.maybe={maybe} and judge.same={same} are shares"):
+        WordOverlap(maybe, same)
+
+
+def loaded(tmp_path):
+    return Results.load(tmp_path / "outputs/match/a/results.json")
+
+
+def test_a_run_judged_twice_by_words_alone(cli, tmp_path):
+    """Of layers l and m, ``kind i, l`` and ``kind j, m`` share one of three words or nothing."""
+    path = tmp_path / "labels.jsonl"
+    lines = [
+        {"layer": layer, "feature": feature, "text": f"kind{feature % 5} of {layer}"}
+        for layer in range(N_LAYERS)
+        for feature in range(N_FEATURES)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    second = ["judge@second_judge=overlap", "second_judge.same=0.5"]
+    message, output = cli(*RUN, *second, "explain=jsonl", f"explain.path={path}")
+    assert message is None
+    assert "writes no paraphrases: 40 features with one explanation" in output.out + output.err
+    results = loaded(tmp_path)
+    assert results.status == "finished"
+    rows = results.tables["judgements"]
+    roles = {row["role"] for row in rows}
+    assert roles == {"pair", "random", "identity", "swapped", "repeated", "second"}
+    for row in rows:
+        alike = row["feature_from"] % 5 == row["feature_to"] % 5
+        label = "MAYBE" if row["role"] == "second" else "SAME"
+        assert row["label"] == (label if alike else "DIFFERENT")
+    again = {row["compared"]: row for row in results.tables["judge_agreement"]}
+    for name in ("swapped", "repeated"):
+        assert (again[name]["agreement"], again[name]["score_difference"]) == (1, 0)
+    twice = [row for row in rows if row["role"] == "second"]
+    unlike = sum(row["label"] == "DIFFERENT" for row in twice)
+    assert again["second"]["agreement"] == pytest.approx(unlike / len(twice))
+    assert all(row["judge_score"] == 3 for row in rows if row["role"] == "identity")
+    names = [about["model"] for about in results.provenance["judges"]]
+    assert names == ["overlap 0.1/0.3", "overlap 0.1/0.5"]
+    for name in ("judge_contrasts", "judge_explainers", "mse_by_label"):
+        assert results.tables[name]
+    assert "judge_score/folded" in results.metrics
+
+
+def test_own_explanations_have_a_ceiling_from_other_texts(cli, tmp_path):
+    assert cli(*RUN, "judging.ceiling=24")[0] is None
+    rows = loaded(tmp_path).tables["judgements"]
+    ceiling = [row for row in rows if row["role"] == "ceiling"]
+    assert ceiling
+    assert "paraphrase" not in {row["role"] for row in rows}
+    for row in ceiling:
+        one, other = (words(row[f"explanation_{end}"]) for end in ("from", "to"))
+        share = len(one & other) / len(one | other)
+        assert row["judge_score"] == 1 + (share >= 0.1) + (share >= 0.3)
+
+
+def test_it_writes_no_explanations(cli):
+    message, _ = cli(*RUN, "explain=own_llm")
+    assert "an LLM's, and neither judge=none nor judge=overlap is one: set judge" in message
