@@ -9,7 +9,8 @@ import pytest
 from saematch.cli import main
 from saematch.comparing.command import compare
 from saematch.comparing.comparison import collect
-from saematch.comparing.plan import metrics_of, plan_panels
+from saematch.comparing.figures import _series
+from saematch.comparing.plan import metrics_of, plan_panels, unique_values
 from saematch.comparing.runs import MEANS
 from saematch.results import Results
 from wandb_reader import records
@@ -247,9 +248,11 @@ def test_where_against_and_metric(write, tmp_path, command):
     assert "2 of 4 runs are of matching=decoder" in comparison.notes
     main_ones = ["matching_score", "explained_variance", "recall", "judge_score"]
     assert metrics_of(comparison) == main_ones
-    assert plan_panels(comparison).against == "dataset.n_texts"
+    assert {panel.against for panel in plan_panels(comparison).panels} == {"dataset.n_texts"}
     plan = plan_panels(collect([top]), "matching")
-    assert plan.panels == (("default", 10), ("default", 20))
+    assert [(p.against, p.fixed) for p in plan.panels] == [
+        ("matching", {"dataset.n_texts": 10}), ("matching", {"dataset.n_texts": 20})
+    ]  # fmt: skip
     for arguments, words in (
         (("--where", "seed=3"), "KEY one of matching, dataset.n_texts, saes"),
         (("--where", "matching=encoder"), "the values are both, decoder"),
@@ -258,6 +261,21 @@ def test_where_against_and_metric(write, tmp_path, command):
         (("--out", top / "0"), "is the folder of a run"),
     ):
         assert words in command(top, *arguments)[0]
+
+
+def test_a_search_has_a_panel_for_each_parameter_with_all_its_runs(write, tmp_path):
+    for n in range(9):
+        write(str(n), f"matching.W_enc={0.5 + n}", f"matching.b_enc={9.5 - n}", value=n / 10)
+    comparison = compare([tmp_path / "sweep"], metrics=["recall"])
+    panels = plan_panels(comparison).panels
+    assert [panel.against for panel in panels] == ["matching.W_enc", "matching.b_enc"]
+    for panel in panels:
+        values = unique_values(comparison, panel.against)
+        series = _series(comparison, panel, values)
+        assert len(series) == 9
+        assert {value for ((value, _),) in series} == set(values)
+    assert list(comparison.figures) == ["recall"]
+    assert not comparison.undrawn
 
 
 def test_too_many_panels_are_refused(write, tmp_path, command):

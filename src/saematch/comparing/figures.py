@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saematch.comparing.comparison import Comparison, shown
-from saematch.comparing.plan import Plan, is_numeric, shown_rows, unique_values
-from saematch.comparing.runs import RunFolder, Value
+from saematch.comparing.plan import Panel, Plan, is_numeric, shown_rows, unique_values
+from saematch.comparing.runs import Value
 from saematch.places import DEFAULT, NO_ARM
 from saematch.report.style import (
     MATCHLESS_STYLES,
@@ -63,27 +63,22 @@ def _figure(comparison: Comparison, metric: str, plan: Plan) -> Figure | None:
     n_rows = ceil(len(plan.panels) / 4)
     columns = ceil(len(plan.panels) / n_rows)
     figure, axes = panels(columns, 3.7, n_rows)
-    for axis, (of_set, *values) in zip(axes, plan.panels, strict=False):
-        chosen = [
-            run
-            for run in comparison.compared
-            if [run.parameters[name] for name in plan.others] == values
-        ]
-        of_panel = where(rows, saes=of_set)
-        if plan.against is None:
+    for axis, panel in zip(axes, plan.panels, strict=False):
+        of_panel = where(rows, saes=panel.saes)
+        if panel.against is None:
             _by_cell(axis, of_panel, styles)
         else:
-            known = unique_values(comparison, plan.against)
-            _by_parameter(axis, of_panel, _series(chosen, plan.against, known), known, styles)
-            axis.set_xlabel(plan.against)
-        axis.set_title(_title(plan, of_set, values))
+            known = unique_values(comparison, panel.against)
+            _by_parameter(axis, of_panel, _series(comparison, panel, known), known, styles)
+            axis.set_xlabel(panel.against)
+        axis.set_title(_title(panel))
     for axis in axes[len(plan.panels) :]:
         axis.set_visible(False)
     logarithmic = _scale_values(axes, metric, rows)
     for axis in axes[::columns]:
         axis.set_ylabel(METRIC_LABELS[metric] if logarithmic else label_of(metric))
     figure.suptitle(_heading(metric, rows), fontsize=10)
-    if plan.against is not None:
+    if plan.panels[0].against is not None:
         legend(figure, *axes, columns=3 if columns == 1 else 2 * columns)
     return figure
 
@@ -116,18 +111,23 @@ def _heading(metric: str, rows: Sequence[Row]) -> str:
     return f"{label_of(metric)}{over}; {runs}{', with intervals' if intervals else ''}"
 
 
-def _title(plan: Plan, of_set: str, values: Sequence[Value]) -> str:
-    parts = [f"{name}={shown(value)}" for name, value in zip(plan.others, values, strict=True)]
-    return "\n".join(([] if of_set == DEFAULT else [of_set]) + parts)
+def _title(panel: Panel) -> str:
+    parts = [f"{name}={shown(value)}" for name, value in panel.fixed.items()]
+    return "\n".join(([] if panel.saes == DEFAULT else [panel.saes]) + parts)
 
 
 def _series(
-    runs: Sequence[RunFolder], parameter: str, values: Sequence[Value]
+    comparison: Comparison, panel: Panel, values: Sequence[Value]
 ) -> list[list[tuple[Value, str]]]:
     """Return value and name of runs that make one line each: of like runs, each is in another."""
+    assert panel.against is not None
+    of_run = {run: run.parameters[panel.against] for run in comparison.compared
+              if panel.fixed.items() <= run.parameters.items()}  # fmt: skip
+    if panel.scattered:
+        return [[(value, run.name)] for run, value in of_run.items()]
     lines: list[list[tuple[Value, str]]] = []
     for value in values:
-        for number, run in enumerate(r for r in runs if r.parameters[parameter] == value):
+        for number, run in enumerate(run for run, its in of_run.items() if its == value):
             if number == len(lines):
                 lines.append([])
             lines[number].append((value, run.name))

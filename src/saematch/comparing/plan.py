@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -26,15 +26,24 @@ FAMILIES = (
 MAX_PANELS = 8
 
 
-class Plan(NamedTuple):
-    """What a figure shows where."""
+class Panel(NamedTuple):
+    """What stands in one panel."""
 
     against: str | None
     """Parameter of the x axis; None if nothing was swept."""
+    saes: str
+    fixed: Mapping[str, Value]
+    """The runs are those of these values."""
+    scattered: bool = False
+    """Runs differ in more than the x axis, so no lines join them."""
+
+
+class Plan(NamedTuple):
+    """What a figure shows where."""
+
+    panels: tuple[Panel, ...]
     others: tuple[str, ...]
-    """Parameters of the panels."""
-    panels: tuple[tuple, ...]
-    """Set of SAEs and values of the other parameters, of each panel."""
+    """Parameters that tell panels apart."""
 
 
 def metrics_of(comparison: Comparison, names: Sequence[str] = ()) -> list[str]:
@@ -69,7 +78,8 @@ def _whole(rows: Sequence[Row]) -> list[Row]:
 def plan_panels(comparison: Comparison, against: str | None = None) -> Plan:
     """Choose what stands on the x axis, and what in panels.
 
-    Raises ``ValueError`` for a setting that was not swept.
+    Of a search, whose numbers are in too many combinations, each has a panel of its own with all
+    the runs. Raises ``ValueError`` for a setting that was not swept.
     """
     values = {p: unique_values(comparison, p) for p in comparison.parameters}
     varying = [name for name in values if len(values[name]) > 1]
@@ -83,8 +93,15 @@ def plan_panels(comparison: Comparison, against: str | None = None) -> Plan:
     sets = [name for (name,) in unique(comparison.rows, SETS)]
     there = {tuple(run.parameters[name] for name in others) for run in comparison.compared}
     combinations = [of for of in product(*(values[name] for name in others)) if of in there]
-    found = tuple((of_set, *of) for of in combinations for of_set in sets)
-    return Plan(against, others, found)
+    if len(combinations) > MAX_PANELS and all(is_numeric(values[name]) for name in varying):
+        each = tuple(Panel(name, of_set, {}, True) for name in varying for of_set in sets)
+        return Plan(each, ())
+    found = tuple(
+        Panel(against, of_set, dict(zip(others, of, strict=True)))
+        for of in combinations
+        for of_set in sets
+    )
+    return Plan(found, others)
 
 
 def too_many_panels(comparison: Comparison, plan: Plan) -> str:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from saematch.comparing.comparison import SETS, Comparison, described, shown
+from saematch.comparing.figures import label_of
 from saematch.comparing.plan import metrics_of, shown_rows, unique_values
 from saematch.places import DEFAULT
 from saematch.report.style import BASELINES, arms_of, unique, where
@@ -44,6 +45,8 @@ def print_comparison(comparison: Comparison, metrics: Sequence[str] = ()) -> Non
     console.print(_table(comparison, chosen, rows[:MAX_ROWS]))
     if len(rows) > MAX_ROWS:
         say(f"and {len(rows) - MAX_ROWS} more lines, in comparison.csv")
+    for line in baselines(comparison, chosen):
+        say(line)
     if {"explained_variance", "delta_loss"} & set(chosen):
         say("Of strategies the first of each arm; all are in comparison.csv and in the figures.")
     if comparison.left_out:
@@ -80,6 +83,20 @@ def findings(comparison: Comparison) -> Iterator[str]:
     yield from comparison.notes
     if comparison.undrawn:
         yield comparison.undrawn
+
+
+def baselines(comparison: Comparison, metrics: Sequence[str]) -> Iterator[str]:
+    """Say for each baseline between which values it lies in all the runs."""
+    arms = arms_of(comparison.rows)
+    for arm in [arm for arm in arms if arm in BASELINES] if set(arms) - set(BASELINES) else []:
+        said = []
+        for metric in metrics:
+            rows = where(shown_rows(comparison, metric), arm=arm)
+            values = [float(row["value"] or 0) for row in rows]
+            if values:
+                ends = dict.fromkeys((number(min(values)), number(max(values))))
+                said.append(f"{label_of(metric)} {' to '.join(ends)}")
+        yield f"{arm}: {', '.join(said)}"
 
 
 def number(value: object) -> str:
