@@ -28,6 +28,7 @@ def start(tmp_path, **settings):
     tmp_path.mkdir(exist_ok=True)
     matches = tmp_path / "matches"
     Match.from_columns(torch.tensor([1, 0]), 2).save(matches / "folded" / "0-1.safetensors")
+    (matches / "folded" / ".1-2.safetensors.77.part").touch()  # of a process that was killed
     tracker = WandbLogging(**settings).start("skip", tmp_path, {"seed": 3})
     return tracker, matches
 

@@ -205,7 +205,8 @@ class _WandbTracker:
             artifact = wandb.Artifact(
                 f"matches-{run.id}", type="matches", metadata=outcome.results.provenance
             )
-            artifact.add_dir(str(outcome.matches))
+            for path in sorted(outcome.matches.rglob("*.safetensors")):  # and no half of one
+                artifact.add_file(str(path), path.relative_to(outcome.matches).as_posix())
             run.log_artifact(artifact)
         run.summary.update(outcome.results.metrics)
 
