@@ -28,6 +28,7 @@ def start(tmp_path, **settings):
     tmp_path.mkdir(exist_ok=True)
     matches = tmp_path / "matches"
     Match.from_columns(torch.tensor([1, 0]), 2).save(matches / "folded" / "0-1.safetensors")
+    (matches / "folded" / ".1-2.safetensors.77.part").touch()  # of a process that was killed
     tracker = WandbLogging(**settings).start("skip", tmp_path, {"seed": 3})
     return tracker, matches
 
@@ -80,6 +81,39 @@ def test_two_runs_of_one_process_keep_their_uploads_apart(tmp_path, wandb_folder
         assert "WANDB_DATA_DIR" not in os.environ
         staged = [p for p in (tmp_path / name).glob("wandb/artifacts/staging/*") if p.is_file()]
         assert len(staged) == 1, "the one match file"
+
+
+def test_what_a_sweep_sets_stands_where_its_plots_look(tmp_path, wandb_folder, monkeypatch):
+    import wandb
+
+    monkeypatch.setattr(wandb.setup(), "_sweep_config", {"matching": "decoder", "seed": 3})
+    config = {"seed": 3, "matching": {"W_dec": 1.0}, "layers": [0, 1]}
+    tracker = WandbLogging(offline=True).start("skip", tmp_path, config)
+    tracker.finish(Outcome(Results("skip", {}, {}), {}, {}, tmp_path / "matches"))
+    kept = {}
+    for record in records(wandb_folder):
+        kind = record.WhichOneof("record_type")
+        if kind in ("run", "config"):
+            update = record.run.config.update if kind == "run" else record.config.update
+            kept |= {item.key: json.loads(item.value_json) for item in update}
+    assert kept["matching"] == "decoder"
+    assert kept["resolved"] == {"matching": {"W_dec": 1.0}}
+    assert kept["layers"] == [0, 1]
+
+
+def test_only_the_last_log_of_a_resumed_run_is_left_to_upload(tmp_path, wandb_folder):
+    killed, uploaded = (wandb_folder / f"offline-run-20260101_00000{n}-a" for n in (1, 2))
+    for folder in (killed, uploaded):
+        folder.mkdir(parents=True)
+        (folder / "run-a.wandb").write_bytes(b":W&B\0\0\0")
+    (uploaded / "run-a.wandb.synced").touch()
+    tracker, matches = start(tmp_path, offline=True)
+    tracker.finish(Outcome(Results("skip", {}, {}), {}, {}, matches))
+    assert not killed.exists()
+    assert (wandb_folder / f"replaced-{killed.name}" / "run-a.wandb").exists()
+    assert uploaded.exists()
+    (last,) = set(wandb_folder.glob("offline-run-*")) - {uploaded}
+    assert any(last.glob("run-*.wandb"))
 
 
 def test_the_key_is_written_nowhere(tmp_path, wandb_folder):

@@ -120,11 +120,15 @@ class WandbLogging:
             config=config,
             settings=wandb.Settings(mode="offline" if reason else "online", console="off"),
         )
-        logger.experiment.define_metric("layer")
-        logger.experiment.define_metric("*", step_metric="layer")
-        logger.experiment.define_metric("training/*", step_metric="samples")
+        run = logger.experiment
+        run.define_metric("layer")
+        run.define_metric("*", step_metric="layer")
+        run.define_metric("training/*", step_metric="samples")
+        displaced = {key: value for key, value in config.items() if run.config[key] != value}
+        if displaced:  # a sweep locks its own value, as matching=decoder, which its plots want
+            run.config.update({"resolved": displaced}, allow_val_change=True)
         if not reason:
-            log.info("Weights & Biases: %s", logger.experiment.url)
+            log.info("Weights & Biases: %s", run.url)
         return _WandbTracker(logger, folder / "wandb")
 
     def _why_offline(self, server: str) -> str:
@@ -195,6 +199,7 @@ class _WandbTracker:
             with _staged_in(self.staging):
                 self._mirror(outcome)
                 wandb.finish()
+            _set_aside(self.staging, Path(self.logger.experiment.dir).parent.name)
         except wandb.errors.Error as error:  # the run itself is complete and saved
             log.warning("Weights & Biases did not take everything: %s", error)
 
@@ -215,7 +220,8 @@ class _WandbTracker:
             artifact = wandb.Artifact(
                 f"matches-{run.id}", type="matches", metadata=outcome.results.provenance
             )
-            artifact.add_dir(str(outcome.matches))
+            for path in sorted(outcome.matches.rglob("*.safetensors")):  # and no half of one
+                artifact.add_file(str(path), path.relative_to(outcome.matches).as_posix())
             run.log_artifact(artifact)
         run.summary.update(outcome.results.metrics)
 
@@ -223,6 +229,16 @@ class _WandbTracker:
         import wandb
 
         wandb.finish(exit_code=1)
+
+
+def _set_aside(folder: Path, last: str) -> None:
+    """Rename what broken-off processes of a run logged offline: its last one has logged it all.
+
+    The log of a killed process ends in half a record, and ``wandb sync`` would upload none of them.
+    """
+    for earlier in folder.glob("offline-run-*"):
+        if earlier.name != last and not any(earlier.glob("*.wandb.synced")):
+            earlier.rename(folder / f"replaced-{earlier.name}")
 
 
 @contextmanager
