@@ -105,12 +105,12 @@ class WandbLogging:
         reason = self._why_offline(wandb.setup().settings.base_url)
         if reason:
             log.info("Weights & Biases runs offline into %s: %s", folder / "wandb", reason)
-        logger = WandbLogger(
+        logger = WandbLogger(  # W&B reads the environment once, and jobs of a sweep share a process
             project=self.project,
             entity=self.entity,
-            group=self.group or os.environ.get("WANDB_RUN_GROUP"),  # W&B reads it once a process
+            group=self.group or os.environ.get("WANDB_RUN_GROUP"),
             tags=list(self.tags),
-            name=name,
+            name=os.environ.get("WANDB_NAME", None if "WANDB_SWEEP_ID" in os.environ else name),
             id=run_id,
             job_type=job_type,
             save_dir=str(folder.resolve()),  # W&B remembers the first folder it worked in

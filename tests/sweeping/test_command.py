@@ -87,6 +87,7 @@ def test_a_jobs_wandb_run_holds_permutations_curves_and_judgements(sweep):
         found = list(records(folder))
         (run,) = [r.run for r in found if r.WhichOneof("record_type") == "run"]
         assert run.run_id == f"s-{told['begun']}-{number}"
+        assert run.display_name == f"s-{number}"
         assert run.run_group == f"s-{told['begun']}"
         config = {item.key: json.loads(item.value_json) for item in run.config.update}
         assert config["choices"]["matching"] == matching

@@ -105,6 +105,7 @@ class Sweep:
     def _told(self, job: Job) -> list[str]:
         """Return a job's settings, where it goes, and by which names it is known in W&B."""
         names = {
+            "WANDB_NAME": f"{self.file.study}-{job.folder}",
             "WANDB_RUN_ID": f"{self.file.study}-{self.begun}-{job.folder}",
             "WANDB_RUN_GROUP": f"{self.file.study}-{self.begun}",
         }
