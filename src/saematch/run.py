@@ -258,7 +258,7 @@ def _explain(
 ) -> Explanations | None:
     if not experiment.explains:
         return None
-    texts = None if lm is None else TextPass(lm, tokens, experiment.trainer)
+    texts = None if lm is None else TextPass(lm, tokens, experiment.trainer, folder / "contexts")
     return experiment.explain.open(saes, Means(_cache(experiment, folder), texts, chat))
 
 
