@@ -15,7 +15,7 @@ SETTING := $(if $(filter-out zoo,$(MODEL)),setting=$(MODEL) sae=$(SAE_$(MODEL)))
 
 EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
 
-.PHONY: $(EXPERIMENTS) reproduce reproduction-page help setup demo test test-slow lint bench bench-solver bench-solver-large zoo readme-figure lock clean smollm2 test-judge texts smollm2-saes smollm2-studies
+.PHONY: $(EXPERIMENTS) reproduce reproduction-page help setup demo test test-slow lint bench bench-solver bench-solver-large zoo readme-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-studies
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,20 @@ smollm2-studies: $(READY) ## Match those SAEs: the figures of docs/smollm2.md (a
 test-judge: $(SMOLLM2) ## Judge with SmolLM2, served on this machine (some minutes)
 	$(BIN)/python -m pytest -m llm $(ARGS)
 
+RAY := .venv-ray
+
+# An environment of its own: the launcher wants an older cloudpickle than joblib, and an older dateutil
+$(RAY)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RAY)
+	grep -v -E '^(cloudpickle|joblib|python-dateutil)==' constraints.txt > $(RAY)/constraints.txt
+	printf '%s\n' hydra-ray-launcher==1.2.2 ray==2.60.0 >> $(RAY)/constraints.txt
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(RAY)/constraints.txt --editable '.[dev,ray]'
+	touch $@
+
+test-ray: $(RAY)/ready ## Run a sweep on a Ray that is started here (some minutes)
+	$(RAY)/bin/python -m pytest -m ray $(ARGS)
+
 lint: $(READY) ## Put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -115,5 +129,5 @@ readme-figure: $(READY) ## Make the README's figure from a fresh demo
 lock: ## Write constraints.txt from what .venv has
 	$(BIN)/python -m pip freeze --exclude-editable | sed "s/+cpu$$//" > constraints.txt
 
-clean: ## Remove .venv and build products (outputs/ stays)
-	rm -rf $(VENV) dist
+clean: ## Remove .venv, .venv-ray and build products (outputs/ stays)
+	rm -rf $(VENV) $(RAY) dist

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,9 @@ _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED = _PACKAGE / "conf"
 CONF = str(_INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "conf")
 """Absolute, so that a checkout, an installed wheel and the console script all find it."""
+
+# Files in conf/hydra/launcher have the names of the plugins' launchers on purpose
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore")
 
 REFERRED = ("run_id", "matching", "assignment", "setting")
 """Settings that are no part of a run themselves: other settings refer to them."""
@@ -162,6 +166,11 @@ _KEY = re.compile(
 )
 """What looks like a key in an argument."""
 
+_LAUNCHER = re.compile(
+    r"class : 'hydra_plugins\.hydra_(\w+)_launcher\.|(?:find|load) 'hydra/launcher/(submitit)_"
+)
+"""What Hydra says of a launcher whose package is missing."""
+
 
 def main() -> None:
     """Run the command line; bad input ends in one line on stderr and exit code 1."""
@@ -194,6 +203,10 @@ def main() -> None:
         if os.environ.get("SAEMATCH_TRACEBACK"):
             raise
         sys.exit(f"saematch: {one_line(error)}")
+    except RuntimeError as error:
+        if "Unknown plugin class" not in str(error):
+            raise
+        sys.exit(f"saematch: {one_line(error)}")
     except KeyboardInterrupt:
         sys.exit("saematch: interrupted; the same command goes on where it stopped")
 
@@ -202,6 +215,9 @@ def one_line(error: BaseException) -> str:
     """Return what the caller did wrong, without what Hydra wraps around it."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
+    if launcher := _LAUNCHER.search(str(error)):
+        name = launcher[1] or launcher[2]
+        return f"hydra/launcher={name} is not installed: pip install hydra-{name}-launcher"
     if isinstance(error, MissingConfigException) and error.options:
         wanted = str(error.missing_cfg_file).rsplit("/", 1)
         return f"there is no {wanted[0]}={wanted[-1]}: choose one of {', '.join(error.options)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -16,13 +16,19 @@ MEASURING = ("data", "evals", "lm", "matching", "sae")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it if the block ends without error."""
+def replacing(path: Path, keep: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it if the block ends without error.
+
+    No other process, thread or machine gets the same temporary path. With ``keep``, a file that
+    another run has put there meanwhile stays: for what is the same whoever writes it, since on a
+    shared file system a file that is replaced is lost to those who are reading it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield part
-        part.replace(path)
+        if not (keep and path.exists()):
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 

@@ -277,7 +277,7 @@ def _explain(
 ) -> Explanations | None:
     if not experiment.explains:
         return None
-    texts = None if lm is None else TextPass(lm, tokens, experiment.trainer)
+    texts = None if lm is None else TextPass(lm, tokens, experiment.trainer, folder / "contexts")
     chat = judge if isinstance(judge, Chat) else None
     return experiment.explain.open(saes, Means(_cache(experiment, folder), texts, chat))
 

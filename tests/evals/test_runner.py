@@ -11,7 +11,7 @@ from saematch.data.texts import TextSet
 from saematch.data.tokens import tokenise
 from saematch.evals.activations import SparseFeatures
 from saematch.evals.runner import TrainerSpec, run_batches
-from saematch.evals.sums import TextSums
+from saematch.evals.sums import TextSums, write_sums
 from saematch.explain.contexts import _Peaks, find_peaks
 from saematch.lm.source import LmSource
 from saematch.places import SaeKey
@@ -113,3 +113,19 @@ def test_no_more_devices_than_batches():
     assert two.at_most(3) == two
     assert (two.at_most(1).devices, two.at_most(1).strategy) == (1, "auto")
     assert CPU.at_most(1) == CPU
+
+
+def test_a_batch_that_another_run_does_meanwhile_is_not_done_again(lm, tmp_path):
+    @dataclass
+    class Beside(Greedy):
+        def __call__(self, lm, batch):
+            kept = super().__call__(lm, batch)
+            if len(self.asked) == 1:
+                write_sums(tmp_path / "1.safetensors", {"sum": torch.full((5,), 7)})
+                write_sums(tmp_path / "0.safetensors", {"sum": torch.full((5,), 8)})
+            return kept
+
+    work = Beside(5)
+    found = done(work, lm, tmp_path)
+    assert work.asked == [5]
+    assert found.tolist() == [8] * 5 + [7] * 5, "all runs read the file that was there first"

@@ -28,14 +28,14 @@ def saes(tiny):
     return {key: source.load(key.layer) for key in KEYS}
 
 
-def text_pass(lm, batch_size):
+def text_pass(lm, batch_size, folder):
     sets = {"a": TextSet("a", tuple(TEXTS)), "b": TextSet("b", tuple(TEXTS[:3]))}
     trainer = TrainerSpec(accelerator="cpu")
     tokens = {
         name: tokenise(texts, lm.tokenizer, lm.bos_id, 10).batches(batch_size)
         for name, texts in sets.items()
     }
-    return TextPass(lm, tokens, trainer)
+    return TextPass(lm, tokens, trainer, folder / "left")
 
 
 def plain(lm, saes, texts, key):
@@ -57,7 +57,7 @@ def listed(contexts):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_top_contexts_are_the_most_active_of_each_half(lm, saes, tmp_path, batch_size):
-    texts = text_pass(lm, batch_size)
+    texts = text_pass(lm, batch_size, tmp_path)
     kept = collect_contexts(saes, texts, 2, 1, tmp_path)
     for key in KEYS:
         every = plain(lm, saes, texts, key)
@@ -81,7 +81,7 @@ def test_top_contexts_are_the_most_active_of_each_half(lm, saes, tmp_path, batch
 def test_the_sample_does_not_depend_on_the_batches_and_is_no_top(lm, saes, tmp_path):
     samples = []
     for size in (2, 3):
-        texts = text_pass(lm, size)
+        texts = text_pass(lm, size, tmp_path)
         kept = collect_contexts(saes, texts, 1, 2, tmp_path / str(size))
         samples.append([row[:3] for row in listed(kept[KEYS[0]].sample)])
     assert samples[0] == samples[1]
@@ -96,7 +96,7 @@ def test_the_sample_does_not_depend_on_the_batches_and_is_no_top(lm, saes, tmp_p
 def test_a_pass_that_was_killed_goes_on_and_one_that_was_made_is_read(
     lm, saes, tmp_path, monkeypatch
 ):
-    texts = text_pass(lm, 2)
+    texts = text_pass(lm, 2, tmp_path)
     whole = collect_contexts(saes, texts, 2, 1, tmp_path / "whole")
     done = []
     real = runner.write_sums
@@ -110,12 +110,14 @@ def test_a_pass_that_was_killed_goes_on_and_one_that_was_made_is_read(
     monkeypatch.setattr(runner, "write_sums", breaking)
     with pytest.raises(BaseException):  # noqa: B017 - Lightning turns the interrupt into an exit
         collect_contexts(saes, texts, 2, 1, tmp_path / "broken")
-    assert len(list((tmp_path / "broken").glob("*.part"))) == 2
+    assert len(list((tmp_path / "left").iterdir())) == 2
+    assert not (tmp_path / "broken").exists()
     written = []
     monkeypatch.setattr(runner, "write_sums", lambda *a: (written.append(1), real(*a)))
     resumed = collect_contexts(saes, texts, 2, 1, tmp_path / "broken")
     assert len(written) == 1, "of five batches three differ, and two were done"
-    assert [path.suffix for path in (tmp_path / "broken").iterdir()] == [".safetensors"]
+    assert len(list((tmp_path / "broken").iterdir())) == 1
+    assert not (tmp_path / "left").exists()
     for key in KEYS:
         assert listed(resumed[key].top) == listed(whole[key].top)
     monkeypatch.setattr("saematch.explain.contexts.run_batches", None)
@@ -126,7 +128,7 @@ def test_a_pass_that_was_killed_goes_on_and_one_that_was_made_is_read(
 
 def test_twin_saes_are_looked_at_once(lm, saes, tmp_path):
     twins = {**saes, SaeKey("other", 1): saes[KEYS[0]]}
-    kept = collect_contexts(twins, text_pass(lm, 8), 2, 1, tmp_path)
+    kept = collect_contexts(twins, text_pass(lm, 8, tmp_path), 2, 1, tmp_path)
     assert kept[SaeKey("other", 1)] is kept[KEYS[0]]
 
 

@@ -3,7 +3,9 @@
 import gzip
 import json
 import logging
+import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +18,7 @@ from saematch import __version__
 from saematch.explain import neuronpedia, neuronpedia_web
 from saematch.explain.explanations import Explanation, ExplanationSource, FeatureKey, Means
 from saematch.explain.neuronpedia import NeuronpediaExplanations
+from saematch.files import replacing
 from saematch.places import SaeKey
 from saematch.sae.registry import ExplainedSae
 
@@ -217,6 +220,21 @@ def test_a_killed_fetch_goes_on_with_the_missing_batches(server, tmp_path):
     server.log.clear()
     assert len(opened(server, tmp_path).features(KEY)) == 21
     assert server.log == ["/", BATCH.format(1)]
+    assert not folder.exists()
+
+
+def test_another_run_that_has_finished_takes_the_batches_away(server, tmp_path, monkeypatch):
+    fill(server)
+    folder = parquet(tmp_path).with_name("3-tinyscope-res.batches")
+
+    @contextmanager
+    def taken_away(path, keep=False):
+        with replacing(path, keep) as part:
+            shutil.rmtree(folder, ignore_errors=True)
+            yield part
+
+    monkeypatch.setattr(neuronpedia_web, "replacing", taken_away)
+    assert len(opened(server, tmp_path, connections=1).features(KEY)) == 21
     assert not folder.exists()
 
 

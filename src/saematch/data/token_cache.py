@@ -49,18 +49,19 @@ def load_texts(source: TextSource, lm: LanguageModel, folder: Path) -> LoadedTex
 def _write(path: Path, tokens: dict[str, TokenisedTexts]) -> None:
     tensors = {f"{name}|ids": kept.ids.int() for name, kept in tokens.items()}
     tensors |= {f"{name}|lengths": kept.lengths for name, kept in tokens.items()}
-    with replacing(path) as part:
+    with replacing(path, keep=True) as part:
         save_file(tensors, part)
 
 
 def _read(path: Path, names: list[str]) -> dict[str, TokenisedTexts] | None:
-    """Return what is kept; None if nothing is, or a damaged file, which is written again then."""
-    if not path.exists():
-        return None
+    """Return what is kept; None if nothing is, or a damaged file, which is removed."""
     try:
         tensors = load_file(path)
+    except FileNotFoundError:
+        return None
     except SafetensorError as error:
         log.warning("%s is damaged (%s); its tokens are made again", path, error)
+        path.unlink(missing_ok=True)
         return None
     return {
         name: TokenisedTexts(tensors[f"{name}|ids"].to(torch.int64), tensors[f"{name}|lengths"])

@@ -209,7 +209,9 @@ class _Runner(L.LightningModule):
         self.work = self.work.to(self.device)
 
     def test_step(self, batch: _Todo, batch_idx: int) -> None:
-        write_sums(Path(batch.path), self._done(batch.tokens))
+        path = Path(batch.path)
+        if not path.exists():  # another run may be at the same work
+            write_sums(path, self._done(batch.tokens))
 
     def _done(self, tokens: TokenBatch) -> Kept:
         """Do the work on some texts, in pieces that fit into memory."""

@@ -45,19 +45,22 @@ class TextSums:
 
 def write_sums(path: Path, sums: Mapping[str, Tensor]) -> None:
     """Write the sums of one batch."""
-    with replacing(path) as part:
+    with replacing(path, keep=True) as part:
         save_file({name: _stored(name, value) for name, value in sums.items()}, part)
 
 
 def missing(paths: Sequence[Path]) -> list[int]:
     """Return which of the files are not there; ``ValueError`` for a damaged one."""
-    for path in filter(Path.exists, paths):
+    lost = []
+    for number, path in enumerate(paths):
         try:
             with safe_open(path, framework="pt"):
                 pass
+        except FileNotFoundError:
+            lost.append(number)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}); delete it and run again") from error
-    return [number for number, path in enumerate(paths) if not path.exists()]
+    return lost
 
 
 def _stored(name: str, sums: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from saematch.data.tokens import TokenBatch
 from saematch.evals.activations import SparseFeatures, encode
 from saematch.evals.runner import TrainerSpec, run_batches
+from saematch.evals.sums import missing
 from saematch.files import code_hash, hashed, replacing
 from saematch.lm.hooks import LanguageModel
 from saematch.places import SaeKey
@@ -36,6 +38,8 @@ class TextPass:
     lm: LanguageModel
     tokens: Mapping[str, tuple[TokenBatch, ...]]
     trainer: TrainerSpec
+    left: Path
+    """Folder of what a killed pass goes on with: of this run alone, since the end removes it."""
 
     @cached_property
     def texts(self) -> list[Int64[Tensor, " n"]]:
@@ -171,8 +175,8 @@ def collect_contexts(
     """Return the contexts of every SAE from one pass over the texts.
 
     SAEs that do not fit into memory together are looked at in several passes. ``folder`` keeps the
-    contexts by a hash of all that determines them: a pass that was made is read, one that was
-    killed goes on with the next batch.
+    contexts by a hash of all that determines them: a pass that was made is read, one of this run
+    that was killed goes on with the next batch.
     """
     shelf = SaeShelf.of(saes)
     first: dict[SaeOrigin, SaeKey] = {}
@@ -198,19 +202,15 @@ def _collect(
         for name, batches in texts.tokens.items()
     }
     path = folder / f"{hashed([keys, n_top, n_samples])}.safetensors"
-    while not path.exists():
-        parts = {name: [folder / f"{key}.part" for key in of_set] for name, of_set in keys.items()}
+    if missing([path]):
+        every = {n: [texts.left / f"{k}.safetensors" for k in of] for n, of in keys.items()}
         for name, batches in texts.tokens.items():
-            run_batches(trainer, work, lm, batches, f"contexts in {name}", parts[name])
-        every = [part for of_set in parts.values() for part in of_set]
+            run_batches(trainer, work, lm, batches, f"contexts in {name}", every[name])
+        parts = [part for of_set in every.values() for part in of_set]
         sizes = [len(b.ids) for of_set in texts.tokens.values() for b in of_set]
-        try:
-            bar = tqdm(saes, desc="merge contexts", unit="SAE", leave=False)
-            _write(path, {key: _merge(key, every, sizes, n_top, n_samples) for key in bar})
-        except FileNotFoundError:
-            continue  # another run made the same pass, and has finished first
-        for part in set(every):  # equal batches of two sets have one file
-            part.unlink(missing_ok=True)
+        bar = tqdm(saes, desc="merge contexts", unit="SAE", leave=False)
+        _write(path, {key: _merge(key, parts, sizes, n_top, n_samples) for key in bar})
+        shutil.rmtree(texts.left)
     return _read(path, list(saes))
 
 
@@ -243,7 +243,7 @@ def _write(path: Path, kept: Mapping[SaeKey, KeptContexts]) -> None:
         for kind in ("top", "sample")
         for name in _TENSORS
     }
-    with replacing(path) as part:
+    with replacing(path, keep=True) as part:
         save_file(tensors, part)
 
 

@@ -149,9 +149,7 @@ class _Source:
         self.sidecar = path.with_name(f"{path.stem}.single.json")
         if spec.refresh:
             self.sidecar.unlink(missing_ok=True)
-        self.asked: dict[str, list[dict[str, str]]] = (
-            json.loads(self.sidecar.read_text(encoding="utf-8")) if self.sidecar.exists() else {}
-        )
+        self.asked = self._kept()
         self.warned = False
         explainers = sorted(set(export["explainer"]), key=self._rank)
         log.info(
@@ -204,7 +202,15 @@ class _Source:
                 for feature in tqdm(new[:room], desc=self.name, unit="feature", leave=False):
                     self.asked[str(feature)] = fetch_single(server, pool, self.name, feature)
             finally:
+                self.asked = self._kept() | self.asked  # with what another run has asked meanwhile
                 write_json(self.sidecar, self.asked)
+
+    def _kept(self) -> dict[str, list[dict[str, str | None]]]:
+        """Return the features that were asked for one by one, with what the site said."""
+        try:
+            return json.loads(self.sidecar.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
 
 
 def _unexplained(key: SaeKey, origin: SaeOrigin) -> str:

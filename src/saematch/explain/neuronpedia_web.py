@@ -170,7 +170,7 @@ def keep_export(server: Server, name: str, path: Path, refresh: bool) -> None:
     table = pa.concat_tables([kept.filter(still), *tables])
     if empty := table["text"].null_count:
         log.info("%s: %d empty explanations of the export are left out", name, empty)
-    with replacing(path) as part:
+    with replacing(path, keep=not refresh) as part:
         pq.write_table(table.filter(pc.is_valid(table["text"])), part, compression="zstd")
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -209,9 +209,8 @@ def _listed(server: Server, pool: PoolManager, name: str) -> dict[str, _Batch]:
 def _table(server: Server, pool: PoolManager, name: str, batch: _Batch, folder: Path) -> pa.Table:
     """Return one batch as a table, from its file in ``folder`` or fetched into it."""
     path = folder / f"{batch.tag}.jsonl.gz"
-    if path.exists():
-        with suppress(_Broken):
-            return _read(path.read_bytes(), name, batch)
+    with suppress(_Broken, FileNotFoundError):
+        return _read(path.read_bytes(), name, batch)
     reason = None
     for _ in range(TRIES):
         content = server.get(pool, quote(batch.key))
@@ -220,7 +219,7 @@ def _table(server: Server, pool: PoolManager, name: str, batch: _Batch, folder: 
         except _Broken as error:
             reason = error
             continue
-        with replacing(path) as part:
+        with suppress(FileNotFoundError), replacing(path) as part:  # gone: another run has them all
             part.write_bytes(content)
         return table
     raise ValueError(

@@ -45,7 +45,7 @@ class MatchStore:
         else:
             match = arm.match(saes[earlier], saes[later])
             self.counts["solved"] += 1
-            if shared:
+            if shared and not path.exists():  # another run may have solved it meanwhile
                 match.save(path, about(*origins, arm))
         self._known[key] = match
         return match

@@ -21,6 +21,7 @@ from saematch.data.texts import TextSource
 from saematch.data.tokens import TokenBatch
 from saematch.data.windows import windows
 from saematch.evals.runner import TrainerSpec, run_batches
+from saematch.evals.sums import missing
 from saematch.files import code_hash, hashed, replacing, write_json
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.states import HiddenStates, states_name
@@ -152,10 +153,10 @@ def _windows(
     path: Path, texts: TextSource, lm: LanguageModel, spec: Collection
 ) -> Int64[Tensor, "n context"]:
     """Return the windows kept at ``path``, drawn from the texts if there are none."""
-    if not path.exists():
+    if missing([path]):
         drawn = (spec.context, spec.n_tokens, spec.seed)
         ids = windows(texts.load(), lm.tokenizer, lm.bos_id, *drawn)
-        with replacing(path) as part:
+        with replacing(path, keep=True) as part:
             save_file({"ids": ids.int()}, part)
     with safe_open(path, framework="pt") as file:
         return file.get_tensor("ids").long()
