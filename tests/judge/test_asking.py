@@ -191,11 +191,11 @@ def test_money_is_never_spent_beyond_its_cap(served, tmp_path, caplog):
 def test_a_server_that_stays_broken_ends_the_round_with_the_count(served, tmp_path, fault):
     server = served(faults={fault: 1.0})
     chat = connect(spec(server, limits={"retries": 1, "concurrency": 2}), tmp_path / "s")
-    with pytest.raises(AskingError, match=r"requests to .* after 1 retries .* 0 of 200 answers"):
-        chat.ask(questions(200), "x")
+    with pytest.raises(AskingError, match=r"requests to .* after 1 retries .* 0 of 60 answers"):
+        chat.ask(questions(60), "x")
     assert len(server.bodies) < 20, "the rest is not tried"
     server.faults = {}
-    assert len(chat.ask(questions(200), "x")) == 200
+    assert len(chat.ask(questions(60), "x")) == 60
 
 
 def test_a_quota_that_is_used_up_ends_at_once(served, tmp_path):
