@@ -295,7 +295,11 @@ def test_settings_of_a_wrong_type(tmp_path):
 
 def test_half_precision_gives_nearly_the_same(cli, tmp_path):
     """Sums stay in float64: only the language model's own rounding is left."""
-    runs = {"full": [], "dtype": ["model.dtype=bfloat16"], "mixed": ["trainer.precision=bf16-mixed"]}
+    runs = {
+        "full": [],
+        "dtype": ["model.dtype=bfloat16"],
+        "mixed": ["trainer.precision=bf16-mixed"],
+    }
     tables = {}
     for name, settings in runs.items():
         cli(f"run_id={name}", "logger=none", "arms=[folded]", *settings)
