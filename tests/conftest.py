@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,6 +21,19 @@ from safetensors.torch import save_file
 
 from saematch.lm.states import states_name
 from saematch.sae.params import SaeOrigin, SaeParams
+
+
+@pytest.fixture(autouse=True)
+def _answers_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave answers in the system's cache, as no test cuts the power."""
+    from saematch.judge import store
+
+    def connect(*arguments: object, **settings: object) -> sqlite3.Connection:
+        database = sqlite3.connect(*arguments, **settings)
+        database.execute("pragma synchronous=off")
+        return database
+
+    monkeypatch.setattr(store, "sqlite3", SimpleNamespace(**{**vars(sqlite3), "connect": connect}))
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +162,10 @@ def tiny_overrides(tiny: Path) -> list[str]:
 
 @pytest.fixture
 def cli(tiny, tmp_path, monkeypatch, capsys):
-    """Run the command line in an empty folder; return (exit message or None, output)."""
+    """Run the command line in an empty folder; return (exit message or None, output).
+
+    Figures take most of a small run's time: they are drawn where a test asks for them.
+    """
     from saematch.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -160,7 +178,7 @@ def cli(tiny, tmp_path, monkeypatch, capsys):
             s if "{layer}" not in s else s.replace("sae.path=", 'sae.path="') + '"'
             for s in settings
         ]
-        monkeypatch.setattr(sys, "argv", ["saematch", *settings, *arguments])
+        monkeypatch.setattr(sys, "argv", ["saematch", "figures=[]", *settings, *arguments])
         root = logging.getLogger()
         handlers = list(root.handlers)
         try:

@@ -19,7 +19,8 @@ def whole_files_only(folder):
 
 
 def test_a_run_writes_what_it_promises(cli, tmp_path):
-    message, output = cli("+experiment=skip_layers", "dataset.n_texts=5", "run_id=a", "logger=csv")
+    message, output = cli("+experiment=skip_layers", "dataset.n_texts=5", "run_id=a", "logger=csv",
+                          "figures=null")  # fmt: skip
     assert message is None
     folder = tmp_path / "outputs/skip_layers/a"
     results = json.loads((folder / "results.json").read_text())
@@ -267,35 +268,49 @@ def test_a_truncated_language_model_is_refused(cli, tiny, tmp_path):
     assert "cannot load the language model" in message
 
 
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ("layers=3", "layers=3 must be a list of whole numbers"),
-        ("dataset.n_texts=1.5", "dataset.n_texts=1.5 and"),
-    ],
-)
-def test_settings_of_a_wrong_type(tmp_path, setting, words):
+WRONG_TYPES = {
+    "layers=3": "layers=3 must be a list of whole numbers",
+    "dataset.n_texts=1.5": "dataset.n_texts=1.5 and",
+}
+EACH_SETTING = """
+import sys
+from saematch.cli import main
+for setting in sys.argv[1:]:
+    sys.argv[1:] = [setting, "logger=none"]
+    try:
+        main()
+    except SystemExit as exit:
+        print(exit.code, file=sys.stderr)
+"""
+"""Run the command line with each setting in turn; print what it would exit with."""
+
+
+def test_settings_of_a_wrong_type(tmp_path):
     """In a process of its own: here the types are enforced before our own checks."""
-    command = [sys.executable, "-m", "saematch", setting, "logger=none"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith(f"saematch: {words}")
+    command = [sys.executable, "-c", EACH_SETTING, *WRONG_TYPES]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    for line, words in zip(done.stderr.splitlines(), WRONG_TYPES.values(), strict=True):
+        assert line.startswith(f"saematch: {words}")
 
 
-@pytest.mark.parametrize("setting", ["model.dtype=bfloat16", "trainer.precision=bf16-mixed"])
-def test_half_precision_gives_nearly_the_same(cli, tmp_path, setting):
+def test_half_precision_gives_nearly_the_same(cli, tmp_path):
     """Sums stay in float64: only the language model's own rounding is left."""
-    cli("run_id=full", "logger=none", "arms=[folded]")
-    cli("run_id=half", "logger=none", "arms=[folded]", setting)
-    full, half = (
-        Results.load(tmp_path / f"outputs/match/{r}/results.json") for r in ("full", "half")
-    )
-    for one, other in zip(full.tables["strategies"], half.tables["strategies"], strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], rel=0.03)
-        assert other["n_tokens"] == one["n_tokens"]
-    for one, other in zip(full.tables["layers"], half.tables["layers"], strict=True):
-        assert other["mean_norm"] == pytest.approx(one["mean_norm"], rel=0.01)
+    runs = {
+        "full": [],
+        "dtype": ["model.dtype=bfloat16"],
+        "mixed": ["trainer.precision=bf16-mixed"],
+    }
+    tables = {}
+    for name, settings in runs.items():
+        cli(f"run_id={name}", "logger=none", "arms=[folded]", *settings)
+        tables[name] = Results.load(tmp_path / f"outputs/match/{name}/results.json").tables
+    full = tables["full"]
+    for half in (tables["dtype"], tables["mixed"]):
+        for one, other in zip(full["strategies"], half["strategies"], strict=True):
+            assert other["loss"] == pytest.approx(one["loss"], rel=0.03)
+            assert other["n_tokens"] == one["n_tokens"]
+        for one, other in zip(full["layers"], half["layers"], strict=True):
+            assert other["mean_norm"] == pytest.approx(one["mean_norm"], rel=0.01)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -307,7 +322,7 @@ def test_a_gpu_that_is_not_there(cli):
 def test_partial_greedy_and_mutual_matches_are_evaluated_like_any_other(cli, tmp_path):
     message, _ = cli(
         "run_id=a", "logger=none", "assignment=partial", "arms=[folded,greedy,mutual_nearest]",
-        "+assignment.time_limit=60.0",
+        "+assignment.time_limit=60.0", "figures=null",
     )  # fmt: skip
     assert message is None
     results = json.loads((tmp_path / "outputs/match/a/results.json").read_text())

@@ -68,7 +68,8 @@ def finished(tiny, judge, tmp_path_factory):
     def results(experiment, again=False):
         if (experiment, again) not in done:
             folder = tmp_path_factory.mktemp(experiment)
-            parts, config = build(settings(experiment, tiny, judge))
+            drawn = ["figures=[]"] if again else []
+            parts, config = build([*settings(experiment, tiny, judge), *drawn])
             run(parts, config, folder)
             assert finished_as(folder, config)
             assert not finished_as(folder, config | {"seed": 5})
@@ -206,7 +207,7 @@ def test_matches_are_shared_between_runs(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     counts = []
     for experiment in ("mse", "matching_score"):
-        parts, config = build([*settings(experiment, tiny)[:-1], "cache=shared"])
+        parts, config = build([*settings(experiment, tiny)[:-1], "cache=shared", "figures=[]"])
         results = run(parts, config, tmp_path / experiment)
         counts.append(results.provenance["matches"])
     assert counts == [{"solved": 12}, {"read": 12}]

@@ -53,8 +53,10 @@ def loaded(tmp_path):
     return Results.load(tmp_path / "outputs/match/a/results.json")
 
 
-def test_any_run_can_have_a_judge_and_its_scores_reach_wandb(judged, labels, tmp_path):
-    message, output = judged(*labels, logger="wandb")
+def test_any_run_can_have_a_judge_and_its_scores_reach_wandb_and_its_key_no_file(
+    judged, labels, tmp_path
+):
+    message, output = judged(*labels, "figures=null", logger="wandb")
     assert message is None
     assert "Judge score (share of SAME)" in output.out
     results = loaded(tmp_path)
@@ -78,10 +80,6 @@ def test_any_run_can_have_a_judge_and_its_scores_reach_wandb(judged, labels, tmp
         texts = [pair[f"explanation_{end}"] for end in ("from", "to")]
         same = pair["feature_from"] % 5 == pair["feature_to"] % 5
         assert same == (texts[0].split()[0] == texts[1].split()[0])
-
-
-def test_the_key_is_written_nowhere(judged, labels, tmp_path):
-    assert judged(*labels, logger="wandb")[0] is None
     files = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
     assert any(path.suffix == ".sqlite" for path in files)
     assert any(path.parent.name == ".hydra" for path in files)
@@ -118,7 +116,7 @@ def test_cached_answers_need_no_server_and_give_the_same_numbers(
 def test_explanations_from_neuronpedia_join_the_saes_that_they_are_of(
     judged, tiny, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(neuronpedia_web, "BACKOFF_SECONDS", 0.01, raising=False)
+    monkeypatch.setattr(neuronpedia_web, "BACKOFF_S", 0.01)
     server = NeuronpediaServer()
     for layer in range(N_LAYERS):
         source = f"tiny/{layer}-res"
@@ -134,7 +132,7 @@ def test_explanations_from_neuronpedia_join_the_saes_that_they_are_of(
         server.export(source, rows, 8)
     about = ["explain=neuronpedia", f"explain.exports={server.address}", "explain.single=0"]
     about += [f"explain.api={server.address}", f'sae.path="{tmp_path}/saes/layer_{{layer}}"']
-    message, _ = judged(*about)
+    message, _ = judged(*about, "figures=null")
     server.close()
     assert message is None
     tables = loaded(tmp_path).tables
@@ -150,7 +148,8 @@ def test_explanations_from_neuronpedia_join_the_saes_that_they_are_of(
 
 
 def test_paths_and_examples_carry_what_is_said_of_them(judged, labels, tmp_path):
-    assert judged(*labels, "tasks=[match,features,paths,explain]")[0] is None
+    drawn = "figures=[explained_pairs,explained_paths]"
+    assert judged(*labels, "tasks=[match,features,paths,explain]", drawn)[0] is None
     tables = loaded(tmp_path).tables
     for name in ("features", "paths"):
         for shown in tables[name]:
@@ -165,6 +164,7 @@ def test_paths_and_examples_carry_what_is_said_of_them(judged, labels, tmp_path)
 
 def test_explanations_without_a_judge(cli, labels, tmp_path):
     about = ["tasks=[match,features,explain]", "logger=none", "run_id=a"]
+    about += ["figures=[explained_pairs]"]
     assert cli(*MATCH, *about, *labels)[0] is None
     tables = loaded(tmp_path).tables
     assert "judgements" not in tables
@@ -224,7 +224,8 @@ def test_judges_that_cannot_be(judged, cli, server):
 
 def test_a_second_judge(judged, labels, tmp_path):
     other = JudgeServer(answer=lambda body: '{"evaluation": "", "label": 3}', models=("judge-2",))
-    message, _ = judged(*labels, "judge@second_judge=local", f"second_judge.base_url={other.url}")
+    message, _ = judged(*labels, "judge@second_judge=local", f"second_judge.base_url={other.url}",
+                        "figures=[judge_controls]")  # fmt: skip
     other.close()
     assert message is None
     results = loaded(tmp_path)

@@ -30,8 +30,20 @@ def command(tiny, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_the_page(command, tmp_path):
+def test_what_is_finished_is_kept_and_shown_and_the_page_is_whole(command, tmp_path):
+    assert command("--only", "mse", "--families", "tiny", "--page", "docs/page.md") is None
+    assert (tmp_path / "docs/page_figures/mse-tiny-mse.png").exists()
+    result = tmp_path / "outputs/mse/reproduction-tiny/results.json"
+    before = result.stat().st_mtime_ns
+    assert command("--only", "parts", "--families", "tiny") is None
+    assert result.stat().st_mtime_ns == before
+    page = (tmp_path / "outputs/reproduction/index.md").read_text()
+    assert "2 runs, 2 of them finished" in page
+    assert "## mse" in page
+    assert "## parts" in page
+
     assert command(*ONLY) is None
+    assert result.stat().st_mtime_ns == before
     page = (tmp_path / "outputs/reproduction/index.md").read_text()
     assert page.startswith("# Reproduction on zoo\n")
     assert "4 runs, 4 of them finished" in page
@@ -47,18 +59,7 @@ def test_the_page(command, tmp_path):
     assert (tmp_path / "outputs/mse/reproduction-tiny/saematch.log").read_text().count(
         "solved"
     ) == 1
-
-
-def test_what_is_finished_is_kept_and_shown(command, tmp_path):
-    command("--only", "mse", "--families", "tiny")
-    result = tmp_path / "outputs/mse/reproduction-tiny/results.json"
-    before = result.stat().st_mtime_ns
-    assert command("--only", "parts", "--families", "tiny") is None
-    assert result.stat().st_mtime_ns == before
-    page = (tmp_path / "outputs/reproduction/index.md").read_text()
-    assert "2 runs, 2 of them finished" in page
-    assert "## mse" in page
-    assert "## parts" in page
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_a_run_that_fails_does_not_stop_the_others(command, tmp_path, monkeypatch):
@@ -72,8 +73,5 @@ def test_a_run_that_fails_does_not_stop_the_others(command, tmp_path, monkeypatc
     assert "- mse on tiny: layers=[0, 9]" in page
 
 
-def test_another_place_for_the_page_and_wrong_names(command, tmp_path):
-    assert command("--only", "mse", "--families", "tiny", "--page", "docs/page.md") is None
-    assert (tmp_path / "docs/page_figures/mse-tiny-mse.png").exists()
+def test_wrong_names(command):
     assert command("--only", "mes").startswith("saematch: nothing to do; --only takes")
-    assert not list(tmp_path.rglob("*.part"))

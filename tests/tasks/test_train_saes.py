@@ -19,6 +19,7 @@ SETTINGS = (
     "task=train_saes",
     "run_id=a",
     "logger=csv",
+    "figures=null",
     "layers=[1,2]",
     "dataset.n_texts=null",
     "collection.n_tokens=60",

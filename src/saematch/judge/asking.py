@@ -120,14 +120,21 @@ class Chat(Judge):
             return ""
         return f"judge.limits.max_cost={limits.max_cost}"
 
-    def keep(self, asked: Asked, reply: Reply, estimate: tuple[int, int]) -> None:
-        """Keep an answer and count what it took: the estimate where the server does not tell."""
-        if not reply.tokens_in and not reply.refused:
-            reply = replace(reply, tokens_in=estimate[0], tokens_out=len(reply.content) // 4)
-        self.store.keep(self.model, [(asked, reply)])
-        self.spent.tokens_in += reply.tokens_in
-        self.spent.tokens_out += reply.tokens_out
-        self.spent.cost += self.spec.cost(reply.tokens_in, reply.tokens_out)
+    def keep(self, answers: Sequence[tuple[Asked, Reply, int]]) -> None:
+        """Keep answers that came together, in one write, and count what they took.
+
+        With each comes an estimate of the tokens of its question, for servers that do not tell.
+        """
+        counted = []
+        for asked, reply, tokens_in in answers:
+            if not reply.tokens_in and not reply.refused:
+                reply = replace(reply, tokens_in=tokens_in, tokens_out=len(reply.content) // 4)
+            counted.append((asked, reply))
+        self.store.keep(self.model, counted)
+        for _, reply in counted:
+            self.spent.tokens_in += reply.tokens_in
+            self.spent.tokens_out += reply.tokens_out
+            self.spent.cost += self.spec.cost(reply.tokens_in, reply.tokens_out)
 
     def close(self) -> None:
         """Close the connections."""
@@ -249,17 +256,23 @@ class _Round:
 
     def _collect(self, done: set[Future[Reply]], bar: tqdm) -> None:
         """Keep the answers that came; note what was lost, and what stops the round."""
+        answers = []
         for future in done:
-            question = self.running.pop(future)
             error = future.exception()
             if error is None:
                 self.in_a_row = 0
-                self.chat.keep(question.asked(self.chat.model), future.result(), question.tokens())
-                bar.update()
-                bar.set_postfix_str(f"${self.chat.spent.cost:.4f}", refresh=False)
+                question = self.running[future]
+                asked, (tokens_in, _) = question.asked(self.chat.model), question.tokens()
+                answers.append((asked, future.result(), tokens_in))
                 continue
-            self.lost.append(question)
+            self.lost.append(self.running.pop(future))
             self.last = str(error)
             self.in_a_row += 1
             if not isinstance(error, TimeoutError) or self.in_a_row >= LOST_IN_A_ROW:
                 self.stop = self.stop or error
+        if answers:
+            self.chat.keep(answers)
+            for future in done & self.running.keys():  # an interrupt before this loses none
+                del self.running[future]
+            bar.update(len(answers))
+            bar.set_postfix_str(f"${self.chat.spent.cost:.4f}", refresh=False)

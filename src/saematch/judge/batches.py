@@ -176,14 +176,16 @@ class Batches:
         """Keep the answers of an ended batch; return how many there were."""
         answered = 0
         for file_id in filter(None, (there.output_file_id, there.error_file_id)):
+            answers = []
             for line in self.client.files.content(file_id).text.splitlines():
                 row: dict[str, Any] = json.loads(line)
                 response = row.get("response") or {}
                 reply = self._read(response, row.get("error"))
                 if reply is not None and row["custom_id"] in by_key:
-                    self.chat.keep(by_key[row["custom_id"]], reply, (0, 0))
-                    answered += 1
-                    bar.update()
+                    answers.append((by_key[row["custom_id"]], reply, 0))
+            self.chat.keep(answers)
+            answered += len(answers)
+            bar.update(len(answers))
         return answered
 
     def _read(self, response: dict[str, Any], error: dict[str, Any] | None) -> Reply | None:

@@ -20,13 +20,16 @@ def normal(*shape, seed=0):
 
 
 def solved(x_a, x_b, regime="whole", **settings):
-    """Solve in a given regime: ``blocks`` by a budget with room for short lists alone."""
-    n, m = sorted((len(x_a), len(x_b)))
+    """Solve in a given regime: ``blocks`` with short lists, and a budget for blocks of 32 rows."""
     if regime == "blocks":
-        settings["memory_gib"] = (8 * n * min(m, 40) + 12 * m) * 1.34 / products.GIB
+        budget = 4 * 32 * products.BYTES_A_SIMILARITY * max(len(x_a), len(x_b))
+        settings["memory_gib"] = budget / products.GIB
     if regime == "device":
         settings["device"] = "cpu"
-    solution = solve_assignment(x_a, x_b, regime=regime, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        if regime == "blocks":
+            patch.setattr(products, "LONGEST_LIST", 40)
+        solution = solve_assignment(x_a, x_b, regime=regime, **settings)
     assert solution.regime == regime
     return solution
 
