@@ -62,23 +62,23 @@ def spec(server, **options):
                      limits=Limits(**limits))  # fmt: skip
 
 
-def test_under_every_fault_none_of_1000_is_lost_or_paid_twice(served, tmp_path):
+def test_under_every_fault_none_of_2000_is_lost_or_paid_twice(served, tmp_path):
     server = served(faults=MIX)
     chat = connect(spec(server), tmp_path / "store.sqlite")
-    asked = questions(1000)
+    asked = questions(2000)
     replies = chat.ask(asked, "judgements")
     assert set(replies) == set(asked)
     delivered = Counter(server.delivered.values())
     filtered = server.faulted["filter"] + server.faulted["too long"]
-    assert delivered == {1: 1000 - filtered}, "every answer was delivered once"
+    assert delivered == {1: 2000 - filtered}, "every answer was delivered once"
     labels = Counter(read_verdict(reply).label for reply in replies.values())
     assert labels["UNPARSED"] == sum(server.faulted[name] for name in UNPARSED)
     assert labels["REFUSED"] == server.faulted["refusal"] + server.faulted["filter"]
-    assert labels.total() == 1000
-    assert labels["MAYBE"] == 1000 - labels["UNPARSED"] - labels["REFUSED"]
-    assert chat.spent.requests == 1000
-    answered = 1000 - filtered
-    assert 700 * answered <= chat.spent.tokens_in <= 700 * 1000
+    assert labels.total() == 2000
+    assert labels["MAYBE"] == 2000 - labels["UNPARSED"] - labels["REFUSED"]
+    assert chat.spent.requests == 2000
+    answered = 2000 - filtered
+    assert 700 * answered <= chat.spent.tokens_in <= 700 * 2000
     assert all(server.faulted[name] for name in MIX), "every fault was met"
     requests = len(server.bodies)
     assert chat.ask(asked, "judgements") == replies
