@@ -11,6 +11,7 @@ import pytest
 from conftest import tiny_overrides
 from judge.judge_server import JudgeServer
 from saematch.cli import CONF, build
+from saematch.judge.verdicts import LABELS
 from saematch.report import rules
 from saematch.report.claims import CLAIMS
 from saematch.report.rules import Verdict
@@ -29,6 +30,9 @@ BRING_SAES = {"sparsity", "similar_l0", "llama", "planted"}
 SMALL = ["dataset.n_texts=3", "dataset.max_tokens=16", "logger=none", "bootstrap.n_resamples=20",
          "trainer.accelerator=cpu", "cache=null"]  # fmt: skip
 DOCS = Path(__file__).parents[1] / "docs/experiments.md"
+TRACKING = DOCS.with_name("tracking.md")
+ENDS = r"_(low|high|q25|q75)$"
+"""What stands behind a column's name beside it."""
 
 
 def any_label(body):
@@ -113,6 +117,22 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
     assert {name: len(rows) for name, rows in tables.items()} == expected
     text = DOCS.read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in text for name in (*tables, JUDGED.get(experiment, experiment)))
+
+
+@pytest.mark.parametrize("experiment", [*EXPERIMENTS, "persistence_judged"])
+def test_the_docs_of_tracking_name_every_metric_and_column(finished, experiment):
+    _, results, _ = finished(experiment)
+    named = {name.partition("/")[0] for line in re.findall("^[|].*$", TRACKING.read_text(), re.M)
+             for name in re.findall("`(.*?)`", line)}  # fmt: skip
+    named |= {"saes", "layer_from", "layer_to", "arm", "dataset", "strategy", "quantile"}
+    named |= {f"n_{label.lower()}" for label in LABELS}
+    assert {metric.partition("/")[0] for metric in results.metrics} <= named
+    for table, rows in results.tables.items():
+        assert table in named
+        columns = {
+            name if name in named else re.sub(ENDS, "", name) for row in rows for name in row
+        }
+        assert columns <= named, table
 
 
 def rows_of_means(parts, tables, n_sets):
