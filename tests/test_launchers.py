@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import pytest
 
 from commands import command, tables
 from saematch.cli import one_line
+
+ONE_CPU = "hydra.launcher.ray.remote.num_cpus=1"
 
 
 def sweep(tiny, folder, launcher, *settings):
@@ -47,24 +50,36 @@ def test_jobs_beside_each_other(tiny, basic, tmp_path, launcher):
 
 @pytest.mark.ray
 def test_jobs_on_a_ray_that_the_launcher_starts(tiny, basic, tmp_path):
-    about = ["hydra.launcher.ray.init.num_cpus=2", "hydra.launcher.ray.remote.num_cpus=1"]
-    assert sweep(tiny, tmp_path / "ray", "ray", *about) == basic
+    own = "hydra.launcher.ray.init.num_cpus=2"
+    assert sweep(tiny, tmp_path / "ray", "ray", own, ONE_CPU) == basic
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:10001"])
-def test_jobs_on_a_ray_that_runs_already(tiny, basic, tmp_path, address):
-    ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    start = ["start", "--head", "--num-cpus=2", "--include-dashboard=false", "--port=0"]
-    subprocess.run([*ray, *start], cwd=tmp_path, check=True, capture_output=True)
+def test_jobs_on_a_ray_that_runs_already(tiny, basic, tmp_path):
+    with running_ray(tmp_path):
+        joined = "hydra.launcher.ray.init.address=auto"
+        assert sweep(tiny, tmp_path, "ray", joined, ONE_CPU) == basic
+
+
+@contextmanager
+def running_ray(folder):
+    """Start a Ray whose jobs run in ``folder``; stop this one and no other."""
+    start = ["start", "--head", "--block", "--num-cpus=2", "--include-dashboard=false", "--port=0"]
+    ray = subprocess.Popen(
+        [sys.executable, "-u", "-m", "ray.scripts.scripts", *start],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
-        about = [
-            f"hydra.launcher.ray.init.address={address}",
-            "hydra.launcher.ray.remote.num_cpus=1",
-        ]
-        assert sweep(tiny, tmp_path, "ray", *about) == basic
+        said = iter(ray.stdout.readline, "")
+        assert any("Ray runtime started" in line for line in said)
+        yield
     finally:
-        subprocess.run([*ray, "stop"], check=True, capture_output=True)
+        ray.terminate()
+        ray.communicate()
 
 
 @pytest.mark.skipif(
