@@ -172,13 +172,13 @@ def cli(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "offline")
 
     def run(*arguments, base=None):
-        settings = tiny_overrides(tiny) if base is None else base
+        settings = ["figures=[]", *tiny_overrides(tiny)] if base is None else base
         settings = [setting.strip("'") for setting in settings]
         settings = [
             s if "{layer}" not in s else s.replace("sae.path=", 'sae.path="') + '"'
             for s in settings
         ]
-        monkeypatch.setattr(sys, "argv", ["saematch", "figures=[]", *settings, *arguments])
+        monkeypatch.setattr(sys, "argv", ["saematch", *settings, *arguments])
         root = logging.getLogger()
         handlers = list(root.handlers)
         try:
