@@ -70,8 +70,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--families", metavar="A,B", help="these families of SAEs alone")
     parser.add_argument(
         "--judge", metavar="NAME,SETTING,...",
-        help="also do what needs an LLM, as --judge gpt_4o_mini or --judge "
-        "local,judge.base_url=http://127.0.0.1:8000/v1",
+        help="also do what needs a judge, as --judge gpt_4o_mini, --judge "
+        "local,judge.base_url=http://127.0.0.1:8000/v1, or without any LLM --judge overlap",
     )  # fmt: skip
     parser.add_argument("--run-id", metavar="NAME", help="name of the page's folder")
     parser.add_argument("--page", type=Path, metavar="FILE.md", help="write the page here instead")
