@@ -17,7 +17,7 @@ HOMES = {
     "wandb": {"tracking.py"},
     "hydra": {"cli.py"},
     "omegaconf": {"cli.py"},
-    "lightning": {"evals/runner.py", "tracking.py"},
+    "lightning": {"evals/lightning_runner.py", "tracking.py"},
     "rich": {"report/terminal.py", "report/listing.py", "comparing/terminal.py"},
     "matplotlib": {
         "report/style.py",

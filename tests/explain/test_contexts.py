@@ -6,7 +6,7 @@ import torch
 from conftest import N_FEATURES, TEXTS
 from saematch.data.texts import TextSet
 from saematch.data.tokens import tokenise
-from saematch.evals import runner
+from saematch.evals import lightning_runner
 from saematch.evals.activations import SparseFeatures
 from saematch.evals.runner import TrainerSpec
 from saematch.explain.contexts import HALVES, Contexts, TextPass, collect_contexts, find_peaks
@@ -99,7 +99,7 @@ def test_a_pass_that_was_killed_goes_on_and_one_that_was_made_is_read(
     texts = text_pass(lm, 2, tmp_path)
     whole = collect_contexts(saes, texts, 2, 1, tmp_path / "whole")
     done = []
-    real = runner.write_sums
+    real = lightning_runner.write_sums
 
     def breaking(*arguments):
         if len(done) == 2:
@@ -107,13 +107,13 @@ def test_a_pass_that_was_killed_goes_on_and_one_that_was_made_is_read(
         done.append(1)
         real(*arguments)
 
-    monkeypatch.setattr(runner, "write_sums", breaking)
+    monkeypatch.setattr(lightning_runner, "write_sums", breaking)
     with pytest.raises(BaseException):  # noqa: B017 - Lightning turns the interrupt into an exit
         collect_contexts(saes, texts, 2, 1, tmp_path / "broken")
     assert len(list((tmp_path / "left").iterdir())) == 2
     assert not (tmp_path / "broken").exists()
     written = []
-    monkeypatch.setattr(runner, "write_sums", lambda *a: (written.append(1), real(*a)))
+    monkeypatch.setattr(lightning_runner, "write_sums", lambda *a: (written.append(1), real(*a)))
     resumed = collect_contexts(saes, texts, 2, 1, tmp_path / "broken")
     assert len(written) == 1, "of five batches three differ, and two were done"
     assert len(list((tmp_path / "broken").iterdir())) == 1
