@@ -9,7 +9,9 @@ from importlib.util import find_spec
 import pytest
 
 from commands import command, tables
+from conftest import tiny_overrides
 from saematch.cli import one_line
+from saematch.results import Results
 
 ONE_CPU = "hydra.launcher.ray.remote.num_cpus=1"
 
@@ -108,3 +110,27 @@ def test_a_launcher_that_is_not_installed_ends_in_what_installs_it(cli):
 )
 def test_what_hydra_says_of_a_missing_launcher(name, said):
     assert one_line(RuntimeError(said)).endswith(f"pip install hydra-{name}-launcher")
+
+
+def test_a_job_that_fails_keeps_no_other_from_being_done(cli, tiny, tmp_path):
+    settings = ["tasks=[match]", "run_id=a", "logger=none", "figures=[]", "arms=[folded]"]
+    base = ["--multirun", *tiny_overrides(tiny), *settings]
+    message, _ = cli("layers=[0,9],[0,1]", base=base)
+    assert "there is no SAE for layer 9" in message
+    failed, finished = (
+        Results.load(tmp_path / f"outputs/match/a/{job}/results.json") for job in (0, 1)
+    )
+    assert failed.status == "failed"
+    assert "there is no SAE for layer 9" in failed.error
+    assert finished.status == "finished"
+
+
+def test_a_run_whose_settings_do_not_go_together_leaves_its_error(cli, tmp_path):
+    message, _ = cli("reach=2", "run_id=a", "logger=none")
+    results = Results.load(tmp_path / "outputs/match/a/results.json")
+    assert results.status == "failed"
+    assert message == f"saematch: {results.error}"
+    assert "reach=2: it counts the layers" in message
+    assert cli("run_id=a", "logger=none", "tasks=[match]")[0] is None, (
+        "mended, it can be done there"
+    )

@@ -69,10 +69,18 @@ def test_a_killed_sweep_resumes_to_the_same_comparison(begin):
     assert table("killed") == table("whole")
 
 
-@pytest.mark.slow
-def test_jobs_side_by_side_give_the_same_numbers_as_one_after_the_other(begin):
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param(["hydra.launcher.n_jobs=2"], id="joblib", marks=pytest.mark.slow),
+        pytest.param(["hydra.launcher.ray.init.num_cpus=2", "hydra.launcher.ray.remote.num_cpus=1"],
+                     id="ray", marks=pytest.mark.ray),
+    ],
+)  # fmt: skip
+def test_jobs_side_by_side_give_the_same_numbers_as_one_after_the_other(begin, launcher, request):
+    name = request.node.callspec.id
     assert begin("basic").wait(300) == 0, Path("basic.log").read_text()
-    joblib = begin("joblib", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    assert joblib.wait(300) == 0, Path("joblib.log").read_text()
-    assert statuses("joblib") == ["finished"] * 4
-    assert table("joblib") == table("basic")
+    beside = begin("beside", f"hydra/launcher={name}", *launcher)
+    assert beside.wait(300) == 0, Path("beside.log").read_text()
+    assert statuses("beside") == ["finished"] * 4
+    assert table("beside") == table("basic")
