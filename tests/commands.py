@@ -9,9 +9,8 @@ from conftest import tiny_overrides
 
 def command(tiny: Path, *arguments: str) -> list[str]:
     """Run the tiny model with these arguments, which go first: Hydra takes options only there."""
-    settings = [s.strip("'") for s in tiny_overrides(tiny)]
-    quoted = [s.replace("sae.path=", 'sae.path="') + '"' if "{layer}" in s else s for s in settings]
-    return [sys.executable, "-m", "saematch", *arguments, *quoted, "logger=none"]
+    settings = tiny_overrides(tiny)
+    return [sys.executable, "-m", "saematch", *arguments, *settings, "logger=none"]
 
 
 def tables(folder: Path) -> dict:

@@ -151,7 +151,7 @@ def tiny_overrides(tiny: Path) -> list[str]:
         f"model.path={tiny / 'lm'}",
         "model.name=tiny",
         "sae=disk",
-        f"'sae.path={tiny}/saes/layer_{{layer}}'",
+        f'sae.path="{tiny}/saes/layer_{{layer}}"',
         "dataset=local",
         f"dataset.paths=[{tiny / 'texts.jsonl'}]",
         "dataset.n_texts=5",
@@ -173,11 +173,6 @@ def cli(tiny, tmp_path, monkeypatch, capsys):
 
     def run(*arguments, base=None):
         settings = ["figures=[]", *tiny_overrides(tiny)] if base is None else base
-        settings = [setting.strip("'") for setting in settings]
-        settings = [
-            s if "{layer}" not in s else s.replace("sae.path=", 'sae.path="') + '"'
-            for s in settings
-        ]
         monkeypatch.setattr(sys, "argv", ["saematch", *settings, *arguments])
         root = logging.getLogger()
         handlers = list(root.handlers)

@@ -47,15 +47,9 @@ def command(server, tmp_path, monkeypatch):
     return run
 
 
-def settings(tiny: Path) -> list[str]:
-    """The tiny model's settings, as arguments that no shell takes apart."""
-    plain = (setting.strip("'") for setting in tiny_overrides(tiny))
-    return [re.sub(r"(sae\.path)=(.*)", r'\1="\2"', setting) for setting in plain]
-
-
 def sweep(command, folder: Path, tiny: Path, matching: list[str]) -> str:
     """Create a sweep with ``wandb sweep``, and return the path that ``wandb agent`` is told."""
-    literals = ["+experiment=matching_score", *settings(tiny)]
+    literals = ["+experiment=matching_score", *tiny_overrides(tiny)]
     file = {
         "name": "parts",
         "project": "saematch",
@@ -149,7 +143,12 @@ def test_a_job_that_fails_counts_as_failed(command, server, tiny, tmp_path):
 @pytest.mark.slow
 def test_a_run_that_was_offline_and_killed_is_uploaded_later(command, server, tiny, tmp_path):
     """Its first process leaves a log that ``wandb sync`` cannot read."""
-    arguments = ["+experiment=matching_score", *settings(tiny), "logger.offline=true", "run_id=a"]
+    arguments = [
+        "+experiment=matching_score",
+        *tiny_overrides(tiny),
+        "logger.offline=true",
+        "run_id=a",
+    ]
     command(sys.executable, "-c", KILLER, "9", *arguments, code=-9)
     logs = tmp_path / "outputs/matching_score/a/wandb"
     (killed,) = logs.glob("offline-run-*")

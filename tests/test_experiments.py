@@ -56,8 +56,7 @@ def settings(experiment, tiny, judge=()):
     if experiment in BRING_SAES - {"planted"}:
         own = ["layers=[3,4]"] if experiment == "sparsity" else ["layers=[2,3,4]"]
         return [f"+experiment={experiment}", *own, *SMALL]
-    base = [s.strip("'") for s in tiny_overrides(tiny)] if experiment != "planted" else []
-    base = [s.replace("sae.path=", 'sae.path="') + '"' if "{layer}" in s else s for s in base]
+    base = tiny_overrides(tiny) if experiment != "planted" else []
     layers = ["setting.pair=[1,2]", "setting.starts=[0,1]", "setting.path=[0,1,2,3]",
               "setting.judged=[0,1,2,3]", "setting.labelled=[0,2]"]  # fmt: skip
     judged = [*judge, f"name={experiment}"] if experiment in JUDGED else []

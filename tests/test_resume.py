@@ -29,10 +29,7 @@ main()
 
 
 def run(tiny: Path, folder: Path, n: int) -> int:
-    settings = [s.strip("'") for s in tiny_overrides(tiny)]
-    settings = [
-        s.replace("sae.path=", 'sae.path="') + '"' if "{layer}" in s else s for s in settings
-    ]
+    settings = tiny_overrides(tiny)
     settings += ["run_id=a", "logger=none", "trainer.batch_size=1", "arms=[folded,random]"]
     done = subprocess.run(
         [sys.executable, "-c", KILLER, str(n), *settings],

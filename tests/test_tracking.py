@@ -9,7 +9,7 @@ import pytest
 from saematch.matching.match import Match
 from saematch.results import Results
 from saematch.tracking import Outcome, WandbLogging
-from wandb_reader import history, records
+from wandb_reader import config, history, records, summary
 
 
 @pytest.fixture
@@ -49,23 +49,14 @@ def test_everything_is_mirrored(tmp_path, wandb_folder):
     }
     assert by_layer == {1: 0.25, 2: 0.5}
     found = list(records(wandb_folder))
-    (run,) = [r.run for r in found if r.WhichOneof("record_type") == "run"]
-    config = {item.key: json.loads(item.value_json) for item in run.config.update}
-    assert config["seed"] == 3
+    assert config(wandb_folder)["seed"] == 3
     (artifact,) = [
         r.artifact
         for r in found
         if r.WhichOneof("record_type") == "artifact" and r.artifact.type == "matches"
     ]
     assert [entry.path for entry in artifact.manifest.contents] == ["folded/0-1.safetensors"]
-    summary = {}
-    for record in found:
-        if record.WhichOneof("record_type") == "summary":
-            summary |= {
-                ".".join(i.nested_key) or i.key: json.loads(i.value_json)
-                for i in record.summary.update
-            }
-    assert summary["recall/folded"] == 0.5
+    assert summary(wandb_folder)["recall/folded"] == 0.5
     (table,) = wandb_folder.glob("offline-run-*/files/media/table/tables/matches_*.json")
     content = json.loads(table.read_text())
     assert content["columns"] == ["layer_from", "layer_to", "arm", "recall"]

@@ -57,3 +57,19 @@ def history(folder: Path) -> list[dict[str, object]]:
         for record in records(folder)
         if record.WhichOneof("record_type") == "history"
     ]
+
+
+def config(folder: Path) -> dict[str, object]:
+    """Return the run's configuration."""
+    (run,) = [r.run for r in records(folder) if r.WhichOneof("record_type") == "run"]
+    return {item.key: json.loads(item.value_json) for item in run.config.update}
+
+
+def summary(folder: Path) -> dict[str, object]:
+    """Return the run's summary."""
+    return {
+        ".".join(item.nested_key) or item.key: json.loads(item.value_json)
+        for record in records(folder)
+        if record.WhichOneof("record_type") == "summary"
+        for item in record.summary.update
+    }

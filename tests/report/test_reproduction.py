@@ -13,8 +13,7 @@ ONLY = ["--only", "mse,parts"]
 def command(tiny, tmp_path, monkeypatch, capsys):
     """Run ``saematch reproduce`` on the tiny model in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    base = [s.strip("'") for s in tiny_overrides(tiny)]
-    base = [s.replace("sae.path=", 'sae.path="') + '"' if "{layer}" in s else s for s in base]
+    base = tiny_overrides(tiny)
     small = ["logger=none", "bootstrap.n_resamples=10", "setting.pair=[1,2]"]
     monkeypatch.setattr(reproduce, "FAMILIES", {"zoo": {"tiny": base, "other": base}})
     monkeypatch.setattr(reproduce, "ONCE", {"zoo": {}})

@@ -101,7 +101,7 @@ def ran_on(name, folder):
     from saematch.run import run
 
     tiny = Path(os.environ["TINY"])
-    own = [s for s in tiny_overrides(tiny) if not s.strip("'").startswith("sae")]
+    own = [s for s in tiny_overrides(tiny) if not s.startswith("sae")]
     settings = [
         "+experiment=skip_layers",
         *own,

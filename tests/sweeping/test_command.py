@@ -14,7 +14,7 @@ from judge.judge_server import JudgeServer
 from saematch.cli import main
 from saematch.results import Results
 from saematch.sweeping import jobs
-from wandb_reader import history, records
+from wandb_reader import config, history, records, summary
 
 SWEEP = """\
 method: grid
@@ -31,8 +31,6 @@ def sweep(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
-    base = [s.strip("'") for s in tiny_overrides(tiny)]
-    base = [s.replace("sae.path=", 'sae.path="') + '"' if "{layer}" in s else s for s in base]
 
     def run(
         *arguments,
@@ -45,7 +43,15 @@ def sweep(tiny, tmp_path, monkeypatch, capsys):
         told = {"metric": metric, "parameters": parameters,
                 "settings": ", ".join(json.dumps(s) for s in settings)}  # fmt: skip
         Path("s.yaml").write_text(text % told)
-        command = ["saematch", "sweep", "s.yaml", *arguments, *base, *SMALL, f"logger={logger}"]
+        command = [
+            "saematch",
+            "sweep",
+            "s.yaml",
+            *arguments,
+            *tiny_overrides(tiny),
+            *SMALL,
+            f"logger={logger}",
+        ]
         monkeypatch.setattr(sys, "argv", command)
         handlers = list(logging.getLogger().handlers)
         try:
@@ -89,8 +95,7 @@ def test_a_jobs_wandb_run_holds_permutations_curves_and_judgements(sweep):
         assert run.run_id == f"s-{told['begun']}-{number}"
         assert run.display_name == f"s-{number}"
         assert run.run_group == f"s-{told['begun']}"
-        config = {item.key: json.loads(item.value_json) for item in run.config.update}
-        assert config["choices"]["matching"] == matching
+        assert config(folder)["choices"]["matching"] == matching
         logged = history(folder)
         curves = {row["layer"]: row["mse_W_dec/folded"] for row in logged
                   if "mse_W_dec/folded" in row}  # fmt: skip
@@ -103,12 +108,9 @@ def test_a_jobs_wandb_run_holds_permutations_curves_and_judgements(sweep):
                        and r.artifact.type == "matches"]  # fmt: skip
         paths = {entry.path for entry in artifact.manifest.contents}
         assert {"folded/0-1.safetensors", "folded/1-2.safetensors"} <= paths
-        summary = {}
-        for record in found:
-            if record.WhichOneof("record_type") == "summary":
-                summary |= {".".join(i.nested_key) or i.key: json.loads(i.value_json)
-                            for i in record.summary.update}  # fmt: skip
-        assert summary["judge_score/folded"] == results(number).metrics["judge_score/folded"]
+        assert (
+            summary(folder)["judge_score/folded"] == results(number).metrics["judge_score/folded"]
+        )
         assert list(folder.glob("offline-run-*/files/media/table/tables/judge_scores_*.json"))
     scores = {row["matching"]: row for row in comparison()
               if row["metric"] == "judge_score" and row["arm"] == "folded"}  # fmt: skip

@@ -30,12 +30,11 @@ def begin(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"))
     Path("s.yaml").write_text(SWEEP)
-    base = [s.strip("'") for s in tiny_overrides(tiny)]
-    base = [s.replace("sae.path=", 'sae.path="') + '"' if "{layer}" in s else s for s in base]
 
     def start(folder, *arguments):
         command = [sys.executable, "-m", "saematch", "sweep", "s.yaml", "--folder", folder,
-                   *arguments, *base, f"cache={folder}/cache", "logger=none"]  # fmt: skip
+                   *arguments, *tiny_overrides(tiny),
+                   f"cache={folder}/cache", "logger=none"]  # fmt: skip
         with Path(f"{folder}.log").open("w") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 

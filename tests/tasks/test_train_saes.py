@@ -74,7 +74,7 @@ def test_train_resume_and_match(cli, tiny, tmp_path):
     message, _ = cli(*SETTINGS)
     assert "layer_2 was trained on other hidden states (revision changed since)" in message
 
-    own = [s for s in tiny_overrides(tiny) if not s.strip("'").startswith("sae.path")]
+    own = [s for s in tiny_overrides(tiny) if not s.startswith("sae.path")]
     path = f'sae.path="{folder}/saes/layer_{{layer}}"'
     message, _ = cli(path, "run_id=b", "logger=none", base=own)
     assert message is None
