@@ -17,7 +17,7 @@ SMOLLM2     := outputs/models/smollm2_135m
 EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
 SWEEPS      := $(addprefix sweep-,$(basename $(notdir $(wildcard sweeps/*.yaml))))
 
-.PHONY: $(EXPERIMENTS) $(SWEEPS) compare reproduce reproduction-page help setup demo test test-slow lint bench bench-solver bench-solver-large zoo readme-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-studies
+.PHONY: $(EXPERIMENTS) $(SWEEPS) compare reproduce reproduction-page help setup demo test test-slow lint bench bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-studies
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -149,6 +149,9 @@ zoo: $(READY) ## Train the embedded model and SAEs again, from scratch (hours)
 readme-figure: $(READY) ## Make the README's figure from a fresh demo
 	$(BIN)/python -m saematch +experiment=skip_layers run_id=readme
 	cp outputs/skip_layers/readme/figures/explained_variance.png docs/explained_variance.png
+
+tracking-figure: sweep-width_objective ## Make the figure of docs/tracking.md from that sweep
+	cp outputs/sweeps/width_objective/comparison/figures/matching_score.png docs/comparison.png
 
 lock: ## Write constraints.txt from what .venv has
 	$(BIN)/python -m pip freeze --exclude-editable | sed "s/+cpu$$//" > constraints.txt
