@@ -134,6 +134,19 @@ def test_the_docs_of_tracking_name_every_metric_and_column(finished, experiment)
         assert columns <= named, table
 
 
+@pytest.mark.parametrize("experiment", ["matching_score", "judge_layers", "sparsity"])
+def test_flat_metrics_are_those_of_the_table_means(finished, experiment):
+    _, results, _ = finished(experiment)
+    compared = set()
+    for row in results.tables["means"]:
+        if row["strategy"] is None and row["dataset"] in (None, "all"):
+            suffix = "" if row["saes"] == "default" else f"/{row['saes']}"
+            name = f"{row['metric']}/{row['arm']}{suffix}"
+            assert results.metrics[name] == pytest.approx(row["value"], rel=1e-12), name
+            compared.add(row["metric"])
+    assert compared >= ({"judge_score"} if experiment == "judge_layers" else {"matching_score"})
+
+
 def rows_of_means(parts, tables, n_sets):
     """Rows that the docs promise: sets x metrics x what each was measured of."""
     weights = {

@@ -89,27 +89,25 @@ def running_ray(folder):
 )
 def test_a_launcher_that_is_not_installed_ends_in_what_installs_it(cli):
     message, _ = cli("matching=both,decoder", base=["--multirun", "hydra/launcher=ray"])
-    assert message == (
-        "saematch: hydra/launcher=ray is not installed: pip install hydra-ray-launcher"
-    )
+    assert message == ("saematch: hydra/launcher=ray is not installed: pip install 'saematch[ray]'")
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("extra", "said"),
     [
         (
-            "joblib",
-            "Unknown plugin class : 'hydra_plugins.hydra_joblib_launcher.joblib_launcher.J'",
+            "ray",
+            "Unknown plugin class : 'hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher'",
         ),
         (
-            "submitit",
+            "slurm",
             "In 'hydra/launcher/submitit': Could not load 'hydra/launcher/submitit_slurm'",
         ),
-        ("submitit", "Could not find 'hydra/launcher/submitit_local'"),
+        ("slurm", "Could not find 'hydra/launcher/submitit_local'"),
     ],
 )
-def test_what_hydra_says_of_a_missing_launcher(name, said):
-    assert one_line(RuntimeError(said)).endswith(f"pip install hydra-{name}-launcher")
+def test_what_hydra_says_of_a_missing_launcher(extra, said):
+    assert one_line(RuntimeError(said)).endswith(f"pip install 'saematch[{extra}]'")
 
 
 def test_a_job_that_fails_keeps_no_other_from_being_done(cli, tiny, tmp_path):

@@ -9,7 +9,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+
+from saematch.files import PRESETS
 
 if TYPE_CHECKING:
     from saematch.experiment import Experiment
@@ -32,10 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PACKAGE = Path(__file__).resolve().parent
-_INSTALLED = _PACKAGE / "conf"
-CONF = str(_INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "conf")
-"""Absolute, so that a checkout, an installed wheel and the console script all find it."""
+CONF = str(PRESETS)
 
 # Files in conf/hydra/launcher have the names of the plugins' launchers on purpose
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore")
@@ -90,6 +91,7 @@ _OF_SWEEPS = (
     "hydra.mode=MULTIRUN",
     "hydra.hydra_logging.root.level=WARNING",  # each job says itself which it is
     "hydra.hydra_logging.formatters.simple.format='%(message)s'",
+    "hydra.hydra_logging.handlers.console.stream='ext://sys.stderr'",
 )
 
 
@@ -99,24 +101,43 @@ def launch(jobs: Sequence[Sequence[str]], settings: Sequence[str]) -> None:
     ``settings`` are Hydra's own, as ``hydra/launcher=joblib``. What becomes of a job is in its
     folder; a job that fails keeps no other from being done.
     """
+    with _launcher(len(jobs), settings) as launcher:
+        for done in launcher.launch([list(job) for job in jobs], initial_job_idx=0):
+            if done.status == JobStatus.FAILED:
+                log.error("a job failed unexpectedly", exc_info=done._return_value)
+
+
+def check_launcher(settings: Sequence[str]) -> None:
+    """Refuse a launcher that there is not, before any job is planned."""
+    with _launcher(0, settings):
+        pass
+
+
+@contextmanager
+def _launcher(n_jobs: int, settings: Sequence[str]) -> Iterator[Launcher]:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration(
             "config", [*_OF_SWEEPS, *settings], run_mode=RunMode.MULTIRUN
         )
-        launcher = Plugins.instance().instantiate_launcher(
+        yield Plugins.instance().instantiate_launcher(
             config=config,
             hydra_context=HydraContext(loader, Callbacks(config)),
-            task_function=partial(_job, len(jobs)),
+            task_function=partial(_job, n_jobs),
         )
-        for done in launcher.launch([list(job) for job in jobs], initial_job_idx=0):
-            if done.status == JobStatus.FAILED:
-                log.error("a job failed unexpectedly", exc_info=done._return_value)
+
+
+def quoted(value: str) -> str:
+    """Return a value as Hydra reads it back, whatever signs it holds."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def spread(setting: str) -> tuple[str, list[str]]:
     """Return the setting's key, and all settings that ``key=a,b`` or ``key=range(0,3)`` means."""
+    if "=" not in setting or "glob(" in setting:
+        raise ValueError(f"{setting!r} is no setting: write key=value, or key=a,b to sweep over it")
     (parsed,) = OverridesParser.create().parse_overrides([setting])
     key = parsed.get_key_element()
     if not parsed.is_sweep_override():
@@ -217,7 +238,8 @@ def one_line(error: BaseException) -> str:
         error = error.__cause__
     if launcher := _LAUNCHER.search(str(error)):
         name = launcher[1] or launcher[2]
-        return f"hydra/launcher={name} is not installed: pip install hydra-{name}-launcher"
+        extra = {"submitit": "slurm"}.get(name, name)
+        return f"hydra/launcher={name} is not installed: pip install 'saematch[{extra}]'"
     if isinstance(error, MissingConfigException) and error.options:
         wanted = str(error.missing_cfg_file).rsplit("/", 1)
         return f"there is no {wanted[0]}={wanted[-1]}: choose one of {', '.join(error.options)}"
@@ -228,6 +250,7 @@ def one_line(error: BaseException) -> str:
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:
         close = difflib.get_close_matches(unknown[1], _known_keys(), n=1)
+        close = ["+experiment"] if unknown[1] == "experiment" else close
         hint = f"did you mean {close[0]}?" if close else "see python -m saematch --help"
         return f"there is no setting {unknown[1]!r}; {hint}"
     return text or type(error).__name__

@@ -11,6 +11,11 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+_PACKAGE = Path(__file__).resolve().parent
+_INSTALLED = _PACKAGE / "conf"
+PRESETS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "conf"
+"""Absolute, so that a checkout, an installed wheel and the console script all find it."""
+
 MEASURING = ("data", "evals", "lm", "matching", "sae")
 """Folders of the code that matches features and evaluates matches on texts."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saematch.experiment import Experiment
-from saematch.files import MEASURING, code_hash
+from saematch.files import MEASURING, PRESETS, code_hash, hashed
 from saematch.lm.hooks import LanguageModel
 from saematch.places import DEFAULT, SaeKey
 from saematch.shelf import SaeShelf
@@ -46,9 +46,17 @@ def made_with(seed: int | None) -> dict[str, Any]:
         "seed": seed,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "git_commit": _git_commit(),
-        "code": code_hash((*MEASURING, "explain", "judge", "tasks")),
+        "code": _code(),
         "platform": platform.platform(),
     }
+
+
+def _code() -> str:
+    """Return a hash of the code and the presets that numbers come from, not of what shows them."""
+    presets = sorted(PRESETS.rglob("*.yaml"))
+    top = sorted(Path(__file__).parent.glob("*.py"))
+    parts = [path.read_text(encoding="utf-8") for path in (*presets, *top)]
+    return hashed([code_hash((*MEASURING, "explain", "judge", "tasks")), *parts])
 
 
 def _git_commit() -> str | None:

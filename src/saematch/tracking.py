@@ -84,7 +84,9 @@ class WandbLogging:
 
     def start(self, name: str, folder: Path, config: dict[str, Any]) -> Tracker:
         """Open the W&B run and say in one line where it is kept."""
-        run_id = os.environ.get("WANDB_RUN_ID", "-".join(folder.parts[-2:]))
+        above = folder.parts[-2:]
+        own = "-".join(above if name in above else (name, *above))
+        run_id = os.environ.get("WANDB_RUN_ID", own)
         return self.open(name, folder, config, run_id)
 
     def open(

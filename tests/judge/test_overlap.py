@@ -34,6 +34,7 @@ def judged(judge, *texts):
         ("references to the term RIVER, or to rivers", {"river", "rivers"}),
         ('active on "The" (60%), "(" (30%), "\\n" (10%)', {"the", "(", "\\n"}),
         ('active on """ (53%), "x"" (30%), ""," (17%)', {'"', 'x"', '",'}),
+        ('"a" and "b" (20%)', {"a", "b"}),
         ('the word "the" before “a” noun', {"the", "before", "a", "noun"}),
         ("названия рек", {"названия", "рек"}),
         ("words that are used in the text", set()),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from conftest import tiny_overrides
 from judge.judge_server import JudgeServer
@@ -136,7 +137,8 @@ def test_resuming_does_only_what_is_missing(sweep):
 def test_a_job_that_fails_is_told_and_keeps_no_other_from_being_done(sweep):
     layers = "{layers: {values: [[0, 9], [0, 1]]}}"
     assert sweep(parameters=layers) == (
-        "saematch: 1 of 2 jobs failed (0); the same command with --resume does them again"
+        "saematch: 1 of 2 jobs failed or never began (0); the same command with --resume does them "
+        "again"
     )
     assert results(0).status == "failed"
     assert "there is no SAE for layer 9" in results(0).error
@@ -147,7 +149,8 @@ def test_a_job_that_fails_is_told_and_keeps_no_other_from_being_done(sweep):
 def test_settings_that_do_not_go_together_are_refused_before_the_first_job(sweep):
     said = sweep(parameters="{matching: {values: [both, sideways]}}")
     assert "there is no matching=sideways" in said
-    assert not FOLDER.exists()
+    assert not (FOLDER / "sweep.json").exists()
+    assert sweep() is None, "mended, it can be done in the same place"
 
 
 def test_a_metric_that_no_run_has_is_named(sweep):
@@ -158,6 +161,10 @@ def test_the_command_line_replaces_parameters_and_prints_commands(sweep):
     assert sweep("--dry-run", "matching=encoder", "seed=1,2", "+experiment=norms") is None
     lines = sweep.said().out.splitlines()
     assert len(lines) == 2
+    assert sweep("--dry-run", "++matching=decoder", "seed=4") is None
+    (line,) = sweep.said().out.splitlines()
+    assert line.endswith("matching=decoder")
+    assert line.count("matching") == 1
     for line, seed in zip(lines, (1, 2), strict=True):
         assert line.startswith("python -m saematch ")
         assert f"matching=encoder seed={seed}" in line
@@ -166,17 +173,57 @@ def test_the_command_line_replaces_parameters_and_prints_commands(sweep):
     assert not FOLDER.exists()
 
 
-def test_a_job_whose_process_dies_leaves_its_error(sweep, monkeypatch):
+def test_where_a_launcher_gives_up_what_began_is_recorded_and_the_rest_is_missing(
+    sweep, monkeypatch
+):
+    real = jobs.launch
+
     def dies(told, settings):
-        Results("mse", {}, {}).save(FOLDER / "0/results.json")
+        real(told[:1], settings)
+        Results("mse", {}, {}).save(FOLDER / "1/results.json")
         raise RuntimeError("a worker was killed")
 
     monkeypatch.setattr(jobs, "launch", dies)
-    with pytest.raises(RuntimeError, match="a worker was killed"):
-        sweep()
-    for number in (0, 1):
-        assert results(number).status == "failed"
-        assert "ended without a word" in results(number).error
+    seeds = "{seed: {values: [1, 2, 3]}}"
+    assert "2 of 3 jobs failed or never began (1, 2)" in sweep(parameters=seeds)
+    assert "the launcher gave up: a worker was killed" in sweep.said().err
+    assert results(1).status == "failed"
+    assert "ended without a word" in results(1).error
+    runs = (FOLDER / "comparison/runs.csv").read_text()
+    assert "missing" in runs
+    monkeypatch.setattr(jobs, "launch", real)
+    assert sweep("--resume", parameters=seeds) is None
+
+
+def test_what_may_change_when_a_sweep_goes_on_and_what_may_not(sweep):
+    assert "close ones" in sweep(metric="mse_W_decoder/folded")
+    assert sweep("--resume", "cache=other") is None, "metric and means are mended"
+    assert "another sweep (settings: [] -> ['seed=3'])" in sweep("--resume", "seed=3")
+    path = FOLDER / "1/run.json"
+    path.write_text(path.read_text().replace('"dataset.n_texts": 5', '"dataset.n_texts": 6'))
+    assert "1 holds a run with other settings (dataset.n_texts: 6 -> 5)" in sweep("--resume")
+    (FOLDER / "sweep.json").write_text("{}")
+    assert "sweep.json is damaged" in sweep("--resume")
+    (FOLDER / "sweep.json").unlink()
+    assert "and no sweep: choose another --folder" in sweep()
+
+
+def test_one_process_at_a_time(sweep):
+    FOLDER.mkdir(parents=True)
+    with FileLock(FOLDER / ".lock"):
+        assert "another process is at the sweep" in sweep()
+
+
+def test_a_launcher_that_there_is_not_leaves_nothing(sweep):
+    assert "there is no hydra/launcher=slow" in sweep("hydra/launcher=slow")
+    assert not FOLDER.exists()
+
+
+def test_names_with_other_signs(sweep):
+    folder = Path("a=b (c) {d}, 'e'")
+    one = "{matching: {values: [both]}}"
+    assert sweep("--folder", str(folder), parameters=one) is None
+    assert (folder / "0/results.json").exists()
 
 
 def test_random_points_are_planned_at_once_and_stay_the_same(sweep):

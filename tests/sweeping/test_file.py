@@ -72,6 +72,11 @@ def test_the_settings_of_a_job_are_those_of_the_agents_command(tmp_path):
         ({"command": ["${env}", "python", "x.py", "${args}"]}, "must have this form"),
         ({"command": None}, "has no 'command'"),
         ({"run_cap": "many"}, "no number of jobs"),
+        ({"run_cap": True}, "no number of jobs"),
+        ({"parameters": {"a": {"values": []}}}, "no list of some"),
+        ({"parameters": {"a": {"values": "both"}}}, "no list of some"),
+        ({"parameters": {"a": {"values": [1, 1]}}}, "a value twice"),
+        ({"metric": {"name": 5, "goal": "maximize"}}, "5 is no text"),
     ],
 )
 def test_what_cannot_be_done_is_refused(tmp_path, changes, said):

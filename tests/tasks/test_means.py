@@ -69,6 +69,16 @@ def test_metrics_of_weights_and_of_a_judge():
     assert of(rows, metric="judge_score", arm="none")["strategy"] == "random"
 
 
+def test_a_judges_scores_are_over_all_judgements():
+    tables = {"matches": [], "judge_scores": [score(None, "pair", "folded", 2.0),
+                                              score(None, "random", "none", 1.5)]}  # fmt: skip
+    assert headline_metrics({"means": mean_rows(tables, None)}) == {
+        "judge_score/folded": 2.0,
+        "same_share/folded": 0.5,
+        "judge_control/random": 1.5,
+    }
+
+
 def row(arm, strategy, quantile, value, dataset="all", metric="explained_variance"):
     return {"saes": "default", "arm": arm, "dataset": dataset, "strategy": strategy,
             "quantile": quantile, "metric": metric, "value": value}  # fmt: skip

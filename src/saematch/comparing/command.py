@@ -23,6 +23,29 @@ NUMBERS = ("quantile", "value", "low", "high")
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command; ``ValueError`` if nothing can be compared, or no figure be drawn."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("saematch").setLevel(logging.INFO)
+    comparison = compare(
+        options.folders,
+        options.out,
+        where=options.where,
+        against=options.against,
+        metrics=options.metrics,
+        code=options.code,
+    )
+    from saematch.comparing.terminal import print_comparison
+
+    print_comparison(comparison, options.metrics)
+    if options.wandb:
+        from saematch.tracking import mirror_comparison
+
+        mirror_comparison(comparison, options.project, options.entity)
+    if comparison.undrawn:
+        raise ValueError(comparison.undrawn)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="saematch compare",
         description="Collect the results of many runs into one tidy table and show what a swept "
@@ -71,26 +94,7 @@ def main(arguments: Sequence[str]) -> None:
     )  # fmt: skip
     parser.add_argument("--project", default="saematch", help="of --wandb (default: saematch)")
     parser.add_argument("--entity", help="of --wandb (default: that of the account)")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("saematch").setLevel(logging.INFO)
-    comparison = compare(
-        options.folders,
-        options.out,
-        where=options.where,
-        against=options.against,
-        metrics=options.metrics,
-        code=options.code,
-    )
-    from saematch.comparing.terminal import print_comparison
-
-    print_comparison(comparison, options.metrics)
-    if options.wandb:
-        from saematch.tracking import mirror_comparison
-
-        mirror_comparison(comparison, options.project, options.entity)
-    if comparison.undrawn:
-        raise ValueError(comparison.undrawn)
+    return parser
 
 
 def compare(

@@ -25,7 +25,8 @@ def _page(comparison: Comparison, metrics: Sequence[str]) -> Iterator[str]:
     yield '<!doctype html><html lang="en"><meta charset="utf-8"><title>saematch: comparison</title>'
     yield f"<style>{_STYLE}</style><body><h1>{escape(headline(comparison))}</h1><ul>"
     yield from (f"<li>{escape(line)}</li>" for line in findings(comparison))
-    yield "</ul><p>Values are means over a run's layer pairs, in brackets with their intervals. "
+    yield "</ul><p>Values are means over a run's layer pairs, a judge's over its judgements, "
+    yield "in brackets with their intervals. "
     yield 'All numbers: <a href="comparison.csv">comparison.csv</a>, '
     yield '<a href="comparison.parquet">comparison.parquet</a>; '
     yield 'all runs: <a href="runs.csv">runs.csv</a>.</p>'

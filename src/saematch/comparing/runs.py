@@ -114,8 +114,7 @@ def _walk(top: Path) -> Iterator[tuple[Path, bool]]:
 def _plan(folder: Path) -> tuple[dict[Path, tuple[str, ...]], list[Objective]]:
     plan = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     jobs = {folder / job["folder"]: tuple(map(str, job["settings"])) for job in plan["jobs"]}
-    metric = plan.get("metric")  # a grid may have none
-    return jobs, [Objective(metric["name"], metric["goal"])] if metric else []
+    return jobs, [Objective(plan["metric"]["name"], plan["metric"]["goal"])]
 
 
 def _read(folder: Path) -> RunFolder:

@@ -210,7 +210,7 @@ def _collect(
         sizes = [len(b.ids) for of_set in texts.tokens.values() for b in of_set]
         bar = tqdm(saes, desc="merge contexts", unit="SAE", leave=False)
         _write(path, {key: _merge(key, parts, sizes, n_top, n_samples) for key in bar})
-        shutil.rmtree(texts.left)
+    shutil.rmtree(texts.left, ignore_errors=True)  # another run may have made the same pass
     return _read(path, list(saes))
 
 

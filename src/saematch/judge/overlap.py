@@ -23,7 +23,7 @@ indicates indicating instance instances mention mentions occurrence occurrences 
 related reference references referring refers specific specifically term terms text texts token
 tokens various word words
 """
-_QUOTED = re.compile(r'"(.+?)" \(\d+%\)|["“](\S+?)["”]')
+_QUOTED = re.compile(r'"("|"?(?:[^"]|"(?="))+)" \(\d+%\)|["“](\S+?)["”]')
 """A token with its share, as explanations by tokens have it, or a word in quotes."""
 _WORD = re.compile(r"\w+")
 COMMON = frozenset(_COMMON.split())

@@ -8,10 +8,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from saematch.cli import spread
+from filelock import FileLock, Timeout
+
+from saematch.cli import check_launcher, spread
 from saematch.comparing.command import compare
 from saematch.sweeping.file import SweepFile, read_sweep
 from saematch.sweeping.jobs import Sweep
@@ -28,12 +31,45 @@ def main(arguments: Sequence[str]) -> None:
     own = [setting for setting in options.settings if not _is_hydras(setting)]
     file = changed(read_sweep(options.file), own)
     sweep = Sweep(file, options.folder or Path("outputs/sweeps") / file.study, options.seed)
-    n_jobs = _plan(sweep, options)
     if options.dry_run:
+        _plan(sweep, options)
         for job in sweep.jobs:
             sys.stdout.write(f"python -m saematch {shlex.join(job.settings)}\n")
         return
+    check_launcher(launcher)
+    begun = _is_begun(sweep.folder)
+    if begun and not options.resume:
+        raise ValueError(
+            f"{sweep.folder} holds a sweep already: --resume goes on with it, --folder takes "
+            "another place"
+        )
+    lock = FileLock(sweep.folder / ".lock", timeout=0)
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock:
+            _run(sweep, options, launcher, begun)
+    except Timeout:
+        raise ValueError(f"another process is at the sweep in {sweep.folder}") from None
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether the folder holds a sweep; ``ValueError`` if it holds anything else."""
+    there = [path.name for path in folder.iterdir()] if folder.exists() else []
+    if "sweep.json" in there:
+        return True
+    others = [name for name in there if name != ".lock"]
+    if others:
+        raise ValueError(f"{folder} holds {others[0]} and no sweep: choose another --folder")
+    return False
+
+
+def _run(sweep: Sweep, options: argparse.Namespace, launcher: Sequence[str], begun: bool) -> None:
+    """Do what is missing, and compare."""
+    if begun:
+        sweep.resume()
+    n_jobs = _plan(sweep, options)
     missing = sweep.missing()
+    sweep.save()
     log.info("%s: %d jobs, %d of them finished", sweep.folder, n_jobs,
              len(sweep.jobs) - len(missing))  # fmt: skip
     if missing:
@@ -49,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
         print_comparison(compare([sweep.folder]), [])
     if failed:
         sys.exit(
-            f"saematch: {len(failed)} of {n_jobs} jobs failed ("
+            f"saematch: {len(failed)} of {n_jobs} jobs failed or never began ("
             f"{', '.join(job.folder for job in failed)}); the same command with --resume does "
             "them again"
         )
@@ -57,15 +93,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _plan(sweep: Sweep, options: argparse.Namespace) -> int:
-    """Plan the jobs, or take over those that are there; return how many there are to be."""
-    file, there = sweep.file, (sweep.folder / "sweep.json").exists()
-    if there and not (options.resume or options.dry_run):
-        raise ValueError(
-            f"{sweep.folder} holds a sweep already: --resume goes on with it, --folder takes "
-            "another place"
-        )
-    if there and options.resume:
-        sweep.resume()
+    """Plan jobs beside those that are there; return how many there are to be."""
+    file = sweep.file
     if file.method == "grid":
         points = file.grid()
         n_jobs = min(options.count or len(points), len(points))
@@ -78,8 +107,6 @@ def _plan(sweep: Sweep, options: argparse.Namespace) -> int:
             break
         at = len(sweep.jobs)
         sweep.add(points[at] if file.method == "grid" else sweep.next_point())
-    if not options.dry_run:
-        sweep.save()
     return max(n_jobs, len(sweep.jobs))
 
 
@@ -91,10 +118,12 @@ def changed(file: SweepFile, settings: Sequence[str]) -> SweepFile:
     parameters: dict[str, Any] = dict(file.parameters)
     fixed = list(file.settings)
     for setting in settings:
-        key, each = spread(setting)
+        given, each = spread(setting)
+        key = _key(given)
+        key = key if key in parameters else given
         if key in parameters or len(each) > 1:
             parameters[key] = {"values": [one.partition("=")[2] for one in each]}
-        fixed = [one for one in fixed if _key(one) != key.lstrip("+")]
+        fixed = [one for one in fixed if _key(one) != _key(given)]
         if key not in parameters:
             fixed += each
     return replace(file, parameters=parameters, settings=tuple(fixed))
@@ -102,6 +131,12 @@ def changed(file: SweepFile, settings: Sequence[str]) -> SweepFile:
 
 def _key(setting: str) -> str:
     return setting.partition("=")[0].lstrip("+")
+
+
+def _whole(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} on")
+    return int(text)
 
 
 def _is_hydras(setting: str) -> bool:
@@ -132,8 +167,14 @@ def _parser() -> argparse.ArgumentParser:
         "again",
     )  # fmt: skip
     parser.add_argument(
-        "--count", type=int, metavar="N", help="at most N jobs; random and bayes need it or run_cap"
+        "--count",
+        type=partial(_whole, 1),
+        metavar="N",
+        help="plan at most N jobs, those that are there included; random and bayes need it or "
+        "run_cap",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of random and bayes (0)")
+    parser.add_argument(
+        "--seed", type=partial(_whole, 0), default=0, help="of random and bayes (0)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only print the jobs' commands")
     return parser

@@ -68,7 +68,7 @@ def read_sweep(path: Path) -> SweepFile:
         raise ValueError(f"there is no sweep file {path}; in its folder there are: {there}")
     try:
         told = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(told, dict):
         raise ValueError(f"{path} is no W&B sweep: it has no 'method', 'metric' and 'parameters'")
@@ -100,6 +100,8 @@ def read_sweep(path: Path) -> SweepFile:
 def _metric(path: Path, told: Any) -> Metric:
     if not isinstance(told, dict) or set(told) != set(Metric._fields):
         raise ValueError(f"{path}: 'metric' needs a 'name' and a 'goal'")
+    if not isinstance(told["name"], str):
+        raise ValueError(f"{path}: the metric's name {told['name']!r} is no text")
     if told["goal"] not in ("minimize", "maximize"):
         raise ValueError(f"{path}: goal {told['goal']!r} is neither minimize nor maximize")
     return Metric(**told)
@@ -108,7 +110,7 @@ def _metric(path: Path, told: Any) -> Metric:
 def _run_cap(path: Path, told: Mapping[str, Any]) -> int | None:
     if "run_cap" not in told:
         return None
-    if not isinstance(told["run_cap"], int) or told["run_cap"] < 1:
+    if type(told["run_cap"]) is not int or told["run_cap"] < 1:
         raise ValueError(f"{path}: run_cap {told['run_cap']!r} is no number of jobs")
     return told["run_cap"]
 
@@ -126,8 +128,13 @@ def _check(path: Path, name: str, given: Any) -> None:
     """Refuse what cannot be written as ``name=value`` on a command line."""
     if not isinstance(given, dict):
         raise ValueError(f"{path}: parameter {name!r} needs 'value', 'values' or a distribution")
-    given = {"values": [], **given}
-    for value in [*given["values"], *([given["value"]] if "value" in given else [])]:
+    values = given["values"] if "values" in given else [given.get("value", 0)]
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{path}: the 'values' of {name!r} are no list of some: {values!r}")
+    told = [repr(value) for value in values]
+    if len(set(told)) < len(told):
+        raise ValueError(f"{path}: {name!r} has a value twice: {', '.join(told)}")
+    for value in values:
         leaves = value if isinstance(value, list) else [value]
         if any(isinstance(leaf, dict | list) for leaf in leaves):
             raise ValueError(f"{path}: {name!r} has {value}: take scalars, names or flat lists")

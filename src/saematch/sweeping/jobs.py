@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import difflib
 import json
-import sys
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
-from saematch.cli import build, launch
+from saematch.cli import build, launch, quoted
 from saematch.files import write_json
 from saematch.results import Results
-from saematch.resuming import finished_as
+from saematch.resuming import finished_as, refuse_other_run, settings_of
 from saematch.run import record_failure
 from saematch.sweeping.engine import next_point
 from saematch.sweeping.file import Point, SweepFile
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class Sweep:
     file: SweepFile
     folder: Path
     seed: int
-    begun: str = field(default_factory=lambda: f"{datetime.now():%Y%m%d-%H%M%S}")
-    """When the sweep began: part of its jobs' names in W&B."""
+    begun: str = field(default_factory=lambda: f"{datetime.now():%Y%m%d-%H%M%S}-{token_hex(2)}")
+    """When the sweep began, and a mark of its own: part of its jobs' names in W&B."""
     jobs: list[Job] = field(default_factory=list)
     _configs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -60,61 +64,73 @@ class Sweep:
 
     def save(self) -> None:
         """Write ``sweep.json``."""
+        about = {"study": self.file.study, "metric": self.file.metric._asdict(), **self._about()}
         jobs = [asdict(job) for job in self.jobs]
-        write_json(self.folder / "sweep.json", {**self._about(), "begun": self.begun, "jobs": jobs})
+        write_json(self.folder / "sweep.json", {**about, "begun": self.begun, "jobs": jobs})
 
     def resume(self) -> None:
         """Take over what the folder holds; ``ValueError`` if that is another sweep."""
         path = self.folder / "sweep.json"
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+            theirs = {name: kept[name] for name in self._about()}
+            self.begun = kept["begun"]
+            points = [job["point"] for job in kept["jobs"]]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); choose another --folder") from error
-        differing = [name for name, told in self._about().items() if kept[name] != told]
-        if differing:
-            name = differing[0]
-            raise ValueError(
-                f"{self.folder} holds another sweep ({name}: {kept[name]} -> "
-                f"{self._about()[name]}); choose another --folder, or the same settings"
-            )
-        self.begun = kept["begun"]
-        self.jobs = [Job(**job) for job in kept["jobs"]]
+        for name, ours in self._about().items():
+            if theirs[name] != ours:
+                raise ValueError(
+                    f"{self.folder} holds another sweep ({name}: {_change(theirs[name], ours)}); "
+                    "choose another --folder, or the same settings"
+                )
+        for point in points:
+            self.add(point)
 
     def _about(self) -> dict[str, object]:
         """Return what tells one sweep from another, as JSON gives it back."""
-        return json.loads(json.dumps({**asdict(self.file), "seed": self.seed} | {
-            "metric": self.file.metric._asdict()}))  # fmt: skip
+        told = [one for one in self.file.settings if settings_of({one.partition("=")[0]: 0})]
+        about = {"method": self.file.method, "parameters": self.file.parameters}
+        return json.loads(json.dumps({**about, "settings": told, "seed": self.seed}))
 
     def missing(self) -> list[Job]:
-        """Return the jobs that are not finished."""
+        """Return the jobs that are not finished.
+
+        ``ValueError`` if a job's folder holds a run of other settings, as after a preset changed.
+        """
+        for job in self.jobs:
+            refuse_other_run(self.folder / job.folder, settings_of(self._config(job)))
         return [
             job for job in self.jobs if not finished_as(self.folder / job.folder, self._config(job))
         ]
 
     def do(self, jobs: Sequence[Job], launcher: Sequence[str]) -> None:
-        """Do jobs; one that ends without a word is recorded as failed."""
+        """Do jobs. One that ended without a word is recorded as failed."""
         try:
             launch([self._told(job) for job in jobs],
-                   [*launcher, f"hydra.sweep.dir={self.folder}"])  # fmt: skip
-        finally:
-            if not isinstance(sys.exception(), KeyboardInterrupt):
-                for job in jobs:
-                    said = "ended without a word: never begun, killed, or out of memory"
-                    record_failure(self.folder / job.folder, self.file.study, job.settings, said)
+                   [*launcher, f"hydra.sweep.dir={quoted(str(self.folder))}"])  # fmt: skip
+        except RuntimeError as error:  # a worker was killed, and with it the launcher
+            log.error("the launcher gave up: %s", " ".join(str(error).split()))
+        for job in jobs:
+            folder = self.folder / job.folder
+            if (folder / "results.json").exists():
+                said = "ended without a word: killed, or out of memory"
+                record_failure(folder, self.file.study, job.settings, said)
 
     def _told(self, job: Job) -> list[str]:
         """Return a job's settings, where it goes, and by which names it is known in W&B."""
+        study = re.sub(r"[^\w-]+", "_", self.file.study, flags=re.ASCII)
         names = {
-            "WANDB_NAME": f"{self.file.study}-{job.folder}",
-            "WANDB_RUN_ID": f"{self.file.study}-{self.begun}-{job.folder}",
-            "WANDB_RUN_GROUP": f"{self.file.study}-{self.begun}",
+            "WANDB_NAME": f"{study}-{job.folder}",
+            "WANDB_RUN_ID": f"{study}-{self.begun}-{job.folder}",
+            "WANDB_RUN_GROUP": f"{study}-{self.begun}",
         }
         told = ",".join(f"{name}:{value}" for name, value in names.items())
-        here = [f"hydra.sweep.subdir='{job.folder}'", f"+hydra.job.env_set={{{told}}}"]
+        here = [f"hydra.sweep.subdir={quoted(job.folder)}", f"+hydra.job.env_set={{{told}}}"]
         return [*job.settings, *here]
 
     def failures(self) -> list[Job]:
-        """Return the jobs that are not finished, after all were tried."""
+        """Return the jobs that failed or, since the launcher gave up, never began."""
         tried = [(job, self._results(job)) for job in self.jobs]
         return [job for job, found in tried if found is None or found.status != "finished"]
 
@@ -137,3 +153,11 @@ class Sweep:
     def _results(self, job: Job) -> Results | None:
         path = self.folder / job.folder / "results.json"
         return Results.load(path) if path.exists() else None
+
+
+def _change(before: Any, now: Any) -> str:
+    """Say what changed; of lists only what one of them lacks."""
+    if isinstance(before, list) and isinstance(now, list):
+        both = [one for one in before if one in now]
+        before, now = ([one for one in some if one not in both] for some in (before, now))
+    return f"{before} -> {now}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -110,10 +110,11 @@ def _row(*values: str | int | float | None) -> Row:
 
 
 def headline_metrics(tables: Mapping[str, list[Row]]) -> dict[str, float]:
-    """Return ``explained_variance/<arm>`` and ``delta_loss/<arm>``, by which sweeps compare runs.
+    """Return the metrics by which sweeps compare runs, as the table ``means`` has them.
 
-    The mean over places and data sets, of the first strategy that the arm is decoded by; of its
-    partial match, if the arm has exactly one.
+    ``explained_variance/<arm>`` and ``delta_loss/<arm>``: the mean over places and data sets, of
+    the first strategy that the arm is decoded by; of its partial match, if the arm has exactly one.
+    ``judge_score/<arm>``, ``same_share/<arm>`` and ``judge_control/<role>``: over all judgements.
     """
     found: dict[str, list[Row]] = defaultdict(list)
     for row in tables.get("means", []):
@@ -126,5 +127,17 @@ def headline_metrics(tables: Mapping[str, list[Row]]) -> dict[str, float]:
         of_first = [row for row in rows if row["strategy"] == rows[0]["strategy"]]
         partial = [row for row in of_first if row["quantile"] is not None]
         chosen = partial[0] if len(partial) == 1 else of_first[0]
-        metrics[name] = float(chosen["value"] or 0)
-    return metrics
+        assert chosen["value"] is not None
+        metrics[name] = float(chosen["value"])
+    return metrics | dict(_judged(tables))
+
+
+def _judged(tables: Mapping[str, list[Row]]) -> Iterator[tuple[str, float]]:
+    """Yield a judge's scores over all judgements, which stand in the place of means over places."""
+    for row in tables.get("means", []):
+        if row["metric"] in JUDGE_METRICS and row["value"] is not None:
+            suffix = "" if row["saes"] == DEFAULT else f"/{row['saes']}"
+            if row["strategy"] is None:
+                yield f"{row['metric']}/{row['arm']}{suffix}", float(row["value"])
+            elif row["metric"] == "judge_score":
+                yield f"judge_control/{row['strategy']}{suffix}", float(row["value"])
