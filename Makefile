@@ -57,8 +57,7 @@ sweep-judge_model: $(SMOLLM2)
 	until $(BIN)/python -c 'import urllib.request as r; r.urlopen("http://127.0.0.1:8719/health")' \
 		2> /dev/null; do kill -0 $$server || exit 1; sleep 1; done; \
 	$(BIN)/python -m saematch sweep sweeps/judge_model.yaml --resume judge=overlap,smollm2_135m \
-		layers=[3,4,5] judging.n_paths=10 judging.random=10 judging.identity=5 \
-		judging.ceiling=10 $(ARGS)
+		layers=[4,5] judging.n_paths=5 judging.random=5 judging.identity=3 judging.ceiling=4 $(ARGS)
 
 compare: $(READY) ## Compare the runs in FOLDERS='outputs/sweeps/sparsity outputs/mse'
 	$(BIN)/python -m saematch compare $(or $(FOLDERS),$(error say which: make compare FOLDERS='outputs/sweeps/sparsity')) $(ARGS)
