@@ -79,7 +79,7 @@ def _figure(comparison: Comparison, metric: str, plan: Plan) -> Figure | None:
         axis.set_ylabel(METRIC_LABELS[metric] if logarithmic else label_of(metric))
     figure.suptitle(_heading(metric, rows), fontsize=10)
     if plan.panels[0].against is not None:
-        legend(figure, *axes, columns=3 if columns == 1 else 2 * columns)
+        legend(figure, *axes, columns=3 if columns < 3 else 2 * columns)
     return figure
 
 

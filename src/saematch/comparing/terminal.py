@@ -12,6 +12,7 @@ from rich.table import Table
 from saematch.comparing.comparison import SETS, Comparison, described, shown
 from saematch.comparing.figures import label_of
 from saematch.comparing.plan import metrics_of, shown_rows, unique_values
+from saematch.comparing.runs import Value
 from saematch.places import DEFAULT
 from saematch.report.style import BASELINES, arms_of, unique, where
 from saematch.results import Row
@@ -19,6 +20,8 @@ from saematch.results import Row
 N_METRICS = 3
 """As many fit a terminal beside the parameters."""
 MAX_ROWS = 60
+MAX_VALUES = 8
+"""Of a parameter, named one by one."""
 HEADS = {
     "matching_score": "matching\nscore",
     "explained_variance": "explained\nvariance",
@@ -68,7 +71,9 @@ def headline(comparison: Comparison) -> str:
 def findings(comparison: Comparison) -> Iterator[str]:
     """Say which settings were swept, which run is best, and what a reader has to know."""
     for name in comparison.parameters:
-        yield f"{name}: {'; '.join(map(shown, unique_values(comparison, name)))}"
+        values = [brief(value) for value in unique_values(comparison, name)]
+        several = f"{len(values)} values, {values[0]} to {values[-1]}"
+        yield f"{name}: {'; '.join(values) if len(values) <= MAX_VALUES else several}"
     if not comparison.parameters:
         yield "no setting that was given differs between these runs"
     for objective in comparison.objectives:
@@ -99,6 +104,11 @@ def baselines(comparison: Comparison, metrics: Sequence[str]) -> Iterator[str]:
         yield f"{arm}: {', '.join(said)}"
 
 
+def brief(value: Value) -> str:
+    """Return a parameter's value, a number in four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else shown(value)
+
+
 def number(value: object) -> str:
     """Return a number in a few digits."""
     known = float(str(value))
@@ -118,7 +128,7 @@ def _lines(comparison: Comparison, metrics: Sequence[str]) -> Iterator[list[str]
     arms = arms_of(comparison.rows)
     arms = [arm for arm in arms if arm not in BASELINES] or arms
     for run in comparison.compared:
-        settings = [shown(run.parameters[name]) for name in comparison.parameters]
+        settings = [brief(run.parameters[name]) for name in comparison.parameters]
         of_run = where(comparison.rows, run=run.name)
         for of_set, arm in unique(of_run, SETS, "arm"):
             if arm not in arms:
