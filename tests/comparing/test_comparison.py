@@ -240,6 +240,15 @@ def test_a_group_named_as_a_column_and_lists(write, tmp_path):
     assert names(chosen) == ["a", "c"]
 
 
+def test_lists_of_one_number_are_numbers(write, tmp_path):
+    for share in (0.1, 0.5):
+        arms = {"arms": {"folded": {"quantiles": [share]}}}
+        write(str(share), f"arms.folded.quantiles=[{share}]", config=arms)
+    comparison = collect([tmp_path])
+    assert [run.parameters["arms.folded.quantiles"] for run in comparison.runs] == [0.1, 0.5]
+    assert names(collect([tmp_path], ["arms.folded.quantiles=[0.5]"])) == ["0.5"]
+
+
 def test_where_against_and_metric(write, tmp_path, command):
     top = sweep(write, tmp_path)
     comparison = compare([top], tmp_path / "out", where=["matching=decoder"], metrics=["recall"])

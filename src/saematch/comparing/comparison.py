@@ -162,13 +162,15 @@ def _values(run: RunFolder, given: Mapping[str, str | None], keys: list[str]) ->
 
 
 def _value(key: str, value: object) -> Value:
-    """Return a number as it is, and a label of anything else."""
+    """Return a number as it is, a list of one as that one, and a label of anything else."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
         return "none"
     if isinstance(value, int | float):
         return value
+    if isinstance(value, list) and len(value) == 1:
+        return _value(key, value[0])
     if isinstance(value, list):
         in_order = key.rpartition(".")[2] in ("layers", "pair")
         return ("→" if in_order else ", ").join(shown(_value("", part)) for part in value)
