@@ -37,6 +37,7 @@ def test_wheel(tmp_path):
     (wheel,) = wheels.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "saematch/conf/config.yaml" in names
+    assert "saematch/sweeps/sparsity.yaml" in names
     assert "saematch/zoo/lm/model.safetensors" in names
     assert not [n for n in names if n.startswith(("tests", "outputs"))]
     subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)

@@ -11,10 +11,16 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parent
-_INSTALLED = _PACKAGE / "conf"
-PRESETS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "conf"
+
+def _shipped(name: str) -> Path:
+    """Return a folder that lies beside ``src`` in a checkout and inside an installed wheel."""
+    package = Path(__file__).resolve().parent
+    return package / name if (package / name).is_dir() else package.parents[1] / name
+
+
+PRESETS = _shipped("conf")
 """Absolute, so that a checkout, an installed wheel and the console script all find it."""
+SWEEPS = _shipped("sweeps")
 
 MEASURING = ("data", "evals", "lm", "matching", "sae")
 """Folders of the code that matches features and evaluates matches on texts."""

@@ -92,8 +92,11 @@ def test_a_grid_wants_values(tmp_path):
 
 def test_a_missing_or_broken_file(tmp_path):
     written(tmp_path)
-    with pytest.raises(ValueError, match=r"in its folder there are: .*s\.yaml"):
+    with pytest.raises(ValueError, match=r"by name there are .*sparsity, width_objective"):
         read_sweep(tmp_path / "t.yaml")
+    with pytest.raises(ValueError, match="by name there are"):
+        read_sweep(tmp_path / "sparsity.yaml")
+    assert read_sweep(Path("sparsity")) == read_sweep(Path("sweeps/sparsity.yaml"))
     (tmp_path / "b.yaml").write_text("a: [")
     with pytest.raises(ValueError, match="is no YAML"):
         read_sweep(tmp_path / "b.yaml")

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from saematch.cli import check_launcher, spread
 from saematch.comparing.command import compare
-from saematch.sweeping.file import SweepFile, read_sweep
+from saematch.sweeping.file import SweepFile, read_sweep, studies
 from saematch.sweeping.jobs import Sweep
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="hydra/launcher=joblib, ray or submitit does several jobs at a time, here or on a "
         "cluster; docs/tracking.md tells more.",
     )
-    parser.add_argument("file", type=Path, help="a sweep file, as sweeps/sparsity.yaml")
+    parser.add_argument("file", type=Path, help=f"a sweep file, or a name: {studies()}")
     parser.add_argument(
         "settings", nargs="*",
         help="settings of every job, as dataset.n_texts=20; several values, as "

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from saematch.files import SWEEPS
+
 METHODS = ("grid", "random", "bayes")
 BEGINNING = ["${env}", "${interpreter}", "-m", "saematch"]
 END = "${args_no_hyphens}"
@@ -62,10 +64,12 @@ class SweepFile:
 
 
 def read_sweep(path: Path) -> SweepFile:
-    """Read a sweep file; ``ValueError`` says what is wrong with it."""
+    """Read a sweep file, or one of ours by its name; ``ValueError`` says what is wrong with it."""
+    ours = SWEEPS / path.with_suffix(".yaml").name
+    if not path.is_file() and path.parent.name in ("", "sweeps") and ours.is_file():
+        path = ours
     if not path.is_file():
-        there = ", ".join(map(str, sorted(path.parent.glob("*.yaml")))) or "none"
-        raise ValueError(f"there is no sweep file {path}; in its folder there are: {there}")
+        raise ValueError(f"there is no sweep file {path}; by name there are {studies()}")
     try:
         told = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -95,6 +99,11 @@ def read_sweep(path: Path) -> SweepFile:
         settings=_settings(path, told["command"]),
         run_cap=_run_cap(path, told),
     )
+
+
+def studies() -> str:
+    """Return the names of our own sweeps."""
+    return ", ".join(sorted(path.stem for path in SWEEPS.glob("*.yaml")))
 
 
 def _metric(path: Path, told: Any) -> Metric:
