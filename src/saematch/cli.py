@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from saematch.files import PRESETS
+from saematch.specs import check_fields
 
 if TYPE_CHECKING:
     from saematch.experiment import Experiment
@@ -152,6 +153,8 @@ def _built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str,
     from saematch.experiment import Experiment
 
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    fields = [field.name for field in dataclasses.fields(Experiment)]
+    _check_settings(Experiment, fields, resolved, about.overrides.task)
     resolved["overrides"] = list(about.overrides.task)
     choices = OmegaConf.to_container(about.runtime.choices)
     assert isinstance(choices, dict)
@@ -160,14 +163,37 @@ def _built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str,
     parts = hydra.utils.instantiate(config, _convert_="object")
     for name in REFERRED:
         del parts[name]
-    fields = [field.name for field in dataclasses.fields(Experiment)]
-    unknown = [name for name in parts if name not in fields]
-    if unknown:
-        raise ValueError(f"there is no setting {unknown[0]!r}; see python -m saematch --help")
     if isinstance(parts["second_judge"], str):
         chosen = parts["second_judge"]
         raise ValueError(f"second_judge={chosen}: it is chosen by judge@second_judge={chosen}")
     return Experiment(**parts), resolved
+
+
+def _check_settings(
+    experiment: type[Experiment],
+    fields: Sequence[str],
+    resolved: Mapping[str, Any],
+    overrides: Sequence[str],
+) -> None:
+    """Refuse settings that are unknown, missing, of a wrong type, or without effect."""
+    for override in overrides:
+        if override.endswith("={}"):
+            raise ValueError(
+                f"{override} has no effect: it adds nothing to what is chosen already. Choose "
+                "others by name, as in arms=[folded,random]"
+            )
+    unknown = [name for name in resolved if name not in (*fields, *REFERRED)]
+    if unknown:
+        raise ValueError(f"there is no setting {unknown[0]!r}; see python -m saematch --help")
+    missing = [name for name in fields if name not in resolved]
+    if missing:
+        raise ValueError(
+            f"{missing[0]} is missing: choose at least one, as in arms=[folded,random]"
+            if missing[0] == "arms"
+            else f"{missing[0]} is missing: leave its default, or choose another"
+        )
+    plain = {name: resolved[name] for name in fields if not isinstance(resolved[name], Mapping)}
+    check_fields(experiment, plain)
 
 
 def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:

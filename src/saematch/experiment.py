@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from saematch.sae.sites import refuse_unskippable
 from saematch.sae.source import SaeSource
 from saematch.sae.training_state import TrainingRecipe
 from saematch.shelf import SaeShelf
+from saematch.specs import AtLeast1, Positive, Seed, Some, Text, Unique, spec
 from saematch.tasks.collect import Collection
 from saematch.tasks.evaluate import check_strategies
 from saematch.tasks.judged import Judging
@@ -40,23 +40,23 @@ ON_TEXTS = {"activations", "evaluate"}
 """Tasks that need the language model and texts."""
 
 
-@dataclass(frozen=True)
+@spec("")
 class Experiment:
     """Everything that a run is made of."""
 
-    name: str
-    seed: int
-    tasks: Sequence[str]
+    name: Text
+    seed: Seed
+    tasks: Some[str]
     """``match``, and any of ``activations`` (which features fire together), ``evaluate`` (that, and
     skipped layers), ``features`` (errors of single features), ``paths``, ``explain`` (what the
     features of the last two are active on), and ``planted`` (known activations, decoded; for
     ``sae=planted``). Or else ``collect`` (hidden states of the model, kept on disk) or
     ``train_saes`` (that, and SAEs trained on them)."""
-    layers: Sequence[int] | None
+    layers: Some[int] | None
     """Layers to take, each to be matched with the next; None for all that have an SAE."""
-    starts: Sequence[int] | None
+    starts: Some[int] | None
     """If given, each of these layers is matched with every later one instead."""
-    reach: int | None
+    reach: AtLeast1 | None
     """With ``starts``: how many of the later layers; None for all."""
     model: LmSource
     sae: SaeSource
@@ -64,7 +64,7 @@ class Experiment:
     stand_in: StandIn
     """What SAEs without thresholds are folded by."""
     arms: Mapping[str, Arm]
-    strategies: Sequence[str]
+    strategies: Unique[str]
     dataset: TextSource
     bootstrap: Bootstrap
     paths: PathSpec
@@ -75,13 +75,13 @@ class Experiment:
     second_judge: ChatModel | WordOverlap | NoJudge
     """Another one, to see whether both agree."""
     judging: Judging
-    figures: Sequence[str] | None
+    figures: Unique[str] | None
     """Figures to draw; None for all that the tables allow."""
     collection: Collection
     training: TrainingRecipe
     """The last two are for the tasks that make SAEs."""
     trainer: TrainerSpec
-    sae_memory: float
+    sae_memory: Positive
     """GiB of SAEs held in memory at a time, and on the device at a time; at least two are. Results
     do not depend on it."""
     logger: WandbLogging | CsvLogging | NoLogging
@@ -107,24 +107,16 @@ class Experiment:
             )
         check_strategies(self.strategies)
         check_figures(self.figures)
-        for name in ("layers", "starts"):
-            layers = getattr(self, name)
-            if layers is not None and (
-                not isinstance(layers, Sequence) or not all(isinstance(n, int) for n in layers)
-            ):
-                raise ValueError(f"{name}={layers} must be a list of whole numbers, as [2,3,4]")
-        if self.reach is not None and (self.reach < 1 or self.starts is None):
+        if self.reach is not None and self.starts is None:
             raise ValueError(
                 f"reach={self.reach}: it counts the layers that each of starts is matched with, so "
-                "it goes with starts and is at least 1"
+                "it goes with starts"
             )
         if self.model.device_map is not None and self.trainer.devices != 1:
             raise ValueError(
                 f"model.device_map spreads one model over the devices in one process, but "
                 f"trainer.devices={self.trainer.devices} asks for a model on each: choose one"
             )
-        if not self.sae_memory > 0:
-            raise ValueError(f"sae_memory={self.sae_memory} must be positive; it is in GiB")
         if self.explains and self.explain.asks_llm and not isinstance(self.judge, ChatModel):
             raise ValueError(
                 "these explanations are an LLM's, and neither judge=none nor judge=overlap is one: "

@@ -12,12 +12,13 @@ from typing import Any, ClassVar, NamedTuple
 from saematch.explain.explanations import Explanation, FeatureKey, Means
 from saematch.places import SaeKey
 from saematch.shelf import SaeFacts, Saes, SaeShelf
+from saematch.specs import spec
 
 Texts = dict[int, tuple[Explanation, ...]]
 """Of one SAE, by feature."""
 
 
-@dataclass(frozen=True)
+@spec("explain")
 class JsonlExplanations:
     """Spec of explanations in JSON lines.
 

@@ -6,7 +6,6 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,13 +20,14 @@ from saematch.places import SaeKey
 from saematch.sae.params import SaeOrigin
 from saematch.sae.registry import explained_near
 from saematch.shelf import Saes, SaeShelf
+from saematch.specs import spec
 
 log = logging.getLogger(__name__)
 
 SOURCE = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-@dataclass(frozen=True)
+@spec("explain")
 class NeuronpediaExplanations:
     """Spec of the explanations that Neuronpedia publishes of the very SAEs of a run."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from saematch.specs import spec
 
-@dataclass(frozen=True)
+
+@spec("judge.limits")
 class Limits:
     """What asking may cost, and how hard it may try."""
 
@@ -38,7 +39,7 @@ class Limits:
             )
 
 
-@dataclass(frozen=True)
+@spec("judge")
 class ChatModel:
     """Spec of an LLM behind an OpenAI-compatible server."""
 
@@ -85,6 +86,6 @@ class ChatModel:
         return price / 2 if self.batch else price
 
 
-@dataclass(frozen=True)
+@spec("judge")
 class NoJudge:
     """Spec: nothing is judged, and no LLM is asked."""

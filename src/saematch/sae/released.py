@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from saematch.matching.match import Match
@@ -16,11 +16,12 @@ from saematch.sae.params import SaeParams
 from saematch.sae.registry import explained_as
 from saematch.sae.saelens import from_saelens
 from saematch.sae.source import SaeOffer
+from saematch.specs import spec
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@spec("sae")
 class ReleasedSaes:
     """Spec of one SAE a layer of a release in SAELens' registry.
 
