@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from saematch.files import PRESETS
+from saematch.safe_text import visible
 from saematch.specs import check_fields
 
 if TYPE_CHECKING:
@@ -207,8 +208,10 @@ def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
     return _built(config, about)
 
 
+_VARIABLES = r"['\"]?(null|(?-i:[A-Z][A-Z0-9_]*(,[A-Z][A-Z0-9_]*)*))?['\"]?$"
 _KEY = re.compile(
-    r"\b(api_?key|key|secret|password|token)[=:]|key_variable=.*[^\w,]|\bsk-[\w-]{16}|(://|base_url=)[^/]*@",
+    r"(\b|_)(api_?key|key|secret|password|token)[=:]|\bsk-[\w-]{16}"
+    rf"|://[^'\"\s]*@|base_url=.*[@?#]|key_variable=(?!{_VARIABLES})",
     re.IGNORECASE,
 )
 """What looks like a key in an argument."""
@@ -259,7 +262,11 @@ def main() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what the caller did wrong, without what Hydra wraps around it."""
+    """Return what the caller did wrong, without what Hydra wraps around it; safe to print."""
+    return visible(_sentence(error))
+
+
+def _sentence(error: BaseException) -> str:
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     if launcher := _LAUNCHER.search(str(error)):

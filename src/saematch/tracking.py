@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from saematch.comparing.comparison import Comparison
 from saematch.files import hashed
 from saematch.results import Results
+from saematch.safe_text import for_spreadsheets
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +181,8 @@ class _CsvTracker:
             logger.log_metrics({"layer": layer, **metrics}, step=layer)
         logger.save()
         for name, rows in outcome.results.tables.items():
-            pandas.DataFrame(rows).to_csv(self.folder / "csv" / f"{name}.csv", index=False)
+            path = self.folder / "csv" / f"{name}.csv"
+            for_spreadsheets(pandas.DataFrame(rows)).to_csv(path, index=False)
 
     def fail(self) -> None:
         pass

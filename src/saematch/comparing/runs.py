@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saematch.results import Results
+from saematch.safe_text import visible
 
 MEANS = (
     "saes", "arm", "dataset", "strategy", "quantile", "metric", "value", "low", "high", "n_places",
@@ -113,8 +114,11 @@ def _walk(top: Path) -> Iterator[tuple[Path, bool]]:
 
 def _plan(folder: Path) -> tuple[dict[Path, tuple[str, ...]], list[Objective]]:
     plan = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-    jobs = {folder / job["folder"]: tuple(map(str, job["settings"])) for job in plan["jobs"]}
-    return jobs, [Objective(plan["metric"]["name"], plan["metric"]["goal"])]
+    jobs = {
+        folder / job["folder"]: tuple(visible(str(setting)) for setting in job["settings"])
+        for job in plan["jobs"]
+    }
+    return jobs, [Objective(*visible([plan["metric"]["name"], plan["metric"]["goal"]]))]
 
 
 def _read(folder: Path) -> RunFolder:
@@ -122,7 +126,7 @@ def _read(folder: Path) -> RunFolder:
     if not path.exists():
         return RunFolder(folder, "unfinished", "it began, and nothing is saved yet")
     try:
-        results = Results.load(path)
+        results = Results(**visible(vars(Results.load(path))))
         settings = tuple(map(str, results.config.get("overrides", ())))
         means = results.tables.get("means", [])
         if any(set(MEANS) - set(row) for row in means):
@@ -149,4 +153,4 @@ def _named(runs: Sequence[RunFolder]) -> Iterator[RunFolder]:
     places = [run.folder.resolve() for run in runs]
     shared = places[0].parent if len(runs) == 1 else Path(os.path.commonpath(places))
     for run, place in zip(runs, places, strict=True):
-        yield replace(run, name=place.relative_to(shared).as_posix())
+        yield replace(run, name=visible(place.relative_to(shared).as_posix()))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from saematch.judge.asking import AskingError, Endpoint
 from saematch.judge.model import ChatModel
 from saematch.judge.questions import Question, Reply
+from saematch.safe_text import visible
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -46,6 +47,7 @@ class OpenAiServer(Endpoint):
             api_key=self.key,
             max_retries=spec.limits.retries,
             timeout=spec.limits.timeout,
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),  # the key goes with it
         )
 
     def close(self) -> None:
@@ -66,6 +68,10 @@ class OpenAiServer(Endpoint):
                 f"cannot reach the judge at {self.spec.base_url}: {self.scrubbed(error)}; start "
                 "the server, correct judge.base_url, or take judge=none"
             ) from None
+        except openai.APIStatusError as error:
+            if 300 <= error.status_code < 400:
+                raise self.refused(error) from None
+            served = []
         except (openai.OpenAIError, AttributeError, TypeError, json.JSONDecodeError):
             served = []  # some servers cannot list what they serve
         if self.spec.model is not None:
@@ -178,6 +184,12 @@ class OpenAiServer(Endpoint):
                 f"{self.spec.base_url} has no model {self.spec.model!r} ({said}); set judge.model, "
                 "or end judge.base_url with /v1"
             )
+        if isinstance(error, openai.APIStatusError) and 300 <= error.status_code < 400:
+            target = visible(error.response.headers.get("location", "nowhere"))
+            return AskingError(
+                f"{self.spec.base_url} answers with a redirect to {target}, which is not followed: "
+                "if that server is the one you mean, set judge.base_url to it"
+            )
         return AskingError(f"{self.spec.base_url} refuses the question ({said})")
 
     def scrubbed(self, error: Exception) -> str:
@@ -186,7 +198,7 @@ class OpenAiServer(Endpoint):
         text = str(cause) if cause is not None and str(cause) else str(error)
         if self.key != NO_KEY:
             text = text.replace(self.key, "***")
-        return text.splitlines()[0][:300] if text else type(error).__name__
+        return visible(text.splitlines()[0][:300]) if text else type(error).__name__
 
 
 def read_completion(answer: Mapping[str, Any]) -> Reply:

@@ -7,6 +7,9 @@ from urllib.parse import urlsplit
 
 from saematch.specs import spec
 
+VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+"""Name of an environment variable: few keys consist of capital letters and digits alone."""
+
 
 @spec("judge.limits")
 class Limits:
@@ -61,7 +64,7 @@ class ChatModel:
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
-        if "@" in self.base_url or "?" in self.base_url:
+        if set("@?#") & set(self.base_url):
             raise ValueError(
                 "judge.base_url holds a password or a query: keys come from the environment "
                 "variable that judge.key_variable names"
@@ -72,10 +75,10 @@ class ChatModel:
                 f"judge.base_url={self.base_url!r} must begin with http:// or https://, as in "
                 "http://127.0.0.1:8000/v1"
             )
-        if self.key_variable is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.key_variable):
+        if self.key_variable is not None and not VARIABLE.fullmatch(self.key_variable):
             raise ValueError(
-                "judge.key_variable must be the name of an environment variable, such as "
-                "OPENAI_API_KEY, and not the key itself"
+                "judge.key_variable must be the name of an environment variable in capital "
+                "letters, such as OPENAI_API_KEY, and not the key itself"
             )
         if self.cached_only and self.model is None:
             raise ValueError("judge.cached_only=true needs judge.model, by which answers are kept")
