@@ -181,7 +181,7 @@ class _Held:
         sae = self._sources[origin]()
         if sae.origin != origin:
             raise ValueError(
-                f"the SAE {origin.release}/{origin.sae_id} was changed while it was in use; "
+                f"the SAE {origin.where} was changed while it was in use; "
                 "start again"
             )
         return sae
