@@ -180,10 +180,7 @@ class _Held:
         """Load an SAE, without holding it; ``ValueError`` if it is another one by now."""
         sae = self._sources[origin]()
         if sae.origin != origin:
-            raise ValueError(
-                f"the SAE {origin.where} was changed while it was in use; "
-                "start again"
-            )
+            raise ValueError(f"the SAE {origin.where} was changed while it was in use; start again")
         return sae
 
 

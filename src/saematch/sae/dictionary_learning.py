@@ -36,14 +36,12 @@ SETTINGS = Fields({"trainer": dict, "buffer": dict}, closed=False)
 TRAINER = Fields(
     {"dict_class": str, "activation_dim": int, "dict_size": int, "k": int, "layer": int,
      "lm_name": str, "submodule_name": str, "apply_b_dec_to_input": bool},
-    frozenset(
-        "anneal_end anneal_start auxk_alpha bandwidth compile decay_start device dtype entropy "
-        "group_fractions group_sizes group_weights initial_sparsity_penalty k_anneal_steps "
-        "l1_penalty lr max_steps n_sparsity_updates norm_factor optimizer p_end p_start "
-        "resample_steps sparsity_function sparsity_penalty sparsity_queue_length "
-        "sparsity_warmup_steps steps target_l0 threshold_beta threshold_start_step top_k_aux "
-        "trainer_class wandb_name warmup_steps".split()
-    ),
+    "anneal_end anneal_start auxk_alpha bandwidth compile decay_start device dtype entropy "
+    "group_fractions group_sizes group_weights initial_sparsity_penalty k_anneal_steps "
+    "l1_penalty lr max_steps n_sparsity_updates norm_factor optimizer p_end p_start "
+    "resample_steps sparsity_function sparsity_penalty sparsity_queue_length "
+    "sparsity_warmup_steps steps target_l0 threshold_beta threshold_start_step top_k_aux "
+    "trainer_class wandb_name warmup_steps",
 )  # fmt: skip
 """Group ``trainer``. The factor that activations were divided by in training (``norm_factor``) is
 worked into the biases before the SAE is saved."""
@@ -90,7 +88,11 @@ def load_dictionary_learning(folder: Path, layer: int, release: str) -> SaeParam
 
     Opened weights-only, so that nothing in the file can run.
     """
-    where, path, trainer = f"the SAE in {folder}", folder / "ae.pt", _trainer(folder)
+    where, path, trainer = (
+        f"the SAE in {folder}",
+        folder / "ae.pt",
+        trainer_settings(folder / "config.json"),
+    )
     held = read_tensors(path)
     kind = trainer.get("dict_class") or _class_of(where, held.tensors)
     if kind not in CLASSES:
@@ -98,7 +100,7 @@ def load_dictionary_learning(folder: Path, layer: int, release: str) -> SaeParam
         raise ValueError(
             f"{where} is of class {kind!r}{reason}; choose one of {', '.join(CLASSES)}"
         )
-    refuse_contradiction(path, held.beside, {**trainer, "dict_class": kind}, TRAINER)
+    refuse_contradiction(path, held.beside, {**trainer, "dict_class": kind})
     tensors = renamed(held.tensors, _NAMES)
     check_size(where, tensors, trainer.get("activation_dim"), trainer.get("dict_size"))
     k = tensors.get("k", trainer.get("k"))
@@ -123,17 +125,20 @@ def load_dictionary_learning(folder: Path, layer: int, release: str) -> SaeParam
         origin,
         subtract_b_dec=trainer.get("apply_b_dec_to_input", subtract),
         k=int(k) if CLASSES[kind] == "topk" else None,
-        beside=(*_BESIDE.get(kind, ()), *TRAINER.harmless),
+        beside=(*_BESIDE.get(kind, ()), *TRAINER.harmless.split()),
     )
 
 
 def dictionary_learning_l0(folder: Path) -> float:
     """Return the ``k`` of the settings, ``ValueError`` if there is none."""
-    return told(folder, _trainer(folder).get("k"))
+    return told(folder, trainer_settings(folder / "config.json").get("k"))
 
 
-def _trainer(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+def trainer_settings(path: Path) -> dict[str, Any]:
+    """Return the understood settings of the trainer in ``config.json``; empty without the file.
+
+    Raises ``ValueError`` for settings that may change what the SAE computes and are not understood.
+    """
     if not path.exists():
         return {}
     return TRAINER.checked(f"{path}: trainer", SETTINGS.read(path, needed=("trainer",))["trainer"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -124,7 +123,7 @@ class SaeFolders:
 
     def _fits(self) -> Iterator[_Fit]:
         """Yield everything that fits; ``ValueError`` where a path can be read as two layers."""
-        whole = os.path.expanduser(self.path)
+        whole = str(Path(self.path).expanduser())
         stars = (part if part == "*" else glob.escape(part) for part in re.split(r"(\*)", whole))
         for path in glob.glob("".join(stars).replace("{layer}", "*")):
             if Path(path).is_dir() or _weights_name(path):

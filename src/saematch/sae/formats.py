@@ -27,14 +27,13 @@ from saematch.sae.sites import check_hook, warn_unstated
 GEMMA_SCOPE = Fields(
     {"architecture": str, "type": str, "model_name": str, "width": int, "affine_connection": bool,
      "hf_hook_point_in": str, "hf_hook_point_out": str},
-    frozenset({"l0"}),
+    "l0",
 )  # fmt: skip
 """``config.json`` of Gemma Scope 2."""
 SPARSIFY = Fields(
     {"d_in": int, "num_latents": int, "expansion_factor": int, "k": int, "activation": str,
      "transcode": bool, "signed": bool, "embed_skip": bool, "gram_lookup": bool},
-    frozenset({"normalize_decoder", "multi_topk", "skip_connection", "lookup_max_order",
-               "gram_table_hash"}),
+    "normalize_decoder multi_topk skip_connection lookup_max_order gram_table_hash",
 )  # fmt: skip
 """``cfg.json`` of sparsify. Its decoder is normalised in training alone; a skip connection shows in
 the tensors; tables of n-grams count only with ``gram_lookup``."""
@@ -56,15 +55,9 @@ def load_gemma_scope(folder: Path, layer: int, release: str) -> SaeParams:
     of the first edition, ``mlp_out`` of the second.
     """
     path = next(p for p in (folder / "params.npz", folder / "params.safetensors") if p.exists())
-    where, config = f"the SAE in {folder}", GEMMA_SCOPE.read(folder / "config.json")
-    for field, legal in (("architecture", ("jump_relu",)), ("type", ("sae", "transcoder"))):
-        if config.get(field, legal[0]) not in legal:
-            raise ValueError(
-                f"{where} is of {field} {config[field]!r}; of Gemma Scope's, saematch takes "
-                f"{' and '.join(legal)}"
-            )
+    where, config = f"the SAE in {folder}", gemma_scope_settings(folder / "config.json")
     held = read_tensors(path)
-    refuse_contradiction(path, held.beside, config, GEMMA_SCOPE)
+    refuse_contradiction(path, held.beside, {"architecture": "jump_relu", **config})
     tensors = {re.sub("^w_", "W_", name): tensor for name, tensor in held.tensors.items()}
     check_size(where, tensors, None, config.get("width"))
     supposed = _hook_in_path(folder, layer)
@@ -88,6 +81,20 @@ def load_gemma_scope(folder: Path, layer: int, release: str) -> SaeParams:
     )
     beside = ("affine_skip_connection",)
     return to_sae_params("jumprelu", tensors, origin, subtract_b_dec=False, beside=beside)
+
+
+def gemma_scope_settings(path: Path) -> dict[str, Any]:
+    """Return the understood settings in ``config.json``; empty without the file.
+
+    Raises ``ValueError`` if they ask for another computation or are not understood.
+    """
+    config = GEMMA_SCOPE.read(path)
+    for field, legal in (("architecture", ("jump_relu",)), ("type", ("sae", "transcoder"))):
+        if config.get(field, legal[0]) not in legal:
+            raise ValueError(
+                f"{path}: {field}={config[field]!r}, but saematch takes {' and '.join(legal)} alone"
+            )
+    return config
 
 
 def _hook_in_path(folder: Path, layer: int) -> str:
@@ -119,16 +126,7 @@ def load_sparsify(folder: Path, layer: int, release: str) -> SaeParams:
     output of block 3, and of ``relu(encoder(x - b_dec))`` the ``k`` greatest stay; a transcoder
     encodes ``x`` itself.
     """
-    where, config = f"the SAE in {folder}", _sparsify_settings(folder)
-    activation = config.get("activation", "topk")
-    if activation != "topk":
-        raise ValueError(
-            f"{where} has activation {activation!r}, one active feature of each group, which no "
-            "other gauge keeps; choose one with activation topk"
-        )
-    for option in ("signed", "embed_skip", "gram_lookup"):
-        if config.get(option):
-            raise ValueError(f"{where} has {option}=true, which features alone do not stand for")
+    where, config = f"the SAE in {folder}", sparsify_settings(folder / "cfg.json")
     tensors = read_tensors(folder / "sae.safetensors").tensors
     tensors = renamed(tensors, {"encoder.weight": "W_enc", "encoder.bias": "b_enc"})
     n_features = config.get("num_latents") or config["d_in"] * config.get("expansion_factor", 32)
@@ -150,12 +148,26 @@ def load_sparsify(folder: Path, layer: int, release: str) -> SaeParams:
     return to_sae_params("topk", tensors, origin, subtract_b_dec=not transcoder, k=k, beside=beside)
 
 
-def _sparsify_settings(folder: Path) -> dict[str, Any]:
-    return SPARSIFY.read(folder / "cfg.json", needed=("d_in",))
+def sparsify_settings(path: Path) -> dict[str, Any]:
+    """Return the understood settings in ``cfg.json``.
+
+    Raises ``ValueError`` if they ask for another computation or are not understood.
+    """
+    config = SPARSIFY.read(path, needed=("d_in",))
+    activation = config.get("activation", "topk")
+    if activation != "topk":
+        raise ValueError(
+            f"{path} has activation {activation!r}, one active feature of each group, which no "
+            "other gauge keeps; choose one with activation topk"
+        )
+    for option in ("signed", "embed_skip", "gram_lookup"):
+        if config.get(option):
+            raise ValueError(f"{path} has {option}=true, which features alone do not stand for")
+    return config
 
 
 def _k(folder: Path) -> int:
-    return _sparsify_settings(folder).get("k", 32)
+    return sparsify_settings(folder / "cfg.json").get("k", 32)
 
 
 def sparsify_l0(folder: Path) -> float:

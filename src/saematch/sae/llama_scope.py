@@ -29,12 +29,10 @@ HYPERPARAMS = Fields(
      "jump_relu_threshold": float, "dataset_average_activation_norm": dict, "top_k": int,
      "norm_activation": str, "use_decoder_bias": bool, "use_glu_encoder": bool,
      "apply_decoder_bias_to_pre_encoder": bool, "sparsity_include_decoder_norm": bool},
-    frozenset(
-        "bias_init_method ddp_size decoder_exactly_fixed_norm device dtype expansion_factor "
-        "init_decoder_norm init_encoder_norm init_encoder_with_decoder_transpose k_warmup_steps "
-        "l1_coefficient l1_coefficient_warmup_steps lp tp_size use_batch_norm_mse "
-        "use_ghost_grads".split()
-    ),
+    "bias_init_method ddp_size decoder_exactly_fixed_norm device dtype expansion_factor "
+    "init_decoder_norm init_encoder_norm init_encoder_with_decoder_transpose k_warmup_steps "
+    "l1_coefficient l1_coefficient_warmup_steps lp tp_size use_batch_norm_mse "
+    "use_ghost_grads",
 )  # fmt: skip
 """``hyperparams.json``."""
 _NEEDED = ("d_model", "d_sae", "jump_relu_threshold", "dataset_average_activation_norm",

@@ -54,9 +54,9 @@ class SaeParams:
 
     Orientation is SAELens': row ``i`` of ``W_dec`` and column ``i`` of ``W_enc`` are feature ``i``.
     Raises ``ValueError`` at construction for shapes that do not fit together, for an SAE without
-    features, for values that are not finite and for an unknown activation. Of a transcoder, which reads one place and writes
-    another, ``x`` is what it reads and ``x_hat`` what it writes; a skip connection past its
-    features is not part of it.
+    features, for values that are not finite and for an unknown activation. Of a transcoder, which
+    reads one place and writes another, ``x`` is what it reads and ``x_hat`` what it writes; a skip
+    connection past its features is not part of it.
     """
 
     W_enc: Float[Tensor, "d_model n_features"]

@@ -51,7 +51,8 @@ NORMALISATIONS = {
 LAYER_NORM = "layer_norm"
 """The normalisation that differs from token to token: such an SAE is matched by weights alone."""
 _SCALER = "activation_scaler.json"
-_SCALE = Fields({"scaling_factor": float}, frozenset({"has_whitening"}))
+_KIND = Fields({"architecture": str}, closed=False)
+_SCALE = Fields({"scaling_factor": float}, "has_whitening")
 _WHITENING = "activation_whitening.safetensors"
 
 
@@ -65,9 +66,6 @@ def load_saelens(folder: Path, layer: int, release: str) -> SaeParams:
             raise ValueError(f"no SAE for layer {layer}: {path} does not exist")
     where = f"the SAE in {folder}"
     config = read_saelens_config(folder / "cfg.json")
-    architecture = config["architecture"]
-    if architecture not in TRAINED:
-        _check_architecture(where, architecture)
     tensors = _weights(where, folder, config)
     try:
         sae = _open(folder, config, tensors)
@@ -87,15 +85,20 @@ def load_saelens(folder: Path, layer: int, release: str) -> SaeParams:
 def read_saelens_config(path: Path) -> dict[str, Any]:
     """Return the fields of a ``cfg.json`` that are not null, as SAELens is to read them.
 
-    Raises ``ValueError`` for fields that may change what the SAE computes and are not understood.
+    Raises ``ValueError`` for an architecture that is not taken, and for fields that may change what
+    the SAE computes and are not understood.
     """
     fields = read_json(path)
-    config = {**fields, **CONFIG.checked(str(path), fields)}
+    architecture = _KIND.checked(str(path), fields).get("architecture", "standard")
+    if architecture not in TRAINED:
+        _check_architecture(f"the SAE in {path.parent}", architecture)
+    config = {**fields, **CONFIG.checked(str(path), fields), "architecture": architecture}
     config = {name: value for name, value in config.items() if value is not None}
-    config.setdefault("architecture", "standard")
     old = "hook_name" in config or "hook_point" in config
     if "metadata" in config:
-        metadata = {**config["metadata"], **METADATA.checked(f"{path}: metadata", config["metadata"])}
+        own = config["metadata"]
+        metadata = {name: config[name] for name in METADATA.understood if name in config}
+        metadata |= {**own, **METADATA.checked(f"{path}: metadata", own)}
         if not old:
             metadata.setdefault("sae_lens_version", "6.0.0")  # else SAELens leaves the group out
         config["metadata"] = metadata
@@ -195,10 +198,10 @@ def from_saelens(sae: Any, origin: SaeOrigin) -> SaeParams:
     """Bring a SAELens SAE to the one meaning of ``SaeParams``; refuse what has no such meaning.
 
     ``origin`` states where it came from; what SAELens knows of the SAE is added. Its layer is the
-    block that the site belongs to: block 2 for ``blocks.3.hook_resid_pre``. An SAE
-    of a model with centred writing weights read hidden states less their mean over coordinates;
-    taking that mean from ``W_enc``'s columns does the same to hidden states as they are. What it
-    decodes has mean 0, which the model's LayerNorms cannot tell.
+    block that the site belongs to: block 2 for ``blocks.3.hook_resid_pre``. An SAE of a model with
+    centred writing weights read hidden states less their mean over coordinates; taking that mean
+    from ``W_enc``'s columns does the same to hidden states as they are. What it decodes has mean 0,
+    which the model's LayerNorms cannot tell.
     """
     where = f"the SAE {origin.where}"
     architecture = sae.cfg.architecture()
@@ -219,6 +222,9 @@ def from_saelens(sae: Any, origin: SaeOrigin) -> SaeParams:
     needed = NEEDED[TAKEN[architecture]]  # SAELens loads no others, but skip connections
     tensors = {name: tensor for name, tensor in sae.state_dict().items() if name in needed}
     k = sae.cfg.k if architecture == "topk" else None
+    if k is not None and k != int(k):
+        raise ValueError(f"{where}: k={k}, but TopK keeps a whole number of features")
+    k = None if k is None else int(k)
     if k is not None and sae.cfg.rescale_acts_by_decoder_norm:
         tensors = unit_decoder(tensors)
     l0 = k if metadata.l0 is None else metadata.l0

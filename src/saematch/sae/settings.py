@@ -12,9 +12,9 @@ from typing import Any
 
 from saematch.sae.reading import refuse_pointer
 
-DESCRIPTIVE = frozenset(
+DESCRIPTIVE = (
     "author authors comment comments commit created created_at date description git_commit id "
-    "license metadata name note notes seed tags timestamp title url version".split()
+    "license metadata name note notes seed tags timestamp title url version"
 )
 """Fields of any format that describe an SAE and cannot change what it computes."""
 KINDS = {
@@ -33,8 +33,9 @@ class Fields:
 
     understood: Mapping[str, type | tuple[type, ...]]
     """Type of each field that is read. A whole number may also be written as text."""
-    harmless: frozenset[str] = frozenset()
-    """Fields that cannot change what the SAE computes, such as settings of its training."""
+    harmless: str = ""
+    """Names, with spaces between, of fields that cannot change what the SAE computes, such as
+    settings of its training."""
     closed: bool = True
     """Whether other fields are refused."""
 
@@ -57,7 +58,7 @@ class Fields:
         field that is missing, and for a field that is neither understood nor harmless. An unknown
         field that is null, false, zero or empty is taken as switched off.
         """
-        known = self.harmless | DESCRIPTIVE | set(self.understood)
+        known = {*self.understood, *self.harmless.split(), *DESCRIPTIVE.split()}
         unknown = [
             name
             for name, value in settings.items()
@@ -93,21 +94,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
-def refuse_contradiction(path: Path, beside: Mapping[str, Any], settings: Mapping[str, Any],
-                         fields: Fields) -> None:  # fmt: skip
+def refuse_contradiction(
+    path: Path, beside: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
     """Raise ``ValueError`` if what lies beside the tensors of a file contradicts the settings.
 
-    ``beside`` are entries that are no tensors, as ``read_tensors`` returns them. Only fields that
-    the format understands count; groups of entries are looked into.
+    ``beside`` are entries that are no tensors, as ``read_tensors`` returns them, or groups of such.
     """
     groups = [beside, *(value for value in beside.values() if isinstance(value, Mapping))]
     for group in groups:
-        for name in fields.understood:
-            value = group.get(name)
-            if value is not None and not isinstance(value, Mapping) and value != settings.get(name):
+        for name, value in settings.items():
+            if name in group and group[name] != value:
                 raise ValueError(
-                    f"{path} states {name}={_brief(value)} beside its tensors, but the settings "
-                    f"beside the file state {_brief(settings.get(name))}; make them agree"
+                    f"{path} states {name}={_brief(group[name])} beside its tensors, but the SAE's "
+                    f"settings state {_brief(value)}; make them agree"
                 )
 
 

@@ -81,11 +81,11 @@ def check_hook(where: str, name: str, layer: int, *, transcoder: bool = False) -
     except ValueError as error:
         raise ValueError(f"{where} reads {name}, but {error}") from error
     if hook.layer != layer:
-        before = " (the hidden state after the block before: sae.shift=1)"
+        shifted = " (the hidden state after the block before: sae.shift=1)"
+        before = shifted if _after_number(name) in _BEFORE else ""
         raise ValueError(
             f"{where} reads {name}, which belongs to layer {hook.layer}"
-            f"{before if _after_number(name) in _BEFORE else ''}, but it was taken for layer {layer}; give "
-            "it the layer that it reads"
+            f"{before}, but it was taken for layer {layer}; give it the layer that it reads"
         )
     if transcoder:
         return TRANSCODER
