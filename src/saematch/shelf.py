@@ -30,7 +30,7 @@ class SaeFacts:
     n_bytes: int
     """Of its tensors."""
     thresholds: Mapping[str, str | float | None]
-    """Their kind, mean and spread, as ``threshold_summary`` has them."""
+    """Their kind, mean and spread and the share of biases, as ``threshold_summary`` has them."""
     unfoldable: Mapping[str, str]
     """Fold -> why the SAE cannot be folded by it."""
 

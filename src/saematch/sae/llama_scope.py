@@ -26,7 +26,7 @@ from saematch.sae.sites import check_hook
 WEIGHTS = "checkpoints/final.safetensors"
 HYPERPARAMS = Fields(
     {"d_model": int, "d_sae": int, "hook_point_in": str, "hook_point_out": str, "act_fn": str,
-     "jump_relu_threshold": float, "dataset_average_activation_norm": dict, "top_k": int,
+     "jump_relu_threshold": float, "dataset_average_activation_norm": dict, "top_k": float,
      "norm_activation": str, "use_decoder_bias": bool, "use_glu_encoder": bool,
      "apply_decoder_bias_to_pre_encoder": bool, "sparsity_include_decoder_norm": bool},
     "bias_init_method ddp_size decoder_exactly_fixed_norm device dtype expansion_factor "

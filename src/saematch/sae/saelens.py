@@ -96,7 +96,7 @@ def read_saelens_config(path: Path) -> dict[str, Any]:
     config = {name: value for name, value in config.items() if value is not None}
     old = "hook_name" in config or "hook_point" in config
     if "metadata" in config:
-        own = config["metadata"]
+        own = {name: value for name, value in config["metadata"].items() if value is not None}
         metadata = {name: config[name] for name in METADATA.understood if name in config}
         metadata |= {**own, **METADATA.checked(f"{path}: metadata", own)}
         if not old:

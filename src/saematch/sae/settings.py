@@ -117,10 +117,10 @@ def _typed(where: str, name: str, value: Any, kind: type | tuple[type, ...]) -> 
         return value
     written = isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value)
     if written and str not in kinds and (int in kinds or float in kinds):
-        return int(value)
+        value = int(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         if float in kinds:
-            return value
+            return float(value)
         if int in kinds and value == int(value):
             return int(value)
     if isinstance(value, tuple(k for k in kinds if k in (str, dict))):
