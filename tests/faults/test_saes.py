@@ -130,6 +130,36 @@ def test_A12_a_field_that_changes_the_computation_is_never_dropped(tmp_path, cha
     assert str(tmp_path / "3") in str(raised.value)
 
 
+def test_A12_nor_of_a_release(tmp_path, monkeypatch):
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+    from sae_lens.loading.pretrained_saes_directory import (
+        PretrainedSAELookup,
+        get_pretrained_saes_directory,
+    )
+
+    from saematch.sae.hub import fetch
+    from saematch.sae.registry import RegisteredSae, Release
+
+    where = tmp_path / "snapshots/0123"
+    ids = {name: name for name in ("relu", "tanh-relu")}
+    for name in ids:
+        old_sae(where / name, change={"activation_fn_str": name})
+
+    def local(repo_id, filename, force_download=False):
+        if not (where / filename).exists():
+            raise loaders.EntryNotFoundError(filename)
+        return str(where / filename)
+
+    monkeypatch.setattr(loaders, "hf_hub_download", local)
+    entry = PretrainedSAELookup("old", "a/b", "tiny", None, ids, {}, {}, {}, {}, None)
+    monkeypatch.setitem(get_pretrained_saes_directory(), "old", entry)
+    saes = {name: RegisteredSae(name, None, None) for name in ids}
+    release = Release("old", "a/b", "tiny", "sae_lens", saes)
+    assert fetch(release, "relu").revision == "0123"
+    with pytest.raises(ValueError, match=r"cfg\.json: activation_fn_str='tanh-relu'"):
+        fetch(release, "tanh-relu")
+
+
 def new_sae(folder, change=None, metadata=None):
     """Write an SAE as SAELens does today."""
     write_sae(folder, random_sae(0), layer=3)
