@@ -30,7 +30,7 @@ from saematch.tasks.evaluate import check_strategies
 from saematch.tasks.judged import Judging
 from saematch.tasks.paths import PathSpec, check_paths
 from saematch.tasks.planted import check_planted
-from saematch.tasks.stand_in import ActivationQuantile, StandIn
+from saematch.tasks.stand_in import ActivationQuantile, StandIn, warn_of_biases
 from saematch.tracking import CsvLogging, NoLogging, WandbLogging
 
 TASKS = ("match", "activations", "evaluate", "features", "paths", "explain", "planted")
@@ -259,6 +259,7 @@ def check_saes(experiment: Experiment, saes: SaeShelf) -> None:
         for sae in saes.facts.values():
             if by in sae.unfoldable:
                 raise ValueError(sae.unfoldable[by])
+    warn_of_biases(saes, experiment.arms)
 
 
 class RunTexts(NamedTuple):

@@ -104,8 +104,8 @@ def _one_a_layer(saes: Saes) -> dict[int, SaeFacts]:
         first = found.setdefault(key.layer, sae)
         if first.origin != sae.origin:
             raise ValueError(
-                f"the run has two SAEs of layer {key.layer}, {first.origin.sae_id} and "
-                f"{sae.origin.sae_id}, but a line of {{layer, feature}} means one; run each set "
+                f"the run has two SAEs of layer {key.layer}, {first.origin.where} and "
+                f"{sae.origin.where}, but a line of {{layer, feature}} means one; run each set "
                 "of SAEs by itself"
             )
     return found

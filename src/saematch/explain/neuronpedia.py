@@ -222,6 +222,6 @@ def _unexplained(key: SaeKey, origin: SaeOrigin) -> str:
     )
     return (
         f"Neuronpedia explains no SAE that is layer {key.layer} of {key.saes!r}, "
-        f"{origin.release}/{origin.sae_id}, and explanations of another SAE of that layer must not "
+        f"{origin.where}, and explanations of another SAE of that layer must not "
         f"be joined to it, since its features have other meanings{hint}; {ELSE}"
     )

@@ -5,19 +5,33 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from saematch.sae.dictionary_learning import trainer_settings
+from saematch.sae.formats import gemma_scope_settings, sparsify_settings
+from saematch.sae.llama_scope import llama_scope_settings
 from saematch.sae.registry import Release
-from saematch.sae.saelens import without_advice
+from saematch.sae.saelens import read_saelens_config, without_advice
+from saematch.sae.saelens_fields import check_computation
 
 WEIGHTS = (".npz", ".safetensors", ".pt", ".pth")
 """How files of weights end."""
 ON_DISK = "SAEs on disk are taken with sae=disk sae.path=..."
+
+
+SETTINGS: Mapping[str, Callable[[Path], object]] = {
+    "sae_lens": read_saelens_config,
+    "gemma_3": gemma_scope_settings,
+    "llama_scope": llama_scope_settings,
+    "sparsify": sparsify_settings,
+    "dictionary_learning_1": trainer_settings,
+}
+"""By SAELens' loader: what refuses settings that the loader drops though they count."""
 
 
 class Fetched(NamedTuple):
@@ -33,7 +47,8 @@ def fetch(release: Release, sae_id: str) -> Fetched:
 
     Raises ``ValueError`` if there is neither the hub nor a copy in the cache, if the hub does not
     have the file or does not give it to everybody, if the download breaks off more often than it is
-    taken up again, and if a file is damaged. The hub's client shows the progress of a download.
+    taken up again, if a file is damaged, and if settings that may change what the SAE computes are
+    not understood. The hub's client shows the progress of a download.
     """
     from huggingface_hub.errors import HTTPError
     from sae_lens import SAE
@@ -51,6 +66,11 @@ def fetch(release: Release, sae_id: str) -> Fetched:
                 f"{where}: the file {path} is damaged or of another layout ({reason}); delete it, "
                 "and the next run fetches it again"
             ) from error
+    for path in files:
+        if path.suffix == ".json" and release.loader in SETTINGS:
+            settings = SETTINGS[release.loader](path)
+            if release.loader == "sae_lens":
+                check_computation(f"{where}: {path}", settings, sae.cfg.architecture())
     weights = _weights(files)
     return Fetched(sae, weights.parts[weights.parts.index("snapshots") + 1])
 

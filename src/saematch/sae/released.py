@@ -12,7 +12,7 @@ from typing import Any
 from saematch.matching.match import Match
 from saematch.sae import registry
 from saematch.sae.hub import fetch
-from saematch.sae.params import SaeParams
+from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.registry import explained_as
 from saematch.sae.saelens import from_saelens
 from saematch.sae.source import SaeOffer
@@ -94,7 +94,9 @@ class ReleasedSaes:
         known = registry.release(name)
         entry = known.sae(sae_id)
         fetched = fetch(known, sae_id)
-        params = from_saelens(fetched.sae, layer, known.repo, entry.path, fetched.revision)
+        params = from_saelens(
+            fetched.sae, SaeOrigin(layer, known.repo, entry.path, fetched.revision)
+        )
         stated: dict[str, Any] = {"neuronpedia_id": explained_as(name, sae_id, layer + self.shift)}
         if params.origin.mean_l0 is None and entry.mean_l0 is not None:
             stated["mean_l0"] = entry.mean_l0
