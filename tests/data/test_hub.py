@@ -126,7 +126,7 @@ def test_the_newest_commit_is_pinned_recorded_and_read_once(hub, tiny, tmp_path,
     for _ in range(2):
         about = load_texts(spec, lm, tmp_path).about["web"]
         assert about.pop("datasets")
-        assert about.pop("n_special") == 12, "three digits and signs a text, and one of its x's"
+        assert about.pop("n_special") == 12, "digits and the sign are <unk>"
         assert about == {
             "path": "some/web", "config": None, "split": "train", "column": "content",
             "revision": COMMITS[0], "n_texts": 3, "seed": 2, "min_characters": 200,

@@ -173,7 +173,8 @@ def _card(rows: Sequence[Row], recipe: TrainingRecipe, spec: Collection, store: 
         f"{NAMES[recipe.architecture]} SAEs of {recipe.n_features:,} features on `resid_post`, in"
         " SAELens' format, decoder vectors of norm 1, trained with SAELens on"
         f" {rows[0]['samples']:,} hidden states each, drawn from {rows[0]['training_tokens']:,}"
-        f" tokens (BOS left out). The model is {about['revision']}, run in {about['model_dtype']}.",
+        f" tokens (special tokens left out). The model is {about['revision']}, run in"
+        f" {about['model_dtype']}.",
         "",
         "Explained variance is `1 - sum Var(x_hat - x) / sum Var(x)` on"
         f" {rows[0]['held_out_tokens']:,} tokens that no SAE was trained on (other windows of the"
