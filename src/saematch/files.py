@@ -70,7 +70,7 @@ def parse_json(content: str | bytes) -> Any:
     except RecursionError as error:
         raise json.JSONDecodeError("it is nested too deeply", "", 0) from error
     except ValueError as error:
-        raise json.JSONDecodeError(str(error), "", 0) from error
+        raise json.JSONDecodeError(str(error).partition(";")[0], "", 0) from error
 
 
 def hashed(parts: list) -> str:

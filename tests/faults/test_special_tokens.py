@@ -174,6 +174,7 @@ def test_A2_a_bos_in_front_of_every_text_changes_nothing(cli, tiny, tmp_path):
         (tmp_path / "t.jsonl").write_text("\n".join(lines))
         base = [s for s in tiny_overrides(tiny) if not s.startswith("dataset.paths")]
         base += ["figures=[]", "logger=none", "tasks=[match,evaluate]", "dataset.paths=[t.jsonl]"]
+        base += ["layers=[1,2]", "bootstrap.n_resamples=20"]
         assert cli(f"run_id={name}", base=base)[0] is None
         found = json.loads((tmp_path / f"outputs/match/{name}/results.json").read_text())
         numbers[name] = [found["tables"], found["metrics"]]
