@@ -216,6 +216,9 @@ _KEY = re.compile(
 )
 """What looks like a key in an argument."""
 
+_HOME = re.compile(r"(?<=[=\[,])~(?=/)")
+"""A path's ``~`` in an argument: shells leave it, and Hydra's grammar has no such sign."""
+
 _LAUNCHER = re.compile(
     r"class : 'hydra_plugins\.hydra_(\w+)_launcher\.|(?:find|load) 'hydra/launcher/(submitit)_"
 )
@@ -229,6 +232,8 @@ def main() -> None:
             "saematch: no key or password is taken from the command line: put it into an "
             "environment variable, and that one's name into judge.key_variable"
         )
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails where there is none
+    sys.argv[1:] = [_HOME.sub(lambda _: home, argument) for argument in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function instead of Hydra's printer
     try:
         if sys.argv[1:2] == ["reproduce"]:

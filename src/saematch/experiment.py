@@ -12,6 +12,7 @@ from saematch.data.tokens import TokenBatch
 from saematch.evals.bootstrap import Bootstrap
 from saematch.evals.runner import TrainerSpec
 from saematch.explain.explanations import ExplanationSource
+from saematch.files import expand_home
 from saematch.judge.model import ChatModel, NoJudge
 from saematch.judge.overlap import WordOverlap
 from saematch.lm.hooks import LanguageModel
@@ -89,6 +90,7 @@ class Experiment:
     """Folder of the matches, sums and tokens that runs share; None keeps them to the run."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "cache")
         unknown = [task for task in self.tasks if task not in TASKS]
         if not self.trains and (unknown or "match" not in self.tasks):
             raise ValueError(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 
 def _shipped(name: str) -> Path:
@@ -42,6 +44,33 @@ def replacing(path: Path, keep: bool = False) -> Iterator[Path]:
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def expand_home(spec: object, field: str) -> None:
+    """Replace a leading ``~`` in the path, or the list of paths, that a frozen spec holds."""
+
+    def at_home(path: Any) -> Any:
+        return os.path.expanduser(path) if isinstance(path, str) else path  # noqa: PTH111 - for patterns too
+
+    value = getattr(spec, field)
+    paths = isinstance(value, Sequence) and not isinstance(value, str)
+    object.__setattr__(spec, field, [at_home(path) for path in value] if paths else at_home(value))
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Return what a JSON text holds; ``json.JSONDecodeError`` if it is none.
+
+    The error also stands for what Python's parser refuses otherwise: what is nested too deeply, and
+    numbers of thousands of digits.
+    """
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise json.JSONDecodeError("it is nested too deeply", "", 0) from error
+    except ValueError as error:
+        raise json.JSONDecodeError(str(error).partition(";")[0], "", 0) from error
 
 
 def hashed(parts: list) -> str:

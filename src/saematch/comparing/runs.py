@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from saematch.files import parse_json
 from saematch.results import Results
 from saematch.safe_text import visible
 
@@ -113,7 +113,7 @@ def _walk(top: Path) -> Iterator[tuple[Path, bool]]:
 
 
 def _plan(folder: Path) -> tuple[dict[Path, tuple[str, ...]], list[Objective]]:
-    plan = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    plan = parse_json((folder / "sweep.json").read_bytes())
     jobs = {
         folder / job["folder"]: tuple(visible(str(setting)) for setting in job["settings"])
         for job in plan["jobs"]

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from saematch.data.reading import check_unicode
 from saematch.explain.explanations import Explanation, FeatureKey, Means
+from saematch.files import expand_home, parse_json
 from saematch.places import SaeKey
 from saematch.shelf import SaeFacts, Saes, SaeShelf
 from saematch.specs import spec
@@ -35,6 +37,7 @@ class JsonlExplanations:
     layers, whose lines then hold ``layer``."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "path")
         if not self.path:
             raise ValueError("explain.path is empty: name a file, as in explain.path=labels.jsonl")
 
@@ -122,7 +125,7 @@ def _lines(path: Path, of_file: int | None) -> Iterator[_Line]:
     """Read a file, which is of one layer or tells each line's layer."""
     try:
         content = path.read_bytes()
-        lines = content.decode("utf-8").split("\n")  # other line ends may be part of a text
+        lines = content.decode("utf-8-sig").split("\n")  # other line ends may be part of a text
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the explanations in {path}: {error}") from error
     tag = hashlib.sha256(content).hexdigest()[:16]
@@ -131,7 +134,7 @@ def _lines(path: Path, of_file: int | None) -> Iterator[_Line]:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where} is no JSON object: {error}") from error
         if not isinstance(row, dict):
@@ -155,5 +158,6 @@ def _number(row: dict[str, Any], name: str, where: str) -> int:
 def _text(row: dict[str, Any], name: str, where: str) -> str:
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: {name!r} must hold a text, not {value!r}")
+        raise ValueError(f"{where}: {name!r} must hold a text, not {value!r:.40}")
+    check_unicode(value, where)
     return value

@@ -25,6 +25,8 @@ NO_KEY = "none"
 """Sent where the server wants no key."""
 NO_CHOICE = "no choice"
 """Why an answer without choices ended."""
+NO_JSON = (json.JSONDecodeError, RecursionError)
+"""What the client raises for a body that is no JSON, or JSON nested too deeply."""
 OPTIONAL = ("response_format", "max_tokens", "temperature")
 """Options that some servers and models do not take, and that one can do without."""
 RETRY_SECONDS = 0.5
@@ -72,7 +74,7 @@ class OpenAiServer(Endpoint):
             if 300 <= error.status_code < 400:
                 raise self.refused(error) from None
             served = []
-        except (openai.OpenAIError, AttributeError, TypeError, json.JSONDecodeError):
+        except (openai.OpenAIError, AttributeError, TypeError, *NO_JSON):
             served = []  # some servers cannot list what they serve
         if self.spec.model is not None:
             if served and self.spec.model not in served:
@@ -98,7 +100,7 @@ class OpenAiServer(Endpoint):
                 raise AskingError(
                     f"{self.spec.base_url} has no model {model!r}, but {some}: set judge.model"
                 ) from None
-        except (openai.OpenAIError, json.JSONDecodeError):
+        except (openai.OpenAIError, *NO_JSON):
             pass
         else:
             return
@@ -160,7 +162,7 @@ class OpenAiServer(Endpoint):
                 raise TimeoutError(self.scrubbed(error)) from None
             except openai.APIConnectionError as error:
                 raise TimeoutError(self.scrubbed(error)) from None
-            except (AttributeError, TypeError, json.JSONDecodeError):
+            except (AttributeError, TypeError, *NO_JSON):
                 pass  # a page of HTML from a proxy, or JSON that is no answer
             time.sleep(min(8.0, RETRY_SECONDS * 2**attempt))
             attempt += 1

@@ -32,10 +32,12 @@ class LanguageModel(nn.Module):
         name: str,
         revision: str = "",
         bos_id: int | None = None,
+        special_ids: frozenset[int] = frozenset(),
     ) -> None:
         """Take a model of transformers.
 
         ``bos_id`` is the token that every text begins with; None if nothing is put in front.
+        ``special_ids`` are the tokens that no metric counts.
         """
         super().__init__()
         self.model = model
@@ -43,6 +45,7 @@ class LanguageModel(nn.Module):
         self.name = name
         self.revision = revision
         self.bos_id = bos_id
+        self.special_ids = special_ids
         config = model.config.get_text_config()
         self.decoder, self.blocks = find_blocks(model.get_decoder(), config.num_hidden_layers)
         self._output_type: type | None = None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from saematch.files import expand_home
 from saematch.lm.hooks import LanguageModel
 
 ZOO = Path(__file__).parent.parent / "zoo"
@@ -26,7 +27,7 @@ class LmSource:
     """Spec of a decoder-only language model: a hub name or a folder.
 
     Texts are taken as they are: no chat template is applied to them, and no special token is put
-    anywhere but BOS in front.
+    anywhere but BOS in front. The name of a special token in a text is read as that token.
     """
 
     path: str
@@ -49,6 +50,7 @@ class LmSource:
     to the trainer's device."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "path")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype {self.dtype!r} is not float32, bfloat16 or float16")
         if not self.bos:
@@ -94,7 +96,8 @@ class LmSource:
         bos_id = self._bos_id(tokenizer)
         revision = getattr(model.config, "_commit_hash", None) or _digest(Path(where))
         model = model.eval().requires_grad_(False)
-        return LanguageModel(model, tokenizer, self.name, revision, bos_id)
+        special = _special_ids(tokenizer, bos_id)
+        return LanguageModel(model, tokenizer, self.name, revision, bos_id, special)
 
     def _bos_id(self, tokenizer: Any) -> int | None:
         """Return the token that every text begins with."""
@@ -134,6 +137,13 @@ class LmSource:
             page = "its page of the Hugging Face hub"
             return f"Accept its licence on {page} and set HF_TOKEN, or {local}"
         return f"Check name and connection, or {local}"
+
+
+def _special_ids(tokenizer: Any, bos_id: int | None) -> frozenset[int]:
+    """Return BOS and every token that the tokenizer marks as special, ``<unk>`` included."""
+    added = tokenizer.added_tokens_decoder.items()
+    marked = {number for number, token in added if token.special}
+    return frozenset({*marked, *tokenizer.all_special_ids, bos_id} - {None})
 
 
 def _bare(name: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from saematch.files import expand_home
 from saematch.matching.match import Match
 from saematch.sae import formats, llama_scope, saelens
 from saematch.sae.dictionary_learning import dictionary_learning_l0, load_dictionary_learning
@@ -62,6 +63,7 @@ class SaeFolders:
     what the block before gives."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "path")
         if self.path.count("{layer}") != 1:
             raise ValueError(
                 f"sae.path={self.path!r} must hold {{layer}} once, in the place of the layer's "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saematch.data.texts import TextSource
-from saematch.data.tokens import TokenBatch
+from saematch.data.texts import TextSource, warn_of_fewer
+from saematch.data.tokens import TokenBatch, whole_windows
 from saematch.data.windows import windows
 from saematch.evals.runner import TrainerSpec, run_batches
 from saematch.evals.sums import missing
-from saematch.files import code_hash, hashed, replacing, write_json
+from saematch.files import code_hash, expand_home, hashed, parse_json, replacing, write_json
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.states import HiddenStates, states_name
 
@@ -52,6 +51,7 @@ class Collection:
     are trained and measured."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "folder")
         if self.held_out < 1 or self.max_norm <= 1:
             raise ValueError(
                 f"collection.held_out={self.held_out} must be at least 1, and "
@@ -71,7 +71,7 @@ class Store:
     """Model, texts, layers, dtype, and how many tokens were kept and left out."""
 
     def layer(self, layer: int) -> HiddenStates:
-        """Return one layer's hidden states, BOS left out, mapped from disk."""
+        """Return one layer's hidden states, special tokens left out, mapped from disk."""
         return HiddenStates.open(self.files, layer)
 
 
@@ -135,17 +135,17 @@ def collect(
         "seed": spec.seed,
     }
     own = Path(__file__).read_text(encoding="utf-8")
-    key = hashed([code_hash(("data", "lm")), own, about, trainer.batch_size])
+    special_ids = sorted(lm.special_ids)
+    key = hashed([code_hash(("data", "lm")), own, about, trainer.batch_size, special_ids])
     folder = Path(spec.folder) / key
     ids = _windows(folder / "windows.safetensors", texts, lm, spec)
-    counts = torch.ones_like(ids, dtype=torch.bool)
-    counts[:, 0] = False
-    if lm.bos_id is not None:  # it stands between documents too, and draws attention there as well
-        counts &= ids != lm.bos_id
-    size = trainer.batch_size
-    pairs = zip(ids.split(size), counts.split(size), strict=True)
-    batches = [TokenBatch(*pair) for pair in pairs]
-    about |= {"tokens": int(counts.sum()), "left_out": int((~counts).sum())}
+    batches = [whole_windows(some, lm.special_ids) for some in ids.split(trainer.batch_size)]
+    tokens = sum(int(batch.counts.sum()) for batch in batches)
+    about |= {"tokens": tokens, "left_out": ids.numel() - tokens}
+    special = torch.cat([batch.n_special for batch in batches])
+    for number, name in enumerate(about["texts"]):
+        about["texts"][name]["n_special"] = int(special[number :: len(about["texts"])].sum())
+    log.info("%d special tokens of the windows are left out", int(special.sum()))
     return keep_states(lm, batches, about, folder, trainer)
 
 
@@ -155,7 +155,10 @@ def _windows(
     """Return the windows kept at ``path``, drawn from the texts if there are none."""
     if missing([path]):
         drawn = (spec.context, spec.n_tokens, spec.seed)
-        ids = windows(texts.load(), lm.tokenizer, lm.bos_id, *drawn)
+        sets = texts.load()
+        for of_set in sets:
+            warn_of_fewer(of_set.name, len(of_set.texts), texts.n_texts)
+        ids = windows(sets, lm, *drawn)
         with replacing(path, keep=True) as part:
             save_file({"ids": ids.int()}, part)
     with safe_open(path, framework="pt") as file:
@@ -210,4 +213,4 @@ def open_store(folder: Path) -> Store:
     if not path.exists():
         raise ValueError(f"{folder} holds no complete set of hidden states: collect them again")
     files = tuple(sorted(folder.glob("[0-9]*.safetensors")))
-    return Store(folder, files, json.loads(path.read_text(encoding="utf-8")))
+    return Store(folder, files, parse_json(path.read_bytes()))

@@ -102,7 +102,7 @@ def by_activation(
         lm.revision,
         str(next(lm.parameters()).dtype),
     ]
-    about += [trainer.precision, [[b.ids.tolist(), b.counts.tolist()] for b in batches]]
+    about += [trainer.precision, [b.content() for b in batches]]
     sample = hashed(about)
     scales = {}
     for part in saes.parts([{key} for key in needed]):
