@@ -22,7 +22,7 @@ from plain import skip_layers
 from saematch.data.texts import ZooTexts
 from saematch.data.tokens import TokenBatch, tokenise
 from saematch.evals.activations import decode, encode
-from saematch.evals.bootstrap import Bootstrap
+from saematch.evals.intervals import Intervals
 from saematch.evals.runner import TrainerSpec
 from saematch.evals.splice import MATCHLESS, SplicePlan, evaluate_batch
 from saematch.explain.contexts import TextPass, collect_contexts
@@ -139,7 +139,7 @@ def strategies(work: Workload) -> list[dict]:
         tokens = {"all texts": tuple(work.batches)}
         spec = TrainerSpec(accelerator="cpu")
         sums = evaluate_texts(work.plan, work.lm, tokens, spec, Path(folder))
-        return Tables(work.plan, sums, Bootstrap()).strategies(work.cells)["strategies"]
+        return Tables(work.plan, sums, Intervals()).strategies(work.cells)["strategies"]
 
 
 @torch.inference_mode()

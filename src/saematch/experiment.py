@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from saematch.data.texts import TextSource, ZooTexts
 from saematch.data.token_cache import load_texts
 from saematch.data.tokens import TokenBatch
-from saematch.evals.bootstrap import Bootstrap
+from saematch.evals.intervals import Intervals
 from saematch.evals.runner import TrainerSpec
 from saematch.explain.explanations import ExplanationSource
 from saematch.files import expand_home
@@ -67,7 +67,7 @@ class Experiment:
     arms: Mapping[str, Arm]
     strategies: Unique[str]
     dataset: TextSource
-    bootstrap: Bootstrap
+    intervals: Intervals
     paths: PathSpec
     explain: ExplanationSource
     """Where explanations come from, if there is a judge or the task ``explain``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from saematch.judge.asking import Chat
 from saematch.judge.connect import connect
 from saematch.judge.questions import Judge
 from saematch.lm.hooks import LanguageModel
+from saematch.matching.match import Match
 from saematch.matching.store import MatchStore
 from saematch.places import POOLED, Place
 from saematch.provenance import made_with, sources
@@ -41,7 +43,14 @@ from saematch.tasks.collect import collect
 from saematch.tasks.evaluate import evaluate_texts, plan_splices
 from saematch.tasks.features import example_rows, histogram_rows
 from saematch.tasks.judge import explain_tables, explainers, judge_matches
-from saematch.tasks.match import MatchSet, exact_arms, match_places, match_rows, places_of
+from saematch.tasks.match import (
+    MatchSet,
+    exact_arms,
+    live_recall,
+    match_places,
+    match_rows,
+    places_of,
+)
 from saematch.tasks.means import headline_metrics, mean_rows
 from saematch.tasks.paths import path_rows
 from saematch.tasks.planted import planted_rows
@@ -189,7 +198,7 @@ def _compare(
     matches = _match(experiment, saes, sets, places, folder, results)
     tables = None
     if lm is not None and ON_TEXTS & set(experiment.tasks):
-        tables = _evaluate(experiment, saes, matches, lm, tokens, folder, results)
+        tables = _evaluate(experiment, inputs, matches, folder, results)
     if "features" in experiment.tasks:
         results.tables["feature_mse_histogram"] = histogram_rows(saes, matches)
         results.tables["features"] = example_rows(saes, matches)
@@ -216,7 +225,7 @@ def _match(
     results.tables["matches"] = match_rows(
         saes,
         matches,
-        lambda place: sets[place.saes].truth(place.layer_from, place.layer_to),
+        _truth_of(sets),
         exact_arms(experiment.arms),
     )
     results.tables["layers"] = [
@@ -231,26 +240,31 @@ def _match(
     return matches
 
 
+def _truth_of(sets: dict[str, SaeSource]) -> Callable[[Place], Match | None]:
+    return lambda place: sets[place.saes].truth(place.layer_from, place.layer_to)
+
+
 def _evaluate(
     experiment: Experiment,
-    saes: SaeShelf,
+    inputs: _Inputs,
     matches: MatchSet,
-    lm: LanguageModel,
-    tokens: dict[str, tuple[TokenBatch, ...]],
     folder: Path,
     results: Results,
 ) -> Tables:
+    saes, lm, tokens = inputs.saes, inputs.lm, inputs.texts.batches
+    assert lm is not None
     splice = "evaluate" in experiment.tasks
     arms = experiment.arms if splice else {}
     plan, cells = plan_splices(saes, matches, arms, experiment.strategies if splice else ())
     sums = evaluate_texts(plan, lm, tokens, experiment.trainer, _cache(experiment, folder) / "sums")
-    tables = Tables(plan, sums, experiment.bootstrap)
+    tables = Tables(plan, sums, experiment.intervals)
     if cells:
         results.tables |= tables.strategies(cells)
-    results.tables["activations"] = tables.activations(matches)
+    results.tables |= tables.activations(matches)
     pooled = [row for row in results.tables["activations"] if row["dataset"] == POOLED]
-    for row, scores in zip(results.tables["matches"], pooled, strict=True):
-        row.update({name: scores[name] for name in scores if name != "dataset"})
+    recall = live_recall(matches, _truth_of(inputs.sets), tables.fired)
+    for row, scores, live in zip(results.tables["matches"], pooled, recall, strict=True):
+        row |= {name: scores[name] for name in scores if name != "dataset"} | {"recall_live": live}
     for known, measured in zip(results.tables["layers"], tables.layers(list(saes)), strict=True):
         known.update(measured)
     return tables
@@ -295,7 +309,7 @@ def _judge(
     if judge is not None:
         about = (matches, experiment.starts, experiment.judging, explanations, judge, second)
         judgements = judge_matches(*about, results.tables)
-        results.tables |= judge_tables(judgements, saes, experiment.bootstrap)
+        results.tables |= judge_tables(judgements, saes, experiment.intervals)
         score_matches(results.tables["matches"], results.tables["judge_scores"])
         results.provenance["explanations"] = explainers(judgements)
     explain_tables(results.tables, explanations, judgements)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from saematch.evals.bootstrap import Values, Weights
+from saematch.evals.intervals import Values, Weights
 from saematch.files import parse_json
 from saematch.judge.questions import Reply
 
@@ -95,7 +95,7 @@ def _json_object(text: str) -> dict[str, object] | None:
 def kappa(weights: Weights, one: torch.Tensor, other: torch.Tensor) -> Values:
     """Return Cohen's kappa of two lists of scores 1 to 3 of the same things.
 
-    ``weights`` as in ``evals.bootstrap``, one column for each thing. NaN where chance alone agrees
+    ``weights`` as in ``evals.intervals``, one column for each thing. NaN where chance alone agrees
     wholly, as when both give one label throughout.
     """
     grades = torch.tensor(sorted(SCORES.values()))

@@ -102,7 +102,7 @@ def _about(
     lines += [
         "",
         "Whether a figure agrees with the paper's is decided by the rule that stands beside it, on "
-        "the run's numbers. Bands and bars are 95 % intervals from a bootstrap over texts.",
+        "the run's numbers. Bands and bars are 95 % intervals from a jackknife over texts.",
     ]
     return [*lines, "", ZOO_NOTE] if model == "zoo" else lines
 
