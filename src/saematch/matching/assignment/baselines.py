@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from saematch.matching.assignment.products import PAIRS_AT_ONCE
+from saematch.matching.assignment.centring import VECTORS_AT_ONCE
 from saematch.matching.match import Certificate, Match
 from saematch.matching.objectives import Factors
 
@@ -43,7 +43,7 @@ def valued(columns: Int64[Tensor, " n_from"], factors: Factors) -> Match:
     value = sum(
         (factors.X_A[i].double() * factors.X_B[j].double()).sum().item()
         for i, j in zip(
-            match.rows.split(PAIRS_AT_ONCE), match.columns.split(PAIRS_AT_ONCE), strict=True
+            match.rows.split(VECTORS_AT_ONCE), match.columns.split(VECTORS_AT_ONCE), strict=True
         )
     )
     return replace(match, certificate=Certificate(value, None))
