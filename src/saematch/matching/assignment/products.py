@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from saematch.matching.assignment.centring import VECTORS_AT_ONCE, Chance, lengths
+from saematch.matching.centring import VECTORS_AT_ONCE, Chance, lengths
 
 CPU = torch.device("cpu")
 GIB = 2**30

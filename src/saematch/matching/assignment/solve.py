@@ -9,25 +9,15 @@ from enum import Enum
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
-from tqdm import tqdm
 
-from saematch.matching.assignment.auction import FREE, Auction
-from saematch.matching.assignment.candidates import Candidates
-from saematch.matching.assignment.centring import common_centre, inner, lengths
 from saematch.matching.assignment.certificate import Proof, prove
 from saematch.matching.assignment.finish import finish
 from saematch.matching.assignment.products import CPU, Products, Regime, plan
+from saematch.matching.assignment.stages import run_stages
+from saematch.matching.centring import common_centre, inner, lengths
 from saematch.matching.match import Certificate
-
-FIRST_EPSILON = 0.002
-"""Of a row's mean advantage: what its best column is worth more than a column drawn at random."""
-LAST_EPSILON = 1e-8
-"""Of the same; the auction goes no lower, whatever the tolerance."""
-EPSILON_FACTOR = 5.0
-SAMPLED_ROWS = 512
-"""Rows from which the first prices are estimated."""
 
 
 class Status(Enum):
@@ -153,7 +143,8 @@ def solve_assignment(
     centre = common_centre(x, y) if permuted else None
     products = Products(x, y, how, place, progress, centre)
     deadline = math.inf if time_limit is None else started + time_limit
-    columns, prices, in_time, again = _auction(products, how.length, outside, tolerance, deadline)
+    auctioned = run_stages(products, how.length, outside, tolerance, deadline)
+    columns, prices, in_time, again = auctioned
     proof = prove(products, columns, prices, outside)
     if in_time and _missed(proof, tolerance) and time.monotonic() < deadline:
         exact = finish(products, proof, prices, outside)
@@ -166,10 +157,10 @@ def solve_assignment(
     if centre is not None:
         prices = prices + inner(y, centre)
     if swapped:
-        rows = np.flatnonzero(columns >= 0)
-        of_columns, of_certain = np.full(len(y), -1), np.zeros(len(y), bool)
-        of_columns[columns[rows]], of_certain[columns[rows]] = rows, certain[rows]
-        columns, certain, prices = of_columns, of_certain, proof.profits
+        rows, taken = np.flatnonzero(columns >= 0), columns[columns >= 0]
+        columns, certain = np.full(len(y), -1), np.zeros(len(y), bool)
+        columns[taken], certain[taken] = rows, proof.certain[rows]
+        prices = proof.profits
     return Solution(
         columns=columns,
         certificate=proof.certificate,
@@ -195,121 +186,6 @@ def _missed(proof: Proof, tolerance: float) -> bool:
     gap = proof.certificate.optimal_to
     assert gap is not None
     return gap > tolerance
-
-
-def _auction(
-    products: Products, length: int, outside: float, tolerance: float, deadline: float
-) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, " m"], bool, int]:
-    """Run the stages of the auction.
-
-    Returns match and prices of the last stage that was finished, whether that was the last of all,
-    and how many rows were scanned again.
-    """
-    n, m = products.n, products.m
-    every_column_taken = n == m and outside == -math.inf
-    sample = _sample(products)
-    prices = _first_prices(sample) if every_column_taken else np.zeros(m)
-    advantages = _advantages(sample, prices)
-    advantage = float(advantages.mean())
-    del sample
-    auction = Auction(Candidates(products, length, prices), prices, outside)
-    longest = float(products.x_lengths.max() * products.y_lengths.max())
-    rounding = 16 * np.finfo(np.float64).eps * longest  # a smaller rise might not change a price
-    smallest = max(LAST_EPSILON * float(advantages.median()), rounding)
-    epsilon = max(FIRST_EPSILON * advantage, smallest)
-    found = None
-    bar = tqdm(desc="auction", unit="stage", leave=False, delay=1, disable=not products.progress)
-    with bar:
-        while True:
-            in_time = auction.stage(epsilon, deadline)
-            if in_time and not every_column_taken:
-                in_time = _no_column_stranded(auction, epsilon, deadline)
-            if not in_time:
-                found = found or (_completed(auction, products), auction.prices)
-                return *found, False, auction.n_scanned_again
-            found = auction.columns(), auction.prices.copy()
-            to_win = _to_win(auction, products)
-            target = max(tolerance * to_win, smallest)
-            bar.total = bar.n + 1 + max(0, math.ceil(math.log(epsilon / target, EPSILON_FACTOR)))
-            bar.set_postfix(gap=f"~{epsilon / (to_win or 1.0):.0e}", refresh=False)
-            bar.update()
-            if epsilon <= target:
-                return *found, True, auction.n_scanned_again
-            epsilon = max(epsilon / EPSILON_FACTOR, target)
-            if not every_column_taken:
-                auction.lower_prices(2 * EPSILON_FACTOR * epsilon)
-
-
-def _sample(products: Products) -> Float32[Tensor, "k m"]:
-    """Return the similarities of rows taken at even distances."""
-    k = min(products.n, SAMPLED_ROWS, max(64, products.rows_at_once))
-    rows = np.linspace(0, products.n - 1, k).astype(np.int64)
-    return products.of(rows)
-
-
-def _first_prices(sample: Float32[Tensor, "k m"]) -> Float64[np.ndarray, " m"]:
-    """Estimate what a column is worth to many: mean and one standard deviation over some rows.
-
-    Each row counts alike, whatever its length: a few long ones would overprice columns for all.
-    """
-    sizes = sample.norm(dim=1, keepdim=True)
-    alike = sample * torch.where(sizes > 0, sizes.median() / sizes, 0.0)
-    return (alike.mean(0) + alike.std(0, correction=0)).double().cpu().numpy()
-
-
-def _advantages(
-    sample: Float32[Tensor, "k m"], prices: Float64[np.ndarray, " m"]
-) -> Float32[Tensor, " k"]:
-    """How much more the best column of each row is worth than one drawn at random.
-
-    Scale and shift of the similarities leave it what it is, so epsilons are measured by it. It is
-    at least the rounding of the products, and 1 where all is 0 and nothing matters.
-    """
-    net = sample - torch.from_numpy(prices).float().to(sample.device)
-    least = torch.finfo(torch.float32).eps * float(sample.abs().max())
-    return (net.amax(1) - net.mean(1)).clamp(min=least or 1.0)
-
-
-def _to_win(auction: Auction, products: Products) -> float:
-    """Return what a row wins over chance: the mean, or the median of the rows that do if less.
-
-    With the median, a few rows that win much do not set the precision for all others. Rows that may
-    stay out have no chance value: for them it is the mean similarity.
-    """
-    if auction.outside > -math.inf:
-        return abs(auction.value) / len(auction.worth)
-    above = products.chance.above(auction.partner, auction.worth)
-    if not (above > 0).any():
-        return 0.0
-    return max(0.0, min(float(above.mean()), float(np.median(above[above > 0]))))
-
-
-def _no_column_stranded(auction: Auction, epsilon: float, deadline: float) -> bool:
-    """Repeat a stage from lower prices until columns that nobody holds are priced at (nearly) 0.
-
-    Where columns may stay free this is a condition of optimality, and a price left over from an
-    earlier stage would break it. It ends: at prices of 0 only columns that are held rise.
-    """
-    by = 4 * EPSILON_FACTOR * epsilon
-    while auction.stranded > 0.5 * epsilon * len(auction.partner):
-        auction.lower_prices(by)
-        by *= 4
-        if not auction.stage(epsilon, deadline):
-            return False
-    return True
-
-
-def _completed(auction: Auction, products: Products) -> Int64[np.ndarray, " n"]:
-    """Give each row that has no column yet the best of those that nobody holds."""
-    columns, free = auction.columns(), torch.from_numpy(auction.holder == FREE)
-    rows = np.flatnonzero(auction.partner == FREE)
-    for start in range(0, len(rows), products.rows_at_once):
-        some = rows[start : start + products.rows_at_once]
-        for row, of_row in zip(some, products.of(some).cpu(), strict=True):
-            worth, column = torch.where(free, of_row, -torch.inf).max(0)
-            if worth > auction.outside:
-                columns[row], free[column] = column, False
-    return columns
 
 
 def _regime(

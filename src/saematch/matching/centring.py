@@ -67,6 +67,17 @@ def common_centre(x: Float[Tensor, "n size"], y: Float[Tensor, "m size"]) -> Flo
     return (total / weight).to(x.device, dtype)
 
 
+def chance_value(x: Float[Tensor, "n size"], y: Float[Tensor, "m size"]) -> float:
+    """Return the expected value of a random match in which the smaller side has partners."""
+    return float(_sum(x) @ _sum(y)) / max(len(x), len(y))
+
+
+def _sum(
+    side: Float[Tensor, "n size"], centre: Float[Tensor, " size"] | None = None
+) -> Float64[Tensor, " size"]:
+    return torch.stack([part.sum(0).cpu() for part in in_double(side, centre)]).sum(0)
+
+
 @dataclass(frozen=True)
 class Chance:
     """What pairs of rows and columns are worth on average, if all matches are equally likely.
@@ -91,10 +102,7 @@ class Chance:
         centre: Float[Tensor, " size"] | None,
     ) -> Chance:
         """Compute the means from the vectors of both sides."""
-        sums = [
-            torch.stack([part.sum(0).cpu() for part in in_double(side, centre)]).sum(0)
-            for side in (x, y)
-        ]
+        sums = [_sum(side, centre) for side in (x, y)]
         mean_x, mean_y = sums[0] / len(x), sums[1] / len(y)
         of_columns = np.zeros(len(y))
         if len(x) == len(y):
