@@ -42,9 +42,9 @@ def inner(
     return torch.cat([(part @ vector).cpu() for part in in_double(side, centre)]).numpy()
 
 
-def typical_length(*of_sides: Float64[Tensor, " n"]) -> float:
-    """Return the median of the lengths that are not 0; 1 if all are."""
-    every = torch.cat(of_sides)
+def typical_length(of_x: Float64[Tensor, " n"], of_y: Float64[Tensor, " m"]) -> float:
+    """Return the median of the lengths of both sides that are not 0; 1 if all are."""
+    every = torch.cat([of_x, of_y])
     return float(every[every > 0].median()) if (every > 0).any() else 1.0
 
 

@@ -15,6 +15,8 @@ from saematch.results import Row
 
 SPLICE_METRICS = ("explained_variance", "delta_loss")
 SCORE_METRICS = ("matching_score", "matching_score_live", "matching_score_macro", "jaccard")
+CERTIFICATE_METRICS = ("value", "bound", "chance", "gap", "gap_over_chance", "n_90", "certain")
+"""Attributes of ``Certificate``."""
 WEIGHT_METRICS = (
     "mse_W_enc",
     "mse_b_enc",
@@ -22,9 +24,7 @@ WEIGHT_METRICS = (
     "recall",
     "agreement",
     "decoder_norm_change",
-    "value",
-    "bound",
-    "gap",
+    *CERTIFICATE_METRICS,
 )
 """Metrics of weights alone, which have no interval."""
 JUDGE_METRICS = ("judge_score", "same_share")

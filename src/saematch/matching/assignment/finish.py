@@ -83,11 +83,11 @@ def _prices(
     mine = j == partner[i]
     own[i[mine]] = similarity[mine]
     weight, tail = similarity - own[i], partner[i]
-    rounding = 4 * np.finfo(np.float64).eps * float(np.abs(similarity).max())
+    ulp = np.finfo(np.float64).eps
     prices = start.copy()
     for _ in range(min(len(partner), MOST_ROUNDS)):
         wanted = prices[tail] + weight
-        rises = wanted > prices[j] + rounding
+        rises = wanted > prices[j] + 4 * ulp * (np.abs(similarity) + np.abs(prices[j]))
         if not rises.any():
             break
         np.maximum.at(prices, j[rises], wanted[rises])
