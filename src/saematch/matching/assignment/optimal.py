@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from saematch.matching.assignment.solve import Status, solve_assignment
-from saematch.matching.match import Certificate, Match
+from saematch.matching.assignment.solve import Status, check_tolerance, solve_assignment
+from saematch.matching.match import Match
 from saematch.matching.objectives import Factors
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ class Optimal:
     unmatched: float | ChanceLevel | None = None
     """What staying without a partner is worth to a feature; None if each must have one."""
     tolerance: float = 1e-6
-    """The relative gap to stop at; 0 for the optimum itself."""
+    """The gap over chance to stop at (``Certificate``), a finite number; with ``unmatched`` the
+    relative gap. 0 for the optimum itself."""
     time_limit: float | None = None
     """Seconds, of one match, after which the best so far is taken."""
     memory_gib: float | None = field(default=None, repr=False)
@@ -69,8 +70,7 @@ class Optimal:
     """Where to compute products; None is CUDA if there is one."""
 
     def __post_init__(self) -> None:
-        if not self.tolerance >= 0:
-            raise ValueError(f"tolerance is {self.tolerance}; give a relative gap of at least 0")
+        check_tolerance(self.tolerance)
         if isinstance(self.unmatched, float) and not math.isfinite(self.unmatched):
             raise ValueError(f"unmatched is {self.unmatched}; give a finite number or null")
 
@@ -88,11 +88,10 @@ class Optimal:
             progress=True,
         )
         if solution.status is not Status.OPTIMAL:
-            log.warning(
-                "gap %.1e above %.1e: %s", solution.gap, self.tolerance, solution.status.value
-            )
+            gap = solution.certificate.optimal_to
+            log.warning("gap %.1e above %.1e: %s", gap, self.tolerance, solution.status.value)
         return Match.from_columns(
             torch.from_numpy(solution.columns),
             len(factors.X_B),
-            Certificate(solution.value, solution.bound),
+            solution.certificate,
         )
