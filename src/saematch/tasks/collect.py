@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from saematch.data.tokens import TokenBatch
 from saematch.data.windows import windows
 from saematch.evals.runner import TrainerSpec, run_batches
 from saematch.evals.sums import missing
-from saematch.files import code_hash, hashed, replacing, write_json
+from saematch.files import code_hash, hashed, read_json, replacing, write_json
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.states import HiddenStates, states_name
 
@@ -210,4 +209,4 @@ def open_store(folder: Path) -> Store:
     if not path.exists():
         raise ValueError(f"{folder} holds no complete set of hidden states: collect them again")
     files = tuple(sorted(folder.glob("[0-9]*.safetensors")))
-    return Store(folder, files, json.loads(path.read_text(encoding="utf-8")))
+    return Store(folder, files, read_json(path, dict, "collect the hidden states again"))
