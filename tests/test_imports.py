@@ -35,7 +35,7 @@ HOMES = {
     "huggingface_hub": {"sae/hub.py", "data/hub.py"},
     "yaml": {"sae/registry.py", "saes.py", "sweeping/file.py"},
     "sweeps": {"sweeping/engine.py"},
-    "filelock": {"sweeping/command.py"},
+    "filelock": {"run_folders.py", "sweeping/command.py"},
     "jsonschema": {"sweeping/engine.py"},
     "openai": {"judge/client.py", "judge/batches.py"},
     "urllib3": {"explain/neuronpedia.py", "explain/neuronpedia_web.py"},

@@ -26,9 +26,10 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from saematch.files import PRESETS
+from saematch.run_folders import new_run_id, remove_unused, run_folder
 from saematch.safe_text import visible
 from saematch.specs import check_fields
 
@@ -42,6 +43,9 @@ CONF = str(PRESETS)
 
 # Files in conf/hydra/launcher have the names of the plugins' launchers on purpose
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore")
+
+OmegaConf.register_new_resolver("new_run_id", new_run_id, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("run_folder", lambda *names: str(run_folder(*names)), replace=True)
 
 REFERRED = ("run_id", "matching", "assignment", "setting")
 """Settings that are no part of a run themselves: other settings refer to them."""
@@ -65,16 +69,19 @@ def _run(config: DictConfig) -> None:
 
 
 def _do(config: DictConfig, folder: Path) -> Results:
-    """Do the run; whatever goes wrong is left in its ``results.json``."""
+    """Do the run. One that fails before any work leaves no folder, or, as a job, its error."""
     from saematch.run import record_failure, run
 
     about = HydraConfig.get()
     try:
         experiment, resolved = _built(config, about)
+        return run(experiment, resolved, folder)
     except MISTAKES as error:
-        record_failure(folder, config.name, list(about.overrides.task), one_line(error))
+        if about.mode == RunMode.MULTIRUN and not (folder / "run.json").exists():
+            record_failure(folder, config.name, list(about.overrides.task), one_line(error))
         raise
-    return run(experiment, resolved, folder)
+    finally:
+        remove_unused(folder)
 
 
 def _job(n_jobs: int, config: DictConfig) -> None:
@@ -153,6 +160,7 @@ def _built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str,
     """Return the experiment, and the configuration with what was chosen; ``about`` is Hydra's."""
     from saematch.experiment import Experiment
 
+    run_folder(config.name, config.run_id)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     fields = [field.name for field in dataclasses.fields(Experiment)]
     _check_settings(Experiment, fields, resolved, about.overrides.task)
@@ -199,6 +207,7 @@ def _check_settings(
 
 def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
     """Return the experiment that the settings of a command line make, and its configuration."""
+    refuse_secrets(overrides)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         config = hydra.compose("config", overrides, return_hydra_config=True)
@@ -219,6 +228,25 @@ _KEY = re.compile(
 _HOME = re.compile(r"(?<=[=\[,])~(?=/)")
 """A path's ``~`` in an argument: shells leave it, and Hydra's grammar has no such sign."""
 
+_ENVIRONMENT = re.compile(r"[+~]*hydra\b.*\b(env_set|env_vars)\b", re.DOTALL)
+"""Settings of Hydra and its launchers that hold values of environment variables."""
+
+
+def refuse_secrets(settings: Sequence[str]) -> None:
+    """Refuse settings that may hold a key, since settings are written to files."""
+    if any(_KEY.search(setting) for setting in settings):
+        raise ValueError(
+            "no key or password is taken from the command line: put it into an environment "
+            "variable, and that one's name into judge.key_variable"
+        )
+    environment = [match for match in map(_ENVIRONMENT.match, settings) if match]
+    if environment:
+        raise ValueError(
+            f"{environment[0][1]} is no setting here, since Hydra writes its values to files: set "
+            "environment variables in the shell that starts the command"
+        )
+
+
 _LAUNCHER = re.compile(
     r"class : 'hydra_plugins\.hydra_(\w+)_launcher\.|(?:find|load) 'hydra/launcher/(submitit)_"
 )
@@ -227,15 +255,11 @@ _LAUNCHER = re.compile(
 
 def main() -> None:
     """Run the command line; bad input ends in one line on stderr and exit code 1."""
-    if any(_KEY.search(argument) for argument in sys.argv[1:]):  # Hydra would write it to a file
-        sys.exit(
-            "saematch: no key or password is taken from the command line: put it into an "
-            "environment variable, and that one's name into judge.key_variable"
-        )
     home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails where there is none
     sys.argv[1:] = [_HOME.sub(lambda _: home, argument) for argument in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function instead of Hydra's printer
     try:
+        refuse_secrets(sys.argv[1:])
         if sys.argv[1:2] == ["reproduce"]:
             from saematch.reproduce import main as reproduce
 
@@ -274,6 +298,8 @@ def one_line(error: BaseException) -> str:
 def _sentence(error: BaseException) -> str:
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
+    while isinstance(error, InterpolationResolutionError) and error.__context__ is not None:
+        error = error.__context__  # what a resolver of ours raised
     if launcher := _LAUNCHER.search(str(error)):
         name = launcher[1] or launcher[2]
         extra = {"submitit": "slurm"}.get(name, name)

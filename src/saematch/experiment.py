@@ -20,6 +20,7 @@ from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.places import NO_ARM, POOLED
 from saematch.report.figures import check_figures
+from saematch.run_folders import check_name
 from saematch.sae.selection import Selection
 from saematch.sae.sites import refuse_unskippable
 from saematch.sae.source import SaeSource
@@ -91,6 +92,9 @@ class Experiment:
 
     def __post_init__(self) -> None:
         expand_home(self, "cache")
+        check_name("name", self.name)
+        for arm in self.arms:
+            check_name("arms: name", arm)
         unknown = [task for task in self.tasks if task not in TASKS]
         if not self.trains and (unknown or "match" not in self.tasks):
             raise ValueError(

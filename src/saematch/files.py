@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +15,8 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 
 def _shipped(name: str) -> Path:
@@ -28,22 +33,93 @@ MEASURING = ("data", "evals", "lm", "matching", "sae")
 """Folders of the code that matches features and evaluates matches on texts."""
 
 
+_AGAIN = "free some space, and run the same command again"
+_REMEDIES = {
+    errno.ENOSPC: _AGAIN,
+    errno.EDQUOT: _AGAIN,
+    errno.EFBIG: "raise the limit (ulimit -f), and run the same command again",
+    errno.EROFS: "choose another folder",
+    errno.EACCES: "change its permissions, or choose another folder",
+    errno.EPERM: "change its permissions, or choose another folder",
+    errno.EIO: "check the disk",
+}
+"""By the system's error number: what helps where a file cannot be written."""
+
+
 @contextmanager
 def replacing(path: Path, keep: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it if the block ends without error.
 
     No other process, thread or machine gets the same temporary path. With ``keep``, a file that
     another run has put there meanwhile stays: for what is the same whoever writes it, since on a
-    shared file system a file that is replaced is lost to those who are reading it.
+    shared file system a file that is replaced is lost to those who are reading it. The file gets
+    the permissions that the umask leaves, whichever library writes it. Raises ``OSError``, which
+    names ``path``, if the disk is full or the file cannot be written for another reason.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    with _naming(path, part):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.touch(exist_ok=False)
+            mode = part.stat().st_mode
+            yield part
+            if part.stat().st_mode != mode:  # safetensors writes what nobody else can read
+                part.chmod(mode)
+            if not (keep and path.exists()):
+                part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new temporary folder beside ``folder``; put it there if the block ends without error.
+
+    Permissions and errors are as those of ``replacing``. An older ``folder`` is removed.
+    """
+    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+    with _naming(folder, part):
+        part.mkdir(parents=True)
+        try:
+            mode = part.stat().st_mode & 0o666
+            yield part
+            for path in part.rglob("*"):
+                if path.is_file():
+                    path.chmod(mode)
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _naming(path: Path, part: Path) -> Iterator[None]:
+    """Raise ``OSError`` that names ``path`` where the block cannot write its ``part``.
+
+    Other errors pass, as of another file that the block reads or of a server that it asks.
+    """
     try:
-        yield part
-        if not (keep and path.exists()):
-            part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        number = _error_number(error)
+        named = getattr(error, "filename", None)
+        ours = named is None or str(named).startswith(str(part))
+        if number not in _REMEDIES or not ours:
+            raise
+        raise unwritable(path, os.strerror(number), _REMEDIES[number]) from error
+
+
+def unwritable(path: Path, reason: str, remedy: str = _AGAIN) -> OSError:
+    """Return the error that ``path`` cannot be written."""
+    return OSError(f"{path} cannot be written ({reason}): {remedy}")
+
+
+def _error_number(error: OSError | SafetensorError) -> int | None:
+    """Return the system's error number; safetensors has it in its text alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return int(number[1]) if number else None
 
 
 def expand_home(spec: object, field: str) -> None:
@@ -100,6 +176,21 @@ def code_hash(folders: tuple[str, ...] = MEASURING) -> str:
         for path in sorted((package / folder).rglob("*.py")):
             parts.append(path.read_text(encoding="utf-8"))
     return hashed(parts)
+
+
+def read_json(path: Path, kind: type, remedy: str) -> Any:
+    """Return the ``kind``, a dict or a list, that a JSON file holds.
+
+    Raises ``ValueError``, which ends in ``remedy``, if the file is damaged.
+    """
+    try:
+        value = parse_json(path.read_bytes())
+    except (ValueError, IsADirectoryError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+    if not isinstance(value, kind):
+        found = type(value).__name__
+        raise ValueError(f"{path} is damaged (it holds a {found}, no {kind.__name__}): {remedy}")
+    return value
 
 
 def write_json(path: Path, value: object) -> None:

@@ -24,7 +24,6 @@ from saematch.experiment import (
 )
 from saematch.explain.contexts import TextPass
 from saematch.explain.explanations import Explanations, Means
-from saematch.files import write_json
 from saematch.judge.asking import Chat
 from saematch.judge.connect import connect
 from saematch.judge.questions import Judge
@@ -36,7 +35,8 @@ from saematch.provenance import made_with, sources
 from saematch.report.figures import draw_figures
 from saematch.report.summary import agreement_metrics, history_by_layer, mean_metrics, optimal_to
 from saematch.results import Results
-from saematch.resuming import refuse_other_run, settings_of
+from saematch.resuming import settings_of
+from saematch.run_folders import Claim, claimed
 from saematch.sae.source import SaeSource
 from saematch.shelf import SaeShelf
 from saematch.tasks.collect import collect
@@ -71,13 +71,17 @@ log = logging.getLogger(__name__)
 def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results:
     """Do the run in ``folder``, or go on with it if the folder holds a part of the same run.
 
-    Raises ``ValueError`` and ``OSError`` for bad input, after writing ``results.json`` with the
-    status ``failed`` and the error.
+    The run claims the folder before it loads anything. Raises ``ValueError`` and ``OSError`` for
+    bad input. While SAEs, model and texts are loaded, that leaves the folder as it was; later,
+    ``results.json`` gets the status ``failed`` and the error.
     """
+    with claimed(folder, settings_of(config)) as claim:
+        return _run(experiment, config, folder, claim)
+
+
+def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Claim) -> Results:
     started = time.monotonic()
     path = folder / "results.json"
-    settings = settings_of(config)
-    refuse_other_run(folder, settings)
     finished = path.exists() and Results.load(path).status == "finished"
     results = Results(experiment.name, config, made_with(experiment.seed))
     tracker: Tracker | None = None
@@ -86,7 +90,7 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
     try:
         judges = _connect(experiment, folder)
         inputs = _load(experiment, folder)
-        write_json(folder / "run.json", settings)
+        claim.kept = True
         if not finished:
             results.save(path)
         tracker = experiment.logger.start(experiment.name, folder, config)
@@ -102,7 +106,7 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
         results.provenance["seconds"] = round(time.monotonic() - started, 1)
         results.save(path)
     except BaseException as error:
-        if isinstance(error, Exception) and not finished:
+        if isinstance(error, Exception) and claim.kept and not finished:
             results.status = "failed"
             results.error = f"{type(error).__name__}: {error}"
             results.save(path)

@@ -81,7 +81,7 @@ def find_runs(folders: Sequence[Path]) -> Found:
                 continue
             try:
                 jobs, objective = _plan(folder)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
                 notes.append(f"{folder / 'sweep.json'} is damaged ({error}): its plan is not known")
                 continue
             planned |= {job.resolve(): (job, settings) for job, settings in jobs.items()}
@@ -104,10 +104,11 @@ def find_runs(folders: Sequence[Path]) -> Found:
 def _walk(top: Path) -> Iterator[tuple[Path, bool]]:
     """Yield each folder of a run or of a sweep, and whether it is a sweep's."""
     for here, inside, files in os.walk(top):
-        inside[:] = [name for name in inside if name == ".hydra" or name not in PASSED_OVER]
-        if "sweep.json" in files:
+        names = {*files, *inside}
+        inside[:] = [name for name in inside if name not in PASSED_OVER]
+        if "sweep.json" in names:
             yield Path(here), True
-        elif {"results.json", "run.json"} & set(files) or ".hydra" in inside:
+        elif {"results.json", "run.json"} & names:
             inside.clear()
             yield Path(here), False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from saematch.explain.explanations import Explanation, FeatureKey, Means
 from saematch.explain.neuronpedia_web import ELSE, TEXTS, Server, fetch_single, keep_export
-from saematch.files import write_json
+from saematch.files import read_json, write_json
 from saematch.places import SaeKey
 from saematch.sae.params import SaeOrigin
 from saematch.sae.registry import explained_near
@@ -208,7 +207,7 @@ class _Source:
     def _kept(self) -> dict[str, list[dict[str, str | None]]]:
         """Return the features that were asked for one by one, with what the site said."""
         try:
-            return json.loads(self.sidecar.read_text(encoding="utf-8"))
+            return read_json(self.sidecar, dict, "delete it; its features are fetched again")
         except FileNotFoundError:
             return {}
 

@@ -21,7 +21,7 @@ from saematch.data.tokens import TokenBatch, whole_windows
 from saematch.data.windows import windows
 from saematch.evals.runner import TrainerSpec, run_batches
 from saematch.evals.sums import missing
-from saematch.files import code_hash, expand_home, hashed, parse_json, replacing, write_json
+from saematch.files import code_hash, expand_home, hashed, read_json, replacing, write_json
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.states import HiddenStates, states_name
 
@@ -213,4 +213,4 @@ def open_store(folder: Path) -> Store:
     if not path.exists():
         raise ValueError(f"{folder} holds no complete set of hidden states: collect them again")
     files = tuple(sorted(folder.glob("[0-9]*.safetensors")))
-    return Store(folder, files, parse_json(path.read_bytes()))
+    return Store(folder, files, read_json(path, dict, "collect the hidden states again"))

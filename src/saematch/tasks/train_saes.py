@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from saematch.files import parse_json, replacing, write_json
+from saematch.files import read_json, replacing, write_json
 from saematch.lm.states import SAMPLE, HiddenStates
 from saematch.memory import keep_freed_memory
 from saematch.results import Row
@@ -38,6 +38,7 @@ CARD_COLUMNS = (
 )
 
 
+_RETRAIN = "delete the layer's folder, and the same command trains its SAE again"
 NAMES = {"jumprelu": "JumpReLU", "topk": "TopK"}
 
 
@@ -99,7 +100,7 @@ def train_saes(
     for layer in layers:
         about = _metadata(folder, layer)
         rows.append({k: v for k, v in about.items() if not isinstance(v, dict | list)})
-        curves += parse_json((folder / f"curve_{layer}.json").read_bytes())
+        curves += read_json(folder / f"curve_{layer}.json", list, _RETRAIN)
     with replacing(folder / "README.md") as part:
         part.write_text(_card(rows, recipe, spec, store), encoding="utf-8")
     return {"saes": rows, "training": curves}
@@ -107,7 +108,7 @@ def train_saes(
 
 def _metadata(folder: Path, layer: int) -> dict[str, Any]:
     path = folder / f"layer_{layer}" / "cfg.json"
-    return parse_json(path.read_bytes())["metadata"]
+    return read_json(path, dict, _RETRAIN)["metadata"]
 
 
 def _refuse_others(done: Sequence[dict[str, Any]], store: Store, folder: Path) -> None:
