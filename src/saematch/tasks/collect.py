@@ -22,7 +22,7 @@ from saematch.data.tokens import TokenBatch
 from saematch.data.windows import windows
 from saematch.evals.runner import TrainerSpec, run_batches
 from saematch.evals.sums import missing
-from saematch.files import code_hash, hashed, replacing, write_json
+from saematch.files import code_hash, hashed, readable_size, replacing, write_json
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.states import HiddenStates, states_name
 
@@ -191,17 +191,13 @@ def _check_space(
         return
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    size = f"{_size(float(needed))} of hidden states ({tokens:,} tokens)"
+    size = f"{readable_size(needed)} of hidden states ({tokens:,} tokens)"
     if needed > 0.95 * free:
         raise ValueError(
-            f"{folder} would get {size}, but its disk has {_size(float(free))} free: take fewer "
+            f"{folder} would get {size}, but its disk has {readable_size(free)} free: take fewer "
             "layers or a smaller collection.n_tokens, or set collection.folder"
         )
     log.info("collect %s into %s", size, folder)
-
-
-def _size(n_bytes: float) -> str:
-    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def open_store(folder: Path) -> Store:
