@@ -138,6 +138,7 @@ def collect(
     key = hashed([code_hash(("data", "lm")), own, about, trainer.batch_size])
     folder = Path(spec.folder) / key
     ids = _windows(folder / "windows.safetensors", texts, lm, spec)
+    lm.refuse_ids(int(ids.max()), "the collection's texts")
     counts = torch.ones_like(ids, dtype=torch.bool)
     counts[:, 0] = False
     if lm.bos_id is not None:  # it stands between documents too, and draws attention there as well
