@@ -21,6 +21,9 @@ from saematch.matching.arm import Arm
 from saematch.places import NO_ARM, POOLED
 from saematch.report.figures import check_figures
 from saematch.run_folders import check_name
+from saematch.sae.hub import log_download
+from saematch.sae.registry import release
+from saematch.sae.released import ReleasedSaes
 from saematch.sae.selection import Selection
 from saematch.sae.sites import refuse_unskippable
 from saematch.sae.source import SaeSource
@@ -203,8 +206,12 @@ def choose_saes(experiment: Experiment) -> tuple[list[int], dict[str, SaeSource]
 def load_saes(layers: Sequence[int], sets: Mapping[str, SaeSource], memory: float) -> SaeShelf:
     """Load the SAE of each set and layer; refuse SAEs that do not go together.
 
-    ``memory`` is what SAEs may take up at a time, in GiB.
+    Logs first how much is to be fetched from the hub. ``memory`` is what SAEs may take up at a
+    time, in GiB.
     """
+    released = [source for source in sets.values() if isinstance(source, ReleasedSaes)]
+    chosen = [source.chosen(layer) for source in released for layer in layers]
+    log_download((release(name), sae_id) for name, sae_id in chosen)
     saes = SaeShelf.load(layers, sets, memory)
     facts = saes.facts
     if len({sae.d_model for sae in facts.values()}) > 1:
@@ -281,6 +288,8 @@ def load_tokens(
     """Check all that evaluation needs, and return the texts; ``folder`` keeps their tokens."""
     _check_fit(experiment.model, lm, saes)
     tokens, about = load_texts(experiment.dataset, lm, folder)
+    for name, of_set in tokens.items():
+        lm.refuse_ids(int(of_set.ids.max()), f"the text set {name!r}")
     if POOLED in tokens:
         raise ValueError(f"{POOLED!r} stands for all text sets together; rename the file")
     longest = max(int(of_set.lengths.max()) for of_set in tokens.values())

@@ -197,3 +197,8 @@ def write_json(path: Path, value: object) -> None:
     """Write ``value`` as indented JSON; NaN is refused, since JSON has none."""
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def readable_size(n_bytes: int) -> str:
+    """Return a size in GiB, or in MiB below 1 GiB."""
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"

@@ -30,6 +30,7 @@ from saematch.judge.questions import Judge
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.match import Match
 from saematch.matching.store import MatchStore
+from saematch.memory import memory_shortage
 from saematch.places import POOLED, Place
 from saematch.provenance import made_with, sources
 from saematch.report.figures import draw_figures
@@ -147,6 +148,7 @@ class _Inputs(NamedTuple):
     texts: RunTexts
 
 
+@memory_shortage("loading the SAEs and texts", "lower sae_memory or take fewer texts")
 def _load(experiment: Experiment, folder: Path) -> _Inputs:
     """Load all that the run needs, and refuse what does not go together."""
     nothing = RunTexts({}, {})
@@ -154,6 +156,7 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
         lm = experiment.model.load()
         return _Inputs(choose_layers(experiment, lm), {}, SaeShelf.of({}), lm, nothing)
     layers, sets = choose_saes(experiment)
+    model = experiment.model.open() if experiment.reads_texts else None  # may be gated: before SAEs
     saes = load_saes(layers, sets, experiment.sae_memory)
     if isinstance(experiment.stand_in, DecoderNorm):
         saes = saes.dressed(by_decoder_norm)
@@ -161,9 +164,9 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
     measured = isinstance(experiment.stand_in, ActivationQuantile)
     if not measured:
         check_saes(experiment, saes)
-    lm = experiment.model.load() if experiment.reads_texts else None
-    if lm is None:
+    if model is None:
         return _Inputs(layers, sets, saes, None, nothing)
+    lm = model.load()
     cache = _cache(experiment, folder)
     texts = load_tokens(experiment, lm, saes, cache / "tokens")
     if measured:
@@ -173,6 +176,7 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
     return _Inputs(layers, sets, saes, lm, texts)
 
 
+@memory_shortage("training SAEs", "lower training.batch or training.n_features")
 def _train(
     experiment: Experiment, inputs: _Inputs, folder: Path, tracker: Tracker, results: Results
 ) -> None:
@@ -188,6 +192,7 @@ def _train(
         results.tables |= train_saes(*about, tracker.log, device)
 
 
+@memory_shortage("matching and evaluating SAEs", "lower sae_memory or trainer.batch_size")
 def _compare(
     experiment: Experiment,
     inputs: _Inputs,

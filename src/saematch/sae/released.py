@@ -93,6 +93,9 @@ class ReleasedSaes:
         name, sae_id = self.chosen(layer)
         known = registry.release(name)
         entry = known.sae(sae_id)
+        if isinstance(self.l0, Sequence) and entry.mean_l0 != self.l0[layer]:
+            asked = self.l0[layer]
+            log.warning("layer %d: no SAE has the mean L0 %g, so %s is taken", layer, asked, sae_id)
         fetched = fetch(known, sae_id)
         params = from_saelens(
             fetched.sae, SaeOrigin(layer, known.repo, entry.path, fetched.revision)
@@ -132,8 +135,6 @@ class ReleasedSaes:
         l0 = self.l0[layer] if isinstance(self.l0, Sequence) else self.l0
         word = min(offered, key=lambda word: abs(math.log(offered[word] / l0)))
         sae_id = self._filled(self.offers_id or "", l0=word).replace("{layer}", number)
-        if isinstance(self.l0, Sequence) and offered[word] != l0:
-            log.warning("layer %d: no SAE has the mean L0 %g, so %s is taken", layer, l0, sae_id)
         return self._offering(), sae_id
 
     def _taken(self) -> tuple[str, str]:

@@ -21,7 +21,15 @@ from saematch.data.tokens import TokenBatch, whole_windows
 from saematch.data.windows import windows
 from saematch.evals.runner import TrainerSpec, run_batches
 from saematch.evals.sums import missing
-from saematch.files import code_hash, expand_home, hashed, read_json, replacing, write_json
+from saematch.files import (
+    code_hash,
+    expand_home,
+    hashed,
+    read_json,
+    readable_size,
+    replacing,
+    write_json,
+)
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.states import HiddenStates, states_name
 
@@ -139,6 +147,7 @@ def collect(
     key = hashed([code_hash(("data", "lm")), own, about, trainer.batch_size, special_ids])
     folder = Path(spec.folder) / key
     ids = _windows(folder / "windows.safetensors", texts, lm, spec)
+    lm.refuse_ids(int(ids.max()), "the collection's texts")
     batches = [whole_windows(some, lm.special_ids) for some in ids.split(trainer.batch_size)]
     tokens = sum(int(batch.counts.sum()) for batch in batches)
     about |= {"tokens": tokens, "left_out": ids.numel() - tokens}
@@ -194,17 +203,13 @@ def _check_space(
         return
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    size = f"{_size(float(needed))} of hidden states ({tokens:,} tokens)"
+    size = f"{readable_size(needed)} of hidden states ({tokens:,} tokens)"
     if needed > 0.95 * free:
         raise ValueError(
-            f"{folder} would get {size}, but its disk has {_size(float(free))} free: take fewer "
+            f"{folder} would get {size}, but its disk has {readable_size(free)} free: take fewer "
             "layers or a smaller collection.n_tokens, or set collection.folder"
         )
     log.info("collect %s into %s", size, folder)
-
-
-def _size(n_bytes: float) -> str:
-    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def open_store(folder: Path) -> Store:
