@@ -24,6 +24,7 @@ from saematch.experiment import (
 from saematch.explain.contexts import TextPass
 from saematch.explain.explanations import Explanations, Means
 from saematch.files import write_json
+from saematch.interruption import interruption, said_of
 from saematch.judge.asking import Chat
 from saematch.judge.connect import connect
 from saematch.judge.questions import Judge
@@ -63,7 +64,8 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
     """Do the run in ``folder``, or go on with it if the folder holds a part of the same run.
 
     Raises ``ValueError`` and ``OSError`` for bad input, after writing ``results.json`` with the
-    status ``failed`` and the error.
+    status ``failed`` and the error. A signal or ``KeyboardInterrupt`` leaves the status
+    ``interrupted`` and is raised again; the same call continues the run.
     """
     started = time.monotonic()
     path = folder / "results.json"
@@ -93,12 +95,15 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
         results.provenance["seconds"] = round(time.monotonic() - started, 1)
         results.save(path)
     except BaseException as error:
-        if isinstance(error, Exception) and not finished:
-            results.status = "failed"
-            results.error = f"{type(error).__name__}: {error}"
+        cause = interruption(error)
+        if not finished:
+            results.status = "failed" if cause is None else "interrupted"
+            results.error = f"{type(error).__name__}: {error}" if cause is None else said_of(cause)
             results.save(path)
         if tracker is not None:
             tracker.fail()
+        if cause is not None:
+            raise cause from None  # ending for it may have gone wrong too
         raise
     finally:
         for chat in filter(None, judges):

@@ -138,7 +138,10 @@ class Products:
         self.x, self.y = (side.to(device, torch.float32) for side in (x, y))
         self.x_lengths, self.y_lengths = lengths(x), lengths(y)
         if how.regime is Regime.WHOLE:
-            self.held = self._product(self.x)
+            self.held = self.x.new_empty(self.n, self.m)
+            for start in range(0, self.n, MOST_ROWS_AT_ONCE):  # seconds each: signals wait for one
+                some = slice(start, start + MOST_ROWS_AT_ONCE)
+                self._product(self.x[some], out=self.held[some])
 
     def _product(
         self, x: Float32[Tensor, "k size"], out: Float32[Tensor, "k m"] | None = None
