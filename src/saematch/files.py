@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +37,7 @@ def replacing(path: Path, keep: bool = False) -> Iterator[Path]:
     shared file system a file that is replaced is lost to those who are reading it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path.parent)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield part
@@ -42,6 +45,19 @@ def replacing(path: Path, keep: bool = False) -> Iterator[Path]:
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+ABANDONED_SECONDS = 86_400.0
+"""Age from which a temporary file belongs to a process that was killed, on whatever machine."""
+
+
+@cache
+def _remove_abandoned(folder: Path) -> None:
+    """Remove temporary files and folders that killed processes left in a folder, once a process."""
+    for part in folder.glob(".*.part"):
+        with suppress(OSError):  # another process may remove it too, or it is another user's
+            if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 def hashed(parts: list) -> str:
