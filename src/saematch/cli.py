@@ -7,13 +7,14 @@ import difflib
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import hydra
 from hydra._internal.callbacks import Callbacks
@@ -23,12 +24,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from saematch.files import PRESETS
+from saematch.interruption import (
+    Interrupted,
+    interruptible,
+    record_interruption,
+    record_killed,
+)
 from saematch.run_folders import new_run_id, remove_unused, run_folder
 from saematch.safe_text import visible
 from saematch.specs import check_fields
@@ -70,18 +78,24 @@ def _run(config: DictConfig) -> None:
 
 def _do(config: DictConfig, folder: Path) -> Results:
     """Do the run. One that fails before any work leaves no folder, or, as a job, its error."""
-    from saematch.run import record_failure, run
-
     about = HydraConfig.get()
-    try:
-        experiment, resolved = _built(config, about)
-        return run(experiment, resolved, folder)
-    except MISTAKES as error:
-        if about.mode == RunMode.MULTIRUN and not (folder / "run.json").exists():
-            record_failure(folder, config.name, list(about.overrides.task), one_line(error))
-        raise
-    finally:
-        remove_unused(folder)
+    overrides = list(about.overrides.task)
+    with interruptible():  # a launcher's job has a process of its own
+        try:
+            from saematch.run import record_failure, run
+
+            try:
+                experiment, resolved = _built(config, about)
+                return run(experiment, resolved, folder)
+            except MISTAKES as error:
+                if about.mode == RunMode.MULTIRUN and not (folder / "run.json").exists():
+                    record_failure(folder, config.name, overrides, one_line(error))
+                raise
+        except Interrupted as cause:  # before the run could record it
+            record_interruption(folder, config.name, overrides, cause)
+            raise
+        finally:
+            remove_unused(folder)
 
 
 def _job(n_jobs: int, config: DictConfig) -> None:
@@ -253,31 +267,48 @@ _LAUNCHER = re.compile(
 """What Hydra says of a launcher whose package is missing."""
 
 
+class Begun(Callback):
+    """Keeps the configuration of what Hydra runs, which Hydra itself forgets when it is left."""
+
+    config: ClassVar[DictConfig | None] = None
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Keep the configuration of a single run."""
+        Begun.config = config
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Keep the configuration that the jobs of a ``--multirun`` share."""
+        Begun.config = config
+
+
+def _continuation(words: Sequence[str]) -> str:
+    """Return the command that continues an interrupted one of these words."""
+    more = []
+    if words[:1] == ["sweep"]:
+        more = ["--resume"]
+    elif Begun.config is not None and not any(word.startswith("run_id=") for word in words):
+        more = [f"run_id={Begun.config.run_id}"]  # the default is new each time
+    return shlex.join(["python", "-m", "saematch", *words, *(m for m in more if m not in words)])
+
+
 def main() -> None:
-    """Run the command line; bad input ends in one line on stderr and exit code 1."""
+    """Run the command line; bad input ends in one line on stderr and exit code 1.
+
+    A signal ends it in one line that says how to continue, and 128 plus the signal's number.
+    """
     home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails where there is none
     sys.argv[1:] = [_HOME.sub(lambda _: home, argument) for argument in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function instead of Hydra's printer
+    Begun.config = None
     try:
         refuse_secrets(sys.argv[1:])
-        if sys.argv[1:2] == ["reproduce"]:
-            from saematch.reproduce import main as reproduce
-
-            reproduce(sys.argv[2:])
-        elif sys.argv[1:2] == ["sweep"]:
-            from saematch.sweeping.command import main as sweep
-
-            sweep(sys.argv[2:])
-        elif sys.argv[1:2] == ["compare"]:
-            from saematch.comparing.command import main as compare
-
-            compare(sys.argv[2:])
-        elif sys.argv[1:2] == ["saes"]:
-            from saematch.saes import main as saes
-
-            saes(sys.argv[2:])
-        else:
-            _run()
+        with interruptible():
+            _command(sys.argv[1:])
+    except Interrupted as cause:
+        if Begun.config is not None and Begun.config.hydra.mode == RunMode.MULTIRUN:
+            record_killed(Path(Begun.config.hydra.sweep.dir), cause)
+        sys.stderr.write(f"saematch: {cause}; continue with: {_continuation(sys.argv[1:])}\n")
+        sys.exit(cause.exit_code)
     except MISTAKES as error:
         if os.environ.get("SAEMATCH_TRACEBACK"):
             raise
@@ -286,8 +317,28 @@ def main() -> None:
         if "Unknown plugin class" not in str(error):
             raise
         sys.exit(f"saematch: {one_line(error)}")
-    except KeyboardInterrupt:
-        sys.exit("saematch: interrupted; the same command goes on where it stopped")
+
+
+def _command(words: Sequence[str]) -> None:
+    """Run the subcommand that the first word names, or without one a run."""
+    if words[:1] == ["reproduce"]:
+        from saematch.reproduce import main as reproduce
+
+        reproduce(words[1:])
+    elif words[:1] == ["sweep"]:
+        from saematch.sweeping.command import main as sweep
+
+        sweep(words[1:])
+    elif words[:1] == ["compare"]:
+        from saematch.comparing.command import main as compare
+
+        compare(words[1:])
+    elif words[:1] == ["saes"]:
+        from saematch.saes import main as saes
+
+        saes(words[1:])
+    else:
+        _run()
 
 
 def one_line(error: BaseException) -> str:

@@ -8,9 +8,10 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -59,6 +60,7 @@ def replacing(path: Path, keep: bool = False) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     with _naming(path, part):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path.parent)
         try:
             part.touch(exist_ok=False)
             mode = part.stat().st_mode
@@ -147,6 +149,19 @@ def parse_json(content: str | bytes) -> Any:
         raise json.JSONDecodeError("it is nested too deeply", "", 0) from error
     except ValueError as error:
         raise json.JSONDecodeError(str(error).partition(";")[0], "", 0) from error
+
+
+ABANDONED_SECONDS = 86_400.0
+"""Age from which a temporary file belongs to a process that was killed, on whatever machine."""
+
+
+@cache
+def _remove_abandoned(folder: Path) -> None:
+    """Remove temporary files and folders that killed processes left in a folder, once a process."""
+    for part in folder.glob(".*.part"):
+        with suppress(OSError):  # another process may remove it too, or it is another user's
+            if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 def hashed(parts: list) -> str:

@@ -24,6 +24,7 @@ from saematch.experiment import (
 )
 from saematch.explain.contexts import TextPass
 from saematch.explain.explanations import Explanations, Means
+from saematch.interruption import interruption, said_of
 from saematch.judge.asking import Chat
 from saematch.judge.connect import connect
 from saematch.judge.questions import Judge
@@ -74,7 +75,8 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
 
     The run claims the folder before it loads anything. Raises ``ValueError`` and ``OSError`` for
     bad input. While SAEs, model and texts are loaded, that leaves the folder as it was; later,
-    ``results.json`` gets the status ``failed`` and the error.
+    ``results.json`` gets the status ``failed`` and the error. A signal or ``KeyboardInterrupt``
+    leaves the status ``interrupted`` and is raised again; the same call continues the run.
     """
     with claimed(folder, settings_of(config)) as claim:
         return _run(experiment, config, folder, claim)
@@ -107,12 +109,15 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
         results.provenance["seconds"] = round(time.monotonic() - started, 1)
         results.save(path)
     except BaseException as error:
-        if isinstance(error, Exception) and claim.kept and not finished:
-            results.status = "failed"
-            results.error = f"{type(error).__name__}: {error}"
+        cause = interruption(error)
+        if not finished and (claim.kept or cause is not None):
+            results.status = "failed" if cause is None else "interrupted"
+            results.error = f"{type(error).__name__}: {error}" if cause is None else said_of(cause)
             results.save(path)
         if tracker is not None:
             tracker.fail()
+        if cause is not None:
+            raise cause from None  # ending for it may have gone wrong too
         raise
     finally:
         for chat in filter(None, judges):

@@ -137,6 +137,8 @@ def _read(folder: Path) -> RunFolder:
     run = RunFolder(folder, results.status, settings=settings, results=results)
     if results.status == "failed":
         return replace(run, reason=results.error or "it failed, and its error is not saved")
+    if results.status == "interrupted":
+        return replace(run, state="unfinished", reason=f"it was {results.error}")
     if results.status != "finished":
         return replace(run, state="unfinished", reason="it is at work still, or was killed")
     if not means:

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
@@ -41,6 +42,7 @@ def _trainer(spec: TrainerSpec, label: str) -> L.Trainer:
     for name in (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.pytorch.accelerators.cuda",
+        "lightning.pytorch.trainer.connectors.signal_connector",
     ):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
@@ -54,6 +56,7 @@ def _trainer(spec: TrainerSpec, label: str) -> L.Trainer:
             enable_model_summary=False,
             use_distributed_sampler=False,
             callbacks=[_Bar(label)],
+            plugins=[LightningEnvironment()],  # Slurm's would requeue the job by itself
         )
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
@@ -77,7 +80,13 @@ def _test(trainer: L.Trainer, runner: _Runner) -> None:
         if kind.endswith("MemoryError") or is_out_of_memory(RuntimeError(reason)):
             raise ValueError(f"a device's memory is too small: {LESS} {reason}") from error
         raise
+    except SystemExit as end:  # Lightning's answer to a KeyboardInterrupt
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise end.__context__ from None
+        raise
     finally:
+        for process in getattr(trainer.strategy.launcher, "procs", ()):
+            process.kill()  # one that ended by itself is gone; an interruption leaves the others
         runner.put_down()
 
 

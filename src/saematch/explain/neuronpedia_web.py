@@ -8,10 +8,12 @@ import re
 import shutil
 import zlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Semaphore
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -27,6 +29,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import parse_url
 
 from saematch import __version__
+from saematch.background import ENDING_SECONDS, in_background
 from saematch.files import parse_json, replacing
 
 log = logging.getLogger(__name__)
@@ -158,13 +161,16 @@ def keep_export(server: Server, name: str, path: Path, refresh: bool) -> None:
         batches = _listed(server, pool, name)
         known = set(kept["tag"].to_pylist())
         new = [batch for tag, batch in batches.items() if tag not in known]
-        with ThreadPoolExecutor(server.connections) as threads:
-            futures = [threads.submit(_table, server, pool, name, one, folder) for one in new]
-            try:
-                bar = tqdm(futures, desc=name, unit="batch", leave=False)
-                tables = [future.result() for future in bar]
-            finally:
-                threads.shutdown(cancel_futures=True)
+        slots = Semaphore(server.connections)
+        calls = [partial(_table, server, pool, name, batch, folder) for batch in new]
+        futures = [in_background(call, slots) for call in calls]
+        try:
+            bar = tqdm(futures, desc=name, unit="batch", leave=False)
+            tables = [future.result() for future in bar]
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures, ENDING_SECONDS)
     still = pc.is_in(kept["tag"], value_set=pa.array(list(batches), pa.string()))
     table = pa.concat_tables([kept.filter(still), *tables])
     if empty := table["text"].null_count:
