@@ -26,6 +26,8 @@ class Factors:
     """Vectors of the later layer's features."""
     pair: str = ""
     """Names of both SAEs, from which ``Random`` draws; other assignments do not use it."""
+    norm_columns: int = 0
+    """Number of last columns that hold norms of features and no coordinates (``by_distance``)."""
 
     def __post_init__(self) -> None:
         if self.X_A.shape[1] != self.X_B.shape[1]:
@@ -100,7 +102,7 @@ def by_distance(factors: Factors) -> Factors:
 
     X_A = extended(a, half_square(of_a), torch.full_like(of_a, t))
     X_B = extended(b, torch.full_like(of_b, t), half_square(of_b))
-    return Factors(X_A, X_B, factors.pair)
+    return Factors(X_A, X_B, factors.pair, norm_columns=2)
 
 
 def _name(origin: SaeOrigin) -> str:
