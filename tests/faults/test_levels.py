@@ -10,7 +10,7 @@ import torch
 
 from saematch.matching.assignment import ChanceLevel, MutualNearest, Optimal
 from saematch.matching.levels import OUT_OF_REACH, directions
-from saematch.matching.objectives import Factors, Parts
+from saematch.matching.objectives import Factors, Parts, by_distance
 from saematch.sae.folding import fold
 from saematch.sae.source import ZooSaes
 
@@ -206,6 +206,11 @@ def test_A10_two_widths(swapped):
     right = (match.rows == match.columns) & (match.rows < 200)
     assert int(right.sum()) >= 190
     assert int((~right).sum()) <= 5
+    # The columns that squared distances add to the vectors are no coordinates
+    by_distance_too = PARTIAL(by_distance(factors))
+    by_distance_too = by_distance_too.inverse() if swapped else by_distance_too
+    assert match.agreement(by_distance_too) > 0.95
+    assert by_distance_too.agreement(match) > 0.95
 
 
 def test_A10_lengths_and_a_common_offset_change_nothing():

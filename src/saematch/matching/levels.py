@@ -12,6 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from saematch.matching.objectives import Factors
+from saematch.specs import Seed, spec
 
 SHRINKAGE = 0.5
 """Weight of the diagonal in the covariance by which vectors are whitened."""
@@ -39,7 +40,7 @@ class Compared:
     """Cosine that a pair must exceed; ``OUT_OF_REACH`` if no feature is significant."""
 
 
-@dataclass(frozen=True)
+@spec("assignment.unmatched")
 class ChanceLevel:
     """The cosine that features without a counterpart rarely reach (``docs/partial.md``).
 
@@ -60,7 +61,7 @@ class ChanceLevel:
 
     share: float = 0.05
     """Share of false pairs among those above the level, between 0 and 1."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the rotations."""
 
     def __post_init__(self) -> None:
@@ -106,7 +107,8 @@ def directions(factors: Factors) -> tuple[Float[Tensor, "n size"], Float[Tensor,
     and drawn halfway to its diagonal (``SHRINKAGE``), so that it has an inverse for any number of
     features. A coordinate in which nothing varies is left out.
     """
-    sides = [_unit(side.float()) for side in (factors.X_A, factors.X_B)]
+    size = factors.X_A.shape[1] - factors.norm_columns
+    sides = [_unit(side[:, :size].float()) for side in (factors.X_A, factors.X_B)]
     # A zero vector has no direction: it takes no part in the mean, and stays zero
     live = [(side != 0).any(1, keepdim=True).float() for side in sides]
     sides = [

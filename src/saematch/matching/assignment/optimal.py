@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import torch
 
-from saematch.matching.assignment.solve import Status, solve_assignment
+from saematch.matching.assignment.solve import (
+    Status,
+    check_device,
+    check_tolerance,
+    solve_assignment,
+)
 from saematch.matching.levels import ChanceLevel
-from saematch.matching.match import Certificate, Match
+from saematch.matching.match import Match
 from saematch.matching.objectives import Factors
+from saematch.specs import NotNegative, Positive, spec
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@spec("assignment")
 class Optimal:
     """The match of the largest total similarity, and a certificate (``solve_assignment``).
 
@@ -31,17 +37,19 @@ class Optimal:
     unmatched: ChanceLevel | None = None
     """What a pair must exceed; None if each feature must have a partner."""
     tolerance: float = 1e-6
-    """The relative gap to stop at; 0 for the optimum itself."""
-    time_limit: float | None = None
+    """The gap over chance to stop at (``Certificate``), a finite number; with ``unmatched`` the
+    relative gap. 0 for the optimum itself."""
+    time_limit: NotNegative | None = None
     """Seconds, of one match, after which the best so far is taken."""
-    memory_gib: float | None = field(default=None, repr=False)
+    memory_gib: Positive | None = field(default=None, repr=False)
     """Memory to use beside the vectors; None is half of what is free."""
     device: str | None = field(default=None, repr=False)
     """Where to compute products; None is CUDA if there is one."""
 
     def __post_init__(self) -> None:
-        if not self.tolerance >= 0:
-            raise ValueError(f"tolerance is {self.tolerance}; give a relative gap of at least 0")
+        check_tolerance(self.tolerance)
+        if self.device is not None:
+            check_device(self.device)
 
     def __call__(self, factors: Factors) -> Match:
         """Return the match; a warning is logged if the tolerance was missed."""
@@ -60,11 +68,10 @@ class Optimal:
             progress=True,
         )
         if solution.status is not Status.OPTIMAL:
-            log.warning(
-                "gap %.1e above %.1e: %s", solution.gap, self.tolerance, solution.status.value
-            )
+            gap = solution.certificate.optimal_to
+            log.warning("gap %.1e above %.1e: %s", gap, self.tolerance, solution.status.value)
         return Match.from_columns(
             torch.from_numpy(solution.columns),
             len(factors.X_B),
-            Certificate(solution.value, solution.bound),
+            solution.certificate,
         )
