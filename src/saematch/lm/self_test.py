@@ -67,9 +67,16 @@ def _check_tokenizer(lm: LanguageModel) -> None:
 
 
 def _sequences(lm: LanguageModel) -> Int64[Tensor, "two seq"]:
-    """Return two sequences of ordinary tokens that differ in their second half."""
-    special = set() if lm.tokenizer is None else set(lm.tokenizer.all_special_ids)
-    ordinary = [number for number in range(lm.n_embeddings) if number not in special]
+    """Return two sequences of ordinary tokens that differ in their second half.
+
+    Tokens that stand for images or sounds are none: a model replaces their embeddings.
+    """
+    settings = lm.model.config.to_dict().items()
+    special = {value for name, value in settings if name.endswith(("_token_id", "_token_index"))
+               and isinstance(value, int)}  # fmt: skip
+    if lm.tokenizer is not None:
+        special |= {*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder}
+    ordinary = [n for n in range(lm.n_embeddings) if n not in special] or range(lm.n_embeddings)
     length = min(N_TOKENS, lm.max_positions or N_TOKENS)
     half = length // 2
     numbers = torch.linspace(0, len(ordinary) - 1, length + (length - half) + 2).long()[1:-1]
