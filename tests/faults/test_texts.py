@@ -15,7 +15,10 @@ from saematch.explain.jsonl import JsonlExplanations, _lines
 from saematch.files import parse_json
 from saematch.judge.verdicts import _json_object
 from saematch.lm.source import LmSource
+from saematch.results import Results
+from saematch.resuming import refuse_other_run
 from saematch.sae.disk import SaeFolders
+from saematch.sae.reading import read_config
 from saematch.tasks.collect import Collection
 
 SAME = ("one\n2", 'two, "2"', "drei ß")
@@ -280,3 +283,15 @@ def test_B19_fewer_texts_on_the_hub_than_asked_for_are_all_taken(tmp_path, monke
     pandas.DataFrame({"text": [{"en": "one"}]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match="the field 'text' is a JSON object, not a text"):
         HubTexts(sets, n_texts=9, max_tokens=8, min_characters=1).load()
+
+
+def test_B15_deeply_nested_json_in_files_of_runs_and_saes_is_refused(tmp_path):
+    for name in ("results.json", "run.json", "cfg.json"):
+        (tmp_path / name).write_text(DEEP)
+    for read in (
+        lambda: Results.load(tmp_path / "results.json"),
+        lambda: refuse_other_run(tmp_path, {}),
+        lambda: read_config(tmp_path / "cfg.json"),
+    ):
+        with pytest.raises(ValueError, match=r"\.json .*nested too deeply"):
+            read()
