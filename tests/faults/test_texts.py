@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import zipfile
 
 import datasets
@@ -18,7 +19,6 @@ from saematch.lm.source import LmSource
 from saematch.results import Results
 from saematch.resuming import refuse_other_run
 from saematch.sae.disk import SaeFolders
-from saematch.sae.reading import read_config
 from saematch.tasks.collect import Collection
 
 SAME = ("one\n2", 'two, "2"', "drei ß")
@@ -285,13 +285,15 @@ def test_B19_fewer_texts_on_the_hub_than_asked_for_are_all_taken(tmp_path, monke
         HubTexts(sets, n_texts=9, max_tokens=8, min_characters=1).load()
 
 
-def test_B15_deeply_nested_json_in_files_of_runs_and_saes_is_refused(tmp_path):
-    for name in ("results.json", "run.json", "cfg.json"):
+def test_B15_deeply_nested_json_in_files_of_runs_and_saes_is_refused(tiny, tmp_path):
+    for name in ("results.json", "run.json"):
         (tmp_path / name).write_text(DEEP)
+    shutil.copytree(tiny / "saes/layer_0", tmp_path / "sae_0")
+    (tmp_path / "sae_0/cfg.json").write_text(DEEP)
     for read in (
         lambda: Results.load(tmp_path / "results.json"),
         lambda: refuse_other_run(tmp_path, {}),
-        lambda: read_config(tmp_path / "cfg.json"),
+        lambda: SaeFolders(str(tmp_path / "sae_{layer}")).load(0),
     ):
-        with pytest.raises(ValueError, match=r"\.json .*nested too deeply"):
+        with pytest.raises(ValueError, match=r"\.json .*(nested too deeply|maximum recursion)"):
             read()
