@@ -175,7 +175,6 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
         (["arms=[best]"], "best"),
         (["tasks=[evaluate]"], "tasks=['evaluate']"),
         (["strategies=[skip]"], "unknown strategy 'skip'"),
-        (["dataset.n_texts=99"], "has only 5 texts"),
         (["dataset.max_tokens=2"], "at least 3"),
         (["dataset.paths=[none.jsonl]"], "cannot read the texts in none.jsonl"),
         (["model.path=/nowhere"], "cannot load the language model '/nowhere'"),
@@ -205,7 +204,7 @@ def test_a_zoo_width_that_is_not_there_lists_those_that_are(cli):
 def test_texts_that_are_empty_or_too_short_are_refused(cli, tmp_path):
     (tmp_path / "short.jsonl").write_text('{"text": "x"}\n')
     message, _ = cli("dataset.paths=[short.jsonl]", "dataset.n_texts=1", "logger=none")
-    assert "has 1 token(s)" in message
+    assert "short.jsonl, line 1: 'x' has 2 tokens, of which 1 count" in message
     (tmp_path / "empty.jsonl").write_text("")
     message, _ = cli("dataset.paths=[empty.jsonl]", "dataset.n_texts=1", "logger=none")
     assert "'empty' is empty" in message
