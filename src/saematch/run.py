@@ -100,7 +100,10 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
         if isinstance(error, Exception) and claim.kept and not finished:
             results.status = "failed"
             results.error = f"{type(error).__name__}: {error}"
-            results.save(path)
+            try:
+                results.save(path)
+            except OSError as unsaved:  # as on the full disk that the run failed for
+                log.warning("%s", unsaved)
         if tracker is not None:
             tracker.fail()
         raise
