@@ -12,7 +12,7 @@ from saematch.explain import neuronpedia_web
 from saematch.results import Results
 from wandb_reader import history
 
-MATCH = ["tasks=[match]", "arms=[folded,random]", "bootstrap.n_resamples=20"]
+MATCH = ["tasks=[match]", "arms=[folded,random]", "intervals.n_replicates=20"]
 SMALL = ["judging.n_paths=6", "judging.random=4", "judging.identity=3", "judging.ceiling=2"]
 
 

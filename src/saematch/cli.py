@@ -7,13 +7,14 @@ import difflib
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import hydra
 from hydra._internal.callbacks import Callbacks
@@ -23,13 +24,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from saematch.files import PRESETS
+from saematch.interruption import (
+    Interrupted,
+    interruptible,
+    record_interruption,
+    record_killed,
+)
 from saematch.run_folders import new_run_id, remove_unused, run_folder
+from saematch.safe_text import visible
+from saematch.specs import check_fields
 
 if TYPE_CHECKING:
     from saematch.experiment import Experiment
@@ -68,18 +78,24 @@ def _run(config: DictConfig) -> None:
 
 def _do(config: DictConfig, folder: Path) -> Results:
     """Do the run. One that fails before any work leaves no folder, or, as a job, its error."""
-    from saematch.run import record_failure, run
-
     about = HydraConfig.get()
-    try:
-        experiment, resolved = _built(config, about)
-        return run(experiment, resolved, folder)
-    except MISTAKES as error:
-        if about.mode == RunMode.MULTIRUN and not (folder / "run.json").exists():
-            record_failure(folder, config.name, list(about.overrides.task), one_line(error))
-        raise
-    finally:
-        remove_unused(folder)
+    overrides = list(about.overrides.task)
+    with interruptible():  # a launcher's job has a process of its own
+        try:
+            from saematch.run import record_failure, run
+
+            try:
+                experiment, resolved = _built(config, about)
+                return run(experiment, resolved, folder)
+            except MISTAKES as error:
+                if about.mode == RunMode.MULTIRUN and not (folder / "run.json").exists():
+                    record_failure(folder, config.name, overrides, one_line(error))
+                raise
+        except Interrupted as cause:  # before the run could record it
+            record_interruption(folder, config.name, overrides, cause)
+            raise
+        finally:
+            remove_unused(folder)
 
 
 def _job(n_jobs: int, config: DictConfig) -> None:
@@ -160,6 +176,8 @@ def _built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str,
 
     run_folder(config.name, config.run_id)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    fields = [field.name for field in dataclasses.fields(Experiment)]
+    _check_settings(Experiment, fields, resolved, about.overrides.task)
     resolved["overrides"] = list(about.overrides.task)
     choices = OmegaConf.to_container(about.runtime.choices)
     assert isinstance(choices, dict)
@@ -168,14 +186,37 @@ def _built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str,
     parts = hydra.utils.instantiate(config, _convert_="object")
     for name in REFERRED:
         del parts[name]
-    fields = [field.name for field in dataclasses.fields(Experiment)]
-    unknown = [name for name in parts if name not in fields]
-    if unknown:
-        raise ValueError(f"there is no setting {unknown[0]!r}; see python -m saematch --help")
     if isinstance(parts["second_judge"], str):
         chosen = parts["second_judge"]
         raise ValueError(f"second_judge={chosen}: it is chosen by judge@second_judge={chosen}")
     return Experiment(**parts), resolved
+
+
+def _check_settings(
+    experiment: type[Experiment],
+    fields: Sequence[str],
+    resolved: Mapping[str, Any],
+    overrides: Sequence[str],
+) -> None:
+    """Refuse settings that are unknown, missing, of a wrong type, or without effect."""
+    for override in overrides:
+        if override.endswith("={}"):
+            raise ValueError(
+                f"{override} has no effect: it adds nothing to what is chosen already. Choose "
+                "others by name, as in arms=[folded,random]"
+            )
+    unknown = [name for name in resolved if name not in (*fields, *REFERRED)]
+    if unknown:
+        raise ValueError(f"there is no setting {unknown[0]!r}; see python -m saematch --help")
+    missing = [name for name in fields if name not in resolved]
+    if missing:
+        raise ValueError(
+            f"{missing[0]} is missing: choose at least one, as in arms=[folded,random]"
+            if missing[0] == "arms"
+            else f"{missing[0]} is missing: leave its default, or choose another"
+        )
+    plain = {name: resolved[name] for name in fields if not isinstance(resolved[name], Mapping)}
+    check_fields(experiment, plain)
 
 
 def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
@@ -190,11 +231,16 @@ def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
     return _built(config, about)
 
 
+_VARIABLES = r"['\"]?(null|(?-i:[A-Z][A-Z0-9_]*(,[A-Z][A-Z0-9_]*)*))?['\"]?$"
 _KEY = re.compile(
-    r"(?<![a-z])(api_?key|key|secret|password|token)[=:]|key_variable=.*[^\w,]|\bsk-[\w-]{16}|(://|base_url=)[^/]*@",
+    r"(\b|_)(api_?key|key|secret|password|token)[=:]|\bsk-[\w-]{16}"
+    rf"|://[^'\"\s]*@|base_url=.*[@?#]|key_variable=(?!{_VARIABLES})",
     re.IGNORECASE,
 )
 """What looks like a key in an argument."""
+
+_HOME = re.compile(r"(?<=[=\[,])~(?=/)")
+"""A path's ``~`` in an argument: shells leave it, and Hydra's grammar has no such sign."""
 
 _ENVIRONMENT = re.compile(r"[+~]*hydra\b.*\b(env_set|env_vars)\b", re.DOTALL)
 """Settings of Hydra and its launchers that hold values of environment variables."""
@@ -221,29 +267,48 @@ _LAUNCHER = re.compile(
 """What Hydra says of a launcher whose package is missing."""
 
 
+class Begun(Callback):
+    """Keeps the configuration of what Hydra runs, which Hydra itself forgets when it is left."""
+
+    config: ClassVar[DictConfig | None] = None
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Keep the configuration of a single run."""
+        Begun.config = config
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Keep the configuration that the jobs of a ``--multirun`` share."""
+        Begun.config = config
+
+
+def _continuation(words: Sequence[str]) -> str:
+    """Return the command that continues an interrupted one of these words."""
+    more = []
+    if words[:1] == ["sweep"]:
+        more = ["--resume"]
+    elif Begun.config is not None and not any(word.startswith("run_id=") for word in words):
+        more = [f"run_id={Begun.config.run_id}"]  # the default is new each time
+    return shlex.join(["python", "-m", "saematch", *words, *(m for m in more if m not in words)])
+
+
 def main() -> None:
-    """Run the command line; bad input ends in one line on stderr and exit code 1."""
+    """Run the command line; bad input ends in one line on stderr and exit code 1.
+
+    A signal ends it in one line that says how to continue, and 128 plus the signal's number.
+    """
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails where there is none
+    sys.argv[1:] = [_HOME.sub(lambda _: home, argument) for argument in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function instead of Hydra's printer
+    Begun.config = None
     try:
         refuse_secrets(sys.argv[1:])
-        if sys.argv[1:2] == ["reproduce"]:
-            from saematch.reproduce import main as reproduce
-
-            reproduce(sys.argv[2:])
-        elif sys.argv[1:2] == ["sweep"]:
-            from saematch.sweeping.command import main as sweep
-
-            sweep(sys.argv[2:])
-        elif sys.argv[1:2] == ["compare"]:
-            from saematch.comparing.command import main as compare
-
-            compare(sys.argv[2:])
-        elif sys.argv[1:2] == ["saes"]:
-            from saematch.saes import main as saes
-
-            saes(sys.argv[2:])
-        else:
-            _run()
+        with interruptible():
+            _command(sys.argv[1:])
+    except Interrupted as cause:
+        if Begun.config is not None and Begun.config.hydra.mode == RunMode.MULTIRUN:
+            record_killed(Path(Begun.config.hydra.sweep.dir), cause)
+        sys.stderr.write(f"saematch: {cause}; continue with: {_continuation(sys.argv[1:])}\n")
+        sys.exit(cause.exit_code)
     except MISTAKES as error:
         if os.environ.get("SAEMATCH_TRACEBACK"):
             raise
@@ -252,12 +317,36 @@ def main() -> None:
         if "Unknown plugin class" not in str(error):
             raise
         sys.exit(f"saematch: {one_line(error)}")
-    except KeyboardInterrupt:
-        sys.exit("saematch: interrupted; the same command goes on where it stopped")
+
+
+def _command(words: Sequence[str]) -> None:
+    """Run the subcommand that the first word names, or without one a run."""
+    if words[:1] == ["reproduce"]:
+        from saematch.reproduce import main as reproduce
+
+        reproduce(words[1:])
+    elif words[:1] == ["sweep"]:
+        from saematch.sweeping.command import main as sweep
+
+        sweep(words[1:])
+    elif words[:1] == ["compare"]:
+        from saematch.comparing.command import main as compare
+
+        compare(words[1:])
+    elif words[:1] == ["saes"]:
+        from saematch.saes import main as saes
+
+        saes(words[1:])
+    else:
+        _run()
 
 
 def one_line(error: BaseException) -> str:
-    """Return what the caller did wrong, without what Hydra wraps around it."""
+    """Return what the caller did wrong, without what Hydra wraps around it; safe to print."""
+    return visible(_sentence(error))
+
+
+def _sentence(error: BaseException) -> str:
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     while isinstance(error, InterpolationResolutionError) and error.__context__ is not None:

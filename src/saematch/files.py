@@ -8,9 +8,10 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -59,6 +60,7 @@ def replacing(path: Path, keep: bool = False) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     with _naming(path, part):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path.parent)
         try:
             part.touch(exist_ok=False)
             mode = part.stat().st_mode
@@ -122,6 +124,46 @@ def _error_number(error: OSError | SafetensorError) -> int | None:
     return int(number[1]) if number else None
 
 
+def expand_home(spec: object, field: str) -> None:
+    """Replace a leading ``~`` in the path, or the list of paths, that a frozen spec holds."""
+
+    def at_home(path: Any) -> Any:
+        return os.path.expanduser(path) if isinstance(path, str) else path  # noqa: PTH111 - for patterns too
+
+    value = getattr(spec, field)
+    paths = isinstance(value, Sequence) and not isinstance(value, str)
+    object.__setattr__(spec, field, [at_home(path) for path in value] if paths else at_home(value))
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Return what a JSON text holds; ``json.JSONDecodeError`` if it is none.
+
+    The error also stands for what Python's parser refuses otherwise: what is nested too deeply, and
+    numbers of thousands of digits.
+    """
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise json.JSONDecodeError("it is nested too deeply", "", 0) from error
+    except ValueError as error:
+        raise json.JSONDecodeError(str(error).partition(";")[0], "", 0) from error
+
+
+ABANDONED_SECONDS = 86_400.0
+"""Age from which a temporary file belongs to a process that was killed, on whatever machine."""
+
+
+@cache
+def _remove_abandoned(folder: Path) -> None:
+    """Remove temporary files and folders that killed processes left in a folder, once a process."""
+    for part in folder.glob(".*.part"):
+        with suppress(OSError):  # another process may remove it too, or it is another user's
+            if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
 def hashed(parts: list) -> str:
     """Return a hash of what JSON can hold."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
@@ -157,8 +199,8 @@ def read_json(path: Path, kind: type, remedy: str) -> Any:
     Raises ``ValueError``, which ends in ``remedy``, if the file is damaged.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, IsADirectoryError) as error:
+        value = parse_json(path.read_bytes())
+    except (ValueError, IsADirectoryError) as error:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
     if not isinstance(value, kind):
         found = type(value).__name__
@@ -170,3 +212,8 @@ def write_json(path: Path, value: object) -> None:
     """Write ``value`` as indented JSON; NaN is refused, since JSON has none."""
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def readable_size(n_bytes: int) -> str:
+    """Return a size in GiB, or in MiB below 1 GiB."""
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"

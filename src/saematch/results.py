@@ -22,7 +22,7 @@ class Results:
     config: dict[str, Any]
     provenance: dict[str, Any]
     status: str = "running"
-    """``running``, ``finished`` or ``failed``."""
+    """``running``, ``finished``, ``failed``, or ``interrupted`` by a signal."""
     error: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     """Flat; the means that runs are compared by."""

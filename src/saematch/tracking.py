@@ -17,6 +17,7 @@ from saematch.comparing.comparison import Comparison
 from saematch.files import hashed, replacing
 from saematch.results import Results
 from saematch.run_folders import MAX_NAME, check_name
+from saematch.safe_text import for_spreadsheets
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ class _CsvTracker:
         history = [{"layer": layer, **metrics} for layer, metrics in outcome.history.items()]
         for name, rows in {"metrics": history, **outcome.results.tables}.items():
             with replacing(self.folder / "csv" / f"{name}.csv") as part:
-                pandas.DataFrame(rows).to_csv(part, index=False)
+                for_spreadsheets(pandas.DataFrame(rows)).to_csv(part, index=False)
 
     def fail(self) -> None:
         pass

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from saematch.files import parse_json
 from saematch.results import Results
+from saematch.safe_text import visible
 
 MEANS = (
     "saes", "arm", "dataset", "strategy", "quantile", "metric", "value", "low", "high", "n_places",
@@ -113,9 +114,12 @@ def _walk(top: Path) -> Iterator[tuple[Path, bool]]:
 
 
 def _plan(folder: Path) -> tuple[dict[Path, tuple[str, ...]], list[Objective]]:
-    plan = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-    jobs = {folder / job["folder"]: tuple(map(str, job["settings"])) for job in plan["jobs"]}
-    return jobs, [Objective(plan["metric"]["name"], plan["metric"]["goal"])]
+    plan = parse_json((folder / "sweep.json").read_bytes())
+    jobs = {
+        folder / job["folder"]: tuple(visible(str(setting)) for setting in job["settings"])
+        for job in plan["jobs"]
+    }
+    return jobs, [Objective(*visible([plan["metric"]["name"], plan["metric"]["goal"]]))]
 
 
 def _read(folder: Path) -> RunFolder:
@@ -123,7 +127,7 @@ def _read(folder: Path) -> RunFolder:
     if not path.exists():
         return RunFolder(folder, "unfinished", "it began, and nothing is saved yet")
     try:
-        results = Results.load(path)
+        results = Results(**visible(vars(Results.load(path))))
         settings = tuple(map(str, results.config.get("overrides", ())))
         means = results.tables.get("means", [])
         if any(set(MEANS) - set(row) for row in means):
@@ -133,6 +137,8 @@ def _read(folder: Path) -> RunFolder:
     run = RunFolder(folder, results.status, settings=settings, results=results)
     if results.status == "failed":
         return replace(run, reason=results.error or "it failed, and its error is not saved")
+    if results.status == "interrupted":
+        return replace(run, state="unfinished", reason=f"it was {results.error}")
     if results.status != "finished":
         return replace(run, state="unfinished", reason="it is at work still, or was killed")
     if not means:
@@ -150,4 +156,4 @@ def _named(runs: Sequence[RunFolder]) -> Iterator[RunFolder]:
     places = [run.folder.resolve() for run in runs]
     shared = places[0].parent if len(runs) == 1 else Path(os.path.commonpath(places))
     for run, place in zip(runs, places, strict=True):
-        yield replace(run, name=place.relative_to(shared).as_posix())
+        yield replace(run, name=visible(place.relative_to(shared).as_posix()))

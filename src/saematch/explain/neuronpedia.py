@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,13 +19,14 @@ from saematch.places import SaeKey
 from saematch.sae.params import SaeOrigin
 from saematch.sae.registry import explained_near
 from saematch.shelf import Saes, SaeShelf
+from saematch.specs import spec
 
 log = logging.getLogger(__name__)
 
 SOURCE = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-@dataclass(frozen=True)
+@spec("explain")
 class NeuronpediaExplanations:
     """Spec of the explanations that Neuronpedia publishes of the very SAEs of a run."""
 
@@ -221,6 +221,6 @@ def _unexplained(key: SaeKey, origin: SaeOrigin) -> str:
     )
     return (
         f"Neuronpedia explains no SAE that is layer {key.layer} of {key.saes!r}, "
-        f"{origin.release}/{origin.sae_id}, and explanations of another SAE of that layer must not "
+        f"{origin.where}, and explanations of another SAE of that layer must not "
         f"be joined to it, since its features have other meanings{hint}; {ELSE}"
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 from saematch.cli import build, launch, quoted
 from saematch.files import read_json, write_json
+from saematch.interruption import Interrupted, record_killed
 from saematch.results import Results
 from saematch.resuming import finished_as, refuse_other_run, settings_of
 from saematch.run import record_failure
@@ -105,12 +106,15 @@ class Sweep:
         ]
 
     def do(self, jobs: Sequence[Job], launcher: Sequence[str]) -> None:
-        """Do jobs. One that ended without a word is recorded as failed."""
+        """Do jobs. One that was interrupted, or ended without a word, is recorded as such."""
         try:
             launch([self._told(job) for job in jobs],
                    [*launcher, f"hydra.sweep.dir={quoted(str(self.folder))}"])  # fmt: skip
         except RuntimeError as error:  # a worker was killed, and with it the launcher
             log.error("the launcher gave up: %s", " ".join(str(error).split()))
+        except Interrupted as cause:  # a launcher kills the processes of its jobs
+            record_killed(self.folder, cause)
+            raise
         for job in jobs:
             folder = self.folder / job.folder
             if (folder / "results.json").exists():

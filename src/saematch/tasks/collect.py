@@ -16,12 +16,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saematch.data.texts import TextSource
-from saematch.data.tokens import TokenBatch
+from saematch.data.texts import TextSource, warn_of_fewer
+from saematch.data.tokens import TokenBatch, whole_windows
 from saematch.data.windows import windows
 from saematch.evals.runner import TrainerSpec, run_batches
 from saematch.evals.sums import missing
-from saematch.files import code_hash, hashed, read_json, replacing, write_json
+from saematch.files import (
+    code_hash,
+    expand_home,
+    hashed,
+    read_json,
+    readable_size,
+    replacing,
+    write_json,
+)
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.states import HiddenStates, states_name
 
@@ -51,6 +59,7 @@ class Collection:
     are trained and measured."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "folder")
         if self.held_out < 1 or self.max_norm <= 1:
             raise ValueError(
                 f"collection.held_out={self.held_out} must be at least 1, and "
@@ -70,7 +79,7 @@ class Store:
     """Model, texts, layers, dtype, and how many tokens were kept and left out."""
 
     def layer(self, layer: int) -> HiddenStates:
-        """Return one layer's hidden states, BOS left out, mapped from disk."""
+        """Return one layer's hidden states, special tokens left out, mapped from disk."""
         return HiddenStates.open(self.files, layer)
 
 
@@ -134,17 +143,18 @@ def collect(
         "seed": spec.seed,
     }
     own = Path(__file__).read_text(encoding="utf-8")
-    key = hashed([code_hash(("data", "lm")), own, about, trainer.batch_size])
+    special_ids = sorted(lm.special_ids)
+    key = hashed([code_hash(("data", "lm")), own, about, trainer.batch_size, special_ids])
     folder = Path(spec.folder) / key
     ids = _windows(folder / "windows.safetensors", texts, lm, spec)
-    counts = torch.ones_like(ids, dtype=torch.bool)
-    counts[:, 0] = False
-    if lm.bos_id is not None:  # it stands between documents too, and draws attention there as well
-        counts &= ids != lm.bos_id
-    size = trainer.batch_size
-    pairs = zip(ids.split(size), counts.split(size), strict=True)
-    batches = [TokenBatch(*pair) for pair in pairs]
-    about |= {"tokens": int(counts.sum()), "left_out": int((~counts).sum())}
+    lm.refuse_ids(int(ids.max()), "the collection's texts")
+    batches = [whole_windows(some, lm.special_ids) for some in ids.split(trainer.batch_size)]
+    tokens = sum(int(batch.counts.sum()) for batch in batches)
+    about |= {"tokens": tokens, "left_out": ids.numel() - tokens}
+    special = torch.cat([batch.n_special for batch in batches])
+    for number, name in enumerate(about["texts"]):
+        about["texts"][name]["n_special"] = int(special[number :: len(about["texts"])].sum())
+    log.info("%d special tokens of the windows are left out", int(special.sum()))
     return keep_states(lm, batches, about, folder, trainer)
 
 
@@ -154,7 +164,10 @@ def _windows(
     """Return the windows kept at ``path``, drawn from the texts if there are none."""
     if missing([path]):
         drawn = (spec.context, spec.n_tokens, spec.seed)
-        ids = windows(texts.load(), lm.tokenizer, lm.bos_id, *drawn)
+        sets = texts.load()
+        for of_set in sets:
+            warn_of_fewer(of_set.name, len(of_set.texts), texts.n_texts)
+        ids = windows(sets, lm, *drawn)
         with replacing(path, keep=True) as part:
             save_file({"ids": ids.int()}, part)
     with safe_open(path, framework="pt") as file:
@@ -190,17 +203,13 @@ def _check_space(
         return
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    size = f"{_size(float(needed))} of hidden states ({tokens:,} tokens)"
+    size = f"{readable_size(needed)} of hidden states ({tokens:,} tokens)"
     if needed > 0.95 * free:
         raise ValueError(
-            f"{folder} would get {size}, but its disk has {_size(float(free))} free: take fewer "
+            f"{folder} would get {size}, but its disk has {readable_size(free)} free: take fewer "
             "layers or a smaller collection.n_tokens, or set collection.folder"
         )
     log.info("collect %s into %s", size, folder)
-
-
-def _size(n_bytes: float) -> str:
-    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def open_store(folder: Path) -> Store:

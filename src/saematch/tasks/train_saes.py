@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from saematch.files import read_json, replacing, write_json
 from saematch.lm.states import SAMPLE, HiddenStates
-from saematch.memory import keep_freed_memory
+from saematch.memory import keep_freed_memory, memory_shortage
 from saematch.results import Row
 from saematch.sae.params import SaeOrigin
 from saematch.sae.trained import describe, finish, measure, save_sae
@@ -144,13 +144,9 @@ def _train_layer(
         record({"samples": float(samples), **named})
 
     state = start(parts.training, recipe)
-    try:
+    task = f"training an SAE of {recipe.n_features} features"
+    with memory_shortage(task, f"lower training.batch={recipe.batch} or training.n_features"):
         state = train(state, parts.training, recipe, advance, watch, device)
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"the training of an SAE of {recipe.n_features} features does not fit into the "
-            f"device's memory: lower training.batch={recipe.batch} or training.n_features"
-        ) from error
     trained = finish(state, parts.training, recipe, SaeOrigin(layer, folder.name, f"layer_{layer}"))
     quality = measure(trained.sae, parts.training, parts.held_out)
     metadata = describe(trained, quality, recipe, store.about["model"]) | {
@@ -174,7 +170,8 @@ def _card(rows: Sequence[Row], recipe: TrainingRecipe, spec: Collection, store: 
         f"{NAMES[recipe.architecture]} SAEs of {recipe.n_features:,} features on `resid_post`, in"
         " SAELens' format, decoder vectors of norm 1, trained with SAELens on"
         f" {rows[0]['samples']:,} hidden states each, drawn from {rows[0]['training_tokens']:,}"
-        f" tokens (BOS left out). The model is {about['revision']}, run in {about['model_dtype']}.",
+        f" tokens (special tokens left out). The model is {about['revision']}, run in"
+        f" {about['model_dtype']}.",
         "",
         "Explained variance is `1 - sum Var(x_hat - x) / sum Var(x)` on"
         f" {rows[0]['held_out_tokens']:,} tokens that no SAE was trained on (other windows of the"

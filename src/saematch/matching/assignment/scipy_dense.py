@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from saematch.matching.centring import chance_value
 from saematch.matching.match import Certificate, Match
 from saematch.matching.objectives import Factors
 
@@ -27,6 +28,5 @@ class Scipy:
         partner = np.full(len(factors.X_A), -1)
         partner[rows] = columns
         value = float(similarity[rows, columns].sum())
-        return Match.from_columns(
-            torch.from_numpy(partner), len(factors.X_B), Certificate(value, None)
-        )
+        certificate = Certificate(value, None, chance_value(factors.X_A, factors.X_B))
+        return Match.from_columns(torch.from_numpy(partner), len(factors.X_B), certificate)
