@@ -18,6 +18,7 @@ from saematch.files import hashed, replacing
 from saematch.results import Results
 from saematch.run_folders import MAX_NAME, check_name
 from saematch.safe_text import for_spreadsheets
+from saematch.specs import spec
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Tracker(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@spec("logger")
 class NoLogging:
     """Spec: keep results in the run's folder alone."""
 
@@ -67,7 +68,7 @@ class NoLogging:
         return _NoTracker()
 
 
-@dataclass(frozen=True)
+@spec("logger")
 class CsvLogging:
     """Spec: mirror the history to ``metrics.csv`` and each table to a CSV file."""
 
@@ -76,7 +77,7 @@ class CsvLogging:
         return _CsvTracker(folder)
 
 
-@dataclass(frozen=True)
+@spec("logger")
 class WandbLogging:
     """Spec: mirror to Weights & Biases, offline into the run's folder if it cannot be reached."""
 

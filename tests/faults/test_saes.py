@@ -16,10 +16,16 @@ from sae.test_architectures import X as STATES
 from sae.test_architectures import made
 from sae.test_disk import D, F, X, dictionary, gemma, gemma_2, random, sparsify, write_json
 from saematch.evals.weights import threshold_summary
+from saematch.matching.arm import Arm
+from saematch.matching.assignment import Identity
+from saematch.matching.objectives import Parts
+from saematch.places import SaeKey
 from saematch.sae.disk import SaeFolders
 from saematch.sae.folding import fold
 from saematch.sae.params import SaeOrigin
 from saematch.sae.sites import Hook, read_hook
+from saematch.shelf import SaeShelf
+from saematch.tasks.stand_in import warn_of_biases
 
 OLD = {
     "architecture": "standard", "d_in": WIDTH, "d_sae": FEATURES, "activation_fn_str": "relu",
@@ -588,16 +594,28 @@ def test_A18_a_match_of_biases_alone_is_said_with_the_remedy(cli, tiny, tmp_path
     own = [s for s in tiny_overrides(tiny) if not s.startswith("sae.path")]
     base = [*own, f'sae.path="{tmp_path}/relu/layer_{{layer}}"', "logger=none", "figures=[]",
             "tasks=[match,activations]", "layers=[0,1]", "stand_in=activation"]  # fmt: skip
-    said = "so the match of all parts is a match of the biases: set matching=decoder"
-    for name, more, expected in (
-        ("low", ["stand_in.quantile=0.0"], True),
-        ("decoder", ["stand_in.quantile=0.0", "matching=decoder"], False),
-        ("high", ["stand_in.quantile=1.0"], False),
-    ):
-        message, output = cli(*more, f"run_id={name}", base=base)
-        assert message is None
-        told = " ".join((output.out + output.err).split())
-        assert (said in told) == expected
-        results = json.loads((tmp_path / f"outputs/match/{name}/results.json").read_text())
-        shares = [row["bias_share"] for row in results["tables"]["layers"]]
-        assert all((share > 0.5) == (name != "high") for share in shares)
+    message, output = cli("stand_in.quantile=0.0", "run_id=low", base=base)
+    assert message is None
+    assert BIASED in " ".join((output.out + output.err).split())
+    results = json.loads((tmp_path / "outputs/match/low/results.json").read_text())
+    assert all(row["bias_share"] > 0.5 for row in results["tables"]["layers"])
+
+
+BIASED = "so the match of all parts is a match of the biases: set matching=decoder"
+
+
+@pytest.mark.parametrize(
+    ("scale", "parts", "said"),
+    [(0.01, Parts(), True), (1.0, Parts(), False), (0.01, Parts(W_enc=0.0, b_enc=0.0), False)],
+)
+def test_A18_it_is_said_of_arms_that_compare_biases(caplog, scale, parts, said):
+    sae = random_sae(0)
+    origin = dataclasses.replace(sae.origin, stand_in_name="made up")
+    stand_in = torch.full((sae.n_features,), scale)
+    relu = dataclasses.replace(
+        sae, b_enc=3.0 + sae.b_enc, threshold=None, activation="relu", stand_in=stand_in,
+        origin=origin,
+    )  # fmt: skip
+    arms = {"folded": Arm("threshold", parts, Identity())}
+    warn_of_biases(SaeShelf.of({SaeKey("released", 0): relu}), arms)
+    assert (BIASED in caplog.text) == said

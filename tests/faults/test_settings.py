@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from saematch.cli import MISTAKES, build, one_line, quoted
@@ -87,14 +90,14 @@ def test_A16_a_sweep_over_a_bad_seed_is_refused_by_the_plan(tmp_path, monkeypatc
         ("strategies=null", "strategies=None must be a list"),
         ("cache=5", "cache=5 must be a valid string"),
         ("paths.features=[a]", "paths.features=['a'] item 0 must be a valid integer"),
-        ("assignment.device=foo", "assignment.device='foo'"),
-        ("bootstrap.n_resamples=2.5", "bootstrap.n_resamples=2.5 must be a valid integer"),
+        ("assignment.device=foo", "device='foo' is not the name of a device"),
+        ("intervals.n_replicates=2.5", "intervals.n_replicates=2.5 must be a valid integer"),
         ("model.path=null", "model.path=None must be a valid string"),
         ("dataset.max_tokens=x", "dataset.max_tokens='x' must be a valid integer"),
         ("trainer.devices=2.5", "trainer.devices=2.5 must be a valid integer or a valid string"),
         ("arms.folded=5", "arms.folded=5 must be of class Arm"),
         ("sae_memory=inf", "sae_memory=inf must be a finite number"),
-        ("bootstrap.level=nan", "bootstrap.level=nan must be a finite number"),
+        ("intervals.level=nan", "intervals.level=nan must be a finite number"),
         ("judge.limits=5", "judge.limits"),
     ],
 )
@@ -235,6 +238,6 @@ COMPOSED: dict[tuple[str, str], list[str]] = {}
 
 
 def _composed(base: list[str]) -> list[str]:
-    _, resolved = build(base)
-    del resolved["overrides"], resolved["choices"]
-    return leaves(resolved)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return leaves(OmegaConf.to_container(compose("config", base), resolve=False))

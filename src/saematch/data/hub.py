@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from saematch.data.reading import check_text
 from saematch.data.texts import TextSet, check_sizes
 from saematch.files import content_hash, expand_home, hashed, parse_json, write_json
+from saematch.specs import AtLeast1, Seed, Text, spec
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +24,11 @@ TIMEOUT = 30.0
 """Seconds in which the hub has to say which commit is the newest."""
 
 
-@dataclass(frozen=True)
+@spec("dataset.sets")
 class HubSet:
     """Spec of one data set."""
 
-    path: str
+    path: Text
     """Name on the hub, or a folder in a hub's layout."""
     config: str | None = None
     split: str = "train"
@@ -110,7 +111,7 @@ class HubSet:
         return ValueError(f"cannot read the data set {self.path!r} ({reason}); {advice}")
 
 
-@dataclass(frozen=True)
+@spec("dataset")
 class HubTexts:
     """Spec of the texts of several data sets, read no further than needed."""
 
@@ -119,8 +120,8 @@ class HubTexts:
     n_texts: int
     """Number of texts drawn from each set; all if a set has fewer."""
     max_tokens: int
-    seed: int = 0
-    min_characters: int = 200
+    seed: Seed = 0
+    min_characters: AtLeast1 = 200
     """Shorter texts, such as headings of WikiText, are passed over."""
 
     def __post_init__(self) -> None:

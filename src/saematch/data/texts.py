@@ -13,6 +13,7 @@ import numpy as np
 from saematch.data.folders import find_files
 from saematch.data.reading import Text, read_texts
 from saematch.files import content_hash, expand_home
+from saematch.specs import AtLeast1, Seed, Some, spec
 
 log = logging.getLogger(__name__)
 
@@ -57,17 +58,17 @@ class TextSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@spec("dataset")
 class ZooTexts:
     """Spec of the embedded held-out texts."""
 
-    kinds: Sequence[str]
+    kinds: Some[str]
     """Among ``prose``, ``docs`` and ``code``."""
     n_texts: int
     """Texts of each kind, drawn at random without replacement; all if there are fewer."""
     max_tokens: int
     """A text is cut after this many tokens, BOS included."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         check_sizes(self.n_texts, self.max_tokens)
@@ -99,7 +100,7 @@ class ZooTexts:
         return [(kind, known[kind]) for kind in self.kinds]
 
 
-@dataclass(frozen=True)
+@spec("dataset")
 class LocalTexts:
     """Spec of texts in the user's own files, one set for each path.
 
@@ -107,16 +108,16 @@ class LocalTexts:
     other file is plain text with an empty line between texts (``saematch.data.reading``).
     """
 
-    paths: Sequence[str]
+    paths: Some[str]
     """Files, folders or patterns, such as ``data/web-*.parquet``. The files of a folder or pattern
     are one set (``saematch.data.folders``)."""
     n_texts: int | None
     """Number of texts drawn from each set, at random without replacement, or all if a set has
     fewer; None for all, in the files' order."""
     max_tokens: int
-    seed: int = 0
+    seed: Seed = 0
     column: str = "text"
-    min_characters: int = 1
+    min_characters: AtLeast1 = 1
     """Shorter texts are passed over."""
 
     def __post_init__(self) -> None:

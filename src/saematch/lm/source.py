@@ -28,6 +28,7 @@ from saematch.lm.checkpoint import (
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.self_test import self_test
 from saematch.memory import is_out_of_memory, memory_shortage
+from saematch.specs import Text, spec
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ CONTENT = (".json", ".txt", ".jinja", ".model", ".safetensors", ".bin")
 """Files that make up a model and its tokenizer in a folder."""
 
 
-@dataclass(frozen=True)
+@spec("model")
 class LmSource:
     """Spec of a decoder-only language model: a hub name or a folder.
 
@@ -48,9 +49,9 @@ class LmSource:
     anywhere but BOS in front. The name of a special token in a text is read as that token.
     """
 
-    path: str
+    path: Text
     """Hub name or folder; ``zoo`` is the embedded model."""
-    name: str
+    name: Text
     """The name by which SAEs say what they were trained on."""
     revision: str | None = None
     """Commit, tag or branch of the hub; None for the newest commit."""

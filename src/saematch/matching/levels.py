@@ -12,6 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from saematch.matching.objectives import Factors
+from saematch.specs import Seed, spec
 
 SHRINKAGE = 0.5
 """Weight of the diagonal in the covariance by which vectors are whitened."""
@@ -36,10 +37,10 @@ class Compared:
     directions: Factors
     """Vectors of length 1, or 0 where a feature has no direction; inner products are cosines."""
     level: float
-    """Cosine that a pair must exceed: at least 0, and ``OUT_OF_REACH`` if no pair is significant."""
+    """Cosine that a pair must exceed; ``OUT_OF_REACH`` if no feature is significant."""
 
 
-@dataclass(frozen=True)
+@spec("assignment.unmatched")
 class ChanceLevel:
     """The cosine that features without a counterpart rarely reach (``docs/partial.md``).
 
@@ -60,7 +61,7 @@ class ChanceLevel:
 
     share: float = 0.05
     """Share of false pairs among those above the level, between 0 and 1."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the rotations."""
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from saematch.matching.centring import common_centre, lengths, typical_length
 from saematch.sae.params import SaeOrigin, SaeParams
+from saematch.specs import spec
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Factors:
                 raise ValueError(f"vectors of the {name} layer hold NaN or infinite values")
 
 
-@dataclass(frozen=True)
+@spec("matching")
 class Parts:
     """The paper's objective (eq. 3): the squared error of the chosen parts of two features.
 

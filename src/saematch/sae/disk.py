@@ -15,6 +15,7 @@ from saematch.sae import formats, llama_scope, saelens
 from saematch.sae.dictionary_learning import dictionary_learning_l0, load_dictionary_learning
 from saematch.sae.params import SaeParams
 from saematch.sae.source import SaeOffer
+from saematch.specs import spec
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _Fit(NamedTuple):
     path: Path
 
 
-@dataclass(frozen=True)
+@spec("sae")
 class SaeFolders:
     """Spec of SAEs on disk."""
 

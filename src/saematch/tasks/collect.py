@@ -32,25 +32,26 @@ from saematch.files import (
 )
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.states import HiddenStates, states_name
+from saematch.specs import AtLeast1, Seed, spec
 
 log = logging.getLogger(__name__)
 
 DTYPES = ("bfloat16", "float32", "float16")
 
 
-@dataclass(frozen=True)
+@spec("collection")
 class Collection:
     """Spec of the hidden states to keep."""
 
-    n_tokens: int
+    n_tokens: AtLeast1
     """Positions of the windows drawn from the texts, BOS included."""
-    context: int
+    context: AtLeast1
     """Tokens of a window."""
     dtype: str = "bfloat16"
     """In which they are kept: ``bfloat16``, ``float32`` or ``float16``."""
     folder: str = "outputs/activations"
     """Each set of model, texts and layers has a folder of its own in it."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the choice and the order of the windows."""
     held_out: int = 32_768
     """The last tokens, on which no SAE is trained."""

@@ -23,23 +23,24 @@ from saematch.places import SaeKey
 from saematch.sae.folding import fold_scale
 from saematch.sae.params import SaeParams
 from saematch.shelf import Saes, SaeShelf
+from saematch.specs import spec
 
 log = logging.getLogger(__name__)
 MOST = 0.5
 """Share of the squared norm of folded features above which encoder biases decide the match."""
 
 
-@dataclass(frozen=True)
+@spec("stand_in")
 class NoStandIn:
     """Spec: SAEs that cannot be folded by thresholds are refused."""
 
 
-@dataclass(frozen=True)
+@spec("stand_in")
 class DecoderNorm:
     """Spec: they are folded by the norms of their decoder vectors, which all become 1."""
 
 
-@dataclass(frozen=True)
+@spec("stand_in")
 class ActivationQuantile:
     """Spec: they are folded by a quantile of each feature's positive activations."""
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import torch
 
-from saematch.matching.assignment.solve import Status, check_tolerance, solve_assignment
+from saematch.matching.assignment.solve import (
+    Status,
+    check_device,
+    check_tolerance,
+    solve_assignment,
+)
 from saematch.matching.levels import ChanceLevel
 from saematch.matching.match import Match
 from saematch.matching.objectives import Factors
+from saematch.specs import NotNegative, Positive, spec
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@spec("assignment")
 class Optimal:
     """The match of the largest total similarity, and a certificate (``solve_assignment``).
 
@@ -33,15 +39,17 @@ class Optimal:
     tolerance: float = 1e-6
     """The gap over chance to stop at (``Certificate``), a finite number; with ``unmatched`` the
     relative gap. 0 for the optimum itself."""
-    time_limit: float | None = None
+    time_limit: NotNegative | None = None
     """Seconds, of one match, after which the best so far is taken."""
-    memory_gib: float | None = field(default=None, repr=False)
+    memory_gib: Positive | None = field(default=None, repr=False)
     """Memory to use beside the vectors; None is half of what is free."""
     device: str | None = field(default=None, repr=False)
     """Where to compute products; None is CUDA if there is one."""
 
     def __post_init__(self) -> None:
         check_tolerance(self.tolerance)
+        if self.device is not None:
+            check_device(self.device)
 
     def __call__(self, factors: Factors) -> Match:
         """Return the match; a warning is logged if the tolerance was missed."""
