@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from saematch.files import PRESETS
 from saematch.interruption import (
@@ -37,6 +37,9 @@ from saematch.interruption import (
     record_interruption,
     record_killed,
 )
+from saematch.run_folders import new_run_id, remove_unused, run_folder
+from saematch.safe_text import visible
+from saematch.specs import check_fields
 
 if TYPE_CHECKING:
     from saematch.experiment import Experiment
@@ -48,6 +51,9 @@ CONF = str(PRESETS)
 
 # Files in conf/hydra/launcher have the names of the plugins' launchers on purpose
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore")
+
+OmegaConf.register_new_resolver("new_run_id", new_run_id, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("run_folder", lambda *names: str(run_folder(*names)), replace=True)
 
 REFERRED = ("run_id", "matching", "assignment", "setting")
 """Settings that are no part of a run themselves: other settings refer to them."""
@@ -71,7 +77,7 @@ def _run(config: DictConfig) -> None:
 
 
 def _do(config: DictConfig, folder: Path) -> Results:
-    """Do the run; whatever goes wrong is left in its ``results.json``."""
+    """Do the run. One that fails before any work leaves no folder, or, as a job, its error."""
     about = HydraConfig.get()
     overrides = list(about.overrides.task)
     with interruptible():  # a launcher's job has a process of its own
@@ -80,13 +86,16 @@ def _do(config: DictConfig, folder: Path) -> Results:
 
             try:
                 experiment, resolved = _built(config, about)
+                return run(experiment, resolved, folder)
             except MISTAKES as error:
-                record_failure(folder, config.name, overrides, one_line(error))
+                if about.mode == RunMode.MULTIRUN and not (folder / "run.json").exists():
+                    record_failure(folder, config.name, overrides, one_line(error))
                 raise
-            return run(experiment, resolved, folder)
         except Interrupted as cause:  # before the run could record it
             record_interruption(folder, config.name, overrides, cause)
             raise
+        finally:
+            remove_unused(folder)
 
 
 def _job(n_jobs: int, config: DictConfig) -> None:
@@ -165,7 +174,10 @@ def _built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str,
     """Return the experiment, and the configuration with what was chosen; ``about`` is Hydra's."""
     from saematch.experiment import Experiment
 
+    run_folder(config.name, config.run_id)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    fields = [field.name for field in dataclasses.fields(Experiment)]
+    _check_settings(Experiment, fields, resolved, about.overrides.task)
     resolved["overrides"] = list(about.overrides.task)
     choices = OmegaConf.to_container(about.runtime.choices)
     assert isinstance(choices, dict)
@@ -174,18 +186,42 @@ def _built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str,
     parts = hydra.utils.instantiate(config, _convert_="object")
     for name in REFERRED:
         del parts[name]
-    fields = [field.name for field in dataclasses.fields(Experiment)]
-    unknown = [name for name in parts if name not in fields]
-    if unknown:
-        raise ValueError(f"there is no setting {unknown[0]!r}; see python -m saematch --help")
     if isinstance(parts["second_judge"], str):
         chosen = parts["second_judge"]
         raise ValueError(f"second_judge={chosen}: it is chosen by judge@second_judge={chosen}")
     return Experiment(**parts), resolved
 
 
+def _check_settings(
+    experiment: type[Experiment],
+    fields: Sequence[str],
+    resolved: Mapping[str, Any],
+    overrides: Sequence[str],
+) -> None:
+    """Refuse settings that are unknown, missing, of a wrong type, or without effect."""
+    for override in overrides:
+        if override.endswith("={}"):
+            raise ValueError(
+                f"{override} has no effect: it adds nothing to what is chosen already. Choose "
+                "others by name, as in arms=[folded,random]"
+            )
+    unknown = [name for name in resolved if name not in (*fields, *REFERRED)]
+    if unknown:
+        raise ValueError(f"there is no setting {unknown[0]!r}; see python -m saematch --help")
+    missing = [name for name in fields if name not in resolved]
+    if missing:
+        raise ValueError(
+            f"{missing[0]} is missing: choose at least one, as in arms=[folded,random]"
+            if missing[0] == "arms"
+            else f"{missing[0]} is missing: leave its default, or choose another"
+        )
+    plain = {name: resolved[name] for name in fields if not isinstance(resolved[name], Mapping)}
+    check_fields(experiment, plain)
+
+
 def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
     """Return the experiment that the settings of a command line make, and its configuration."""
+    refuse_secrets(overrides)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         config = hydra.compose("config", overrides, return_hydra_config=True)
@@ -195,11 +231,35 @@ def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
     return _built(config, about)
 
 
+_VARIABLES = r"['\"]?(null|(?-i:[A-Z][A-Z0-9_]*(,[A-Z][A-Z0-9_]*)*))?['\"]?$"
 _KEY = re.compile(
-    r"\b(api_?key|key|secret|password|token)[=:]|key_variable=.*[^\w,]|\bsk-[\w-]{16}|(://|base_url=)[^/]*@",
+    r"(\b|_)(api_?key|key|secret|password|token)[=:]|\bsk-[\w-]{16}"
+    rf"|://[^'\"\s]*@|base_url=.*[@?#]|key_variable=(?!{_VARIABLES})",
     re.IGNORECASE,
 )
 """What looks like a key in an argument."""
+
+_HOME = re.compile(r"(?<=[=\[,])~(?=/)")
+"""A path's ``~`` in an argument: shells leave it, and Hydra's grammar has no such sign."""
+
+_ENVIRONMENT = re.compile(r"[+~]*hydra\b.*\b(env_set|env_vars)\b", re.DOTALL)
+"""Settings of Hydra and its launchers that hold values of environment variables."""
+
+
+def refuse_secrets(settings: Sequence[str]) -> None:
+    """Refuse settings that may hold a key, since settings are written to files."""
+    if any(_KEY.search(setting) for setting in settings):
+        raise ValueError(
+            "no key or password is taken from the command line: put it into an environment "
+            "variable, and that one's name into judge.key_variable"
+        )
+    environment = [match for match in map(_ENVIRONMENT.match, settings) if match]
+    if environment:
+        raise ValueError(
+            f"{environment[0][1]} is no setting here, since Hydra writes its values to files: set "
+            "environment variables in the shell that starts the command"
+        )
+
 
 _LAUNCHER = re.compile(
     r"class : 'hydra_plugins\.hydra_(\w+)_launcher\.|(?:find|load) 'hydra/launcher/(submitit)_"
@@ -236,14 +296,12 @@ def main() -> None:
 
     A signal ends it in one line that says how to continue, and 128 plus the signal's number.
     """
-    if any(_KEY.search(argument) for argument in sys.argv[1:]):  # Hydra would write it to a file
-        sys.exit(
-            "saematch: no key or password is taken from the command line: put it into an "
-            "environment variable, and that one's name into judge.key_variable"
-        )
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails where there is none
+    sys.argv[1:] = [_HOME.sub(lambda _: home, argument) for argument in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function instead of Hydra's printer
     Begun.config = None
     try:
+        refuse_secrets(sys.argv[1:])
         with interruptible():
             _command(sys.argv[1:])
     except Interrupted as cause:
@@ -284,9 +342,15 @@ def _command(words: Sequence[str]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what the caller did wrong, without what Hydra wraps around it."""
+    """Return what the caller did wrong, without what Hydra wraps around it; safe to print."""
+    return visible(_sentence(error))
+
+
+def _sentence(error: BaseException) -> str:
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
+    while isinstance(error, InterpolationResolutionError) and error.__context__ is not None:
+        error = error.__context__  # what a resolver of ours raised
     if launcher := _LAUNCHER.search(str(error)):
         name = launcher[1] or launcher[2]
         extra = {"submitit": "slurm"}.get(name, name)

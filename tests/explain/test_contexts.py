@@ -31,10 +31,7 @@ def saes(tiny):
 def text_pass(lm, batch_size, folder):
     sets = {"a": TextSet("a", tuple(TEXTS)), "b": TextSet("b", tuple(TEXTS[:3]))}
     trainer = TrainerSpec(accelerator="cpu")
-    tokens = {
-        name: tokenise(texts, lm.tokenizer, lm.bos_id, 10).batches(batch_size)
-        for name, texts in sets.items()
-    }
+    tokens = {name: tokenise(texts, lm, 10).batches(batch_size) for name, texts in sets.items()}
     return TextPass(lm, tokens, trainer, folder / "left")
 
 

@@ -23,6 +23,7 @@ from saematch.data.tokens import TokenBatch
 from saematch.evals.runner import BatchWork, Kept, Todo, TrainerSpec
 from saematch.evals.sums import write_sums
 from saematch.lm.hooks import LanguageModel
+from saematch.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,9 @@ def _test(trainer: L.Trainer, runner: _Runner) -> None:
     others = active_children()
     try:
         trainer.test(runner, verbose=False)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ValueError(
             f"the language model and the SAEs do not fit into the device's memory: {LESS} "
             "trainer=large spreads the language model"
@@ -76,7 +79,7 @@ def _test(trainer: L.Trainer, runner: _Runner) -> None:
         kind, _, reason = last.partition(": ")
         if kind == "ValueError":
             raise ValueError(reason) from error
-        if kind.endswith("OutOfMemoryError"):
+        if kind.endswith("MemoryError") or is_out_of_memory(RuntimeError(reason)):
             raise ValueError(f"a device's memory is too small: {LESS} {reason}") from error
         raise
     except SystemExit as end:  # Lightning's answer to a KeyboardInterrupt
@@ -134,7 +137,9 @@ class _Runner(L.LightningModule):
         if n <= self.fits:
             try:
                 return self.work(self._lm[0], tokens)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 length = tokens.ids.shape[1]
                 if n == 1:
                     raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import logging
 import re
 import shutil
@@ -31,7 +30,7 @@ from urllib3.util import parse_url
 
 from saematch import __version__
 from saematch.background import ENDING_SECONDS, in_background
-from saematch.files import replacing
+from saematch.files import parse_json, replacing
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +127,7 @@ def _start(data: bytes) -> str:
 def _limit(data: bytes) -> str:
     """Quote the limit from the body of a 429."""
     with suppress(ValueError, TypeError):
-        told = json.loads(data)
+        told = parse_json(data)
         quoted = ", ".join(f"{name} {told[name]}" for name in LIMIT if name in told)
         if quoted:
             return f"its limit is reached ({quoted}), so go on after that window"
@@ -242,7 +241,7 @@ def _read(content: bytes, name: str, batch: _Batch) -> pa.Table:
         raise _Broken(f"{len(content)} bytes of {batch.size}")
     try:
         lines = gzip.decompress(content).decode("utf-8").split("\n")
-        rows = [json.loads(line) for line in lines if line.strip()]
+        rows = [parse_json(line) for line in lines if line.strip()]
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise _Broken(str(error)) from error
     try:
@@ -261,7 +260,7 @@ def _read(content: bytes, name: str, batch: _Batch) -> pa.Table:
 def _row(row: dict[str, Any], tag: str) -> dict[str, Any]:
     embedding = row.get("embedding")
     if isinstance(embedding, str):  # so it is in older exports
-        embedding = json.loads(embedding) if embedding.strip() else None
+        embedding = parse_json(embedding) if embedding.strip() else None
     return {
         "feature": _feature(row["index"]),
         "embedding": None if embedding is None else np.asarray(embedding, dtype=np.float32),
@@ -296,7 +295,7 @@ def fetch_single(
     path = f"api/feature/{name}/{feature}"
     data = server.get(pool, path, may_lack=True)
     try:
-        told = json.loads(data) if data.strip() else None
+        told = parse_json(data) if data.strip() else None
         rows = (told or {}).get("explanations") or []
         texts = [_text(row, "api") for row in rows]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 
@@ -49,9 +50,10 @@ def print_results(results: Results, folder: Path) -> None:
     for title, table in _tables(results):
         console.print(f"\n[bold]{title}[/]", soft_wrap=True, highlight=False)
         console.print(table)
-    for arm, gap in optimal_to(results.tables).items():
-        proven = f"every match of {arm.partition('/')[2]} is proven optimal to {gap:.0e}"
-        console.print(proven, highlight=False, soft_wrap=True)
+    for line in _live_recall(results.tables.get("means", [])):
+        console.print(line, highlight=False, soft_wrap=True)
+    for line in _proven(results.tables):
+        console.print(line, highlight=False, soft_wrap=True)
     if "hidden_states" in results.provenance:
         kept = results.provenance["hidden_states"]["folder"]
         console.print(f"hidden states: {kept}", highlight=False, soft_wrap=True)
@@ -61,6 +63,21 @@ def print_results(results: Results, folder: Path) -> None:
     for what in ("results.json", "figures", "matches", "saes"):
         if (folder / what).exists():
             console.print(f"written: {folder / what}", highlight=False, soft_wrap=True)
+
+
+def _proven(tables: Mapping[str, list[Row]]) -> Iterator[str]:
+    """Say of each arm how good its matches are at least, and how few pairs carry their value."""
+    for name, gap in optimal_to(tables).items():
+        arm = name.partition("/")[2]
+        rows = [row for row in tables["matches"] if row["arm"] == arm]
+        line = f"every match of {arm} is proven optimal to {gap:.0e}"
+        certain = [float(row["certain"]) for row in rows if row["certain"] is not None]
+        if certain:
+            line += f"; at least {min(certain):.0%} of its pairs are in every optimal match"
+        shares = [int(row["n_90"]) / int(row["n_matched"]) for row in rows if row["n_90"]]
+        if shares:
+            line += f"; {min(shares):.0%} of them or more carry 90 % of its value over chance"
+        yield line
 
 
 def _tables(results: Results) -> Iterator[tuple[str, Table]]:
@@ -95,6 +112,17 @@ def _match_table(rows: list[Row]) -> tuple[str, Table]:
         cells = [_number(at[arm].get(metric)) for metric in shown for arm in arms]
         table.add_row(_label(place), *cells)
     return "Matches: " + ", ".join(TITLES[m] for m in shown), table
+
+
+def _live_recall(rows: list[Row]) -> Iterator[str]:
+    """Yield a line on the recall over features that fired, where recall is known."""
+    by_set: dict[object, list[str]] = defaultdict(list)
+    for row in rows:
+        if row["metric"] == "recall_live":
+            by_set[row["saes"]].append(f"{row['arm']} {_number(row['value'])}")
+    for saes, arms in by_set.items():
+        label = "" if saes == DEFAULT else f" of {saes}"
+        yield f"recall over features{label} that fired, mean over pairs: {', '.join(arms)}"
 
 
 def _sae_table(rows: list[Row]) -> tuple[str, Table]:

@@ -14,7 +14,7 @@ from secrets import token_hex
 from typing import Any
 
 from saematch.cli import build, launch, quoted
-from saematch.files import write_json
+from saematch.files import read_json, write_json
 from saematch.interruption import Interrupted, record_killed
 from saematch.results import Results
 from saematch.resuming import finished_as, refuse_other_run, settings_of
@@ -73,11 +73,11 @@ class Sweep:
         """Take over what the folder holds; ``ValueError`` if that is another sweep."""
         path = self.folder / "sweep.json"
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = read_json(path, dict, "choose another --folder")
             theirs = {name: kept[name] for name in self._about()}
             self.begun = kept["begun"]
             points = [job["point"] for job in kept["jobs"]]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); choose another --folder") from error
         for name, ours in self._about().items():
             if theirs[name] != ours:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from jaxtyping import Int64
+from torch import Tensor
 from tqdm import tqdm
 
 from saematch.evals.weights import decoder_norm_change, mse
@@ -18,6 +20,7 @@ from saematch.places import Place, SaeKey
 from saematch.results import Row
 from saematch.sae.folding import is_uniform
 from saematch.shelf import Saes, SaeShelf
+from saematch.tasks.means import CERTIFICATE_METRICS
 
 log = logging.getLogger(__name__)
 
@@ -122,15 +125,33 @@ def _rows_of(
                 **decoder_norm_change(earlier, later, match),
                 "recall": None if known is None else match.agreement(known),
                 "agreement": None if direct is None else match.agreement(direct),
-                "value": proof.value if proof else None,
-                "bound": proof.bound if proof else None,
-                "gap": proof.gap if proof else None,
+                **{
+                    name: None if proof is None else getattr(proof, name)
+                    for name in CERTIFICATE_METRICS
+                },
                 "n_features": match.n_from,
                 "n_matched": len(match.rows),
                 "uniform_threshold": is_uniform(earlier) and is_uniform(later),
             }
         )
     return rows
+
+
+def live_recall(
+    matches: MatchSet,
+    truth: Callable[[Place], Match | None],
+    fired: Callable[[SaeKey], Int64[Tensor, " n_features"]],
+) -> Iterator[float | None]:
+    """Yield the column ``recall_live`` in the order of ``match_rows``: recall of live features.
+
+    A feature is live if it fired on the texts; ``fired`` returns the number of tokens for each
+    feature of an SAE. None where the truth is not known or has no live feature.
+    """
+    for place in matches.places:
+        known = truth(place)
+        live = None if known is None else known.keep(fired(place.earlier)[known.rows] > 0)
+        for of_arm in matches.by_arm.values():
+            yield of_arm[place].agreement(live) if live is not None and len(live.rows) else None
 
 
 def exact_arms(arms: Mapping[str, Arm]) -> dict[str, str]:
