@@ -75,8 +75,7 @@ def tables(path: Path) -> dict:
     return results.tables
 
 
-MATCH = ["logger=none", "figures=[]", "trainer.batch_size=1", "arms=[folded,random]",
-         "bootstrap.n_resamples=20"]  # fmt: skip
+MATCH = ["logger=none", "figures=[]", "trainer.batch_size=1", "arms=[folded,random]"]  # fmt: skip
 JUDGED = [*MATCH, "tasks=[match]", "judging.n_paths=6", "judging.random=4", "judging.identity=3",
           "judging.ceiling=2", "explain=jsonl", "explain.path=labels.jsonl"]  # fmt: skip
 TRAIN = [

@@ -110,7 +110,7 @@ def works(tiny, server, tmp_path_factory):
 
 def settings(kind: str, words: list[str], tiny: Path, server: JudgeServer) -> list[str]:
     """Return what a command is told beside its kind."""
-    own = ["logger=none", "figures=[]", "bootstrap.n_resamples=20", "trainer.batch_size=1"]
+    own = ["logger=none", "figures=[]", "trainer.batch_size=1"]
     if kind == "reproduce":
         return [*own, "trainer.batch_size=2", "dataset.n_texts=4", "layers=[0,1,2]"]
     url = [f"judge.base_url={server.url}"] if kind == "judge" else []
