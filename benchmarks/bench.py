@@ -22,7 +22,7 @@ from plain import skip_layers
 from saematch.data.texts import ZooTexts
 from saematch.data.tokens import TokenBatch, tokenise
 from saematch.evals.activations import decode, encode
-from saematch.evals.bootstrap import Bootstrap
+from saematch.evals.intervals import Intervals
 from saematch.evals.runner import TrainerSpec
 from saematch.evals.splice import MATCHLESS, SplicePlan, evaluate_batch
 from saematch.explain.contexts import TextPass, collect_contexts
@@ -93,7 +93,7 @@ def workload(n_texts: int) -> Workload:
         for cell in cells
     }
     sets = ZooTexts(("prose", "docs", "code"), n_texts, 128).load()
-    batches = [b for s in sets for b in tokenise(s, lm.tokenizer, lm.bos_id, 128).batches(16)]
+    batches = [b for s in sets for b in tokenise(s, lm, 128).batches(16)]
     return Workload(saes, plan, cells, of_cell, lm, batches)
 
 
@@ -139,7 +139,7 @@ def strategies(work: Workload) -> list[dict]:
         tokens = {"all texts": tuple(work.batches)}
         spec = TrainerSpec(accelerator="cpu")
         sums = evaluate_texts(work.plan, work.lm, tokens, spec, Path(folder))
-        return Tables(work.plan, sums, Bootstrap()).strategies(work.cells)["strategies"]
+        return Tables(work.plan, sums, Intervals()).strategies(work.cells)["strategies"]
 
 
 @torch.inference_mode()

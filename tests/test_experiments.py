@@ -27,7 +27,7 @@ JUDGED = {name: name for name in ("judge_layers", "mse_by_label")} | {
 """Judged runs of an experiment."""
 BRING_SAES = {"sparsity", "similar_l0", "llama", "planted"}
 """Experiments that need SAEs of their own; they run on the embedded model."""
-SMALL = ["dataset.n_texts=3", "dataset.max_tokens=16", "logger=none", "bootstrap.n_resamples=20",
+SMALL = ["dataset.n_texts=3", "dataset.max_tokens=16", "logger=none", "intervals.n_replicates=20",
          "trainer.accelerator=cpu", "cache=null"]  # fmt: skip
 DOCS = Path(__file__).parents[1] / "docs/experiments.md"
 TRACKING = DOCS.with_name("tracking.md")

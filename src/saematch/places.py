@@ -11,7 +11,7 @@ NO_ARM = "none"
 """Stands in the arm's place for a strategy that uses no match."""
 
 POOLED = "all"
-"""Name of all data sets together; each keeps its number of texts when they are resampled."""
+"""Name of all data sets together; an interval over them varies the texts of each set apart."""
 
 
 class SaeKey(NamedTuple):

@@ -12,7 +12,7 @@ from conftest import N_LAYERS, TEXTS
 from saematch.data.texts import TextSet
 from saematch.data.tokens import TokenBatch, tokenise
 from saematch.evals import splice
-from saematch.evals.bootstrap import Bootstrap
+from saematch.evals.intervals import Intervals
 from saematch.evals.runner import TrainerSpec, run_batches
 from saematch.evals.sums import TextSums
 from saematch.evals.weights import feature_mse
@@ -66,7 +66,7 @@ def planned(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def batches(lm):
-    batches = tokenise(TextSet("t", tuple(TEXTS)), lm.tokenizer, lm.bos_id, 10).batches(2)
+    batches = tokenise(TextSet("t", tuple(TEXTS)), lm, 10).batches(2)
     assert len({batch.ids.shape for batch in batches}) > 1, "texts of several lengths"
     return batches
 
@@ -85,7 +85,7 @@ def sums(planned, lm, batches, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(planned, sums):
-    tables = Tables(planned.plan, {"t": sums}, Bootstrap(n_resamples=10)).strategies(planned.cells)
+    tables = Tables(planned.plan, {"t": sums}, Intervals()).strategies(planned.cells)
     return tables["strategies"]
 
 
@@ -208,8 +208,11 @@ def test_a_set_that_shares_saes_has_the_same_numbers(planned, lm, batches, tmp_p
     matches = MatchSet(places, {"b": dict.fromkeys(places, match)})
     plan, cells = plan_splices(saes, matches, {"b": ARMS["b"]}, STRATEGIES)
     sums = evaluate_texts(plan, lm, {"t": batches}, TrainerSpec(accelerator="cpu"), tmp_path)
-    tables = Tables(plan, sums, Bootstrap(n_resamples=5))
-    for rows in (tables.strategies(cells)["strategies"], tables.activations(matches)):
+    tables = Tables(plan, sums, Intervals())
+    for rows in (
+        tables.strategies(cells)["strategies"],
+        tables.activations(matches)["activations"],
+    ):
         half = len(rows) // 2
         one, other = ([{**r, "saes": ""} for r in part] for part in (rows[:half], rows[half:]))
         assert one == other
@@ -231,22 +234,25 @@ def test_delta_loss_is_against_the_same_tokens_of_the_original(lm, rows):
 
 
 def test_contrasts_switch_one_thing(planned, sums):
-    """Equal matches differ by nothing, whatever texts are drawn."""
-    tables = Tables(planned.plan, {"t": sums}, Bootstrap(n_resamples=20)).strategies(planned.cells)
+    """Equal matches differ by nothing, whatever text is left out."""
+    tables = Tables(planned.plan, {"t": sums}, Intervals()).strategies(planned.cells)
     rows = {(*(r[k] for k in ("layer_from", "arm", "strategy", "against_arm", "against_strategy",
                               "quantile")),): r for r in tables["contrasts"]}  # fmt: skip
-    assert len(tables["contrasts"]) == len(rows) == 2 * (4 + 3)
+    assert len(tables["contrasts"]) == len(rows) == 2 * (4 + 3 + 10 * 3)
     strategies = {(r["layer_from"], r["arm"], r["strategy"], r["quantile"]): r
                   for r in tables["strategies"]}  # fmt: skip
     for (start, arm, strategy, against, other, quantile), row in rows.items():
         expected = (
             strategies[start, arm, strategy, quantile]["delta_loss"]
-            - strategies[start, against, other, quantile]["delta_loss"]
+            - strategies[start, against, other, None if against == "none" else quantile][
+                "delta_loss"
+            ]
         )
         assert row["delta_loss_difference"] == pytest.approx(expected, abs=1e-9)
         if (arm, against, strategy) == ("a", "like_a", "permute"):
             assert row["delta_loss_difference_low"] == row["delta_loss_difference_high"] == 0
-        assert (arm == against) != (strategy == other)
+        assert arm != "none"
+        assert against == "none" or (arm == against) != (strategy == other)
 
 
 def test_co_activation_equals_counting_by_hand(planned, lm, sums):
@@ -259,8 +265,8 @@ def test_co_activation_equals_counting_by_hand(planned, lm, sums):
             hidden[layer].append(x[0, 1:])
     states = {key: torch.cat(hidden[key.layer]) for key in planned.saes}
     active = {key: planned.saes[key].encode(x) > 0 for key, x in states.items()}
-    tables = Tables(planned.plan, {"t": sums}, Bootstrap(n_resamples=10))
-    rows = tables.activations(planned.matches)
+    tables = Tables(planned.plan, {"t": sums}, Intervals())
+    rows = tables.activations(planned.matches)["activations"]
     assert [row["dataset"] for row in rows] == ["t", "all"] * len(PLACES) * len(ARMS)
     for row in rows:
         place = Place("default", row["layer_from"], row["layer_to"])
@@ -285,7 +291,7 @@ def test_co_activation_equals_counting_by_hand(planned, lm, sums):
 
 
 def test_batch_size_does_not_change_the_sums(planned, lm, sums, tmp_path):
-    whole = tokenise(TextSet("t", tuple(TEXTS)), lm.tokenizer, lm.bos_id, 10).batches(5)
+    whole = tokenise(TextSet("t", tuple(TEXTS)), lm, 10).batches(5)
     other = evaluated(planned, lm, whole, tmp_path, batch_size=5)
     for name in names(sums):
         torch.testing.assert_close(other[name], sums[name], rtol=1e-4, atol=1e-3)
@@ -358,7 +364,8 @@ def test_a_model_that_is_spread_over_devices_gives_the_same_sums(
 def test_halves_of_a_batch_are_joined_as_the_whole(planned, lm, batches):
     batch = batches[0]
     whole = planned.plan(lm, batch)
-    halves = (planned.plan(lm, TokenBatch(batch.ids[n], batch.counts[n])) for n in ([0], [1]))
+    parts = (batch.ids, batch.counts, batch.lengths)
+    halves = (planned.plan(lm, TokenBatch(*(part[n] for part in parts))) for n in ([0], [1]))
     joined = planned.plan.join(*halves, 1)
     for name, value in whole.items():
         torch.testing.assert_close(joined[name], value, rtol=1e-4, atol=1e-3)

@@ -13,7 +13,7 @@ from saematch.judge.questions import Question
 from saematch.judge.verdicts import Verdict, read_verdict
 from saematch.results import Results
 
-RUN = ["tasks=[match]", "arms=[folded,random]", "bootstrap.n_resamples=20", "logger=none",
+RUN = ["tasks=[match]", "arms=[folded,random]", "intervals.n_replicates=20", "logger=none",
        "run_id=a", "figures=[]", "layers=[0,1]", "judge=overlap", "judging.swapped=1.0",
        "judging.repeated=0.5"]  # fmt: skip
 

@@ -14,7 +14,7 @@ def command(tiny, tmp_path, monkeypatch, capsys):
     """Run ``saematch reproduce`` on the tiny model in an empty folder."""
     monkeypatch.chdir(tmp_path)
     base = tiny_overrides(tiny)
-    small = ["logger=none", "bootstrap.n_resamples=10", "setting.pair=[1,2]"]
+    small = ["logger=none", "intervals.n_replicates=10", "setting.pair=[1,2]"]
     monkeypatch.setattr(reproduce, "FAMILIES", {"zoo": {"tiny": base, "other": base}})
     monkeypatch.setattr(reproduce, "ONCE", {"zoo": {}})
 

@@ -111,7 +111,7 @@ def ran_on(name, folder):
         "layers=[2,3]",
         "stand_in=activation",
         "setting.max_tokens=20",
-        "bootstrap.n_resamples=20",
+        "intervals.n_replicates=20",
         "logger=none",
         "figures=[mse]",
     ]

@@ -23,7 +23,7 @@ metric: {name: %(metric)s, goal: maximize}
 parameters: %(parameters)s
 command: ["${env}", "${interpreter}", "-m", "saematch", %(settings)s, "${args_no_hyphens}"]
 """
-SMALL = ["arms=[folded,random]", "bootstrap.n_resamples=20", "figures=[]"]
+SMALL = ["arms=[folded,random]", "intervals.n_replicates=20", "figures=[]"]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from sweeping.test_file import agents_command
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 STUDIES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
-SMALL = ["dataset.n_texts=2", "dataset.max_tokens=12", "bootstrap.n_resamples=5", "logger=none",
+SMALL = ["dataset.n_texts=2", "dataset.max_tokens=12", "intervals.n_replicates=5", "logger=none",
          "trainer.accelerator=cpu", "figures=[]"]  # fmt: skip
 JUDGED = ["judging.n_paths=4", "judging.random=2", "judging.identity=2", "judging.ceiling=2"]
 

@@ -8,7 +8,7 @@ import torch
 
 from conftest import N_FEATURES, random_sae
 from judge.judge_server import JudgeServer
-from saematch.evals.bootstrap import Bootstrap
+from saematch.evals.intervals import Intervals
 from saematch.evals.weights import feature_mse
 from saematch.explain.explanations import Explanation
 from saematch.judge.connect import connect
@@ -163,7 +163,7 @@ def test_swapped_pairs_show_position_bias(matches, tmp_path):
     judgements = judged(matches, server, tmp_path, swapped=1.0, repeated=1.0)
     server.close()
     saes = {SaeKey("default", n): random_sae(n, layer=n) for n in LAYERS}
-    rows = judge_tables(judgements, saes, Bootstrap(50))["judge_agreement"]
+    rows = judge_tables(judgements, saes, Intervals())["judge_agreement"]
     by_role = {row["compared"]: row for row in rows}
     assert by_role["swapped"]["agreement"] < 1
     assert by_role["repeated"]["agreement"] == 1
@@ -205,7 +205,7 @@ def test_scores_by_hand(saes):
                   for place, of_place in labels.items()
                   for path, label in enumerate(of_place)]  # fmt: skip
     judgements += [judgement("random", n, "DIFFERENT", arm=NO_ARM) for n in range(4)]
-    tables = judge_tables(judgements, saes, Bootstrap(200))
+    tables = judge_tables(judgements, saes, Intervals())
     rows = {(row["role"], row["layer_from"]): row for row in tables["judge_scores"]}
     first, overall = rows["pair", 0], rows["pair", None]
     assert first["judge_score"] == 2.5
@@ -230,7 +230,7 @@ def test_intervals_are_over_paths_not_over_judgements(saes):
             for place in (Place("default", 0, 1), Place("default", 1, 2))]  # fmt: skip
     widths = []
     for judgements in (few, many):
-        scores = judge_tables(judgements, saes, Bootstrap(500))["judge_scores"]
+        scores = judge_tables(judgements, saes, Intervals())["judge_scores"]
         (row,) = (r for r in scores if r["layer_from"] is None)
         widths.append(row["judge_score_high"] - row["judge_score_low"])
     assert widths[0] == pytest.approx(widths[1])
@@ -240,7 +240,7 @@ def test_contrasts_are_paired(saes):
     one = [judgement("pair", path, "MAYBE" if path % 2 else "SAME") for path in range(20)]
     other = [judgement("pair", path, "DIFFERENT" if path % 2 else "MAYBE", arm="other")
              for path in range(20)]  # fmt: skip
-    (row,) = judge_tables([*one, *other], saes, Bootstrap(100))["judge_contrasts"]
+    (row,) = judge_tables([*one, *other], saes, Intervals())["judge_contrasts"]
     assert [row[f"judge_score_difference{end}"] for end in ("", "_low", "_high")] == (
         pytest.approx([1, 1, 1])
     )
@@ -249,7 +249,7 @@ def test_contrasts_are_paired(saes):
 def test_errors_by_label_are_those_of_the_pairs(saes):
     labels = ["SAME", "SAME", "DIFFERENT", "UNPARSED"]
     judgements = [judgement("pair", n, label, feature=n) for n, label in enumerate(labels)]
-    tables = judge_tables(judgements, saes, Bootstrap(0))
+    tables = judge_tables(judgements, saes, Intervals(n_replicates=0))
     errors = feature_mse(saes[SaeKey("default", 0)], saes[SaeKey("default", 1)],
                          match_of(list(range(N_FEATURES)))).tolist()  # fmt: skip
     assert [row["mse_W_dec"] for row in tables["judgements"]] == pytest.approx(errors[:4])
@@ -264,7 +264,7 @@ def test_errors_by_label_are_those_of_the_pairs(saes):
 def test_scores_are_told_by_explainer_pair(saes):
     same, other = judgement("pair", 0, "SAME"), judgement("pair", 1, "DIFFERENT")
     other = replace(other, later=Explanation("x", "b"))
-    rows = judge_tables([same, other], saes, Bootstrap(0))["judge_explainers"]
+    rows = judge_tables([same, other], saes, Intervals(n_replicates=0))["judge_explainers"]
     assert [(r["explainer_from"], r["explainer_to"], r["judge_score"]) for r in rows] == [
         ("a", "a", 3.0),
         ("a", "b", 1.0),
@@ -272,7 +272,7 @@ def test_scores_are_told_by_explainer_pair(saes):
 
 
 def test_nothing_scored_is_no_number(saes):
-    rows = judge_tables([judgement("pair", 0, "REFUSED")], saes, Bootstrap(10))["judge_scores"]
+    rows = judge_tables([judgement("pair", 0, "REFUSED")], saes, Intervals())["judge_scores"]
     assert all(row["judge_score"] is None for row in rows)
     assert rows[0]["n_refused"] == 1
 

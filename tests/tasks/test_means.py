@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saematch.evals.bootstrap import Bootstrap
+from saematch.evals.intervals import Intervals
 from saematch.places import Place
 from saematch.tasks.means import Means, headline_metrics, mean_rows
 
@@ -15,28 +15,34 @@ def of(rows, **about):
     return row
 
 
-def test_the_interval_of_a_mean_is_that_of_the_resampled_means():
-    means = Means(Bootstrap(n_resamples=4, level=0.5))
+def test_the_interval_of_a_mean_is_that_of_the_mean_of_replicates():
+    replicates = Intervals().replicates([4])
+    means = Means(replicates)
     about = ("folded", "all", None, None, "matching_score")
-    means.add(ONE, *about, torch.tensor([0.2, 0.0, 0.2, 0.4, 0.6], dtype=torch.float64))
-    means.add(TWO, *about, torch.tensor([0.4, 0.6, 0.4, 0.2, 0.0], dtype=torch.float64))
+    one = torch.tensor([0.2, 0.0, 0.2, 0.2, 0.4], dtype=torch.float64)
+    two = torch.tensor([0.4, 0.6, 0.4, 0.4, 0.4], dtype=torch.float64)
+    means.add(ONE, *about, one)
+    means.add(TWO, *about, two)
     (row,) = means.rows()
     assert row["value"] == pytest.approx(0.3)
-    # both rise and fall against each other: every resampled mean is .3, so the interval is a point
-    assert (row["low"], row["high"]) == pytest.approx((0.3, 0.3))
     assert row["n_places"] == 2
+    half = (3 / 4 * torch.tensor([0, 0, 0, 0.1]).double().var(correction=0) * 4).sqrt().item()
+    expected = [0.3 - 3.182446 * half, 0.3 + 3.182446 * half]  # Student's t, 3 degrees of freedom
+    assert [row["low"], row["high"]] == pytest.approx(expected, rel=1e-5)
 
 
 def test_over_all_data_sets_stands_the_mean_of_theirs():
-    means = Means(Bootstrap(n_resamples=2, level=1 - 1e-12))
-    for dataset, values in (("prose", [0.5, 0.4, 0.6]), ("code", [0.1, 0.2, 0.2])):
+    means = Means(Intervals().replicates([2, 2]))
+    # replicates 1 and 2 leave out a text of prose, 3 and 4 a text of code
+    for dataset, values in (("prose", [0.5, 0.4, 0.6, 0.5, 0.5]), ("code", [0.1] * 5)):
         about = (ONE, "folded", dataset, "permute", 0.5, "explained_variance")
         means.add(*about, torch.tensor(values, dtype=torch.float64))
     rows = means.rows()
     assert len(rows) == 3
     row = of(rows, dataset="all")
     assert (row["strategy"], row["quantile"], row["n_places"]) == ("permute", 0.5, 1)
-    assert [row["value"], row["low"], row["high"]] == pytest.approx([0.3, 0.3, 0.4])
+    half = 12.706205 * 0.05  # one degree of freedom; standard error .1 in prose, halved by the mean
+    assert [row["value"], row["low"], row["high"]] == pytest.approx([0.3, 0.3 - half, 0.3 + half])
 
 
 def match(place, arm, **metrics):

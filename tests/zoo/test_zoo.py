@@ -9,7 +9,7 @@ import torch
 import saematch
 from saematch.data.texts import ZooTexts
 from saematch.data.tokens import tokenise
-from saematch.evals.bootstrap import Bootstrap
+from saematch.evals.intervals import Intervals
 from saematch.evals.runner import TrainerSpec
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
@@ -93,11 +93,11 @@ def test_the_match_beats_chance_on_every_kind_of_text(tmp_path):
     matches = match_places(saes, (place,), arms, store, tmp_path / "matches")
     lm = LmSource("zoo", "saematch-zoo").load()
     sets = ZooTexts(("prose", "docs", "code"), n_texts=8, max_tokens=64).load()
-    tokens = {texts.name: tokenise(texts, lm.tokenizer, lm.bos_id, 64).batches(8) for texts in sets}
+    tokens = {texts.name: tokenise(texts, lm, 64).batches(8) for texts in sets}
     plan, cells = plan_splices(saes, matches, arms, ["drop"])
     cpu = TrainerSpec(accelerator="cpu")
     sums = evaluate_texts(plan, lm, tokens, cpu, tmp_path / "evaluation")
-    tables = Tables(plan, sums, Bootstrap(n_resamples=100)).strategies(cells)
+    tables = Tables(plan, sums, Intervals()).strategies(cells)
     rows = {(row["dataset"], row["arm"]): row for row in tables["strategies"]}
     for kind in ("prose", "docs", "code"):
         folded, chance = rows[kind, "folded"], rows[kind, "random"]

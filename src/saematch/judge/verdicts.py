@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from saematch.evals.bootstrap import Values, Weights
+from saematch.evals.intervals import Values, Weights
+from saematch.files import parse_json
 from saematch.judge.questions import Reply
 
 SCORES = {"DIFFERENT": 1, "MAYBE": 2, "SAME": 3}
@@ -85,7 +86,7 @@ def _json_object(text: str) -> dict[str, object] | None:
     starts = [match.start() for match in re.finditer(r"\{", text)] if text.endswith("}") else []
     for start in starts:
         try:
-            return json.loads(text[start:])
+            return parse_json(text[start:])
         except json.JSONDecodeError:
             continue
     return None
@@ -94,7 +95,7 @@ def _json_object(text: str) -> dict[str, object] | None:
 def kappa(weights: Weights, one: torch.Tensor, other: torch.Tensor) -> Values:
     """Return Cohen's kappa of two lists of scores 1 to 3 of the same things.
 
-    ``weights`` as in ``evals.bootstrap``, one column for each thing. NaN where chance alone agrees
+    ``weights`` as in ``evals.intervals``, one column for each thing. NaN where chance alone agrees
     wholly, as when both give one label throughout.
     """
     grades = torch.tensor(sorted(SCORES.values()))

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from saematch.files import replacing
+from saematch.files import parse_json, replacing
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class Match:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                header = json.loads(metadata["match"])
+                header = parse_json(metadata["match"])
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
         except (SafetensorError, KeyError) as error:
             raise ValueError(
@@ -224,7 +224,7 @@ class Match:
         if "bound" in header:
             known = [field.name for field in fields(Certificate) if field.name in header]
             certificate = Certificate(**{name: header[name] for name in known})
-        about = json.loads(metadata["about"])
+        about = parse_json(metadata["about"])
         return cls(**tensors, n_from=header["n_from"], n_to=header["n_to"],
                    certificate=certificate), about  # fmt: skip
 

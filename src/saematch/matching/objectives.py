@@ -11,6 +11,7 @@ from torch import Tensor
 
 from saematch.matching.centring import common_centre, lengths, typical_length
 from saematch.sae.params import SaeOrigin, SaeParams
+from saematch.specs import spec
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Factors:
     """Vectors of the later layer's features."""
     pair: str = ""
     """Names of both SAEs, from which ``Random`` draws; other assignments do not use it."""
+    norm_columns: int = 0
+    """Number of last columns that hold norms of features and no coordinates (``by_distance``)."""
 
     def __post_init__(self) -> None:
         if self.X_A.shape[1] != self.X_B.shape[1]:
@@ -38,7 +41,7 @@ class Factors:
                 raise ValueError(f"vectors of the {name} layer hold NaN or infinite values")
 
 
-@dataclass(frozen=True)
+@spec("matching")
 class Parts:
     """The paper's objective (eq. 3): the squared error of the chosen parts of two features.
 
@@ -100,7 +103,7 @@ def by_distance(factors: Factors) -> Factors:
 
     X_A = extended(a, half_square(of_a), torch.full_like(of_a, t))
     X_B = extended(b, torch.full_like(of_b, t), half_square(of_b))
-    return Factors(X_A, X_B, factors.pair)
+    return Factors(X_A, X_B, factors.pair, norm_columns=2)
 
 
 def _name(origin: SaeOrigin) -> str:

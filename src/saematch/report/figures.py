@@ -39,8 +39,7 @@ log = logging.getLogger(__name__)
 def draw_figures(tables: Tables, names: Sequence[str] | None, folder: Path) -> dict[str, Path]:
     """Draw the named figures, or all that the tables allow; return the PNG files by name.
 
-    A named figure that the tables do not allow, as one by layer of a single pair, is left out with
-    a warning.
+    If a named figure cannot be drawn, or if none can, a warning says what is missing.
     """
     drawn = {}
     possible = FIGURES if "matches" in tables else OF_TRAINING
@@ -49,7 +48,10 @@ def draw_figures(tables: Tables, names: Sequence[str] | None, folder: Path) -> d
         if figure is not None:
             drawn[name] = save(figure, folder / f"{name}.png")
         elif names is not None:
-            log.warning("the figure %s is left out: this run's tables do not allow it", name)
+            log.warning("figure %s was not drawn: it needs %s", name, NEEDS[name])
+    if names is None and not drawn:
+        needs = "; ".join(f"{name} needs {NEEDS[name]}" for name in possible)
+        log.warning("no figure was drawn: %s", needs)
     return drawn
 
 
@@ -161,9 +163,9 @@ def _strategies(tables: Tables, metric: str) -> Figure | None:
 
 
 def _by_layer(rows: Sequence[Row]) -> bool:
-    """Whether there are several places, each from another layer."""
+    """Whether there are rows, and each pair of layers starts at another layer."""
     places = unique(rows, "layer_from", "layer_to")
-    return 1 < len(places) == len({start for start, _ in places})
+    return 0 < len(places) == len({start for start, _ in places})
 
 
 FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
@@ -191,3 +193,28 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
 
 OF_TRAINING: dict[str, Callable[[Tables], Figure | None]] = {"training": training_curves}
 """Figures of a run that trains SAEs."""
+
+_BY_LAYER = "pairs of layers that each start at another layer, in one set of SAEs"
+NEEDS = {
+    "norms": "at least two layers and a run that reads texts",
+    "mse": _BY_LAYER,
+    "matching": _BY_LAYER,
+    "explained_variance": f"the task evaluate, and {_BY_LAYER}",
+    "delta_loss": f"the task evaluate, and {_BY_LAYER}",
+    "feature_mse": "the task features",
+    "persistence": "layers that are matched with several later ones (starts)",
+    "sparsity": "the task evaluate, one pair of layers and several sets of SAEs",
+    "similar_l0": "the task evaluate and two sets of SAEs (selection=similar_l0)",
+    "quantiles": "the task evaluate and an arm with quantiles",
+    "quantiles_loss": "the task evaluate and an arm with quantiles",
+    "folding": "the task evaluate and the arms folded and unfolded, each with two decodings",
+    "paths": "the task paths",
+    "planted": "the task planted",
+    "judge_layers": "a judge, and pairs of layers that each start at another layer",
+    "judge_controls": "a judge that gave at least one label",
+    "mse_by_label": "a judge that gave at least one label, and at most 8 pairs of layers",
+    "explained_pairs": "the task features and explanations",
+    "explained_paths": "the task paths and explanations",
+    "training": "the task train_saes",
+}
+"""What each figure is drawn from, for the message that says why it is missing."""

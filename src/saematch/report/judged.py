@@ -45,7 +45,7 @@ def judge_layers(tables: Tables) -> Figure | None:
         r for r in where(tables.get("judge_scores", []), role="pair", saes=DEFAULT) if _placed(r)
     ]
     places = unique(rows, "layer_from", "layer_to")
-    if len(places) < 2 or len(places) > len({start for start, _ in places}):
+    if not places or len(places) > len({start for start, _ in places}):
         return None
     arms = arms_of(rows)
     figure, axes = panels(len(arms) + 1, 3.6)

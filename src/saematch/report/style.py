@@ -54,7 +54,11 @@ def panels(columns: int, height: float = 3.2, rows: int = 1) -> tuple[Figure, li
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure as PNG and SVG, the same bytes for the same figure; return the PNG."""
     import matplotlib.pyplot as plt
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        if text.get_text():  # names from outside; ticks have no text before they are drawn
+            text.set_parse_math(False)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the layout is found once, not for each format
     for suffix, options in ((".png", {"dpi": 130}), (".svg", {"metadata": {"Date": None}})):
@@ -67,20 +71,38 @@ def save(figure: Figure, path: Path) -> Path:
 def line(
     axis: Axes, at: Sequence[int | float], rows: Sequence[Row], metric: str, **style: object
 ) -> None:
-    """Draw a metric, and its interval as a band if the rows have one."""
+    """Draw a metric, and its interval as a band if the rows have one.
+
+    A single row is a point with an error bar.
+    """
+    if len(rows) == 1:
+        return _point(axis, at[0], rows[0], metric, style)
     drawn = axis.plot(at, [row[metric] for row in rows], **{**SIZE, **style})  # type: ignore[arg-type]
     low, high = ([row.get(f"{metric}_{end}") for row in rows] for end in ("low", "high"))
     if low and None not in low + high:
         axis.fill_between(at, low, high, color=drawn[0].get_color(), alpha=0.18, linewidth=0)  # type: ignore[arg-type]
 
 
+def _point(axis: Axes, at: int | float, row: Row, metric: str, style: Mapping[str, object]) -> None:
+    drawn = axis.plot([at], [row[metric]], **{**SIZE, **style, "linestyle": "none"})  # type: ignore[arg-type]
+    low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
+    if low is not None and high is not None:
+        axis.vlines(at, float(low), float(high), color=drawn[0].get_color(), linewidth=1.4)
+
+
 def by_place(axis: Axes, rows: Sequence[Row], metric: str, **style: object) -> None:
-    """Draw a metric against the layer pair."""
-    at = range(len(rows))
-    line(axis, at, rows, metric, **style)
+    """Draw a metric against the layer pair; with one pair, points from left to right."""
+    if len(rows) == 1:
+        shift = 0.1 * len(axis.lines)
+        line(axis, [shift], rows, metric, **style)
+        ticks: Sequence[float] = [shift / 2]
+        axis.set_xlim(-0.2, shift + 0.2)
+    else:
+        ticks = range(len(rows))
+        line(axis, ticks, rows, metric, **style)
     step = 1 + len(rows) // 12
     labels = [f"{row['layer_from']}→{row['layer_to']}" for row in rows]
-    axis.set_xticks(list(at)[::step], labels[::step])
+    axis.set_xticks(list(ticks)[::step], labels[::step])
     axis.set_xlabel("layers")
 
 
@@ -166,6 +188,7 @@ METRIC_LABELS = {
     "matching_score": "matching score",
     "jaccard": "Jaccard index",
     "recall": "recall of the hidden permutation",
+    "recall_live": "recall over features that fired",
     "agreement": "pairs shared with the match at once",
     "value": "value of the match",
     "judge_score": "judge score",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -49,6 +50,8 @@ def print_results(results: Results, folder: Path) -> None:
     for title, table in _tables(results):
         console.print(f"\n[bold]{title}[/]", soft_wrap=True, highlight=False)
         console.print(table)
+    for line in _live_recall(results.tables.get("means", [])):
+        console.print(line, highlight=False, soft_wrap=True)
     for line in _proven(results.tables):
         console.print(line, highlight=False, soft_wrap=True)
     if "hidden_states" in results.provenance:
@@ -109,6 +112,17 @@ def _match_table(rows: list[Row]) -> tuple[str, Table]:
         cells = [_number(at[arm].get(metric)) for metric in shown for arm in arms]
         table.add_row(_label(place), *cells)
     return "Matches: " + ", ".join(TITLES[m] for m in shown), table
+
+
+def _live_recall(rows: list[Row]) -> Iterator[str]:
+    """Yield a line on the recall over features that fired, where recall is known."""
+    by_set: dict[object, list[str]] = defaultdict(list)
+    for row in rows:
+        if row["metric"] == "recall_live":
+            by_set[row["saes"]].append(f"{row['arm']} {_number(row['value'])}")
+    for saes, arms in by_set.items():
+        label = "" if saes == DEFAULT else f" of {saes}"
+        yield f"recall over features{label} that fired, mean over pairs: {', '.join(arms)}"
 
 
 def _sae_table(rows: list[Row]) -> tuple[str, Table]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from jaxtyping import Int64
+from torch import Tensor
 from tqdm import tqdm
 
 from saematch.evals.weights import decoder_norm_change, mse
@@ -133,6 +135,23 @@ def _rows_of(
             }
         )
     return rows
+
+
+def live_recall(
+    matches: MatchSet,
+    truth: Callable[[Place], Match | None],
+    fired: Callable[[SaeKey], Int64[Tensor, " n_features"]],
+) -> Iterator[float | None]:
+    """Yield the column ``recall_live`` in the order of ``match_rows``: recall of live features.
+
+    A feature is live if it fired on the texts; ``fired`` returns the number of tokens for each
+    feature of an SAE. None where the truth is not known or has no live feature.
+    """
+    for place in matches.places:
+        known = truth(place)
+        live = None if known is None else known.keep(fired(place.earlier)[known.rows] > 0)
+        for of_arm in matches.by_arm.values():
+            yield of_arm[place].agreement(live) if live is not None and len(live.rows) else None
 
 
 def exact_arms(arms: Mapping[str, Arm]) -> dict[str, str]:

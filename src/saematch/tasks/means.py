@@ -9,12 +9,18 @@ from statistics import fmean
 
 import torch
 
-from saematch.evals.bootstrap import Bootstrap, Values
+from saematch.evals.intervals import Replicates, Values
 from saematch.places import DEFAULT, NO_ARM, POOLED, Place
 from saematch.results import Row
 
 SPLICE_METRICS = ("explained_variance", "delta_loss")
-SCORE_METRICS = ("matching_score", "matching_score_live", "matching_score_macro", "jaccard")
+SCORE_METRICS = (
+    "matching_score",
+    "matching_score_live",
+    "matching_score_matched",
+    "matching_score_macro",
+    "jaccard",
+)
 CERTIFICATE_METRICS = ("value", "bound", "chance", "gap", "gap_over_chance", "n_90", "certain")
 """Attributes of ``Certificate``."""
 WEIGHT_METRICS = (
@@ -22,19 +28,20 @@ WEIGHT_METRICS = (
     "mse_b_enc",
     "mse_W_dec",
     "recall",
+    "recall_live",
     "agreement",
     "decoder_norm_change",
     *CERTIFICATE_METRICS,
 )
-"""Metrics of weights alone, which have no interval."""
+"""Metrics of matches without an interval; all but ``recall_live`` need weights alone."""
 JUDGE_METRICS = ("judge_score", "same_share")
 
 
 @dataclass
 class Means:
-    """Metrics of each place with their resamples, for the intervals of means over places."""
+    """Metrics of each place with their replicates, for the intervals of means over places."""
 
-    bootstrap: Bootstrap
+    replicates: Replicates
     _values: dict[tuple, list[Values]] = field(default_factory=lambda: defaultdict(list))
 
     def add(
@@ -47,7 +54,7 @@ class Means:
         metric: str,
         values: Values,
     ) -> None:
-        """Take a metric of one place: its value, then its resamples."""
+        """Take a metric of one place: its value, then its replicates."""
         self._values[place.saes, arm, dataset, strategy, quantile, metric].append(values)
 
     def rows(self) -> list[Row]:
@@ -68,8 +75,8 @@ class Means:
             places[over_all] = places[each[0]]
         rows = []
         for about, values in means.items():
-            value, low, high = self.bootstrap.row("value", values).values()
-            rows.append(_row(*about, value, low, high, places[about]))
+            interval = self.replicates.interval(about[-1], values)
+            rows.append(_row(*about, *interval, places[about]))
         return rows
 
 

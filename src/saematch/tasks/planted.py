@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from saematch.evals.activations import SparseFeatures, carry, decode
-from saematch.evals.bootstrap import explained_variance
+from saematch.evals.metrics import explained_variance
 from saematch.matching.arm import DECODINGS, Arm
 from saematch.places import Place
 from saematch.results import Row

@@ -6,10 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
+from typing import NamedTuple
 
 import torch
 
-from saematch.evals.bootstrap import Bootstrap, Values
+from saematch.evals.intervals import Intervals, Values
 from saematch.evals.weights import feature_mse
 from saematch.judge.verdicts import LABELS, SCORES, kappa
 from saematch.matching.match import Match
@@ -24,34 +25,39 @@ ROLES = ("pair", *CONTROLS)
 
 
 def judge_tables(
-    judgements: Sequence[Judgement], saes: Saes, bootstrap: Bootstrap
+    judgements: Sequence[Judgement], saes: Saes, intervals: Intervals
 ) -> dict[str, list[Row]]:
     """Return the tables of a judged run."""
     errors = _errors(judgements, saes)
-    scores = _Scores(judgements, bootstrap)
+    scores = _Scores(judgements, intervals)
     return {
         "judgements": [j.row() | {"mse_W_dec": errors[_pair(j.item)]} for j in judgements],
         "judge_scores": scores.by_place(),
         "judge_contrasts": scores.contrasts(),
-        "judge_agreement": _agreement(judgements, bootstrap),
+        "judge_agreement": _agreement(judgements, intervals),
         "judge_explainers": scores.by_explainers(),
         "mse_by_label": _mse_by_label(judgements, errors),
     }
 
 
-class _Scores:
-    """Mean scores; the unit of every resample is a path, so all its steps come or go together."""
+class _Mean(NamedTuple):
+    """A mean score and the number of judgements behind it, each with its replicates."""
 
-    def __init__(self, judgements: Sequence[Judgement], bootstrap: Bootstrap) -> None:
-        self.bootstrap = bootstrap
+    values: Values
+    counts: Values
+
+
+class _Scores:
+    """Mean scores; a replicate leaves out a path with all its steps."""
+
+    def __init__(self, judgements: Sequence[Judgement], intervals: Intervals) -> None:
         self.judgements = [j for j in judgements if j.item.role in ROLES]
         groups: dict[tuple, dict[int, int]] = defaultdict(dict)
         for judgement in self.judgements:
             paths = groups[_group(judgement.item)]
             paths.setdefault(judgement.item.path, len(paths))
-        sizes = [len(paths) for paths in groups.values()]
-        drawn = bootstrap.weights(sizes)
-        self.weights = torch.cat(drawn, dim=1) if drawn else torch.zeros(1, 0)
+        self.replicates = intervals.replicates([len(paths) for paths in groups.values()])
+        self.weights = self.replicates.pooled()
         self.columns: dict[tuple, int] = {}
         for group, paths in groups.items():
             first = len(self.columns)
@@ -78,7 +84,9 @@ class _Scores:
             for one, other in combinations(there, 2):
                 mine, theirs = (self._mean(of_cell[place, arm]) for arm in (one, other))
                 row: Row = {**place._asdict(), "arm": one, "against_arm": other}
-                rows.append(row | self.bootstrap.row("judge_score_difference", mine - theirs))
+                difference, whole = mine.values - theirs.values, mine.counts + theirs.counts
+                row |= self.replicates.row("judge_score_difference", difference, whole)
+                rows.append(row)
         return rows
 
     def by_explainers(self) -> list[Row]:
@@ -106,10 +114,10 @@ class _Scores:
         labels = Counter(judgement.verdict.label for judgement in judgements)
         row: Row = {"n_judgements": len(judgements)}
         row |= {f"n_{label.lower()}": labels[label] for label in LABELS}
-        row |= self.bootstrap.row("judge_score", self._mean(judgements))
-        return row | self.bootstrap.row("same_share", self._mean(judgements, lambda s: s == 3))
+        row |= self.replicates.row("judge_score", *self._mean(judgements))
+        return row | self.replicates.row("same_share", *self._mean(judgements, lambda s: s == 3))
 
-    def _mean(self, judgements: Sequence[Judgement], of: Callable[[int], float] = float) -> Values:
+    def _mean(self, judgements: Sequence[Judgement], of: Callable[[int], float] = float) -> _Mean:
         """Return the mean over judgements that have a score; NaN if none has."""
         sums = torch.zeros(self.weights.shape[1], dtype=torch.float64)
         counts = torch.zeros_like(sums)
@@ -119,20 +127,21 @@ class _Scores:
                 column = self.columns[_group(judgement.item), judgement.item.path]
                 sums[column] += of(score)
                 counts[column] += 1
-        return (self.weights @ sums) / (self.weights @ counts)
+        counted = self.weights @ counts
+        return _Mean((self.weights @ sums) / counted, counted)
 
 
 def _group(item: Item) -> tuple:
-    """Return what is resampled together: paths of one first layer, controls of one place."""
+    """Return the set that an item belongs to: paths of one first layer, controls of one place."""
     place = item.place._replace(layer_from=0, layer_to=0) if item.role == "pair" else item.place
     return item.role, place, item.start
 
 
-def _agreement(judgements: Sequence[Judgement], bootstrap: Bootstrap) -> list[Row]:
+def _agreement(judgements: Sequence[Judgement], intervals: Intervals) -> list[Row]:
     """Return the rows of ``judge_agreement``: the same pairs judged once more.
 
     ``score_difference`` is the second score less the first; for swapped pairs it is the position
-    bias. Pairs without a score in either are counted and left out. What is resampled is paths.
+    bias. Pairs without a score in either are counted and left out. Replicates leave out paths.
     """
     scores = {j.item: j.verdict.score for j in judgements}
     rows: list[Row] = []
@@ -148,8 +157,8 @@ def _agreement(judgements: Sequence[Judgement], bootstrap: Bootstrap) -> list[Ro
             one, other = torch.tensor(list(scored.values())).T
             paths = [(item.place.saes, item.start, item.path) for item in scored]
             column = {path: n for n, path in enumerate(dict.fromkeys(paths))}
-            drawn = bootstrap.weights([len(column)])[0]
-            weights = drawn[:, [column[path] for path in paths]]
+            replicates = intervals.replicates([len(column)])
+            weights = replicates.weights[0][:, [column[path] for path in paths]]
             n = weights.sum(dim=1)
             measured = (
                 weights @ (one == other).double() / n,
@@ -157,7 +166,7 @@ def _agreement(judgements: Sequence[Judgement], bootstrap: Bootstrap) -> list[Ro
                 weights @ (other - one).double() / n,
             )
             for metric, values in zip(_AGREEMENT, measured, strict=True):
-                row |= bootstrap.row(metric, values)
+                row |= replicates.row(metric, values)
         rows.append(row)
     return rows
 

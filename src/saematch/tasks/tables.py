@@ -2,49 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
-from saematch.evals.bootstrap import (
-    Bootstrap,
-    CoActivation,
-    Values,
-    Weights,
-    co_activation,
-    explained_variance,
-    mean,
-    share,
-)
+from saematch.evals.intervals import FEW_TEXTS, Intervals, Values, Weights
+from saematch.evals.metrics import CoActivation, co_activation, explained_variance, mean, share
 from saematch.evals.splice import SplicePlan, both_name
 from saematch.evals.sums import TextSums
 from saematch.matching.match import Match
-from saematch.places import NO_ARM, POOLED, Place, SaeKey
+from saematch.places import POOLED, Place, SaeKey
 from saematch.results import Row
+from saematch.tasks.contrasts import arm_contrasts, strategy_contrasts
 from saematch.tasks.evaluate import Cell, partner_counts
 from saematch.tasks.match import MatchSet
 from saematch.tasks.means import SCORE_METRICS, SPLICE_METRICS, Means
 
+log = logging.getLogger(__name__)
+
+COUNTS = ("n_live", "n_dead", "n_unmatched", "n_dead_partners", "n_both_live")
+"""Numbers of earlier features in the table ``activations``."""
+
+
+class _Counts(NamedTuple):
+    """Numbers of tokens by text and earlier feature, as ``co_activation`` takes them."""
+
+    both: torch.Tensor
+    fired_from: torch.Tensor
+    fired_partner: torch.Tensor
+
 
 class Tables:
-    """Turns the sums of a run into rows; all metrics of a run share one bootstrap."""
+    """Turns the sums of a run into rows; all metrics of a run share their replicates."""
 
     def __init__(
-        self, plan: SplicePlan, by_set: Mapping[str, TextSums], bootstrap: Bootstrap
+        self, plan: SplicePlan, by_set: Mapping[str, TextSums], intervals: Intervals
     ) -> None:
         self.plan = plan
         self.by_set = dict(by_set)
-        self.bootstrap = bootstrap
-        drawn = bootstrap.weights([len(sums["n_tokens"]) for sums in by_set.values()])
-        self.weights: dict[str, Weights] = dict(zip(by_set, drawn, strict=True))
-        self.means = Means(bootstrap)
+        sizes = {name: len(sums["n_tokens"]) for name, sums in by_set.items()}
+        self.replicates = intervals.replicates(list(sizes.values()))
+        self.weights: dict[str, Weights] = dict(zip(sizes, self.replicates.weights, strict=True))
+        self.means = Means(self.replicates)
+        small = [f"{name} has {n}" for name, n in sizes.items() if n < FEW_TEXTS]
+        if small and intervals.n_replicates:
+            log.warning(
+                "intervals from fewer than %d texts are often too narrow: %s; use more texts",
+                FEW_TEXTS,
+                ", ".join(small),
+            )
 
     def strategies(self, cells: Sequence[Cell]) -> dict[str, list[Row]]:
         """Return the tables ``strategies`` and ``contrasts``.
 
         ``strategies`` has one row for each place, data set, arm, strategy and quantile.
-        ``contrasts`` has the differences of one setting at a time: an arm to each later one under
-        the same strategy, and the two strategies of an arm.
+        ``contrasts`` has the differences between an arm and each later one under the same strategy,
+        between the two strategies of an arm, and between an arm and each strategy without a match.
         """
         rows: list[Row] = []
         contrasts: list[Row] = []
@@ -57,7 +72,7 @@ class Tables:
                     what = (cell.arm, dataset, cell.splice.strategy, cell.splice.quantile)
                     for metric in SPLICE_METRICS:
                         self.means.add(place, *what, metric, metrics[metric])
-                contrasts += self._contrasts(of_place, measured, dataset)
+                contrasts += strategy_contrasts(of_place, measured, dataset, self.replicates)
         return {"strategies": rows, "contrasts": contrasts}
 
     def _cell(self, cell: Cell, dataset: str) -> dict[str, Values]:
@@ -87,86 +102,64 @@ class Tables:
             "quantile": cell.splice.quantile,
         }
         for metric, values in measured.items():
-            row |= self.bootstrap.row(metric, values)
+            row |= self.replicates.row(metric, values)
         return row | {
             "loss_original": sums["loss_original"].sum().item() / n_targets,
             "n_texts": len(sums["n_tokens"]),
             "n_tokens": int(sums["n_tokens"].sum()),
+            "n_special": int(sums["n_special"].sum()),
             "n_targets": n_targets,
         }
 
-    def _contrasts(
-        self, cells: Sequence[Cell], measured: Sequence[Mapping[str, Values]], dataset: str
-    ) -> Iterator[Row]:
-        at = [n for n, cell in enumerate(cells) if cell.arm != NO_ARM]
-        for i in at:
-            for j in (j for j in at if j > i):
-                one, two = cells[i], cells[j]
-                same = [
-                    one.arm == two.arm,
-                    one.splice.strategy == two.splice.strategy,
-                    one.splice.quantile == two.splice.quantile,
-                ]
-                if sum(same) != 2 or not same[2]:
-                    continue
-                row: Row = {**one.splice.place._asdict(), "dataset": dataset}
-                row |= {"arm": one.arm, "strategy": one.splice.strategy}
-                row |= {"against_arm": two.arm, "against_strategy": two.splice.strategy}
-                row |= {"quantile": one.splice.quantile}
-                for metric in SPLICE_METRICS:
-                    difference = measured[i][metric] - measured[j][metric]
-                    row |= self.bootstrap.row(f"{metric}_difference", difference)
-                yield row
+    def activations(self, matches: MatchSet) -> dict[str, list[Row]]:
+        """Return the tables ``activations`` and ``activation_contrasts``: what fires together.
 
-    def activations(self, matches: MatchSet) -> list[Row]:
-        """Return the rows of ``activations``: co-activation by place, arm and data set.
-
-        The last data set of each is ``all`` of them together.
+        ``activations`` has one row for each place, arm and data set, ``activation_contrasts`` one
+        for each two arms. The last data set of each is ``all`` of them together.
         """
         rows: list[Row] = []
+        contrasts: list[Row] = []
         for place in matches.places:
-            scored: dict[str, dict[str, CoActivation]] = {}
-            for arm, of_arm in matches.hashes.items():
-                found = of_arm[place]
-                if found not in scored:  # arms may have found the same match
-                    scored[found] = self._scores(place, matches.by_arm[arm][place], found)
-                for dataset, scores in scored[found].items():
-                    about: Row = {**place._asdict(), "arm": arm, "dataset": dataset}
-                    rows.append(about | self._score_row(scores))
+            by_match: dict[str, dict[str, CoActivation]] = {}
+            for arm, hashes in matches.hashes.items():
+                if hashes[place] not in by_match:  # arms may have found the same match
+                    by_match[hashes[place]] = self._scores(place, matches.by_arm[arm][place])
+            by_arm = {arm: by_match[of_arm[place]] for arm, of_arm in matches.hashes.items()}
+            for arm, scores in by_arm.items():
+                for dataset, score in scores.items():
+                    row: Row = {**place._asdict(), "arm": arm, "dataset": dataset}
+                    rows.append(row | self._score_row(score))
                     for metric in SCORE_METRICS:
-                        values = getattr(scores, metric)
+                        values = getattr(score, metric)
                         self.means.add(place, arm, dataset, None, None, metric, values)
-        return rows
+            contrasts += arm_contrasts(place, by_arm, self.replicates)
+        return {"activations": rows, "activation_contrasts": contrasts}
 
-    def _scores(self, place: Place, match: Match, found: str) -> dict[str, CoActivation]:
-        counts = [self._counts(sums, place, match, found) for sums in self.by_set.values()]
+    def _scores(self, place: Place, match: Match) -> dict[str, CoActivation]:
+        counts = {name: self._counts(sums, place, match) for name, sums in self.by_set.items()}
+        partnered = match.partners() >= 0
         scores = {
-            dataset: co_activation(self.weights[dataset], *of_set)
-            for dataset, of_set in zip(self.by_set, counts, strict=True)
+            dataset: co_activation(self.weights[dataset], *of_set, partnered)
+            for dataset, of_set in counts.items()
         }
-        pooled = [torch.cat(parts) for parts in zip(*counts, strict=True)]
-        scores[POOLED] = co_activation(self._pooled(), *pooled)
+        pooled = map(torch.cat, zip(*counts.values(), strict=True))
+        scores[POOLED] = co_activation(self.replicates.pooled(), *pooled, partnered)
         return scores
 
-    def _counts(
-        self, sums: TextSums, place: Place, match: Match, found: str
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return counts by text and earlier feature: both, the feature, its partner."""
+    def _counts(self, sums: TextSums, place: Place, match: Match) -> _Counts:
         earlier, later = (self._fired(key) for key in (place.earlier, place.later))
-        both = sums[both_name(self.plan.pairing(place, found))]
-        return both, sums[earlier], partner_counts(match, sums[later])
+        both = sums[both_name(self.plan.pairing(place, match.hash))]
+        return _Counts(both, sums[earlier], partner_counts(match, sums[later]))
 
     def _score_row(self, score: CoActivation) -> Row:
         row: Row = {}
         for metric in SCORE_METRICS:
-            row |= self.bootstrap.row(metric, getattr(score, metric))
-        for count in ("n_live", "n_dead", "n_dead_partners"):
-            row[count] = getattr(score, count)
-        return row
+            row |= self.replicates.row(metric, getattr(score, metric))
+        return row | {count: getattr(score, count) for count in COUNTS}
 
     def layers(self, keys: Sequence[SaeKey]) -> list[Row]:
         """Return columns of ``layers``: each SAE as it was measured here, over all data sets."""
-        weights = self._pooled()
+        weights = self.replicates.pooled()
         n_tokens = self._all("n_tokens")
         rows: list[Row] = []
         for key in keys:
@@ -174,14 +167,15 @@ class Tables:
             norm = mean(weights, self._all(f"x_norm|{key.layer}"), n_tokens)
             rows.append(
                 {
-                    **self.bootstrap.row(
+                    **self.replicates.row(
                         "mean_l0", mean(weights, fired.sum(dim=1).double(), n_tokens)
                     ),
-                    **self.bootstrap.row("mean_norm", norm),
+                    **self.replicates.row("mean_norm", norm),
                     "n_live": int(fired.any(dim=0).sum()),
                     "n_dead": int((~fired.any(dim=0)).sum()),
                     "n_texts": len(n_tokens),
                     "n_tokens": int(n_tokens.sum()),
+                    "n_special": int(self._all("n_special").sum()),
                 }
             )
         return rows
@@ -195,25 +189,23 @@ class Tables:
 
         For each feature: ``matching_score`` and ``jaccard`` with intervals, over all data sets.
         """
-        parts = [self._counts(sums, place, match, match.hash) for sums in self.by_set.values()]
-        both, own, its = (
+        parts = [self._counts(sums, place, match) for sums in self.by_set.values()]
+        both, own, partner = (
             torch.cat(counts)[:, list(features)].double() for counts in zip(*parts, strict=True)
         )
-        weights = self._pooled()
+        weights, row = self.replicates.pooled(), self.replicates.row
         hits, fired = weights @ both, weights @ own
-        either = fired + weights @ its - hits
+        either = fired + weights @ partner - hits
+        score, jaccard = share(hits, fired), share(hits, either)
         return [
             {
-                **self.bootstrap.row("matching_score", share(hits[:, n], fired[:, n])),
-                **self.bootstrap.row("jaccard", share(hits[:, n], either[:, n])),
+                **row("matching_score", score[:, n], fired[:, n]),
+                **row("jaccard", jaccard[:, n], either[:, n]),
                 "n_fired_from": int(own[:, n].sum()),
-                "n_fired_to": int(its[:, n].sum()),
+                "n_fired_to": int(partner[:, n].sum()),
             }
             for n in range(len(features))
         ]
-
-    def _pooled(self) -> Weights:
-        return torch.cat(list(self.weights.values()), dim=1)
 
     def _all(self, name: str) -> torch.Tensor:
         return torch.cat([sums[name] for sums in self.by_set.values()])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Int64
@@ -12,9 +12,10 @@ from saematch.files import hashed
 from saematch.matching.centring import VECTORS_AT_ONCE, chance_value
 from saematch.matching.match import Certificate, Match
 from saematch.matching.objectives import Factors
+from saematch.specs import Seed, spec
 
 
-@dataclass(frozen=True)
+@spec("assignment")
 class Identity:
     """Feature ``i`` is feature ``i`` (the paper's "vanilla"); chance, unless SAEs share a start."""
 
@@ -23,7 +24,7 @@ class Identity:
         return valued(torch.arange(len(factors.X_A)), factors)
 
 
-@dataclass(frozen=True)
+@spec("assignment")
 class Random:
     """A permutation drawn at random: one for each seed and pair of SAEs (``Factors.pair``).
 
@@ -31,7 +32,7 @@ class Random:
     without a name share one permutation for each seed.
     """
 
-    seed: int = 0
+    seed: Seed = 0
 
     def __call__(self, factors: Factors) -> Match:
         """Return the baseline; of the factors only number and pair matter."""

@@ -148,7 +148,7 @@ class Products:
             parts = zip(
                 self.x.split(MOST_ROWS_AT_ONCE), self.held.split(MOST_ROWS_AT_ONCE), strict=True
             )
-            for part, block in parts:
+            for part, block in parts:  # seconds each: signals wait for one
                 self._product(part, out=block)
 
     @cached_property

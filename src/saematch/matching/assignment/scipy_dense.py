@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -11,9 +9,10 @@ from scipy.optimize import linear_sum_assignment
 from saematch.matching.centring import chance_value
 from saematch.matching.match import Certificate, Match
 from saematch.matching.objectives import Factors
+from saematch.specs import spec
 
 
-@dataclass(frozen=True)
+@spec("assignment")
 class Scipy:
     """The optimal match by ``scipy.optimize.linear_sum_assignment``; it comes without a bound.
 

@@ -182,6 +182,16 @@ def check_tolerance(tolerance: float) -> None:
         )
 
 
+def check_device(device: str | torch.device) -> torch.device:
+    """Return the device of a name; ``ValueError`` if there is none of that name."""
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={device!r} is not the name of a device, such as cpu, cuda or cuda:1"
+        ) from error
+
+
 def _missed(proof: Proof, tolerance: float) -> bool:
     gap = proof.certificate.optimal_to
     assert gap is not None
@@ -198,7 +208,7 @@ def _regime(
     chosen = None if regime is None else Regime(regime)
     place = CPU
     if device is not None:
-        place = torch.device(device)
+        place = check_device(device)
     elif chosen in (None, Regime.DEVICE):
         place = torch.device("cuda") if a.is_cpu and torch.cuda.is_available() else a.device
     if place != CPU and chosen not in (None, Regime.DEVICE):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from saematch.evals.bootstrap import Bootstrap, co_activation, explained_variance, mean
+from saematch.evals.metrics import co_activation, explained_variance, mean
 
 ONCE = torch.ones(1, 1, dtype=torch.float64)
 
@@ -47,7 +47,7 @@ def test_explained_variance_equals_torch_with_a_large_mean_and_any_cut_into_text
     assert variance_explained(x, x_hat, text).item() == pytest.approx(1 - ratio.item(), rel=1e-9)
 
 
-def test_a_resample_is_the_metric_of_the_texts_it_holds():
+def test_a_replicate_is_the_metric_of_the_texts_it_holds():
     """Weight 2 is the same as the text's tokens twice, weight 0 as the text left out."""
     g = torch.Generator().manual_seed(2)
     x, x_hat = torch.randn(30, 4, generator=g), torch.randn(30, 4, generator=g)
@@ -63,59 +63,25 @@ def test_a_resample_is_the_metric_of_the_texts_it_holds():
     assert mean(weights, torch.tensor([1.0, 6.0, 9.0]).double(), n).tolist() == [16 / 6, 11 / 5]
 
 
-def test_the_interval_of_a_mean_is_the_textbook_one():
-    values = torch.randn(400, generator=torch.Generator().manual_seed(3)).double()
-    bootstrap = Bootstrap(n_resamples=4000, seed=1)
-    (weights,) = bootstrap.weights([400])
-    assert (weights.sum(dim=1) == 400).all()
-    row = bootstrap.row("m", mean(weights, values, torch.ones(400, dtype=torch.int64)))
-    half = 1.96 * values.std().item() / 20
-    assert row["m"] == pytest.approx(values.mean().item())
-    assert row["m_low"] == pytest.approx(row["m"] - half, rel=0.1)
-    assert row["m_high"] == pytest.approx(row["m"] + half, rel=0.1)
+def test_co_activation_of_a_replicate_counts_its_texts_alone(monkeypatch):
+    from saematch.evals import metrics
 
-
-def test_the_seed_fixes_the_resamples_and_none_leaves_the_interval_out():
-    one, other = (Bootstrap(n_resamples=5, seed=4).weights([3, 8]) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert not torch.equal(one[0], Bootstrap(n_resamples=5, seed=5).weights([3])[0])
-    none = Bootstrap(n_resamples=0)
-    row = none.row("m", none.weights([3])[0] @ torch.ones(3).double())
-    assert row == {"m": 3.0, "m_low": None, "m_high": None}
-    with pytest.raises(ValueError, match="at least 0 resamples"):
-        Bootstrap(n_resamples=-1)
-
-
-def test_co_activation_by_hand():
-    # feature 0: 4 tokens, partner on 2, together 1; feature 1: 1 token, partner 3, together 1;
-    # feature 2 never fires; feature 3: 5 tokens, its partner is dead
-    counts = [[[1, 1, 0, 0]], [[4, 1, 0, 5]], [[2, 3, 9, 0]]]
-    score = co_activation(ONCE, *map(torch.tensor, counts))
-    assert score.matching_score.tolist() == pytest.approx([2 / 10])
-    assert score.matching_score_live.tolist() == pytest.approx([2 / 5])
-    assert score.matching_score_macro.tolist() == pytest.approx([(1 / 4 + 1 + 0) / 3])
-    assert score.jaccard.tolist() == pytest.approx([(1 / 5 + 1 / 3 + 0) / 3])
-    assert (score.n_live, score.n_dead, score.n_dead_partners) == (3, 1, 1)
-
-
-def test_co_activation_of_a_resample_counts_its_texts_alone(monkeypatch):
-    from saematch.evals import bootstrap
-
-    monkeypatch.setattr(bootstrap, "FEATURES_AT_ONCE", 3)  # a width that does not divide
+    monkeypatch.setattr(metrics, "FEATURES_AT_ONCE", 3)  # a width that does not divide
     g = torch.Generator().manual_seed(5)
     fired = torch.randint(0, 3, (4, 8), generator=g)
     partner = fired + torch.randint(0, 2, (4, 8), generator=g)
     both = (fired * torch.rand(4, 8, generator=g)).long()
     weights = torch.tensor([[1.0, 1, 1, 1], [0, 3, 0, 1]], dtype=torch.float64)
-    found = co_activation(weights, both, fired, partner)
+    partnered = torch.ones(8, dtype=torch.bool)
+    found = co_activation(weights, both, fired, partner, partnered)
     again = [counts[torch.tensor([1, 1, 1, 3])] for counts in (both, fired, partner)]
-    once = co_activation(torch.ones(1, 4, dtype=torch.float64), *again)
+    once = co_activation(torch.ones(1, 4, dtype=torch.float64), *again, partnered)
     for name in ("matching_score", "matching_score_macro", "jaccard"):
         assert getattr(found, name)[1].item() == pytest.approx(getattr(once, name).item()), name
 
 
 def test_co_activation_of_dead_layers_is_no_nan():
     dead = torch.zeros(1, 3, dtype=torch.int64)
-    score = co_activation(ONCE, dead, dead, dead)
+    score = co_activation(ONCE, dead, dead, dead, torch.ones(3, dtype=torch.bool))
     assert not math.isnan(score.matching_score.item() + score.jaccard.item())
     assert (score.n_live, score.n_dead) == (0, 3)

@@ -1,0 +1,133 @@
+"""Features without a partner are no dead partners; recall over features that fired."""
+
+import logging
+
+import pytest
+import torch
+
+from saematch.evals.intervals import Intervals
+from saematch.evals.metrics import co_activation
+from saematch.matching.match import Match
+from saematch.places import Place, SaeKey
+from saematch.report.figures import FIGURES, NEEDS, OF_TRAINING, draw_figures
+from saematch.results import Results
+from saematch.tasks.match import MatchSet, live_recall
+
+ONCE = torch.ones(1, 1, dtype=torch.float64)
+
+
+def test_A14_three_counts_and_three_scores_by_hand():
+    # feature 0: 4 tokens, partner on 2, together 1; 1: 1 token, partner on 3, together 1;
+    # 2: never fires; 3: 5 tokens, its partner never fires; 4: 10 tokens, it has no partner
+    both, own, partner = [[1, 1, 0, 0, 0]], [[4, 1, 0, 5, 10]], [[2, 3, 9, 0, 0]]
+    partnered = torch.tensor([True, True, True, True, False])
+    score = co_activation(ONCE, *map(torch.tensor, (both, own, partner)), partnered)
+    assert score.matching_score.tolist() == pytest.approx([2 / 20])
+    assert score.matching_score_live.tolist() == pytest.approx([2 / 15]), "without feature 3"
+    assert score.matching_score_matched.tolist() == pytest.approx([2 / 10]), "without feature 4"
+    assert score.matching_score_macro.tolist() == pytest.approx([(1 / 4 + 1 + 0 + 0) / 4])
+    assert score.jaccard.tolist() == pytest.approx([(1 / 5 + 1 / 3 + 0 + 0) / 4])
+    assert (score.n_live, score.n_dead) == (4, 1)
+    assert (score.n_unmatched, score.n_dead_partners, score.n_both_live) == (1, 1, 2)
+
+
+def test_A14_without_any_partner_there_is_no_score_of_partners():
+    none = torch.zeros(3, dtype=torch.bool)
+    counts = [torch.tensor([row]) for row in ([0, 0, 0], [2, 1, 0], [0, 0, 0])]
+    score = co_activation(ONCE, *counts, none)
+    assert Intervals().replicates([1]).interval("m", score.matching_score_matched)[0] is None
+    assert (score.n_unmatched, score.n_dead_partners, score.n_both_live) == (2, 0, 0)
+    assert score.matching_score_live.item() == 0
+
+
+def test_A14_a_partial_match_counts_its_unmatched_features(cli, tmp_path):
+    message, _ = cli("tasks=[match,activations]", "arms=[mutual_nearest,random]", "logger=none",
+                     "run_id=a", "layers=[0,1]")  # fmt: skip
+    assert message is None
+    folder = tmp_path / "outputs/match/a"
+    tables = Results.load(folder / "results.json").tables
+    for row in tables["activations"]:
+        match, _ = Match.load(folder / f"matches/{row['arm']}/0-1.safetensors")
+        parts = row["n_unmatched"] + row["n_dead_partners"] + row["n_both_live"]
+        assert parts == row["n_live"]
+        assert row["n_live"] + row["n_dead"] == match.n_from
+        n_without = int((match.partners() < 0).sum())
+        assert row["n_unmatched"] <= n_without
+        assert n_without - row["n_unmatched"] <= row["n_dead"]
+    partial, whole = ([r for r in tables["activations"] if r["arm"] == arm]
+                      for arm in ("mutual_nearest", "random"))  # fmt: skip
+    assert all(row["n_unmatched"] > 0 for row in partial)
+    assert all(row["n_unmatched"] == 0 for row in whole)
+    for row in whole:
+        assert row["matching_score_matched"] == row["matching_score"]
+
+
+def test_A14_recall_over_live_features_by_hand():
+    place = Place("default", 0, 1)
+    truth = Match.from_columns(torch.tensor([0, 1, 2, -1, 4]), 5)
+    found = Match.from_columns(torch.tensor([0, 2, 1, 3, 4]), 5)  # 0 and 4 are right
+    fired = torch.tensor([3, 1, 0, 7, 2])  # live are 0, 1, 3 and 4; 3 has no true partner
+    asked = []
+
+    def tokens(key):
+        asked.append(key)
+        return fired
+
+    matches = MatchSet((place,), {"a": {place: found}})
+    assert found.agreement(truth) == 2 / 4
+    assert list(live_recall(matches, lambda _: truth, tokens)) == [2 / 3]
+    assert asked == [SaeKey("default", 0)], "the source features"
+    assert list(live_recall(matches, lambda _: None, tokens)) == [None]
+    assert list(live_recall(matches, lambda _: truth, lambda _: 0 * fired)) == [None]
+
+
+def test_A14_recall_over_live_features_is_in_a_run(cli, tmp_path):
+    message, output = cli("tasks=[match,activations]", "arms=[folded,random]", "layers=[3,4]",
+                          "dataset.n_texts=2", "dataset.max_tokens=8", "logger=none", "run_id=a",
+                          "trainer.accelerator=cpu", "figures=[]", base=[])  # fmt: skip
+    assert message is None
+    results = Results.load(tmp_path / "outputs/match/a/results.json")
+    rows = {row["arm"]: row for row in results.tables["matches"]}
+    assert rows["folded"]["n_live"] < 1024, "so that recall over live features is another number"
+    assert 0.9 < rows["folded"]["recall_live"] <= 1
+    share = rows["folded"]["recall_live"] * rows["folded"]["n_live"]
+    assert share == pytest.approx(round(share)), "a share of the live features"
+    assert results.metrics["recall_live/folded"] == rows["folded"]["recall_live"]
+    means = {(r["metric"], r["arm"]): r["value"] for r in results.tables["means"]}
+    assert means["recall_live", "random"] == rows["random"]["recall_live"]
+    assert f"fired, mean over pairs: folded {rows['folded']['recall_live']:.3f}" in output.out
+
+
+def test_B23_a_run_of_one_pair_draws_points_with_intervals(cli, tmp_path):
+    message, _ = cli("layers=[1,2]", "logger=none", "run_id=a", "figures=null")
+    assert message is None
+    folder = tmp_path / "outputs/match/a/figures"
+    names = {path.stem for path in folder.glob("*.svg")}
+    assert names == {"norms", "mse", "matching", "explained_variance", "delta_loss"}
+    tables = Results.load(folder.parent / "results.json").tables
+    axis = FIGURES["explained_variance"](tables).axes[0]
+    rows = tables["strategies"]
+    points = [line.get_ydata()[0] for line in axis.lines if line.get_marker() not in ("None", "")]
+    assert points == [row["explained_variance"] for row in rows]
+    ends = [bar.get_segments()[0][:, 1].tolist() for bar in axis.collections]
+    expected = [[row[f"explained_variance_{end}"] for end in ("low", "high")] for row in rows]
+    assert ends == [pytest.approx(pair) for pair in expected]
+    places = [line.get_xdata()[0] for line in axis.lines if line.get_marker() not in ("None", "")]
+    assert len(set(places)) == len(rows), "side by side"
+
+
+def test_B23_a_figure_that_is_left_out_says_what_it_needs(tmp_path, caplog):
+    assert set(NEEDS) == set(FIGURES) | set(OF_TRAINING)
+    place = {"saes": "x", "layer_from": 0, "layer_to": 1}
+    match = {**place, "arm": "folded", "value": 1.0}
+    tables = {"matches": [match], "layers": []}
+    with caplog.at_level(logging.WARNING):
+        assert draw_figures(tables, ["persistence"], tmp_path) == {}
+    assert caplog.messages == [
+        "figure persistence was not drawn: it needs layers that are matched with several later "
+        "ones (starts)"
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert draw_figures(tables, None, tmp_path) == {}
+    assert caplog.messages[0].startswith("no figure was drawn: norms needs at least two layers")
