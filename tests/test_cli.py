@@ -29,15 +29,17 @@ def test_a_run_writes_what_it_promises(cli, tmp_path):
     rows = results["tables"]["matches"]
     assert [r["arm"] for r in rows] == arms * pairs
     wanted = {"layer_from", "layer_to", "arm", "mse_W_enc", "mse_b_enc", "mse_W_dec", "recall",
-              "matching_score", "value", "bound", "gap"}  # fmt: skip
+              "matching_score", "value", "bound", "chance", "gap", "gap_over_chance"}  # fmt: skip
     assert all(wanted <= row.keys() for row in rows)
-    assert all(0 <= row["gap"] < 1e-6 for row in rows if row["arm"] in ("folded", "unfolded"))
+    solved = [row for row in rows if row["arm"] in ("folded", "unfolded")]
+    assert all(0 <= row["gap_over_chance"] <= 1e-6 for row in solved)
     strategies = results["tables"]["strategies"]
     assert len(strategies) == pairs * (4 + 2 + 3), "permute in 4 arms, raw in 2, 3 without a match"
     assert {"arm", "dataset", "strategy", "explained_variance", "delta_loss"} <= strategies[
         0
     ].keys()
-    assert results["metrics"]["gap/folded"] <= results["metrics"]["optimal_to/folded"] <= 1e-6
+    mean, largest = (results["metrics"][f"{m}/folded"] for m in ("gap_over_chance", "optimal_to"))
+    assert mean <= largest <= 1e-6
     assert "optimal_to/random" not in results["metrics"]
     assert results["provenance"]["saes"]["0"]["revision"].startswith("sha256:")
     assert results["provenance"]["part_weights"]["folded"] == {
