@@ -153,7 +153,7 @@ def test_A2_skipped_layers_equal_plain_hooks(lm, saes, batches, tmp_path):
         assert row["n_special"] == n_special
     assert [row["strategy"] for row in rows] == ["permute", "drop", "reconstruct_current"]
 
-    (scored, _) = tables.activations(matches)
+    (scored, _) = tables.activations(matches)["activations"]
     found = []
     for text in SPOILED:
         ids, counts = plain_ids(lm, text)

@@ -68,7 +68,7 @@ def test_B6_a_lone_surrogate_is_refused_with_its_line_before_a_model_runs(
     cli, tiny, tmp_path, monkeypatch
 ):
     (tmp_path / "t.jsonl").write_text('{"text": "fine \\ud83d\\ude00"}\n{"text": "half \\ud83d"}')
-    monkeypatch.setattr("saematch.lm.hooks.LanguageModel.capture", None)
+    monkeypatch.setattr("saematch.evals.splice.evaluate_batch", None)
     base = [s for s in tiny_overrides(tiny) if not s.startswith("dataset.paths")]
     message, _ = cli("dataset.paths=[t.jsonl]", "logger=none", base=base)
     assert "t.jsonl, line 2: character 5 of the text is half of a surrogate pair" in message
