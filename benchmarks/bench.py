@@ -93,7 +93,7 @@ def workload(n_texts: int) -> Workload:
         for cell in cells
     }
     sets = ZooTexts(("prose", "docs", "code"), n_texts, 128).load()
-    batches = [b for s in sets for b in tokenise(s, lm.tokenizer, lm.bos_id, 128).batches(16)]
+    batches = [b for s in sets for b in tokenise(s, lm, 128).batches(16)]
     return Workload(saes, plan, cells, of_cell, lm, batches)
 
 

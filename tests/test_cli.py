@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -138,9 +136,7 @@ def test_spoilt_saes_are_refused(cli, tiny, tmp_path, change, words):
     message, _ = cli(damage(tmp_path, tiny, change), "logger=none", "run_id=a")
     assert words in message
     assert "\n" not in message
-    results = Results.load(tmp_path / "outputs/match/a/results.json")
-    assert results.status == "failed"
-    assert words in results.error
+    assert not (tmp_path / "outputs/match/a").exists(), "the run did no work"
     assert whole_files_only(tmp_path)
 
 
@@ -266,31 +262,6 @@ def test_a_truncated_language_model_is_refused(cli, tiny, tmp_path):
     truncate(tmp_path / "lm/model.safetensors")
     message, _ = cli(f"model.path={tmp_path / 'lm'}", "logger=none", "run_id=a")
     assert "cannot load the language model" in message
-
-
-WRONG_TYPES = {
-    "layers=3": "layers=3 must be a list of whole numbers",
-    "dataset.n_texts=1.5": "dataset.n_texts=1.5 and",
-}
-EACH_SETTING = """
-import sys
-from saematch.cli import main
-for setting in sys.argv[1:]:
-    sys.argv[1:] = [setting, "logger=none"]
-    try:
-        main()
-    except SystemExit as exit:
-        print(exit.code, file=sys.stderr)
-"""
-"""Run the command line with each setting in turn; print what it would exit with."""
-
-
-def test_settings_of_a_wrong_type(tmp_path):
-    """In a process of its own: here the types are enforced before our own checks."""
-    command = [sys.executable, "-c", EACH_SETTING, *WRONG_TYPES]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    for line, words in zip(done.stderr.splitlines(), WRONG_TYPES.values(), strict=True):
-        assert line.startswith(f"saematch: {words}")
 
 
 def test_half_precision_gives_nearly_the_same(cli, tmp_path):

@@ -12,7 +12,7 @@ import saematch
 SOURCE = Path(saematch.__file__).parent
 HOMES = {
     "sae_lens": {"sae/hub.py", "sae/saelens.py", "sae/trained.py", "sae/training.py"},
-    "transformers": {"lm/source.py", "lm/dense_gguf.py", "zoo/language_model.py"},
+    "transformers": {"lm/checkpoint.py", "lm/dense_gguf.py", "zoo/language_model.py"},
     "tokenizers": {"zoo/language_model.py"},
     "wandb": {"tracking.py"},
     "hydra": {"cli.py"},
@@ -32,10 +32,10 @@ HOMES = {
     "numba": {"matching/assignment/auction.py"},
     "psutil": {"matching/assignment/products.py"},
     "datasets": {"data/hub.py"},
-    "huggingface_hub": {"sae/hub.py", "data/hub.py"},
+    "huggingface_hub": {"downloads.py", "lm/checkpoint.py", "sae/hub.py", "data/hub.py"},
     "yaml": {"sae/registry.py", "saes.py", "sweeping/file.py"},
     "sweeps": {"sweeping/engine.py"},
-    "filelock": {"sweeping/command.py"},
+    "filelock": {"run_folders.py", "sweeping/command.py"},
     "jsonschema": {"sweeping/engine.py"},
     "openai": {"judge/client.py", "judge/batches.py"},
     "urllib3": {"explain/neuronpedia.py", "explain/neuronpedia_web.py"},

@@ -123,12 +123,10 @@ def test_a_job_that_fails_keeps_no_other_from_being_done(cli, tiny, tmp_path):
     assert finished.status == "finished"
 
 
-def test_a_run_whose_settings_do_not_go_together_leaves_its_error(cli, tmp_path):
-    message, _ = cli("reach=2", "run_id=a", "logger=none")
-    results = Results.load(tmp_path / "outputs/match/a/results.json")
+def test_a_job_whose_settings_do_not_go_together_leaves_its_error(cli, tiny, tmp_path):
+    base = ["--multirun", *tiny_overrides(tiny), "run_id=a", "logger=none", "tasks=[match]"]
+    message, _ = cli("reach=2", base=base)
+    results = Results.load(tmp_path / "outputs/match/a/0/results.json")
     assert results.status == "failed"
     assert message == f"saematch: {results.error}"
     assert "reach=2: it counts the layers" in message
-    assert cli("run_id=a", "logger=none", "tasks=[match]")[0] is None, (
-        "mended, it can be done there"
-    )

@@ -7,13 +7,14 @@ import difflib
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import hydra
 from hydra._internal.callbacks import Callbacks
@@ -23,12 +24,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from saematch.files import PRESETS
+from saematch.interruption import (
+    Interrupted,
+    interruptible,
+    record_interruption,
+    record_killed,
+)
+from saematch.run_folders import new_run_id, remove_unused, run_folder
+from saematch.safe_text import visible
+from saematch.specs import check_fields
 
 if TYPE_CHECKING:
     from saematch.experiment import Experiment
@@ -40,6 +51,9 @@ CONF = str(PRESETS)
 
 # Files in conf/hydra/launcher have the names of the plugins' launchers on purpose
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore")
+
+OmegaConf.register_new_resolver("new_run_id", new_run_id, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("run_folder", lambda *names: str(run_folder(*names)), replace=True)
 
 REFERRED = ("run_id", "matching", "assignment", "setting")
 """Settings that are no part of a run themselves: other settings refer to them."""
@@ -63,16 +77,25 @@ def _run(config: DictConfig) -> None:
 
 
 def _do(config: DictConfig, folder: Path) -> Results:
-    """Do the run; whatever goes wrong is left in its ``results.json``."""
-    from saematch.run import record_failure, run
-
+    """Do the run. One that fails before any work leaves no folder, or, as a job, its error."""
     about = HydraConfig.get()
-    try:
-        experiment, resolved = _built(config, about)
-    except MISTAKES as error:
-        record_failure(folder, config.name, list(about.overrides.task), one_line(error))
-        raise
-    return run(experiment, resolved, folder)
+    overrides = list(about.overrides.task)
+    with interruptible():  # a launcher's job has a process of its own
+        try:
+            from saematch.run import record_failure, run
+
+            try:
+                experiment, resolved = _built(config, about)
+                return run(experiment, resolved, folder)
+            except MISTAKES as error:
+                if about.mode == RunMode.MULTIRUN and not (folder / "run.json").exists():
+                    record_failure(folder, config.name, overrides, one_line(error))
+                raise
+        except Interrupted as cause:  # before the run could record it
+            record_interruption(folder, config.name, overrides, cause)
+            raise
+        finally:
+            remove_unused(folder)
 
 
 def _job(n_jobs: int, config: DictConfig) -> None:
@@ -151,7 +174,10 @@ def _built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str,
     """Return the experiment, and the configuration with what was chosen; ``about`` is Hydra's."""
     from saematch.experiment import Experiment
 
+    run_folder(config.name, config.run_id)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    fields = [field.name for field in dataclasses.fields(Experiment)]
+    _check_settings(Experiment, fields, resolved, about.overrides.task)
     resolved["overrides"] = list(about.overrides.task)
     choices = OmegaConf.to_container(about.runtime.choices)
     assert isinstance(choices, dict)
@@ -160,18 +186,42 @@ def _built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str,
     parts = hydra.utils.instantiate(config, _convert_="object")
     for name in REFERRED:
         del parts[name]
-    fields = [field.name for field in dataclasses.fields(Experiment)]
-    unknown = [name for name in parts if name not in fields]
-    if unknown:
-        raise ValueError(f"there is no setting {unknown[0]!r}; see python -m saematch --help")
     if isinstance(parts["second_judge"], str):
         chosen = parts["second_judge"]
         raise ValueError(f"second_judge={chosen}: it is chosen by judge@second_judge={chosen}")
     return Experiment(**parts), resolved
 
 
+def _check_settings(
+    experiment: type[Experiment],
+    fields: Sequence[str],
+    resolved: Mapping[str, Any],
+    overrides: Sequence[str],
+) -> None:
+    """Refuse settings that are unknown, missing, of a wrong type, or without effect."""
+    for override in overrides:
+        if override.endswith("={}"):
+            raise ValueError(
+                f"{override} has no effect: it adds nothing to what is chosen already. Choose "
+                "others by name, as in arms=[folded,random]"
+            )
+    unknown = [name for name in resolved if name not in (*fields, *REFERRED)]
+    if unknown:
+        raise ValueError(f"there is no setting {unknown[0]!r}; see python -m saematch --help")
+    missing = [name for name in fields if name not in resolved]
+    if missing:
+        raise ValueError(
+            f"{missing[0]} is missing: choose at least one, as in arms=[folded,random]"
+            if missing[0] == "arms"
+            else f"{missing[0]} is missing: leave its default, or choose another"
+        )
+    plain = {name: resolved[name] for name in fields if not isinstance(resolved[name], Mapping)}
+    check_fields(experiment, plain)
+
+
 def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
     """Return the experiment that the settings of a command line make, and its configuration."""
+    refuse_secrets(overrides)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         config = hydra.compose("config", overrides, return_hydra_config=True)
@@ -181,11 +231,35 @@ def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
     return _built(config, about)
 
 
+_VARIABLES = r"['\"]?(null|(?-i:[A-Z][A-Z0-9_]*(,[A-Z][A-Z0-9_]*)*))?['\"]?$"
 _KEY = re.compile(
-    r"\b(api_?key|key|secret|password|token)[=:]|key_variable=.*[^\w,]|\bsk-[\w-]{16}|(://|base_url=)[^/]*@",
+    r"(\b|_)(api_?key|key|secret|password|token)[=:]|\bsk-[\w-]{16}"
+    rf"|://[^'\"\s]*@|base_url=.*[@?#]|key_variable=(?!{_VARIABLES})",
     re.IGNORECASE,
 )
 """What looks like a key in an argument."""
+
+_HOME = re.compile(r"(?<=[=\[,])~(?=/)")
+"""A path's ``~`` in an argument: shells leave it, and Hydra's grammar has no such sign."""
+
+_ENVIRONMENT = re.compile(r"[+~]*hydra\b.*\b(env_set|env_vars)\b", re.DOTALL)
+"""Settings of Hydra and its launchers that hold values of environment variables."""
+
+
+def refuse_secrets(settings: Sequence[str]) -> None:
+    """Refuse settings that may hold a key, since settings are written to files."""
+    if any(_KEY.search(setting) for setting in settings):
+        raise ValueError(
+            "no key or password is taken from the command line: put it into an environment "
+            "variable, and that one's name into judge.key_variable"
+        )
+    environment = [match for match in map(_ENVIRONMENT.match, settings) if match]
+    if environment:
+        raise ValueError(
+            f"{environment[0][1]} is no setting here, since Hydra writes its values to files: set "
+            "environment variables in the shell that starts the command"
+        )
+
 
 _LAUNCHER = re.compile(
     r"class : 'hydra_plugins\.hydra_(\w+)_launcher\.|(?:find|load) 'hydra/launcher/(submitit)_"
@@ -193,33 +267,48 @@ _LAUNCHER = re.compile(
 """What Hydra says of a launcher whose package is missing."""
 
 
+class Begun(Callback):
+    """Keeps the configuration of what Hydra runs, which Hydra itself forgets when it is left."""
+
+    config: ClassVar[DictConfig | None] = None
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Keep the configuration of a single run."""
+        Begun.config = config
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Keep the configuration that the jobs of a ``--multirun`` share."""
+        Begun.config = config
+
+
+def _continuation(words: Sequence[str]) -> str:
+    """Return the command that continues an interrupted one of these words."""
+    more = []
+    if words[:1] == ["sweep"]:
+        more = ["--resume"]
+    elif Begun.config is not None and not any(word.startswith("run_id=") for word in words):
+        more = [f"run_id={Begun.config.run_id}"]  # the default is new each time
+    return shlex.join(["python", "-m", "saematch", *words, *(m for m in more if m not in words)])
+
+
 def main() -> None:
-    """Run the command line; bad input ends in one line on stderr and exit code 1."""
-    if any(_KEY.search(argument) for argument in sys.argv[1:]):  # Hydra would write it to a file
-        sys.exit(
-            "saematch: no key or password is taken from the command line: put it into an "
-            "environment variable, and that one's name into judge.key_variable"
-        )
+    """Run the command line; bad input ends in one line on stderr and exit code 1.
+
+    A signal ends it in one line that says how to continue, and 128 plus the signal's number.
+    """
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails where there is none
+    sys.argv[1:] = [_HOME.sub(lambda _: home, argument) for argument in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function instead of Hydra's printer
+    Begun.config = None
     try:
-        if sys.argv[1:2] == ["reproduce"]:
-            from saematch.reproduce import main as reproduce
-
-            reproduce(sys.argv[2:])
-        elif sys.argv[1:2] == ["sweep"]:
-            from saematch.sweeping.command import main as sweep
-
-            sweep(sys.argv[2:])
-        elif sys.argv[1:2] == ["compare"]:
-            from saematch.comparing.command import main as compare
-
-            compare(sys.argv[2:])
-        elif sys.argv[1:2] == ["saes"]:
-            from saematch.saes import main as saes
-
-            saes(sys.argv[2:])
-        else:
-            _run()
+        refuse_secrets(sys.argv[1:])
+        with interruptible():
+            _command(sys.argv[1:])
+    except Interrupted as cause:
+        if Begun.config is not None and Begun.config.hydra.mode == RunMode.MULTIRUN:
+            record_killed(Path(Begun.config.hydra.sweep.dir), cause)
+        sys.stderr.write(f"saematch: {cause}; continue with: {_continuation(sys.argv[1:])}\n")
+        sys.exit(cause.exit_code)
     except MISTAKES as error:
         if os.environ.get("SAEMATCH_TRACEBACK"):
             raise
@@ -228,14 +317,40 @@ def main() -> None:
         if "Unknown plugin class" not in str(error):
             raise
         sys.exit(f"saematch: {one_line(error)}")
-    except KeyboardInterrupt:
-        sys.exit("saematch: interrupted; the same command goes on where it stopped")
+
+
+def _command(words: Sequence[str]) -> None:
+    """Run the subcommand that the first word names, or without one a run."""
+    if words[:1] == ["reproduce"]:
+        from saematch.reproduce import main as reproduce
+
+        reproduce(words[1:])
+    elif words[:1] == ["sweep"]:
+        from saematch.sweeping.command import main as sweep
+
+        sweep(words[1:])
+    elif words[:1] == ["compare"]:
+        from saematch.comparing.command import main as compare
+
+        compare(words[1:])
+    elif words[:1] == ["saes"]:
+        from saematch.saes import main as saes
+
+        saes(words[1:])
+    else:
+        _run()
 
 
 def one_line(error: BaseException) -> str:
-    """Return what the caller did wrong, without what Hydra wraps around it."""
+    """Return what the caller did wrong, without what Hydra wraps around it; safe to print."""
+    return visible(_sentence(error))
+
+
+def _sentence(error: BaseException) -> str:
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
+    while isinstance(error, InterpolationResolutionError) and error.__context__ is not None:
+        error = error.__context__  # what a resolver of ours raised
     if launcher := _LAUNCHER.search(str(error)):
         name = launcher[1] or launcher[2]
         extra = {"submitit": "slurm"}.get(name, name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from saematch.data.tokens import TokenBatch
 from saematch.evals.intervals import Intervals
 from saematch.evals.runner import TrainerSpec
 from saematch.explain.explanations import ExplanationSource
+from saematch.files import expand_home
 from saematch.judge.model import ChatModel, NoJudge
 from saematch.judge.overlap import WordOverlap
 from saematch.lm.hooks import LanguageModel
@@ -20,17 +20,22 @@ from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.places import NO_ARM, POOLED
 from saematch.report.figures import check_figures
+from saematch.run_folders import check_name
+from saematch.sae.hub import log_download
+from saematch.sae.registry import release
+from saematch.sae.released import ReleasedSaes
 from saematch.sae.selection import Selection
 from saematch.sae.sites import refuse_unskippable
 from saematch.sae.source import SaeSource
 from saematch.sae.training_state import TrainingRecipe
 from saematch.shelf import SaeShelf
+from saematch.specs import AtLeast1, Positive, Seed, Some, Text, Unique, spec
 from saematch.tasks.collect import Collection
 from saematch.tasks.evaluate import check_strategies
 from saematch.tasks.judged import Judging
 from saematch.tasks.paths import PathSpec, check_paths
 from saematch.tasks.planted import check_planted
-from saematch.tasks.stand_in import ActivationQuantile, StandIn
+from saematch.tasks.stand_in import ActivationQuantile, StandIn, warn_of_biases
 from saematch.tracking import CsvLogging, NoLogging, WandbLogging
 
 TASKS = ("match", "activations", "evaluate", "features", "paths", "explain", "planted")
@@ -40,23 +45,23 @@ ON_TEXTS = {"activations", "evaluate"}
 """Tasks that need the language model and texts."""
 
 
-@dataclass(frozen=True)
+@spec("")
 class Experiment:
     """Everything that a run is made of."""
 
-    name: str
-    seed: int
-    tasks: Sequence[str]
+    name: Text
+    seed: Seed
+    tasks: Some[str]
     """``match``, and any of ``activations`` (which features fire together), ``evaluate`` (that, and
     skipped layers), ``features`` (errors of single features), ``paths``, ``explain`` (what the
     features of the last two are active on), and ``planted`` (known activations, decoded; for
     ``sae=planted``). Or else ``collect`` (hidden states of the model, kept on disk) or
     ``train_saes`` (that, and SAEs trained on them)."""
-    layers: Sequence[int] | None
+    layers: Some[int] | None
     """Layers to take, each to be matched with the next; None for all that have an SAE."""
-    starts: Sequence[int] | None
+    starts: Some[int] | None
     """If given, each of these layers is matched with every later one instead."""
-    reach: int | None
+    reach: AtLeast1 | None
     """With ``starts``: how many of the later layers; None for all."""
     model: LmSource
     sae: SaeSource
@@ -64,7 +69,7 @@ class Experiment:
     stand_in: StandIn
     """What SAEs without thresholds are folded by."""
     arms: Mapping[str, Arm]
-    strategies: Sequence[str]
+    strategies: Unique[str]
     dataset: TextSource
     intervals: Intervals
     paths: PathSpec
@@ -75,13 +80,13 @@ class Experiment:
     second_judge: ChatModel | WordOverlap | NoJudge
     """Another one, to see whether both agree."""
     judging: Judging
-    figures: Sequence[str] | None
+    figures: Unique[str] | None
     """Figures to draw; None for all that the tables allow."""
     collection: Collection
     training: TrainingRecipe
     """The last two are for the tasks that make SAEs."""
     trainer: TrainerSpec
-    sae_memory: float
+    sae_memory: Positive
     """GiB of SAEs held in memory at a time, and on the device at a time; at least two are. Results
     do not depend on it."""
     logger: WandbLogging | CsvLogging | NoLogging
@@ -89,6 +94,10 @@ class Experiment:
     """Folder of the matches, sums and tokens that runs share; None keeps them to the run."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "cache")
+        check_name("name", self.name)
+        for arm in self.arms:
+            check_name("arms: name", arm)
         unknown = [task for task in self.tasks if task not in TASKS]
         if not self.trains and (unknown or "match" not in self.tasks):
             raise ValueError(
@@ -107,24 +116,16 @@ class Experiment:
             )
         check_strategies(self.strategies)
         check_figures(self.figures)
-        for name in ("layers", "starts"):
-            layers = getattr(self, name)
-            if layers is not None and (
-                not isinstance(layers, Sequence) or not all(isinstance(n, int) for n in layers)
-            ):
-                raise ValueError(f"{name}={layers} must be a list of whole numbers, as [2,3,4]")
-        if self.reach is not None and (self.reach < 1 or self.starts is None):
+        if self.reach is not None and self.starts is None:
             raise ValueError(
                 f"reach={self.reach}: it counts the layers that each of starts is matched with, so "
-                "it goes with starts and is at least 1"
+                "it goes with starts"
             )
         if self.model.device_map is not None and self.trainer.devices != 1:
             raise ValueError(
                 f"model.device_map spreads one model over the devices in one process, but "
                 f"trainer.devices={self.trainer.devices} asks for a model on each: choose one"
             )
-        if not self.sae_memory > 0:
-            raise ValueError(f"sae_memory={self.sae_memory} must be positive; it is in GiB")
         if self.explains and self.explain.asks_llm and not isinstance(self.judge, ChatModel):
             raise ValueError(
                 "these explanations are an LLM's, and neither judge=none nor judge=overlap is one: "
@@ -205,8 +206,12 @@ def choose_saes(experiment: Experiment) -> tuple[list[int], dict[str, SaeSource]
 def load_saes(layers: Sequence[int], sets: Mapping[str, SaeSource], memory: float) -> SaeShelf:
     """Load the SAE of each set and layer; refuse SAEs that do not go together.
 
-    ``memory`` is what SAEs may take up at a time, in GiB.
+    Logs first how much is to be fetched from the hub. ``memory`` is what SAEs may take up at a
+    time, in GiB.
     """
+    released = [source for source in sets.values() if isinstance(source, ReleasedSaes)]
+    chosen = [source.chosen(layer) for source in released for layer in layers]
+    log_download((release(name), sae_id) for name, sae_id in chosen)
     saes = SaeShelf.load(layers, sets, memory)
     facts = saes.facts
     if len({sae.d_model for sae in facts.values()}) > 1:
@@ -267,6 +272,7 @@ def check_saes(experiment: Experiment, saes: SaeShelf) -> None:
         for sae in saes.facts.values():
             if by in sae.unfoldable:
                 raise ValueError(sae.unfoldable[by])
+    warn_of_biases(saes, experiment.arms)
 
 
 class RunTexts(NamedTuple):
@@ -282,6 +288,8 @@ def load_tokens(
     """Check all that evaluation needs, and return the texts; ``folder`` keeps their tokens."""
     _check_fit(experiment.model, lm, saes)
     tokens, about = load_texts(experiment.dataset, lm, folder)
+    for name, of_set in tokens.items():
+        lm.refuse_ids(int(of_set.ids.max()), f"the text set {name!r}")
     if POOLED in tokens:
         raise ValueError(f"{POOLED!r} stands for all text sets together; rename the file")
     longest = max(int(of_set.lengths.max()) for of_set in tokens.values())

@@ -1,9 +1,11 @@
-"""How the C library keeps memory that was freed, which decides the speed of models on a CPU."""
+"""Memory: keeping what was freed, which decides the speed on a CPU, and running out of it."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Of glibc's ``mallopt``."""
@@ -24,3 +26,33 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)
         libc.mallopt(M_TRIM_THRESHOLD, 2**30)
         libc.mallopt(M_TOP_PAD, 2**28)
+
+
+SHORTAGES = ("out of memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED",
+             "not enough memory")  # fmt: skip
+"""Words of PyTorch, CUDA's libraries and the system about an allocation that failed."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation failed, on a device or in the main memory.
+
+    PyTorch has a class for devices only; its allocator for the CPU raises ``RuntimeError``.
+    """
+    if isinstance(error, RuntimeError | OSError):
+        return any(sign in str(error) for sign in SHORTAGES)
+    return isinstance(error, MemoryError)
+
+
+@contextmanager
+def memory_shortage(task: str, remedy: str) -> Iterator[None]:
+    """Raise ``ValueError`` with the remedy if the block, or the decorated function, lacks memory.
+
+    A process that the system kills for its memory says nothing: that cannot be caught.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{task}: out of memory ({reason}): {remedy}") from error

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from saematch.cli import MISTAKES, build, one_line
 from saematch.report.reproduction import Run, write_page
+from saematch.run_folders import LOG, LogFile, check_name, remove_unused, run_folder
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
     logging.getLogger("saematch").setLevel(logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     default = "reproduction" if options.model == "zoo" else f"reproduction_{options.model}"
-    run_id = options.run_id or default
+    run_id = check_name("--run-id", default if options.run_id is None else options.run_id)
     plan = planned(options.model, run_id, options.settings, options.judge)
     chosen = [one for one in plan if _is_chosen(one, options.only, options.families)]
     if not chosen:
@@ -149,7 +150,7 @@ def _done(one: Planned) -> Run | None:
 
     try:
         _, config = build(list(one.overrides))
-        folder = Path("outputs") / config["name"] / config["run_id"]
+        folder = run_folder(config["name"], config["run_id"])
         if not finished_as(folder, config):
             return None
     except MISTAKES:
@@ -166,9 +167,8 @@ def _do(one: Planned) -> Run:
     root = logging.getLogger()
     try:
         parts, config = build(list(one.overrides))
-        folder = Path("outputs") / config["name"] / config["run_id"]
-        folder.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(folder / "saematch.log")
+        folder = run_folder(config["name"], config["run_id"])
+        handler = LogFile(folder / LOG)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(handler)
         try:
@@ -176,6 +176,7 @@ def _do(one: Planned) -> Run:
         finally:
             root.removeHandler(handler)
             handler.close()
+            remove_unused(folder)
     except MISTAKES as error:
         log.error("failed: %s", one_line(error))
         return Run(one.experiment, one.family, _command(one), folder, one_line(error))

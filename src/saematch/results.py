@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saematch.files import write_json
+from saematch.files import read_json, write_json
 
 Row = dict[str, str | int | float | bool | None]
+
+_AGAIN = "delete the file, and the same command makes it again"
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Results:
     config: dict[str, Any]
     provenance: dict[str, Any]
     status: str = "running"
-    """``running``, ``finished`` or ``failed``."""
+    """``running``, ``finished``, ``failed``, or ``interrupted`` by a signal."""
     error: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     """Flat; the means that runs are compared by."""
@@ -34,10 +35,30 @@ class Results:
     @classmethod
     def load(cls, path: Path) -> Results:
         """Read ``results.json``; ``ValueError`` if it is damaged."""
+        content = read_json(path, dict, _AGAIN)
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{path} is not a whole results file ({error})") from error
+            results = cls(**content)
+        except TypeError as error:  # a name is missing, or there is one too many
+            raise ValueError(f"{path} is damaged ({error}): {_AGAIN}") from error
+        wrong = results._of_wrong_type()
+        if wrong:
+            raise ValueError(f"{path} is damaged ({wrong[0]} has the wrong type): {_AGAIN}")
+        return results
+
+    def _of_wrong_type(self) -> list[str]:
+        """Return the names of values that ``save`` would not have written so."""
+        kinds = {
+            "name": str, "config": dict, "provenance": dict, "status": str,
+            "error": str | None, "metrics": dict, "tables": dict,
+        }  # fmt: skip
+        wrong = [name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)]
+        return wrong or [
+            f"table {name}" for name, rows in self.tables.items() if not _is_table(rows)
+        ]
+
+
+def _is_table(rows: Any) -> bool:
+    return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
 
 
 def _plain(value: Any) -> Any:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from saematch.files import read_json
 from saematch.results import Results
 
 
@@ -14,8 +14,7 @@ def finished_as(folder: Path, config: dict[str, Any]) -> bool:
     path = folder / "results.json"
     if not path.exists() or not (folder / "run.json").exists():
         return False
-    theirs = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    return Results.load(path).status == "finished" and theirs == settings_of(config)
+    return Results.load(path).status == "finished" and _settings_in(folder) == settings_of(config)
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -34,13 +33,9 @@ _MEANS = tuple(
 
 def refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:
     """Keep one run's parts apart from another's: refuse a folder that began with other settings."""
-    path = folder / "run.json"
-    if not path.exists():
+    if not (folder / "run.json").exists():
         return
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); choose another run_id") from error
+    theirs = _settings_in(folder)
     differing = [k for k in settings.keys() | theirs.keys() if settings.get(k) != theirs.get(k)]
     if differing:
         differing.sort(key=lambda k: (k.count("."), k))
@@ -49,6 +44,10 @@ def refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:
             f"{folder} holds a run with other settings ({shown}); choose another run_id, or "
             "the same settings to go on with it"
         )
+
+
+def _settings_in(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "run.json", dict, "choose another run_id")
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

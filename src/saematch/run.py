@@ -24,19 +24,21 @@ from saematch.experiment import (
 )
 from saematch.explain.contexts import TextPass
 from saematch.explain.explanations import Explanations, Means
-from saematch.files import write_json
+from saematch.interruption import interruption, said_of
 from saematch.judge.asking import Chat
 from saematch.judge.connect import connect
 from saematch.judge.questions import Judge
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.match import Match
 from saematch.matching.store import MatchStore
+from saematch.memory import memory_shortage
 from saematch.places import POOLED, Place
 from saematch.provenance import made_with, sources
 from saematch.report.figures import draw_figures
 from saematch.report.summary import agreement_metrics, history_by_layer, mean_metrics, optimal_to
 from saematch.results import Results
-from saematch.resuming import refuse_other_run, settings_of
+from saematch.resuming import settings_of
+from saematch.run_folders import Claim, claimed
 from saematch.sae.source import SaeSource
 from saematch.shelf import SaeShelf
 from saematch.tasks.collect import collect
@@ -71,13 +73,18 @@ log = logging.getLogger(__name__)
 def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results:
     """Do the run in ``folder``, or go on with it if the folder holds a part of the same run.
 
-    Raises ``ValueError`` and ``OSError`` for bad input, after writing ``results.json`` with the
-    status ``failed`` and the error.
+    The run claims the folder before it loads anything. Raises ``ValueError`` and ``OSError`` for
+    bad input. While SAEs, model and texts are loaded, that leaves the folder as it was; later,
+    ``results.json`` gets the status ``failed`` and the error. A signal or ``KeyboardInterrupt``
+    leaves the status ``interrupted`` and is raised again; the same call continues the run.
     """
+    with claimed(folder, settings_of(config)) as claim:
+        return _run(experiment, config, folder, claim)
+
+
+def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Claim) -> Results:
     started = time.monotonic()
     path = folder / "results.json"
-    settings = settings_of(config)
-    refuse_other_run(folder, settings)
     finished = path.exists() and Results.load(path).status == "finished"
     results = Results(experiment.name, config, made_with(experiment.seed))
     tracker: Tracker | None = None
@@ -86,7 +93,7 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
     try:
         judges = _connect(experiment, folder)
         inputs = _load(experiment, folder)
-        write_json(folder / "run.json", settings)
+        claim.kept = True
         if not finished:
             results.save(path)
         tracker = experiment.logger.start(experiment.name, folder, config)
@@ -102,12 +109,15 @@ def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results
         results.provenance["seconds"] = round(time.monotonic() - started, 1)
         results.save(path)
     except BaseException as error:
-        if isinstance(error, Exception) and not finished:
-            results.status = "failed"
-            results.error = f"{type(error).__name__}: {error}"
+        cause = interruption(error)
+        if not finished and (claim.kept or cause is not None):
+            results.status = "failed" if cause is None else "interrupted"
+            results.error = f"{type(error).__name__}: {error}" if cause is None else said_of(cause)
             results.save(path)
         if tracker is not None:
             tracker.fail()
+        if cause is not None:
+            raise cause from None  # ending for it may have gone wrong too
         raise
     finally:
         for chat in filter(None, judges):
@@ -143,6 +153,7 @@ class _Inputs(NamedTuple):
     texts: RunTexts
 
 
+@memory_shortage("loading the SAEs and texts", "lower sae_memory or take fewer texts")
 def _load(experiment: Experiment, folder: Path) -> _Inputs:
     """Load all that the run needs, and refuse what does not go together."""
     nothing = RunTexts({}, {})
@@ -150,6 +161,7 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
         lm = experiment.model.load()
         return _Inputs(choose_layers(experiment, lm), {}, SaeShelf.of({}), lm, nothing)
     layers, sets = choose_saes(experiment)
+    model = experiment.model.open() if experiment.reads_texts else None  # may be gated: before SAEs
     saes = load_saes(layers, sets, experiment.sae_memory)
     if isinstance(experiment.stand_in, DecoderNorm):
         saes = saes.dressed(by_decoder_norm)
@@ -157,9 +169,9 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
     measured = isinstance(experiment.stand_in, ActivationQuantile)
     if not measured:
         check_saes(experiment, saes)
-    lm = experiment.model.load() if experiment.reads_texts else None
-    if lm is None:
+    if model is None:
         return _Inputs(layers, sets, saes, None, nothing)
+    lm = model.load()
     cache = _cache(experiment, folder)
     texts = load_tokens(experiment, lm, saes, cache / "tokens")
     if measured:
@@ -169,6 +181,7 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
     return _Inputs(layers, sets, saes, lm, texts)
 
 
+@memory_shortage("training SAEs", "lower training.batch or training.n_features")
 def _train(
     experiment: Experiment, inputs: _Inputs, folder: Path, tracker: Tracker, results: Results
 ) -> None:
@@ -184,6 +197,7 @@ def _train(
         results.tables |= train_saes(*about, tracker.log, device)
 
 
+@memory_shortage("matching and evaluating SAEs", "lower sae_memory or trainer.batch_size")
 def _compare(
     experiment: Experiment,
     inputs: _Inputs,

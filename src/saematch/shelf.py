@@ -30,7 +30,7 @@ class SaeFacts:
     n_bytes: int
     """Of its tensors."""
     thresholds: Mapping[str, str | float | None]
-    """Their kind, mean and spread, as ``threshold_summary`` has them."""
+    """Their kind, mean and spread and the share of biases, as ``threshold_summary`` has them."""
     unfoldable: Mapping[str, str]
     """Fold -> why the SAE cannot be folded by it."""
 
@@ -180,10 +180,7 @@ class _Held:
         """Load an SAE, without holding it; ``ValueError`` if it is another one by now."""
         sae = self._sources[origin]()
         if sae.origin != origin:
-            raise ValueError(
-                f"the SAE {origin.release}/{origin.sae_id} was changed while it was in use; "
-                "start again"
-            )
+            raise ValueError(f"the SAE {origin.where} was changed while it was in use; start again")
         return sae
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +14,11 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from saematch.comparing.comparison import Comparison
-from saematch.files import hashed
+from saematch.files import hashed, replacing
 from saematch.results import Results
+from saematch.run_folders import MAX_NAME, check_name
+from saematch.safe_text import for_spreadsheets
+from saematch.specs import spec
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +26,8 @@ REACH_SECONDS = 3.0
 """How long to wait for the W&B server before a run goes on offline."""
 LOGIN_SECONDS = 30
 """How long it may take to check the API key."""
+OFFLINE = ("offline", "dryrun")
+"""Values of ``WANDB_MODE`` under which no server is contacted."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Tracker(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@spec("logger")
 class NoLogging:
     """Spec: keep results in the run's folder alone."""
 
@@ -62,7 +68,7 @@ class NoLogging:
         return _NoTracker()
 
 
-@dataclass(frozen=True)
+@spec("logger")
 class CsvLogging:
     """Spec: mirror the history to ``metrics.csv`` and each table to a CSV file."""
 
@@ -71,7 +77,7 @@ class CsvLogging:
         return _CsvTracker(folder)
 
 
-@dataclass(frozen=True)
+@spec("logger")
 class WandbLogging:
     """Spec: mirror to Weights & Biases, offline into the run's folder if it cannot be reached."""
 
@@ -84,9 +90,10 @@ class WandbLogging:
 
     def start(self, name: str, folder: Path, config: dict[str, Any]) -> Tracker:
         """Open the W&B run and say in one line where it is kept."""
-        above = folder.parts[-2:]
-        own = "-".join(above if name in above else (name, *above))
-        run_id = os.environ.get("WANDB_RUN_ID", own)
+        if "WANDB_RUN_ID" in os.environ:
+            run_id = check_name("WANDB_RUN_ID", os.environ["WANDB_RUN_ID"])
+        else:
+            run_id = _wandb_id(name, folder)
         return self.open(name, folder, config, run_id)
 
     def open(
@@ -101,10 +108,12 @@ class WandbLogging:
         import wandb
         from lightning.pytorch.loggers import WandbLogger
 
-        os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours says what matters
         if os.environ.get("WANDB_MODE") == "disabled":
             return _NoTracker()
-        reason = self._why_offline(wandb.setup().settings.base_url)
+        with _environment_kept("WANDB_SILENT"):
+            os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours says what matters
+            server = wandb.setup().settings.base_url
+        reason = self._why_offline(server)
         if reason:
             log.info("Weights & Biases runs offline into %s: %s", folder / "wandb", reason)
         logger = WandbLogger(  # W&B reads the environment once, and jobs of a sweep share a process
@@ -122,7 +131,8 @@ class WandbLogging:
             config=config,
             settings=wandb.Settings(mode="offline" if reason else "online", console="off"),
         )
-        run = logger.experiment
+        with _environment_kept("WANDB_MODE"):  # Lightning sets it to dryrun for an offline run
+            run = logger.experiment
         run.define_metric("layer")
         run.define_metric("*", step_metric="layer")
         run.define_metric("training/*", step_metric="samples")
@@ -137,7 +147,7 @@ class WandbLogging:
         """Return why the run has to be offline, empty if it need not."""
         import wandb
 
-        if self.offline or os.environ.get("WANDB_MODE") == "offline":
+        if self.offline or os.environ.get("WANDB_MODE") in OFFLINE:
             return "as asked for; 'wandb sync' uploads it"
         try:
             urllib.request.urlopen(server, timeout=REACH_SECONDS).close()
@@ -173,14 +183,11 @@ class _CsvTracker:
 
     def finish(self, outcome: Outcome) -> None:
         import pandas
-        from lightning.pytorch.loggers import CSVLogger
 
-        logger = CSVLogger(str(self.folder), name="csv", version="")
-        for layer, metrics in outcome.history.items():
-            logger.log_metrics({"layer": layer, **metrics}, step=layer)
-        logger.save()
-        for name, rows in outcome.results.tables.items():
-            pandas.DataFrame(rows).to_csv(self.folder / "csv" / f"{name}.csv", index=False)
+        history = [{"layer": layer, **metrics} for layer, metrics in outcome.history.items()]
+        for name, rows in {"metrics": history, **outcome.results.tables}.items():
+            with replacing(self.folder / "csv" / f"{name}.csv") as part:
+                for_spreadsheets(pandas.DataFrame(rows)).to_csv(part, index=False)
 
     def fail(self) -> None:
         pass
@@ -202,7 +209,7 @@ class _WandbTracker:
                 self._mirror(outcome)
                 wandb.finish()
             _set_aside(self.staging, Path(self.logger.experiment.dir).parent.name)
-        except wandb.errors.Error as error:  # the run itself is complete and saved
+        except (wandb.errors.Error, OSError) as error:  # the run itself is complete and saved
             log.warning("Weights & Biases did not take everything: %s", error)
 
     def _mirror(self, outcome: Outcome) -> None:
@@ -233,6 +240,29 @@ class _WandbTracker:
         wandb.finish(exit_code=1)
 
 
+def _wandb_id(name: str, folder: Path) -> str:
+    """Return the W&B identifier of the run in ``folder``: its name and its folder's last parts."""
+    parts = folder.parts[-2:]
+    identifier = "-".join(parts if name in parts else (name, *parts))
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", identifier)
+    if len(safe) > MAX_NAME or safe != identifier:
+        return f"{safe[: MAX_NAME - 9]}-{hashed([identifier])[:8]}"
+    return identifier
+
+
+@contextmanager
+def _environment_kept(name: str) -> Iterator[None]:
+    """Give an environment variable the value back that it had before the block, or none."""
+    value = os.environ.get(name)
+    try:
+        yield
+    finally:
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 def _set_aside(folder: Path, last: str) -> None:
     """Rename what broken-off processes of a run logged offline: its last one has logged it all.
 
@@ -246,14 +276,9 @@ def _set_aside(folder: Path, last: str) -> None:
 @contextmanager
 def _staged_in(folder: Path) -> Iterator[None]:
     """Keep what waits for a later upload with its run, unless the user has named a place for it."""
-    if "WANDB_DATA_DIR" in os.environ:
+    with _environment_kept("WANDB_DATA_DIR"):
+        os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve()))
         yield
-        return
-    os.environ["WANDB_DATA_DIR"] = str(folder.resolve())
-    try:
-        yield
-    finally:
-        del os.environ["WANDB_DATA_DIR"]
 
 
 def mirror_comparison(comparison: Comparison, project: str, entity: str | None) -> None:

@@ -141,7 +141,8 @@ def test_runs_that_did_not_finish_are_listed(write, tmp_path, command):
     top = sweep(write, tmp_path)
     write("4", status="failed", error="ValueError: no layer 9")
     write("5", status="running")
-    (top / "6/.hydra").mkdir(parents=True)
+    (top / "6").mkdir(parents=True)
+    (top / "6/run.json").write_text("{}")
     write("7").joinpath("results.json").write_text('{"name": ')
     write("8", tables={"saes": []})
     write("9", tables={"means": [{"metric": "recall"}]})
@@ -157,7 +158,7 @@ def test_runs_that_did_not_finish_are_listed(write, tmp_path, command):
     }  # fmt: skip
     why = reasons(comparison)
     assert why["4"] == "ValueError: no layer 9"
-    assert "is not a whole results file" in why["7"]
+    assert "7/results.json is damaged (" in why["7"]
     assert "no table of means" in why["8"]
     assert "without all of saes, arm" in why["9"]
     assert comparison.runs[-1].parameters["seed"] == 10, "as it was planned"

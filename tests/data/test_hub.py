@@ -60,8 +60,8 @@ def test_config_and_split(folder):
 
 
 def test_what_cannot_be_read(folder):
-    with pytest.raises(ValueError, match=r"has only 40 texts of at least 200 characters"):
-        load(folder, n_texts=41)
+    with pytest.raises(ValueError, match=r"'web' has no text of at least 999 characters"):
+        load(folder, min_characters=999)
     missing = HubTexts({"a": HubSet("nobody/nothing")}, n_texts=1, max_tokens=9)
     with pytest.raises(ValueError, match=r"cannot read the data set 'nobody/nothing'.*dataset=loc"):
         missing.load()
@@ -126,6 +126,7 @@ def test_the_newest_commit_is_pinned_recorded_and_read_once(hub, tiny, tmp_path,
     for _ in range(2):
         about = load_texts(spec, lm, tmp_path).about["web"]
         assert about.pop("datasets")
+        assert about.pop("n_special") == 12, "digits and the sign are <unk>"
         assert about == {
             "path": "some/web", "config": None, "split": "train", "column": "content",
             "revision": COMMITS[0], "n_texts": 3, "seed": 2, "min_characters": 200,

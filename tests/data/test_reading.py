@@ -52,13 +52,13 @@ def test_what_cannot_be_read(tmp_path):
     pandas.DataFrame({"id": [3], "body": ["one"]}).to_parquet(tmp_path / "a.parquet")
     pandas.DataFrame({"text": ["one", None]}).to_parquet(tmp_path / "b.parquet")
     (tmp_path / "c.parquet").write_text("no Parquet")
-    (tmp_path / "d.json").write_text('{"text": "one"}')
+    (tmp_path / "d.json").write_text('["one"]')
     (tmp_path / "e").mkdir()
     for name, said in {
         "a.parquet": r"no field 'text', only id, body: set dataset\.column",
-        "b.parquet": r"b\.parquet, row 2: the field 'text' is no text but None",
+        "b.parquet": r"b\.parquet, row 2: the field 'text' is null, not a text",
         "c.parquet": r"cannot read the texts in .*c\.parquet",
-        "d.json": "is not a list of JSON objects",
+        "d.json": r"d\.json, entry 1: not a JSON object with a field 'text'",
         "e": r"holds no file ending in \.txt, \.jsonl",
         "f*": "no file is called like",
         "nowhere": "there is no such file or folder",

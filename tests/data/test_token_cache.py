@@ -37,9 +37,10 @@ def test_the_same_texts_are_read_once(lm, spec, drawn, tmp_path):
     assert first.about == again.about
     (texts,) = spec.load()
     for found in (first, again):
-        expected = tokenise(texts, lm.tokenizer, 0, 10)
+        expected = tokenise(texts, lm, 10)
         torch.testing.assert_close(found.tokens["texts"].ids, expected.ids)
         torch.testing.assert_close(found.tokens["texts"].lengths, expected.lengths)
+        torch.testing.assert_close(found.tokens["texts"].counts, expected.counts)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,8 @@ def test_another_model_bos_file_or_code_is_another_key(lm, drawn, tmp_path, monk
     path.write_text("\n\n".join(TEXTS))
     spec = LocalTexts([str(path)], n_texts=4, max_tokens=10)
     load_texts(spec, lm, tmp_path)
-    for name, value in (("revision", "sha256:0"), ("bos_id", None), ("bos_id", 1)):
+    changes = {"revision": "sha256:0", "bos_id": None, "special_ids": frozenset({0})}
+    for name, value in changes.items():
         with monkeypatch.context() as changed:
             changed.setattr(lm, name, value)
             tokens = load_texts(spec, lm, tmp_path).tokens["a"]
@@ -86,12 +88,18 @@ def test_a_damaged_file_is_made_again(lm, spec, drawn, tmp_path, caplog):
     assert len(drawn) == 2
 
 
-def test_sets_keep_their_order_and_say_what_they_are(lm, tmp_path):
+def test_sets_keep_their_order_and_say_what_they_are(tmp_path):
+    lm = LmSource("zoo", "zoo").load()
     spec = ZooTexts(("prose", "code"), n_texts=2, max_tokens=8, seed=3)
     for _ in range(2):
         loaded = load_texts(spec, lm, tmp_path)
         assert list(loaded.tokens) == list(loaded.about) == ["prose", "code"]
     assert loaded.about["code"].pop("sha256").startswith("sha256:")
-    assert loaded.about["code"] == {"path": "zoo/code", "n_texts": 2, "seed": 3}
+    assert loaded.about["code"] == {
+        "path": "zoo/code",
+        "n_texts": 2,
+        "seed": 3,
+        "n_special": 0,
+    }
     with pytest.raises(ValueError, match=r"two text sets have one name \(prose\)"):
         load_texts(replace(spec, kinds=("prose", "prose")), lm, tmp_path)

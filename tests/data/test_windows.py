@@ -10,7 +10,7 @@ from saematch.data.windows import windows
 
 
 class Letters:
-    """A tokenizer of one token a letter, a being 1; the end of a text is 0."""
+    """A tokenizer of one token a letter, a being 1; the end of a text is 0, and so is a ``."""
 
     eos_token_id: int | None = 0
 
@@ -21,7 +21,10 @@ class Letters:
 
 def cut(texts, context, n_tokens, bos_id=99, seed=0, tokenizer=None):
     sets = [TextSet(str(number), some) for number, some in enumerate(texts)]
-    return windows(sets, tokenizer or Letters(), bos_id, context, n_tokens, seed).tolist()
+    vocabulary = types.SimpleNamespace(
+        tokenizer=tokenizer or Letters(), bos_id=bos_id, special_ids=frozenset()
+    )
+    return windows(sets, vocabulary, context, n_tokens, seed).tolist()
 
 
 def test_windows_by_hand():

@@ -47,7 +47,7 @@ class Greedy:
 
 def done(work, lm, folder, batch_size=5):
     texts = TextSet("t", (*TEXTS, *TEXTS))
-    batches = tokenise(texts, lm.tokenizer, lm.bos_id, 10).batches(batch_size)
+    batches = tokenise(texts, lm, 10).batches(batch_size)
     paths = tuple(folder / f"{n}.safetensors" for n in range(len(batches)))
     run_batches(CPU, work, lm, batches, "t", paths)
     return TextSums((paths,))["sum"]

@@ -119,5 +119,5 @@ def test_a_line_means_one_sae_of_its_layer(tmp_path):
     same = opened(path, {THREE: SAES[THREE], again: SAES[THREE]})
     assert same.features(again) == [0]
     other = replace(SAES[THREE], origin=replace(SAES[THREE].origin, sae_id="another"))
-    with pytest.raises(ValueError, match="two SAEs of layer 3, 3 and another"):
+    with pytest.raises(ValueError, match="two SAEs of layer 3, random/3 and random/another"):
         JsonlExplanations(str(path)).check({THREE: SAES[THREE], again: other})

@@ -83,6 +83,6 @@ def test_a_licence_that_was_not_accepted(monkeypatch):
     def refuse(*_, **__):
         raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
 
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
     with pytest.raises(ValueError, match=r"a gated repo\. Accept its licence .* set HF_TOKEN, or"):
         LmSource("google/gemma-2-2b", "gemma-2-2b").load()

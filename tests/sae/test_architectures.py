@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from saematch.sae.folding import fold, threshold_kind
+from saematch.sae.params import SaeOrigin
 from saematch.sae.saelens import from_saelens, load_saelens
 from saematch.sae.sites import Hook, is_skippable, read_hook, refuse_unskippable
 
@@ -178,7 +179,7 @@ def test_transcoders_are_for_matching_alone(tmp_path, name):
         refuse_unskippable(sae.origin)
     narrow = made(name, hook, d_out=D - 2, apply_b_dec_to_input=False)
     with pytest.raises(ValueError, match="reads 12 numbers and writes 10"):
-        from_saelens(narrow, 3, "mine", "a", "")
+        from_saelens(narrow, SaeOrigin(3, "mine", "a"))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ def test_transcoders_are_for_matching_alone(tmp_path, name):
 def test_what_has_no_meaning_here_is_refused(tmp_path, name, options, words):
     theirs = made(name, **options)
     with pytest.raises(ValueError, match=words):
-        from_saelens(theirs, 3, "mine", "a", "")
+        from_saelens(theirs, SaeOrigin(3, "mine", "a"))
     theirs.save_model(tmp_path)
     with pytest.raises(ValueError, match=words):
         load_saelens(tmp_path, 3, "mine")
@@ -225,7 +226,7 @@ def test_a_decoder_over_several_layers_is_a_crosscoder():
     theirs = made("StandardSAE")
     theirs.W_dec.data = torch.zeros(F, 2, D)
     with pytest.raises(ValueError, match="is a crosscoder"):
-        from_saelens(theirs, 3, "mine", "a", "")
+        from_saelens(theirs, SaeOrigin(3, "mine", "a"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""SAEs on disk in four formats, compared with a plain computation or SAELens' own reader."""
+"""SAEs on disk in five formats, compared with a plain computation or SAELens' own reader."""
 
 import json
 
@@ -143,7 +143,7 @@ def test_sparsify(tmp_path, transcode):
         ("layers.{layer}", {"num_latents": 0}, "state 192 features of 6"),
         ("layers.{layer}", {"num_latents": 99}, "state 99 features of 6 numbers"),
         ("embed_tokens{layer}", {}, "embedding, before block 0"),
-        ("layers.1{layer}", {}, "belongs to layer 13"),
+        ("layers.{layer}_of_9", {}, "holds no layer"),
     ],
 )
 def test_sparsify_that_has_no_meaning_here(tmp_path, folder, change, words):
@@ -225,7 +225,7 @@ def test_dictionary_learning_as_saelens_reads_it(tmp_path, monkeypatch, kind):
         ("AutoEncoder", {"decoder.weight": random(D, F + 1)}, r"W_dec has shape \(21, 6\)"),
         ("AutoEncoder", {"submodule": "mlp_in_layer_3"}, "reads 'mlp_in_layer_3'; known are"),
         ("AutoEncoder", {"submodule": "resid_post_layer_4"}, "but its settings state layer 3"),
-        ("AutoEncoder", {"encoder.bias": {"a": 1}}, "damaged or incomplete"),
+        ("AutoEncoder", {"encoder.bias": {"a": 1}}, "lacks b_enc"),
         ("AutoEncoder", {"encoder.bias": pytest.raises}, "more than tensors and is not opened"),
         ("CrossCoder", {}, "span several layers"),
     ],

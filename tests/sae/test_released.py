@@ -143,13 +143,22 @@ def test_the_nearest_mean_l0_by_ratio():
         near.chosen(26)
 
 
-def test_table_1_says_which_of_its_files_do_not_exist(caplog):
+def test_table_1_says_which_of_its_files_do_not_exist(caplog, monkeypatch):
     table = preset("sae=gemma_scope_2b_table_1")
     paths = {layer: table.chosen(layer)[1].rpartition("_")[2] for layer in table.layers()}
     canonical = [registry.release(GEMMA.release).sae(GEMMA.chosen(layer)[1]).path.rpartition("_")[2]
                  for layer in table.layers()]  # fmt: skip
     other = {layer: l0 for layer, l0 in paths.items() if l0 != canonical[layer]}
     assert other == {4: "125", 13: "83", 14: "83"}
+    assert not caplog.messages, "choosing is silent: a run chooses several times"
+
+    def no_hub(*_):
+        raise ValueError("no hub")
+
+    monkeypatch.setattr("saematch.sae.released.fetch", no_hub)
+    for layer in table.layers():
+        with pytest.raises(ValueError, match="no hub"):
+            table.load(layer)
     assert caplog.messages == [
         "layer 0: no SAE has the mean L0 102, so layer_0/width_16k/average_l0_105 is taken",
         "layer 1: no SAE has the mean L0 108, so layer_1/width_16k/average_l0_102 is taken",

@@ -20,7 +20,7 @@ def model(tiny: Path) -> LanguageModel:
 
 
 def test_training_states_are_those_of_windows_without_bos(model, tmp_path):
-    stream = (1 + np.arange(80) % 30).astype(np.uint16)
+    stream = (2 + np.arange(80) % 30).astype(np.uint16)
     stream[[0, 13, 50]] = 0
     recipe = ActivationRecipe(tokens=80, context=16, batch=2, seed=0)
     collect_training(model, stream, tmp_path / "states", recipe)
@@ -32,8 +32,9 @@ def test_training_states_are_those_of_windows_without_bos(model, tmp_path):
         wanted = hidden[layer][windows != 0].half().float()
         stored = torch.cat(open_store(tmp_path / "states").layer(layer).parts).float()
         assert stored.shape == wanted.shape == (80 - 5 - 2, model.d_model)
-        order = [torch.argsort(x[:, 0]) for x in (stored, wanted)]
-        torch.testing.assert_close(stored[order[0]], wanted[order[1]], atol=2e-3, rtol=1e-2)
+        distances = torch.cdist(stored, wanted)  # the windows come in random order
+        for axis in (0, 1):
+            assert distances.min(dim=axis).values.max() < 1e-2 * wanted.norm(dim=1).min()
 
 
 def test_held_out_states_and_loss_leave_bos_out(model, tmp_path):

@@ -93,7 +93,7 @@ def test_the_match_beats_chance_on_every_kind_of_text(tmp_path):
     matches = match_places(saes, (place,), arms, store, tmp_path / "matches")
     lm = LmSource("zoo", "saematch-zoo").load()
     sets = ZooTexts(("prose", "docs", "code"), n_texts=8, max_tokens=64).load()
-    tokens = {texts.name: tokenise(texts, lm.tokenizer, lm.bos_id, 64).batches(8) for texts in sets}
+    tokens = {texts.name: tokenise(texts, lm, 64).batches(8) for texts in sets}
     plan, cells = plan_splices(saes, matches, arms, ["drop"])
     cpu = TrainerSpec(accelerator="cpu")
     sums = evaluate_texts(plan, lm, tokens, cpu, tmp_path / "evaluation")

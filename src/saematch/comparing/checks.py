@@ -128,8 +128,8 @@ def _model(results: Results) -> Facts:
     return {} if revision is None else {"": str(revision)}
 
 
-_DRAWN = ("n_texts", "max_tokens", "seed")
-"""Settings that choose among the texts of a set."""
+_DRAWN = ("n_texts", "n_special", "max_tokens", "seed")
+"""Settings that choose among the texts of a set, and what depends on the choice."""
 
 
 def _text_settings(results: Results) -> list[Any]:

@@ -13,6 +13,7 @@ from saematch.comparing.comparison import Comparison, collect
 from saematch.comparing.plan import metrics_of, plan_panels, too_many_panels
 from saematch.files import replacing
 from saematch.results import Row
+from saematch.safe_text import for_spreadsheets
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -143,9 +144,9 @@ def _write(comparison: Comparison, out: Path) -> None:
     with replacing(out / "comparison.parquet") as part:
         tidy.to_parquet(part, index=False)
     with replacing(out / "comparison.csv") as part:
-        tidy.to_csv(part, index=False)
+        for_spreadsheets(tidy).to_csv(part, index=False)
     with replacing(out / "runs.csv") as part:
-        _frame(comparison.run_rows()).to_csv(part, index=False)
+        for_spreadsheets(_frame(comparison.run_rows())).to_csv(part, index=False)
 
 
 def _frame(rows: Sequence[Row]) -> DataFrame:

@@ -12,6 +12,7 @@ from saematch.comparing.checks import compared, keep_comparable
 from saematch.comparing.runs import MEANS, Objective, RunFolder, Value, find_runs
 from saematch.results import Row
 from saematch.resuming import settings_of
+from saematch.safe_text import visible
 
 SETS = "saes"
 """Stands among the parameters in a choice of runs: the name of a set of SAEs."""
@@ -58,7 +59,7 @@ class Comparison:
         """Return the table of runs: where each is, its settings, and why it is left out."""
         rows = []
         for run in self.runs:
-            row: Row = {"run": run.name, "folder": str(run.folder), "state": run.state}
+            row: Row = {"run": run.name, "folder": visible(str(run.folder)), "state": run.state}
             row |= {column(name): run.parameters[name] for name in self.parameters}
             row |= {objective.metric: _reached(run, objective) for objective in self.objectives}
             about = {} if run.results is None else run.results.provenance

@@ -190,7 +190,7 @@ def _name_ticks(axis: Axes, labels: Sequence[str]) -> None:
     room = 42 / len(labels)  # characters that a panel's width has for each
     turned = any(len(label) > room for label in labels)
     how = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if turned else {}
-    axis.set_xticks(range(len(labels)), labels, **how)  # type: ignore[arg-type]
+    axis.set_xticks(range(len(labels)), labels, parse_math=False, **how)  # type: ignore[arg-type]
 
 
 def _scale_parameter(axis: Axes, values: Sequence[float]) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from saematch.files import parse_json
 from saematch.results import Results
+from saematch.safe_text import visible
 
 MEANS = (
     "saes", "arm", "dataset", "strategy", "quantile", "metric", "value", "low", "high", "n_places",
@@ -80,7 +81,7 @@ def find_runs(folders: Sequence[Path]) -> Found:
                 continue
             try:
                 jobs, objective = _plan(folder)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
                 notes.append(f"{folder / 'sweep.json'} is damaged ({error}): its plan is not known")
                 continue
             planned |= {job.resolve(): (job, settings) for job, settings in jobs.items()}
@@ -103,18 +104,22 @@ def find_runs(folders: Sequence[Path]) -> Found:
 def _walk(top: Path) -> Iterator[tuple[Path, bool]]:
     """Yield each folder of a run or of a sweep, and whether it is a sweep's."""
     for here, inside, files in os.walk(top):
-        inside[:] = [name for name in inside if name == ".hydra" or name not in PASSED_OVER]
-        if "sweep.json" in files:
+        names = {*files, *inside}
+        inside[:] = [name for name in inside if name not in PASSED_OVER]
+        if "sweep.json" in names:
             yield Path(here), True
-        elif {"results.json", "run.json"} & set(files) or ".hydra" in inside:
+        elif {"results.json", "run.json"} & names:
             inside.clear()
             yield Path(here), False
 
 
 def _plan(folder: Path) -> tuple[dict[Path, tuple[str, ...]], list[Objective]]:
-    plan = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-    jobs = {folder / job["folder"]: tuple(map(str, job["settings"])) for job in plan["jobs"]}
-    return jobs, [Objective(plan["metric"]["name"], plan["metric"]["goal"])]
+    plan = parse_json((folder / "sweep.json").read_bytes())
+    jobs = {
+        folder / job["folder"]: tuple(visible(str(setting)) for setting in job["settings"])
+        for job in plan["jobs"]
+    }
+    return jobs, [Objective(*visible([plan["metric"]["name"], plan["metric"]["goal"]]))]
 
 
 def _read(folder: Path) -> RunFolder:
@@ -122,7 +127,7 @@ def _read(folder: Path) -> RunFolder:
     if not path.exists():
         return RunFolder(folder, "unfinished", "it began, and nothing is saved yet")
     try:
-        results = Results.load(path)
+        results = Results(**visible(vars(Results.load(path))))
         settings = tuple(map(str, results.config.get("overrides", ())))
         means = results.tables.get("means", [])
         if any(set(MEANS) - set(row) for row in means):
@@ -132,6 +137,8 @@ def _read(folder: Path) -> RunFolder:
     run = RunFolder(folder, results.status, settings=settings, results=results)
     if results.status == "failed":
         return replace(run, reason=results.error or "it failed, and its error is not saved")
+    if results.status == "interrupted":
+        return replace(run, state="unfinished", reason=f"it was {results.error}")
     if results.status != "finished":
         return replace(run, state="unfinished", reason="it is at work still, or was killed")
     if not means:
@@ -149,4 +156,4 @@ def _named(runs: Sequence[RunFolder]) -> Iterator[RunFolder]:
     places = [run.folder.resolve() for run in runs]
     shared = places[0].parent if len(runs) == 1 else Path(os.path.commonpath(places))
     for run, place in zip(runs, places, strict=True):
-        yield replace(run, name=place.relative_to(shared).as_posix())
+        yield replace(run, name=visible(place.relative_to(shared).as_posix()))

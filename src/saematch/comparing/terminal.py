@@ -16,6 +16,7 @@ from saematch.comparing.runs import Value
 from saematch.places import DEFAULT
 from saematch.report.style import BASELINES, arms_of, unique, where
 from saematch.results import Row
+from saematch.safe_text import visible
 
 N_METRICS = 3
 """As many fit a terminal beside the parameters."""
@@ -38,7 +39,7 @@ def print_comparison(comparison: Comparison, metrics: Sequence[str] = ()) -> Non
         console = Console(width=120)
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
     console.print(f"\n[bold]{headline(comparison)}[/]", highlight=False, soft_wrap=True)
     for line in findings(comparison):

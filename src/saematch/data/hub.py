@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from saematch.data.reading import check_text
 from saematch.data.texts import TextSet, check_sizes
-from saematch.files import content_hash, hashed, write_json
+from saematch.files import content_hash, expand_home, hashed, parse_json, write_json
+from saematch.specs import AtLeast1, Seed, Text, spec
 
 log = logging.getLogger(__name__)
 
@@ -23,17 +24,20 @@ TIMEOUT = 30.0
 """Seconds in which the hub has to say which commit is the newest."""
 
 
-@dataclass(frozen=True)
+@spec("dataset.sets")
 class HubSet:
     """Spec of one data set."""
 
-    path: str
+    path: Text
     """Name on the hub, or a folder in a hub's layout."""
     config: str | None = None
     split: str = "train"
     column: str = "text"
     revision: str | None = None
     """Commit, tag or branch; None for the newest commit."""
+
+    def __post_init__(self) -> None:
+        expand_home(self, "path")
 
     def resolve(self, memory: Path) -> HubSet:
         """Return the same at the commit that ``revision`` stands for now.
@@ -52,7 +56,7 @@ class HubSet:
         except (OSError, ValueError, HTTPError) as error:
             if not noted.exists():
                 raise self.unreadable(error) from error
-            commit = json.loads(noted.read_text(encoding="utf-8"))["commit"]
+            commit = parse_json(noted.read_bytes())["commit"]
             log.warning(
                 "%s is taken at commit %s, as last time, since the hub gives no answer (%s)",
                 self.path,
@@ -86,7 +90,8 @@ class HubSet:
                         f"no column {self.column!r}, only {', '.join(row)}: set the column of this "
                         "set in dataset.sets"
                     )
-                yield row[self.column] or ""
+                value = row[self.column]  # null is a text of no characters
+                yield check_text("" if value is None else value, self.column, "one of its rows")
         except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
             raise self.unreadable(error) from error
         except RuntimeError as error:
@@ -106,16 +111,17 @@ class HubSet:
         return ValueError(f"cannot read the data set {self.path!r} ({reason}); {advice}")
 
 
-@dataclass(frozen=True)
+@spec("dataset")
 class HubTexts:
     """Spec of the texts of several data sets, read no further than needed."""
 
     sets: Mapping[str, HubSet]
     """By the name that results give them."""
     n_texts: int
+    """Number of texts drawn from each set; all if a set has fewer."""
     max_tokens: int
-    seed: int = 0
-    min_characters: int = 200
+    seed: Seed = 0
+    min_characters: AtLeast1 = 200
     """Shorter texts, such as headings of WikiText, are passed over."""
 
     def __post_init__(self) -> None:
@@ -136,16 +142,16 @@ class HubTexts:
         return {name: {**one.described(), **drawn} for name, one in self.sets.items()}
 
     def load(self) -> list[TextSet]:
-        """Draw the texts; ``ValueError`` if a data set cannot be reached or has too few."""
+        """Draw the texts; ``ValueError`` if a data set cannot be reached or has none."""
         return [TextSet(name, self._draw(name, one)) for name, one in self.sets.items()]
 
     def _draw(self, name: str, one: HubSet) -> tuple[str, ...]:
         long = (text for text in one.texts(self.seed) if len(text) >= self.min_characters)
         found = tuple(islice(long, self.n_texts))
-        if len(found) < self.n_texts:
+        if not found:
             raise ValueError(
-                f"dataset.n_texts={self.n_texts}, but the data set {name!r} has only {len(found)} "
-                f"texts of at least {self.min_characters} characters"
+                f"the data set {name!r} has no text of at least {self.min_characters} characters: "
+                "lower dataset.min_characters"
             )
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from saematch.data.reading import find_files, read_texts
-from saematch.files import content_hash
+from saematch.data.folders import find_files
+from saematch.data.reading import Text, read_texts
+from saematch.files import content_hash, expand_home
+from saematch.specs import AtLeast1, Seed, Some, spec
+
+log = logging.getLogger(__name__)
 
 ZOO_TEXTS = Path(__file__).parent.parent / "zoo" / "texts"
 
@@ -21,6 +26,12 @@ class TextSet:
 
     name: str
     texts: tuple[str, ...]
+    places: tuple[str, ...] = ()
+    """File and line of each text, if it comes from a file."""
+
+    def place(self, number: int) -> str:
+        """Return where a text comes from, for messages."""
+        return self.places[number] if self.places else f"text {number} of the set {self.name!r}"
 
 
 @runtime_checkable
@@ -47,17 +58,17 @@ class TextSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@spec("dataset")
 class ZooTexts:
     """Spec of the embedded held-out texts."""
 
-    kinds: Sequence[str]
+    kinds: Some[str]
     """Among ``prose``, ``docs`` and ``code``."""
     n_texts: int
-    """Texts of each kind, drawn at random without replacement."""
+    """Texts of each kind, drawn at random without replacement; all if there are fewer."""
     max_tokens: int
     """A text is cut after this many tokens, BOS included."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         check_sizes(self.n_texts, self.max_tokens)
@@ -74,7 +85,7 @@ class ZooTexts:
         )
 
     def load(self) -> list[TextSet]:
-        """Draw the texts; ``ValueError`` for a kind that the zoo lacks or for too few texts."""
+        """Draw the texts; ``ValueError`` for a kind that the zoo lacks."""
         return [
             draw(kind, read_texts(path), self.n_texts, self.seed) for kind, path in self._files()
         ]
@@ -89,26 +100,28 @@ class ZooTexts:
         return [(kind, known[kind]) for kind in self.kinds]
 
 
-@dataclass(frozen=True)
+@spec("dataset")
 class LocalTexts:
     """Spec of texts in the user's own files, one set for each path.
 
-    ``.jsonl``, ``.json`` and ``.parquet`` hold the text in the field ``column``; any other file is
-    plain text with an empty line between texts.
+    JSON, JSON Lines, CSV, TSV, Parquet and Arrow files hold the text in the field ``column``; any
+    other file is plain text with an empty line between texts (``saematch.data.reading``).
     """
 
-    paths: Sequence[str]
+    paths: Some[str]
     """Files, folders or patterns, such as ``data/web-*.parquet``. The files of a folder or pattern
-    are one set."""
+    are one set (``saematch.data.folders``)."""
     n_texts: int | None
-    """Of each set, drawn at random without replacement; None for all, in the files' order."""
+    """Number of texts drawn from each set, at random without replacement, or all if a set has
+    fewer; None for all, in the files' order."""
     max_tokens: int
-    seed: int = 0
+    seed: Seed = 0
     column: str = "text"
-    min_characters: int = 1
+    min_characters: AtLeast1 = 1
     """Shorter texts are passed over."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "paths")
         check_sizes(self.n_texts, self.max_tokens)
         if isinstance(self.paths, str) or not self.paths:
             raise ValueError(
@@ -132,11 +145,11 @@ class LocalTexts:
         )
 
     def load(self) -> list[TextSet]:
-        """Read and draw; ``ValueError`` for a file missing, damaged or with too few texts."""
+        """Read and draw; ``ValueError`` for a file missing, damaged or without texts."""
         sets = []
         for _, name, files in self._found():
             texts = (text for path in files for text in read_texts(path, self.column))
-            long = [text for text in texts if len(text) >= self.min_characters]
+            long = [text for text in texts if len(text.content) >= self.min_characters]
             sets.append(draw(name, long, self.n_texts, self.seed))
         return sets
 
@@ -173,18 +186,27 @@ def check_sizes(n_texts: int | None, max_tokens: int) -> None:
         )
 
 
-def draw(name: str, texts: list[str], n_texts: int | None, seed: int) -> TextSet:
+def draw(name: str, texts: Sequence[Text], n_texts: int | None, seed: int) -> TextSet:
     """Draw texts at random without replacement; the same seed draws the same texts.
 
-    Without a number all are taken, in their order.
+    Without a number all are taken, in their order; with more than there are, all, in random order.
+    Raises ``ValueError`` if there is no text.
     """
     if not texts:
         raise ValueError(f"the text set {name!r} is empty")
-    if n_texts is None:
-        return TextSet(name, tuple(texts))
-    if n_texts > len(texts):
-        raise ValueError(
-            f"dataset.n_texts={n_texts}, but the text set {name!r} has only {len(texts)} texts"
+    order: Iterable[int] = range(len(texts))
+    if n_texts is not None:
+        order = np.random.default_rng(seed).permutation(len(texts))[:n_texts]
+    drawn = [texts[n] for n in order]
+    return TextSet(name, tuple(text.content for text in drawn), tuple(text.place for text in drawn))
+
+
+def warn_of_fewer(name: str, n_texts: int, wanted: int | None) -> None:
+    """Say that a set has fewer texts than a run asks for."""
+    if wanted is not None and n_texts < wanted:
+        log.warning(
+            "dataset.n_texts=%d, but the text set %r has only %d: the run takes all of them",
+            wanted,
+            name,
+            n_texts,
         )
-    order = np.random.default_rng(seed).permutation(len(texts))[:n_texts]
-    return TextSet(name, tuple(texts[i] for i in order))

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from saematch.data.texts import TextSource
+from saematch.data.texts import TextSource, warn_of_fewer
 from saematch.data.tokens import TokenisedTexts, tokenise
 from saematch.files import code_hash, hashed, replacing
 from saematch.lm.hooks import LanguageModel
@@ -23,32 +23,41 @@ class LoadedTexts(NamedTuple):
 
     tokens: dict[str, TokenisedTexts]
     about: dict[str, dict[str, Any]]
-    """Of each set, all that determines its texts."""
+    """What determines the texts of each set; how many there are, and how many special tokens."""
 
 
 def load_texts(source: TextSource, lm: LanguageModel, folder: Path) -> LoadedTexts:
     """Return the tokens of every set of ``source``, from ``folder`` if they are there.
 
-    They are kept by a hash of all that determines them: texts, tokenizer, BOS, cut and code.
-    Raises ``ValueError`` if the texts cannot be had.
+    They are kept by a hash of all that determines them: texts, tokenizer, BOS, special tokens, cut
+    and code. Raises ``ValueError`` if the texts cannot be had.
     """
     resolved = source.resolve(folder / "revisions")
     about = resolved.described()
     key = [code_hash(("data",)), about, source.max_tokens, lm.name, lm.revision, lm.bos_id]
-    path = folder / f"{hashed(key)}.safetensors"
+    path = folder / f"{hashed([*key, sorted(lm.special_ids)])}.safetensors"
     kept = _read(path, list(about))
     if kept is None:
-        kept = {
-            texts.name: tokenise(texts, lm.tokenizer, lm.bos_id, source.max_tokens)
-            for texts in resolved.load()
-        }
+        kept = {texts.name: tokenise(texts, lm, source.max_tokens) for texts in resolved.load()}
         _write(path, kept)
+    for name, tokens in kept.items():
+        about[name] |= {"n_texts": len(tokens.lengths), "n_special": tokens.n_special}
+        warn_of_fewer(name, len(tokens.lengths), source.n_texts)
+        log.info(
+            "%s: %d texts, %d tokens; %d special tokens are left out of every metric",
+            name,
+            len(tokens.lengths),
+            int(tokens.counts.sum()),
+            tokens.n_special,
+        )
     return LoadedTexts(kept, about)
 
 
 def _write(path: Path, tokens: dict[str, TokenisedTexts]) -> None:
-    tensors = {f"{name}|ids": kept.ids.int() for name, kept in tokens.items()}
-    tensors |= {f"{name}|lengths": kept.lengths for name, kept in tokens.items()}
+    tensors = {}
+    for name, kept in tokens.items():
+        parts = {"ids": kept.ids.int(), "counts": kept.counts, "lengths": kept.lengths}
+        tensors |= {f"{name}|{part}": tensor for part, tensor in parts.items()}
     with replacing(path, keep=True) as part:
         save_file(tensors, part)
 
@@ -64,6 +73,10 @@ def _read(path: Path, names: list[str]) -> dict[str, TokenisedTexts] | None:
         path.unlink(missing_ok=True)
         return None
     return {
-        name: TokenisedTexts(tensors[f"{name}|ids"].to(torch.int64), tensors[f"{name}|lengths"])
+        name: TokenisedTexts(
+            tensors[f"{name}|ids"].to(torch.int64),
+            tensors[f"{name}|counts"],
+            tensors[f"{name}|lengths"],
+        )
         for name in names
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,30 +12,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saematch.data.texts import TextSet
+from saematch.data.tokens import Vocabulary
 
 DOCUMENTS = 256
 """Documents tokenised at a time: enough for a fast tokenizer's threads, few enough for memory."""
 
 
 def windows(
-    texts: Sequence[TextSet],
-    tokenizer: Any,
-    bos_id: int | None,
-    context: int,
-    n_tokens: int,
-    seed: int,
+    texts: Sequence[TextSet], vocabulary: Vocabulary, context: int, n_tokens: int, seed: int
 ) -> Int64[Tensor, "n context"]:
     """Cut documents into ``ceil(n_tokens / context)`` windows, as many of each set as of any other.
 
     A window begins with BOS and goes on over the end of a document, after which BOS stands once
-    more. Without BOS (``bos_id`` None) a window just begins, and documents are parted by the
-    tokenizer's end-of-text token, if it has one. Documents are taken in random order, as many as
-    needed; the windows of each set come in random order and the sets take turns, so that a part of
-    the windows from the first on has equal shares too. The same seed gives the same windows.
+    more. Without BOS a window just begins, and documents are parted by the tokenizer's end-of-text
+    token, if it has one. A document that begins or ends with the token that parts documents gets
+    no second one. Documents are taken in random order, as many as needed; the windows of each set
+    come in random order and the sets take turns, so that a part of the windows from the first on
+    has equal shares too. The same seed gives the same windows.
 
     Raises ``ValueError`` for sizes that make no sense and for a set with too few tokens.
     """
-    least = 2 if bos_id is None else 3
+    least = 2 if vocabulary.bos_id is None else 3
     if context < least or n_tokens < 1 or not texts:
         raise ValueError(
             f"collection.context={context}, n_tokens={n_tokens}, {len(texts)} text set(s): a "
@@ -49,7 +45,7 @@ def windows(
             share = rows[place::n_sets]
             random = np.random.default_rng([seed, place])
             found = 0
-            for row in _cut(_documents(of_kind, tokenizer, random), tokenizer, bos_id, context):
+            for row in _cut(_documents(of_kind, vocabulary, random), vocabulary.bos_id, context):
                 if found == len(share):
                     break
                 share[found] = row
@@ -66,27 +62,30 @@ def windows(
     return torch.from_numpy(rows)
 
 
-def _documents(texts: TextSet, tokenizer: Any, random: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield the tokens of each document that has any, in random order."""
+def _documents(
+    texts: TextSet, vocabulary: Vocabulary, random: np.random.Generator
+) -> Iterator[list[int]]:
+    """Yield the tokens of each document that has any, in random order, and what follows them."""
+    tokenizer, bos_id = vocabulary.tokenizer, vocabulary.bos_id
+    between = tokenizer.eos_token_id if bos_id is None else bos_id
+    separator = [] if between is None else [between]
     order = random.permutation(len(texts.texts))
     for start in range(0, len(order), DOCUMENTS):
         some = [texts.texts[i] for i in order[start : start + DOCUMENTS]]
         for ids in tokenizer(some, add_special_tokens=False).input_ids:
-            if ids:
-                yield np.asarray(ids, dtype=np.int64)
+            first = 1 if ids[:1] == separator else 0
+            last = len(ids) - 1 if ids[-1:] == separator else len(ids)
+            if ids[first:last]:
+                yield ids[first:last] + separator
 
 
-def _cut(
-    documents: Iterator[np.ndarray], tokenizer: Any, bos_id: int | None, context: int
-) -> Iterator[np.ndarray]:
+def _cut(documents: Iterator[list[int]], bos_id: int | None, context: int) -> Iterator[np.ndarray]:
     """Yield windows; what is left at the end and fills none is left out."""
-    between = tokenizer.eos_token_id if bos_id is None else bos_id
-    separator = np.array([] if between is None else [between], dtype=np.int64)
     first = np.array([] if bos_id is None else [bos_id], dtype=np.int64)
     size = context - len(first)
     left = np.array([], dtype=np.int64)
     for document in documents:
-        left = np.concatenate([left, document, separator])
+        left = np.concatenate([left, np.asarray(document, dtype=np.int64)])
         start = 0
         while True:
             if bos_id is not None and start < len(left) and left[start] == bos_id:

@@ -25,6 +25,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from saematch.results import Row
+from saematch.specs import spec
 
 Weights = Float64[Tensor, "n_values n_texts"]
 Values = Float64[Tensor, " n_values"]
@@ -59,7 +60,7 @@ class Interval(NamedTuple):
     high: float | None = None
 
 
-@dataclass(frozen=True)
+@spec("intervals")
 class Intervals:
     """Spec of the confidence intervals."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
@@ -21,6 +22,7 @@ from saematch.data.tokens import TokenBatch
 from saematch.evals.runner import BatchWork, Kept, Todo, TrainerSpec
 from saematch.evals.sums import write_sums
 from saematch.lm.hooks import LanguageModel
+from saematch.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ def _trainer(spec: TrainerSpec, label: str) -> L.Trainer:
     for name in (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.pytorch.accelerators.cuda",
+        "lightning.pytorch.trainer.connectors.signal_connector",
     ):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
@@ -53,6 +56,7 @@ def _trainer(spec: TrainerSpec, label: str) -> L.Trainer:
             enable_model_summary=False,
             use_distributed_sampler=False,
             callbacks=[_Bar(label)],
+            plugins=[LightningEnvironment()],  # Slurm's would requeue the job by itself
         )
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
@@ -61,7 +65,9 @@ def _trainer(spec: TrainerSpec, label: str) -> L.Trainer:
 def _test(trainer: L.Trainer, runner: _Runner) -> None:
     try:
         trainer.test(runner, verbose=False)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ValueError(
             f"the language model and the SAEs do not fit into the device's memory: {LESS} "
             "trainer=large spreads the language model"
@@ -71,10 +77,16 @@ def _test(trainer: L.Trainer, runner: _Runner) -> None:
         kind, _, reason = last.partition(": ")
         if kind == "ValueError":
             raise ValueError(reason) from error
-        if kind.endswith("OutOfMemoryError"):
+        if kind.endswith("MemoryError") or is_out_of_memory(RuntimeError(reason)):
             raise ValueError(f"a device's memory is too small: {LESS} {reason}") from error
         raise
+    except SystemExit as end:  # Lightning's answer to a KeyboardInterrupt
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise end.__context__ from None
+        raise
     finally:
+        for process in getattr(trainer.strategy.launcher, "procs", ()):
+            process.kill()  # one that ended by itself is gone; an interruption leaves the others
         runner.put_down()
 
 
@@ -122,7 +134,9 @@ class _Runner(L.LightningModule):
         if n <= self.fits:
             try:
                 return self.work(self._lm[0], tokens)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 length = tokens.ids.shape[1]
                 if n == 1:
                     raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -14,13 +14,14 @@ from saematch.data.tokens import TokenBatch
 from saematch.evals.sums import missing
 from saematch.lm.hooks import LanguageModel
 from saematch.memory import keep_freed_memory
+from saematch.specs import AtLeast1, spec
 
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
-@dataclass(frozen=True)
+@spec("trainer")
 class TrainerSpec:
     """Spec of Lightning's Trainer: where and how precisely the language model runs.
 
@@ -33,7 +34,7 @@ class TrainerSpec:
     precision: str = "32-true"
     """``32-true``, ``bf16-mixed`` or ``16-mixed``; a language model loaded in half precision
     (``model.dtype``) computes in it."""
-    batch_size: int = 16
+    batch_size: AtLeast1 = 16
     """Texts in a batch."""
 
     def __post_init__(self) -> None:

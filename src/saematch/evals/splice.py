@@ -35,8 +35,8 @@ class Pairing(NamedTuple):
 class Splice(NamedTuple):
     """One change of the model: skip blocks ``t+1`` to ``u`` and replace the output of ``u``.
 
-    At BOS the hidden state keeps its true value. Equal splices are the same change: it is evaluated
-    once, whatever number of arms and sets of SAEs asks for it.
+    At BOS and other special tokens the hidden state keeps its true value. Equal splices are the
+    same change: it is evaluated once, whatever number of arms and sets of SAEs asks for it.
     """
 
     strategy: str
@@ -137,6 +137,7 @@ def evaluate_batch(plan: SplicePlan, lm: LanguageModel, batch: TokenBatch) -> di
     losses = lm.token_losses(final[batch.predicts], targets)
     sums: dict[str, Tensor] = {
         "n_tokens": batch.counts.sum(dim=1),
+        "n_special": batch.n_special,
         "n_targets": batch.predicts.sum(dim=1),
         "loss_original": predicting @ losses.double(),
     }

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saematch.matching.match import Match
-from saematch.sae.folding import fold, threshold_kind
+from saematch.sae.folding import fold, fold_scale, threshold_kind
 from saematch.sae.params import SaeParams
 
 PARTS = ("W_enc", "b_enc", "W_dec")
@@ -81,7 +81,9 @@ def decoder_norm_change(
 def threshold_summary(sae: SaeParams) -> dict[str, float | str | None]:
     """Return whether the SAE has thresholds, their mean and spread (standard deviation over mean).
 
-    The spread is None where the mean is not positive.
+    The spread is None where the mean is not positive. ``bias_share`` is how much of the squared
+    norm of the vectors that the paper's objective compares (eq. 3, folded) is encoder bias, between
+    0 and 1; None for an SAE that cannot be folded.
     """
     mean = spread = None
     if sae.threshold is not None:
@@ -92,4 +94,17 @@ def threshold_summary(sae: SaeParams) -> dict[str, float | str | None]:
         "thresholds": threshold_kind(sae),
         "threshold_mean": mean,
         "threshold_spread": spread,
+        "bias_share": _bias_share(sae),
     }
+
+
+def _bias_share(sae: SaeParams) -> float | None:
+    try:
+        scale = fold_scale(sae, "threshold").double()
+    except ValueError:
+        return None
+    decoder = torch.linalg.vector_norm(sae.W_dec, dim=1).double() * scale
+    encoder = torch.linalg.vector_norm(sae.W_enc, dim=0).double() / scale
+    bias = sae.b_enc.double() / scale
+    squares = [part.square().sum().item() for part in (bias, encoder, decoder)]
+    return squares[0] / sum(squares) if sum(squares) else None

@@ -46,9 +46,9 @@ class TextPass:
         """The token ids of each text, BOS included, in the order of their numbers."""
         batches = [batch for of_set in self.tokens.values() for batch in of_set]
         return [
-            ids[: int(counts.sum()) + 1]
+            ids[:length]
             for batch in batches
-            for ids, counts in zip(batch.ids, batch.counts, strict=True)
+            for ids, length in zip(batch.ids, batch.lengths.tolist(), strict=True)
         ]
 
 
@@ -198,7 +198,7 @@ def _collect(
     about += [trainer.precision, trainer.device_type]
     about += [[list(key), repr(sae.origin)] for key, sae in saes.facts.items()]
     keys = {
-        name: [hashed([*about, b.ids.tolist(), b.counts.tolist()]) for b in batches]
+        name: [hashed([*about, *b.content()]) for b in batches]
         for name, batches in texts.tokens.items()
     }
     path = folder / f"{hashed([keys, n_top, n_samples])}.safetensors"

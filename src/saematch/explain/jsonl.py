@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from saematch.data.reading import check_unicode
 from saematch.explain.explanations import Explanation, FeatureKey, Means
+from saematch.files import expand_home, parse_json
 from saematch.places import SaeKey
 from saematch.shelf import SaeFacts, Saes, SaeShelf
+from saematch.specs import spec
 
 Texts = dict[int, tuple[Explanation, ...]]
 """Of one SAE, by feature."""
 
 
-@dataclass(frozen=True)
+@spec("explain")
 class JsonlExplanations:
     """Spec of explanations in JSON lines.
 
@@ -34,6 +37,7 @@ class JsonlExplanations:
     layers, whose lines then hold ``layer``."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "path")
         if not self.path:
             raise ValueError("explain.path is empty: name a file, as in explain.path=labels.jsonl")
 
@@ -103,8 +107,8 @@ def _one_a_layer(saes: Saes) -> dict[int, SaeFacts]:
         first = found.setdefault(key.layer, sae)
         if first.origin != sae.origin:
             raise ValueError(
-                f"the run has two SAEs of layer {key.layer}, {first.origin.sae_id} and "
-                f"{sae.origin.sae_id}, but a line of {{layer, feature}} means one; run each set "
+                f"the run has two SAEs of layer {key.layer}, {first.origin.where} and "
+                f"{sae.origin.where}, but a line of {{layer, feature}} means one; run each set "
                 "of SAEs by itself"
             )
     return found
@@ -121,7 +125,7 @@ def _lines(path: Path, of_file: int | None) -> Iterator[_Line]:
     """Read a file, which is of one layer or tells each line's layer."""
     try:
         content = path.read_bytes()
-        lines = content.decode("utf-8").split("\n")  # other line ends may be part of a text
+        lines = content.decode("utf-8-sig").split("\n")  # other line ends may be part of a text
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the explanations in {path}: {error}") from error
     tag = hashlib.sha256(content).hexdigest()[:16]
@@ -130,7 +134,7 @@ def _lines(path: Path, of_file: int | None) -> Iterator[_Line]:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where} is no JSON object: {error}") from error
         if not isinstance(row, dict):
@@ -154,5 +158,6 @@ def _number(row: dict[str, Any], name: str, where: str) -> int:
 def _text(row: dict[str, Any], name: str, where: str) -> str:
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: {name!r} must hold a text, not {value!r}")
+        raise ValueError(f"{where}: {name!r} must hold a text, not {value!r:.40}")
+    check_unicode(value, where)
     return value

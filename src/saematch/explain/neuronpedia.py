@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,18 +14,19 @@ from tqdm import tqdm
 
 from saematch.explain.explanations import Explanation, FeatureKey, Means
 from saematch.explain.neuronpedia_web import ELSE, TEXTS, Server, fetch_single, keep_export
-from saematch.files import write_json
+from saematch.files import read_json, write_json
 from saematch.places import SaeKey
 from saematch.sae.params import SaeOrigin
 from saematch.sae.registry import explained_near
 from saematch.shelf import Saes, SaeShelf
+from saematch.specs import spec
 
 log = logging.getLogger(__name__)
 
 SOURCE = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-@dataclass(frozen=True)
+@spec("explain")
 class NeuronpediaExplanations:
     """Spec of the explanations that Neuronpedia publishes of the very SAEs of a run."""
 
@@ -208,7 +207,7 @@ class _Source:
     def _kept(self) -> dict[str, list[dict[str, str | None]]]:
         """Return the features that were asked for one by one, with what the site said."""
         try:
-            return json.loads(self.sidecar.read_text(encoding="utf-8"))
+            return read_json(self.sidecar, dict, "delete it; its features are fetched again")
         except FileNotFoundError:
             return {}
 
@@ -222,6 +221,6 @@ def _unexplained(key: SaeKey, origin: SaeOrigin) -> str:
     )
     return (
         f"Neuronpedia explains no SAE that is layer {key.layer} of {key.saes!r}, "
-        f"{origin.release}/{origin.sae_id}, and explanations of another SAE of that layer must not "
+        f"{origin.where}, and explanations of another SAE of that layer must not "
         f"be joined to it, since its features have other meanings{hint}; {ELSE}"
     )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gzip
-import json
 import logging
 import re
 import shutil
 import zlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Semaphore
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -28,7 +29,8 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import parse_url
 
 from saematch import __version__
-from saematch.files import replacing
+from saematch.background import ENDING_SECONDS, in_background
+from saematch.files import parse_json, replacing
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +127,7 @@ def _start(data: bytes) -> str:
 def _limit(data: bytes) -> str:
     """Quote the limit from the body of a 429."""
     with suppress(ValueError, TypeError):
-        told = json.loads(data)
+        told = parse_json(data)
         quoted = ", ".join(f"{name} {told[name]}" for name in LIMIT if name in told)
         if quoted:
             return f"its limit is reached ({quoted}), so go on after that window"
@@ -159,13 +161,16 @@ def keep_export(server: Server, name: str, path: Path, refresh: bool) -> None:
         batches = _listed(server, pool, name)
         known = set(kept["tag"].to_pylist())
         new = [batch for tag, batch in batches.items() if tag not in known]
-        with ThreadPoolExecutor(server.connections) as threads:
-            futures = [threads.submit(_table, server, pool, name, one, folder) for one in new]
-            try:
-                bar = tqdm(futures, desc=name, unit="batch", leave=False)
-                tables = [future.result() for future in bar]
-            finally:
-                threads.shutdown(cancel_futures=True)
+        slots = Semaphore(server.connections)
+        calls = [partial(_table, server, pool, name, batch, folder) for batch in new]
+        futures = [in_background(call, slots) for call in calls]
+        try:
+            bar = tqdm(futures, desc=name, unit="batch", leave=False)
+            tables = [future.result() for future in bar]
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures, ENDING_SECONDS)
     still = pc.is_in(kept["tag"], value_set=pa.array(list(batches), pa.string()))
     table = pa.concat_tables([kept.filter(still), *tables])
     if empty := table["text"].null_count:
@@ -234,7 +239,7 @@ def _read(content: bytes, name: str, batch: _Batch) -> pa.Table:
         raise _Broken(f"{len(content)} bytes of {batch.size}")
     try:
         lines = gzip.decompress(content).decode("utf-8").split("\n")
-        rows = [json.loads(line) for line in lines if line.strip()]
+        rows = [parse_json(line) for line in lines if line.strip()]
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise _Broken(str(error)) from error
     try:
@@ -253,7 +258,7 @@ def _read(content: bytes, name: str, batch: _Batch) -> pa.Table:
 def _row(row: dict[str, Any], tag: str) -> dict[str, Any]:
     embedding = row.get("embedding")
     if isinstance(embedding, str):  # so it is in older exports
-        embedding = json.loads(embedding) if embedding.strip() else None
+        embedding = parse_json(embedding) if embedding.strip() else None
     return {
         "feature": _feature(row["index"]),
         "embedding": None if embedding is None else np.asarray(embedding, dtype=np.float32),
@@ -288,7 +293,7 @@ def fetch_single(
     path = f"api/feature/{name}/{feature}"
     data = server.get(pool, path, may_lack=True)
     try:
-        told = json.loads(data) if data.strip() else None
+        told = parse_json(data) if data.strip() else None
         rows = (told or {}).get("explanations") or []
         texts = [_text(row, "api") for row in rows]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

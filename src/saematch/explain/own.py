@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from saematch.judge.questions import Question
 from saematch.judge.verdicts import read_text
 from saematch.places import SaeKey
 from saematch.shelf import Saes, SaeShelf
+from saematch.specs import spec
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ QUANTILES = 5
 """Contexts of the sample that an LLM sees: from its most to its least active, evenly spaced."""
 
 
-@dataclass(frozen=True)
+@spec("explain")
 class OwnExplanations:
     """Spec of explanations from contexts, collected on the run's own texts and language model.
 

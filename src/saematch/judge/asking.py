@@ -6,12 +6,14 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
+from saematch.background import ENDING_SECONDS, in_background
 from saematch.judge.model import ChatModel
 from saematch.judge.questions import Asked, Judge, Question, Reply
 from saematch.judge.store import ReplyStore
@@ -210,21 +212,20 @@ class _Round:
         limits = self.chat.spec.limits
         waiting = deque(questions)
         claimed: deque[Question] = deque()
-        pool = ThreadPoolExecutor(limits.concurrency, thread_name_prefix="judge")
         try:
             while True:
                 while self.stop is None and len(self.running) < limits.concurrency:
                     if not claimed:
                         claimed += self._claim(waiting, limits.concurrency)
-                    if not claimed or not self._submit(pool, claimed):
+                    if not claimed or not self._submit(claimed):
                         break
                 if not self.running:
                     break
                 done, _ = wait(self.running, return_when=FIRST_COMPLETED)
                 self._collect(done, bar)
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            self._collect({future for future in self.running if not future.cancelled()}, bar)
+            if self.running:  # an error or a signal came between
+                self._collect(wait(self.running, ENDING_SECONDS).done, bar)
             left = [*claimed, *self.lost, *self.running.values()]
             self.chat.store.release([question.key(self.chat.model) for question in left])
 
@@ -237,7 +238,7 @@ class _Round:
             mine = [question for question in some if question.key(self.chat.model) in keys]
         return mine
 
-    def _submit(self, pool: ThreadPoolExecutor, claimed: deque[Question]) -> bool:
+    def _submit(self, claimed: deque[Question]) -> bool:
         """Send the next question, unless a cap stands against it.
 
         What is in flight counts at its most; if that leaves no room, its answers are waited for.
@@ -249,8 +250,8 @@ class _Round:
             return False
         question = claimed.popleft()
         assert self.chat.endpoint is not None
-        future = pool.submit(self.chat.endpoint.complete, self.chat.model, question)
-        self.running[future] = question
+        call = partial(self.chat.endpoint.complete, self.chat.model, question)
+        self.running[in_background(call)] = question
         self.chat.spent.requests += 1
         return True
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from saematch.files import parse_json
 from saematch.judge.asking import AskingError, Chat
 from saematch.judge.client import OPTIONAL, OpenAiServer, read_completion, read_refusal
 from saematch.judge.questions import Asked, Question, Reply
@@ -178,7 +179,7 @@ class Batches:
         for file_id in filter(None, (there.output_file_id, there.error_file_id)):
             answers = []
             for line in self.client.files.content(file_id).text.splitlines():
-                row: dict[str, Any] = json.loads(line)
+                row: dict[str, Any] = parse_json(line)
                 response = row.get("response") or {}
                 reply = self._read(response, row.get("error"))
                 if reply is not None and row["custom_id"] in by_key:

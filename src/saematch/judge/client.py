@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from saematch.judge.asking import AskingError, Endpoint
 from saematch.judge.model import ChatModel
 from saematch.judge.questions import Question, Reply
+from saematch.safe_text import visible
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -24,6 +25,8 @@ NO_KEY = "none"
 """Sent where the server wants no key."""
 NO_CHOICE = "no choice"
 """Why an answer without choices ended."""
+NO_JSON = (json.JSONDecodeError, RecursionError)
+"""What the client raises for a body that is no JSON, or JSON nested too deeply."""
 OPTIONAL = ("response_format", "max_tokens", "temperature")
 """Options that some servers and models do not take, and that one can do without."""
 RETRY_SECONDS = 0.5
@@ -46,6 +49,7 @@ class OpenAiServer(Endpoint):
             api_key=self.key,
             max_retries=spec.limits.retries,
             timeout=spec.limits.timeout,
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),  # the key goes with it
         )
 
     def close(self) -> None:
@@ -66,7 +70,11 @@ class OpenAiServer(Endpoint):
                 f"cannot reach the judge at {self.spec.base_url}: {self.scrubbed(error)}; start "
                 "the server, correct judge.base_url, or take judge=none"
             ) from None
-        except (openai.OpenAIError, AttributeError, TypeError, json.JSONDecodeError):
+        except openai.APIStatusError as error:
+            if 300 <= error.status_code < 400:
+                raise self.refused(error) from None
+            served = []
+        except (openai.OpenAIError, AttributeError, TypeError, *NO_JSON):
             served = []  # some servers cannot list what they serve
         if self.spec.model is not None:
             if served and self.spec.model not in served:
@@ -92,7 +100,7 @@ class OpenAiServer(Endpoint):
                 raise AskingError(
                     f"{self.spec.base_url} has no model {model!r}, but {some}: set judge.model"
                 ) from None
-        except (openai.OpenAIError, json.JSONDecodeError):
+        except (openai.OpenAIError, *NO_JSON):
             pass
         else:
             return
@@ -154,7 +162,7 @@ class OpenAiServer(Endpoint):
                 raise TimeoutError(self.scrubbed(error)) from None
             except openai.APIConnectionError as error:
                 raise TimeoutError(self.scrubbed(error)) from None
-            except (AttributeError, TypeError, json.JSONDecodeError):
+            except (AttributeError, TypeError, *NO_JSON):
                 pass  # a page of HTML from a proxy, or JSON that is no answer
             time.sleep(min(8.0, RETRY_SECONDS * 2**attempt))
             attempt += 1
@@ -178,6 +186,12 @@ class OpenAiServer(Endpoint):
                 f"{self.spec.base_url} has no model {self.spec.model!r} ({said}); set judge.model, "
                 "or end judge.base_url with /v1"
             )
+        if isinstance(error, openai.APIStatusError) and 300 <= error.status_code < 400:
+            target = visible(error.response.headers.get("location", "nowhere"))
+            return AskingError(
+                f"{self.spec.base_url} answers with a redirect to {target}, which is not followed: "
+                "if that server is the one you mean, set judge.base_url to it"
+            )
         return AskingError(f"{self.spec.base_url} refuses the question ({said})")
 
     def scrubbed(self, error: Exception) -> str:
@@ -186,7 +200,7 @@ class OpenAiServer(Endpoint):
         text = str(cause) if cause is not None and str(cause) else str(error)
         if self.key != NO_KEY:
             text = text.replace(self.key, "***")
-        return text.splitlines()[0][:300] if text else type(error).__name__
+        return visible(text.splitlines()[0][:300]) if text else type(error).__name__
 
 
 def read_completion(answer: Mapping[str, Any]) -> Reply:

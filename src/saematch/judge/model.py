@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from saematch.specs import spec
 
-@dataclass(frozen=True)
+VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+"""Name of an environment variable: few keys consist of capital letters and digits alone."""
+
+
+@spec("judge.limits")
 class Limits:
     """What asking may cost, and how hard it may try."""
 
@@ -38,7 +42,7 @@ class Limits:
             )
 
 
-@dataclass(frozen=True)
+@spec("judge")
 class ChatModel:
     """Spec of an LLM behind an OpenAI-compatible server."""
 
@@ -60,7 +64,7 @@ class ChatModel:
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
-        if "@" in self.base_url or "?" in self.base_url:
+        if set("@?#") & set(self.base_url):
             raise ValueError(
                 "judge.base_url holds a password or a query: keys come from the environment "
                 "variable that judge.key_variable names"
@@ -71,10 +75,10 @@ class ChatModel:
                 f"judge.base_url={self.base_url!r} must begin with http:// or https://, as in "
                 "http://127.0.0.1:8000/v1"
             )
-        if self.key_variable is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.key_variable):
+        if self.key_variable is not None and not VARIABLE.fullmatch(self.key_variable):
             raise ValueError(
-                "judge.key_variable must be the name of an environment variable, such as "
-                "OPENAI_API_KEY, and not the key itself"
+                "judge.key_variable must be the name of an environment variable in capital "
+                "letters, such as OPENAI_API_KEY, and not the key itself"
             )
         if self.cached_only and self.model is None:
             raise ValueError("judge.cached_only=true needs judge.model, by which answers are kept")
@@ -85,6 +89,6 @@ class ChatModel:
         return price / 2 if self.batch else price
 
 
-@dataclass(frozen=True)
+@spec("judge")
 class NoJudge:
     """Spec: nothing is judged, and no LLM is asked."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from saematch.files import hashed
 from saematch.judge.prompts import JUDGE
 from saematch.judge.questions import Judge, Question, Reply
 from saematch.judge.verdicts import SCORES
+from saematch.specs import spec
 
 _COMMON = """
 a about all also an and any are as at be been being both but by can do does each especially etc for
@@ -31,7 +31,7 @@ COMMON = frozenset(_COMMON.split())
 explanation."""
 
 
-@dataclass(frozen=True)
+@spec("judge")
 class WordOverlap:
     """Spec of a judge without LLM: what an LLM's scores have to beat.
 

@@ -7,18 +7,27 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import NamedTuple
 
+from saematch.files import unwritable
 from saematch.judge.questions import Asked, Reply
 
 WAIT_SECONDS = 60.0
 """How long to wait for another process that writes."""
 CLAIM_SECONDS = 900.0
 """After which a question that another machine's run claims may be asked all the same."""
+
+_PERMISSIONS = "change its permissions, or choose another cache"
+_REMEDIES = {
+    sqlite3.SQLITE_BUSY: ("another process writes into it; run the same command again",),
+    sqlite3.SQLITE_READONLY: (_PERMISSIONS,),
+    sqlite3.SQLITE_CANTOPEN: (_PERMISSIONS,),
+}
+"""By SQLite's error code: what helps; against all others, free space."""
 
 _TABLES = """
 create table if not exists replies (
@@ -50,8 +59,8 @@ class ReplyStore:
     """One SQLite file of answers, by the hash of model, wording and texts.
 
     A claim says that a run is about to ask a question, so that another run waits instead of paying
-    for it too. Claims of a process that is gone count for nothing. ``ValueError`` if the file is no
-    such store.
+    for it too. Claims of a process that is gone count for nothing. Raises ``ValueError`` if the
+    file is no such store, and ``OSError`` if it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -146,15 +155,18 @@ class ReplyStore:
         with self._open() as database, database:
             database.execute("delete from batches where name = ?", (name,))
 
-    def _open(self) -> closing[sqlite3.Connection]:
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
         try:
-            database = sqlite3.connect(self.path, timeout=WAIT_SECONDS)
-            database.execute("select 1 from sqlite_master").fetchone()
+            with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS)) as database:
+                yield database
+        except sqlite3.OperationalError as error:
+            kind = error.sqlite_errorcode & 0xFF
+            raise unwritable(self.path, str(error), *_REMEDIES.get(kind, ())) from error
         except sqlite3.DatabaseError as error:
             raise ValueError(
                 f"{self.path} is no store of answers ({error}); move it away to begin a new one"
             ) from error
-        return closing(database)
 
 
 def _asked(text: str) -> tuple[Asked, ...]:

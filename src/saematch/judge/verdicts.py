@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from saematch.evals.intervals import Values, Weights
+from saematch.files import parse_json
 from saematch.judge.questions import Reply
 
 SCORES = {"DIFFERENT": 1, "MAYBE": 2, "SAME": 3}
@@ -85,7 +86,7 @@ def _json_object(text: str) -> dict[str, object] | None:
     starts = [match.start() for match in re.finditer(r"\{", text)] if text.endswith("}") else []
     for start in starts:
         try:
-            return json.loads(text[start:])
+            return parse_json(text[start:])
         except json.JSONDecodeError:
             continue
     return None

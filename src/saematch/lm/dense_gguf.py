@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
+
+from saematch.files import replacing_folder
 
 
 def write_dense(gguf: Path, folder: Path) -> None:
@@ -30,13 +30,9 @@ def write_dense(gguf: Path, folder: Path) -> None:
     dense = type(read)(config).to(torch.bfloat16)
     dense.load_state_dict(read.state_dict())
     dense.generation_config = read.generation_config
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent) as temporary:
-        part = Path(temporary) / folder.name
+    with replacing_folder(folder) as part:
         dense.save_pretrained(part)
         AutoTokenizer.from_pretrained(gguf.parent, **about).save_pretrained(part)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
 
 
 if __name__ == "__main__":

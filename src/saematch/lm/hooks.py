@@ -1,10 +1,11 @@
 """Reading and replacing the residual stream of any decoder-only language model.
 
-No forward code of any architecture is repeated here. To go on from block ``k`` the model's own
-forward runs with the blocks before it switched off: they hand their input through at no cost, and
-block ``k`` hands out the given hidden state instead of its own. The head (final norm excluded) is
-applied the same way, with the whole decoder switched off, so that a model's own scaling or capping
-of the logits is kept.
+No forward code of any architecture is repeated here. To continue from block ``k`` the model's own
+forward runs with the blocks before it switched off: they return their input at no cost, and block
+``k`` returns the given hidden state instead of its own. Where later blocks read keys and values of
+earlier blocks (Gemma 4), the earlier blocks run as usual and only the output of block ``k`` is
+replaced. The head (final norm excluded) is applied the same way, with the whole decoder switched
+off, so that a model's own scaling or capping of the logits is kept.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ class LanguageModel(nn.Module):
         name: str,
         revision: str = "",
         bos_id: int | None = None,
+        special_ids: frozenset[int] = frozenset(),
     ) -> None:
         """Take a model of transformers.
 
         ``bos_id`` is the token that every text begins with; None if nothing is put in front.
+        ``special_ids`` are the tokens that no metric counts.
         """
         super().__init__()
         self.model = model
@@ -43,11 +46,16 @@ class LanguageModel(nn.Module):
         self.name = name
         self.revision = revision
         self.bos_id = bos_id
+        self.special_ids = special_ids
         config = model.config.get_text_config()
         self.decoder, self.blocks = find_blocks(model.get_decoder(), config.num_hidden_layers)
         self._output_type: type | None = None
-        self._blocks_put_out_tuples = False
+        self._block_container: tuple[type, int] | None = None
+        self.runs_earlier_blocks = False
+        """Whether ``continue_from`` runs the blocks before the replaced one, because later blocks
+        read more of them than the hidden state; ``self_test`` finds out."""
         self.d_model: int = config.hidden_size
+        self.n_embeddings: int = len(model.get_input_embeddings().weight)
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
 
     @property
@@ -59,6 +67,16 @@ class LanguageModel(nn.Module):
     def n_layers(self) -> int:
         """Number of blocks."""
         return len(self.blocks)
+
+    def refuse_ids(self, highest: int, source: str) -> None:
+        """Raise ``ValueError`` if a token id of ``source`` has no row in the embedding."""
+        if highest >= self.n_embeddings:
+            token = "" if self.tokenizer is None else repr(self.tokenizer.decode([highest]))
+            raise ValueError(
+                f"{source} holds the token {token} with the id {highest}, but {self.name} has "
+                f"embeddings for the ids 0 to {self.n_embeddings - 1} only: take a tokenizer that "
+                "belongs to the model, or take this token out of the texts"
+            )
 
     def capture(
         self, ids: Int64[Tensor, "batch seq"], layers: tuple[int, ...]
@@ -101,23 +119,30 @@ class LanguageModel(nn.Module):
         resid_post: Float[Tensor, "batch seq d_model"],
         ids: Int64[Tensor, "batch seq"],
     ) -> Float[Tensor, "batch seq d_model"]:
-        """Return the final hidden state, had block ``layer`` put out ``resid_post``.
+        """Return the final hidden state, had block ``layer`` returned ``resid_post``.
 
-        Blocks up to and including ``layer`` are not evaluated.
+        Blocks up to and including ``layer`` do not run, unless ``runs_earlier_blocks`` is set: then
+        they run on their true inputs. Later blocks see ``resid_post`` as their hidden state, and
+        the shared keys and values that the true forward of the earlier blocks (``layer`` included)
+        computed.
         """
         self._learn_conventions(ids)
+        output = self._block_output(resid_post)
         with ExitStack() as stack:
+            if self.runs_earlier_blocks:
+                hook = self.blocks[layer].register_forward_hook(lambda *_: output)
+                stack.callback(hook.remove)
+                return self._decode(ids)
             for block in self.blocks[:layer]:
                 stack.enter_context(_replaced(block, self._hand_through))
-            put_out = self._block_output(resid_post)
-            stack.enter_context(_replaced(self.blocks[layer], lambda *_, **__: put_out))
+            stack.enter_context(_replaced(self.blocks[layer], lambda *_, **__: output))
             return self._decode(ids)
 
     def _decode(self, ids: Tensor) -> Tensor:
         return self.decoder(input_ids=ids, use_cache=False).last_hidden_state.to(ids.device)
 
     def _learn_conventions(self, ids: Tensor) -> None:
-        """See once, on one token, in what containers blocks and decoder put out hidden states."""
+        """Find out once, on one token, in which containers blocks and decoder return states."""
         if self._output_type is not None:
             return
         outputs: list[Any] = []
@@ -126,12 +151,17 @@ class LanguageModel(nn.Module):
             self._output_type = type(self.decoder(input_ids=ids[:1, :1], use_cache=False))
         finally:
             hook.remove()
-        self._blocks_put_out_tuples = isinstance(outputs[0], tuple)
+        if isinstance(outputs[0], tuple | list):
+            self._block_container = (type(outputs[0]), len(outputs[0]))
 
-    def _block_output(self, hidden: Tensor) -> Tensor | tuple[Tensor, None]:
-        return (hidden, None) if self._blocks_put_out_tuples else hidden
+    def _block_output(self, hidden: Tensor) -> Any:
+        """Return what a block with this hidden state returns: keys, states and weights are None."""
+        if self._block_container is None:
+            return hidden
+        container, length = self._block_container
+        return container([hidden, *[None] * (length - 1)])
 
-    def _hand_through(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
+    def _hand_through(self, *args: Any, **kwargs: Any) -> Any:
         return self._block_output(args[0] if args else kwargs["hidden_states"])
 
     def logits(self, final: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq vocab"]:
@@ -187,7 +217,7 @@ def find_blocks(model: nn.Module, n_layers: int) -> tuple[nn.Module, nn.ModuleLi
 
 
 def _hidden(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 @contextmanager

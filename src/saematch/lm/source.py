@@ -1,37 +1,57 @@
-"""Language models from Hugging Face transformers. The only file that knows ``transformers``."""
+"""Spec of a language model, and the steps in which it is loaded."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
+from saematch.downloads import hub_model
+from saematch.files import expand_home
+from saematch.lm.checkpoint import (
+    MODEL_ERRORS,
+    Parts,
+    UnusableModelError,
+    read_parts,
+    read_weights,
+    refuse_files,
+    weight_files,
+)
 from saematch.lm.hooks import LanguageModel
+from saematch.lm.self_test import self_test
+from saematch.memory import is_out_of_memory, memory_shortage
+from saematch.specs import Text, spec
+
+log = logging.getLogger(__name__)
 
 ZOO = Path(__file__).parent.parent / "zoo"
+LESS_MEMORY = (
+    "set model.dtype=bfloat16, spread the model with trainer=large, or take a smaller model"
+)
 NO_BOS, OWN_BOS = "none", "tokenizer"
 CONTENT = (".json", ".txt", ".jinja", ".model", ".safetensors", ".bin")
 """Files that make up a model and its tokenizer in a folder."""
 
 
-@dataclass(frozen=True)
+@spec("model")
 class LmSource:
     """Spec of a decoder-only language model: a hub name or a folder.
 
     Texts are taken as they are: no chat template is applied to them, and no special token is put
-    anywhere but BOS in front.
+    anywhere but BOS in front. The name of a special token in a text is read as that token.
     """
 
-    path: str
+    path: Text
     """Hub name or folder; ``zoo`` is the embedded model."""
-    name: str
+    name: Text
     """The name by which SAEs say what they were trained on."""
     revision: str | None = None
     """Commit, tag or branch of the hub; None for the newest commit."""
@@ -49,6 +69,7 @@ class LmSource:
     to the trainer's device."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "path")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype {self.dtype!r} is not float32, bfloat16 or float16")
         if not self.bos:
@@ -66,35 +87,44 @@ class LmSource:
         """
         return _bare(name) in (_bare(self.name), _bare(self.path))
 
-    def load(self) -> LanguageModel:
-        """Load weights and tokenizer; ``ValueError`` if there is no such model or no such BOS."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
+    def open(self) -> OpenedModel:
+        """Read configuration and tokenizer, and log how much is still to be fetched.
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        Raises ``ValueError`` if there is no such model or no such BOS, if a licence has not been
+        accepted, if the model needs code of its own, and if its weights are pickled.
+        """
         if self.device_map is not None and find_spec("accelerate") is None:
             raise ValueError("model.device_map needs a package: pip install accelerate")
         where = str(ZOO / "lm") if self.path == "zoo" else self.path
         self._refuse_no_folder(where)
+        files = hub_model(where, self.revision)
+        with self._readable(where):
+            refuse_files(where, files)
+            parts = read_parts(where, self.revision)
+        if files is not None:
+            download = files.to_fetch(weight_files(files).__contains__)
+            if download.n_files:
+                log.info("Language model %s: %s to fetch", self.path, download)
+        return OpenedModel(self, where, parts, self._bos_id(parts.tokenizer))
+
+    def load(self) -> LanguageModel:
+        """Load tokenizer and weights; raises what ``open`` and ``OpenedModel.load`` raise."""
+        return self.open().load()
+
+    @contextmanager
+    def _readable(self, where: str) -> Iterator[None]:
+        """Say in one line what is wrong with a model that cannot be read."""
         try:
-            tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
-            model = AutoModelForCausalLM.from_pretrained(
-                where,
-                revision=self.revision,
-                dtype=getattr(torch, self.dtype),
-                device_map=self.device_map,
-            )
-        except (OSError, SafetensorError, ValueError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            advice = self._advice(where, str(error))
+            yield
+        except UnusableModelError as error:
+            raise ValueError(f"cannot load the language model {self.path!r}: {error}") from error
+        except MODEL_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
             raise ValueError(
-                f"cannot load the language model {self.path!r}: {reason.rstrip('.')}. {advice}"
+                f"cannot load the language model {self.path!r}: {_reason(error)}. "
+                f"{self._advice(where, str(error))}"
             ) from error
-        bos_id = self._bos_id(tokenizer)
-        revision = getattr(model.config, "_commit_hash", None) or _digest(Path(where))
-        model = model.eval().requires_grad_(False)
-        return LanguageModel(model, tokenizer, self.name, revision, bos_id)
 
     def _bos_id(self, tokenizer: Any) -> int | None:
         """Return the token that every text begins with."""
@@ -134,6 +164,50 @@ class LmSource:
             page = "its page of the Hugging Face hub"
             return f"Accept its licence on {page} and set HF_TOKEN, or {local}"
         return f"Check name and connection, or {local}"
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model of which configuration and tokenizer are read, and no weights yet."""
+
+    source: LmSource
+    where: str
+    parts: Parts
+    bos_id: int | None
+
+    @memory_shortage("loading the language model", LESS_MEMORY)
+    def load(self) -> LanguageModel:
+        """Load the weights and test the model.
+
+        Raises ``ValueError`` if a weight is missing, unexpected or of another shape, if the model
+        fails its self-test, and if it does not fit into memory.
+        """
+        source, tokenizer = self.source, self.parts.tokenizer
+        with source._readable(self.where):
+            dtype = getattr(torch, source.dtype)
+            model = read_weights(self.where, self.parts, dtype, source.device_map)
+            revision = self.parts.revision or _digest(Path(self.where))
+            model = model.eval().requires_grad_(False)
+            special = _special_ids(tokenizer, self.bos_id)
+            lm = LanguageModel(model, tokenizer, source.name, revision, self.bos_id, special)
+        self_test(lm)
+        return lm
+
+
+def _special_ids(tokenizer: Any, bos_id: int | None) -> frozenset[int]:
+    """Return BOS and every token that the tokenizer marks as special, ``<unk>`` included."""
+    added = tokenizer.added_tokens_decoder.items()
+    marked = {number for number, token in added if token.special}
+    return frozenset({*marked, *tokenizer.all_special_ids, bos_id} - {None})
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an error says in one line; a line that ends in a colon takes the next one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]).rstrip(".")
+    if isinstance(error, OSError | ValueError) and reason:
+        return reason
+    return f"{type(error).__name__}: {reason}"
 
 
 def _bare(name: str) -> str:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from saematch.matching.assignment import Assignment
 from saematch.matching.match import Match
 from saematch.matching.objectives import Parts
 from saematch.sae.folding import FOLDS, fold
 from saematch.sae.params import SaeParams
+from saematch.specs import Unique, spec
 
 DECODINGS = {"permute": "threshold", "permute_raw": "decoder_norm"}
 """Strategy of encode-permute-decode -> the fold in which activations go from layer to layer."""
 
 
-@dataclass(frozen=True)
+@spec("arms")
 class Arm:
     """Fold, objective and assignment, and how the permuted features are decoded.
 
@@ -27,10 +25,10 @@ class Arm:
     """The fold on which the match is found: ``threshold`` or ``decoder_norm``."""
     objective: Parts
     assignment: Assignment
-    decode: Sequence[str] = ("permute",)
+    decode: Unique[str] = ("permute",)
     """Strategies to evaluate: ``permute`` (activations in units of their threshold, eq. 5 on folded
     SAEs), ``permute_raw`` (in units of their decoder vector's norm)."""
-    quantiles: Sequence[float] = ()
+    quantiles: Unique[float] = ()
     """Partial matches to evaluate beside the whole one (eq. 6): shares of features, those of the
     least squared error, that are permuted while the others keep their own decoder vector."""
     compose: bool = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +21,31 @@ from safetensors.torch import save_file
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from saematch.files import replacing
+from saematch.files import parse_json, replacing
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a solver proved of its match: no assignment is worth more than ``bound``."""
+    """What is known about the quality of a match; None where it is not known or not defined."""
 
     value: float
-    """Primal value: the sum of the similarities of the matched pairs; in a partial match, also what
-    staying unmatched is worth to each feature that does."""
+    """Sum of the similarities of the matched pairs; in a partial match, also what staying unmatched
+    is worth to each feature that does."""
     bound: float | None
-    """Dual bound on the value of any assignment; None where nobody proved one."""
+    """Upper bound on the value of any match, proven by a solver."""
+    chance: float | None = None
+    """Expected value of a match that is drawn at random, ``(Σ x_i) · (Σ y_j) / max(n_a, n_b)``;
+    None if features may stay unmatched."""
+    gap_over_chance: float | None = None
+    """``(bound - value) / (bound - chance)``: the share that is missing, at most, of what a match
+    can win over a random one. Adding one vector to all features of layers of one width does not
+    change it, unlike ``gap``. 0 if the bound is the chance value."""
+    n_90: int | None = None
+    """Least number of matched pairs that together carry 90 % of ``value - chance``. A pair carries
+    the product of its two vectors, each less the mean of its side; if widths differ, its similarity
+    less the mean similarity of its feature of the narrower layer."""
+    certain: float | None = None
+    """Lower bound on the share of the matched pairs that every optimal match contains."""
 
     @property
     def gap(self) -> float | None:
@@ -40,6 +53,11 @@ class Certificate:
         if self.bound is None:
             return None
         return max(0.0, self.bound - self.value) / (abs(self.bound) or 1.0)
+
+    @property
+    def optimal_to(self) -> float | None:
+        """The gap that a solver's tolerance limits: over chance, or relative if there is none."""
+        return self.gap if self.gap_over_chance is None else self.gap_over_chance
 
 
 @dataclass(frozen=True)
@@ -184,7 +202,7 @@ class Match:
         """Write one safetensors file; its header holds sizes, certificate and ``about`` as JSON."""
         header: dict[str, object] = {"n_from": self.n_from, "n_to": self.n_to}
         if self.certificate is not None:
-            header["value"], header["bound"] = self.certificate.value, self.certificate.bound
+            header |= asdict(self.certificate)
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
         metadata = {"match": json.dumps(header), "about": json.dumps(about or {})}
         with replacing(path) as part:
@@ -196,7 +214,7 @@ class Match:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                header = json.loads(metadata["match"])
+                header = parse_json(metadata["match"])
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
         except (SafetensorError, KeyError) as error:
             raise ValueError(
@@ -204,8 +222,9 @@ class Match:
             ) from error
         certificate = None
         if "bound" in header:
-            certificate = Certificate(header["value"], header["bound"])
-        about = json.loads(metadata["about"])
+            known = [field.name for field in fields(Certificate) if field.name in header]
+            certificate = Certificate(**{name: header[name] for name in known})
+        about = parse_json(metadata["about"])
         return cls(**tensors, n_from=header["n_from"], n_to=header["n_to"],
                    certificate=certificate), about  # fmt: skip
 

@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saematch.sae.params import SaeParams
+from saematch.matching.centring import common_centre, lengths, typical_length
+from saematch.sae.params import SaeOrigin, SaeParams
+from saematch.specs import spec
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,10 @@ class Factors:
     """Vectors of the earlier layer's features."""
     X_B: Float[Tensor, "n_to size_B"]
     """Vectors of the later layer's features."""
+    pair: str = ""
+    """Names of both SAEs, from which ``Random`` draws; other assignments do not use it."""
+    norm_columns: int = 0
+    """Number of last columns that hold norms of features and no coordinates (``by_distance``)."""
 
     def __post_init__(self) -> None:
         if self.X_A.shape[1] != self.X_B.shape[1]:
@@ -35,14 +41,18 @@ class Factors:
                 raise ValueError(f"vectors of the {name} layer hold NaN or infinite values")
 
 
-@dataclass(frozen=True)
+@spec("matching")
 class Parts:
     """The paper's objective (eq. 3): the squared error of the chosen parts of two features.
 
     ``sum_i ||v_A[i] - v_B[P(i)]||^2``, where ``v`` joins decoder vector, encoder vector and encoder
-    bias, each times the square root of its weight. Over a permutation the norms are constant, so
-    this is the assignment of the largest ``sum_i <v_A[i], v_B[P(i)]>``. The paper's plain sum has
-    all weights 1; weight 0 leaves a part out.
+    bias, each times the square root of its weight. The paper's plain sum has all weights 1; weight
+    0 leaves a part out.
+
+    For layers of one width the similarity of two features is ``<v_A[i], v_B[j]>``: the norms are
+    the same for every permutation. For layers of two widths they are not, since some features of
+    the wider layer get no partner. The similarity is then ``-||v_A[i] - v_B[j]||^2 / 2``, and the
+    value of a match is minus half of its squared error.
     """
 
     W_dec: float = 1.0
@@ -58,8 +68,10 @@ class Parts:
             )
 
     def factors(self, earlier: SaeParams, later: SaeParams) -> Factors:
-        """Return the vectors of both SAEs, in float32."""
-        return Factors(self._vectors(earlier), self._vectors(later))
+        """Return the vectors of both SAEs, in float32; of two widths, by ``by_distance``."""
+        pair = f"{_name(earlier.origin)} -> {_name(later.origin)}"
+        factors = Factors(self._vectors(earlier), self._vectors(later), pair)
+        return factors if earlier.n_features == later.n_features else by_distance(factors)
 
     def _vectors(self, sae: SaeParams) -> Float[Tensor, "n_features size"]:
         parts = (
@@ -68,3 +80,32 @@ class Parts:
             (self.b_enc, sae.b_enc[:, None]),
         )
         return torch.cat([math.sqrt(w) * part.float() for w, part in parts if w > 0], dim=1)
+
+
+def by_distance(factors: Factors) -> Factors:
+    """Return factors whose similarities are minus half of the squared distances.
+
+    Of vectors ``a`` and ``b``, less a common centre, these are the inner products of
+    ``[a, -||a||^2 / 2t, t]`` and ``[b, t, -||b||^2 / 2t]``. The centre cancels; without it, float32
+    would lose small distances between long vectors. So does ``t``, about the length of a vector,
+    which keeps the vectors short and the bounds on rounding tight.
+    """
+    centre = common_centre(factors.X_A, factors.X_B)
+    a, b = factors.X_A - centre, factors.X_B - centre
+    of_a, of_b = lengths(a), lengths(b)
+    t = typical_length(of_a, of_b) / math.sqrt(2)
+
+    def extended(side: Tensor, *columns: Tensor) -> Tensor:
+        return torch.cat([side, torch.stack(columns, 1).to(side)], 1)
+
+    def half_square(of_side: Tensor) -> Tensor:
+        return -of_side.square() / (2 * t)
+
+    X_A = extended(a, half_square(of_a), torch.full_like(of_a, t))
+    X_B = extended(b, torch.full_like(of_b, t), half_square(of_b))
+    return Factors(X_A, X_B, factors.pair, norm_columns=2)
+
+
+def _name(origin: SaeOrigin) -> str:
+    """Name an SAE by what is the same on every machine: not by its folder."""
+    return f"layer {origin.layer} {origin.site} {origin.sae_id} {origin.revision}"

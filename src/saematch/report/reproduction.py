@@ -10,6 +10,7 @@ from pathlib import Path
 from saematch.files import replacing
 from saematch.report.claims import CLAIMS, Claim, Verdict
 from saematch.results import Results
+from saematch.safe_text import in_markdown
 
 MARKS = {True: "agrees", False: "**disagrees**", None: "–"}
 
@@ -128,7 +129,7 @@ def _failures(runs: Sequence[Run]) -> list[str]:
     failed = [run for run in runs if run.error]
     if not failed:
         return []
-    lines = [f"- {run.experiment} on {run.family}: {run.error}" for run in failed]
+    lines = [f"- {run.experiment} on {run.family}: {in_markdown(run.error)}" for run in failed]
     return ["**Runs that failed:**", "", *lines]
 
 
@@ -153,7 +154,7 @@ def _section(
         results = loaded[run.experiment, run.family]
         lines += ["", f"**{run.family}**", "", f"`{run.command}`", ""]
         if results is None:
-            lines += [f"failed: {run.error}"]
+            lines += [f"failed: {in_markdown(run.error)}"]
             continue
         for figure in sorted((run.folder / "figures").glob("*.png")):
             name = f"{_anchor(experiment)}-{run.family}-{figure.name}"

@@ -54,7 +54,11 @@ def panels(columns: int, height: float = 3.2, rows: int = 1) -> tuple[Figure, li
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure as PNG and SVG, the same bytes for the same figure; return the PNG."""
     import matplotlib.pyplot as plt
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        if text.get_text():  # names from outside; ticks have no text before they are drawn
+            text.set_parse_math(False)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the layout is found once, not for each format
     for suffix, options in ((".png", {"dpi": 130}), (".svg", {"metadata": {"Date": None}})):

@@ -47,10 +47,14 @@ def agreement_metrics(tables: Mapping[str, list[Row]]) -> dict[str, float]:
 
 
 def optimal_to(tables: Mapping[str, list[Row]]) -> dict[str, float]:
-    """Return ``optimal_to/<arm>``: the largest relative gap of its matches, where all have one."""
+    """Return ``optimal_to/<arm>``: the largest gap of its matches, where all have one.
+
+    Over chance; for partial matches, which have no chance value, the relative gap.
+    """
     gaps: dict[str, list[float | None]] = defaultdict(list)
     for row in tables.get("matches", []):
-        gaps[f"optimal_to/{row['arm']}"].append(row["gap"])
+        over_chance = row["gap_over_chance"]
+        gaps[f"optimal_to/{row['arm']}"].append(row["gap"] if over_chance is None else over_chance)
     proven = {name: [gap for gap in of_arm if gap is not None] for name, of_arm in gaps.items()}
     return {name: max(found) for name, found in proven.items() if len(found) == len(gaps[name])}
 

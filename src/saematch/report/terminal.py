@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 
@@ -52,9 +52,8 @@ def print_results(results: Results, folder: Path) -> None:
         console.print(table)
     for line in _live_recall(results.tables.get("means", [])):
         console.print(line, highlight=False, soft_wrap=True)
-    for arm, gap in optimal_to(results.tables).items():
-        proven = f"every match of {arm.partition('/')[2]} is proven optimal to {gap:.0e}"
-        console.print(proven, highlight=False, soft_wrap=True)
+    for line in _proven(results.tables):
+        console.print(line, highlight=False, soft_wrap=True)
     if "hidden_states" in results.provenance:
         kept = results.provenance["hidden_states"]["folder"]
         console.print(f"hidden states: {kept}", highlight=False, soft_wrap=True)
@@ -64,6 +63,21 @@ def print_results(results: Results, folder: Path) -> None:
     for what in ("results.json", "figures", "matches", "saes"):
         if (folder / what).exists():
             console.print(f"written: {folder / what}", highlight=False, soft_wrap=True)
+
+
+def _proven(tables: Mapping[str, list[Row]]) -> Iterator[str]:
+    """Say of each arm how good its matches are at least, and how few pairs carry their value."""
+    for name, gap in optimal_to(tables).items():
+        arm = name.partition("/")[2]
+        rows = [row for row in tables["matches"] if row["arm"] == arm]
+        line = f"every match of {arm} is proven optimal to {gap:.0e}"
+        certain = [float(row["certain"]) for row in rows if row["certain"] is not None]
+        if certain:
+            line += f"; at least {min(certain):.0%} of its pairs are in every optimal match"
+        shares = [int(row["n_90"]) / int(row["n_matched"]) for row in rows if row["n_90"]]
+        if shares:
+            line += f"; {min(shares):.0%} of them or more carry 90 % of its value over chance"
+        yield line
 
 
 def _tables(results: Results) -> Iterator[tuple[str, Table]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ NEEDED = {
     "gated": (*_ALWAYS, "b_gate", "b_mag", "r_mag"),
 }
 """The tensors of each architecture, under SAELens' names and in its orientation."""
+STATISTICS = frozenset({"sparsity", "log_sparsity", "feature_sparsity"})
+"""Tensors of any format that describe an SAE and cannot change what it computes."""
 
 
 def to_sae_params(
@@ -26,19 +28,33 @@ def to_sae_params(
     *,
     subtract_b_dec: bool,
     k: int | None = None,
+    beside: Collection[str] = (),
 ) -> SaeParams:
     """Return the SAE, in float32.
 
-    ``subtract_b_dec`` tells that the SAE encodes ``x - b_dec``. Raises ``ValueError`` for tensors
-    that are missing or do not fit together, and for a crosscoder.
+    ``subtract_b_dec`` tells that the SAE encodes ``x - b_dec``; ``beside`` names other tensors that
+    cannot change what it computes. Raises ``ValueError`` for tensors that are missing, unknown, not
+    of floating-point numbers or do not fit together, and for a crosscoder.
     """
-    where = f"SAE {origin.release}/{origin.sae_id}"
+    where = f"SAE {origin.where}"
     missing = [name for name in NEEDED[architecture] if name not in tensors]
     if missing:
         raise ValueError(
             f"{where} is of architecture {architecture} but lacks {', '.join(missing)}; it has "
             f"{', '.join(sorted(tensors))}"
         )
+    unknown = sorted(set(tensors) - set(NEEDED[architecture]) - set(beside) - STATISTICS)
+    if unknown:
+        raise ValueError(
+            f"{where}: saematch does not know the tensor {', '.join(unknown)}, which may change "
+            "what the SAE computes; if it does not, take it out of the file"
+        )
+    for name in NEEDED[architecture]:
+        if not tensors[name].is_floating_point():
+            raise ValueError(
+                f"{where}: {name} has dtype {str(tensors[name].dtype).removeprefix('torch.')}, but "
+                "weights are floating-point numbers; save the SAE in float32"
+            )
     parts = {name: tensors[name].detach().float() for name in NEEDED[architecture]}
     _check_shapes(where, parts)
     if architecture == "gated":

@@ -51,7 +51,7 @@ def _threshold_scale(sae: SaeParams) -> Float[Tensor, " n_features"] | None:
 
 
 def _no_scale(sae: SaeParams) -> str:
-    where = f"SAE {sae.origin.release}/{sae.origin.sae_id}"
+    where = f"SAE {sae.origin.where}"
     instead = "stand_in=activation or stand_in=decoder_norm for a scale in their place"
     if sae.threshold is None:
         return (

@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from saematch.downloads import Download, hub_model
+from saematch.sae.dictionary_learning import trainer_settings
+from saematch.sae.formats import gemma_scope_settings, sparsify_settings
+from saematch.sae.llama_scope import llama_scope_settings
 from saematch.sae.registry import Release
-from saematch.sae.saelens import without_advice
+from saematch.sae.saelens import read_saelens_config, without_advice
+from saematch.sae.saelens_fields import check_computation
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = (".npz", ".safetensors", ".pt", ".pth")
 """How files of weights end."""
 ON_DISK = "SAEs on disk are taken with sae=disk sae.path=..."
+
+
+SETTINGS: Mapping[str, Callable[[Path], object]] = {
+    "sae_lens": read_saelens_config,
+    "gemma_3": gemma_scope_settings,
+    "llama_scope": llama_scope_settings,
+    "sparsify": sparsify_settings,
+    "dictionary_learning_1": trainer_settings,
+}
+"""By SAELens' loader: what refuses settings that the loader drops though they count."""
 
 
 class Fetched(NamedTuple):
@@ -28,12 +46,32 @@ class Fetched(NamedTuple):
     """Commit of the repository."""
 
 
+def log_download(saes: Iterable[tuple[Release, str]]) -> None:
+    """Log the size of those SAEs' weights that are not in the cache.
+
+    Logs nothing if all are, and if the hub gives no answer: fetching says why.
+    """
+    folders: dict[str, set[str]] = {}
+    for release, sae_id in saes:
+        folders.setdefault(release.repo, set()).add(release.sae(sae_id).path)
+    total = Download()
+    for repo, paths in folders.items():
+        model = hub_model(repo)
+        if model is not None:
+            files = {file for file in model.sizes if _is_weights(Path(file))}
+            wanted = {f for f in files for path in paths if f == path or f.startswith(f"{path}/")}
+            total = total.joined(model.to_fetch(wanted.__contains__))
+    if total.n_files:
+        log.info("SAEs: %s to fetch", total)
+
+
 def fetch(release: Release, sae_id: str) -> Fetched:
     """Load an SAE, from the cache where the hub says that it is the newest or cannot be asked.
 
     Raises ``ValueError`` if there is neither the hub nor a copy in the cache, if the hub does not
     have the file or does not give it to everybody, if the download breaks off more often than it is
-    taken up again, and if a file is damaged. The hub's client shows the progress of a download.
+    taken up again, if a file is damaged, and if settings that may change what the SAE computes are
+    not understood. The hub's client shows the progress of a download.
     """
     from huggingface_hub.errors import HTTPError
     from sae_lens import SAE
@@ -51,6 +89,11 @@ def fetch(release: Release, sae_id: str) -> Fetched:
                 f"{where}: the file {path} is damaged or of another layout ({reason}); delete it, "
                 "and the next run fetches it again"
             ) from error
+    for path in files:
+        if path.suffix == ".json" and release.loader in SETTINGS:
+            settings = SETTINGS[release.loader](path)
+            if release.loader == "sae_lens":
+                check_computation(f"{where}: {path}", settings, sae.cfg.architecture())
     weights = _weights(files)
     return Fetched(sae, weights.parts[weights.parts.index("snapshots") + 1])
 
@@ -121,9 +164,12 @@ def _files() -> Iterator[list[Path]]:
 
 
 def _weights(files: list[Path]) -> Path:
-    """Return the file of weights, if it was read; ``sparsity`` files hold statistics."""
-    weights = (p for p in files if p.suffix in WEIGHTS and not p.name.startswith("sparsity"))
-    return next(weights, files[-1])
+    """Return the file of weights, if it was read."""
+    return next(filter(_is_weights, files), files[-1])
+
+
+def _is_weights(path: Path) -> bool:
+    return path.suffix in WEIGHTS and not path.name.startswith("sparsity")  # statistics
 
 
 def _damaged(files: list[Path], error: Exception) -> Path:

@@ -38,6 +38,14 @@ class SaeOrigin:
 
     Not what tells SAEs apart: a release may list one file twice, with and without it.
     """
+    path: str = field(default="", compare=False, repr=False)
+    """Folder that the SAE was loaded from, empty if it came from a release. Not what tells SAEs
+    apart either."""
+
+    @property
+    def where(self) -> str:
+        """What messages call the SAE: its folder, or its release and identifier."""
+        return self.path or f"{self.release}/{self.sae_id}"
 
 
 @dataclass(frozen=True)
@@ -45,10 +53,10 @@ class SaeParams:
     """One SAE: ``f = act(x W_enc + b_enc)``, ``x_hat = f W_dec + b_dec`` (paper, section 2).
 
     Orientation is SAELens': row ``i`` of ``W_dec`` and column ``i`` of ``W_enc`` are feature ``i``.
-    Raises ``ValueError`` at construction for shapes that do not fit together, for values that are
-    not finite and for an unknown activation. Of a transcoder, which reads one place and writes
-    another, ``x`` is what it reads and ``x_hat`` what it writes; a skip connection past its
-    features is not part of it.
+    Raises ``ValueError`` at construction for shapes that do not fit together, for an SAE without
+    features, for values that are not finite and for an unknown activation. Of a transcoder, which
+    reads one place and writes another, ``x`` is what it reads and ``x_hat`` what it writes; a skip
+    connection past its features is not part of it.
     """
 
     W_enc: Float[Tensor, "d_model n_features"]
@@ -70,8 +78,13 @@ class SaeParams:
     None where nobody measured one. ``origin.stand_in_name`` says what it is."""
 
     def __post_init__(self) -> None:
-        where = f"SAE {self.origin.release}/{self.origin.sae_id}"
+        where = f"SAE {self.origin.where}"
         d_model, n_features = self.W_enc.shape
+        if not d_model or not n_features:
+            raise ValueError(
+                f"{where} has {n_features} features of {d_model} numbers, so there is nothing to "
+                "match; choose another SAE"
+            )
         expected = {"W_enc": (d_model, n_features), "W_dec": (n_features, d_model)}
         expected["b_dec"] = (d_model,)
         for name in TENSORS:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -21,35 +21,36 @@ from saematch.matching.match import Match
 from saematch.places import DEFAULT
 from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.source import SaeOffer, SaeSource
+from saematch.specs import AtLeast1, NotNegative, Seed, spec
 
 
-@dataclass(frozen=True)
+@spec("sae")
 class PlantedSaes:
     """Spec of the planted set; everything follows from the seed."""
 
-    n_layers: int = 5
-    n_features: int = 512
-    d_model: int = 64
-    group: int = 4
+    n_layers: AtLeast1 = 5
+    n_features: AtLeast1 = 512
+    d_model: AtLeast1 = 64
+    group: AtLeast1 = 4
     """Features that share a direction."""
-    drift: float = 0.2
+    drift: NotNegative = 0.2
     """Length of the noise that a group's direction gathers from layer to layer, to a direction of
     length 1."""
-    jitter: float = 0.05
+    jitter: NotNegative = 0.05
     """Length of the noise of each feature's direction in each layer apart."""
-    spread: float = 0.7
+    spread: NotNegative = 0.7
     """Standard deviation of the logarithm of thresholds."""
     growth: float = 0.3
     """Mean of the logarithm of a threshold's growth from layer to layer."""
-    pace: float = 0.1
+    pace: NotNegative = 0.1
     """Standard deviation of the logarithm of that growth over features."""
-    gauge: float = 0.0
+    gauge: NotNegative = 0.0
     """Standard deviation of the logarithm of the norms of decoder vectors, which no result may
     depend on: activations and thresholds are scaled the other way."""
-    n_tokens: int = 2000
+    n_tokens: AtLeast1 = 2000
     """Made-up tokens, with ``mean_l0`` active features each."""
-    mean_l0: int = 20
-    seed: int = 0
+    mean_l0: AtLeast1 = 20
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if self.n_features % self.group:
@@ -131,11 +132,11 @@ class PlantedSaes:
         return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
 
-@dataclass(frozen=True)
+@spec("selection")
 class TwoGauges:
     """Spec: the planted set, and the same in which decoder vectors have norms of their own."""
 
-    gauge: float = 1.0
+    gauge: NotNegative = 1.0
 
     def __call__(self, source: SaeSource, layers: Sequence[int]) -> dict[str, SaeSource]:
         """Return both sets; ``ValueError`` for SAEs that were not planted."""

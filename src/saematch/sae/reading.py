@@ -1,13 +1,13 @@
-"""Files of tensors and of settings, and what other libraries call what is in them."""
+"""Files of tensors, and what other libraries call the tensors in them."""
 
 from __future__ import annotations
 
-import json
+import logging
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+_POINTER = b"version https://git-lfs.github.com/spec/v1"
 _DAMAGED = (
     AttributeError,
     EOFError,
@@ -29,20 +31,25 @@ _DAMAGED = (
 """What the three libraries raise on a file that is cut off or not theirs."""
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a ``.npz``, ``.pt`` or ``.safetensors`` file by name.
+class Held(NamedTuple):
+    """What a file of weights holds."""
 
-    Raises ``ValueError`` for a damaged file, and for a ``.pt`` file of more than tensors and plain
-    values: it could run code when opened, so it is not.
+    tensors: dict[str, Tensor]
+    """By name; single numbers too."""
+    beside: dict[str, Any]
+    """Entries that are no tensors, such as texts; objects that numpy would have to unpickle are
+    left out."""
+
+
+def read_tensors(path: Path) -> Held:
+    """Return what a ``.npz``, ``.pt`` or ``.safetensors`` file holds.
+
+    Raises ``ValueError`` for a damaged file, for a git-lfs pointer, and for a ``.pt`` file of more
+    than tensors and plain values: it could run code when opened, so it is not.
     """
+    refuse_pointer(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if path.suffix == ".npz":
-            with path.open("rb") as file, np.load(file) as arrays:  # numpy leaves a bad one open
-                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        held = torch.load(path, map_location="cpu", weights_only=True)
-        return {str(name): torch.as_tensor(value) for name, value in held.items()}
+        held = dict(_entries(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is damaged, or holds more than tensors and is not opened, since that could "
@@ -53,20 +60,48 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is damaged or incomplete ({reason}); fetch or train the SAE again"
         ) from error
+    tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+    beside = {name: value for name, value in held.items() if name not in tensors}
+    if beside:
+        log.info("%s: ignoring entries that are no tensors: %s", path, ", ".join(beside))
+    return Held(tensors, beside)
 
 
-def read_config(path: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the settings in a JSON file; empty if there is no file and nothing is needed of it."""
-    if not path.exists() and not needed:
-        return {}
+def _entries(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.suffix == ".safetensors":
+        yield from load_file(path).items()
+    elif path.suffix == ".npz":
+        with path.open("rb") as file, np.load(file) as arrays:  # numpy leaves a bad one open
+            for name in arrays.files:
+                yield name, _from_numpy(arrays, name)
+    else:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+        for name, value in held.items():
+            plain = isinstance(value, (bool, int, float, complex))
+            yield str(name), torch.as_tensor(value) if plain else value
+
+
+def _from_numpy(arrays: Any, name: str) -> Any:
+    """Return an array as a tensor, as text if it is text, and None if it has to be unpickled."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); fetch the SAE again") from error
-    missing = [name for name in needed if not isinstance(config, dict) or name not in config]
-    if missing or not isinstance(config, dict):
-        raise ValueError(f"{path} does not hold the settings of an SAE: it lacks {missing}")
-    return config
+        array = arrays[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        return None
+    if array.dtype.kind not in "biufc":
+        return array.tolist()
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise ``ValueError`` if a file is a git-lfs pointer, which stands for the real file."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(
+                f"{path} is a git-lfs pointer, not the file itself: run 'git lfs pull' in its "
+                "repository"
+            )
 
 
 def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -77,15 +112,22 @@ def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str
     }
 
 
-def check_size(where: str, tensors: Mapping[str, Tensor], d_model: int, n_features: int) -> None:
-    """Raise ``ValueError`` if ``W_enc`` is not of the size that the settings state."""
-    if "W_enc" in tensors and tensors["W_enc"].ndim == 2:
-        held = tuple(tensors["W_enc"].shape)
-        if held != (d_model, n_features):
-            raise ValueError(
-                f"{where}: W_enc has shape {held}, but its settings state {n_features} features "
-                f"of {d_model} numbers; the file is damaged or in another layout"
-            )
+def check_size(
+    where: str, tensors: Mapping[str, Tensor], d_model: int | None, n_features: int | None
+) -> None:
+    """Raise ``ValueError`` if ``W_enc`` is not of the size that the settings state.
+
+    None stands for a size that they do not state.
+    """
+    if "W_enc" not in tensors or tensors["W_enc"].ndim != 2:
+        return
+    held = tuple(tensors["W_enc"].shape)
+    stated = held[0] if d_model is None else d_model, held[1] if n_features is None else n_features
+    if held != stated:
+        raise ValueError(
+            f"{where}: W_enc has shape {held}, but its settings state {stated[1]} features "
+            f"of {stated[0]} numbers; the file is damaged or in another layout"
+        )
 
 
 def present(*paths: Path) -> list[Path]:

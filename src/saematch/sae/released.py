@@ -6,21 +6,22 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from saematch.matching.match import Match
 from saematch.sae import registry
 from saematch.sae.hub import fetch
-from saematch.sae.params import SaeParams
+from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.registry import explained_as
 from saematch.sae.saelens import from_saelens
 from saematch.sae.source import SaeOffer
+from saematch.specs import spec
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@spec("sae")
 class ReleasedSaes:
     """Spec of one SAE a layer of a release in SAELens' registry.
 
@@ -92,8 +93,13 @@ class ReleasedSaes:
         name, sae_id = self.chosen(layer)
         known = registry.release(name)
         entry = known.sae(sae_id)
+        if isinstance(self.l0, Sequence) and entry.mean_l0 != self.l0[layer]:
+            asked = self.l0[layer]
+            log.warning("layer %d: no SAE has the mean L0 %g, so %s is taken", layer, asked, sae_id)
         fetched = fetch(known, sae_id)
-        params = from_saelens(fetched.sae, layer, known.repo, entry.path, fetched.revision)
+        params = from_saelens(
+            fetched.sae, SaeOrigin(layer, known.repo, entry.path, fetched.revision)
+        )
         stated: dict[str, Any] = {"neuronpedia_id": explained_as(name, sae_id, layer + self.shift)}
         if params.origin.mean_l0 is None and entry.mean_l0 is not None:
             stated["mean_l0"] = entry.mean_l0
@@ -129,8 +135,6 @@ class ReleasedSaes:
         l0 = self.l0[layer] if isinstance(self.l0, Sequence) else self.l0
         word = min(offered, key=lambda word: abs(math.log(offered[word] / l0)))
         sae_id = self._filled(self.offers_id or "", l0=word).replace("{layer}", number)
-        if isinstance(self.l0, Sequence) and offered[word] != l0:
-            log.warning("layer %d: no SAE has the mean L0 %g, so %s is taken", layer, l0, sae_id)
         return self._offering(), sae_id
 
     def _taken(self) -> tuple[str, str]:

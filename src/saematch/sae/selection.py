@@ -12,6 +12,7 @@ from saematch.matching.match import Match
 from saematch.places import DEFAULT
 from saematch.sae.params import SaeParams
 from saematch.sae.source import SaeOffer, SaeSource, ZooSaes
+from saematch.specs import NotNegative, spec
 
 SIMILAR = "similar"
 
@@ -56,7 +57,7 @@ def zoo_by_layer(family: str, width: int, sparsities: Sequence[int]) -> Chosen:
     return Chosen(f"{family}/width_{width}/l0_{'-'.join(map(str, sparsities))}", by_layer)
 
 
-@dataclass(frozen=True)
+@spec("selection")
 class AsReleased:
     """Spec: the release's own set."""
 
@@ -65,7 +66,7 @@ class AsReleased:
         return {DEFAULT: source}
 
 
-@dataclass(frozen=True)
+@spec("selection")
 class EverySparsity:
     """Spec: one set for each mean L0 that the release offers (paper, figure 14).
 
@@ -90,7 +91,7 @@ class EverySparsity:
         return sets
 
 
-@dataclass(frozen=True)
+@spec("selection")
 class SimilarL0:
     """Spec: the release's own set, and the set whose mean L0 changes least from layer to layer.
 
@@ -98,9 +99,9 @@ class SimilarL0:
     everything that the release offers (paper, figure 15, where it was picked by hand).
     """
 
-    min_l0: float = 0.0
+    min_l0: NotNegative = 0.0
     """SAEs below this mean L0 are not taken."""
-    max_l0: float | None = None
+    max_l0: NotNegative | None = None
     """SAEs above this mean L0 are not taken."""
 
     def __call__(self, source: SaeSource, layers: Sequence[int]) -> dict[str, SaeSource]:

@@ -25,13 +25,16 @@ SITES = {
 }
 """What an SAE of each site reads."""
 _BY_HOOK = {
-    RESIDUAL: ("", "output", "hook_resid_post"),
+    RESIDUAL: ("", "output", "hook_resid_post", "hook_out"),
     "resid_mid": ("hook_resid_mid",),
-    "mlp_out": ("hook_mlp_out", "mlp", "mlp.output", "post_feedforward_layernorm.output"),
-    "attn_out": ("hook_attn_out", "self_attn", "self_attn.output", "attn", "attention"),
-    "hook_z": ("attn.hook_z", "self_attn.o_proj.input"),
-}
-_BEFORE = ("hook_resid_pre", "input")
+    "mlp_out": ("hook_mlp_out", "mlp", "mlp.output", "post_feedforward_layernorm.output",
+                "mlp.hook_out", "ln2_post.hook_out"),
+    "attn_out": ("hook_attn_out", "self_attn", "self_attn.output", "attn", "attention",
+                 "attn.hook_out", "ln1_post.hook_out"),
+    "hook_z": ("attn.hook_z", "self_attn.o_proj.input", "attn.o.hook_in"),
+}  # fmt: skip
+"""Names after the block's number: of TransformerLens 2, of Hugging Face, of TransformerLens 3."""
+_BEFORE = ("hook_resid_pre", "input", "hook_in")
 _HOOK = re.compile(r"(?:.*\.)?(?:blocks|layers|h)\.(\d+)(?:\.(.+))?")
 
 
@@ -46,20 +49,26 @@ class Hook(NamedTuple):
 def read_hook(name: str) -> Hook:
     """Read a name as TransformerLens or Hugging Face give it: ``blocks.3.hook_resid_post``.
 
-    ``hook_resid_pre`` is the hidden state after the block before. Raises ``ValueError`` for what is
-    before block 0, and for a name without a layer.
+    ``hook_resid_pre``, in TransformerLens 3 ``hook_in``, is the hidden state after the block
+    before. Raises ``ValueError`` for what is before block 0, and for a name without a layer.
     """
     told = _HOOK.fullmatch(name)
     if told is None:
         if "embed" in name:
             raise ValueError("it is the embedding, before block 0, for which no layer stands")
         raise ValueError("the name holds no layer, as blocks.3.hook_resid_post does")
-    layer, rest = int(told[1]), told[2] or ""
+    layer, rest = int(told[1]), _after_number(name)
     if rest in _BEFORE:
         if layer == 0:
             raise ValueError("it is the hidden state before block 0, for which no layer stands")
         return Hook(RESIDUAL, layer - 1)
     return Hook(next((site for site, names in _BY_HOOK.items() if rest in names), None), layer)
+
+
+def _after_number(name: str) -> str:
+    """Return what follows the block's number in a hook's name."""
+    told = _HOOK.fullmatch(name)
+    return (told[2] or "") if told else ""
 
 
 def check_hook(where: str, name: str, layer: int, *, transcoder: bool = False) -> str:
@@ -72,11 +81,11 @@ def check_hook(where: str, name: str, layer: int, *, transcoder: bool = False) -
     except ValueError as error:
         raise ValueError(f"{where} reads {name}, but {error}") from error
     if hook.layer != layer:
-        before = " (the hidden state after the block before: sae.shift=1)"
+        shifted = " (the hidden state after the block before: sae.shift=1)"
+        before = shifted if _after_number(name) in _BEFORE else ""
         raise ValueError(
             f"{where} reads {name}, which belongs to layer {hook.layer}"
-            f"{before if name.endswith(_BEFORE) else ''}, but it was taken for layer {layer}; give "
-            "it the layer that it reads"
+            f"{before}, but it was taken for layer {layer}; give it the layer that it reads"
         )
     if transcoder:
         return TRANSCODER
@@ -105,7 +114,7 @@ def refuse_unskippable(origin: SaeOrigin) -> None:
     """
     if not is_skippable(origin):
         raise ValueError(
-            f"SAE {origin.release}/{origin.sae_id} reads {SITES[origin.site]} (site "
+            f"SAE {origin.where} reads {SITES[origin.site]} (site "
             f"{origin.site}), so its features cannot stand for the hidden state between two "
             "blocks, and no layer can be left out with them: match it by weights alone with "
             "tasks=[match]"

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from saematch.matching.match import Match
 from saematch.sae.params import SaeParams
 from saematch.sae.saelens import load_saelens, stated_l0
+from saematch.specs import AtLeast1, spec
 
 ZOO_SAES = Path(__file__).parent.parent / "zoo" / "saes"
 
@@ -49,15 +50,15 @@ class SaeSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@spec("sae")
 class ZooSaes:
     """Spec of one of the embedded families."""
 
     family: str
     """``chain``, ``independent`` or ``mixed``."""
-    width: int
+    width: AtLeast1
     """Number of features."""
-    sparsity: int
+    sparsity: AtLeast1
     """The mean L0 that training aimed at."""
 
     @property

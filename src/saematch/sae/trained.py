@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Int64
 from safetensors.torch import save_file
 
+from saematch.files import replacing_folder
 from saematch.lm.states import SAMPLE, HiddenStates
 from saematch.sae.folding import fold
 from saematch.sae.params import SaeOrigin, SaeParams
@@ -219,10 +219,7 @@ def save_sae(
         tensors["threshold"] = sae.threshold.float().contiguous()
     else:
         config = TopKSAEConfig(**size, k=sae.k, rescale_acts_by_decoder_norm=False)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save_file(tensors, part / "sae_weights.safetensors")
-    about = json.dumps(config.to_dict(), indent=1) + "\n"
-    (part / "cfg.json").write_text(about, encoding="utf-8")
-    part.rename(folder)
+    with replacing_folder(folder) as part:
+        save_file(tensors, part / "sae_weights.safetensors")
+        about = json.dumps(config.to_dict(), indent=1) + "\n"
+        (part / "cfg.json").write_text(about, encoding="utf-8")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from saematch.files import replacing
 from saematch.lm.states import SAMPLE, HiddenStates
+from saematch.specs import AtLeast1, NotNegative, Positive, Seed, Share, spec
 
 ARCHITECTURES = ("jumprelu", "topk")
 MIN_THRESHOLD = 1e-3
@@ -26,37 +27,37 @@ CHUNK = 2_048
 """Rows encoded at once outside training."""
 
 
-@dataclass(frozen=True)
+@spec("training")
 class TrainingRecipe:
     """Spec: everything but the hidden states that determines one SAE's training."""
 
-    n_features: int
-    target_l0: float
+    n_features: AtLeast1
+    target_l0: Positive
     """Mean number of active features a token that the SAE shall have; TopK's k."""
-    samples: int
+    samples: AtLeast1
     """Hidden states seen, repeats included."""
-    seed: int
+    seed: Seed
     """Of the starting point and of the order of the hidden states. Where SAEs of several layers are
     trained apart, the layer's number is added: one seed for all would give features of equal index
     a common origin."""
     architecture: str = "jumprelu"
     """``jumprelu`` or ``topk``."""
-    batch: int = 1024
-    lr: float = 2e-3
+    batch: AtLeast1 = 1024
+    lr: Positive = 2e-3
     """Adam's peak learning rate."""
-    warm_up: float = 0.03
+    warm_up: Share = 0.03
     """Share of the steps in which the learning rate rises from zero."""
-    decay: float = 0.5
+    decay: Share = 0.5
     """Share of the steps, the last ones, in which it falls to zero."""
-    l0_coefficient: float = 0.35
-    aim: float = 0.95
+    l0_coefficient: NotNegative = 0.35
+    aim: Positive = 0.95
     """What the quadratic loss pulls the number of active features to, as a share of ``target_l0``:
     it settles above, where the reconstruction's pull balances the loss."""
-    bandwidth: float = 0.3
+    bandwidth: Positive = 0.3
     """Width of the window around a threshold whose activations give it a gradient, scaled units."""
-    dead_after: int = 50
+    dead_after: AtLeast1 = 50
     """Batches without firing after which a feature is pulled towards its threshold."""
-    dead_coefficient: float = 1e-2
+    dead_coefficient: NotNegative = 1e-2
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -70,6 +71,11 @@ class TrainingRecipe:
             )
         if self.architecture == "topk" and self.target_l0 != int(self.target_l0):
             raise ValueError(f"training.target_l0={self.target_l0}: TopK's k is a whole number")
+        if self.samples < self.batch:
+            raise ValueError(
+                f"training.samples={self.samples} is less than one batch (training.batch="
+                f"{self.batch}), so nothing would be trained: raise samples or lower batch"
+            )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from secrets import token_hex
 from typing import Any
 
 from saematch.cli import build, launch, quoted
-from saematch.files import write_json
+from saematch.files import read_json, write_json
+from saematch.interruption import Interrupted, record_killed
 from saematch.results import Results
 from saematch.resuming import finished_as, refuse_other_run, settings_of
 from saematch.run import record_failure
@@ -72,11 +73,11 @@ class Sweep:
         """Take over what the folder holds; ``ValueError`` if that is another sweep."""
         path = self.folder / "sweep.json"
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = read_json(path, dict, "choose another --folder")
             theirs = {name: kept[name] for name in self._about()}
             self.begun = kept["begun"]
             points = [job["point"] for job in kept["jobs"]]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); choose another --folder") from error
         for name, ours in self._about().items():
             if theirs[name] != ours:
@@ -105,12 +106,15 @@ class Sweep:
         ]
 
     def do(self, jobs: Sequence[Job], launcher: Sequence[str]) -> None:
-        """Do jobs. One that ended without a word is recorded as failed."""
+        """Do jobs. One that was interrupted, or ended without a word, is recorded as such."""
         try:
             launch([self._told(job) for job in jobs],
                    [*launcher, f"hydra.sweep.dir={quoted(str(self.folder))}"])  # fmt: skip
         except RuntimeError as error:  # a worker was killed, and with it the launcher
             log.error("the launcher gave up: %s", " ".join(str(error).split()))
+        except Interrupted as cause:  # a launcher kills the processes of its jobs
+            record_killed(self.folder, cause)
+            raise
         for job in jobs:
             folder = self.folder / job.folder
             if (folder / "results.json").exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,33 +16,42 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saematch.data.texts import TextSource
-from saematch.data.tokens import TokenBatch
+from saematch.data.texts import TextSource, warn_of_fewer
+from saematch.data.tokens import TokenBatch, whole_windows
 from saematch.data.windows import windows
 from saematch.evals.runner import TrainerSpec, run_batches
 from saematch.evals.sums import missing
-from saematch.files import code_hash, hashed, replacing, write_json
+from saematch.files import (
+    code_hash,
+    expand_home,
+    hashed,
+    read_json,
+    readable_size,
+    replacing,
+    write_json,
+)
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.states import HiddenStates, states_name
+from saematch.specs import AtLeast1, Seed, spec
 
 log = logging.getLogger(__name__)
 
 DTYPES = ("bfloat16", "float32", "float16")
 
 
-@dataclass(frozen=True)
+@spec("collection")
 class Collection:
     """Spec of the hidden states to keep."""
 
-    n_tokens: int
+    n_tokens: AtLeast1
     """Positions of the windows drawn from the texts, BOS included."""
-    context: int
+    context: AtLeast1
     """Tokens of a window."""
     dtype: str = "bfloat16"
     """In which they are kept: ``bfloat16``, ``float32`` or ``float16``."""
     folder: str = "outputs/activations"
     """Each set of model, texts and layers has a folder of its own in it."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the choice and the order of the windows."""
     held_out: int = 32_768
     """The last tokens, on which no SAE is trained."""
@@ -52,6 +60,7 @@ class Collection:
     are trained and measured."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "folder")
         if self.held_out < 1 or self.max_norm <= 1:
             raise ValueError(
                 f"collection.held_out={self.held_out} must be at least 1, and "
@@ -71,7 +80,7 @@ class Store:
     """Model, texts, layers, dtype, and how many tokens were kept and left out."""
 
     def layer(self, layer: int) -> HiddenStates:
-        """Return one layer's hidden states, BOS left out, mapped from disk."""
+        """Return one layer's hidden states, special tokens left out, mapped from disk."""
         return HiddenStates.open(self.files, layer)
 
 
@@ -135,17 +144,18 @@ def collect(
         "seed": spec.seed,
     }
     own = Path(__file__).read_text(encoding="utf-8")
-    key = hashed([code_hash(("data", "lm")), own, about, trainer.batch_size])
+    special_ids = sorted(lm.special_ids)
+    key = hashed([code_hash(("data", "lm")), own, about, trainer.batch_size, special_ids])
     folder = Path(spec.folder) / key
     ids = _windows(folder / "windows.safetensors", texts, lm, spec)
-    counts = torch.ones_like(ids, dtype=torch.bool)
-    counts[:, 0] = False
-    if lm.bos_id is not None:  # it stands between documents too, and draws attention there as well
-        counts &= ids != lm.bos_id
-    size = trainer.batch_size
-    pairs = zip(ids.split(size), counts.split(size), strict=True)
-    batches = [TokenBatch(*pair) for pair in pairs]
-    about |= {"tokens": int(counts.sum()), "left_out": int((~counts).sum())}
+    lm.refuse_ids(int(ids.max()), "the collection's texts")
+    batches = [whole_windows(some, lm.special_ids) for some in ids.split(trainer.batch_size)]
+    tokens = sum(int(batch.counts.sum()) for batch in batches)
+    about |= {"tokens": tokens, "left_out": ids.numel() - tokens}
+    special = torch.cat([batch.n_special for batch in batches])
+    for number, name in enumerate(about["texts"]):
+        about["texts"][name]["n_special"] = int(special[number :: len(about["texts"])].sum())
+    log.info("%d special tokens of the windows are left out", int(special.sum()))
     return keep_states(lm, batches, about, folder, trainer)
 
 
@@ -155,7 +165,10 @@ def _windows(
     """Return the windows kept at ``path``, drawn from the texts if there are none."""
     if missing([path]):
         drawn = (spec.context, spec.n_tokens, spec.seed)
-        ids = windows(texts.load(), lm.tokenizer, lm.bos_id, *drawn)
+        sets = texts.load()
+        for of_set in sets:
+            warn_of_fewer(of_set.name, len(of_set.texts), texts.n_texts)
+        ids = windows(sets, lm, *drawn)
         with replacing(path, keep=True) as part:
             save_file({"ids": ids.int()}, part)
     with safe_open(path, framework="pt") as file:
@@ -191,17 +204,13 @@ def _check_space(
         return
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    size = f"{_size(float(needed))} of hidden states ({tokens:,} tokens)"
+    size = f"{readable_size(needed)} of hidden states ({tokens:,} tokens)"
     if needed > 0.95 * free:
         raise ValueError(
-            f"{folder} would get {size}, but its disk has {_size(float(free))} free: take fewer "
+            f"{folder} would get {size}, but its disk has {readable_size(free)} free: take fewer "
             "layers or a smaller collection.n_tokens, or set collection.folder"
         )
     log.info("collect %s into %s", size, folder)
-
-
-def _size(n_bytes: float) -> str:
-    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def open_store(folder: Path) -> Store:
@@ -210,4 +219,4 @@ def open_store(folder: Path) -> Store:
     if not path.exists():
         raise ValueError(f"{folder} holds no complete set of hidden states: collect them again")
     files = tuple(sorted(folder.glob("[0-9]*.safetensors")))
-    return Store(folder, files, json.loads(path.read_text(encoding="utf-8")))
+    return Store(folder, files, read_json(path, dict, "collect the hidden states again"))

@@ -107,7 +107,7 @@ def evaluate_texts(
         about = [*model, *([list(k), repr(o)] for k, o in part.origins().items())]
         about += [list(part.pairings), list(part.splices)]
         for name, batches in tokens.items():
-            keys = [hashed([*about, b.ids.tolist(), b.counts.tolist()]) for b in batches]
+            keys = [hashed([*about, *b.content()]) for b in batches]
             paths = tuple(folder / f"{key}.safetensors" for key in keys)
             label = f"evaluate {name}" + (f" {number}/{len(parts)}" if len(parts) > 1 else "")
             run_batches(trainer, part, lm, batches, label, paths)

@@ -11,6 +11,7 @@ import numpy as np
 from saematch.explain.explanations import Explanations, FeatureKey
 from saematch.places import NO_ARM, Place, SaeKey
 from saematch.results import Row
+from saematch.specs import Seed, Some, spec
 from saematch.tasks.match import MatchSet
 
 log = logging.getLogger(__name__)
@@ -20,11 +21,11 @@ AGAIN = ("swapped", "repeated", "second")
 """Pairs that are judged once more: in the other order, again, by the second judge."""
 
 
-@dataclass(frozen=True)
+@spec("judging")
 class Judging:
     """Spec of what is judged."""
 
-    arms: Sequence[str] | None = None
+    arms: Some[str] | None = None
     """Arms whose matches are judged; None for all. The others have the controls beside them."""
     n_paths: int = 100
     """Features of each first layer whose matches are judged, drawn from those with an explanation.
@@ -41,7 +42,7 @@ class Judging:
     """Share of the pairs judged once more in the other order: position bias."""
     repeated: float = 0.1
     """Share of the pairs judged once more unchanged: self-agreement."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if self.n_paths < 1 or min(self.random, self.identity, self.ceiling) < 0:

@@ -20,6 +20,7 @@ from saematch.places import Place, SaeKey
 from saematch.results import Row
 from saematch.sae.folding import is_uniform
 from saematch.shelf import Saes, SaeShelf
+from saematch.tasks.means import CERTIFICATE_METRICS
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +125,10 @@ def _rows_of(
                 **decoder_norm_change(earlier, later, match),
                 "recall": None if known is None else match.agreement(known),
                 "agreement": None if direct is None else match.agreement(direct),
-                "value": proof.value if proof else None,
-                "bound": proof.bound if proof else None,
-                "gap": proof.gap if proof else None,
+                **{
+                    name: None if proof is None else getattr(proof, name)
+                    for name in CERTIFICATE_METRICS
+                },
                 "n_features": match.n_from,
                 "n_matched": len(match.rows),
                 "uniform_threshold": is_uniform(earlier) and is_uniform(later),

@@ -21,6 +21,8 @@ SCORE_METRICS = (
     "matching_score_macro",
     "jaccard",
 )
+CERTIFICATE_METRICS = ("value", "bound", "chance", "gap", "gap_over_chance", "n_90", "certain")
+"""Attributes of ``Certificate``."""
 WEIGHT_METRICS = (
     "mse_W_enc",
     "mse_b_enc",
@@ -29,9 +31,7 @@ WEIGHT_METRICS = (
     "recall_live",
     "agreement",
     "decoder_norm_change",
-    "value",
-    "bound",
-    "gap",
+    *CERTIFICATE_METRICS,
 )
 """Metrics of matches without an interval; all but ``recall_live`` need weights alone."""
 JUDGE_METRICS = ("judge_score", "same_share")

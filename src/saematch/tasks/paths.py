@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -14,17 +12,18 @@ from saematch.matching.match import Match
 from saematch.places import Place, SaeKey
 from saematch.results import Row
 from saematch.shelf import SaeFacts, Saes
+from saematch.specs import Seed, Some, spec
 from saematch.tasks.match import MatchSet
 from saematch.tasks.tables import Tables
 
 
-@dataclass(frozen=True)
+@spec("paths")
 class PathSpec:
     """Spec of the feature paths: from how many features of the first layer, and which."""
 
     n_paths: int = 20
-    seed: int = 0
-    features: Sequence[int] | None = None
+    seed: Seed = 0
+    features: Some[int] | None = None
     """Features of the first layer to follow; None draws ``n_paths`` at random, of those that fired
     on the texts if there was an evaluation."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,23 +18,29 @@ from saematch.evals.activations import encode
 from saematch.evals.runner import TrainerSpec, run_batches
 from saematch.files import code_hash, hashed
 from saematch.lm.hooks import LanguageModel
+from saematch.matching.arm import Arm
 from saematch.places import SaeKey
 from saematch.sae.folding import fold_scale
 from saematch.sae.params import SaeParams
 from saematch.shelf import Saes, SaeShelf
+from saematch.specs import spec
+
+log = logging.getLogger(__name__)
+MOST = 0.5
+"""Share of the squared norm of folded features above which encoder biases decide the match."""
 
 
-@dataclass(frozen=True)
+@spec("stand_in")
 class NoStandIn:
     """Spec: SAEs that cannot be folded by thresholds are refused."""
 
 
-@dataclass(frozen=True)
+@spec("stand_in")
 class DecoderNorm:
     """Spec: they are folded by the norms of their decoder vectors, which all become 1."""
 
 
-@dataclass(frozen=True)
+@spec("stand_in")
 class ActivationQuantile:
     """Spec: they are folded by a quantile of each feature's positive activations."""
 
@@ -96,7 +103,7 @@ def by_activation(
         lm.revision,
         str(next(lm.parameters()).dtype),
     ]
-    about += [trainer.precision, [[b.ids.tolist(), b.counts.tolist()] for b in batches]]
+    about += [trainer.precision, [b.content() for b in batches]]
     sample = hashed(about)
     scales = {}
     for part in saes.parts([{key} for key in needed]):
@@ -120,6 +127,27 @@ def by_activation(
         return _stood_in(sae, scale, name)
 
     return saes.dressed(dressed)
+
+
+def warn_of_biases(saes: SaeShelf, arms: Mapping[str, Arm]) -> None:
+    """Warn if encoder biases make up most of the vectors that some arm compares.
+
+    A scale near 0, such as a low quantile of a ReLU SAE's activations, makes ``b_enc / scale`` so
+    large that a match of all parts is a match of the biases.
+    """
+    compared = [arm.objective for arm in arms.values() if arm.fold == "threshold"]
+    if not any(parts.b_enc >= parts.W_dec > 0 for parts in compared):
+        return
+    shares = {key: sae.thresholds["bias_share"] for key, sae in saes.facts.items()}
+    most = {key: share for key, share in shares.items() if share and float(share) > MOST}
+    if most:
+        listed = ", ".join(f"{share:.0%} in layer {key.layer}" for key, share in most.items())
+        log.warning(
+            "matching: of the squared norm of the folded features, the encoder biases are %s, so "
+            "the match of all parts is a match of the biases: set matching=decoder, or with "
+            "stand_in=activation a higher stand_in.quantile, such as 0.5",
+            listed,
+        )
 
 
 def _some(spec: ActivationQuantile, tokens: Mapping[str, Sequence[TokenBatch]]) -> list[TokenBatch]:

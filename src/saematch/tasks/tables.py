@@ -107,6 +107,7 @@ class Tables:
             "loss_original": sums["loss_original"].sum().item() / n_targets,
             "n_texts": len(sums["n_tokens"]),
             "n_tokens": int(sums["n_tokens"].sum()),
+            "n_special": int(sums["n_special"].sum()),
             "n_targets": n_targets,
         }
 
@@ -174,6 +175,7 @@ class Tables:
                     "n_dead": int((~fired.any(dim=0)).sum()),
                     "n_texts": len(n_tokens),
                     "n_tokens": int(n_tokens.sum()),
+                    "n_special": int(self._all("n_special").sum()),
                 }
             )
         return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -13,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from saematch.files import replacing, write_json
+from saematch.files import read_json, replacing, write_json
 from saematch.lm.states import SAMPLE, HiddenStates
-from saematch.memory import keep_freed_memory
+from saematch.memory import keep_freed_memory, memory_shortage
 from saematch.results import Row
 from saematch.sae.params import SaeOrigin
 from saematch.sae.trained import describe, finish, measure, save_sae
@@ -39,6 +38,7 @@ CARD_COLUMNS = (
 )
 
 
+_RETRAIN = "delete the layer's folder, and the same command trains its SAE again"
 NAMES = {"jumprelu": "JumpReLU", "topk": "TopK"}
 
 
@@ -100,7 +100,7 @@ def train_saes(
     for layer in layers:
         about = _metadata(folder, layer)
         rows.append({k: v for k, v in about.items() if not isinstance(v, dict | list)})
-        curves += json.loads((folder / f"curve_{layer}.json").read_text(encoding="utf-8"))
+        curves += read_json(folder / f"curve_{layer}.json", list, _RETRAIN)
     with replacing(folder / "README.md") as part:
         part.write_text(_card(rows, recipe, spec, store), encoding="utf-8")
     return {"saes": rows, "training": curves}
@@ -108,7 +108,7 @@ def train_saes(
 
 def _metadata(folder: Path, layer: int) -> dict[str, Any]:
     path = folder / f"layer_{layer}" / "cfg.json"
-    return json.loads(path.read_text(encoding="utf-8"))["metadata"]
+    return read_json(path, dict, _RETRAIN)["metadata"]
 
 
 def _refuse_others(done: Sequence[dict[str, Any]], store: Store, folder: Path) -> None:
@@ -144,13 +144,9 @@ def _train_layer(
         record({"samples": float(samples), **named})
 
     state = start(parts.training, recipe)
-    try:
+    task = f"training an SAE of {recipe.n_features} features"
+    with memory_shortage(task, f"lower training.batch={recipe.batch} or training.n_features"):
         state = train(state, parts.training, recipe, advance, watch, device)
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"the training of an SAE of {recipe.n_features} features does not fit into the "
-            f"device's memory: lower training.batch={recipe.batch} or training.n_features"
-        ) from error
     trained = finish(state, parts.training, recipe, SaeOrigin(layer, folder.name, f"layer_{layer}"))
     quality = measure(trained.sae, parts.training, parts.held_out)
     metadata = describe(trained, quality, recipe, store.about["model"]) | {
@@ -174,7 +170,8 @@ def _card(rows: Sequence[Row], recipe: TrainingRecipe, spec: Collection, store: 
         f"{NAMES[recipe.architecture]} SAEs of {recipe.n_features:,} features on `resid_post`, in"
         " SAELens' format, decoder vectors of norm 1, trained with SAELens on"
         f" {rows[0]['samples']:,} hidden states each, drawn from {rows[0]['training_tokens']:,}"
-        f" tokens (BOS left out). The model is {about['revision']}, run in {about['model_dtype']}.",
+        f" tokens (special tokens left out). The model is {about['revision']}, run in"
+        f" {about['model_dtype']}.",
         "",
         "Explained variance is `1 - sum Var(x_hat - x) / sum Var(x)` on"
         f" {rows[0]['held_out_tokens']:,} tokens that no SAE was trained on (other windows of the"

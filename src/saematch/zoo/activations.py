@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from saematch.data.texts import TextSet
-from saematch.data.tokens import TokenBatch, tokenise
+from saematch.data.tokens import TokenBatch, tokenise, whole_windows
 from saematch.evals.runner import TrainerSpec
 from saematch.lm.hooks import LanguageModel
 from saematch.tasks.collect import keep_states
@@ -36,7 +36,7 @@ class HeldOut:
     loss: dict[str, float]
     """Mean next-token loss by kind of text, in nats; the prediction made at BOS is left out."""
     tokens: dict[str, int]
-    """Positions by kind, BOS left out."""
+    """Positions by kind, special tokens left out."""
 
 
 def collect_training(
@@ -49,7 +49,7 @@ def collect_training(
     windows = np.stack([stream[s : s + recipe.context] for s in starts]).astype(np.int64)
     windows[:, 0] = 0
     batches = torch.from_numpy(windows).split(recipe.batch)
-    _keep(model, [TokenBatch(ids, ids != 0) for ids in batches], folder)
+    _keep(model, [whole_windows(ids, model.special_ids) for ids in batches], folder)
 
 
 def collect_held_out(
@@ -57,9 +57,7 @@ def collect_held_out(
 ) -> HeldOut:
     """Store ``resid_post`` of every block on the beginnings of the texts, and measure the loss."""
     batches = {
-        kind: tokenise(TextSet(kind, tuple(rows)), model.tokenizer, model.bos_id, context).batches(
-            16
-        )
+        kind: tokenise(TextSet(kind, tuple(rows)), model, context).batches(16)
         for kind, rows in texts.items()
     }
     tokens = {k: int(sum(b.counts.sum() for b in part)) for k, part in batches.items()}

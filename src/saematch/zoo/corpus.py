@@ -97,8 +97,8 @@ def build_corpus(folder: Path, seed: int = 0) -> None:
     for name, rows in (("held_out", held_out), ("train", train)):
         path = folder / f"{name}.jsonl"
         lines = (json.dumps({"kind": kind, **asdict(document)}) for kind, document in rows)
-        path.with_suffix(".part").write_text("\n".join(lines) + "\n")
-        path.with_suffix(".part").rename(path)
+        with replacing(path) as part:
+            part.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _cut(document: Document) -> Document:

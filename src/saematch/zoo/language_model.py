@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from saematch.files import replacing, replacing_folder
+
 log = logging.getLogger(__name__)
 
 BOS, PAD = "<|bos|>", "<|pad|>"
@@ -58,9 +60,10 @@ def train_tokenizer(corpus: Path, out: Path, vocab_size: int) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, 0)]
     )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, pad_token=PAD, model_max_length=1024
-    ).save_pretrained(out)
+    with replacing_folder(out) as part:
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, bos_token=BOS, pad_token=PAD, model_max_length=1024
+        ).save_pretrained(part)
 
 
 def tokenise(corpus: Path, tokenizer: Path, out: Path) -> None:
@@ -74,9 +77,8 @@ def tokenise(corpus: Path, tokenizer: Path, out: Path) -> None:
         for start in range(0, len(rows), 500)
         for encoding in encode.encode_batch(rows[start : start + 500])
     ]
-    part = out.with_suffix(".part.npy")
-    np.save(part, np.concatenate(parts))
-    part.rename(out)
+    with replacing(out) as part, part.open("wb") as file:
+        np.save(file, np.concatenate(parts))
 
 
 def build_model(recipe: LmRecipe) -> torch.nn.Module:
@@ -137,9 +139,10 @@ def train_language_model(recipe: LmRecipe, tokens: Path, out: Path, state: Path)
             log.info("step %d: training loss %.3f nats", step + 1, smooth)
             parts = [part.state_dict() for part in (*optimizers, *schedules)]
             saved = {"step": step + 1, "model": model.state_dict(), "parts": parts}
-            torch.save(saved, state.with_suffix(".part"))
-            state.with_suffix(".part").rename(state)
-    model.to(torch.bfloat16).save_pretrained(out)
+            with replacing(state) as path:
+                torch.save(saved, path)
+    with replacing_folder(out) as folder:
+        model.to(torch.bfloat16).save_pretrained(folder)
 
 
 def _step_loss(

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from saematch.matching.assignment.certificate import MOST_CONTENDERS, contenders, prove
+from saematch.matching.assignment.certificate import prove
 from saematch.matching.assignment.products import Plan, Products, Regime
+from saematch.matching.assignment.screening import MOST_CONTENDERS, pairs_above
 
 
 def products_of(x, y, regime=Regime.WHOLE):
@@ -71,11 +72,11 @@ def test_negative_prices_are_refused_where_columns_may_stay_free(sides):
 def test_all_pairs_above_a_floor_are_found(sides):
     x, y = sides
     similarity = (x.double() @ y.double().T).numpy()
-    found = set()
-    for rows, columns, net in contenders(products_of(x, y), np.zeros(50), np.full(50, 2.0)):
-        assert net == pytest.approx(similarity[rows, columns], rel=1e-13, abs=1e-14)
-        found |= set(zip(rows.tolist(), columns.tolist(), strict=True))
+    rows, columns, net = pairs_above(products_of(x, y), np.zeros(50), np.full(50, 2.0), 2500)
+    assert net == pytest.approx(similarity[rows, columns], rel=1e-13, abs=1e-14)
+    found = set(zip(rows.tolist(), columns.tolist(), strict=True))
     assert found >= set(zip(*np.nonzero(similarity >= 2.0), strict=True))
+    assert pairs_above(products_of(x, y), np.zeros(50), np.full(50, 2.0), len(found) - 1) is None
     assert len(found) <= (similarity >= 2.0 - 1e-3).sum()
 
 

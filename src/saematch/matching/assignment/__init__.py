@@ -4,8 +4,9 @@ from typing import Protocol, runtime_checkable
 
 from saematch.matching.assignment.baselines import Identity, Random
 from saematch.matching.assignment.nearest import Greedy, MutualNearest
-from saematch.matching.assignment.optimal import ChanceLevel, Optimal
+from saematch.matching.assignment.optimal import Optimal
 from saematch.matching.assignment.scipy_dense import Scipy
+from saematch.matching.levels import ChanceLevel
 from saematch.matching.match import Match
 from saematch.matching.objectives import Factors
 

@@ -25,8 +25,8 @@ row is indifferent; staying below keeps uncontested columns cheap, and so candid
 """
 SCANNED_TOGETHER = 32
 """Rows of a scan at least: the product of so few takes the time that reading all columns takes."""
-BIDS_AT_A_TIME = 1 << 20
-"""After so many bids the clock is looked at."""
+LOOKS_AT_A_TIME = 1 << 28
+"""Similarities looked at in one call, about a second: then the clock and signals are looked at."""
 
 FREE, OUT = -1, -2
 """In place of a partner: has none yet; has chosen to stay unmatched."""
@@ -123,13 +123,14 @@ def _bid(
     values, columns, bound, whole, hot_values, hot_columns, hot_bound,
 ):  # fmt: skip
     """Serve the rows on the stack; return how many are left on it, and how many wait."""
-    n_bids = 0
-    while n_stack > 0 and n_bids < BIDS_AT_A_TIME:
+    n_looks = 0
+    while n_stack > 0 and n_looks < LOOKS_AT_A_TIME:
         n_stack -= 1
         row = stack[n_stack]
         refilled = False
         while True:
             best, second, column, value = -np.inf, -np.inf, -1, 0.0
+            n_looks += hot_columns.shape[1]
             for k in range(hot_columns.shape[1]):
                 j = hot_columns[row, k]
                 if j < 0:
@@ -147,7 +148,6 @@ def _bid(
                 alternative = max(second, rest, outside)
                 gain = best - alternative if alternative > -np.inf else 0.0
                 prices[column] += min(gain, RAISE_AT_MOST * epsilon) + epsilon
-                n_bids += 1
                 loser = holder[column]
                 if loser >= 0:
                     partner[loser], worth[loser] = FREE, outside
@@ -160,6 +160,7 @@ def _bid(
                 n_waiting += 1
                 break
             _refill(row, prices, values, columns, bound, whole, hot_values, hot_columns, hot_bound)
+            n_looks += values.shape[1]
             refilled = True
     return n_stack, n_waiting
 

@@ -1,41 +1,44 @@
 """The proof of a match: its value, and a bound on the value of every other, from prices alone.
 
-Nothing here knows how match and prices were found. By weak duality of the assignment problem, for
-any prices ``p`` no match is worth more than ``Σ_i max_j (s_ij - p_j) + Σ_j p_j``.
+Nothing here knows how match and prices were found. With prices ``p``, profits
+``π_i = max_j (s_ij - p_j)`` and reduced costs ``r_ij = π_i + p_j - s_ij >= 0``, a match ``Q`` is
+worth ``Σ_i π_i + Σ_j p_j`` less its reduced costs and less the prices of columns that it leaves
+free. So no match is worth more than ``Σ_i π_i + Σ_j p_j`` (weak duality), and the ``slack`` of a
+match is the sum of its own reduced costs and of the prices of its free columns.
+
+A match without a pair ``(i, P(i))`` that ``P`` has costs at least the margin
+``π_i - max_{j ≠ P(i)} (s_ij - p_j)``. An optimal match costs at most the slack of ``P``. So each
+pair whose margin exceeds the slack is in every optimal match: it is ``certain``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float64, Int64
-from torch import Tensor
 
 from saematch.matching.assignment.products import Products
+from saematch.matching.assignment.screening import alternatives
 from saematch.matching.match import Certificate
 
-MOST_CONTENDERS = 64
-"""Where rows have more columns that may be their best one, on average, all of a row's columns are
-computed in float64 together."""
+MOST_OF_VALUE = 0.9
+"""The share of the value above chance that ``Certificate.n_90`` pairs carry."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """A certificate and what it rests on."""
+    """A certificate and what it rests on, less the centre of the products."""
 
     certificate: Certificate
     profits: Float64[np.ndarray, " n"]
     """Of each row, ``max_j (s_ij - p_j)``, or ``outside`` if that is more: its dual variable."""
-
-    @property
-    def slack(self) -> float:
-        """``bound - value``, at least 0."""
-        assert self.certificate.bound is not None
-        return max(0.0, self.certificate.bound - self.certificate.value)
+    slack: float
+    """``bound - value``, at least 0."""
+    certain: Bool[np.ndarray, " n"]
+    """Of each row, whether every optimal match contains its pair; False where that is not proven,
+    and where it has none."""
 
 
 def prove(
@@ -47,81 +50,70 @@ def prove(
     """Value and bound of a match of rows to columns, exact to the rounding of float64.
 
     One blocked pass finds the columns that can be a row's best, and these are computed in float64.
-    A row without a column (-1) is worth ``outside``. Value and bound that differ by no more than
-    the rounding of their sums are made equal. Raises ``ValueError`` for a negative price where
-    columns may stay free.
+    A row without a column (-1) is worth ``outside``. Reduced costs within the rounding of float64
+    count as 0. Raises ``ValueError`` for a negative price where columns may stay free.
     """
     rows = np.flatnonzero(columns >= 0)
-    assert len(np.unique(columns[rows])) == len(rows), "a column is given to two rows"
+    taken = columns[rows]
+    assert len(np.unique(taken)) == len(rows), "a column is given to two rows"
     assert len(rows) == products.n or outside > -math.inf, "a row is left without a column"
     if (products.m > products.n or outside > -math.inf) and (prices < 0).any():
         raise ValueError(
             f"prices go down to {prices.min():.3g}; where columns may stay free they must not be "
             "negative"
         )
-    alone = products.n - len(rows)
-    value = math.fsum(products.exact(rows, columns[rows])) + (outside * alone if alone else 0.0)
-    profits = np.full(products.n, outside)
-    for some, _, net in contenders(products, prices):
-        np.maximum.at(profits, some, net)
-    bound = math.fsum(profits) + math.fsum(prices)
+    worth, paid = np.full(products.n, outside), np.zeros(products.n)
+    worth[rows], paid[rows] = products.exact(rows, taken), prices[taken]
+    net = worth - paid
+    best, at_most = (np.maximum(part, outside) for part in alternatives(products, prices, columns))
+    profits = np.maximum(net, best)
+    costs = profits - net
+    stranded = math.fsum(np.delete(prices, taken))
+    longest = products.x_lengths.numpy() * float(products.y_lengths.max())
     ulp = np.finfo(np.float64).eps
-    rounding = 16 * ulp * float(np.abs(profits).sum() + np.abs(prices).sum())
-    longest = float(products.x_lengths.sum() * products.y_lengths.max())
-    assert bound >= value - rounding - products.size * ulp * longest, "weak duality is broken"
-    return Proof(Certificate(value, value if bound <= value + rounding else bound), profits)
+    off = ulp * ((products.size + 8) * longest + np.abs(profits) + np.abs(paid))
+    most = math.fsum(costs) + stranded + math.fsum(off)
+    certain = (columns >= 0) & (net - at_most - off > most)
+    costs[costs <= 16 * ulp * (longest + np.abs(profits) + np.abs(paid))] = 0.0
+    slack = math.fsum(costs) + stranded
+    share = float(certain[rows].mean()) if len(rows) else None
+    if outside > -math.inf:
+        value = math.fsum(worth)
+        certificate = Certificate(value, value + slack, certain=share)
+    else:
+        certificate = _over_chance(products, columns, worth, slack, share)
+    return Proof(certificate, profits, slack, certain)
 
 
-class TooManyPairsError(Exception):
-    """More pairs may matter than were asked for."""
-
-
-def contenders(
+def _over_chance(
     products: Products,
-    prices: Float64[np.ndarray, " m"],
-    floor: Float64[np.ndarray, " n"] | None = None,
-    most: float | int = math.inf,
-) -> Iterator[tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"], Float64[np.ndarray, " k"]]]:
-    """Yield rows, columns and float64 net values ``s_ij - p_j`` of the pairs that may matter.
+    columns: Int64[np.ndarray, " n"],
+    worth: Float64[np.ndarray, " n"],
+    slack: float,
+    certain: float | None,
+) -> Certificate:
+    """Return the certificate of a match of all rows, for similarities without a centre.
 
-    Without ``floor`` these are pairs that may be the best of their row; with it, all that may be
-    worth at least a row's floor, and ``TooManyPairsError`` is raised for more than ``most``. "May"
-    is by a bound on the rounding of the float32 products, ``g / (1 - g) ‖x_i‖ ‖y_j‖`` with
-    ``g = (size + 4) 2⁻²⁴``, which holds in any order of summation.
+    The gap over chance is computed before the centre is added again: value, bound and chance may
+    then be large numbers that differ little.
     """
-    u = torch.finfo(torch.float32).eps / 2
-    share = (products.size + 4) * u / (1 - (products.size + 4) * u)
-    device, paid = products.y.device, torch.from_numpy(prices)
-    low, high = ((paid + sign * 2 * u * paid.abs()).float().to(device) for sign in (1, -1))
-    errors = (products.x_lengths * share).float().to(device)
-    lengths = (products.y_lengths * (1 + 4 * u)).float().to(device)
-    found = 0
-    for block, similarity in products.blocks("certificate"):
-        if floor is None:
-            least = torch.addr(similarity - low, errors[block], lengths, alpha=-1)
-            surely = least.amax(1, keepdim=True)
-        else:
-            surely = torch.from_numpy(floor[block, None]).float().to(device)
-            surely -= 2 * u * surely.abs()
-        near = ((similarity - high).addr_(errors[block], lengths) >= surely).cpu()
-        if floor is None:
-            crowded = _crowded(near, products.x_lengths[block])
-            if len(crowded):
-                near[crowded] = False
-                rows = crowded.numpy() + block.start
-                columns, net = products.exact_best(rows, prices)
-                yield rows, columns, net
-        else:
-            found += int(near.count_nonzero())
-            if found > most:
-                raise TooManyPairsError
-        rows, columns = (index.numpy() for index in torch.nonzero(near).T)
-        rows = rows + block.start
-        yield rows, columns, products.exact(rows, columns) - prices[columns]
+    value, chance = math.fsum(worth), products.chance.value
+    to_win = value + slack - chance
+    ulp = np.finfo(np.float64).eps
+    if to_win <= products.size * ulp * float(products.x_lengths.sum() * products.y_lengths.max()):
+        gap, n_90 = 0.0, None  # every match is worth the same
+    else:
+        gap, n_90 = slack / to_win, _n_most(products.chance.above(columns, worth))
+    total = value + products.chance.from_centre
+    return Certificate(
+        total, total + slack, chance + products.chance.from_centre, gap, n_90, certain
+    )
 
 
-def _crowded(near: Bool[Tensor, "k m"], lengths: Float64[Tensor, " k"]) -> Int64[Tensor, " c"]:
-    """Return rows for which to look at all columns is less work than at those that contend."""
-    if not (lengths == 0).any() and near.count_nonzero() <= MOST_CONTENDERS * len(near):
-        return torch.zeros(0, dtype=torch.int64)
-    return torch.nonzero(near.sum(1) > MOST_CONTENDERS).flatten()
+def _n_most(above: Float64[np.ndarray, " n"]) -> int | None:
+    """Return how few pairs together are worth 90 % of what all are, above chance."""
+    total = math.fsum(above)
+    if total <= 0:
+        return None
+    sums = np.cumsum(np.sort(above)[::-1])
+    return int(np.argmax(sums >= MOST_OF_VALUE * total)) + 1

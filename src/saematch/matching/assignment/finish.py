@@ -13,8 +13,9 @@ from jaxtyping import Float64, Int64
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-from saematch.matching.assignment.certificate import Proof, TooManyPairsError, contenders
+from saematch.matching.assignment.certificate import Proof
 from saematch.matching.assignment.products import Products
+from saematch.matching.assignment.screening import pairs_above
 
 MOST_PAIRS, MOST_PAIRS_A_ROW = 1_000_000, 50
 """With more pairs left than the larger of these two allows, the step is not taken."""
@@ -38,11 +39,10 @@ def finish(
     n, m = products.n, products.m
     limit = 2 * proof.slack
     most = max(MOST_PAIRS, MOST_PAIRS_A_ROW * n)
-    try:
-        parts = list(contenders(products, prices, proof.profits - limit, most))
-    except TooManyPairsError:
+    pairs = pairs_above(products, prices, proof.profits - limit, most)
+    if pairs is None:
         return None
-    i, j, net = (np.concatenate(kind) for kind in zip(*parts, strict=True))
+    i, j, net = pairs
     # A row's own way out stands behind the columns, at a price of 0.
     way_out = np.flatnonzero(proof.profits - outside <= limit)
     i, j, net = (
@@ -83,11 +83,11 @@ def _prices(
     mine = j == partner[i]
     own[i[mine]] = similarity[mine]
     weight, tail = similarity - own[i], partner[i]
-    rounding = 4 * np.finfo(np.float64).eps * float(np.abs(similarity).max())
+    ulp = np.finfo(np.float64).eps
     prices = start.copy()
     for _ in range(min(len(partner), MOST_ROUNDS)):
         wanted = prices[tail] + weight
-        rises = wanted > prices[j] + rounding
+        rises = wanted > prices[j] + 4 * ulp * (np.abs(similarity) + np.abs(prices[j]))
         if not rises.any():
             break
         np.maximum.at(prices, j[rises], wanted[rises])

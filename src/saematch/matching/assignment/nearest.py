@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,11 +14,12 @@ from saematch.matching.assignment.candidates import Candidates
 from saematch.matching.assignment.products import MOST_ROWS_AT_ONCE, Plan, Products, Regime
 from saematch.matching.match import Match
 from saematch.matching.objectives import Factors
+from saematch.specs import spec
 
 N_CANDIDATES = 256
 
 
-@dataclass(frozen=True)
+@spec("assignment")
 class MutualNearest:
     """Pairs of features of which each is the most similar to the other; the rest stay unmatched."""
 
@@ -39,7 +39,7 @@ class MutualNearest:
         return valued(torch.from_numpy(np.where(mutual, nearest, -1)), factors)
 
 
-@dataclass(frozen=True)
+@spec("assignment")
 class Greedy:
     """The most similar pair of all, then the most similar of what is left, and so on."""
 

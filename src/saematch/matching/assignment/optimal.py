@@ -3,84 +3,64 @@
 from __future__ import annotations
 
 import logging
-import math
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import torch
 
-from saematch.matching.assignment.solve import Status, solve_assignment
-from saematch.matching.match import Certificate, Match
+from saematch.matching.assignment.solve import (
+    Status,
+    check_device,
+    check_tolerance,
+    solve_assignment,
+)
+from saematch.matching.levels import ChanceLevel
+from saematch.matching.match import Match
 from saematch.matching.objectives import Factors
+from saematch.specs import NotNegative, Positive, spec
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ChanceLevel:
-    """What the best of all partners is worth to a feature if the two layers have nothing in common.
-
-    Flipping the signs of coordinates at random, the same for all vectors of the later layer, keeps
-    every length, every coordinate's scale and the geometry inside that layer, and takes away what
-    it shares with the earlier one. The level is a quantile, over features of the smaller side, of
-    their best similarity after that.
-    """
-
-    quantile: float = 0.95
-    """Share of features without a counterpart that the level turns away."""
-    n_features: int = 1024
-    """Features to look at, at even distances."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.quantile <= 1 or self.n_features < 1:
-            raise ValueError(
-                f"quantile is {self.quantile} and n_features {self.n_features}; the quantile lies "
-                "between 0 and 1, and at least one feature is needed"
-            )
-
-    def __call__(self, factors: Factors) -> float:
-        """Return the level for a pair of layers."""
-        smaller, larger = sorted((factors.X_A, factors.X_B), key=len)
-        generator = torch.Generator().manual_seed(self.seed)
-        signs = torch.randint(0, 2, (smaller.shape[1],), generator=generator) * 2.0 - 1.0
-        some = torch.linspace(0, len(smaller) - 1, min(len(smaller), self.n_features)).long()
-        flipped = smaller[some.to(smaller.device)].float() * signs.to(smaller.device)
-        best = torch.cat([(part @ larger.float().T).amax(1) for part in flipped.split(128)])
-        return best.quantile(self.quantile).item()
-
-
-@dataclass(frozen=True)
+@spec("assignment")
 class Optimal:
     """The match of the largest total similarity, and a certificate (``solve_assignment``).
 
     Layers of one width get a permutation; of two widths, every feature of the smaller one gets a
-    partner. With ``unmatched`` a feature of the smaller one may stay without.
+    partner.
+
+    With ``unmatched`` the match is partial and its objective another one: the sum, over the pairs,
+    of the cosine between whitened directions less the level ``c`` of ``ChanceLevel``. A pair whose
+    cosine is not above the level would lower the sum, so its features stay unmatched. Value and
+    bound are in cosines, and each feature of the smaller side that stays unmatched counts ``c``.
     """
 
-    unmatched: float | ChanceLevel | None = None
-    """What staying without a partner is worth to a feature; None if each must have one."""
+    unmatched: ChanceLevel | None = None
+    """What a pair must exceed; None if each feature must have a partner."""
     tolerance: float = 1e-6
-    """The relative gap to stop at; 0 for the optimum itself."""
-    time_limit: float | None = None
+    """The gap over chance to stop at (``Certificate``), a finite number; with ``unmatched`` the
+    relative gap. 0 for the optimum itself."""
+    time_limit: NotNegative | None = None
     """Seconds, of one match, after which the best so far is taken."""
-    memory_gib: float | None = field(default=None, repr=False)
+    memory_gib: Positive | None = field(default=None, repr=False)
     """Memory to use beside the vectors; None is half of what is free."""
     device: str | None = field(default=None, repr=False)
     """Where to compute products; None is CUDA if there is one."""
 
     def __post_init__(self) -> None:
-        if not self.tolerance >= 0:
-            raise ValueError(f"tolerance is {self.tolerance}; give a relative gap of at least 0")
-        if isinstance(self.unmatched, float) and not math.isfinite(self.unmatched):
-            raise ValueError(f"unmatched is {self.unmatched}; give a finite number or null")
+        check_tolerance(self.tolerance)
+        if self.device is not None:
+            check_device(self.device)
 
     def __call__(self, factors: Factors) -> Match:
         """Return the match; a warning is logged if the tolerance was missed."""
-        unmatched = self.unmatched
+        level = None
+        if self.unmatched is not None:
+            compared = self.unmatched(factors)
+            factors, level = compared.directions, compared.level
         solution = solve_assignment(
             factors.X_A,
             factors.X_B,
-            unmatched=unmatched(factors) if isinstance(unmatched, ChanceLevel) else unmatched,
+            unmatched=level,
             tolerance=self.tolerance,
             time_limit=self.time_limit,
             memory_gib=self.memory_gib,
@@ -88,11 +68,10 @@ class Optimal:
             progress=True,
         )
         if solution.status is not Status.OPTIMAL:
-            log.warning(
-                "gap %.1e above %.1e: %s", solution.gap, self.tolerance, solution.status.value
-            )
+            gap = solution.certificate.optimal_to
+            log.warning("gap %.1e above %.1e: %s", gap, self.tolerance, solution.status.value)
         return Match.from_columns(
             torch.from_numpy(solution.columns),
             len(factors.X_B),
-            Certificate(solution.value, solution.bound),
+            solution.certificate,
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 from tqdm import tqdm
+
+from saematch.matching.centring import VECTORS_AT_ONCE, Chance, lengths
 
 CPU = torch.device("cpu")
 GIB = 2**30
@@ -28,8 +31,6 @@ BYTES_A_SIMILARITY = 12
 """What a block takes on the way, a row and column: product, net value, and one copy."""
 NUMBERS_AT_ONCE = 1 << 21
 """Similarities looked at in one go on the CPU, few enough for its caches."""
-PAIRS_AT_ONCE = 256
-"""Pairs whose vectors are gathered in one go."""
 SHARE_OF_FREE_MEMORY = 0.5
 
 
@@ -101,12 +102,6 @@ def _free_memory() -> int:
     return max(free, 0)
 
 
-def lengths(side: Float[Tensor, "n size"]) -> Float64[Tensor, " n"]:
-    """Return the norm of each row, in float64 and without a copy of all of them."""
-    parts = side.split(PAIRS_AT_ONCE)
-    return torch.cat([torch.linalg.vector_norm(k.double(), dim=1).cpu() for k in parts])
-
-
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """Multiply float32 as float32, whatever the process allows elsewhere (TF32, bfloat16)."""
@@ -119,7 +114,10 @@ def _full_precision() -> Iterator[None]:
 
 
 class Products:
-    """All similarities of the rows of ``x`` and ``y``, in float32 or, for chosen pairs, float64."""
+    """All similarities of the rows of ``x`` and ``y``, in float32 or, for chosen pairs, float64.
+
+    With a ``centre`` they are those of ``x - centre`` and ``y - centre``.
+    """
 
     held: Float32[Tensor, "n m"] | None = None
 
@@ -130,19 +128,39 @@ class Products:
         how: Plan,
         device: torch.device = CPU,
         progress: bool = False,
+        centre: Float[Tensor, " size"] | None = None,
     ) -> None:
         self.n, self.m, self.size = len(x), len(y), x.shape[1]
         self.progress = progress
         self.rows_at_once = how.rows_at_once
         self._x, self._y = x, y
-        self.x, self.y = (side.to(device, torch.float32) for side in (x, y))
-        self.x_lengths, self.y_lengths = lengths(x), lengths(y)
+        self.centre = None if centre is None else centre.to(device)
+        self.x_lengths, self.y_lengths = lengths(x, centre), lengths(y, centre)
+        if self.centre is None:
+            self.x, self.y = (side.to(device, torch.float32) for side in (x, y))
+        else:  # rows of x are centred when they are multiplied: a copy of all would take memory
+            self.x, self.y = x.to(device), torch.empty(y.shape, dtype=torch.float32, device=device)
+            parts = zip(y.split(VECTORS_AT_ONCE), self.y.split(VECTORS_AT_ONCE), strict=True)
+            for part, centred in parts:
+                centred.copy_(part.to(device) - self.centre)
         if how.regime is Regime.WHOLE:
-            self.held = self._product(self.x)
+            self.held = self.y.new_empty(self.n, self.m)
+            parts = zip(
+                self.x.split(MOST_ROWS_AT_ONCE), self.held.split(MOST_ROWS_AT_ONCE), strict=True
+            )
+            for part, block in parts:  # seconds each: signals wait for one
+                self._product(part, out=block)
+
+    @cached_property
+    def chance(self) -> Chance:
+        """What pairs are worth by chance, less the centre."""
+        return Chance.of(self._x, self._y, self.centre)
 
     def _product(
-        self, x: Float32[Tensor, "k size"], out: Float32[Tensor, "k m"] | None = None
+        self, x: Float[Tensor, "k size"], out: Float32[Tensor, "k m"] | None = None
     ) -> Float32[Tensor, "k m"]:
+        if self.centre is not None:
+            x = (x - self.centre).float()
         with _full_precision():
             return torch.mm(x, self.y.T, out=out)
 
@@ -161,7 +179,7 @@ class Products:
         step = self.rows_at_once
         if self.x.device.type == "cpu":
             step = min(step, max(1, NUMBERS_AT_ONCE // self.m))
-        buffer = self.x.new_empty(self.rows_at_once if self.held is None else 0, self.m)
+        buffer = self.y.new_empty(self.rows_at_once if self.held is None else 0, self.m)
         with bar:
             for start in range(0, self.n, self.rows_at_once):
                 stop = min(self.n, start + self.rows_at_once)
@@ -177,28 +195,37 @@ class Products:
     def exact(
         self, rows: Int64[np.ndarray, " k"], columns: Int64[np.ndarray, " k"]
     ) -> Float64[np.ndarray, " k"]:
-        """Return the similarities of chosen pairs, in float64, from the vectors as they came."""
+        """Return the similarities of chosen pairs, in float64."""
         out = np.empty(len(rows))
-        for start in range(0, len(rows), PAIRS_AT_ONCE):
-            some = slice(start, start + PAIRS_AT_ONCE)
+        for start in range(0, len(rows), VECTORS_AT_ONCE):
+            some = slice(start, start + VECTORS_AT_ONCE)
             sides = [
-                side[torch.from_numpy(index[some]).to(side.device)].to("cpu", torch.float64)
+                self._exact(side, torch.from_numpy(index[some]).to(side.device))
                 for side, index in ((self._x, rows), (self._y, columns))
             ]
             out[some] = torch.linalg.vecdot(*sides).numpy()
         return out
 
     def exact_best(
-        self, rows: Int64[np.ndarray, " k"], prices: Float64[np.ndarray, " m"]
-    ) -> tuple[Int64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
-        """Return the best column of some rows and its net value, all columns taken in float64."""
-        best, column = np.full(len(rows), -np.inf), np.zeros(len(rows), np.int64)
-        x = self._x[torch.from_numpy(rows).to(self._x.device)].to("cpu", torch.float64)
-        for start in range(0, self.m, PAIRS_AT_ONCE):
-            some = slice(start, start + PAIRS_AT_ONCE)
-            net = (x @ self._y[some].to("cpu", torch.float64).T).numpy() - prices[some]
-            here = net.argmax(axis=1)
-            value = net[np.arange(len(rows)), here]
-            column = np.where(value > best, here + start, column)
-            best = np.maximum(best, value)
-        return column, best
+        self,
+        rows: Int64[np.ndarray, " k"],
+        prices: Float64[np.ndarray, " m"],
+        without: Int64[np.ndarray, " k"],
+    ) -> Float64[np.ndarray, " k"]:
+        """Return the best net value of each row in float64 over all columns but one (-1: none)."""
+        best = np.full(len(rows), -np.inf)
+        x = self._exact(self._x, torch.from_numpy(rows).to(self._x.device))
+        for start in range(0, self.m, VECTORS_AT_ONCE):
+            some = slice(start, start + VECTORS_AT_ONCE)
+            net = (x @ self._exact(self._y, some).T).numpy() - prices[some]
+            excluded = np.flatnonzero((without >= start) & (without < start + net.shape[1]))
+            net[excluded, without[excluded] - start] = -np.inf
+            best = np.maximum(best, net.max(axis=1))
+        return best
+
+    def _exact(
+        self, side: Float[Tensor, "n size"], some: slice | Int64[Tensor, " k"]
+    ) -> Float64[Tensor, "k size"]:
+        """Return some vectors in float64, from the vectors as they came."""
+        vectors = side[some].to("cpu", torch.float64)
+        return vectors if self.centre is None else vectors - self.centre.to("cpu", torch.float64)

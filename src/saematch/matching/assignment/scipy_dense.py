@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from saematch.matching.centring import chance_value
 from saematch.matching.match import Certificate, Match
 from saematch.matching.objectives import Factors
+from saematch.specs import spec
 
 
-@dataclass(frozen=True)
+@spec("assignment")
 class Scipy:
     """The optimal match by ``scipy.optimize.linear_sum_assignment``; it comes without a bound.
 
@@ -27,6 +27,5 @@ class Scipy:
         partner = np.full(len(factors.X_A), -1)
         partner[rows] = columns
         value = float(similarity[rows, columns].sum())
-        return Match.from_columns(
-            torch.from_numpy(partner), len(factors.X_B), Certificate(value, None)
-        )
+        certificate = Certificate(value, None, chance_value(factors.X_A, factors.X_B))
+        return Match.from_columns(torch.from_numpy(partner), len(factors.X_B), certificate)

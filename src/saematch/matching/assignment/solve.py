@@ -9,24 +9,15 @@ from enum import Enum
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
-from tqdm import tqdm
 
-from saematch.matching.assignment.auction import FREE, Auction
-from saematch.matching.assignment.candidates import Candidates
-from saematch.matching.assignment.certificate import prove
+from saematch.matching.assignment.certificate import Proof, prove
 from saematch.matching.assignment.finish import finish
-from saematch.matching.assignment.products import CPU, Products, Regime, lengths, plan
+from saematch.matching.assignment.products import CPU, Products, Regime, plan
+from saematch.matching.assignment.stages import run_stages
+from saematch.matching.centring import common_centre, inner, lengths
 from saematch.matching.match import Certificate
-
-FIRST_EPSILON = 0.002
-"""Of a row's mean advantage: what its best column is worth more than a column drawn at random."""
-LAST_EPSILON = 1e-8
-"""Of the same; the auction goes no lower, whatever the tolerance."""
-EPSILON_FACTOR = 5.0
-SAMPLED_ROWS = 512
-"""Rows from which the first prices are estimated."""
 
 
 class Status(Enum):
@@ -45,11 +36,11 @@ class Solution:
 
     columns: Int64[np.ndarray, " n_a"]
     """Of each row of ``x_a``, its partner among the rows of ``x_b``; -1 where it has none."""
-    value: float
-    """Total similarity of the pairs, and ``unmatched`` for each row of the smaller side without a
-    partner."""
-    bound: float
-    """No match is worth more (weak duality; see ``prices``)."""
+    certificate: Certificate
+    """Value and bound; without ``unmatched`` also chance, gap over chance and ``n_90``; and the
+    share of pairs that are certain."""
+    certain: Bool[np.ndarray, " n_a"]
+    """Of each row of ``x_a``, whether its pair is proven to be in every optimal match."""
     prices: Float64[np.ndarray, " n_b"]
     """The dual variables of ``x_b`` that prove the bound: it is at least
     ``sum_i max_j (s_ij - prices_j) + sum_j prices_j``, where the maximum is taken as at least 0 if
@@ -62,11 +53,27 @@ class Solution:
     """Rows whose list of candidates had to be made again; each costs a row of the product."""
 
     @property
+    def value(self) -> float:
+        """Total similarity of the pairs, and ``unmatched`` for each row of the smaller side without
+        a partner."""
+        return self.certificate.value
+
+    @property
+    def bound(self) -> float:
+        """No match is worth more (weak duality; see ``prices``)."""
+        assert self.certificate.bound is not None
+        return self.certificate.bound
+
+    @property
     def gap(self) -> float:
-        """``(bound - value) / |bound|``: the match is optimal to this."""
-        gap = Certificate(self.value, self.bound).gap
-        assert gap is not None
-        return gap
+        """``(bound - value) / |bound|``."""
+        assert self.certificate.gap is not None
+        return self.certificate.gap
+
+    @property
+    def gap_over_chance(self) -> float | None:
+        """``(bound - value) / (bound - chance)``; None with ``unmatched``."""
+        return self.certificate.gap_over_chance
 
 
 def solve_assignment(
@@ -88,18 +95,23 @@ def solve_assignment(
 
     A forward auction with epsilon-scaling (Bertsekas 1988; ``docs/solver.md``) on float32 products,
     with float64 prices. The result's ``value`` and ``bound`` are then computed apart from it, in
-    one blocked pass, exact to float64 rounding.
+    one blocked pass, exact to float64 rounding. For two sides of one size and no ``unmatched``, one
+    common vector is first subtracted from all rows. This subtracts the same number from the value
+    of every permutation, and the number is added to value, bound and chance at the end.
 
     Time is that of one float32 product of both sides (``2 n_a n_b size`` flops) and little more if
     the similarities fit into memory; if not, it is that of two and of the rows scanned again.
     Memory beside the input is ``4 n_a n_b`` bytes, or, if that is more than there is, ``8 K n`` for
-    lists of ``K <= 2048`` candidates. Inputs other than float32 are copied to it, on top.
+    lists of ``K <= 2048`` candidates. A float32 copy of ``x_b`` comes on top if a common vector is
+    subtracted; otherwise copies of inputs that are not float32.
 
     Args:
         x_a: ``[n_a, size]``, vectors of one side, of any floating type.
         x_b: ``[n_b, size]``, vectors of the other side.
         unmatched: what staying without a partner is worth; None if that is not allowed.
-        tolerance: the relative gap between value and bound to stop at.
+        tolerance: the gap to stop at, ``(bound - value) / (bound - chance)``, where chance is the
+            expected value of a random match; with ``unmatched``, ``(bound - value) / |bound|``. 0
+            is the optimum itself.
         time_limit: seconds after which the best match so far is taken. Making the first lists,
             proving the result, and what is under way when the time is up come on top.
         memory_gib: memory to use beside the input; by default half of what is free.
@@ -119,8 +131,7 @@ def solve_assignment(
         raise ValueError(
             f"unmatched is {unmatched}; give a finite number, or None for no such choice"
         )
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance is {tolerance}; give a relative gap of at least 0")
+    check_tolerance(tolerance)
     if time_limit is not None and not time_limit >= 0:
         raise ValueError(f"time_limit is {time_limit}; give seconds, or None for no limit")
     swapped = len(a) > len(b)
@@ -128,25 +139,32 @@ def solve_assignment(
     outside = -math.inf if unmatched is None else float(unmatched)
     chosen, place = _regime(regime, device, a)
     how = plan(len(x), len(y), memory_gib, place, chosen)
-    products = Products(x, y, how, place, progress)
+    permuted = len(x) == len(y) and unmatched is None
+    centre = common_centre(x, y) if permuted else None
+    products = Products(x, y, how, place, progress, centre)
     deadline = math.inf if time_limit is None else started + time_limit
-    columns, prices, in_time, again = _auction(products, how.length, outside, tolerance, deadline)
+    auctioned = run_stages(products, how.length, outside, tolerance, deadline)
+    columns, prices, in_time, again = auctioned
     proof = prove(products, columns, prices, outside)
-    if in_time and proof.certificate.gap > tolerance and time.monotonic() < deadline:
+    if in_time and _missed(proof, tolerance) and time.monotonic() < deadline:
         exact = finish(products, proof, prices, outside)
         if exact is not None and (better := prove(products, *exact, outside)).slack < proof.slack:
             (columns, prices), proof = exact, better
     status = Status.OPTIMAL
-    if proof.certificate.gap > tolerance:
+    if _missed(proof, tolerance):
         status = Status.TOO_MANY_TIES if in_time else Status.TIME_LIMIT
+    certain = proof.certain
+    if centre is not None:
+        prices = prices + inner(y, centre)
     if swapped:
-        of_columns = np.full(len(y), -1)
-        of_columns[columns[columns >= 0]] = np.flatnonzero(columns >= 0)
-        columns, prices = of_columns, proof.profits
+        rows, taken = np.flatnonzero(columns >= 0), columns[columns >= 0]
+        columns, certain = np.full(len(y), -1), np.zeros(len(y), bool)
+        columns[taken], certain[taken] = rows, proof.certain[rows]
+        prices = proof.profits
     return Solution(
         columns=columns,
-        value=proof.certificate.value,
-        bound=proof.certificate.bound,
+        certificate=proof.certificate,
+        certain=certain,
         prices=prices,
         seconds=time.monotonic() - started,
         regime=how.regime.value,
@@ -155,102 +173,29 @@ def solve_assignment(
     )
 
 
-def _auction(
-    products: Products, length: int, outside: float, tolerance: float, deadline: float
-) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, " m"], bool, int]:
-    """Run the stages of the auction.
-
-    Returns match and prices of the last stage that was finished, whether that was the last of all,
-    and how many rows were scanned again.
-    """
-    n, m = products.n, products.m
-    every_column_taken = n == m and outside == -math.inf
-    sample = _sample(products)
-    prices = _first_prices(sample) if every_column_taken else np.zeros(m)
-    advantage = _advantage(sample, prices)
-    del sample
-    auction = Auction(Candidates(products, length, prices), prices, outside)
-    longest = float(products.x_lengths.max() * products.y_lengths.max())
-    rounding = 16 * np.finfo(np.float64).eps * longest  # a smaller rise might not change a price
-    smallest = max(LAST_EPSILON * advantage, rounding)
-    epsilon = max(FIRST_EPSILON * advantage, smallest)
-    found = None
-    bar = tqdm(desc="auction", unit="stage", leave=False, delay=1, disable=not products.progress)
-    with bar:
-        while True:
-            in_time = auction.stage(epsilon, deadline)
-            if in_time and not every_column_taken:
-                in_time = _no_column_stranded(auction, epsilon, deadline)
-            if not in_time:
-                found = found or (_completed(auction, products), auction.prices)
-                return *found, False, auction.n_scanned_again
-            found = auction.columns(), auction.prices.copy()
-            target = max(tolerance * abs(auction.value) / n, smallest)
-            bar.total = bar.n + 1 + max(0, math.ceil(math.log(epsilon / target, EPSILON_FACTOR)))
-            gap = n * epsilon / (abs(auction.value) or 1.0)
-            bar.set_postfix(gap=f"~{gap:.0e}", refresh=False)
-            bar.update()
-            if epsilon <= target:
-                return *found, True, auction.n_scanned_again
-            epsilon = max(epsilon / EPSILON_FACTOR, target)
-            if not every_column_taken:
-                auction.lower_prices(2 * EPSILON_FACTOR * epsilon)
+def check_tolerance(tolerance: float) -> None:
+    """Raise ``ValueError`` for a tolerance that is not a gap to stop at."""
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(
+            f"tolerance is {tolerance}; give the gap to stop at, a finite number of at least 0 (0: "
+            "the optimum itself)"
+        )
 
 
-def _sample(products: Products) -> Float32[Tensor, "k m"]:
-    """Return the similarities of rows taken at even distances."""
-    k = min(products.n, SAMPLED_ROWS, max(64, products.rows_at_once))
-    rows = np.linspace(0, products.n - 1, k).astype(np.int64)
-    return products.of(rows)
+def check_device(device: str | torch.device) -> torch.device:
+    """Return the device of a name; ``ValueError`` if there is none of that name."""
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={device!r} is not the name of a device, such as cpu, cuda or cuda:1"
+        ) from error
 
 
-def _first_prices(sample: Float32[Tensor, "k m"]) -> Float64[np.ndarray, " m"]:
-    """Estimate what a column is worth to many: mean and one standard deviation over some rows.
-
-    Each row counts alike, whatever its length: a few long ones would overprice columns for all.
-    """
-    sizes = sample.norm(dim=1, keepdim=True)
-    alike = sample * torch.where(sizes > 0, sizes.median() / sizes, 0.0)
-    return (alike.mean(0) + alike.std(0, correction=0)).double().cpu().numpy()
-
-
-def _advantage(sample: Float32[Tensor, "k m"], prices: Float64[np.ndarray, " m"]) -> float:
-    """How much more a row's best column is worth than one drawn at random, on average.
-
-    Scale and shift of the similarities leave it what it is, so epsilons are measured by it. It is
-    at least the rounding of the products, and 1 where all is 0 and nothing matters.
-    """
-    net = sample - torch.from_numpy(prices).float().to(sample.device)
-    advantage = float(net.amax(1).mean() - net.mean())
-    return max(advantage, torch.finfo(torch.float32).eps * float(sample.abs().max())) or 1.0
-
-
-def _no_column_stranded(auction: Auction, epsilon: float, deadline: float) -> bool:
-    """Repeat a stage from lower prices until columns that nobody holds are priced at (nearly) 0.
-
-    Where columns may stay free this is a condition of optimality, and a price left over from an
-    earlier stage would break it. It ends: at prices of 0 only columns that are held rise.
-    """
-    by = 4 * EPSILON_FACTOR * epsilon
-    while auction.stranded > 0.5 * epsilon * len(auction.partner):
-        auction.lower_prices(by)
-        by *= 4
-        if not auction.stage(epsilon, deadline):
-            return False
-    return True
-
-
-def _completed(auction: Auction, products: Products) -> Int64[np.ndarray, " n"]:
-    """Give each row that has no column yet the best of those that nobody holds."""
-    columns, free = auction.columns(), torch.from_numpy(auction.holder == FREE)
-    rows = np.flatnonzero(auction.partner == FREE)
-    for start in range(0, len(rows), products.rows_at_once):
-        some = rows[start : start + products.rows_at_once]
-        for row, of_row in zip(some, products.of(some).cpu(), strict=True):
-            worth, column = torch.where(free, of_row, -torch.inf).max(0)
-            if worth > auction.outside:
-                columns[row], free[column] = column, False
-    return columns
+def _missed(proof: Proof, tolerance: float) -> bool:
+    gap = proof.certificate.optimal_to
+    assert gap is not None
+    return gap > tolerance
 
 
 def _regime(
@@ -263,7 +208,7 @@ def _regime(
     chosen = None if regime is None else Regime(regime)
     place = CPU
     if device is not None:
-        place = torch.device(device)
+        place = check_device(device)
     elif chosen in (None, Regime.DEVICE):
         place = torch.device("cuda") if a.is_cpu and torch.cuda.is_available() else a.device
     if place != CPU and chosen not in (None, Regime.DEVICE):

@@ -1,0 +1,158 @@
+"""One short test of a loaded language model: can its hidden states be read and replaced?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from saematch.lm.hooks import LanguageModel
+from saematch.memory import is_out_of_memory
+
+N_TOKENS = 8
+"""Tokens of each of the two sequences."""
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
+"""Largest difference of two logits that count as equal, in standard deviations of the logits."""
+MODEL_ERRORS = (TypeError, ValueError, LookupError, AttributeError, RuntimeError, AssertionError)
+"""Errors in which the code of a model ends that is not used as it expects."""
+
+
+def self_test(lm: LanguageModel) -> None:
+    """Refuse a model that evaluations would measure wrongly.
+
+    On two sequences of eight tokens that differ in their second half, these properties must hold:
+
+    - every ordinary token id of the tokenizer has a row in the embedding;
+    - the logits are finite;
+    - the logits of the first half do not depend on the second half;
+    - every block puts out ``[batch, seq, d_model]``;
+    - continuing from the true hidden state of a middle block, and of the last block but one,
+      reproduces the model's own logits (see ``TOLERANCE``);
+    - continuing from another hidden state does not.
+
+    Sets ``lm.runs_earlier_blocks`` where continuing is right only with it. Costs two to three
+    forward passes of the model. Raises ``ValueError`` that names the property.
+    """
+    _check_tokenizer(lm)
+    ids = _sequences(lm)
+    with torch.no_grad():
+        with _property(lm, "running on token ids"):
+            own = lm.model(input_ids=ids, use_cache=False).logits.to(ids.device).float()
+        _check_logits(lm, own)
+        with _property(lm, "reading hidden states"):
+            states, final = lm.capture(ids, tuple(range(lm.n_layers)))
+        _check_shapes(lm, states, (*ids.shape, lm.d_model))
+        same = _comparison(lm, own)
+        with _property(lm, "applying the head to the final hidden state"):
+            if not same(lm.logits(final)):
+                raise ValueError("the logits differ from the model's own")
+        _check_continuing(lm, states, ids, same)
+
+
+def _check_tokenizer(lm: LanguageModel) -> None:
+    """Refuse ordinary tokens without an embedding.
+
+    Real models have tokenizers with an added token more than the embedding has rows (Gemma 3's
+    token for images): ``LanguageModel.refuse_ids`` refuses texts that hold such a token.
+    """
+    if lm.tokenizer is not None:
+        added = lm.tokenizer.added_tokens_decoder
+        ordinary = (number for number in lm.tokenizer.get_vocab().values() if number not in added)
+        lm.refuse_ids(max(ordinary, default=0), "the tokenizer")
+    if lm.bos_id is not None:
+        lm.refuse_ids(lm.bos_id, "model.bos")
+
+
+def _sequences(lm: LanguageModel) -> Int64[Tensor, "two seq"]:
+    """Return two sequences of ordinary tokens that differ in their second half."""
+    special = set() if lm.tokenizer is None else set(lm.tokenizer.all_special_ids)
+    ordinary = [number for number in range(lm.n_embeddings) if number not in special]
+    length = min(N_TOKENS, lm.max_positions or N_TOKENS)
+    half = length // 2
+    numbers = torch.linspace(0, len(ordinary) - 1, length + (length - half) + 2).long()[1:-1]
+    chosen = torch.tensor(ordinary)[numbers]
+    first, second = chosen[:length], torch.cat([chosen[:half], chosen[length:]])
+    device = lm.model.get_input_embeddings().weight.device
+    return torch.stack([first, second]).to("cpu" if device.type == "meta" else device)
+
+
+def _check_logits(lm: LanguageModel, own: Float[Tensor, "two seq vocab"]) -> None:
+    if own.isnan().any() or own.isposinf().any():
+        raise ValueError(
+            f"{lm.name}: the logits are not finite in {lm.model.dtype}: set model.dtype=bfloat16 "
+            "or float32; if that changes nothing, the weights are damaged"
+        )
+    before = own[:, : own.shape[1] // 2]
+    if not _comparison(lm, own)(before[1], before[0]):
+        raise ValueError(
+            f"{lm.name}: the logits of a token depend on the tokens after it, so this is no causal "
+            "language model, and padding would change its hidden states: choose a decoder-only "
+            "model, or set is_decoder in its config.json if it was trained as one"
+        )
+
+
+def _check_shapes(
+    lm: LanguageModel, states: dict[int, Tensor], expected: tuple[int, int, int]
+) -> None:
+    for layer, state in states.items():
+        if tuple(state.shape) != expected:
+            raise ValueError(
+                f"{lm.name} ({type(lm.model).__name__}): block {layer} puts out hidden states of "
+                f"the shape {list(state.shape)}, not [batch, seq, d_model] = {list(expected)}: "
+                "models with several residual streams, or with the tokens first, are not supported"
+            )
+
+
+def _check_continuing(
+    lm: LanguageModel,
+    states: dict[int, Tensor],
+    ids: Int64[Tensor, "two seq"],
+    same: Callable[..., bool],
+) -> None:
+    """Try without the earlier blocks first, then with them."""
+    layers = sorted({(lm.n_layers - 1) // 2, max(lm.n_layers - 2, 0)})
+
+    def reproduced() -> bool:
+        return all(same(lm.logits(lm.continue_from(layer, states[layer], ids))) for layer in layers)
+
+    try:
+        lm.runs_earlier_blocks = not reproduced()
+    except MODEL_ERRORS:
+        lm.runs_earlier_blocks = True
+    with _property(lm, f"continuing from the true hidden state of block {layers}"):
+        if lm.runs_earlier_blocks and not reproduced():
+            raise ValueError("the logits differ from the model's own")
+        changed = lm.continue_from(layers[-1], -states[layers[-1]], ids)
+        if same(lm.logits(changed)):
+            raise ValueError("another hidden state leaves the logits as they are")
+
+
+def _comparison(lm: LanguageModel, own: Tensor) -> Callable[..., bool]:
+    """Return a function that says whether logits equal the model's own, or others."""
+    counts = own > -1e4  # models mask unused rows of the vocabulary with very low logits
+    most = TOLERANCE[lm.model.dtype] * float(own[counts].std())
+
+    def same(logits: Tensor, expected: Tensor = own) -> bool:
+        difference = (logits.float() - expected)[expected > -1e4].abs()
+        return bool(difference.max() <= most)  # not so for NaN
+
+    return same
+
+
+@contextmanager
+def _property(lm: LanguageModel, name: str) -> Iterator[None]:
+    """Refuse the model if its own code fails, with the reason."""
+    try:
+        yield
+    except MODEL_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), "") or "no reason given"
+        raise ValueError(
+            f"{lm.name} ({type(lm.model).__name__}) cannot be used, since {name} fails: "
+            f"{type(error).__name__}: {reason}. Models with one residual stream of decoder blocks "
+            "are supported"
+        ) from error

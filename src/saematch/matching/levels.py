@@ -1,0 +1,212 @@
+"""``ChanceLevel``: how similar two features must be before a partial match pairs them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from saematch.matching.objectives import Factors
+from saematch.specs import Seed, spec
+
+SHRINKAGE = 0.5
+"""Weight of the diagonal in the covariance by which vectors are whitened."""
+SAMPLED = 2048
+"""Features of each side at most whose best cosines are looked at."""
+ROTATIONS, ROTATIONS_OF_MANY = 20, 3
+"""Rotations drawn where both sides have at most ``SAMPLED`` features, and where one has more."""
+SAME = 1e-5
+"""Cosines that differ by less are equal up to the rounding of float32."""
+ROUNDING = 1e-6
+"""Length below which the difference of two vectors of length 1 is the rounding of float32."""
+OUT_OF_REACH = 2.0
+"""Level where no feature is significant: no cosine is as large."""
+NUMBERS_AT_ONCE = 1 << 22
+"""Cosines computed in one go."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a partial match compares."""
+
+    directions: Factors
+    """Vectors of length 1, or 0 where a feature has no direction; inner products are cosines."""
+    level: float
+    """Cosine that a pair must exceed; ``OUT_OF_REACH`` if no feature is significant."""
+
+
+@spec("assignment.unmatched")
+class ChanceLevel:
+    """The cosine that features without a counterpart rarely reach (``docs/partial.md``).
+
+    Features are compared by their directions: each vector is scaled to length 1, each side is
+    centred by its own mean, and both are whitened by their joint covariance. A feature is
+    significant if its best cosine is larger than two null distributions allow:
+
+    - *rotated*: its best cosine after the later layer's vectors were rotated within their own
+      covariance. Mean, covariance and lengths stay, and everything else that the layers share goes.
+    - *within*: the best cosine of a feature of one layer to the **other** features of that layer.
+      Features that only belong to the same cluster are no nearer than that.
+
+    Features of both sides are tested, each side at half of ``share``, by Benjamini and Hochberg's
+    procedure on pooled null values. The level is the largest of the four thresholds. So on two
+    layers that share no more than a mean and a covariance, the mean share of features above the
+    level is at most ``share``.
+    """
+
+    share: float = 0.05
+    """Share of false pairs among those above the level, between 0 and 1."""
+    seed: Seed = 0
+    """Seed of the rotations."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(
+                f"assignment.unmatched.share={self.share}: give a number between 0 and 1, such as "
+                "0.05; for a partner for every feature use assignment=optimal"
+            )
+
+    def __call__(self, factors: Factors) -> Compared:
+        """Return the directions of two layers and their level."""
+        earlier, later = directions(factors)
+        pair, some = (earlier, later), (_sample(earlier), _sample(later))
+        best = _best(some[0], later), _best(some[1], earlier)
+        within = _best(some[1], later, other=True), _best(some[0], earlier, other=True)
+        rotated = self._rotated_best(*pair)
+        levels = [
+            _threshold(best[side], null[side], self.share / 2, unseen)
+            for null, unseen in ((within, 0), (rotated, 1))
+            for side in (0, 1)
+        ]
+        return Compared(Factors(*pair), max(SAME, *levels))
+
+    def _rotated_best(
+        self, earlier: Float[Tensor, "n size"], later: Float[Tensor, "m size"]
+    ) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, " l"]]:
+        """Return best cosines of features of both sides, pooled over rotations of the later one."""
+        many = max(len(earlier), len(later)) > SAMPLED
+        count = ROTATIONS_OF_MANY if many else ROTATIONS
+        generator = torch.Generator().manual_seed(self.seed)
+        of_earlier, of_later = [], []
+        for vectors in _rotations(later, count, generator):
+            of_earlier.append(_best(_sample(earlier), vectors))
+            of_later.append(_best(_sample(vectors), earlier))
+        return np.concatenate(of_earlier), np.concatenate(of_later)
+
+
+def directions(factors: Factors) -> tuple[Float[Tensor, "n size"], Float[Tensor, "m size"]]:
+    """Return the whitened directions of both sides, in float32.
+
+    Lengths go first, or a few long vectors would set mean and covariance. The covariance is that of
+    both sides together, each around its own mean, in units of each coordinate's standard deviation,
+    and drawn halfway to its diagonal (``SHRINKAGE``), so that it has an inverse for any number of
+    features. A coordinate in which nothing varies is left out.
+    """
+    size = factors.X_A.shape[1] - factors.norm_columns
+    sides = [_unit(side[:, :size].float()) for side in (factors.X_A, factors.X_B)]
+    # A zero vector has no direction: it takes no part in the mean, and stays zero
+    live = [(side != 0).any(1, keepdim=True).float() for side in sides]
+    sides = [
+        _without_rounding((side - side.sum(0) / some.sum().clamp(min=1)) * some)
+        for side, some in zip(sides, live, strict=True)
+    ]
+    count = sum(float(some.sum()) for some in live) or 1.0
+    spread = (sum(side.square().sum(0) for side in sides) / count).sqrt()
+    scale = torch.where(spread > SAME * spread.max(), 1 / spread, 0.0)
+    sides = [side * scale for side in sides]
+    correlation = sum(side.T @ side for side in sides) / count
+    correlation *= 1 - SHRINKAGE
+    correlation.diagonal().add_(SHRINKAGE)
+    root = torch.linalg.cholesky(correlation)
+    earlier, later = (
+        _unit(torch.linalg.solve_triangular(root, side.T, upper=False).T.contiguous())
+        for side in sides
+    )
+    return earlier, later
+
+
+def _without_rounding(centred: Float[Tensor, "n size"]) -> Float[Tensor, "n size"]:
+    """Set to 0 what is left of vectors of length 1 that equalled their mean."""
+    lengths = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    return torch.where(lengths > ROUNDING, centred, 0.0)
+
+
+def _unit(vectors: Float[Tensor, "n size"]) -> Float[Tensor, "n size"]:
+    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return torch.where(lengths > 0, vectors / lengths, 0.0)
+
+
+def _sample(side: Float[Tensor, "n size"]) -> Float[Tensor, "k size"]:
+    """Return rows at even distances, all if they are few."""
+    return side[torch.linspace(0, len(side) - 1, min(len(side), SAMPLED)).long().to(side.device)]
+
+
+def _best(
+    some: Float[Tensor, "k size"], side: Float[Tensor, "m size"], other: bool = False
+) -> Float64[np.ndarray, " k"]:
+    """Return the best cosine of each of ``some`` vectors to a side.
+
+    With ``other``, equal vectors do not count: the vector itself and its copies.
+    """
+    best = []
+    for rows in some.split(max(1, NUMBERS_AT_ONCE // len(side))):
+        cosines = rows @ side.T
+        if other:
+            cosines[cosines > 1 - SAME] = -1.0
+        best.append(cosines.amax(1))
+    return torch.cat(best).double().cpu().numpy()
+
+
+def _rotations(
+    side: Float[Tensor, "m size"], count: int, generator: torch.Generator
+) -> Iterator[Float[Tensor, "m size"]]:
+    """Yield directions of the side after random rotations within its own covariance.
+
+    With the thin singular value decomposition ``U S V'`` of the centred vectors, a rotation is
+    ``U Q S V'`` with ``Q`` uniform among the orthogonal matrices of the covariance's rank. For
+    Gaussian vectors that is another draw from the same distribution, given the covariance.
+    """
+    centred = side - side.mean(0)
+    white, scale, axes = _decomposed(centred)
+    rank = len(scale)
+    for _ in range(count):
+        gaussian = torch.randn(rank, rank, generator=generator).to(side.device)
+        q, r = torch.linalg.qr(gaussian)
+        q = q * r.diagonal().sign()  # uniform: the decomposition's own signs are not
+        yield _unit(white @ ((q * scale) @ axes))
+
+
+def _decomposed(
+    centred: Float[Tensor, "m size"],
+) -> tuple[Float[Tensor, "m rank"], Float[Tensor, " rank"], Float[Tensor, "rank size"]]:
+    """Return the factors of a thin singular value decomposition, over its rank alone."""
+    wide = len(centred) < centred.shape[1]
+    values, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    keep = values > values.max() * len(values) * torch.finfo(values.dtype).eps
+    scale, vectors = values[keep].sqrt(), vectors[:, keep]
+    if wide:
+        return vectors, scale, (centred.T @ vectors / scale).T
+    return centred @ vectors / scale, scale, vectors.T
+
+
+def _threshold(
+    best: Float64[np.ndarray, " n"], null: Float64[np.ndarray, " k"], share: float, unseen: int
+) -> float:
+    """Return the lowest cosine above which at most ``share`` of the features are false.
+
+    Benjamini and Hochberg's procedure with empirical p-values ``(unseen + #{null > c}) / (unseen +
+    k)``: the more features are above a cosine, the more null values may be. ``unseen=1`` counts the
+    feature itself as a draw of the null, which makes p-values valid for any number of draws.
+    Returns ``OUT_OF_REACH`` if no feature is significant.
+    """
+    best, null = -np.sort(-best), -np.sort(-null)
+    ranks = np.arange(1, len(best) + 1) / len(best)
+    may_exceed = np.floor(share * ranks * (len(null) + unseen) + SAME).astype(int) - unseen
+    cosine = np.where(may_exceed < 0, math.inf, null[np.maximum(may_exceed, 0)]) + SAME
+    significant = np.flatnonzero(best > cosine)
+    return float(cosine[significant[-1]]) if len(significant) else OUT_OF_REACH

@@ -1,0 +1,149 @@
+"""``@spec``: frozen dataclasses of settings that refuse a wrong type or range by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache, partial
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
+
+Item = TypeVar("Item", bound=Hashable)
+Spec = TypeVar("Spec")
+
+
+def _unique(items: Sequence[Item]) -> Sequence[Item]:
+    twice = [item for n, item in enumerate(items) if item in items[:n]]
+    if twice:
+        raise PydanticCustomError("twice", f"Input names {twice[0]!r} twice: name it once")
+    return items
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+AtLeast0 = Annotated[int, Field(ge=0)]
+AtLeast1 = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+Unique = Annotated[Sequence[Item], AfterValidator(_unique)]
+"""A list that names nothing twice."""
+Some = Annotated[Unique[Item], Field(min_length=1)]
+"""The same, with at least one item."""
+
+LONGEST = 80
+"""Characters of a refused value that a message shows."""
+
+_CONFIG = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+
+
+@dataclass_transform(frozen_default=True)
+def spec(setting: str) -> Callable[[type[Spec]], type[Spec]]:
+    """Return a decorator that makes a class a frozen dataclass whose fields are checked.
+
+    ``setting`` is the spec's name on the command line, such as ``judge.limits``; it is empty for
+    settings of the top level. A field of another type than its annotation raises ``ValueError``
+    with the field's name before the class's own ``__post_init__`` runs. No value is converted: an
+    integer may stand for a float, but neither a boolean nor a float for an integer. Floats must be
+    finite.
+    """
+
+    def decorate(cls: type[Spec]) -> type[Spec]:
+        check_more = vars(cls).get("__post_init__")
+
+        def __post_init__(self: Any) -> None:
+            check_fields(cls, {name: getattr(self, name) for name in _adapters(cls)}, setting)
+            if check_more is not None:
+                check_more(self)
+
+        cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
+        made = dataclasses.dataclass(frozen=True)(cls)
+        made.__init__.__no_type_check__ = True  # jaxtyping in tests would be there before us
+        return made
+
+    return decorate
+
+
+def check_fields(cls: type, values: Mapping[str, Any], setting: str = "") -> None:
+    """Check values of some fields of a spec, without making one; raises as the spec does."""
+    adapters = _adapters(cls)
+    for name, value in values.items():
+        try:
+            adapters[name].validate_python(value)
+        except ValidationError as error:
+            place = f"{setting}.{name}" if setting else name
+            key = error.errors()[0]["loc"][:1]
+            if isinstance(value, Mapping) and key and key[0] in value:
+                place, value = f"{place}.{key[0]}", value[key[0]]
+            raise ValueError(f"{place}={_short(value)} {_reason(error)}") from None
+
+
+@cache
+def _adapters(cls: type) -> dict[str, Any]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {
+        field.name: TypeAdapter(_by_instance(hints[field.name]), config=_CONFIG)
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+    }
+
+
+def _by_instance(hint: Any) -> Any:
+    """Return the annotation with each class of ours in it checked by ``isinstance`` alone."""
+    if isinstance(hint, type) and hint.__module__.partition(".")[0] not in ("builtins", "types"):
+        return Annotated[Any, AfterValidator(partial(_instance, hint))]
+    parts = get_args(hint)
+    if hasattr(hint, "__metadata__"):
+        return Annotated[(_by_instance(parts[0]), *hint.__metadata__)]
+    changed = tuple(map(_by_instance, parts))
+    if changed == parts:
+        return hint
+    if get_origin(hint) in (Union, UnionType):
+        return Union[changed]  # noqa: UP007
+    return get_origin(hint)[changed]
+
+
+def _instance(cls: type, value: Any) -> Any:
+    if not isinstance(value, cls):
+        raise PydanticCustomError("instance", f"Input should be of class {cls.__name__}")
+    return value
+
+
+_PLAIN = (
+    (r".* not allowed as a Sequence value", "must be a list"),
+    (r"an instance of Sequence", "a list"),
+    (r"^(Input|Value|String) should", "must"),
+    (r"^Input ", ""),
+    (r" after validation", ""),
+)
+"""Patterns in pydantic's sentences and what they become."""
+
+
+def _reason(error: ValidationError) -> str:
+    """Return what is legal, in a few words; a union has one error for each of its types."""
+    reasons = []
+    for detail in error.errors(include_url=False):
+        sentence = detail["msg"]
+        for pattern, plain in _PLAIN:
+            sentence = re.sub(pattern, plain, sentence)
+        item = next((n for n in detail["loc"] if isinstance(n, int)), None)
+        reasons.append(sentence if item is None else f"item {item} {sentence}")
+    first, *others = dict.fromkeys(reasons)
+    return " or ".join([first, *(other.removeprefix("must be ") for other in others)])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

@@ -1,0 +1,243 @@
+"""Settings of wrong types, ranges or without meaning are refused by name, before any work."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, InstantiationException
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from saematch.cli import MISTAKES, build, one_line, quoted
+from saematch.experiment import Experiment
+from saematch.matching.arm import Arm
+from saematch.matching.assignment import Optimal
+from saematch.matching.objectives import Parts
+from saematch.resuming import settings_of
+from saematch.specs import Some, Unique, check_fields, spec
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def refusal(*overrides: str) -> str:
+    """Return the one line that settings end in."""
+    with pytest.raises(MISTAKES) as caught:
+        build(list(overrides))
+    return one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("training.samples=0", "training.samples=0 must be greater than or equal to 1"),
+        ("training.samples=-5", "training.samples=-5 must be greater than or equal to 1"),
+        ("training.samples=1000", "training.samples=1000 is less than one batch"),
+        ("training.batch=0", "training.batch=0 must be greater than or equal to 1"),
+        ("training.lr=-1", "training.lr=-1 must be greater than 0"),
+        ("+training.warm_up=2", "training.warm_up=2 must be less than or equal to 1"),
+    ],
+)
+def test_A11_training_on_nothing_is_refused(setting, words):
+    assert words in refusal(setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("strategies=[drop,drop]", "strategies=['drop', 'drop'] names 'drop' twice"),
+        ("arms.folded.decode=[permute,permute]", "arms.decode"),
+        ("layers=[2,2]", "layers=[2, 2] names 2 twice"),
+        ("tasks=[match,match]", "names 'match' twice"),
+        ("figures=[mse,mse]", "names 'mse' twice"),
+        ("paths.features=[7,7]", "names 7 twice"),
+        ("dataset.kinds=[zoo_prose,zoo_prose]", "dataset.kinds"),
+        ("arms={}", "arms={} has no effect"),
+        ("arms=[]", "arms is missing"),
+        ("starts=[]", "starts=[] must have at least 1 item"),
+        ("layers=[]", "layers=[] must have at least 1 item"),
+        ("dataset.kinds=[]", "dataset.kinds=[] must have at least 1 item"),
+    ],
+)
+def test_A16_settings_without_meaning_are_refused(setting, words):
+    assert words in refusal(setting)
+
+
+def test_A16_a_sweep_over_a_bad_seed_is_refused_by_the_plan(tmp_path, monkeypatch):
+    from saematch.sweeping.command import main
+
+    (tmp_path / "seeds.yaml").write_text(
+        "method: grid\nmetric: {name: gap/folded, goal: minimize}\n"
+        "parameters: {seed: {values: [1, abc]}}\n"
+        "command: ['${env}', '${interpreter}', -m, saematch, +experiment=mse, '${args_no_hyphens}']"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="seed='abc' must be a valid integer"):
+        main(["seeds.yaml", "--dry-run"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("seed=1.5", "seed=1.5 must be a valid integer"),
+        ("seed=true", "seed=True must be a valid integer"),
+        ("strategies=null", "strategies=None must be a list"),
+        ("cache=5", "cache=5 must be a valid string"),
+        ("paths.features=[a]", "paths.features=['a'] item 0 must be a valid integer"),
+        ("assignment.device=foo", "device='foo' is not the name of a device"),
+        ("intervals.n_replicates=2.5", "intervals.n_replicates=2.5 must be a valid integer"),
+        ("model.path=null", "model.path=None must be a valid string"),
+        ("dataset.max_tokens=x", "dataset.max_tokens='x' must be a valid integer"),
+        ("trainer.devices=2.5", "trainer.devices=2.5 must be a valid integer or a valid string"),
+        ("arms.folded=5", "arms.folded=5 must be of class Arm"),
+        ("sae_memory=inf", "sae_memory=inf must be a finite number"),
+        ("intervals.level=nan", "intervals.level=nan must be a finite number"),
+        ("judge.limits=5", "judge.limits"),
+    ],
+)
+def test_B10_a_wrong_type_is_refused_by_name(setting, words):
+    judge = ["judge=gpt_4o_mini"] if setting.startswith("judge") else []
+    assert words in refusal(*judge, setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("seed=-1", "seed=-1 must be greater than or equal to 0"),
+        ("dataset.kinds=[]", "dataset.kinds=[]"),
+        ("layers=4", "layers=4 must be a list"),
+        ("tasks=match", "tasks='match' must be a list"),
+        ("arms.folded.decode=permute", "arms.decode='permute' must be a list"),
+        ("figures=mse", "figures='mse' must be a list"),
+    ],
+)
+def test_B16_messages_name_the_setting_and_what_is_legal(setting, words):
+    assert words in refusal(setting)
+
+
+def test_B16_a_number_as_the_path_of_saes():
+    assert refusal("sae=disk", "sae.path=5").startswith("sae.path=5 must be a valid string")
+
+
+def test_B10_library_specs_refuse_what_the_command_line_refuses():
+    with pytest.raises(ValueError, match=r"arms\.objective='both' must be of class Parts"):
+        Arm(fold="threshold", objective="both", assignment=Optimal())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"arms\.assignment='optimal' must be of class Assignment"):
+        Arm(fold="threshold", objective=Parts(), assignment="optimal")  # type: ignore[arg-type]
+
+
+def test_a_spec_checks_types_before_its_own_rules_and_converts_nothing():
+    @spec("group")
+    class Settings:
+        share: float = 1
+        names: Unique[str] = ()
+        sizes: Some[int] | None = None
+
+        def __post_init__(self) -> None:
+            if self.share > 1:
+                raise ValueError("too much")
+
+    assert type(Settings(share=1).share) is int
+    assert Settings(names=("a", "b")).names == ("a", "b")
+    for wrong, words in (
+        ({"share": "2"}, "group.share='2' must be a valid number"),
+        ({"share": 2}, "too much"),
+        ({"names": "ab"}, "group.names='ab' must be a list"),
+        ({"names": ["a", 1]}, "group.names=['a', 1] item 1 must be a valid string"),
+        ({"sizes": []}, "group.sizes=[] must have at least 1 item, not 0"),
+        ({"names": ["x" * 200, 1]}, "x..."),
+    ):
+        with pytest.raises(ValueError) as caught:
+            Settings(**wrong)
+        assert words in str(caught.value)
+    with pytest.raises(ValueError, match=r"^seed='a' must be a valid integer"):
+        check_fields(Experiment, {"seed": "a"})
+
+
+PRESETS = sorted(
+    (path.parent.name, path.stem)
+    for group in (
+        "model",
+        "sae",
+        "selection",
+        "stand_in",
+        "matching",
+        "assignment",
+        "dataset",
+        "explain",
+        "judge",
+        "training",
+        "trainer",
+        "logger",
+        "task",
+        "experiment",
+        "setting",
+    )
+    for path in (CONF / group).glob("*.yaml")
+)
+WEIRD = st.one_of(
+    st.sampled_from(["null", "true", "inf", "nan", "-1", "0", "1", "1.5", "1e400", "[]", "[[]]",
+                     "[1]", "[a]", "[1,1]", "[null]", "{a:1}", "abc", "''"]),
+    st.integers().map(str),
+    st.floats(allow_nan=False, allow_infinity=False).map(str),
+    st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12).map(quoted),
+)  # fmt: skip
+
+
+def leaves(config: Any, name: str = "") -> list[str]:
+    """Return every setting of a configuration, groups and lists included."""
+    inner = config.items() if isinstance(config, dict) else ()
+    own = [name] if name and not name.endswith("_target_") else []
+    return own + [
+        leaf
+        for key, value in inner
+        for leaf in leaves(value, f"{name}.{key}" if name else str(key))
+        if key != "_target_"
+    ]
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_B10_no_setting_of_any_preset_ends_in_a_traceback(data):
+    """Change one or two settings of a preset: the run is built, or refused in one line."""
+    group, preset = data.draw(st.sampled_from(PRESETS))
+    base = [f"+experiment={preset}"] if group == "experiment" else [f"{group}={preset}"]
+    config = COMPOSED.setdefault((group, preset), _composed(base))
+    changes = [
+        f"{data.draw(st.sampled_from(config))}={data.draw(WEIRD)}"
+        for _ in range(data.draw(st.integers(1, 2)))
+    ]
+    try:
+        experiment, resolved = build([*base, *changes])
+    except InstantiationException as error:
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        assert isinstance(cause, ValueError | OSError | HydraException), (changes, repr(cause))
+        assert "\n" not in one_line(error)
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        assert "\n" not in one_line(error)
+    else:
+        settings_of(resolved)
+        assert {field.name for field in fields(experiment)} <= vars(experiment).keys()
+
+
+COMPOSED: dict[tuple[str, str], list[str]] = {}
+
+
+def _composed(base: list[str]) -> list[str]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return leaves(OmegaConf.to_container(compose("config", base), resolve=False))
