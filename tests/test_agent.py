@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from commands import KILLER
 from conftest import tiny_overrides
-from test_resume import KILLER
 from wandb_server import ENTITY, serving
 
 KEY = "0123456789abcdef" * 2 + "saematch"

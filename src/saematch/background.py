@@ -14,13 +14,14 @@ ENDING_SECONDS = 10.0
 """How long an interrupted run waits for calls in progress; schedulers kill it after about 30."""
 
 
-def in_background(call: Callable[[], T], slots: threading.Semaphore | None = None) -> Future[T]:
-    """Make a call in a thread of its own, as soon as one of the slots is free; return its future.
+def in_background(
+    future: Future[T], call: Callable[[], T], slots: threading.Semaphore | None = None
+) -> None:
+    """Fill ``future`` with the result of a call, in a thread of its own and when a slot is free.
 
     Python waits at its end for the threads of a ``ThreadPoolExecutor``, which may take as long as
     a server does to answer. It does not wait for these.
     """
-    future: Future[T] = Future()
 
     def run() -> None:
         with slots or nullcontext():
@@ -31,4 +32,3 @@ def in_background(call: Callable[[], T], slots: threading.Semaphore | None = Non
                     future.set_exception(error)
 
     threading.Thread(target=run, name="saematch", daemon=True).start()
-    return future

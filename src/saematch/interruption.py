@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from saematch.results import Results
+from saematch.run_folders import is_held
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
@@ -105,6 +106,10 @@ def record_interruption(
 
 
 def record_killed(folder: Path, cause: BaseException) -> None:
-    """Record the interruption of the jobs in ``folder`` whose processes were killed by it."""
+    """Record the interruption of the jobs in ``folder`` whose processes have ended with this one.
+
+    Jobs on a cluster go on.
+    """
     for path in folder.glob("*/results.json"):
-        record_interruption(path.parent, path.parent.name, (), cause)
+        if not is_held(path.parent):
+            record_interruption(path.parent, path.parent.name, (), cause)

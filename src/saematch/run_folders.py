@@ -118,6 +118,15 @@ def _locked(folder: Path) -> FileLock:
     return lock
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process is at work in the folder, on this machine or another."""
+    try:
+        _locked(folder).release()
+    except ValueError:
+        return True
+    return False
+
+
 def remove_unused(folder: Path) -> None:
     """Remove the folder of an attempt that left nothing in it but its log."""
     with suppress(OSError):
@@ -139,5 +148,7 @@ class LogFile(logging.FileHandler):
             super().handleError(record)
             return
         self.setLevel(logging.CRITICAL + 1)
+        with suppress(OSError):  # what is in its buffer cannot be written either
+            self.close()
         reason = error.strerror or error
         sys.stderr.write(f"{self.baseFilename} cannot be written ({reason}): the log ends here\n")

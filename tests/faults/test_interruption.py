@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from threading import Event
 
+import psutil
 import pytest
 
 from commands import command
@@ -74,8 +75,7 @@ def tables(path: Path) -> dict:
     return results.tables
 
 
-MATCH = ["logger=none", "figures=[]", "trainer.batch_size=1", "arms=[folded,random]",
-         "intervals.n_replicates=20"]  # fmt: skip
+MATCH = ["logger=none", "figures=[]", "trainer.batch_size=1", "arms=[folded,random]"]  # fmt: skip
 JUDGED = [*MATCH, "tasks=[match]", "judging.n_paths=6", "judging.random=4", "judging.identity=3",
           "judging.ceiling=2", "explain=jsonl", "explain.path=labels.jsonl"]  # fmt: skip
 TRAIN = [
@@ -138,15 +138,17 @@ def test_A8_a_signal_ends_a_run_in_any_stage(signalled, cli, labels, tmp_path, s
 WHOLE = {stage: ["collection.folder=whole"] for stage in ("collect", "training")}
 
 
+GRID = {
+    "method": "grid",
+    "metric": {"name": "explained_variance/folded", "goal": "maximize"},
+    "parameters": {"matching": {"values": ["both", "decoder"]}},
+    "command": ["${env}", "${interpreter}", "-m", "saematch", "+experiment=skip_layers",
+                "${args_no_hyphens}"],
+}  # fmt: skip
+
+
 def test_A8_a_sweep_records_the_job_in_progress_and_resumes_it(signalled, cli, tiny, tmp_path):
-    file = {
-        "method": "grid",
-        "metric": {"name": "explained_variance/folded", "goal": "maximize"},
-        "parameters": {"matching": {"values": ["both", "decoder"]}},
-        "command": ["${env}", "${interpreter}", "-m", "saematch", "+experiment=skip_layers",
-                    "${args_no_hyphens}"],
-    }  # fmt: skip
-    (tmp_path / "s.yaml").write_text(json.dumps(file))
+    (tmp_path / "s.yaml").write_text(json.dumps(GRID))
     words = ["sweep", "s.yaml", "--folder", "s"]
     words += [*tiny_overrides(tiny), *MATCH]
     code, said = signalled(TEXTS, 8, signal.SIGTERM, *words, base=[])
@@ -213,6 +215,38 @@ main()
     assert end.exit_code == 1
 
 
+SWEEP = ["sweep", "s.yaml", "--folder", "s", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+SPREAD = ["run_id=a", "trainer.devices=2", "trainer.strategy=ddp_spawn"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "begun", "number"),
+    [(SWEEP, "s/*/results.json", signal.SIGTERM),
+     (SPREAD, "outputs/match/a/matches/random/*", signal.SIGTERM),
+     (SPREAD, "outputs/match/a/matches/random/*", signal.SIGINT)],
+    ids=["sweep", "devices", "devices by Ctrl-C"],
+)  # fmt: skip
+def test_A8_processes_that_a_run_has_started_end_with_it(tiny, tmp_path, words, begun, number):
+    (tmp_path / "s.yaml").write_text(json.dumps(GRID))
+    main = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    main += "if __name__ == '__main__':\n    from saematch.cli import main\n    main()\n"
+    (tmp_path / "main.py").write_text(main)
+    command = [sys.executable, "main.py", *words, *tiny_overrides(tiny), *MATCH]
+    process = psutil.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob(begun)) or len(process.children()) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = process.children(recursive=True)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == CODES[number]
+    continuation(said)
+    paths = tmp_path.glob("s/*/results.json" if words == SWEEP else "outputs/*/*/results.json")
+    assert {Results.load(path).status for path in paths} == {"interrupted"}
+    assert not psutil.wait_procs(children, timeout=10)[1]
+
+
 def test_A8_in_a_notebook_a_keyboard_interrupt_stays_one(cli, tiny, tmp_path, monkeypatch):
     from saematch.cli import build
     from saematch.evals import lightning_runner
@@ -264,10 +298,11 @@ def test_A8_other_handlers_and_ignored_signals_are_left_alone():
 
 SECOND = """
 import os, signal, sys, time
+from concurrent.futures import Future
 from saematch import interruption
 from saematch.background import in_background
 interruption.ECHO_SECONDS = float(sys.argv[1])
-in_background(lambda: time.sleep(60))  # a server that does not answer
+in_background(Future(), lambda: time.sleep(60))  # a server that does not answer
 try:
     with interruption.interruptible():
         try:

@@ -153,7 +153,7 @@ def test_A2_skipped_layers_equal_plain_hooks(lm, saes, batches, tmp_path):
         assert row["n_special"] == n_special
     assert [row["strategy"] for row in rows] == ["permute", "drop", "reconstruct_current"]
 
-    (scored, _) = tables.activations(matches)["activations"]
+    (scored, _) = tables.activations(matches)
     found = []
     for text in SPOILED:
         ids, counts = plain_ids(lm, text)
@@ -174,7 +174,7 @@ def test_A2_a_bos_in_front_of_every_text_changes_nothing(cli, tiny, tmp_path):
         (tmp_path / "t.jsonl").write_text("\n".join(lines))
         base = [s for s in tiny_overrides(tiny) if not s.startswith("dataset.paths")]
         base += ["figures=[]", "logger=none", "tasks=[match,evaluate]", "dataset.paths=[t.jsonl]"]
-        base += ["layers=[1,2]", "intervals.n_replicates=20"]
+        base += ["layers=[1,2]"]
         assert cli(f"run_id={name}", base=base)[0] is None
         found = json.loads((tmp_path / f"outputs/match/{name}/results.json").read_text())
         numbers[name] = [found["tables"], found["metrics"]]

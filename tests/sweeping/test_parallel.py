@@ -1,10 +1,7 @@
-"""Sweeps in processes of their own: killed and resumed, and with several jobs at a time."""
+"""Sweeps with several jobs at a time."""
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -48,24 +45,6 @@ def statuses(folder):
 
 def table(folder):
     return Path(folder, "comparison/comparison.csv").read_text()
-
-
-@pytest.mark.slow
-def test_a_killed_sweep_resumes_to_the_same_comparison(begin):
-    assert begin("whole").wait(300) == 0, Path("whole.log").read_text()
-    process = begin("killed")
-    while statuses("killed")[0] != "finished":
-        assert process.poll() is None, Path("killed.log").read_text()
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    before = statuses("killed")
-    assert before[-1] == "", "it was killed in the midst of its jobs"
-    first = Path("killed/0/results.json").stat().st_mtime_ns
-    assert begin("killed", "--resume").wait(300) == 0, Path("killed.log").read_text()
-    assert statuses("killed") == ["finished"] * 4
-    assert Path("killed/0/results.json").stat().st_mtime_ns == first
-    assert table("killed") == table("whole")
 
 
 @pytest.mark.parametrize(

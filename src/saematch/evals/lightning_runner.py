@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def _trainer(spec: TrainerSpec, label: str) -> L.Trainer:
 
 
 def _test(trainer: L.Trainer, runner: _Runner) -> None:
+    others = active_children()
     try:
         trainer.test(runner, verbose=False)
     except (RuntimeError, MemoryError) as error:
@@ -75,8 +77,8 @@ def _test(trainer: L.Trainer, runner: _Runner) -> None:
     except ProcessRaisedException as error:  # in one of several processes
         last = [line for line in str(error).splitlines() if line.strip()][-1]
         kind, _, reason = last.partition(": ")
-        if kind == "ValueError":
-            raise ValueError(reason) from error
+        if kind in ("ValueError", "OSError"):
+            raise {"ValueError": ValueError, "OSError": OSError}[kind](reason) from error
         if kind.endswith("MemoryError") or is_out_of_memory(RuntimeError(reason)):
             raise ValueError(f"a device's memory is too small: {LESS} {reason}") from error
         raise
@@ -85,8 +87,9 @@ def _test(trainer: L.Trainer, runner: _Runner) -> None:
             raise end.__context__ from None
         raise
     finally:
-        for process in getattr(trainer.strategy.launcher, "procs", ()):
-            process.kill()  # one that ended by itself is gone; an interruption leaves the others
+        for process in active_children():  # an interruption leaves them at work
+            if process not in others:
+                process.kill()
         runner.put_down()
 
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Mapping
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -162,9 +162,11 @@ def keep_export(server: Server, name: str, path: Path, refresh: bool) -> None:
         known = set(kept["tag"].to_pylist())
         new = [batch for tag, batch in batches.items() if tag not in known]
         slots = Semaphore(server.connections)
-        calls = [partial(_table, server, pool, name, batch, folder) for batch in new]
-        futures = [in_background(call, slots) for call in calls]
+        futures: list[Future[pa.Table]] = [Future() for _ in new]
         try:
+            for future, batch in zip(futures, new, strict=True):
+                call = partial(_table, server, pool, name, batch, folder)
+                in_background(future, call, slots)
             bar = tqdm(futures, desc=name, unit="batch", leave=False)
             tables = [future.result() for future in bar]
         finally:

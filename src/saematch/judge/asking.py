@@ -226,8 +226,7 @@ class _Round:
         finally:
             if self.running:  # an error or a signal came between
                 self._collect(wait(self.running, ENDING_SECONDS).done, bar)
-            left = [*claimed, *self.lost, *self.running.values()]
-            self.chat.store.release([question.key(self.chat.model) for question in left])
+            self.chat.store.release([question.key(self.chat.model) for question in questions])
 
     def _claim(self, waiting: deque[Question], n: int) -> list[Question]:
         """Take the next questions that no other run is asking."""
@@ -250,8 +249,9 @@ class _Round:
             return False
         question = claimed.popleft()
         assert self.chat.endpoint is not None
-        call = partial(self.chat.endpoint.complete, self.chat.model, question)
-        self.running[in_background(call)] = question
+        future: Future[Reply] = Future()
+        self.running[future] = question  # before it begins: an interrupt between loses none
+        in_background(future, partial(self.chat.endpoint.complete, self.chat.model, question))
         self.chat.spent.requests += 1
         return True
 

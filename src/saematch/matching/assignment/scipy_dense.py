@@ -17,7 +17,8 @@ class Scipy:
     """The optimal match by ``scipy.optimize.linear_sum_assignment``; it comes without a bound.
 
     Every feature of the smaller side gets a partner. Time grows as the cube of the width, to
-    minutes at 16,384 features; memory is ``8 F_A F_B`` bytes, twice.
+    minutes at 16,384 features, and a signal waits for its end. Memory is ``8 F_A F_B`` bytes,
+    twice.
     """
 
     def __call__(self, factors: Factors) -> Match:
