@@ -170,6 +170,19 @@ def spread(setting: str) -> tuple[str, list[str]]:
     return key, [f"{key}={value}" for value in parsed.sweep_string_iterator()]
 
 
+def check_choices(settings: Sequence[str]) -> None:
+    """Refuse a number where a setting chooses a preset by name: Hydra would fail over it."""
+    for choice in OverridesParser.create().parse_overrides(list(settings)):
+        group = choice.key_or_group
+        if choice.is_sweep_override() or not (PRESETS / group).is_dir():
+            continue
+        value = choice.value()
+        names = value if isinstance(value, list) else [value]
+        if not isinstance(value, dict) and not all(isinstance(name, str) for name in names):
+            there = ", ".join(sorted(path.stem for path in (PRESETS / group).glob("*.yaml")))
+            raise ValueError(f"{choice.input_line}: choose one of {there}")
+
+
 def _built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str, Any]]:
     """Return the experiment, and the configuration with what was chosen; ``about`` is Hydra's."""
     from saematch.experiment import Experiment
@@ -186,9 +199,6 @@ def _built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str,
     parts = hydra.utils.instantiate(config, _convert_="object")
     for name in REFERRED:
         del parts[name]
-    if isinstance(parts["second_judge"], str):
-        chosen = parts["second_judge"]
-        raise ValueError(f"second_judge={chosen}: it is chosen by judge@second_judge={chosen}")
     return Experiment(**parts), resolved
 
 
@@ -215,6 +225,9 @@ def _check_settings(
             if missing[0] == "arms"
             else f"{missing[0]} is missing: leave its default, or choose another"
         )
+    if isinstance(resolved["second_judge"], str):
+        choice = resolved["second_judge"]
+        raise ValueError(f"second_judge={choice}: it is chosen by judge@second_judge={choice}")
     plain = {name: resolved[name] for name in fields if not isinstance(resolved[name], Mapping)}
     check_fields(experiment, plain)
 
@@ -223,6 +236,7 @@ def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
     """Return the experiment that the settings of a command line make, and its configuration."""
     refuse_secrets(overrides)
     GlobalHydra.instance().clear()
+    check_choices(overrides)
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         config = hydra.compose("config", overrides, return_hydra_config=True)
     about = config.hydra
@@ -338,6 +352,7 @@ def _command(words: Sequence[str]) -> None:
 
         saes(words[1:])
     else:
+        check_choices([word for word in words if not word.startswith("-")])
         _run()
 
 

@@ -31,7 +31,7 @@ def ran(model, folder, run):
     own = [s for s in tiny_overrides(Path(os.environ["TINY"])) if not s.startswith("sae")]
     release = ["sae=saelens", "sae.release=gemma", 'sae.id_template="layer_{layer}"']
     tasks = ["tasks=[match,activations]", "layers=[2,3]", "logger=none", "figures=[]"]
-    settings = [*own, *release, *tasks, f"model.path={model}", "bootstrap.n_resamples=20"]
+    settings = [*own, *release, *tasks, f"model.path={model}", "intervals.n_replicates=20"]
     try:
         results = do(*build(settings), folder / run)
     except ValueError as error:

@@ -69,7 +69,7 @@ def test_a_run_that_fails_does_not_stop_the_others(command, tmp_path, monkeypatc
     assert message.startswith("failed: mse on tiny: layers=[0, 9]: there is no SAE for layer 9")
     page = (tmp_path / "outputs/reproduction/index.md").read_text()
     assert "2 runs, 1 of them finished" in page
-    assert "- mse on tiny: layers=[0, 9]" in page
+    assert r"- mse on tiny: layers=\[0, 9\]" in page
 
 
 def test_wrong_names(command):

