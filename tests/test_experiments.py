@@ -18,7 +18,7 @@ from saematch.report.rules import Verdict
 from saematch.results import Results
 from saematch.resuming import finished_as
 from saematch.run import run
-from saematch.tasks.means import WEIGHT_METRICS
+from saematch.tasks.means import SCORE_METRICS, WEIGHT_METRICS
 
 EXPERIMENTS = sorted(path.stem for path in Path(CONF, "experiment").glob("*.yaml"))
 JUDGED = {name: name for name in ("judge_layers", "mse_by_label")} | {
@@ -93,6 +93,8 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
     n_sets = 1 if experiment not in ("sparsity", "similar_l0", "llama") else 3
     if {"activations", "evaluate"} & set(parts.tasks):
         expected["activations"] = n_places * n_arms * (n_sets + 1)
+        n_pairs = n_arms * (n_arms - 1) // 2
+        expected["activation_contrasts"] = n_places * n_pairs * (n_sets + 1)
     if "evaluate" in parts.tasks:
         cells = sum(len(a.decode) * (1 + len(a.quantiles)) for a in parts.arms.values())
         expected["strategies"] = n_places * n_sets * (cells + len(parts.strategies))
@@ -102,7 +104,8 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
             for b, two in parts.arms.items() for t in two.decode
             if (a == b) != (s == t) and q in (None, *two.quantiles)
         }  # fmt: skip
-        expected["contrasts"] = n_places * n_sets * len(contrasts)
+        n_contrasts = len(contrasts) + cells * len(parts.strategies)
+        expected["contrasts"] = n_places * n_sets * n_contrasts
     if "features" in parts.tasks:
         expected["feature_mse_histogram"] = n_places * n_arms * 60
         expected["features"] = n_places * n_arms * 20
@@ -158,7 +161,7 @@ def rows_of_means(parts, tables, n_sets):
     keys = {row["saes"] for row in tables["matches"]}
     n_rows = len(weights)
     if "activations" in tables:
-        n_rows += len(keys) * len(parts.arms) * (n_sets + 1) * 4
+        n_rows += len(keys) * len(parts.arms) * (n_sets + 1) * len(SCORE_METRICS)
     cells = {(r["saes"], r["arm"], r["strategy"], r["quantile"])
              for r in tables.get("strategies", [])}  # fmt: skip
     n_rows += len(cells) * (n_sets + 1) * 2

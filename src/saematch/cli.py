@@ -366,6 +366,7 @@ def _sentence(error: BaseException) -> str:
     if unknown:
         close = difflib.get_close_matches(unknown[1], _known_keys(), n=1)
         close = ["+experiment"] if unknown[1] == "experiment" else close
+        close = ["intervals.n_replicates"] if unknown[1].startswith("bootstrap") else close
         hint = f"did you mean {close[0]}?" if close else "see python -m saematch --help"
         return f"there is no setting {unknown[1]!r}; {hint}"
     return text or type(error).__name__

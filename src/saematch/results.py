@@ -36,25 +36,25 @@ class Results:
     def load(cls, path: Path) -> Results:
         """Read ``results.json``; ``ValueError`` if it is damaged."""
         content = read_json(path, dict, _AGAIN)
-        try:
-            results = cls(**content)
-        except TypeError as error:  # a name is missing, or there is one too many
-            raise ValueError(f"{path} is damaged ({error}): {_AGAIN}") from error
-        wrong = results._of_wrong_type()
+        wrong = _of_wrong_type(content)
         if wrong:
             raise ValueError(f"{path} is damaged ({wrong[0]} has the wrong type): {_AGAIN}")
-        return results
+        try:
+            return cls(**content)
+        except TypeError as error:  # a name is missing, or there is one too many
+            raise ValueError(f"{path} is damaged ({error}): {_AGAIN}") from error
 
-    def _of_wrong_type(self) -> list[str]:
-        """Return the names of values that ``save`` would not have written so."""
-        kinds = {
-            "name": str, "config": dict, "provenance": dict, "status": str,
-            "error": str | None, "metrics": dict, "tables": dict,
-        }  # fmt: skip
-        wrong = [name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)]
-        return wrong or [
-            f"table {name}" for name, rows in self.tables.items() if not _is_table(rows)
-        ]
+
+_KINDS = {
+    "name": str, "config": dict, "provenance": dict, "status": str, "error": str | None,
+    "metrics": dict, "tables": dict,
+}  # fmt: skip
+
+
+def _of_wrong_type(content: dict[str, Any]) -> list[str]:
+    """Return the names of values that ``Results.save`` would not have written so."""
+    wrong = [n for n, kind in _KINDS.items() if n in content and not isinstance(content[n], kind)]
+    return wrong or [n for n, rows in content.get("tables", {}).items() if not _is_table(rows)]
 
 
 def _is_table(rows: Any) -> bool:

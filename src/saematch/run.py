@@ -113,7 +113,10 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
         if not finished and (claim.kept or cause is not None):
             results.status = "failed" if cause is None else "interrupted"
             results.error = f"{type(error).__name__}: {error}" if cause is None else said_of(cause)
-            results.save(path)
+            try:
+                results.save(path)
+            except OSError as unsaved:  # as on the full disk that the run failed for
+                log.warning("%s", unsaved)
         if tracker is not None:
             tracker.fail()
         if cause is not None:

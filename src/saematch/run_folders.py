@@ -148,5 +148,7 @@ class LogFile(logging.FileHandler):
             super().handleError(record)
             return
         self.setLevel(logging.CRITICAL + 1)
+        with suppress(OSError):  # what is in its buffer cannot be written either
+            self.close()
         reason = error.strerror or error
         sys.stderr.write(f"{self.baseFilename} cannot be written ({reason}): the log ends here\n")

@@ -8,7 +8,7 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -211,6 +211,8 @@ class _WandbTracker:
             _set_aside(self.staging, Path(self.logger.experiment.dir).parent.name)
         except (wandb.errors.Error, OSError) as error:  # the run itself is complete and saved
             log.warning("Weights & Biases did not take everything: %s", error)
+            with suppress(wandb.errors.Error, OSError):
+                self.fail()  # else the next run of this process would go on with this one
 
     def _mirror(self, outcome: Outcome) -> None:
         import wandb

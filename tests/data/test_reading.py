@@ -65,5 +65,5 @@ def test_what_cannot_be_read(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=said):
             load(tmp_path / name)
-    with pytest.raises(ValueError, match="is no list of files"):
+    with pytest.raises(ValueError, match=r"dataset\.paths='a\.jsonl' must be a list"):
         LocalTexts("a.jsonl", 1, 8)

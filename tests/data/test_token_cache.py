@@ -101,5 +101,8 @@ def test_sets_keep_their_order_and_say_what_they_are(tmp_path):
         "seed": 3,
         "n_special": 0,
     }
-    with pytest.raises(ValueError, match=r"two text sets have one name \(prose\)"):
-        load_texts(replace(spec, kinds=("prose", "prose")), lm, tmp_path)
+    path = tmp_path / "a.txt"
+    path.write_text("one two three")
+    twice = LocalTexts([str(path), f"{tmp_path}/a*.txt"], n_texts=1, max_tokens=8)
+    with pytest.raises(ValueError, match=r"two text sets have one name \(a\)"):
+        load_texts(twice, lm, tmp_path)

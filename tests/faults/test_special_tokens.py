@@ -13,7 +13,7 @@ from conftest import N_FEATURES, TEXTS, tiny_overrides
 from saematch.data.texts import LocalTexts, TextSet
 from saematch.data.token_cache import load_texts
 from saematch.data.tokens import tokenise
-from saematch.evals.bootstrap import Bootstrap
+from saematch.evals.intervals import Intervals
 from saematch.evals.runner import TrainerSpec
 from saematch.explain.contexts import TextPass, collect_contexts
 from saematch.lm.source import LmSource
@@ -136,7 +136,7 @@ def test_A2_skipped_layers_equal_plain_hooks(lm, saes, batches, tmp_path):
     matches = match_places(saes, (PLACE,), arms, MatchStore(tmp_path / "m"), tmp_path)
     plan, cells = plan_splices(saes, matches, arms, ("drop", "reconstruct_current"))
     sums = evaluate_texts(plan, lm, {"t": batches}, CPU, tmp_path)
-    tables = Tables(plan, sums, Bootstrap(n_resamples=5))
+    tables = Tables(plan, sums, Intervals())
     match = matches.by_arm["a"][PLACE]
     earlier, later = saes[PLACE.earlier], saes[PLACE.later]
     masks = [plain_ids(lm, text)[1] for text in SPOILED]
@@ -153,7 +153,7 @@ def test_A2_skipped_layers_equal_plain_hooks(lm, saes, batches, tmp_path):
         assert row["n_special"] == n_special
     assert [row["strategy"] for row in rows] == ["permute", "drop", "reconstruct_current"]
 
-    (scored, _) = tables.activations(matches)
+    (scored, _) = tables.activations(matches)["activations"]
     found = []
     for text in SPOILED:
         ids, counts = plain_ids(lm, text)
@@ -174,7 +174,7 @@ def test_A2_a_bos_in_front_of_every_text_changes_nothing(cli, tiny, tmp_path):
         (tmp_path / "t.jsonl").write_text("\n".join(lines))
         base = [s for s in tiny_overrides(tiny) if not s.startswith("dataset.paths")]
         base += ["figures=[]", "logger=none", "tasks=[match,evaluate]", "dataset.paths=[t.jsonl]"]
-        base += ["layers=[1,2]", "bootstrap.n_resamples=20"]
+        base += ["layers=[1,2]"]
         assert cli(f"run_id={name}", base=base)[0] is None
         found = json.loads((tmp_path / f"outputs/match/{name}/results.json").read_text())
         numbers[name] = [found["tables"], found["metrics"]]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import zipfile
 
 import datasets
@@ -15,6 +16,8 @@ from saematch.explain.jsonl import JsonlExplanations, _lines
 from saematch.files import parse_json
 from saematch.judge.verdicts import _json_object
 from saematch.lm.source import LmSource
+from saematch.results import Results
+from saematch.resuming import refuse_other_run
 from saematch.sae.disk import SaeFolders
 from saematch.tasks.collect import Collection
 
@@ -65,7 +68,7 @@ def test_B6_a_lone_surrogate_is_refused_with_its_line_before_a_model_runs(
     cli, tiny, tmp_path, monkeypatch
 ):
     (tmp_path / "t.jsonl").write_text('{"text": "fine \\ud83d\\ude00"}\n{"text": "half \\ud83d"}')
-    monkeypatch.setattr("saematch.lm.hooks.LanguageModel.capture", None)
+    monkeypatch.setattr("saematch.evals.splice.evaluate_batch", None)
     base = [s for s in tiny_overrides(tiny) if not s.startswith("dataset.paths")]
     message, _ = cli("dataset.paths=[t.jsonl]", "logger=none", base=base)
     assert "t.jsonl, line 2: character 5 of the text is half of a surrogate pair" in message
@@ -280,3 +283,17 @@ def test_B19_fewer_texts_on_the_hub_than_asked_for_are_all_taken(tmp_path, monke
     pandas.DataFrame({"text": [{"en": "one"}]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match="the field 'text' is a JSON object, not a text"):
         HubTexts(sets, n_texts=9, max_tokens=8, min_characters=1).load()
+
+
+def test_B15_deeply_nested_json_in_files_of_runs_and_saes_is_refused(tiny, tmp_path):
+    for name in ("results.json", "run.json"):
+        (tmp_path / name).write_text(DEEP)
+    shutil.copytree(tiny / "saes/layer_0", tmp_path / "sae_0")
+    (tmp_path / "sae_0/cfg.json").write_text(DEEP)
+    for read in (
+        lambda: Results.load(tmp_path / "results.json"),
+        lambda: refuse_other_run(tmp_path, {}),
+        lambda: SaeFolders(str(tmp_path / "sae_{layer}")).load(0),
+    ):
+        with pytest.raises(ValueError, match=r"\.json .*(nested too deeply|maximum recursion)"):
+            read()

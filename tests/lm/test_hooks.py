@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from saematch.lm.hooks import HEAD_TOKENS, LanguageModel, find_blocks
+from saematch.lm.self_test import self_test
 
 SHARED = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
 GROUPED = {**SHARED, "intermediate_size": 64, "num_key_value_heads": 2}
@@ -29,13 +30,17 @@ ARCHITECTURES = {
     "Qwen3": {**GROUPED, "head_dim": 8},
     "OPT": {**SHARED, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 64},
     "Bloom": {"vocab_size": 64, "hidden_size": 32, "n_layer": 4, "n_head": 4},
+    "OpenAIGPT": {"vocab_size": 64, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 32},
+    "Rwkv": {"vocab_size": 64, "hidden_size": 32, "attention_hidden_size": 32,
+             "num_hidden_layers": 4, "rescale_every": 2},
 }  # fmt: skip
 
 
 def build(architecture):
     import transformers
 
-    names = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM",
+    names = {"GPT2": "GPT2LMHeadModel", "OpenAIGPT": "OpenAIGPTLMHeadModel",
+             "Gemma3Text": "Gemma3ForCausalLM",
              "Gemma3": "Gemma3ForConditionalGeneration"}  # fmt: skip
     config = getattr(transformers, f"{architecture}Config")(**ARCHITECTURES[architecture])
     torch.manual_seed(0)
@@ -46,6 +51,11 @@ def build(architecture):
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def lm(request):
     return build(request.param)
+
+
+def test_the_self_test_passes(lm):
+    self_test(lm)
+    assert not lm.runs_earlier_blocks
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@ import torch
 
 from saematch.matching.match import Certificate, Match
 
+CERTIFICATE = Certificate(2.0, 2.5, 0.5, 0.25, 1, 0.5)
+
 
 def permutation(seed, n):
     return Match.from_columns(torch.randperm(n, generator=torch.Generator().manual_seed(seed)), n)
@@ -61,13 +63,13 @@ def test_agreement_is_recall_of_the_other():
 
 
 def test_saving_and_loading_gives_the_same(tmp_path):
-    match = Match.from_columns(torch.tensor([1, -1, 0]), 5, Certificate(2.0, 2.5))
+    match = Match.from_columns(torch.tensor([1, -1, 0]), 5, CERTIFICATE)
     match.save(tmp_path / "m" / "0-1.safetensors", {"key": "k"})
     loaded, about = Match.load(tmp_path / "m" / "0-1.safetensors")
     assert about == {"key": "k"}
     assert torch.equal(loaded.rows, match.rows)
     assert torch.equal(loaded.columns, match.columns)
-    assert (loaded.n_from, loaded.n_to, loaded.certificate) == (3, 5, Certificate(2.0, 2.5))
+    assert (loaded.n_from, loaded.n_to, loaded.certificate) == (3, 5, CERTIFICATE)
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["0-1.safetensors"]
 
 
@@ -92,3 +94,5 @@ def test_gap_by_hand():
     assert Certificate(10.0, 10.0 - 1e-13).gap == 0.0
     assert Certificate(0.0, 0.0).gap == 0.0
     assert Certificate(1.0, None).gap is None
+    assert Certificate(1.0, 2.0).optimal_to == 0.5
+    assert Certificate(1.0, 2.0, 0.0, 0.25).optimal_to == 0.25

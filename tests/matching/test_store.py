@@ -7,7 +7,7 @@ import torch
 
 from conftest import random_sae
 from saematch.matching.arm import Arm
-from saematch.matching.assignment import Optimal, Random
+from saematch.matching.assignment import ChanceLevel, Optimal, Random
 from saematch.matching.match import Match
 from saematch.matching.objectives import Parts
 from saematch.matching.store import MatchStore, match_key
@@ -43,7 +43,7 @@ def test_a_match_is_solved_once_in_all_runs(tmp_path):
         (OF_A, OF_B, replace(ARM, fold="decoder_norm")),
         (OF_A, OF_B, replace(ARM, objective=Parts(W_enc=0.5))),
         (OF_A, OF_B, replace(ARM, assignment=Optimal(tolerance=0.0))),
-        (OF_A, OF_B, replace(ARM, assignment=Optimal(unmatched=0.5))),
+        (OF_A, OF_B, replace(ARM, assignment=Optimal(unmatched=ChanceLevel()))),
         (OF_A, OF_B, replace(ARM, assignment=Random(0))),
     ],
 )

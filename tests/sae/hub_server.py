@@ -112,9 +112,16 @@ class Hub:
     url: str = ""
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        """Answer ``/{owner}/{name}/resolve/{revision}/{path}``; nothing else is there."""
+        """Answer ``/{owner}/{name}/resolve/{revision}/{path}`` and ``/api/models/{owner}/{name}``.
+
+        The latter tells the files and their sizes, of whatever revision.
+        """
         span = request.headers.get("Range", "")
         self.asked.append(f"{request.command} {request.path} {span}".strip())
+        if match := re.match(r"/api/models/(\w+/[^/?]+)(/revision/[^/]+)?(\?|$)", request.path):
+            return self._describe(request, match[1])
+        if request.path.startswith("/api/"):  # such as the templates of chats
+            return self._refuse(request, 404, "EntryNotFound")
         parts = request.path.lstrip("/").split("/", 4)
         repo, path = "/".join(parts[:2]), parts[-1]
         if repo in self.errors:
@@ -141,6 +148,19 @@ class Hub:
                 request.close_connection = True
             else:
                 request.wfile.write(rest)
+        return None
+
+    def _describe(self, request: BaseHTTPRequestHandler, repo: str) -> None:
+        if repo in self.errors or repo not in self.repos:
+            return self._refuse(request, *self.errors.get(repo, (404, "RepoNotFound")))
+        files = [{"rfilename": name, "size": len(c)} for name, c in self.repos[repo].items()]
+        commit = self.commits.get(repo, COMMIT)
+        body = json.dumps({"id": repo, "sha": commit, "siblings": files}).encode()
+        request.send_response(200)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
         return None
 
     def _refuse(self, request: BaseHTTPRequestHandler, status: int, code: str) -> None:

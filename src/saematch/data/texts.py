@@ -123,11 +123,6 @@ class LocalTexts:
     def __post_init__(self) -> None:
         expand_home(self, "paths")
         check_sizes(self.n_texts, self.max_tokens)
-        if isinstance(self.paths, str) or not self.paths:
-            raise ValueError(
-                f"dataset.paths={self.paths!r} is no list of files: name at least one, as in "
-                "dataset.paths=[texts.jsonl]"
-            )
 
     def resolve(self, _memory: Path) -> LocalTexts:
         """Return the spec as it is: files have no other version."""

@@ -77,8 +77,8 @@ def _test(trainer: L.Trainer, runner: _Runner) -> None:
     except ProcessRaisedException as error:  # in one of several processes
         last = [line for line in str(error).splitlines() if line.strip()][-1]
         kind, _, reason = last.partition(": ")
-        if kind == "ValueError":
-            raise ValueError(reason) from error
+        if kind in ("ValueError", "OSError"):
+            raise {"ValueError": ValueError, "OSError": OSError}[kind](reason) from error
         if kind.endswith("MemoryError") or is_out_of_memory(RuntimeError(reason)):
             raise ValueError(f"a device's memory is too small: {LESS} {reason}") from error
         raise

@@ -27,7 +27,8 @@ CONSTANTS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.\w+$|po
 CONVERT = (
     f"the only weights are pickled ({PICKLED}*.bin), and reading such a file can run any code that "
     "it holds: if you trust its author, convert it with AutoModelForCausalLM.from_pretrained(...)."
-    "save_pretrained(FOLDER), which writes model.safetensors, and set model.path=FOLDER"
+    "save_pretrained(FOLDER), which writes model.safetensors, and set model.path=FOLDER. On the "
+    "hub a pull request may have it: model.revision=refs/pr/NUMBER"
 )
 OWN_CODE = (
     "it brings code of its own (auto_map in its configuration), which saematch does not run: "
@@ -58,7 +59,7 @@ def read_parts(where: str, revision: str | None) -> Parts:
     logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
-        commit = cached_commit(where, revision)
+        commit = cached_commit(where, revision) or revision
         tokenizer = AutoTokenizer.from_pretrained(where, revision=commit, trust_remote_code=False)
     except ValueError as error:
         if "trust_remote_code" in str(error):

@@ -21,7 +21,7 @@ def write_dense(gguf: Path, folder: Path) -> None:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    about = {"gguf_file": gguf.name}
+    about = {"gguf_file": gguf.name, "trust_remote_code": False}
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **about)
     config = read.config
     if hasattr(config, "quantization_config"):

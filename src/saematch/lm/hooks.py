@@ -94,7 +94,7 @@ class LanguageModel(nn.Module):
                 def keep(
                     _module: nn.Module, _args: object, output: Any, layer: int = layer
                 ) -> None:
-                    seen[layer] = _hidden(output).to(ids.device)
+                    seen[layer] = hidden_of(output).to(ids.device)
 
                 stack.callback(self.blocks[layer].register_forward_hook(keep).remove)
             final = self._decode(ids)
@@ -216,7 +216,8 @@ def find_blocks(model: nn.Module, n_layers: int) -> tuple[nn.Module, nn.ModuleLi
     return outer[0]
 
 
-def _hidden(output: Any) -> Tensor:
+def hidden_of(output: Any) -> Tensor:
+    """Return the hidden state in what a block returns."""
     return output[0] if isinstance(output, tuple | list) else output
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from saematch.lm.hooks import LanguageModel
+from saematch.lm.hooks import LanguageModel, hidden_of
 from saematch.memory import is_out_of_memory
 
 N_TOKENS = 8
@@ -28,7 +28,7 @@ def self_test(lm: LanguageModel) -> None:
     - every ordinary token id of the tokenizer has a row in the embedding;
     - the logits are finite;
     - the logits of the first half do not depend on the second half;
-    - every block puts out ``[batch, seq, d_model]``;
+    - every block runs once and puts out ``[batch, seq, d_model]``;
     - continuing from the true hidden state of a middle block, and of the last block but one,
       reproduces the model's own logits (see ``TOLERANCE``);
     - continuing from another hidden state does not.
@@ -40,11 +40,11 @@ def self_test(lm: LanguageModel) -> None:
     ids = _sequences(lm)
     with torch.no_grad():
         with _property(lm, "running on token ids"):
-            own = lm.model(input_ids=ids, use_cache=False).logits.to(ids.device).float()
+            own, shapes = _run(lm, ids)
         _check_logits(lm, own)
+        _check_shapes(lm, shapes, (*ids.shape, lm.d_model))
         with _property(lm, "reading hidden states"):
             states, final = lm.capture(ids, tuple(range(lm.n_layers)))
-        _check_shapes(lm, states, (*ids.shape, lm.d_model))
         same = _comparison(lm, own)
         with _property(lm, "applying the head to the final hidden state"):
             if not same(lm.logits(final)):
@@ -67,9 +67,16 @@ def _check_tokenizer(lm: LanguageModel) -> None:
 
 
 def _sequences(lm: LanguageModel) -> Int64[Tensor, "two seq"]:
-    """Return two sequences of ordinary tokens that differ in their second half."""
-    special = set() if lm.tokenizer is None else set(lm.tokenizer.all_special_ids)
-    ordinary = [number for number in range(lm.n_embeddings) if number not in special]
+    """Return two sequences of ordinary tokens that differ in their second half.
+
+    Tokens that stand for images or sounds are none: a model replaces their embeddings.
+    """
+    settings = lm.model.config.to_dict().items()
+    special = {value for name, value in settings if name.endswith(("_token_id", "_token_index"))
+               and isinstance(value, int)}  # fmt: skip
+    if lm.tokenizer is not None:
+        special |= {*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder}
+    ordinary = [n for n in range(lm.n_embeddings) if n not in special] or range(lm.n_embeddings)
     length = min(N_TOKENS, lm.max_positions or N_TOKENS)
     half = length // 2
     numbers = torch.linspace(0, len(ordinary) - 1, length + (length - half) + 2).long()[1:-1]
@@ -77,6 +84,21 @@ def _sequences(lm: LanguageModel) -> Int64[Tensor, "two seq"]:
     first, second = chosen[:length], torch.cat([chosen[:half], chosen[length:]])
     device = lm.model.get_input_embeddings().weight.device
     return torch.stack([first, second]).to("cpu" if device.type == "meta" else device)
+
+
+def _run(
+    lm: LanguageModel, ids: Int64[Tensor, "two seq"]
+) -> tuple[Float[Tensor, "two seq vocab"], list[tuple[int, ...]]]:
+    """Return the model's own logits in float32, and the shape that each block returns."""
+    shapes: list[tuple[int, ...]] = []
+    with ExitStack() as stack:
+        for block in lm.blocks:
+            hook = block.register_forward_hook(
+                lambda _module, _args, output: shapes.append(tuple(hidden_of(output).shape))
+            )
+            stack.callback(hook.remove)
+        logits = lm.model(input_ids=ids, use_cache=False).logits
+    return logits.to(ids.device).float(), shapes
 
 
 def _check_logits(lm: LanguageModel, own: Float[Tensor, "two seq vocab"]) -> None:
@@ -95,14 +117,19 @@ def _check_logits(lm: LanguageModel, own: Float[Tensor, "two seq vocab"]) -> Non
 
 
 def _check_shapes(
-    lm: LanguageModel, states: dict[int, Tensor], expected: tuple[int, int, int]
+    lm: LanguageModel, shapes: list[tuple[int, ...]], expected: tuple[int, int, int]
 ) -> None:
-    for layer, state in states.items():
-        if tuple(state.shape) != expected:
+    if len(shapes) != lm.n_layers:
+        raise ValueError(
+            f"{lm.name} ({type(lm.model).__name__}): its {lm.n_layers} blocks run {len(shapes)} "
+            "times in one pass: models that repeat or leave out blocks are not supported"
+        )
+    for layer, shape in enumerate(shapes):
+        if shape != expected:
             raise ValueError(
                 f"{lm.name} ({type(lm.model).__name__}): block {layer} puts out hidden states of "
-                f"the shape {list(state.shape)}, not [batch, seq, d_model] = {list(expected)}: "
-                "models with several residual streams, or with the tokens first, are not supported"
+                f"the shape {list(shape)}, not [batch, seq, d_model] = {list(expected)}: models "
+                "with several residual streams, or with the tokens first, are not supported"
             )
 
 

@@ -196,7 +196,7 @@ class OpenedModel:
 
 def _special_ids(tokenizer: Any, bos_id: int | None) -> frozenset[int]:
     """Return BOS and every token that the tokenizer marks as special, ``<unk>`` included."""
-    added = tokenizer.added_tokens_decoder.items()
+    added = getattr(tokenizer, "added_tokens_decoder", {}).items()  # Mistral's own has none
     marked = {number for number, token in added if token.special}
     return frozenset({*marked, *tokenizer.all_special_ids, bos_id} - {None})
 

@@ -37,7 +37,7 @@ class Compared:
     directions: Factors
     """Vectors of length 1, or 0 where a feature has no direction; inner products are cosines."""
     level: float
-    """Cosine that a pair must exceed, at least 0; ``OUT_OF_REACH`` if no pair is significant."""
+    """Cosine that a pair must exceed; ``OUT_OF_REACH`` if no feature is significant."""
 
 
 @spec("assignment.unmatched")

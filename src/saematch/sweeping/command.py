@@ -44,10 +44,16 @@ def main(arguments: Sequence[str]) -> None:
             "another place"
         )
     lock = FileLock(sweep.folder / ".lock", timeout=0)
+    created = not sweep.folder.exists()
     sweep.folder.mkdir(parents=True, exist_ok=True)
     try:
         with lock:
-            _run(sweep, options, launcher, begun)
+            try:
+                _run(sweep, options, launcher, begun)
+            finally:
+                if created and not (sweep.folder / "sweep.json").exists():  # it was refused
+                    (sweep.folder / ".lock").unlink()
+                    sweep.folder.rmdir()
     except Timeout:
         raise ValueError(f"another process is at the sweep in {sweep.folder}") from None
 

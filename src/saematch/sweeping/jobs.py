@@ -123,7 +123,7 @@ class Sweep:
 
     def _told(self, job: Job) -> list[str]:
         """Return a job's settings, where it goes, and by which names it is known in W&B."""
-        study = re.sub(r"[^\w-]+", "_", self.file.study, flags=re.ASCII)
+        study = re.sub(r"[^\w-]+", "_", self.file.study, flags=re.ASCII)[:60]
         names = {
             "WANDB_NAME": f"{study}-{job.folder}",
             "WANDB_RUN_ID": f"{study}-{self.begun}-{job.folder}",

@@ -40,19 +40,6 @@ def test_optimal_may_leave_features_alone():
     partners, shared = match.partners(), truth.columns >= 0
     assert (partners == truth.columns)[shared].float().mean() > 0.95
     assert (partners[~shared] == -1).float().mean() > 0.9
-    assert len(Optimal(unmatched=10.0)(truth.factors).rows) == 0
-    assert len(Optimal(unmatched=-10.0)(truth.factors).rows) == 600
-
-
-def test_the_chance_level_turns_away_what_it_says():
-    """On layers with nothing in common the level is the quantile of the true best similarities."""
-    f = planted(2000, 50, persist=0.0, spread=0.1).factors
-    best = (f.X_A @ f.X_B.T).amax(1)
-    for quantile in (0.5, 0.95):
-        above = (best > ChanceLevel(quantile)(f)).float().mean().item()
-        assert above == pytest.approx(1 - quantile, abs=0.03)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        ChanceLevel(1.5)
 
 
 def test_a_missed_tolerance_is_told(caplog):
@@ -62,8 +49,6 @@ def test_a_missed_tolerance_is_told(caplog):
     assert match.certificate.gap > 1e-6
     with pytest.raises(ValueError, match="tolerance is -1"):
         Optimal(tolerance=-1.0)
-    with pytest.raises(ValueError, match="unmatched is nan"):
-        Optimal(unmatched=float("nan"))
 
 
 def greedy_by_hand(similarity):
