@@ -163,7 +163,7 @@ def answers(folder: Path) -> list[tuple]:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_D_work_that_is_killed_at_random_moments_loses_doubles_and_changes_nothing(
-    works, server, tmp_path, record_property, kind, seed
+    works, server, tmp_path, kind, seed
 ):
     work = works(kind)
     moments = random.Random(f"{kind} {seed}")
@@ -175,7 +175,6 @@ def test_D_work_that_is_killed_at_random_moments_loses_doubles_and_changes_nothi
     before = kept(folder)
     work.do(folder)
     assert killed
-    record_property("kills", killed)
     assert before.items() <= kept(folder).items()
     assert kept(folder).keys() == kept(work.folder).keys()
     for path in kept(folder):
