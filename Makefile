@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 ARGS   ?=
+# Processes of 'make test', each with about 1 GiB
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 # The model of the experiments, and its SAEs where an experiment would choose the embedded ones
@@ -72,7 +74,7 @@ reproduction-page: $(READY) ## Make docs/reproduction.md from the last reproduct
 test: $(READY) ## Check style and run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(READY) ## Run the tests that take long
 	$(BIN)/python -m pytest -m slow $(ARGS)

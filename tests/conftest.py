@@ -37,8 +37,8 @@ def _answers_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Close the connections that a test opens to an LLM."""
+def _closed() -> Iterator[None]:
+    """Close the connections that a test opens to an LLM; a test's own ``undo`` leaves it alone."""
     from saematch.judge.client import OpenAiServer
 
     servers, made = [], OpenAiServer.__init__
@@ -47,8 +47,9 @@ def _closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         made(self, spec)
         servers.append(self)
 
-    monkeypatch.setattr(OpenAiServer, "__init__", recorded)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OpenAiServer, "__init__", recorded)
+        yield
     for server in servers:
         server.close()
 

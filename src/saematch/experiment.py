@@ -114,6 +114,12 @@ class Experiment:
                 "dataset=zoo is what SAEs are evaluated on, so none are trained on it: take "
                 "dataset=zoo_training (after 'make texts'), or dataset=local"
             )
+        recipe = self.training
+        if "train_saes" in self.tasks and recipe.samples < recipe.batch:
+            raise ValueError(
+                f"training.samples={recipe.samples} is less than one batch (training.batch="
+                f"{recipe.batch}), so nothing would be trained: raise samples or lower batch"
+            )
         check_strategies(self.strategies)
         check_figures(self.figures)
         if self.reach is not None and self.starts is None:

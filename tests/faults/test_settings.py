@@ -37,8 +37,8 @@ def refusal(*overrides: str) -> str:
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("training.samples=0", "training.samples=0 must be greater than or equal to 1"),
-        ("training.samples=-5", "training.samples=-5 must be greater than or equal to 1"),
+        ("training.samples=0", "training.samples=0 is less than one batch"),
+        ("training.samples=-5", "training.samples=-5 must be greater than or equal to 0"),
         ("training.samples=1000", "training.samples=1000 is less than one batch"),
         ("training.batch=0", "training.batch=0 must be greater than or equal to 1"),
         ("training.lr=-1", "training.lr=-1 must be greater than 0"),
@@ -46,7 +46,7 @@ def refusal(*overrides: str) -> str:
     ],
 )
 def test_A11_training_on_nothing_is_refused(setting, words):
-    assert words in refusal(setting)
+    assert words in refusal("task=train_saes", "dataset=zoo_training", setting)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ N_LAYERS, WIDTH = 3, 32
 pytestmark = pytest.mark.filterwarnings("ignore")  # SAELens' imports warn
 
 
-def family(kind: str, steps: int = 1) -> Family:
-    """A family that trains for some steps at each layer."""
+def family(kind: str, steps: int = 0) -> Family:
+    """A family that trains for some steps at each layer, or not at all."""
     samples = 1024 * steps
     return Family(kind, WIDTH, 4, 7, first_samples=samples, next_samples=samples)
 

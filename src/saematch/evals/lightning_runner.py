@@ -35,6 +35,7 @@ def run_with_lightning(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated.*")
+        warnings.filterwarnings("ignore", ".*GPU available but not used.*")  # as asked for
         _test(_trainer(spec, label), _Runner(work, lm, left))
 
 

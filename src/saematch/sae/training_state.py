@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saematch.files import replacing
 from saematch.lm.states import SAMPLE, HiddenStates
-from saematch.specs import AtLeast1, NotNegative, Positive, Seed, Share, spec
+from saematch.specs import AtLeast0, AtLeast1, NotNegative, Positive, Seed, Share, spec
 
 ARCHITECTURES = ("jumprelu", "topk")
 MIN_THRESHOLD = 1e-3
@@ -34,7 +34,7 @@ class TrainingRecipe:
     n_features: AtLeast1
     target_l0: Positive
     """Mean number of active features a token that the SAE shall have; TopK's k."""
-    samples: AtLeast1
+    samples: AtLeast0
     """Hidden states seen, repeats included."""
     seed: Seed
     """Of the starting point and of the order of the hidden states. Where SAEs of several layers are
@@ -71,11 +71,6 @@ class TrainingRecipe:
             )
         if self.architecture == "topk" and self.target_l0 != int(self.target_l0):
             raise ValueError(f"training.target_l0={self.target_l0}: TopK's k is a whole number")
-        if self.samples < self.batch:
-            raise ValueError(
-                f"training.samples={self.samples} is less than one batch (training.batch="
-                f"{self.batch}), so nothing would be trained: raise samples or lower batch"
-            )
 
 
 @dataclass(frozen=True)
