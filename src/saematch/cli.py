@@ -11,7 +11,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -37,7 +37,7 @@ from saematch.interruption import (
     record_interruption,
     record_killed,
 )
-from saematch.run_folders import new_run_id, remove_unused, run_folder
+from saematch.run_folders import is_held, new_run_id, remove_unused, run_folder
 from saematch.safe_text import visible
 from saematch.specs import check_fields
 
@@ -92,7 +92,9 @@ def _do(config: DictConfig, folder: Path) -> Results:
                     record_failure(folder, config.name, overrides, one_line(error))
                 raise
         except Interrupted as cause:  # before the run could record it
-            record_interruption(folder, config.name, overrides, cause)
+            with suppress(OSError, ValueError):  # the exit code matters more
+                if not (folder.exists() and is_held(folder)):
+                    record_interruption(folder, config.name, overrides, cause)
             raise
         finally:
             remove_unused(folder)
@@ -171,7 +173,7 @@ def spread(setting: str) -> tuple[str, list[str]]:
 
 
 def check_choices(settings: Sequence[str]) -> None:
-    """Refuse a number where a setting chooses a preset by name: Hydra would fail over it."""
+    """Refuse a number as the name of a preset, since Hydra raises a traceback for it."""
     for choice in OverridesParser.create().parse_overrides(list(settings)):
         group = choice.key_or_group
         if choice.is_sweep_override() or not (PRESETS / group).is_dir():
@@ -320,7 +322,8 @@ def main() -> None:
             _command(sys.argv[1:])
     except Interrupted as cause:
         if Begun.config is not None and Begun.config.hydra.mode == RunMode.MULTIRUN:
-            record_killed(Path(Begun.config.hydra.sweep.dir), cause)
+            with suppress(OSError, ValueError):
+                record_killed(Path(Begun.config.hydra.sweep.dir), cause)
         sys.stderr.write(f"saematch: {cause}; continue with: {_continuation(sys.argv[1:])}\n")
         sys.exit(cause.exit_code)
     except MISTAKES as error:
@@ -352,7 +355,7 @@ def _command(words: Sequence[str]) -> None:
 
         saes(words[1:])
     else:
-        check_choices([word for word in words if not word.startswith("-")])
+        check_choices([word for word in words if "=" in word and not word.startswith("-")])
         _run()
 
 

@@ -154,11 +154,15 @@ def parse_json(content: str | bytes) -> Any:
 ABANDONED_SECONDS = 86_400.0
 """Age from which a temporary file belongs to a process that was killed, on whatever machine."""
 
+_PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
+"""Names of our own temporary files and folders."""
+
 
 @cache
 def _remove_abandoned(folder: Path) -> None:
     """Remove temporary files and folders that killed processes left in a folder, once a process."""
-    for part in folder.glob(".*.part"):
+    parts = [path for path in folder.glob(".*.part") if _PART.fullmatch(path.name)]
+    for part in parts:
         with suppress(OSError):  # another process may remove it too, or it is another user's
             if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
                 shutil.rmtree(part) if part.is_dir() else part.unlink()

@@ -239,7 +239,10 @@ class _WandbTracker:
     def fail(self) -> None:
         import wandb
 
-        wandb.finish(exit_code=1)
+        try:
+            wandb.finish(exit_code=1)
+        except (wandb.errors.Error, OSError) as error:  # the run's own error matters more
+            log.warning("Weights & Biases did not record the failure: %s", error)
 
 
 def _wandb_id(name: str, folder: Path) -> str:

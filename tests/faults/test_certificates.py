@@ -16,7 +16,7 @@ from saematch.matching.assignment import Greedy, MutualNearest, Optimal, Random,
 from saematch.matching.assignment.certificate import prove
 from saematch.matching.assignment.products import Plan, Products, Regime
 from saematch.matching.assignment.solve import Status
-from saematch.matching.objectives import Factors, Parts
+from saematch.matching.objectives import Factors, Parts, by_distance
 from saematch.matching.planted import planted
 from saematch.matching.store import MatchStore
 from saematch.places import SaeKey
@@ -318,3 +318,16 @@ def test_B16_a_tolerance_that_is_no_gap_is_refused_by_name(tolerance, cli):
     assert "Traceback" not in message
     with pytest.raises(ValueError, match="tolerance"):
         solve_assignment(normal(4, 2), normal(4, 2), tolerance=float(tolerance))
+
+
+@pytest.mark.parametrize("longer", [1.0, 1e4])
+def test_A9_two_widths_are_certified_for_the_vectors_and_not_for_rounded_ones(longer):
+    a, b = normal(30, 64, seed=3), normal(40, 64, seed=4)
+    b[:30] = a + 1e-3 * b[:30]
+    a[:3], b[:3] = longer * a[:3], longer * b[:3]
+    squared = (a.double()[:, None] - b.double()).square().sum(2).numpy()
+    rows, columns = linear_sum_assignment(squared)
+    least = squared[rows, columns].sum()
+    certificate = Optimal(tolerance=0.0)(by_distance(Factors(a, b))).certificate
+    assert -2 * certificate.value == pytest.approx(least, rel=1e-6)
+    assert -2 * certificate.bound <= least * (1 + 1e-9)

@@ -350,8 +350,11 @@ def test_A8_systems_without_a_hangup_signal(monkeypatch):
 
 
 def test_A8_what_killed_processes_left_is_removed_after_a_day(tmp_path):
-    old, new = tmp_path / ".a.1.part", tmp_path / ".a.2.part"
-    folder = tmp_path / ".layer_0.3.part"
+    old, new = (
+        tmp_path / ".a.11111111111111111111111111111111.part",
+        tmp_path / ".a.22222222222222222222222222222222.part",
+    )
+    folder = tmp_path / ".layer_0.33333333333333333333333333333333.part"
     folder.mkdir()
     for path in (old, new, folder / "half"):
         path.write_text("half")
@@ -359,4 +362,7 @@ def test_A8_what_killed_processes_left_is_removed_after_a_day(tmp_path):
     for path in (old, folder):
         os.utime(path, (day_ago, day_ago))
     files.write_json(tmp_path / "b.json", 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.2.part", "b.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".a.22222222222222222222222222222222.part",
+        "b.json",
+    ]

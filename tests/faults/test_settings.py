@@ -124,6 +124,15 @@ def test_B16_messages_name_the_setting_and_what_is_legal(setting, words):
     assert words in refusal(setting)
 
 
+def test_flags_of_hydra_and_folders_of_presets_are_taken(cli, tmp_path):
+    (tmp_path / "presets/arms").mkdir(parents=True)
+    preset = (CONF / "arms/folded.yaml").read_text()
+    (tmp_path / "presets/arms/mine.yaml").write_text(preset.replace("folded:", "mine:"))
+    message, output = cli("arms=[mine]", "--config-dir", "presets", "--cfg", "job")
+    assert message is None
+    assert "mine:" in output.out
+
+
 def test_B16_a_number_as_the_path_of_saes():
     assert refusal("sae=disk", "sae.path=5").startswith("sae.path=5 must be a valid string")
 

@@ -117,7 +117,7 @@ class HubTexts:
 
     sets: Mapping[str, HubSet]
     """By the name that results give them."""
-    n_texts: int
+    n_texts: int | None
     """Number of texts drawn from each set; all if a set has fewer."""
     max_tokens: int
     seed: Seed = 0

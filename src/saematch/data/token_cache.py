@@ -72,11 +72,16 @@ def _read(path: Path, names: list[str]) -> dict[str, TokenisedTexts] | None:
         log.warning("%s is damaged (%s); its tokens are made again", path, error)
         path.unlink(missing_ok=True)
         return None
-    return {
-        name: TokenisedTexts(
-            tensors[f"{name}|ids"].to(torch.int64),
-            tensors[f"{name}|counts"],
-            tensors[f"{name}|lengths"],
-        )
-        for name in names
-    }
+    try:
+        return {
+            name: TokenisedTexts(
+                tensors[f"{name}|ids"].to(torch.int64),
+                tensors[f"{name}|counts"],
+                tensors[f"{name}|lengths"],
+            )
+            for name in names
+        }
+    except KeyError as error:
+        log.warning("%s holds other texts (it lacks %s); its tokens are made again", path, error)
+        path.unlink(missing_ok=True)
+        return None

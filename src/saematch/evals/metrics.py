@@ -99,11 +99,14 @@ def co_activation(
     def fired(features: Tensor) -> Values:
         return weights @ fired_from[:, features].sum(dim=1).double()
 
+    counts = (both[:, live], fired_from[:, live], fired_partner[:, live])
+    macro, jaccard, fired_live = _by_feature(weights, *counts, unmatched[live])
     return CoActivation(
         share(hits, fired(live)),
-        share(hits, fired(both_live | unmatched)),
+        share(hits, fired_live),
         hits / fired(live & partnered),
-        *_feature_means(weights, both[:, live], fired_from[:, live], fired_partner[:, live]),
+        macro,
+        jaccard,
         n_live=int(live.sum()),
         n_dead=int((~live).sum()),
         n_unmatched=int(unmatched.sum()),
@@ -112,11 +115,15 @@ def co_activation(
     )
 
 
-def _feature_means(
-    weights: Weights, both: Tensor, fired: Tensor, partner: Tensor
-) -> tuple[Values, Values]:
-    """Return the means of both / fired and both / either over features that fired."""
-    macro, jaccard, n = (torch.zeros(len(weights), dtype=torch.float64) for _ in range(3))
+def _by_feature(
+    weights: Weights, both: Tensor, fired: Tensor, partner: Tensor, unmatched: Tensor
+) -> tuple[Values, Values, Values]:
+    """Return what depends on which features fire in each replicate.
+
+    These are the means of both / fired and of both / either over features that fired, and the
+    number of activations of features that are unmatched or whose partner fired.
+    """
+    macro, jaccard, n, live = (torch.zeros(len(weights), dtype=torch.float64) for _ in range(4))
     exact = weights.float()  # counts stay far below 2^24
     for part in torch.arange(fired.shape[1]).split(FEATURES_AT_ONCE):
         hits, own, its = (
@@ -125,7 +132,8 @@ def _feature_means(
         macro += share(hits, own).sum(dim=1)
         jaccard += share(hits, own + its - hits).masked_fill_(own == 0, 0).sum(dim=1)
         n += (own > 0).sum(dim=1)
-    return share(macro, n), share(jaccard, n)
+        live += torch.where((its > 0) | unmatched[part], own, 0).sum(dim=1)
+    return share(macro, n), share(jaccard, n), live
 
 
 def share(part: Tensor, whole: Tensor) -> Tensor:

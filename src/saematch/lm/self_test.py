@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -59,7 +60,7 @@ def _check_tokenizer(lm: LanguageModel) -> None:
     token for images): ``LanguageModel.refuse_ids`` refuses texts that hold such a token.
     """
     if lm.tokenizer is not None:
-        added = lm.tokenizer.added_tokens_decoder
+        added = added_tokens(lm.tokenizer)
         ordinary = (number for number in lm.tokenizer.get_vocab().values() if number not in added)
         lm.refuse_ids(max(ordinary, default=0), "the tokenizer")
     if lm.bos_id is not None:
@@ -75,7 +76,7 @@ def _sequences(lm: LanguageModel) -> Int64[Tensor, "two seq"]:
     special = {value for name, value in settings if name.endswith(("_token_id", "_token_index"))
                and isinstance(value, int)}  # fmt: skip
     if lm.tokenizer is not None:
-        special |= {*lm.tokenizer.all_special_ids, *lm.tokenizer.added_tokens_decoder}
+        special |= {*lm.tokenizer.all_special_ids, *added_tokens(lm.tokenizer)}
     ordinary = [n for n in range(lm.n_embeddings) if n not in special] or range(lm.n_embeddings)
     length = min(N_TOKENS, lm.max_positions or N_TOKENS)
     half = length // 2
@@ -183,3 +184,12 @@ def _property(lm: LanguageModel, name: str) -> Iterator[None]:
             f"{type(error).__name__}: {reason}. Models with one residual stream of decoder blocks "
             "are supported"
         ) from error
+
+
+def added_tokens(tokenizer: Any) -> Mapping[int, Any]:
+    """Return the tokens that were added to the vocabulary, by id.
+
+    None for Mistral's own tokenizer class, whose attribute of that name is a method.
+    """
+    tokens = getattr(tokenizer, "added_tokens_decoder", {})
+    return tokens if isinstance(tokens, Mapping) else {}

@@ -26,7 +26,7 @@ from saematch.lm.checkpoint import (
     weight_files,
 )
 from saematch.lm.hooks import LanguageModel
-from saematch.lm.self_test import self_test
+from saematch.lm.self_test import added_tokens, self_test
 from saematch.memory import is_out_of_memory, memory_shortage
 from saematch.specs import Text, spec
 
@@ -196,8 +196,7 @@ class OpenedModel:
 
 def _special_ids(tokenizer: Any, bos_id: int | None) -> frozenset[int]:
     """Return BOS and every token that the tokenizer marks as special, ``<unk>`` included."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).items()  # Mistral's own has none
-    marked = {number for number, token in added if token.special}
+    marked = {number for number, token in added_tokens(tokenizer).items() if token.special}
     return frozenset({*marked, *tokenizer.all_special_ids, bos_id} - {None})
 
 

@@ -88,12 +88,14 @@ def by_distance(factors: Factors) -> Factors:
     Of vectors ``a`` and ``b``, less a common centre, these are the inner products of
     ``[a, -||a||^2 / 2t, t]`` and ``[b, t, -||b||^2 / 2t]``. The centre cancels; without it, float32
     would lose small distances between long vectors. So does ``t``, about the length of a vector,
-    which keeps the vectors short and the bounds on rounding tight.
+    which keeps the vectors short and the bounds on rounding tight. The vectors are float64: a norm
+    rounded to float32 would be off by more than small distances are.
     """
     centre = common_centre(factors.X_A, factors.X_B)
-    a, b = factors.X_A - centre, factors.X_B - centre
+    a, b = (side.double() - centre for side in (factors.X_A, factors.X_B))
     of_a, of_b = lengths(a), lengths(b)
-    t = typical_length(of_a, of_b) / math.sqrt(2)
+    longest = float(torch.cat([of_a, of_b]).max())
+    t = max(typical_length(of_a, of_b) / math.sqrt(2), longest / 100)
 
     def extended(side: Tensor, *columns: Tensor) -> Tensor:
         return torch.cat([side, torch.stack(columns, 1).to(side)], 1)

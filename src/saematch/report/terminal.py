@@ -70,13 +70,14 @@ def _proven(tables: Mapping[str, list[Row]]) -> Iterator[str]:
     for name, gap in optimal_to(tables).items():
         arm = name.partition("/")[2]
         rows = [row for row in tables["matches"] if row["arm"] == arm]
-        line = f"every match of {arm} is proven optimal to {gap:.0e}"
+        line = f"every match of {arm} is proven optimal to {gap:.1e}"
         certain = [float(row["certain"]) for row in rows if row["certain"] is not None]
         if certain:
-            line += f"; at least {min(certain):.0%} of its pairs are in every optimal match"
+            least = math.floor(1000 * min(certain)) / 10  # a lower bound is not rounded up
+            line += f"; at least {least} % of its pairs are in every optimal match"
         shares = [int(row["n_90"]) / int(row["n_matched"]) for row in rows if row["n_90"]]
         if shares:
-            line += f"; {min(shares):.0%} of them or more carry 90 % of its value over chance"
+            line += f"; 90 % of the value over chance is in as few as {min(shares):.0%} of them"
         yield line
 
 

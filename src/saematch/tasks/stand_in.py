@@ -136,7 +136,7 @@ def warn_of_biases(saes: SaeShelf, arms: Mapping[str, Arm]) -> None:
     large that a match of all parts is a match of the biases.
     """
     compared = [arm.objective for arm in arms.values() if arm.fold == "threshold"]
-    if not any(parts.b_enc >= parts.W_dec > 0 for parts in compared):
+    if not any(0 < parts.b_enc >= parts.W_dec for parts in compared):
         return
     shares = {key: sae.thresholds["bias_share"] for key, sae in saes.facts.items()}
     most = {key: share for key, share in shares.items() if share and float(share) > MOST}
