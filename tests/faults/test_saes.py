@@ -23,6 +23,7 @@ from saematch.places import SaeKey
 from saematch.sae.disk import SaeFolders
 from saematch.sae.folding import fold
 from saematch.sae.params import SaeOrigin
+from saematch.sae.settings import Fields
 from saematch.sae.sites import Hook, read_hook
 from saematch.shelf import SaeShelf
 from saematch.tasks.stand_in import warn_of_biases
@@ -619,3 +620,13 @@ def test_A18_it_is_said_of_arms_that_compare_biases(caplog, scale, parts, said):
     arms = {"folded": Arm("threshold", parts, Identity())}
     warn_of_biases(SaeShelf.of({SaeKey("released", 0): relu}), arms)
     assert (BIASED in caplog.text) == said
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "1" + "0" * 5000, "NaN", "Infinity"])
+def test_B13_a_number_beyond_all_floats_is_refused_in_one_line(tmp_path, number):
+    path = tmp_path / "config.json"
+    path.write_text('{"activation_dim": 4, "scale": ' + number + "}")
+    with pytest.raises(ValueError) as caught:
+        Fields({"activation_dim": int, "scale": float}).read(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 400

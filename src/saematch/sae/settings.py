@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saematch.files import parse_json
 from saematch.sae.reading import refuse_pointer
 
 DESCRIPTIVE = (
@@ -25,6 +25,8 @@ KINDS = {
     dict: "a group of fields",
 }
 """What messages call the types of fields."""
+LARGEST = 1e300
+"""Numbers beyond this do not fit into a float, and NaN is not below it."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the fields of a JSON file; ``ValueError`` if it cannot be read as such."""
     try:
         refuse_pointer(path)
-        fields = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        fields = parse_json(path.read_bytes())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} cannot be read ({error}); fetch the SAE again") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path} does not hold the settings of an SAE, but {_brief(fields)}")
@@ -118,7 +120,7 @@ def _typed(where: str, name: str, value: Any, kind: type | tuple[type, ...]) -> 
     written = isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value)
     if written and str not in kinds and (int in kinds or float in kinds):
         value = int(value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST:
         if float in kinds:
             return float(value)
         if int in kinds and value == int(value):
