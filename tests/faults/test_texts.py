@@ -10,6 +10,7 @@ import pandas
 import pytest
 
 from conftest import TEXTS, tiny_overrides
+from saematch.data.folders import find_files
 from saematch.data.hub import HubSet, HubTexts
 from saematch.data.texts import LocalTexts
 from saematch.explain.jsonl import JsonlExplanations, _lines
@@ -297,3 +298,12 @@ def test_B15_deeply_nested_json_in_files_of_runs_and_saes_is_refused(tiny, tmp_p
     ):
         with pytest.raises(ValueError, match=r"\.json .*(nested too deeply|maximum recursion)"):
             read()
+
+
+def test_B19_a_folder_of_splits_and_another_file_is_refused(tmp_path):
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text('{"text": "a text of this split"}\n')
+    assert [path.name for path in find_files(str(tmp_path))[1]] == ["train.jsonl"]
+    (tmp_path / "README.txt").write_text("What these files are.")
+    with pytest.raises(ValueError, match=r"files of several splits and README\.txt"):
+        find_files(str(tmp_path))

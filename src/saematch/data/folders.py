@@ -71,7 +71,15 @@ def _in_folder(folder: Path) -> list[Path]:
     splits: dict[str, list[Path]] = {}
     for path in own:
         splits.setdefault(_SHARD.sub("", path.stem), []).append(path)
-    return _train(folder, splits) if len(splits) > 1 and set(splits) <= set(SPLITS) else own
+    others = [name for name in splits if name not in SPLITS]
+    if len(splits) - len(others) < 2:
+        return own
+    if others:
+        raise ValueError(
+            f"{folder} has files of several splits and {splits[others[0]][0].name}, which belongs "
+            f"to none: set dataset.paths to the files, as in '{folder}/train*'"
+        )
+    return _train(folder, splits)
 
 
 def _texts(folder: Path) -> list[Path]:
