@@ -19,25 +19,25 @@ from tempfile import TemporaryDirectory
 import torch
 from plain import skip_layers
 
-from saematch.data.texts import ZooTexts
-from saematch.data.tokens import TokenBatch, tokenise
-from saematch.evals.activations import decode, encode
-from saematch.evals.intervals import Intervals
-from saematch.evals.runner import TrainerSpec
-from saematch.evals.splice import MATCHLESS, SplicePlan, evaluate_batch
+from saematch.core.match import Match
+from saematch.core.pairs import SaeKey
+from saematch.evaluate.intervals import Intervals
+from saematch.evaluate.plan import Cell, evaluate_texts, plan_splices
+from saematch.evaluate.splice import MATCHLESS, SplicePlan, evaluate_batch
+from saematch.evaluate.tables import Tables
 from saematch.explain.contexts import TextPass, collect_contexts
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
-from saematch.matching.assignment import Random
-from saematch.matching.match import Match
-from saematch.matching.objectives import Parts
+from saematch.matching.matchers import Random
+from saematch.matching.matches import match_places, places_of
+from saematch.matching.objectives.parts import Parts
 from saematch.matching.store import MatchStore
-from saematch.places import SaeKey
-from saematch.sae.source import ZooSaes
-from saematch.tasks.evaluate import Cell, evaluate_texts, plan_splices
-from saematch.tasks.match import match_places, places_of
-from saematch.tasks.tables import Tables
+from saematch.sae.activations import decode, encode
+from saematch.sae.sources.source import ZooSaes
+from saematch.texts.sources import ZooTexts
+from saematch.texts.text_pass import TrainerSpec
+from saematch.texts.tokens import TokenBatch, tokenise
 
 BOTH_SCALES = ("permute", "permute_raw")
 ARMS = {

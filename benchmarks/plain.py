@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from saematch.data.tokens import TokenBatch
-from saematch.evals.splice import Splice
+from saematch.core.match import Match
+from saematch.core.pairs import SaeKey
+from saematch.evaluate.splice import Splice
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.arm import DECODINGS
-from saematch.matching.match import Match
-from saematch.places import SaeKey
 from saematch.sae.folding import fold
 from saematch.sae.params import SaeParams
+from saematch.texts.tokens import TokenBatch
 
 
 @torch.inference_mode()

@@ -18,9 +18,10 @@ from statistics import median
 import numpy as np
 import torch
 
-from saematch.matching.assignment.solve import solve_assignment
-from saematch.matching.objectives import Factors, Parts
+from saematch.matching.objectives.factors import Factors
+from saematch.matching.objectives.parts import Parts
 from saematch.matching.planted import planted
+from saematch.matching.solver.solve import solve_assignment
 
 SIZE = 4609
 """All parts of a Gemma 2 2B feature: decoder and encoder vector of 2,304 numbers, and a bias."""
@@ -127,7 +128,7 @@ def measure(solver, instance, n, size, repeats, memory_gib, peers) -> dict:
 def make(instance: str, n: int, size: int) -> Factors:
     if instance.startswith("zoo"):
         from saematch.sae.folding import fold
-        from saematch.sae.source import ZooSaes
+        from saematch.sae.sources.source import ZooSaes
 
         earlier, later = (int(layer) for layer in instance.split()[1].split("-"))
         source = ZooSaes("independent", n, 20)

@@ -22,13 +22,13 @@ def replace(self, target):
     return real(self, target)
 
 pathlib.Path.replace = replace
-from saematch.cli import main
+from saematch.app.main import main
 main()
 """
 """Runs the command line and kills it just before its n-th file gets its name."""
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["saematch.run", "saematch.evals.lightning_runner", "sae_lens"])
+FORKS.set_forkserver_preload(["saematch.run.run", "saematch.texts.lightning_runner", "sae_lens"])
 
 
 def command(tiny: Path, *arguments: str) -> list[str]:
@@ -52,7 +52,7 @@ def forked(folder: Path, *words: str) -> ForkServerProcess:
 
 
 def _run(folder: Path, words: tuple[str, ...]) -> None:
-    from saematch.cli import main
+    from saematch.app.main import main
 
     os.chdir(folder)
     with Path("output.log").open("a") as log:

@@ -26,7 +26,7 @@ from saematch.sae.params import SaeOrigin, SaeParams
 @pytest.fixture(autouse=True)
 def _answers_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave answers in the system's cache, as no test cuts the power."""
-    from saematch.judge import store
+    from saematch.chat import replies as store
 
     def connect(*arguments: object, **settings: object) -> sqlite3.Connection:
         database = sqlite3.connect(*arguments, **settings)
@@ -39,7 +39,7 @@ def _answers_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _closed() -> Iterator[None]:
     """Close the connections that a test opens to an LLM; a test's own ``undo`` leaves it alone."""
-    from saematch.judge.client import OpenAiServer
+    from saematch.chat.client import OpenAiServer
 
     servers, made = [], OpenAiServer.__init__
 
@@ -167,7 +167,7 @@ def cli(tiny, tmp_path, monkeypatch, capsys):
 
     Figures take most of a small run's time: they are drawn where a test asks for them.
     """
-    from saematch.cli import main
+    from saematch.app.main import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from saematch.evals.metrics import co_activation, explained_variance, mean
+from saematch.evaluate.metrics import co_activation, explained_variance, mean
 
 D_MODEL = 4
 

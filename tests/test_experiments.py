@@ -7,18 +7,18 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from chat.judge_server import JudgeServer
 
 from conftest import tiny_overrides
-from judge.judge_server import JudgeServer
-from saematch.cli import CONF, build
+from saematch.app.main import CONF, build
+from saematch.core.results import Results
+from saematch.evaluate.means import SCORE_METRICS, WEIGHT_METRICS
 from saematch.judge.verdicts import LABELS
 from saematch.report import rules
 from saematch.report.claims import CLAIMS
 from saematch.report.rules import Verdict
-from saematch.results import Results
-from saematch.resuming import finished_as
-from saematch.run import run
-from saematch.tasks.means import SCORE_METRICS, WEIGHT_METRICS
+from saematch.run.resuming import finished_as
+from saematch.run.run import run
 
 EXPERIMENTS = sorted(path.stem for path in Path(CONF, "experiment").glob("*.yaml"))
 JUDGED = {name: name for name in ("judge_layers", "mse_by_label")} | {

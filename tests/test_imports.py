@@ -72,7 +72,7 @@ def test_import_saematch_is_light():
 def test_help_needs_no_torch():
     code = (
         "import sys; sys.argv = ['saematch', '--help']\n"
-        "from saematch.cli import main\n"
+        "from saematch.app.main import main\n"
         "try:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -84,7 +84,7 @@ def test_help_needs_no_torch():
 def test_the_listing_of_saes_needs_no_torch():
     code = (
         "import sys; sys.argv = ['saematch', 'saes', 'gpt2']\n"
-        "from saematch.cli import main\n"
+        "from saematch.app.main import main\n"
         "main()\nprint({'torch', 'sae_lens'} & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

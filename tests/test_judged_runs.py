@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from chat.judge_server import KEY, JudgeServer
 
 from conftest import N_FEATURES, N_LAYERS
 from explain.neuronpedia_server import NeuronpediaServer, row
-from judge.judge_server import KEY, JudgeServer
+from saematch.core.results import Results
 from saematch.explain import neuronpedia_web
-from saematch.results import Results
 from wandb_reader import history
 
 MATCH = ["tasks=[match]", "arms=[folded,random]", "intervals.n_replicates=20"]

@@ -10,8 +10,8 @@ import pytest
 
 from commands import command, tables
 from conftest import tiny_overrides
-from saematch.cli import one_line
-from saematch.results import Results
+from saematch.app.main import one_line
+from saematch.core.results import Results
 
 ONE_CPU = "hydra.launcher.ray.remote.num_cpus=1"
 

@@ -7,10 +7,10 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from saematch.cli import CONF, REFERRED
-from saematch.experiment import Experiment
-from saematch.reproduce import FAMILIES, JUDGED, planned
-from saematch.sae.source import ZooSaes
+from saematch.app.main import CONF, REFERRED
+from saematch.app.reproduce import FAMILIES, JUDGED, planned
+from saematch.run.experiment import Experiment
+from saematch.sae.sources.source import ZooSaes
 
 GROUPS = (
     "model",

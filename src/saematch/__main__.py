@@ -1,6 +1,6 @@
 """``python -m saematch``."""
 
-from saematch.cli import main
+from saematch.app.main import main
 
 if __name__ == "__main__":
     main()

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from conftest import N_FEATURES, TEXTS
-from saematch.data.texts import TextSet
-from saematch.data.tokens import tokenise
-from saematch.evals import lightning_runner
-from saematch.evals.activations import SparseFeatures
-from saematch.evals.runner import TrainerSpec
+from saematch.core.pairs import SaeKey
 from saematch.explain.contexts import HALVES, Contexts, TextPass, collect_contexts, find_peaks
 from saematch.lm.source import LmSource
-from saematch.places import SaeKey
-from saematch.sae.disk import SaeFolders
+from saematch.sae.activations import SparseFeatures
+from saematch.sae.sources.disk import SaeFolders
+from saematch.texts import lightning_runner
+from saematch.texts.sources import TextSet
+from saematch.texts.text_pass import TrainerSpec
+from saematch.texts.tokens import tokenise
 
 KEYS = (SaeKey("default", 1), SaeKey("default", 2))
 

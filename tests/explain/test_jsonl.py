@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from conftest import N_FEATURES, random_sae
+from saematch.core.pairs import SaeKey
 from saematch.explain.explanations import Explanation, ExplanationSource, FeatureKey, Means
 from saematch.explain.jsonl import JsonlExplanations
-from saematch.places import SaeKey
 
 THREE, FOUR = SaeKey("default", 3), SaeKey("default", 4)
 SAES = {THREE: random_sae(3, layer=3), FOUR: random_sae(4, layer=4)}

@@ -15,12 +15,12 @@ import pytest
 from conftest import N_FEATURES, random_sae
 from explain.neuronpedia_server import LIMIT, Fault, NeuronpediaServer, row
 from saematch import __version__
+from saematch.core.files import replacing
+from saematch.core.pairs import SaeKey
 from saematch.explain import neuronpedia, neuronpedia_web
 from saematch.explain.explanations import Explanation, ExplanationSource, FeatureKey, Means
 from saematch.explain.neuronpedia import NeuronpediaExplanations
-from saematch.files import replacing
-from saematch.places import SaeKey
-from saematch.sae.registry import ExplainedSae
+from saematch.sae.sources.registry import ExplainedSae
 
 NAME = "tiny/3-tinyscope-res"
 BATCH = f"/v1/{NAME}/explanations/batch-{{}}.jsonl.gz"

@@ -4,14 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from chat.judge_server import JudgeServer
 
-from judge.judge_server import JudgeServer
+from saematch.chat.model import ChatModel
+from saematch.core.pairs import SaeKey
 from saematch.explain.contexts import Contexts, KeptContexts, TextPass
 from saematch.explain.explanations import ExplanationSource, FeatureKey
 from saematch.explain.own import OwnExplanations, OwnTexts
 from saematch.judge.connect import connect
-from saematch.judge.model import ChatModel
-from saematch.places import SaeKey
 
 SAE = SaeKey("default", 3)
 WORDS = ["<bos>", "the", "red", "river", "ran", "past", "a", "blue", "lake", "at", "dawn"]

@@ -11,17 +11,18 @@ from scipy.optimize import linear_sum_assignment
 
 from conftest import random_sae
 from saematch import Match, solve_assignment
+from saematch.core.pairs import SaeKey
 from saematch.matching.arm import Arm
-from saematch.matching.assignment import Greedy, MutualNearest, Optimal, Random, Scipy
-from saematch.matching.assignment.certificate import prove
-from saematch.matching.assignment.products import Plan, Products, Regime
-from saematch.matching.assignment.solve import Status
-from saematch.matching.objectives import Factors, Parts, by_distance
+from saematch.matching.matchers import Greedy, MutualNearest, Optimal, Random, Scipy
+from saematch.matching.matches import match_places, places_of
+from saematch.matching.objectives.factors import Factors, by_distance
+from saematch.matching.objectives.parts import Parts
 from saematch.matching.planted import planted
+from saematch.matching.solver.certificate import prove
+from saematch.matching.solver.products import Plan, Products, Regime
+from saematch.matching.solver.solve import Status
 from saematch.matching.store import MatchStore
-from saematch.places import SaeKey
-from saematch.shelf import SaeShelf
-from saematch.tasks.match import match_places, places_of
+from saematch.sae.suites import SaeShelf
 
 
 def normal(*shape, seed=0):

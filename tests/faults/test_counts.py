@@ -5,13 +5,14 @@ import logging
 import pytest
 import torch
 
-from saematch.evals.intervals import Intervals
-from saematch.evals.metrics import co_activation
-from saematch.matching.match import Match
-from saematch.places import Place, SaeKey
+from saematch.core.match import Match
+from saematch.core.pairs import Place, SaeKey
+from saematch.core.results import Results
+from saematch.evaluate.intervals import Intervals
+from saematch.evaluate.match_tables import live_recall
+from saematch.evaluate.metrics import co_activation
+from saematch.matching.matches import MatchSet
 from saematch.report.figures import FIGURES, NEEDS, OF_TRAINING, draw_figures
-from saematch.results import Results
-from saematch.tasks.match import MatchSet, live_recall
 
 ONCE = torch.ones(1, 1, dtype=torch.float64)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pandas
 import pytest
 
-from saematch.judge.asking import AskingError
+from saematch.chat.asking import AskingError
+from saematch.chat.model import ChatModel, Limits
+from saematch.core.results import Results
+from saematch.core.safe_text import for_spreadsheets, in_markdown, visible
 from saematch.judge.connect import connect
-from saematch.judge.model import ChatModel, Limits
 from saematch.report.reproduction import Run, write_page
-from saematch.results import Results
-from saematch.safe_text import for_spreadsheets, in_markdown, visible
 
 EVIL = "\x1b]0;owned\x07\x1b[31mred $x_{$"
 SHOWN = r"\x1b]0;owned\x07\x1b[31mred $x_{$"
@@ -41,8 +41,8 @@ def foreign_runs(folder: Path) -> None:
 @pytest.fixture
 def compared(tmp_path, monkeypatch, capsys):
     """Compare hostile runs; return what the terminal got, and the folder."""
-    from saematch.comparing.command import compare
-    from saematch.comparing.terminal import print_comparison
+    from saematch.app.compare import compare
+    from saematch.compare.terminal import print_comparison
 
     monkeypatch.chdir(tmp_path)
     foreign_runs(tmp_path / "runs")
@@ -122,7 +122,7 @@ def test_C2_C3_a_secret_on_the_command_line_is_refused_before_anything_is_writte
     "setting", ["judge.key_variable=OPENAI_API_KEY", "judge.key_variable=null", "dataset.n_texts=5"]
 )
 def test_C3_names_of_variables_are_taken(setting):
-    from saematch.cli import _KEY
+    from saematch.app.main import _KEY
 
     assert not _KEY.search(setting)
 

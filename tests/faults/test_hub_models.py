@@ -8,19 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from sae.sources.hub_server import COMMIT, LATER, RELEASES, Hub, files, serving
+from sae.sources.test_hub import register
 
 from conftest import random_sae, tiny_overrides
-from sae.hub_server import COMMIT, LATER, RELEASES, Hub, files, serving
-from sae.test_hub import register
-from saematch.files import write_json
+from saematch.core.files import write_json
 
 SAES = RELEASES["gemma"][0]
 
 
 def ran(model, folder, run):
     """Match two layers on a model of the hub; return the refusal, or the revision, and the log."""
-    from saematch.cli import build
-    from saematch.run import run as do
+    from saematch.app.main import build
+    from saematch.run.run import run as do
 
     said = []
     handler = logging.Handler(logging.INFO)

@@ -17,14 +17,15 @@ from threading import Event
 
 import psutil
 import pytest
+from chat.judge_server import JudgeServer, same_text
 
 from commands import command
 from conftest import tiny_overrides
-from judge.judge_server import JudgeServer, same_text
-from saematch import files, interruption
-from saematch.comparing.runs import find_runs
-from saematch.judge import asking
-from saematch.results import Results
+from saematch.chat import asking
+from saematch.compare.runs import find_runs
+from saematch.core import files
+from saematch.core.results import Results
+from saematch.run import interruption
 from wandb_reader import records
 
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
@@ -83,15 +84,15 @@ TRAIN = [
     "collection.n_tokens=60", "collection.context=12", "collection.held_out=8",
     "training.n_features=20", "training.target_l0=3.0", "training.samples=160", "training.batch=16",
 ]  # fmt: skip
-TEXTS = "saematch.evals.lightning_runner:write_sums"
+TEXTS = "saematch.texts.lightning_runner:write_sums"
 STAGES = {
-    "loading": ("saematch.run:choose_saes", 1, signal.SIGTERM, MATCH),
-    "solver": ("saematch.matching.assignment.auction:Auction.stage", 5, signal.SIGHUP, MATCH),
+    "loading": ("saematch.run.run:choose_saes", 1, signal.SIGTERM, MATCH),
+    "solver": ("saematch.matching.solver.auction:Auction.stage", 5, signal.SIGHUP, MATCH),
     "texts": (TEXTS, 3, signal.SIGTERM, MATCH),
     "texts by Ctrl-C": (TEXTS, 3, signal.SIGINT, MATCH),
-    "judge": ("saematch.judge.asking:_Round._collect", 3, signal.SIGINT, JUDGED),
+    "judge": ("saematch.chat.asking:_Round._collect", 3, signal.SIGINT, JUDGED),
     "collect": (TEXTS, 2, signal.SIGTERM, TRAIN),
-    "training": ("saematch.tasks.train_saes:save_sae", 2, signal.SIGTERM, TRAIN),
+    "training": ("saematch.training.train_saes:save_sae", 2, signal.SIGTERM, TRAIN),
 }
 
 
@@ -174,7 +175,7 @@ def test_A8_a_multirun_records_the_job_in_progress(signalled, tiny, tmp_path):
 def test_A8_a_reproduction_ends_with_its_run(signalled, tmp_path):
     words = ["reproduce", "--only", "norms", "--families", "chain", "layers=[0,1]",
              "logger=none"]  # fmt: skip
-    code, said = signalled("saematch.run:draw_figures", 1, signal.SIGHUP, *words, base=[])
+    code, said = signalled("saematch.run.run:draw_figures", 1, signal.SIGHUP, *words, base=[])
     results = Results.load(tmp_path / "outputs/norms/reproduction-chain/results.json")
     assert (code, results.status) == (129, "interrupted")
     assert continuation(said) == words
@@ -184,13 +185,13 @@ def test_A8_a_real_process_ends_at_once_and_w_and_b_sees_a_failure(tiny, tmp_pat
     """Lightning's own handler would go on to the end of the batch, here for a minute."""
     script = """
 import sys, time
-from saematch.evals import lightning_runner
+from saematch.texts import lightning_runner
 real = lightning_runner.write_sums
 def slow(path, sums):
     real(path, sums)
     time.sleep(60)
 lightning_runner.write_sums = slow
-from saematch.cli import main
+from saematch.app.main import main
 main()
 """
     words = [word for word in command(tiny, *MATCH)[3:] if word != "logger=none"]
@@ -230,7 +231,7 @@ SPREAD = ["run_id=a", "trainer.devices=2", "trainer.strategy=ddp_spawn"]
 def test_A8_processes_that_a_run_has_started_end_with_it(tiny, tmp_path, words, begun, number):
     (tmp_path / "s.yaml").write_text(json.dumps(GRID))
     main = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    main += "if __name__ == '__main__':\n    from saematch.cli import main\n    main()\n"
+    main += "if __name__ == '__main__':\n    from saematch.app.main import main\n    main()\n"
     (tmp_path / "main.py").write_text(main)
     command = [sys.executable, "main.py", *words, *tiny_overrides(tiny), *MATCH]
     process = psutil.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -248,9 +249,9 @@ def test_A8_processes_that_a_run_has_started_end_with_it(tiny, tmp_path, words, 
 
 
 def test_A8_in_a_notebook_a_keyboard_interrupt_stays_one(cli, tiny, tmp_path, monkeypatch):
-    from saematch.cli import build
-    from saematch.evals import lightning_runner
-    from saematch.run import run
+    from saematch.app.main import build
+    from saematch.run.run import run
+    from saematch.texts import lightning_runner
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -299,8 +300,8 @@ def test_A8_other_handlers_and_ignored_signals_are_left_alone():
 SECOND = """
 import os, signal, sys, time
 from concurrent.futures import Future
-from saematch import interruption
-from saematch.background import in_background
+from saematch.run import interruption
+from saematch.core.background import in_background
 interruption.ECHO_SECONDS = float(sys.argv[1])
 in_background(Future(), lambda: time.sleep(60))  # a server that does not answer
 try:

@@ -9,15 +9,15 @@ import torch
 from scipy.stats import t as student
 
 from populations import Population, metrics
-from saematch.evals.intervals import Intervals
-from saematch.evals.metrics import mean
-from saematch.evals.splice import Splice, SplicePlan
-from saematch.evals.sums import TextSums, write_sums
-from saematch.places import Place
-from saematch.results import Results
-from saematch.tasks.contrasts import strategy_contrasts
-from saematch.tasks.evaluate import Cell
-from saematch.tasks.tables import Tables
+from saematch.core.pairs import Place
+from saematch.core.results import Results
+from saematch.evaluate.contrasts import strategy_contrasts
+from saematch.evaluate.intervals import Intervals
+from saematch.evaluate.metrics import mean
+from saematch.evaluate.plan import Cell
+from saematch.evaluate.splice import Splice, SplicePlan
+from saematch.evaluate.tables import Tables
+from saematch.texts.sums import TextSums, write_sums
 
 
 def coverage(n, repeats, n_features, seed=1):

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import psutil
 import pytest
+from chat.judge_server import JudgeServer
 from safetensors import safe_open
 
 from commands import FORKS, forked
 from conftest import tiny_overrides
-from judge.judge_server import JudgeServer
-from saematch.results import Results
+from saematch.core.results import Results
 
 pytestmark = pytest.mark.slow
 

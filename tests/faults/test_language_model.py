@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import N_LAYERS, TEXTS
+from saematch.core.memory import is_out_of_memory
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.self_test import self_test
 from saematch.lm.source import LmSource
-from saematch.memory import is_out_of_memory
 
 IDS = torch.randint(2, 64, (2, 12), generator=torch.Generator().manual_seed(1))
 PER_BLOCK = 9
@@ -313,7 +313,7 @@ def test_B9_texts_that_do_not_fit_into_the_main_memory_end_in_one_line(cli, monk
 
 
 def test_B9_anything_else_that_does_not_fit_ends_in_one_line(cli, monkeypatch):
-    monkeypatch.setattr("saematch.run.match_places", too_much)
+    monkeypatch.setattr("saematch.run.run.match_places", too_much)
     message, output = cli()
     assert message.startswith("saematch: matching and evaluating SAEs: out of memory (")
     assert "Traceback" not in output.err

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from saematch.matching.assignment import ChanceLevel, MutualNearest, Optimal
 from saematch.matching.levels import OUT_OF_REACH, directions
-from saematch.matching.objectives import Factors, Parts, by_distance
+from saematch.matching.matchers import ChanceLevel, MutualNearest, Optimal
+from saematch.matching.objectives.factors import Factors, by_distance
+from saematch.matching.objectives.parts import Parts
 from saematch.sae.folding import fold
-from saematch.sae.source import ZooSaes
+from saematch.sae.sources.source import ZooSaes
 
 N, SIZE, COSINE, CENTRES = 500, 64, 0.7, 20
 KINDS = ("independent", "lengths", "mean", "plane", "mostly plane", "clusters")

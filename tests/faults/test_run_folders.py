@@ -15,12 +15,12 @@ from threading import Barrier
 import pytest
 
 from conftest import tiny_overrides
-from saematch import run, run_folders, tracking
-from saematch.cli import build
-from saematch.comparing.runs import find_runs
-from saematch.results import Results
-from saematch.resuming import finished_as, settings_of
-from saematch.run_folders import claimed, run_folder
+from saematch.app.main import build
+from saematch.compare.runs import find_runs
+from saematch.core.results import Results
+from saematch.run import run, run_folders, tracking
+from saematch.run.resuming import finished_as, settings_of
+from saematch.run.run_folders import claimed, run_folder
 
 SMALL = ["logger=none", "tasks=[match]", "arms=[folded]", "layers=[0,1]"]
 A = Path("outputs/match/a")
@@ -70,7 +70,7 @@ def test_A7_the_jobs_of_a_multirun_share_a_new_folder(cli, tiny, tmp_path):
 HOLDER = """
 import json, sys
 from pathlib import Path
-from saematch.run_folders import claimed
+from saematch.run.run_folders import claimed
 
 with claimed(Path(sys.argv[1]), json.loads(sys.argv[2])) as claim:
     print("held", flush=True)

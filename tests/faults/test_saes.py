@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from sae.sources.test_disk import D, F, X, dictionary, gemma, gemma_2, random, sparsify, write_json
 from safetensors.torch import load_file, save_file
 
 from conftest import random_sae, tiny_overrides, write_sae
@@ -14,19 +15,18 @@ from sae.test_architectures import D as WIDTH
 from sae.test_architectures import F as FEATURES
 from sae.test_architectures import X as STATES
 from sae.test_architectures import made
-from sae.test_disk import D, F, X, dictionary, gemma, gemma_2, random, sparsify, write_json
-from saematch.evals.weights import threshold_summary
+from saematch.core.pairs import SaeKey
 from saematch.matching.arm import Arm
-from saematch.matching.assignment import Identity
-from saematch.matching.objectives import Parts
-from saematch.places import SaeKey
-from saematch.sae.disk import SaeFolders
+from saematch.matching.matchers import Identity
+from saematch.matching.objectives.parts import Parts
+from saematch.run.checks import warn_of_biases
 from saematch.sae.folding import fold
+from saematch.sae.formats.settings import Fields
 from saematch.sae.params import SaeOrigin
-from saematch.sae.settings import Fields
 from saematch.sae.sites import Hook, read_hook
-from saematch.shelf import SaeShelf
-from saematch.tasks.stand_in import warn_of_biases
+from saematch.sae.sources.disk import SaeFolders
+from saematch.sae.suites import SaeShelf
+from saematch.sae.thresholds import threshold_summary
 
 OLD = {
     "architecture": "standard", "d_in": WIDTH, "d_sae": FEATURES, "activation_fn_str": "relu",
@@ -144,8 +144,8 @@ def test_A12_nor_of_a_release(tmp_path, monkeypatch):
         get_pretrained_saes_directory,
     )
 
-    from saematch.sae.hub import fetch
-    from saematch.sae.registry import RegisteredSae, Release
+    from saematch.sae.sources.hub import fetch
+    from saematch.sae.sources.registry import RegisteredSae, Release
 
     where = tmp_path / "snapshots/0123"
     ids = {name: name for name in ("relu", "tanh-relu")}
@@ -205,9 +205,9 @@ def test_A12_every_field_that_saelens_writes_is_known():
     from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig, SAETrainerConfig
     from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
-    from saematch.sae.saelens import REFUSED
-    from saematch.sae.saelens_fields import CONFIG
-    from saematch.sae.settings import DESCRIPTIVE
+    from saematch.sae.formats.saelens import REFUSED
+    from saematch.sae.formats.saelens_fields import CONFIG
+    from saematch.sae.formats.settings import DESCRIPTIVE
 
     classes = {**SAE_CLASS_REGISTRY, "training": (None, SAETrainerConfig)}
     configs = [config for name, (_, config) in classes.items() if name not in REFUSED]

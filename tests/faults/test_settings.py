@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from saematch.cli import MISTAKES, build, one_line, quoted
-from saematch.experiment import Experiment
+from saematch.app.main import MISTAKES, build, one_line, quoted
+from saematch.core.specs import Some, Unique, check_fields, spec
 from saematch.matching.arm import Arm
-from saematch.matching.assignment import Optimal
-from saematch.matching.objectives import Parts
-from saematch.resuming import settings_of
-from saematch.specs import Some, Unique, check_fields, spec
+from saematch.matching.matchers import Optimal
+from saematch.matching.objectives.parts import Parts
+from saematch.run.experiment import Experiment
+from saematch.run.resuming import settings_of
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -71,7 +71,7 @@ def test_A16_settings_without_meaning_are_refused(setting, words):
 
 
 def test_A16_a_sweep_over_a_bad_seed_is_refused_by_the_plan(tmp_path, monkeypatch):
-    from saematch.sweeping.command import main
+    from saematch.app.sweep.command import main
 
     (tmp_path / "seeds.yaml").write_text(
         "method: grid\nmetric: {name: gap/folded, goal: minimize}\n"

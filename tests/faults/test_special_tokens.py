@@ -10,26 +10,26 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from conftest import N_FEATURES, TEXTS, tiny_overrides
-from saematch.data.texts import LocalTexts, TextSet
-from saematch.data.token_cache import load_texts
-from saematch.data.tokens import tokenise
-from saematch.evals.intervals import Intervals
-from saematch.evals.runner import TrainerSpec
+from saematch.core.pairs import Place, SaeKey
+from saematch.evaluate.intervals import Intervals
+from saematch.evaluate.plan import evaluate_texts, plan_splices
+from saematch.evaluate.tables import Tables
 from saematch.explain.contexts import TextPass, collect_contexts
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
-from saematch.matching.assignment import Random
-from saematch.matching.objectives import Parts
+from saematch.matching.matchers import Random
+from saematch.matching.matches import match_places
+from saematch.matching.objectives.parts import Parts
 from saematch.matching.store import MatchStore
-from saematch.places import Place, SaeKey
-from saematch.sae.disk import SaeFolders
 from saematch.sae.folding import fold
-from saematch.shelf import SaeShelf
-from saematch.tasks.collect import Collection, collect
-from saematch.tasks.evaluate import evaluate_texts, plan_splices
-from saematch.tasks.match import match_places
-from saematch.tasks.stand_in import ActivationQuantile, by_activation
-from saematch.tasks.tables import Tables
+from saematch.sae.sources.disk import SaeFolders
+from saematch.sae.stand_in import ActivationQuantile, by_activation
+from saematch.sae.suites import SaeShelf
+from saematch.texts.sources import LocalTexts, TextSet
+from saematch.texts.text_pass import TrainerSpec
+from saematch.texts.token_cache import load_texts
+from saematch.texts.tokens import tokenise
+from saematch.training.collect import Collection, collect
 
 SPECIAL = ("<bos>", "<unk>", "<|endoftext|>", "<pad>", "<s>")
 SPOILED = (
@@ -278,7 +278,7 @@ def test_A2_training_leaves_special_tokens_out_and_doubles_no_bos(lm, tmp_path, 
 
 
 def test_A2_windows_are_the_same_with_the_separator_in_the_texts(lm):
-    from saematch.data.windows import windows
+    from saematch.texts.windows import windows
 
     plain_texts = TextSet("t", tuple(TEXTS))
     for bos, eos in (("<bos>", ""), ("", "<bos>"), ("<bos>", "<bos>")):

@@ -10,17 +10,17 @@ import pandas
 import pytest
 
 from conftest import TEXTS, tiny_overrides
-from saematch.data.folders import find_files
-from saematch.data.hub import HubSet, HubTexts
-from saematch.data.texts import LocalTexts
+from saematch.core.files import parse_json
+from saematch.core.results import Results
 from saematch.explain.jsonl import JsonlExplanations, _lines
-from saematch.files import parse_json
-from saematch.judge.verdicts import _json_object
+from saematch.chat.answers import json_object
 from saematch.lm.source import LmSource
-from saematch.results import Results
-from saematch.resuming import refuse_other_run
-from saematch.sae.disk import SaeFolders
-from saematch.tasks.collect import Collection
+from saematch.run.resuming import refuse_other_run
+from saematch.sae.sources.disk import SaeFolders
+from saematch.texts.folders import find_files
+from saematch.texts.hub import HubSet, HubTexts
+from saematch.texts.sources import LocalTexts
+from saematch.training.collect import Collection
 
 SAME = ("one\n2", 'two, "2"', "drei ß")
 DEEP = "[" * 100_000
@@ -69,7 +69,7 @@ def test_B6_a_lone_surrogate_is_refused_with_its_line_before_a_model_runs(
     cli, tiny, tmp_path, monkeypatch
 ):
     (tmp_path / "t.jsonl").write_text('{"text": "fine \\ud83d\\ude00"}\n{"text": "half \\ud83d"}')
-    monkeypatch.setattr("saematch.evals.splice.evaluate_batch", None)
+    monkeypatch.setattr("saematch.evaluate.splice.evaluate_batch", None)
     base = [s for s in tiny_overrides(tiny) if not s.startswith("dataset.paths")]
     message, _ = cli("dataset.paths=[t.jsonl]", "logger=none", base=base)
     assert "t.jsonl, line 2: character 5 of the text is half of a surrogate pair" in message
@@ -109,7 +109,7 @@ def test_B15_deeply_nested_json_is_refused_elsewhere(tmp_path):
     (tmp_path / "labels.jsonl").write_text(DEEP)
     with pytest.raises(ValueError, match=r"labels\.jsonl, line 1 is no JSON object: it is nested"):
         list(_lines(tmp_path / "labels.jsonl", None))
-    assert _json_object('{"a":' + DEEP + "}") is None, "what an LLM answers"
+    assert json_object('{"a":' + DEEP + "}") is None, "what an LLM answers"
 
 
 @pytest.mark.parametrize("bom", ["", "\ufeff"])

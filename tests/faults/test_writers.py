@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 
 import saematch
 from conftest import random_sae
-from saematch.files import replacing, replacing_folder, write_json
-from saematch.matching import match
-from saematch.results import Results
-from saematch.run_folders import LogFile
-from saematch.sae.trained import save_sae
+from saematch.core import match
+from saematch.core.files import replacing, replacing_folder, write_json
+from saematch.core.results import Results
+from saematch.run.run_folders import LogFile
+from saematch.training.trained import save_sae
 
 SOURCE = Path(saematch.__file__).parent
 FULL = "No space left on device"
@@ -41,10 +41,10 @@ from safetensors.torch import save_file
 import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
-from saematch.files import replacing, replacing_folder, write_json
-from saematch.judge.questions import Asked, Reply
-from saematch.judge.store import ReplyStore
-from saematch.matching.match import Match
+from saematch.core.files import replacing, replacing_folder, write_json
+from saematch.chat.questions import Asked, Reply
+from saematch.chat.replies import ReplyStore
+from saematch.core.match import Match
 from saematch.report.style import save
 
 folder = Path(sys.argv[1])
@@ -235,7 +235,7 @@ def test_B8_a_log_that_cannot_be_written_says_so_once(capsys):
 def test_B8_a_mirror_that_cannot_be_written_leaves_the_run_finished(tmp_path, monkeypatch, caplog):
     import wandb
 
-    from saematch.tracking import Outcome, WandbLogging
+    from saematch.run.tracking import Outcome, WandbLogging
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, FULL, "media/table.json")

@@ -6,12 +6,12 @@ from itertools import product
 import pytest
 
 from conftest import N_FEATURES, N_LAYERS
+from saematch.chat.questions import Question
+from saematch.core.results import Results
 from saematch.judge.connect import connect
 from saematch.judge.overlap import WordOverlap, words
 from saematch.judge.prompts import JUDGE
-from saematch.judge.questions import Question
 from saematch.judge.verdicts import Verdict, read_verdict
-from saematch.results import Results
 
 RUN = ["tasks=[match]", "arms=[folded,random]", "intervals.n_replicates=20", "logger=none",
        "run_id=a", "figures=[]", "layers=[0,1]", "judge=overlap", "judging.swapped=1.0",

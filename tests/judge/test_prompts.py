@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from saematch.judge.prompts import EXPLAIN, JUDGE, MAX_CHARACTERS, PARAPHRASE, neutral
-from saematch.judge.questions import Question, Reply
+from saematch.chat.prompts import MAX_CHARACTERS, neutral
+from saematch.chat.questions import Question, Reply
+from saematch.explain.prompts import EXPLAIN
+from saematch.judge.prompts import JUDGE, PARAPHRASE
 from saematch.judge.verdicts import read_verdict
 
 HOSTILE = [

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from saematch.cli import build
+from saematch.app.main import build
 from saematch.judge.verdicts import LABELS, SCORES
-from saematch.run import run
+from saematch.run.run import run
 
 MODEL = Path(__file__).parents[2] / "outputs/models/smollm2_135m"
 

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from saematch.judge.questions import Reply
-from saematch.judge.verdicts import SCORES, Verdict, kappa, read_text, read_verdict
+from saematch.chat.answers import read_text
+from saematch.chat.questions import Reply
+from saematch.judge.verdicts import SCORES, Verdict, kappa, read_verdict
 
 
 @pytest.mark.parametrize(

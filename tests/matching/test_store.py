@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from conftest import random_sae
+from saematch.core.match import Match
+from saematch.core.pairs import SaeKey
 from saematch.matching.arm import Arm
-from saematch.matching.assignment import ChanceLevel, Optimal, Random
-from saematch.matching.match import Match
-from saematch.matching.objectives import Parts
+from saematch.matching.matchers import ChanceLevel, Optimal, Random
+from saematch.matching.objectives.parts import Parts
 from saematch.matching.store import MatchStore, match_key
-from saematch.places import SaeKey
-from saematch.shelf import SaeShelf
+from saematch.sae.suites import SaeShelf
 
 A, B, C = (SaeKey("default", layer) for layer in range(3))
 SAES = SaeShelf.of({key: random_sae(key.layer, layer=key.layer) for key in (A, B, C)})

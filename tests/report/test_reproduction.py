@@ -3,8 +3,8 @@
 import pytest
 
 from conftest import tiny_overrides
-from saematch import reproduce
-from saematch.cli import main
+from saematch.app import reproduce
+from saematch.app.main import main
 
 ONLY = ["--only", "mse,parts"]
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from saematch.sae.folding import fold, threshold_kind
+from saematch.sae.formats.saelens import from_saelens, load_saelens
 from saematch.sae.params import SaeOrigin
-from saematch.sae.saelens import from_saelens, load_saelens
 from saematch.sae.sites import Hook, is_skippable, read_hook, refuse_unskippable
 
 D, F = 12, 40

@@ -5,8 +5,8 @@ import torch
 
 from conftest import random_sae
 from saematch.matching.arm import Arm
-from saematch.matching.assignment import Optimal
-from saematch.matching.objectives import Parts
+from saematch.matching.matchers import Optimal
+from saematch.matching.objectives.parts import Parts
 from saematch.sae.folding import fold, is_uniform, rescale, threshold_kind
 
 

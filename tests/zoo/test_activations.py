@@ -6,7 +6,7 @@ import torch
 
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
-from saematch.tasks.collect import open_store
+from saematch.training.collect import open_store
 from saematch.zoo.activations import (
     ActivationRecipe,
     collect_held_out,

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import write_store
-from saematch.matching.match import Match
+from saematch.core.match import Match
 from saematch.zoo import dictionaries
 from saematch.zoo.dictionaries import FAMILIES, Family, Folders, build_family
 

@@ -7,22 +7,22 @@ import pytest
 import torch
 
 import saematch
-from saematch.data.texts import ZooTexts
-from saematch.data.tokens import tokenise
-from saematch.evals.intervals import Intervals
-from saematch.evals.runner import TrainerSpec
+from saematch.core.match import Match
+from saematch.core.pairs import Place
+from saematch.evaluate.intervals import Intervals
+from saematch.evaluate.plan import evaluate_texts, plan_splices
+from saematch.evaluate.tables import Tables
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
-from saematch.matching.assignment import Optimal, Random
-from saematch.matching.match import Match
-from saematch.matching.objectives import Parts
+from saematch.matching.matchers import Optimal, Random
+from saematch.matching.matches import match_places
+from saematch.matching.objectives.parts import Parts
 from saematch.matching.store import MatchStore
-from saematch.places import Place
 from saematch.sae.folding import fold
-from saematch.sae.source import ZooSaes
-from saematch.tasks.evaluate import evaluate_texts, plan_splices
-from saematch.tasks.match import match_places
-from saematch.tasks.tables import Tables
+from saematch.sae.sources.source import ZooSaes
+from saematch.texts.sources import ZooTexts
+from saematch.texts.text_pass import TrainerSpec
+from saematch.texts.tokens import tokenise
 
 ZOO = Path(saematch.__file__).parent / "zoo"
 SETS = [

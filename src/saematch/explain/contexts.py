@@ -16,15 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from saematch.data.tokens import TokenBatch
-from saematch.evals.activations import SparseFeatures, encode
-from saematch.evals.runner import TrainerSpec, run_batches
-from saematch.evals.sums import missing
-from saematch.files import code_hash, hashed, replacing
+from saematch.core.files import code_hash, hashed, replacing
+from saematch.core.pairs import SaeKey
 from saematch.lm.hooks import LanguageModel
-from saematch.places import SaeKey
+from saematch.sae.activations import SparseFeatures, encode
 from saematch.sae.params import SaeOrigin
-from saematch.shelf import Saes, SaeShelf
+from saematch.sae.suites import Saes, SaeShelf
+from saematch.texts.sums import missing
+from saematch.texts.text_pass import TrainerSpec, run_batches
+from saematch.texts.tokens import TokenBatch
 
 HALVES = 2
 """Texts are dealt out to two halves, by even and odd number, so that a feature can be explained

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
-from saematch.places import SaeKey
-from saematch.shelf import Saes
+from saematch.core.pairs import SaeKey
+from saematch.sae.suites import Saes
 
 if TYPE_CHECKING:
+    from saematch.chat.asking import Chat
     from saematch.explain.contexts import TextPass
-    from saematch.judge.asking import Chat
 
 
 class FeatureKey(NamedTuple):

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from saematch.data.reading import check_unicode
+from saematch.core.files import expand_home, parse_json
+from saematch.core.pairs import SaeKey
+from saematch.core.specs import spec
 from saematch.explain.explanations import Explanation, FeatureKey, Means
-from saematch.files import expand_home, parse_json
-from saematch.places import SaeKey
-from saematch.shelf import SaeFacts, Saes, SaeShelf
-from saematch.specs import spec
+from saematch.sae.suites import SaeFacts, Saes, SaeShelf
+from saematch.texts.reading import check_unicode
 
 Texts = dict[int, tuple[Explanation, ...]]
 """Of one SAE, by feature."""

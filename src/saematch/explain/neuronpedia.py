@@ -12,14 +12,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from saematch.core.files import read_json, write_json
+from saematch.core.pairs import SaeKey
+from saematch.core.specs import spec
 from saematch.explain.explanations import Explanation, FeatureKey, Means
 from saematch.explain.neuronpedia_web import ELSE, TEXTS, Server, fetch_single, keep_export
-from saematch.files import read_json, write_json
-from saematch.places import SaeKey
 from saematch.sae.params import SaeOrigin
-from saematch.sae.registry import explained_near
-from saematch.shelf import Saes, SaeShelf
-from saematch.specs import spec
+from saematch.sae.sources.registry import explained_near
+from saematch.sae.suites import Saes, SaeShelf
 
 log = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import parse_url
 
 from saematch import __version__
-from saematch.background import ENDING_SECONDS, in_background
-from saematch.files import parse_json, replacing
+from saematch.core.background import ENDING_SECONDS, in_background
+from saematch.core.files import parse_json, replacing
 
 log = logging.getLogger(__name__)
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
+from saematch.chat.answers import read_text
+from saematch.chat.asking import Chat
+from saematch.chat.questions import Question
+from saematch.core.pairs import SaeKey
+from saematch.core.specs import spec
 from saematch.explain.contexts import HALVES, Contexts, KeptContexts, TextPass, collect_contexts
 from saematch.explain.explanations import Explanation, FeatureKey, Means
-from saematch.judge.asking import Chat
-from saematch.judge.prompts import EXPLAIN
-from saematch.judge.questions import Question
-from saematch.judge.verdicts import read_text
-from saematch.places import SaeKey
-from saematch.shelf import Saes, SaeShelf
-from saematch.specs import spec
+from saematch.explain.prompts import EXPLAIN
+from saematch.sae.suites import Saes, SaeShelf
 
 log = logging.getLogger(__name__)
 

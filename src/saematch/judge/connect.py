@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from saematch.judge.asking import AskingError, Chat
-from saematch.judge.batches import Batches
-from saematch.judge.client import OpenAiServer
-from saematch.judge.model import ChatModel, NoJudge
+from saematch.chat.asking import AskingError, Chat
+from saematch.chat.batches import Batches
+from saematch.chat.client import OpenAiServer
+from saematch.chat.model import ChatModel, NoJudge
+from saematch.chat.questions import Judge
+from saematch.chat.replies import ReplyStore
 from saematch.judge.overlap import OverlapJudge, WordOverlap
-from saematch.judge.questions import Judge
-from saematch.judge.store import ReplyStore
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from saematch.files import hashed
+from saematch.chat.questions import Judge, Question, Reply
+from saematch.core.files import hashed
+from saematch.core.specs import spec
 from saematch.judge.prompts import JUDGE
-from saematch.judge.questions import Judge, Question, Reply
 from saematch.judge.verdicts import SCORES
-from saematch.specs import spec
 
 _COMMON = """
 a about all also an and any are as at be been being both but by can do does each especially etc for

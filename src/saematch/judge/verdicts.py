@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import NamedTuple
 
 import torch
 
-from saematch.evals.intervals import Values, Weights
-from saematch.files import parse_json
-from saematch.judge.questions import Reply
+from saematch.chat.answers import json_object
+from saematch.chat.questions import Reply
+from saematch.evaluate.intervals import Values, Weights
 
 SCORES = {"DIFFERENT": 1, "MAYBE": 2, "SAME": 3}
 """The labels that count, and their ``judge_score``."""
@@ -45,7 +44,7 @@ def read_verdict(reply: Reply) -> Verdict:
     """
     if reply.refused:
         return Verdict("REFUSED", reply.content)
-    found = _json_object(reply.content)
+    found = json_object(reply.content)
     if found is not None:
         return Verdict(_label(found.get("label")), str(found.get("evaluation", "")))
     text = reply.content.strip()
@@ -60,36 +59,6 @@ def _label(grade: object) -> str:
     """Return the label of a grade given as a whole number or its digit."""
     plain = str(grade).strip() if isinstance(grade, int | str) else ""
     return _GRADES.get(int(plain), "UNPARSED") if plain in ("1", "2", "3") else "UNPARSED"
-
-
-def read_text(reply: Reply, field: str) -> str | None:
-    """Return the text that was asked for under ``field``, None if the answer has none.
-
-    A server that ignores the schema may answer in plain text: one line that is no announcement of
-    something else and no piece of JSON or markup.
-    """
-    if reply.refused or reply.finish_reason == "length":
-        return None
-    found = _json_object(reply.content)
-    if found is not None:
-        text = found.get(field)
-        return text.strip() or None if isinstance(text, str) else None
-    line = reply.content.strip()
-    if "\n" in line or line.endswith(":") or line.startswith(("{", "<", "```")):
-        return None
-    return line.removeprefix(f"{field}:").strip(" \"'") or None
-
-
-def _json_object(text: str) -> dict[str, object] | None:
-    """Return the JSON object that a text is or ends with, a code fence aside; None otherwise."""
-    text = re.sub(r"\s*```\s*$", "", text.rstrip())
-    starts = [match.start() for match in re.finditer(r"\{", text)] if text.endswith("}") else []
-    for start in starts:
-        try:
-            return parse_json(text[start:])
-        except json.JSONDecodeError:
-            continue
-    return None
 
 
 def kappa(weights: Weights, one: torch.Tensor, other: torch.Tensor) -> Values:

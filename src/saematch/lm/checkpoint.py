@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from saematch.downloads import HubModel, cached_commit
+from saematch.core.downloads import HubModel, cached_commit
 
 MODEL_ERRORS = (OSError, ValueError, SafetensorError, ImportError, RuntimeError, TypeError,
                 LookupError, AttributeError, ArithmeticError, AssertionError)  # fmt: skip

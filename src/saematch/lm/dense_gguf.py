@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from saematch.files import replacing_folder
+from saematch.core.files import replacing_folder
 
 
 def write_dense(gguf: Path, folder: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from saematch.core.memory import is_out_of_memory
 from saematch.lm.hooks import LanguageModel, hidden_of
-from saematch.memory import is_out_of_memory
 
 N_TOKENS = 8
 """Tokens of each of the two sequences."""

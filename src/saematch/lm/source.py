@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
-from saematch.downloads import hub_model
-from saematch.files import expand_home
+from saematch.core.downloads import hub_model
+from saematch.core.files import PACKAGE, expand_home
+from saematch.core.memory import is_out_of_memory, memory_shortage
+from saematch.core.specs import Text, spec
 from saematch.lm.checkpoint import (
     MODEL_ERRORS,
     Parts,
@@ -27,12 +29,10 @@ from saematch.lm.checkpoint import (
 )
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.self_test import added_tokens, self_test
-from saematch.memory import is_out_of_memory, memory_shortage
-from saematch.specs import Text, spec
 
 log = logging.getLogger(__name__)
 
-ZOO = Path(__file__).parent.parent / "zoo"
+ZOO = PACKAGE / "zoo"
 LESS_MEMORY = (
     "set model.dtype=bfloat16, spread the model with trainer=large, or take a smaller model"
 )

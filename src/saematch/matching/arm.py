@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from saematch.matching.assignment import Assignment
-from saematch.matching.match import Match
-from saematch.matching.objectives import Parts
+from saematch.core.match import Match
+from saematch.core.specs import Unique, spec
+from saematch.matching.matchers import Assignment
+from saematch.matching.objectives.parts import Parts
 from saematch.sae.folding import FOLDS, fold
 from saematch.sae.params import SaeParams
-from saematch.specs import Unique, spec
 
 DECODINGS = {"permute": "threshold", "permute_raw": "decoder_norm"}
 """Strategy of encode-permute-decode -> the fold in which activations go from layer to layer."""

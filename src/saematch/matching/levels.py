@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from saematch.matching.objectives import Factors
-from saematch.specs import Seed, spec
+from saematch.core.specs import Seed, spec
+from saematch.matching.objectives.factors import Factors
 
 SHRINKAGE = 0.5
 """Weight of the diagonal in the covariance by which vectors are whitened."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from saematch.matching.objectives import Factors
+from saematch.matching.objectives.factors import Factors
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 
-from saematch.files import code_hash, hashed
+from saematch.core.files import code_hash, hashed
+from saematch.core.match import Match
+from saematch.core.pairs import SaeKey
 from saematch.matching.arm import Arm
-from saematch.matching.match import Match
-from saematch.places import SaeKey
 from saematch.sae.params import SaeOrigin
-from saematch.shelf import SaeShelf
+from saematch.sae.suites import SaeShelf
 
 
 @dataclass

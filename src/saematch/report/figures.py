@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saematch.places import DEFAULT
+from saematch.core.pairs import DEFAULT
+from saematch.core.results import Row
 from saematch.report import judged, studies
 from saematch.report.style import (
     METRIC_LABELS,
@@ -28,7 +29,6 @@ from saematch.report.style import (
     where,
 )
 from saematch.report.training import training_curves
-from saematch.results import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import fmean
 
-from saematch.places import DEFAULT
+from saematch.core.pairs import DEFAULT
+from saematch.core.results import Row
 from saematch.report.rules import (
     MissingNumbersError,
     Verdict,
@@ -16,7 +17,6 @@ from saematch.report.rules import (
     _share,
 )
 from saematch.report.style import Tables, unique, where
-from saematch.results import Row
 
 
 def same_rises(tables: Tables) -> Verdict:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
+from saematch.core.pairs import DEFAULT, NO_ARM
+from saematch.core.results import Row
 from saematch.judge.verdicts import SCORES, UNSCORED
-from saematch.places import DEFAULT, NO_ARM
 from saematch.report.style import (
     BASELINES,
     COLOURS,
@@ -20,7 +21,6 @@ from saematch.report.style import (
     unique,
     where,
 )
-from saematch.results import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saematch.files import replacing
+from saematch.core.files import replacing
+from saematch.core.results import Results
+from saematch.core.safe_text import in_markdown
 from saematch.report.claims import CLAIMS, Claim, Verdict
-from saematch.results import Results
-from saematch.safe_text import in_markdown
 
 MARKS = {True: "agrees", False: "**disagrees**", None: "–"}
 

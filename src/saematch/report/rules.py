@@ -8,10 +8,10 @@ from itertools import pairwise
 from statistics import correlation, fmean
 from typing import Any
 
-from saematch.places import DEFAULT, NO_ARM
+from saematch.core.pairs import DEFAULT, NO_ARM
+from saematch.core.results import Row
 from saematch.report.style import Tables, unique, where
-from saematch.results import Row
-from saematch.sae.selection import SIMILAR
+from saematch.sae.sources.selection import SIMILAR
 
 MOST = 2 / 3
 """Share of cases in which a shape must show to count."""

@@ -6,7 +6,8 @@ from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from saematch.places import DEFAULT
+from saematch.core.pairs import DEFAULT
+from saematch.core.results import Row
 from saematch.report.judged import judge_bounds
 from saematch.report.style import (
     COLOURS,
@@ -24,7 +25,6 @@ from saematch.report.style import (
     unique,
     where,
 )
-from saematch.results import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saematch.files import replacing
-from saematch.places import NO_ARM
-from saematch.results import Row
+from saematch.core.files import replacing
+from saematch.core.pairs import NO_ARM
+from saematch.core.results import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from statistics import fmean
 
-from saematch.places import DEFAULT
-from saematch.results import Row
-from saematch.tasks.means import JUDGE_METRICS, SCORE_METRICS, SPLICE_METRICS, WEIGHT_METRICS
+from saematch.core.pairs import DEFAULT
+from saematch.core.results import Row
+from saematch.evaluate.means import JUDGE_METRICS, SCORE_METRICS, SPLICE_METRICS, WEIGHT_METRICS
 
 MATCH_METRICS = (*WEIGHT_METRICS, *SCORE_METRICS, *JUDGE_METRICS)
 SAE_METRICS = ("explained_variance", "explained_variance_standardised", "l0", "dead_features")

@@ -12,9 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from saematch.places import DEFAULT, NO_ARM
+from saematch.core.pairs import DEFAULT, NO_ARM
+from saematch.core.results import Results, Row
 from saematch.report.summary import optimal_to
-from saematch.results import Results, Row
 
 HEADINGS = {
     "permute": "",

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saematch.data.texts import TextSet
-from saematch.data.tokens import TokenBatch, tokenise, whole_windows
-from saematch.evals.runner import TrainerSpec
 from saematch.lm.hooks import LanguageModel
-from saematch.tasks.collect import keep_states
+from saematch.texts.sources import TextSet
+from saematch.texts.text_pass import TrainerSpec
+from saematch.texts.tokens import TokenBatch, tokenise, whole_windows
+from saematch.training.collect import keep_states
 from saematch.zoo.language_model import LmRecipe
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saematch.files import replacing, replacing_folder, write_json
+from saematch.core.files import replacing, replacing_folder, write_json
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.zoo.activations import ActivationRecipe, HeldOut, collect_held_out, collect_training

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from saematch.tasks.collect import open_store
+from saematch.training.collect import open_store
 from saematch.zoo.activations import ActivationRecipe, HeldOut
 from saematch.zoo.corpus import KINDS, PACKAGES, PROSE
 from saematch.zoo.dictionaries import Family

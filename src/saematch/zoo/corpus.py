@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from saematch.files import replacing
+from saematch.core.files import replacing
 
 KINDS = ("prose", "docs", "code")
 N_HELD_OUT = 100

@@ -19,12 +19,12 @@ from jaxtyping import Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from saematch.matching.match import Match
+from saematch.core.match import Match
 from saematch.sae.params import SaeOrigin
-from saematch.sae.trained import describe, finish, measure, permuted, save_sae
-from saematch.sae.training import train
-from saematch.sae.training_state import TrainingRecipe, TrainingState, refresh, start
-from saematch.tasks.collect import open_store
+from saematch.training.collect import open_store
+from saematch.training.state import TrainingRecipe, TrainingState, refresh, start
+from saematch.training.steps import train
+from saematch.training.trained import describe, finish, measure, permuted, save_sae
 
 MODEL_NAME = "saematch-zoo"
 KINDS = ("chain", "independent", "mixed")

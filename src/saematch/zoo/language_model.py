@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from saematch.files import replacing, replacing_folder
+from saematch.core.files import replacing, replacing_folder
 
 log = logging.getLogger(__name__)
 

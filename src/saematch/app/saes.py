@@ -1,0 +1,267 @@
+"""``saematch saes``: list the released SAEs that SAELens knows, and the settings that take them."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from saematch.app.main import CONF
+from saematch.app.saes_listing import print_release, print_releases
+from saematch.sae.sources.registry import RegisteredSae, Release, closest, releases
+
+LAYER = re.compile(r"(layer_?|blocks\.|^l(?=\d))(\d+)")
+"""Where an id has the number of the layer."""
+WIDTH = re.compile(r"width[-_]([a-z0-9]+)|(?:^|[-_/])w?-?(\d+[kx])(?=$|[-_/.])", re.IGNORECASE)
+SITES = {
+    "transcoder": r"transcoder|\bclt\b",
+    "resid_pre": r"resid[_-]pre",
+    "resid_mid": r"resid[_-]mid",
+    "mlp_out": r"[-_.]mlp|lxm|\d+m_\d+x",
+    "attn": r"attn[-_]out|[-_]att\b|[-_]att[-_]|hook_z|lxa",
+    "resid_post": r"resid[_-]post|\bres\b|[-_]res[-_]|lxr|sae-res-|l\d+r",
+}
+"""What tells the site that an SAE reads."""
+KINDS = {
+    "gemma_2": "JumpReLU",
+    "gemma_3": "JumpReLU",
+    "llama_scope": "JumpReLU (1 θ)",
+    "llama_scope_r1_distill": "JumpReLU",
+    "qwen_scope": "TopK",
+    "goodfire": "ReLU",
+    "connor_rob_hook_z": "ReLU",
+    "deepseek_r1": "ReLU",
+    "temporal": "temporal",
+}
+"""Architecture of the releases that each of SAELens' loaders reads; others may have several."""
+NAMED = {
+    "matryoshka": "matryoshka",
+    "batch_?topk": "BatchTopK",
+    "topk": "TopK",
+    "gated": "gated",
+    "vanilla|standard|panneal": "ReLU",
+}
+"""Architectures that names tell."""
+
+
+class Line(NamedTuple):
+    """What the listing says about a release."""
+
+    release: str
+    model: str
+    site: str
+    kind: str
+    """Architecture; empty where only the files tell."""
+    layers: str
+    """Layers of each width."""
+    mean_l0: str
+    explained: str
+    """How many of its SAEs Neuronpedia explains."""
+    settings: str
+    """What takes the release on the command line."""
+
+
+class Preset(NamedTuple):
+    """A file of ``conf/sae`` that takes released SAEs."""
+
+    name: str
+    fields: dict[str, Any]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command; ``ValueError`` with close names if nothing fits the pattern."""
+    parser = argparse.ArgumentParser(
+        prog="saematch saes",
+        description="List the released SAEs that SAELens knows, without a connection: what reads "
+        "which layers at which widths and mean L0, whether Neuronpedia explains it, and the "
+        "settings of saematch that take it.",
+    )
+    parser.add_argument(
+        "pattern", nargs="?", default="",
+        help="part of the name of a release, a model or a repository, or a glob such as "
+        "'gemma-scope-2-*-res*'; the whole name of a release lists its SAEs; nothing lists "
+        "every release",
+    )  # fmt: skip
+    parser.add_argument("--ids", action="store_true", help="list the SAEs of what fits, one a line")
+    options = parser.parse_args(arguments)
+    found = matching(options.pattern)
+    if not found:
+        names = [*releases(), *(one.model for one in releases().values())]
+        raise ValueError(
+            f"no release, model or repository is like {options.pattern!r}; "
+            f"{closest(options.pattern, names)}"
+        )
+    known = presets()
+    if options.ids or options.pattern in releases():
+        for one in [releases()[options.pattern]] if not options.ids else found:
+            print_release(line(one, known), list(rows(one)))
+    else:
+        print_releases([line(one, known) for one in found], with_settings=bool(options.pattern))
+
+
+def matching(pattern: str) -> list[Release]:
+    """Return the releases whose name, model or repository has the pattern, or fits it as a glob."""
+    wanted = pattern.lower()
+    glob = wanted if re.search(r"[*?\[]", wanted) else f"*{wanted}*"
+    return [
+        one
+        for one in releases().values()
+        if any(fnmatch.fnmatch(name.lower(), glob) for name in (one.name, one.model, one.repo))
+    ]
+
+
+def line(release: Release, known: Sequence[Preset]) -> Line:
+    """Return what the listing says about a release."""
+    saes = release.saes.items()
+    sites = dict.fromkeys(filter(None, (_site(release, sae_id, sae) for sae_id, sae in saes)))
+    l0s = [sae.mean_l0 for sae in release.saes.values() if sae.mean_l0]
+    explained = sum(sae.neuronpedia_id is not None for sae in release.saes.values())
+    return Line(
+        release.name,
+        release.model,
+        ", ".join(sites),
+        _kind(release),
+        _layers(release),
+        "" if not l0s else f"{min(l0s):g}" + ("" if min(l0s) == max(l0s) else f"-{max(l0s):g}"),
+        {0: "", len(saes): "all"}.get(explained, f"{explained} of {len(saes)}"),
+        settings(release, known),
+    )
+
+
+def rows(release: Release) -> Iterator[tuple[str, str, str, str]]:
+    """Yield layer, id, mean L0 and the source on Neuronpedia of each SAE, by rising layer."""
+
+    def place(item: tuple[str, RegisteredSae]) -> tuple[int, int, float]:
+        return _layer(item[0]), _size(_width(release, *item)), item[1].mean_l0 or 0.0
+
+    for sae_id, sae in sorted(release.saes.items(), key=place):
+        layer = _layer(sae_id)
+        l0 = "" if sae.mean_l0 is None else f"{sae.mean_l0:g}"
+        yield "" if layer < 0 else str(layer), sae_id, l0, sae.neuronpedia_id or ""
+
+
+def presets() -> list[Preset]:
+    """Return the files of ``conf/sae`` that take a release of their own."""
+    files = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
+             for path in sorted(Path(CONF, "sae").glob("*.yaml"))}  # fmt: skip
+    released = {name: fields for name, fields in files.items()
+                if str(fields.get("_target_")).endswith(".ReleasedSaes")}  # fmt: skip
+    return [Preset(name, fields) for name, fields in released.items() if fields["release"] != "???"]
+
+
+def settings(release: Release, known: Sequence[Preset]) -> str:
+    """Return the settings that take a release: a preset's where there is one."""
+    for preset in known if "transcoder" not in release.name else ():
+        for key in ("release", "offers_release"):
+            chosen = _by_preset(release, preset, key)
+            if chosen is not None:
+                return chosen
+    templates: dict[str, int] = {}
+    for sae_id, sae in release.saes.items():
+        if _layer(sae_id) >= 0:
+            template = LAYER.sub(r"\1{layer}", sae_id, count=1)
+            templates[template] = templates.get(template, 0) + 1 + (sae.neuronpedia_id is not None)
+    if not templates:
+        return ""
+    best = max(templates, key=lambda template: templates[template])
+    shift = " sae.shift=1" if "resid_pre" in best else ""
+    return f"sae=saelens sae.release={release.name} 'sae.id_template=\"{best}\"'{shift}"
+
+
+def _by_preset(release: Release, preset: Preset, key: str) -> str | None:
+    fields, hooks = preset.fields, preset.fields.get("hooks", {})
+    told = re.fullmatch(_pattern(fields.get(key) or ""), release.name)
+    if not told:
+        return None
+    places = told.groupdict()
+    site = next((s for s, hook in hooks.items() if hook == places.get("hook")), None)
+    site = places.get("site") or site or fields.get("site", "")
+    width = places.get("width")
+    sparsity = ""
+    ids = fields["id_template"]
+    if key == "offers_release":
+        ids, sparsity = fields["offers_id"], " sae.l0=70"
+    ids = ids.replace("{hook}", hooks.get(site, site)).replace("{site}", site)
+    ids = ids.replace("{width}", width or "{width}")
+    found = [match for sae_id in release.saes if (match := re.fullmatch(_pattern(ids), sae_id))]
+    if not found:
+        return None
+    if width is None and "width" in found[0].groupdict():
+        widths = dict.fromkeys(match["width"] for match in found)
+        width = fields["width"] if fields["width"] in widths else next(iter(widths))
+    chosen = {"site": site, "width": width}
+    changed = (f" sae.{k}={v}" for k, v in chosen.items() if v and v != fields.get(k))
+    return f"sae={preset.name}{''.join(changed)}{sparsity}"
+
+
+def _pattern(template: str) -> str:
+    """Return a regular expression of what a template of ``conf/sae`` stands for."""
+    return re.sub(r"\\{(\w+)\\}", r"(?P<\1>[\\w.-]+)", re.escape(template))
+
+
+def _layer(sae_id: str) -> int:
+    """Return the layer that an id names, -1 if it names none."""
+    found = LAYER.search(sae_id)
+    return int(found[2]) if found else -1
+
+
+def _layers(release: Release) -> str:
+    """Return the layers of each width, such as ``16k 65k: 0-25, 1m: 5 12 19``."""
+    of_width: dict[str, set[int]] = {}
+    for sae_id, sae in release.saes.items():
+        if _layer(sae_id) >= 0:
+            of_width.setdefault(_width(release, sae_id, sae), set()).add(_layer(sae_id))
+    widths: dict[tuple[int, ...], list[str]] = {}
+    for width in sorted(of_width, key=_size):
+        widths.setdefault(tuple(sorted(of_width[width])), []).append(width)
+    return ", ".join(
+        f"{' '.join(names)}: {_ranges(layers)}".removeprefix(": ")
+        for layers, names in widths.items()
+    )
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Return ``0-2 5`` for 0, 1, 2, 5."""
+    runs = [list(run) for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])]
+    ends = [(run[0][1], run[-1][1]) for run in runs]
+    return " ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in ends)
+
+
+def _width(release: Release, sae_id: str, sae: RegisteredSae) -> str:
+    """Return an SAE's width as its names write it, empty if they do not."""
+    for text in (sae_id, release.name, sae.neuronpedia_id or "", sae.path, release.repo):
+        found = WIDTH.search(text)
+        if found:
+            width = (found[1] or found[2]).lower()
+            power = re.fullmatch(r"2pow(\d+)", width)
+            return f"{2 ** int(power[1]) // 1000}k" if power else width
+    return ""
+
+
+def _size(width: str) -> int:
+    number = re.match(r"\d+", width)
+    return int(number[0]) * (1000 if width.endswith("m") else 1) if number else 0
+
+
+def _site(release: Release, sae_id: str, sae: RegisteredSae) -> str:
+    """Return what an SAE reads; empty if no name tells."""
+    for text in (f"{release.name} {sae_id} {sae.path}", f"{release.repo} {sae.neuronpedia_id}"):
+        found = (site for site, told in SITES.items() if re.search(told, text, re.IGNORECASE))
+        site = next(found, "")
+        if site:
+            return site
+    return ""
+
+
+def _kind(release: Release) -> str:
+    if release.loader in KINDS:
+        return KINDS[release.loader]
+    path = next(iter(release.saes.values())).path
+    text = f"{release.name} {release.repo} {path}"
+    return next((k for told, k in NAMED.items() if re.search(told, text, re.IGNORECASE)), "")

@@ -1,0 +1,261 @@
+"""Language models behind an OpenAI-compatible server. It and ``batches`` alone know openai."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from saematch.chat.asking import AskingError, Endpoint
+from saematch.chat.model import ChatModel
+from saematch.chat.questions import Question, Reply
+from saematch.core.safe_text import visible
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+log = logging.getLogger(__name__)
+
+NO_KEY = "none"
+"""Sent where the server wants no key."""
+NO_CHOICE = "no choice"
+"""Why an answer without choices ended."""
+NO_JSON = (json.JSONDecodeError, RecursionError)
+"""What the client raises for a body that is no JSON, or JSON nested too deeply."""
+OPTIONAL = ("response_format", "max_tokens", "temperature")
+"""Options that some servers and models do not take, and that one can do without."""
+RETRY_SECONDS = 0.5
+"""Before an answer that was no JSON is asked for again; doubles each time."""
+
+
+class OpenAiServer(Endpoint):
+    """The openai client of one server; its methods may be called from several threads."""
+
+    def __init__(self, spec: ChatModel) -> None:
+        import openai
+
+        self.spec = spec
+        self.key = _key(spec)
+        self.given_up: frozenset[str] = frozenset()
+        for name in ("httpx", "httpx2", "openai"):  # a line a request
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.client: OpenAI = openai.OpenAI(
+            base_url=spec.base_url,
+            api_key=self.key,
+            max_retries=spec.limits.retries,
+            timeout=spec.limits.timeout,
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),  # the key goes with it
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
+    def model_name(self) -> str:
+        """Return the model to ask; check on the way that the server is there and takes the key."""
+        import openai
+
+        try:
+            listing = self.client.with_options(max_retries=1).models.list()
+            served = [model.id for model in listing.data or ()]
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise self.refused(error) from None
+        except openai.APIConnectionError as error:
+            raise AskingError(
+                f"cannot reach the judge at {self.spec.base_url}: {self.scrubbed(error)}; start "
+                "the server, correct judge.base_url, or take judge=none"
+            ) from None
+        except openai.APIStatusError as error:
+            if 300 <= error.status_code < 400:
+                raise self.refused(error) from None
+            served = []
+        except (openai.OpenAIError, AttributeError, TypeError, *NO_JSON):
+            served = []  # some servers cannot list what they serve
+        if self.spec.model is not None:
+            if served and self.spec.model not in served:
+                self._check_name(self.spec.model, served)
+            return self.spec.model
+        if len(served) != 1:
+            some = ", ".join(served[:5]) if served else "none"
+            raise AskingError(
+                f"judge.model is not set, and {self.spec.base_url} names {len(served)} models "
+                f"({some}): set judge.model"
+            )
+        return served[0]
+
+    def _check_name(self, model: str, served: Sequence[str]) -> None:
+        """Refuse a model that the server says it does not have; some serve more than they list."""
+        import openai
+
+        some = ", ".join(difflib.get_close_matches(model, served, n=3) or served[:3])
+        try:
+            self.client.models.retrieve(model)
+        except openai.NotFoundError as error:
+            if error.code == "model_not_found":
+                raise AskingError(
+                    f"{self.spec.base_url} has no model {model!r}, but {some}: set judge.model"
+                ) from None
+        except (openai.OpenAIError, *NO_JSON):
+            pass
+        else:
+            return
+        log.warning("%s does not list the model %s, but %s", self.spec.base_url, model, some)
+
+    def body(self, model: str, question: Question) -> dict[str, Any]:
+        """Return the request's body."""
+        prompt = question.prompt
+        body = {
+            "model": model,
+            "messages": prompt.messages(question.texts),
+            "temperature": 0,
+            "max_tokens": prompt.max_tokens,
+        }
+        if self.spec.structured:
+            schema = {"name": prompt.name, "strict": True, "schema": prompt.schema()}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        for name in self.given_up:
+            body.pop(name, None)
+        if "max_tokens" in self.given_up:
+            body["max_completion_tokens"] = prompt.max_tokens
+        return body
+
+    def give_up(self, body: Mapping[str, object], said: str) -> bool:
+        """Ask from now on without an option that an error names; return whether it names any."""
+        named = [name for name in OPTIONAL if name in body and name in said]
+        if named and named[0] not in self.given_up:
+            log.warning("%s does not take %s; asking without", self.spec.base_url, named[0])
+            self.given_up |= {named[0]}
+        return bool(named)
+
+    def complete(self, model: str, question: Question) -> Reply:
+        """Ask one question.
+
+        Raises ``TimeoutError`` if it was not answered after all retries, ``AskingError`` if no
+        question will be.
+        """
+        import openai
+
+        attempt, empty = 0, None
+        while attempt <= self.spec.limits.retries:
+            body = self.body(model, question)
+            try:
+                answer = self.client.chat.completions.create(**body)
+                reply = read_completion(answer.model_dump(warnings=False))
+                if reply.finish_reason != NO_CHOICE or reply.tokens_out:  # it was paid for
+                    return reply
+                empty = reply
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                reply = read_refusal(error.code, str(error))
+                if reply is not None:
+                    return reply
+                if not self.give_up(body, str(error)):
+                    raise self.refused(error) from None
+                continue
+            except openai.APIStatusError as error:
+                if error.code == "insufficient_quota" or not _may_pass(error.status_code):
+                    raise self.refused(error) from None
+                raise TimeoutError(self.scrubbed(error)) from None
+            except openai.APIConnectionError as error:
+                raise TimeoutError(self.scrubbed(error)) from None
+            except (AttributeError, TypeError, *NO_JSON):
+                pass  # a page of HTML from a proxy, or JSON that is no answer
+            time.sleep(min(8.0, RETRY_SECONDS * 2**attempt))
+            attempt += 1
+        if empty is None:
+            raise TimeoutError("what came was no answer")
+        return empty
+
+    def refused(self, error: Exception) -> AskingError:
+        """Return the server's refusal in one line."""
+        import openai
+
+        said = self.scrubbed(error)
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            variable = self.spec.key_variable or "judge.key_variable, which is not set"
+            return AskingError(
+                f"{self.spec.base_url} refuses the key ({said}); check the environment variable "
+                f"{variable}"
+            )
+        if isinstance(error, openai.NotFoundError):
+            return AskingError(
+                f"{self.spec.base_url} has no model {self.spec.model!r} ({said}); set judge.model, "
+                "or end judge.base_url with /v1"
+            )
+        if isinstance(error, openai.APIStatusError) and 300 <= error.status_code < 400:
+            target = visible(error.response.headers.get("location", "nowhere"))
+            return AskingError(
+                f"{self.spec.base_url} answers with a redirect to {target}, which is not followed: "
+                "if that server is the one you mean, set judge.base_url to it"
+            )
+        return AskingError(f"{self.spec.base_url} refuses the question ({said})")
+
+    def scrubbed(self, error: Exception) -> str:
+        """Return the first line of what an error says, without the key."""
+        cause = error.__cause__
+        text = str(cause) if cause is not None and str(cause) else str(error)
+        if self.key != NO_KEY:
+            text = text.replace(self.key, "***")
+        return visible(text.splitlines()[0][:300]) if text else type(error).__name__
+
+
+def read_completion(answer: Mapping[str, Any]) -> Reply:
+    """Return what a chat completion says.
+
+    One without a message is an empty answer that ended for ``NO_CHOICE``. Raises ``TypeError`` or
+    ``AttributeError`` for what is no completion.
+    """
+    if answer.get("error"):
+        raise TypeError("an error in place of an answer")
+    choices, usage = answer.get("choices") or [None], answer.get("usage") or {}
+    choice = choices[0] or {}
+    message = choice.get("message") or {}
+    finish = choice.get("finish_reason") or ""
+    if not message and finish != "content_filter":
+        finish = NO_CHOICE
+    refusal, content = message.get("refusal"), message.get("content")
+    return Reply(
+        content=str(refusal or content or ""),
+        refused=bool(refusal) or finish == "content_filter",
+        finish_reason=finish,
+        tokens_in=usage.get("prompt_tokens") or 0,
+        tokens_out=usage.get("completion_tokens") or 0,
+        served_by=str(answer.get("model") or ""),
+    )
+
+
+def read_refusal(code: str | None, said: str) -> Reply | None:
+    """Return the answer that a refused request (status 400) amounts to, None if it is none.
+
+    A filter is a refusal; a question too long for the model has no answer.
+    """
+    if code == "content_filter":
+        return Reply("", refused=True, finish_reason=code)
+    if code == "context_length_exceeded" or re.search(r"context (length|size|window)", said):
+        return Reply("", finish_reason="context_length_exceeded")
+    return None
+
+
+def _may_pass(status: int) -> bool:
+    return status in (408, 409, 429) or status >= 500
+
+
+def _key(spec: ChatModel) -> str:
+    if spec.key_variable is None:
+        return NO_KEY
+    key = os.environ.get(spec.key_variable, "").strip()
+    if not key:
+        raise AskingError(
+            f"the environment variable {spec.key_variable} is not set: it must hold the key of "
+            f"{spec.base_url} (judge=local needs none, judge=none asks nobody)"
+        )
+    if not re.fullmatch(r"[!-~]+", key):
+        raise AskingError(
+            f"the environment variable {spec.key_variable} holds a space, a line break or a "
+            "character that no key has"
+        )
+    return key

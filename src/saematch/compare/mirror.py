@@ -1,0 +1,27 @@
+"""Mirror a comparison to Weights & Biases."""
+
+from __future__ import annotations
+
+from saematch.compare.comparison import Comparison
+from saematch.core.files import hashed
+from saematch.core.results import Results
+from saematch.run.tracking import Outcome, WandbLogging
+
+
+def mirror_comparison(comparison: Comparison, project: str, entity: str | None) -> None:
+    """Mirror a comparison to W&B, as a run of the job type ``compare``, offline if it has to be.
+
+    The same folder is the same W&B run.
+    """
+    folder = comparison.out
+    config = {
+        "folders": [str(run.folder) for run in comparison.compared],
+        "parameters": list(comparison.parameters),
+    }
+    tables = {"comparison": list(comparison.rows), "runs": comparison.run_rows()}
+    outcome = Outcome(
+        Results("compare", config, {}, tables=tables), {}, comparison.figures, folder / "matches"
+    )
+    run_id = f"compare-{hashed([str(folder.resolve())])[:8]}"
+    mirror = WandbLogging(project=project, entity=entity)
+    mirror.open("compare", folder, config, run_id, "compare").finish(outcome)

@@ -1,0 +1,224 @@
+"""Writing files so that a reader never meets half of one."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+"""Folder of the package."""
+
+
+def _shipped(name: str) -> Path:
+    """Return a folder that lies beside ``src`` in a checkout and inside an installed wheel."""
+    return PACKAGE / name if (PACKAGE / name).is_dir() else PACKAGE.parents[1] / name
+
+
+PRESETS = _shipped("conf")
+"""Absolute, so that a checkout, an installed wheel and the console script all find it."""
+SWEEPS = _shipped("sweeps")
+
+MEASURING = ("core", "evaluate", "lm", "matching", "sae", "texts")
+"""Folders of the code that matches features and evaluates matches on texts."""
+
+
+_AGAIN = "free some space, and run the same command again"
+_REMEDIES = {
+    errno.ENOSPC: _AGAIN,
+    errno.EDQUOT: _AGAIN,
+    errno.EFBIG: "raise the limit (ulimit -f), and run the same command again",
+    errno.EROFS: "choose another folder",
+    errno.EACCES: "change its permissions, or choose another folder",
+    errno.EPERM: "change its permissions, or choose another folder",
+    errno.EIO: "check the disk",
+}
+"""By the system's error number: what helps where a file cannot be written."""
+
+
+@contextmanager
+def replacing(path: Path, keep: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it if the block ends without error.
+
+    No other process, thread or machine gets the same temporary path. With ``keep``, a file that
+    another run has put there meanwhile stays: for what is the same whoever writes it, since on a
+    shared file system a file that is replaced is lost to those who are reading it. The file gets
+    the permissions that the umask leaves, whichever library writes it. Raises ``OSError``, which
+    names ``path``, if the disk is full or the file cannot be written for another reason.
+    """
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    with _naming(path, part):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path.parent)
+        try:
+            part.touch(exist_ok=False)
+            mode = part.stat().st_mode
+            yield part
+            if part.stat().st_mode != mode:  # safetensors writes what nobody else can read
+                part.chmod(mode)
+            if not (keep and path.exists()):
+                part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new temporary folder beside ``folder``; put it there if the block ends without error.
+
+    Permissions and errors are as those of ``replacing``. An older ``folder`` is removed.
+    """
+    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+    with _naming(folder, part):
+        part.mkdir(parents=True)
+        try:
+            mode = part.stat().st_mode & 0o666
+            yield part
+            for path in part.rglob("*"):
+                if path.is_file():
+                    path.chmod(mode)
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _naming(path: Path, part: Path) -> Iterator[None]:
+    """Raise ``OSError`` that names ``path`` where the block cannot write its ``part``.
+
+    Other errors pass, as of another file that the block reads or of a server that it asks.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = _error_number(error)
+        named = getattr(error, "filename", None)
+        ours = named is None or str(named).startswith(str(part))
+        if number not in _REMEDIES or not ours:
+            raise
+        raise unwritable(path, os.strerror(number), _REMEDIES[number]) from error
+
+
+def unwritable(path: Path, reason: str, remedy: str = _AGAIN) -> OSError:
+    """Return the error that ``path`` cannot be written."""
+    return OSError(f"{path} cannot be written ({reason}): {remedy}")
+
+
+def _error_number(error: OSError | SafetensorError) -> int | None:
+    """Return the system's error number; safetensors has it in its text alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return int(number[1]) if number else None
+
+
+def expand_home(spec: object, field: str) -> None:
+    """Replace a leading ``~`` in the path, or the list of paths, that a frozen spec holds."""
+
+    def at_home(path: Any) -> Any:
+        return os.path.expanduser(path) if isinstance(path, str) else path  # noqa: PTH111 - for patterns too
+
+    value = getattr(spec, field)
+    paths = isinstance(value, Sequence) and not isinstance(value, str)
+    object.__setattr__(spec, field, [at_home(path) for path in value] if paths else at_home(value))
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Return what a JSON text holds; ``json.JSONDecodeError`` if it is none.
+
+    The error also stands for what Python's parser refuses otherwise: what is nested too deeply, and
+    numbers of thousands of digits.
+    """
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise json.JSONDecodeError("it is nested too deeply", "", 0) from error
+    except ValueError as error:
+        raise json.JSONDecodeError(str(error).partition(";")[0], "", 0) from error
+
+
+ABANDONED_SECONDS = 86_400.0
+"""Age from which a temporary file belongs to a process that was killed, on whatever machine."""
+
+_PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
+"""Names of our own temporary files and folders."""
+
+
+@cache
+def _remove_abandoned(folder: Path) -> None:
+    """Remove temporary files and folders that killed processes left in a folder, once a process."""
+    parts = [path for path in folder.glob(".*.part") if _PART.fullmatch(path.name)]
+    for part in parts:
+        with suppress(OSError):  # another process may remove it too, or it is another user's
+            if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+def hashed(parts: list) -> str:
+    """Return a hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def content_hash(paths: Sequence[Path]) -> str:
+    """Return ``sha256:`` and a hash of the files' content, in this order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while part := file.read(2**24):
+                digest.update(part)
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+@cache
+def code_hash(folders: tuple[str, ...] = MEASURING) -> str:
+    """Return a hash of the code in folders of the package, and of the libraries that it rests on.
+
+    By default of all on which matches and sums over texts depend.
+    """
+    parts = [version("torch"), version("transformers")]
+    for folder in folders:
+        for path in sorted((PACKAGE / folder).rglob("*.py")):
+            parts.append(path.read_text(encoding="utf-8"))
+    return hashed(parts)
+
+
+def read_json(path: Path, kind: type, remedy: str) -> Any:
+    """Return the ``kind``, a dict or a list, that a JSON file holds.
+
+    Raises ``ValueError``, which ends in ``remedy``, if the file is damaged.
+    """
+    try:
+        value = parse_json(path.read_bytes())
+    except (ValueError, IsADirectoryError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+    if not isinstance(value, kind):
+        found = type(value).__name__
+        raise ValueError(f"{path} is damaged (it holds a {found}, no {kind.__name__}): {remedy}")
+    return value
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as indented JSON; NaN is refused, since JSON has none."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def readable_size(n_bytes: int) -> str:
+    """Return a size in GiB, or in MiB below 1 GiB."""
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"

@@ -1,0 +1,159 @@
+"""Confidence intervals from a jackknife over texts.
+
+Each metric of a run is a function of weights: how often each text counts. A replicate computes it
+again without one text (of many texts: without one group of them). The spread of the replicates
+gives the standard error, and Student's t gives the interval around the value (Tukey 1958; Efron
+and Stein 1981). The interval is about the expected value of the metric over text sets of as many
+texts.
+
+A percentile bootstrap would not do for means over the features that fired. Texts drawn with
+replacement leave out 37 % of the texts, and with them most features that fire in one text only, so
+the resampled means are means over other features and may all lie to one side of the value. With the
+set of features fixed the spread is too small, since a feature that fired in one text never varies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float64, Int64
+from scipy.special import stdtrit
+from torch import Tensor
+
+from saematch.core.results import Row
+from saematch.core.specs import spec
+
+Weights = Float64[Tensor, "n_values n_texts"]
+Values = Float64[Tensor, " n_values"]
+
+FEW_TEXTS = 30
+"""Intervals from fewer texts than this are often too narrow."""
+
+_SHARE, _ANY = (0.0, 1.0), (-math.inf, math.inf)
+RANGES = {
+    "matching_score": _SHARE,
+    "matching_score_live": _SHARE,
+    "matching_score_matched": _SHARE,
+    "matching_score_macro": _SHARE,
+    "jaccard": _SHARE,
+    "same_share": _SHARE,
+    "agreement": _SHARE,
+    "kappa": (-1.0, 1.0),
+    "judge_score": (1.0, 3.0),
+    "explained_variance": (-math.inf, 1.0),
+    "loss": (0.0, math.inf),
+    "mean_l0": (0.0, math.inf),
+    "mean_norm": (0.0, math.inf),
+}
+"""Least and greatest value that a metric can have; intervals end there."""
+
+
+class Interval(NamedTuple):
+    """A value and the ends of its interval; None where there is no value, or no interval."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@spec("intervals")
+class Intervals:
+    """Spec of the confidence intervals."""
+
+    level: float = 0.95
+    """Probability that an interval contains the expected value."""
+    n_replicates: int = 1000
+    """Most replicates of a run. With more texts than this, texts are left out in groups. 0 computes
+    no intervals."""
+
+    def __post_init__(self) -> None:
+        if not (self.n_replicates >= 0 and 0 < self.level < 1):
+            raise ValueError(
+                f"intervals.n_replicates={self.n_replicates} and intervals.level={self.level}: "
+                "n_replicates must be at least 0, and level between 0 and 1"
+            )
+
+    def replicates(self, sizes: Sequence[int]) -> Replicates:
+        """Return the replicates of text sets with so many texts each."""
+        groups = [self._n_groups(n, sum(sizes)) for n in sizes]
+        of_set = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(groups).long())
+        weights, start = [], 1
+        for n, n_groups in zip(sizes, groups, strict=True):
+            each = torch.arange(n)
+            part = torch.ones(1 + len(of_set), n, dtype=torch.float64)
+            if n_groups:
+                part[start + each % n_groups, each] = 0
+            weights.append(part)
+            start += n_groups
+        return Replicates(tuple(weights), of_set, self.level)
+
+    def _n_groups(self, n_texts: int, n_all: int) -> int:
+        if not self.n_replicates:
+            return 0
+        if n_all <= self.n_replicates:
+            return n_texts
+        return min(n_texts, max(2, self.n_replicates * n_texts // n_all))
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """The replicates of a run. All its metrics share them, so that differences are paired."""
+
+    weights: tuple[Tensor, ...]
+    """By text set, ``[1 + n_replicates, n_texts]``: how often each text counts. The first row is
+    all ones, so the first value of a metric is the metric itself."""
+    of_set: Int64[Tensor, " n_replicates"]
+    """The text set from which each replicate leaves texts out."""
+    level: float
+
+    def pooled(self) -> Weights:
+        """Return the weights of the texts of all sets."""
+        return torch.cat(self.weights, dim=1) if self.weights else torch.zeros(1, 0).double()
+
+    def row(self, metric: str, values: Values, whole: Values | None = None) -> Row:
+        """Return the columns of a metric: its value, and the ends ``_low`` and ``_high``."""
+        interval = self.interval(metric, values, whole)
+        return dict(zip((metric, f"{metric}_low", f"{metric}_high"), interval, strict=True))
+
+    def interval(self, metric: str, values: Values, whole: Values | None = None) -> Interval:
+        """Return the value of a metric and its interval, which always contains the value.
+
+        ``values``: the metric, then its replicates. ``whole``: what a share is a share of. Texts
+        that do not change it say nothing about the share, so they do not count as texts. There is
+        no interval from one text, nor where a replicate has no value.
+        """
+        value = values[0].item()
+        if math.isnan(value):
+            return Interval(None)
+        half = self._half_width(values, whole)
+        if half is None:
+            return Interval(value)
+        least, greatest = RANGES.get(metric, _ANY)
+        return Interval(
+            value, min(value, max(value - half, least)), max(value, min(value + half, greatest))
+        )
+
+    def _half_width(self, values: Values, whole: Values | None) -> float | None:
+        tells = torch.ones_like(self.of_set, dtype=torch.bool)
+        if whole is not None:
+            tells = whole[1:] != whole[0]
+        sets, of_set = self.of_set[tells].unique(return_inverse=True)
+        moved = values[1:][tells]
+        if len(moved) < 2 or moved.isnan().any():
+            return None
+        n = torch.bincount(of_set, minlength=len(sets)).double()
+        centres = torch.zeros_like(n).index_add_(0, of_set, moved) / n
+        centres[n == 1] = values[0]  # the only text of its set has none to be compared with
+        squares = torch.zeros_like(n).index_add_(0, of_set, (moved - centres[of_set]).square())
+        freedom = (n - 1).clamp(min=1)
+        variances = squares * torch.where(n == 1, 1, freedom / n)
+        variance = variances.sum()
+        if variance == 0:
+            return 0.0
+        freedom = variance.square() / (variances.square() / freedom).sum()  # Satterthwaite 1946
+        quantile = stdtrit(freedom.item(), (1 + self.level) / 2)
+        return float(quantile * variance.sqrt().item())

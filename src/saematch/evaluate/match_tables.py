@@ -1,0 +1,95 @@
+"""The table of matches: how good each is by weights alone, and how often it agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from saematch.core.match import Match
+from saematch.core.pairs import Place, SaeKey
+from saematch.core.results import Row
+from saematch.evaluate.means import CERTIFICATE_METRICS
+from saematch.evaluate.weights import decoder_norm_change, mse
+from saematch.matching.arm import Arm
+from saematch.matching.matches import MatchSet
+from saematch.sae.folding import is_uniform
+from saematch.sae.suites import Saes
+
+
+def match_rows(
+    saes: Saes,
+    matches: MatchSet,
+    truth: Callable[[Place], Match | None],
+    exact: Mapping[str, str],
+) -> list[Row]:
+    """Return the rows of the table ``matches``, without the columns that need activations.
+
+    ``exact`` names, for each arm that composes, the arm that matches at once: the share of its
+    pairs that composition finds too is ``agreement``.
+    """
+    return [
+        row
+        for place in matches.places
+        for row in _rows_of(saes, matches, place, truth(place), exact)
+    ]
+
+
+def _rows_of(
+    saes: Saes, matches: MatchSet, place: Place, known: Match | None, exact: Mapping[str, str]
+) -> list[Row]:
+    earlier, later = saes[place.earlier], saes[place.later]
+    rows: list[Row] = []
+    for arm, of_arm in matches.by_arm.items():
+        match = of_arm[place]
+        proof = match.certificate
+        direct = matches.by_arm[exact[arm]][place] if arm in exact else None
+        rows.append(
+            {
+                **place._asdict(),
+                "arm": arm,
+                **{f"mse_{part}": v for part, v in mse(earlier, later, match).items()},
+                **decoder_norm_change(earlier, later, match),
+                "recall": None if known is None else match.agreement(known),
+                "agreement": None if direct is None else match.agreement(direct),
+                **{
+                    name: None if proof is None else getattr(proof, name)
+                    for name in CERTIFICATE_METRICS
+                },
+                "n_features": match.n_from,
+                "n_matched": len(match.rows),
+                "uniform_threshold": is_uniform(earlier) and is_uniform(later),
+            }
+        )
+    return rows
+
+
+def live_recall(
+    matches: MatchSet,
+    truth: Callable[[Place], Match | None],
+    fired: Callable[[SaeKey], Int64[Tensor, " n_features"]],
+) -> Iterator[float | None]:
+    """Yield the column ``recall_live`` in the order of ``match_rows``: recall of live features.
+
+    A feature is live if it fired on the texts; ``fired`` returns the number of tokens for each
+    feature of an SAE. None where the truth is not known or has no live feature.
+    """
+    for place in matches.places:
+        known = truth(place)
+        live = None if known is None else known.keep(fired(place.earlier)[known.rows] > 0)
+        for of_arm in matches.by_arm.values():
+            yield of_arm[place].agreement(live) if live is not None and len(live.rows) else None
+
+
+def exact_arms(arms: Mapping[str, Arm]) -> dict[str, str]:
+    """Return, for each arm that composes, an arm that differs from it in nothing else."""
+    return {
+        name: other
+        for name, arm in arms.items()
+        if arm.compose
+        for other, direct in arms.items()
+        if replace(arm, compose=False, decode=(), quantiles=())
+        == replace(direct, decode=(), quantiles=())
+    }

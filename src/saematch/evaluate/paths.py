@@ -1,0 +1,105 @@
+"""Follow single features through the layers."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from saematch.core.match import Match
+from saematch.core.pairs import Place, SaeKey
+from saematch.core.results import Row
+from saematch.core.specs import Seed, Some, spec
+from saematch.evaluate.tables import Tables
+from saematch.evaluate.weights import feature_mse
+from saematch.matching.matches import MatchSet
+from saematch.sae.suites import SaeFacts, Saes
+
+
+@spec("paths")
+class PathSpec:
+    """Spec of the feature paths: from how many features of the first layer, and which."""
+
+    n_paths: int = 20
+    seed: Seed = 0
+    features: Some[int] | None = None
+    """Features of the first layer to follow; None draws ``n_paths`` at random, of those that fired
+    on the texts if there was an evaluation."""
+
+    def __post_init__(self) -> None:
+        if self.n_paths < 1:
+            raise ValueError(f"paths.n_paths={self.n_paths}: at least one path is needed")
+
+
+def path_rows(saes: Saes, matches: MatchSet, spec: PathSpec, tables: Tables | None) -> list[Row]:
+    """Return the rows of ``paths``: one for each set of SAEs, arm, path and step.
+
+    Step by step is composition: a path follows each layer's match to the next (section 3.2). It
+    ends early at a feature without a partner. All arms follow the same features.
+    """
+    rows: list[Row] = []
+    for _, group in groupby(matches.places, key=lambda place: place.saes):
+        places = list(group)
+        n_features = next(iter(matches.by_arm.values()))[places[0]].n_from
+        chosen = dict(enumerate(_choose(n_features, places[0].earlier, spec, tables)))
+        at = dict.fromkeys(matches.by_arm, chosen)
+        found: dict[str, list[Row]] = {arm: [] for arm in matches.by_arm}
+        for step, place in enumerate(places):
+            for arm, of_arm in matches.by_arm.items():
+                partners = of_arm[place].partners()
+                here = {
+                    path: feature for path, feature in at[arm].items() if partners[feature] >= 0
+                }
+                scores = _scores(saes, of_arm[place], place, list(here.values()), tables)
+                for (path, feature), score in zip(here.items(), scores, strict=True):
+                    row: Row = {**place._asdict(), "arm": arm, "path": path, "step": step}
+                    row |= {"feature_from": feature, "feature_to": int(partners[feature])}
+                    found[arm].append(row | score)
+                at[arm] = {path: int(partners[feature]) for path, feature in here.items()}
+        rows += [row for of_arm in found.values() for row in of_arm]
+    return rows
+
+
+def check_paths(spec: PathSpec, sae: SaeFacts) -> None:
+    """Refuse features that the first layer's SAE does not have."""
+    beyond = [f for f in spec.features or () if not 0 <= f < sae.n_features]
+    if beyond:
+        raise ValueError(
+            f"paths.features holds {beyond[0]}, but layer {sae.origin.layer} has features 0 to "
+            f"{sae.n_features - 1}"
+        )
+
+
+def _choose(n_features: int, key: SaeKey, spec: PathSpec, tables: Tables | None) -> list[int]:
+    if spec.features is not None:
+        return list(spec.features)
+    every = torch.arange(n_features)
+    alive = every if tables is None else every[tables.fired(key) > 0]
+    generator = torch.Generator().manual_seed(spec.seed)
+    order = torch.randperm(len(alive), generator=generator)[: spec.n_paths]
+    return alive[order].tolist()
+
+
+def _scores(
+    saes: Saes,
+    match: Match,
+    place: Place,
+    features: list[int],
+    tables: Tables | None,
+) -> list[Row]:
+    """Return how alike each of the features and its partner are."""
+    earlier, later = saes[place.earlier], saes[place.later]
+    at = torch.isin(match.rows, torch.tensor(features))
+    some = match.keep(at)
+    errors = feature_mse(earlier, later, some).tolist()
+    cosine = cosine_similarity(earlier.W_dec[some.rows], later.W_dec[some.columns], dim=1).tolist()
+    of_row = {
+        row: {"mse_W_dec": error, "cosine_W_dec": alike}
+        for row, error, alike in zip(some.rows.tolist(), errors, cosine, strict=True)
+    }
+    found: list[Row] = [{**of_row[feature]} for feature in features]
+    if tables is None:
+        return found
+    fired = tables.features(place, match, features)
+    return [row | counts for row, counts in zip(found, fired, strict=True)]

@@ -1,0 +1,254 @@
+"""Skip layers: replace a hidden state by what the features of an earlier layer say it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+from saematch.core.match import Match
+from saematch.core.pairs import Place, SaeKey
+from saematch.lm.hooks import LanguageModel
+from saematch.matching.arm import DECODINGS
+from saematch.matching.transport import carry
+from saematch.sae.activations import SparseFeatures, decode, encode
+from saematch.sae.folding import fold_scale
+from saematch.sae.params import SaeOrigin
+from saematch.sae.suites import Saes, SaeShelf
+from saematch.texts.tokens import TokenBatch
+
+MATCHLESS = ("reconstruct_previous", "reconstruct_current", "drop")
+"""Strategies that use no match (paper, section 5.5): SAE_t's reconstruction of ``x_t``,
+SAE_{t+1}'s of the true ``x_{t+1}``, and ``x_t`` itself."""
+
+
+class Pairing(NamedTuple):
+    """One match at one place; arms that found the same match share it."""
+
+    place: Place
+    match: str
+    """The match's hash."""
+
+
+class Splice(NamedTuple):
+    """One change of the model: skip blocks ``t+1`` to ``u`` and replace the output of ``u``.
+
+    At BOS and other special tokens the hidden state keeps its true value. Equal splices are the
+    same change: it is evaluated once, whatever number of arms and sets of SAEs asks for it.
+    """
+
+    strategy: str
+    place: Place
+    match: str = ""
+    """The match's hash; empty where none is used."""
+    quantile: float | None = None
+    """Share of features, those of the least squared error, that go over to the later layer's
+    decoder while the others keep their own (paper, eq. 6). None: all that have a partner go over,
+    the others are lost."""
+
+    @property
+    def name(self) -> str:
+        """The splice in the name of a tensor."""
+        return "|".join(map(str, (self.strategy, *self.place, self.match, self.quantile)))
+
+
+@dataclass(frozen=True)
+class SplicePlan:
+    """Everything that one pass over the texts evaluates."""
+
+    saes: Saes
+    """Each SAE once."""
+    twins: dict[SaeKey, SaeKey]
+    """For every SAE of the run, the one of ``saes`` that it is: sets may share SAEs."""
+    pairings: dict[Pairing, Match]
+    """Matches whose features are counted together."""
+    splices: dict[Splice, Match | None]
+    """Changes of the model; with each, the match of the features that go over."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers whose hidden states are read."""
+        ends = {layer for splice in self.splices for layer in splice.place[1:]}
+        return tuple(sorted(ends | {key.layer for key in self.saes}))
+
+    def parts(self) -> list[SplicePlan]:
+        """Return plans whose SAEs fit into memory together; everything is in one of them.
+
+        They take places in order.
+        """
+        shelf = SaeShelf.of(self.saes)
+        ends = [(pairing.place.earlier, pairing.place.later) for pairing in self.pairings]
+        pairs = [{self.twins[key] for key in pair} for pair in ends]
+        groups = shelf.parts([*pairs, *({key} for key in shelf)])  # some are in no pair
+        chosen = [shelf.only([key for key in shelf if key in group]) for group in groups]
+        parts = [SplicePlan(some, self.twins, {}, {}) for some in chosen]
+        for pairing, match in self.pairings.items():
+            next(part for part in parts if part._covers(pairing.place)).pairings[pairing] = match
+        for splice, match in self.splices.items():
+            next(part for part in parts if part._covers(splice.place)).splices[splice] = match
+        return parts
+
+    def _covers(self, place: Place) -> bool:
+        """Whether the plan has both SAEs of a place, or any SAEs of its layers where none count."""
+        if place.saes:
+            return {self.twins[place.earlier], self.twins[place.later]} <= self.saes.keys()
+        return {place.layer_from, place.layer_to} <= set(self.layers)
+
+    def own(self, place: Place) -> Place:
+        """Return the same two SAEs in the set that stands for them."""
+        earlier, later = self.twins[place.earlier], self.twins[place.later]
+        return place._replace(saes=earlier.saes) if earlier.saes == later.saes else place
+
+    def pairing(self, place: Place, match: str) -> Pairing:
+        """Return what a match, given by its hash, is counted as."""
+        return Pairing(self.own(place), match)
+
+    def origins(self) -> dict[SaeKey, SaeOrigin]:
+        """Return where each SAE came from, without loading it."""
+        return {key: known.origin for key, known in SaeShelf.of(self.saes).facts.items()}
+
+    def to(self, device: torch.device) -> SplicePlan:
+        """Return the plan with its SAEs on another device."""
+        return replace(self, saes={key: sae.to(device) for key, sae in self.saes.items()})
+
+    def __call__(self, lm: LanguageModel, batch: TokenBatch) -> dict[str, Tensor]:
+        """Evaluate one batch."""
+        return evaluate_batch(self, lm, batch)
+
+    def join(
+        self, one: dict[str, Tensor], other: dict[str, Tensor], n_texts: int
+    ) -> dict[str, Tensor]:
+        """Return the sums of both halves: their first axis is the text."""
+        return {name: torch.cat([sums, other[name]]) for name, sums in one.items()}
+
+
+@torch.inference_mode()
+def evaluate_batch(plan: SplicePlan, lm: LanguageModel, batch: TokenBatch) -> dict[str, Tensor]:
+    """Return sums over the tokens of each text: one original forward serves everything.
+
+    Each tensor's first axis is the text. ``fired`` and ``both`` count tokens on which a feature,
+    or a feature and its partner, are active; ``error`` is replaced minus true hidden state.
+    """
+    hidden, final = lm.capture(batch.ids, plan.layers)
+    counted, predicting = _by_text(batch.counts), _by_text(batch.predicts)
+    targets = batch.ids.roll(-1, dims=1)[batch.predicts]
+    losses = lm.token_losses(final[batch.predicts], targets)
+    sums: dict[str, Tensor] = {
+        "n_tokens": batch.counts.sum(dim=1),
+        "n_special": batch.n_special,
+        "n_targets": batch.predicts.sum(dim=1),
+        "loss_original": predicting @ losses.double(),
+    }
+    x = {layer: hidden[layer][batch.counts].float() for layer in plan.layers}
+    for layer, states in x.items():
+        square = states.double().square().sum(dim=1)
+        sums[f"x_sum|{layer}"] = counted @ states.double()
+        sums[f"x_square|{layer}"] = counted @ square
+        sums[f"x_norm|{layer}"] = counted @ square.sqrt()
+    with torch.autocast(batch.ids.device.type, enabled=False):
+        active = {key: encode(sae, x[key.layer]) for key, sae in plan.saes.items()}
+        sums |= _count_features(plan, active, batch.counts)
+    for splice, match in plan.splices.items():
+        with torch.autocast(batch.ids.device.type, enabled=False):
+            replacement = _replacement(plan, splice, match, x, active)
+        later = splice.place.layer_to
+        spliced = hidden[later].clone()
+        spliced[batch.counts] = replacement.to(spliced.dtype)
+        changed = lm.continue_from(later, spliced, batch.ids)
+        losses = lm.token_losses(changed[batch.predicts], targets)
+        error = (replacement - x[later]).double()
+        sums[f"loss|{splice.name}"] = predicting @ losses.double()
+        sums[f"error_sum|{splice.name}"] = counted @ error
+        sums[f"error_square|{splice.name}"] = counted @ error.square().sum(dim=1)
+    return sums
+
+
+def _by_text(positions: Bool[Tensor, "batch seq"]) -> Float64[Tensor, "batch n"]:
+    """Return the matrix that adds up the chosen positions of each text."""
+    text = torch.nonzero(positions)[:, 0]
+    each = torch.arange(len(positions), device=text.device)
+    return (each[:, None] == text).double()
+
+
+def _replacement(
+    plan: SplicePlan,
+    splice: Splice,
+    match: Match | None,
+    x: dict[int, Float[Tensor, "n_tokens d_model"]],
+    active: dict[SaeKey, SparseFeatures],
+) -> Float[Tensor, "n_tokens d_model"]:
+    """Return what stands in place of the later layer's hidden states."""
+    place = splice.place
+    if splice.strategy == "drop":
+        return x[place.layer_from]
+    if splice.strategy.startswith("reconstruct"):
+        key = plan.twins[place.earlier]
+        return decode(plan.saes[key], active[key])
+    assert match is not None
+    key = plan.twins[place.earlier]
+    earlier, later = plan.saes[key], plan.saes[plan.twins[place.later]]
+    by = DECODINGS[splice.strategy]
+    scales = fold_scale(earlier, by), fold_scale(later, by)
+    replaced = decode(later, carry(active[key], match, *scales))
+    if splice.quantile is None:
+        return replaced
+    own = torch.ones(earlier.n_features, dtype=torch.bool, device=replaced.device)
+    own[match.rows.to(own.device)] = False
+    return replaced + decode(earlier, active[key].keep(own)) - earlier.b_dec
+
+
+def _count_features(
+    plan: SplicePlan, active: dict[SaeKey, SparseFeatures], counts: Bool[Tensor, "batch seq"]
+) -> dict[str, Tensor]:
+    """Count, by text, activations of features, and of features together with their partners."""
+    text = torch.nonzero(counts)[:, 0]
+    n_texts = len(counts)
+    sums = {}
+    for key, entries in active.items():
+        fired = _count(text[entries.tokens()], entries.features, n_texts, entries.n_features)
+        sums[f"fired|{key.saes}|{key.layer}"] = fired
+    of, dense = None, torch.empty(0)  # one layer's at a time: tokens times features are many
+    for pairing, match in plan.pairings.items():
+        later = plan.twins[pairing.place.later]
+        if later != of:
+            of, dense = later, active[later].dense()
+        entries = active[plan.twins[pairing.place.earlier]]
+        tokens = entries.tokens()
+        partners = match.partners().to(tokens.device)[entries.features]
+        hit = dense[tokens, partners.clamp(min=0)] & (partners >= 0)
+        both = _count(text[tokens[hit]], entries.features[hit], n_texts, entries.n_features)
+        sums[both_name(pairing)] = both
+    return sums
+
+
+def both_name(pairing: Pairing) -> str:
+    """Return the name of a pairing's counts."""
+    return "|".join(map(str, ("both", *pairing.place, pairing.match)))
+
+
+def _count(
+    texts: Int64[Tensor, " n"], features: Int64[Tensor, " n"], n_texts: int, n_features: int
+) -> Int64[Tensor, "n_texts n_features"]:
+    counts = torch.bincount(texts * n_features + features, minlength=n_texts * n_features)
+    return counts.view(n_texts, n_features)
+
+
+def canonical(plan: SplicePlan, splice: Splice, match: Match | None) -> Splice:
+    """Return the splice without what makes no difference to it, so that equal ones are equal."""
+    place = splice.place
+    if splice.strategy == "drop":
+        return Splice("drop", place._replace(saes=""))
+    if splice.strategy == "reconstruct_current":
+        return Splice("reconstruct", plan.own(place._replace(layer_from=place.layer_to)))
+    if splice.strategy == "reconstruct_previous":
+        return Splice("reconstruct", plan.own(place))
+    assert match is not None
+    splice = splice._replace(place=plan.own(place))
+    if splice.quantile == 0:
+        return splice._replace(strategy="permute", match="")
+    if splice.quantile == 1 and len(match.rows) == match.n_from:
+        return splice._replace(quantile=None)
+    return splice

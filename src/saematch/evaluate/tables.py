@@ -1,0 +1,215 @@
+"""The tables of an evaluation, from its sums by text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from saematch.core.match import Match
+from saematch.core.pairs import POOLED, Place, SaeKey
+from saematch.core.results import Row
+from saematch.evaluate.contrasts import arm_contrasts, strategy_contrasts
+from saematch.evaluate.intervals import FEW_TEXTS, Intervals, Values, Weights
+from saematch.evaluate.means import SCORE_METRICS, SPLICE_METRICS, Means
+from saematch.evaluate.metrics import CoActivation, co_activation, explained_variance, mean, share
+from saematch.evaluate.plan import Cell, partner_counts
+from saematch.evaluate.splice import SplicePlan, both_name
+from saematch.matching.matches import MatchSet
+from saematch.texts.sums import TextSums
+
+log = logging.getLogger(__name__)
+
+COUNTS = ("n_live", "n_dead", "n_unmatched", "n_dead_partners", "n_both_live")
+"""Numbers of earlier features in the table ``activations``."""
+
+
+class _Counts(NamedTuple):
+    """Numbers of tokens by text and earlier feature, as ``co_activation`` takes them."""
+
+    both: torch.Tensor
+    fired_from: torch.Tensor
+    fired_partner: torch.Tensor
+
+
+class Tables:
+    """Turns the sums of a run into rows; all metrics of a run share their replicates."""
+
+    def __init__(
+        self, plan: SplicePlan, by_set: Mapping[str, TextSums], intervals: Intervals
+    ) -> None:
+        self.plan = plan
+        self.by_set = dict(by_set)
+        sizes = {name: len(sums["n_tokens"]) for name, sums in by_set.items()}
+        self.replicates = intervals.replicates(list(sizes.values()))
+        self.weights: dict[str, Weights] = dict(zip(sizes, self.replicates.weights, strict=True))
+        self.means = Means(self.replicates)
+        small = [f"{name} has {n}" for name, n in sizes.items() if n < FEW_TEXTS]
+        if small and intervals.n_replicates:
+            log.warning(
+                "intervals from fewer than %d texts are often too narrow: %s; use more texts",
+                FEW_TEXTS,
+                ", ".join(small),
+            )
+
+    def strategies(self, cells: Sequence[Cell]) -> dict[str, list[Row]]:
+        """Return the tables ``strategies`` and ``contrasts``.
+
+        ``strategies`` has one row for each place, data set, arm, strategy and quantile.
+        ``contrasts`` has the differences between an arm and each later one under the same strategy,
+        between the two strategies of an arm, and between an arm and each strategy without a match.
+        """
+        rows: list[Row] = []
+        contrasts: list[Row] = []
+        for place in dict.fromkeys(cell.splice.place for cell in cells):
+            of_place = [cell for cell in cells if cell.splice.place == place]
+            for dataset in self.by_set:
+                measured = [self._cell(cell, dataset) for cell in of_place]
+                for cell, metrics in zip(of_place, measured, strict=True):
+                    rows.append(self._strategy_row(cell, dataset, metrics))
+                    what = (cell.arm, dataset, cell.splice.strategy, cell.splice.quantile)
+                    for metric in SPLICE_METRICS:
+                        self.means.add(place, *what, metric, metrics[metric])
+                contrasts += strategy_contrasts(of_place, measured, dataset, self.replicates)
+        return {"strategies": rows, "contrasts": contrasts}
+
+    def _cell(self, cell: Cell, dataset: str) -> dict[str, Values]:
+        sums, weights = self.by_set[dataset], self.weights[dataset]
+        name, layer = cell.evaluated.name, cell.splice.place.layer_to
+        n_targets = sums["n_targets"]
+        loss = mean(weights, sums[f"loss|{name}"], n_targets)
+        variance = explained_variance(
+            weights,
+            sums[f"error_sum|{name}"],
+            sums[f"error_square|{name}"],
+            sums[f"x_sum|{layer}"],
+            sums[f"x_square|{layer}"],
+            sums["n_tokens"],
+        )
+        original = mean(weights, sums["loss_original"], n_targets)
+        return {"explained_variance": variance, "delta_loss": loss - original, "loss": loss}
+
+    def _strategy_row(self, cell: Cell, dataset: str, measured: Mapping[str, Values]) -> Row:
+        sums = self.by_set[dataset]
+        n_targets = int(sums["n_targets"].sum())
+        row: Row = {
+            **cell.splice.place._asdict(),
+            "arm": cell.arm,
+            "dataset": dataset,
+            "strategy": cell.splice.strategy,
+            "quantile": cell.splice.quantile,
+        }
+        for metric, values in measured.items():
+            row |= self.replicates.row(metric, values)
+        return row | {
+            "loss_original": sums["loss_original"].sum().item() / n_targets,
+            "n_texts": len(sums["n_tokens"]),
+            "n_tokens": int(sums["n_tokens"].sum()),
+            "n_special": int(sums["n_special"].sum()),
+            "n_targets": n_targets,
+        }
+
+    def activations(self, matches: MatchSet) -> dict[str, list[Row]]:
+        """Return the tables ``activations`` and ``activation_contrasts``: what fires together.
+
+        ``activations`` has one row for each place, arm and data set, ``activation_contrasts`` one
+        for each two arms. The last data set of each is ``all`` of them together.
+        """
+        rows: list[Row] = []
+        contrasts: list[Row] = []
+        for place in matches.places:
+            by_match: dict[str, dict[str, CoActivation]] = {}
+            for arm, hashes in matches.hashes.items():
+                if hashes[place] not in by_match:  # arms may have found the same match
+                    by_match[hashes[place]] = self._scores(place, matches.by_arm[arm][place])
+            by_arm = {arm: by_match[of_arm[place]] for arm, of_arm in matches.hashes.items()}
+            for arm, scores in by_arm.items():
+                for dataset, score in scores.items():
+                    row: Row = {**place._asdict(), "arm": arm, "dataset": dataset}
+                    rows.append(row | self._score_row(score))
+                    for metric in SCORE_METRICS:
+                        values = getattr(score, metric)
+                        self.means.add(place, arm, dataset, None, None, metric, values)
+            contrasts += arm_contrasts(place, by_arm, self.replicates)
+        return {"activations": rows, "activation_contrasts": contrasts}
+
+    def _scores(self, place: Place, match: Match) -> dict[str, CoActivation]:
+        counts = {name: self._counts(sums, place, match) for name, sums in self.by_set.items()}
+        partnered = match.partners() >= 0
+        scores = {
+            dataset: co_activation(self.weights[dataset], *of_set, partnered)
+            for dataset, of_set in counts.items()
+        }
+        pooled = map(torch.cat, zip(*counts.values(), strict=True))
+        scores[POOLED] = co_activation(self.replicates.pooled(), *pooled, partnered)
+        return scores
+
+    def _counts(self, sums: TextSums, place: Place, match: Match) -> _Counts:
+        earlier, later = (self._fired(key) for key in (place.earlier, place.later))
+        both = sums[both_name(self.plan.pairing(place, match.hash))]
+        return _Counts(both, sums[earlier], partner_counts(match, sums[later]))
+
+    def _score_row(self, score: CoActivation) -> Row:
+        row: Row = {}
+        for metric in SCORE_METRICS:
+            row |= self.replicates.row(metric, getattr(score, metric))
+        return row | {count: getattr(score, count) for count in COUNTS}
+
+    def layers(self, keys: Sequence[SaeKey]) -> list[Row]:
+        """Return columns of ``layers``: each SAE as it was measured here, over all data sets."""
+        weights = self.replicates.pooled()
+        n_tokens = self._all("n_tokens")
+        rows: list[Row] = []
+        for key in keys:
+            fired = self._all(self._fired(key))
+            norm = mean(weights, self._all(f"x_norm|{key.layer}"), n_tokens)
+            rows.append(
+                {
+                    **self.replicates.row(
+                        "mean_l0", mean(weights, fired.sum(dim=1).double(), n_tokens)
+                    ),
+                    **self.replicates.row("mean_norm", norm),
+                    "n_live": int(fired.any(dim=0).sum()),
+                    "n_dead": int((~fired.any(dim=0)).sum()),
+                    "n_texts": len(n_tokens),
+                    "n_tokens": int(n_tokens.sum()),
+                    "n_special": int(self._all("n_special").sum()),
+                }
+            )
+        return rows
+
+    def fired(self, key: SaeKey) -> torch.Tensor:
+        """Return on how many tokens each feature was active, over all data sets."""
+        return self._all(self._fired(key)).sum(dim=0)
+
+    def features(self, place: Place, match: Match, features: Sequence[int]) -> list[Row]:
+        """Return how often single features and their partners are active together.
+
+        For each feature: ``matching_score`` and ``jaccard`` with intervals, over all data sets.
+        """
+        parts = [self._counts(sums, place, match) for sums in self.by_set.values()]
+        both, own, partner = (
+            torch.cat(counts)[:, list(features)].double() for counts in zip(*parts, strict=True)
+        )
+        weights, row = self.replicates.pooled(), self.replicates.row
+        hits, fired = weights @ both, weights @ own
+        either = fired + weights @ partner - hits
+        score, jaccard = share(hits, fired), share(hits, either)
+        return [
+            {
+                **row("matching_score", score[:, n], fired[:, n]),
+                **row("jaccard", jaccard[:, n], either[:, n]),
+                "n_fired_from": int(own[:, n].sum()),
+                "n_fired_to": int(partner[:, n].sum()),
+            }
+            for n in range(len(features))
+        ]
+
+    def _all(self, name: str) -> torch.Tensor:
+        return torch.cat([sums[name] for sums in self.by_set.values()])
+
+    def _fired(self, key: SaeKey) -> str:
+        twin = self.plan.twins[key]
+        return f"fired|{twin.saes}|{twin.layer}"

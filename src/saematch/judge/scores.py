@@ -1,0 +1,237 @@
+"""From judgements to tables: scores with intervals over feature paths, and what they are worth."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+
+from saematch.core.match import Match
+from saematch.core.pairs import NO_ARM, Place
+from saematch.core.results import Row
+from saematch.evaluate.intervals import Intervals, Values
+from saematch.evaluate.weights import feature_mse
+from saematch.judge.design import AGAIN, CONTROLS, Item
+from saematch.judge.judging import Judgement
+from saematch.judge.verdicts import LABELS, SCORES, kappa
+from saematch.sae.suites import Saes
+
+ROLES = ("pair", *CONTROLS)
+"""Roles that have scores of their own; ``AGAIN`` is compared with pairs."""
+
+
+def judge_tables(
+    judgements: Sequence[Judgement], saes: Saes, intervals: Intervals
+) -> dict[str, list[Row]]:
+    """Return the tables of a judged run."""
+    errors = _errors(judgements, saes)
+    scores = _Scores(judgements, intervals)
+    return {
+        "judgements": [j.row() | {"mse_W_dec": errors[_pair(j.item)]} for j in judgements],
+        "judge_scores": scores.by_place(),
+        "judge_contrasts": scores.contrasts(),
+        "judge_agreement": _agreement(judgements, intervals),
+        "judge_explainers": scores.by_explainers(),
+        "mse_by_label": _mse_by_label(judgements, errors),
+    }
+
+
+class _Mean(NamedTuple):
+    """A mean score and the number of judgements behind it, each with its replicates."""
+
+    values: Values
+    counts: Values
+
+
+class _Scores:
+    """Mean scores; a replicate leaves out a path with all its steps."""
+
+    def __init__(self, judgements: Sequence[Judgement], intervals: Intervals) -> None:
+        self.judgements = [j for j in judgements if j.item.role in ROLES]
+        groups: dict[tuple, dict[int, int]] = defaultdict(dict)
+        for judgement in self.judgements:
+            paths = groups[_group(judgement.item)]
+            paths.setdefault(judgement.item.path, len(paths))
+        self.replicates = intervals.replicates([len(paths) for paths in groups.values()])
+        self.weights = self.replicates.pooled()
+        self.columns: dict[tuple, int] = {}
+        for group, paths in groups.items():
+            first = len(self.columns)
+            self.columns |= {(group, path): first + n for path, n in paths.items()}
+
+    def by_place(self) -> list[Row]:
+        """Return the rows of ``judge_scores``: by role, arm and place, then over all places."""
+        rows = [
+            {**place._asdict(), "role": role, "arm": arm, **self._row(some)}
+            for (role, arm, place), some in self._by(lambda i: (i.role, i.arm, i.place)).items()
+        ]
+        nowhere = {"layer_from": None, "layer_to": None}
+        for (role, arm, saes), some in self._by(lambda i: (i.role, i.arm, i.place.saes)).items():
+            rows.append({"saes": saes, **nowhere, "role": role, "arm": arm, **self._row(some)})
+        return rows
+
+    def contrasts(self) -> list[Row]:
+        """Return the rows of ``judge_contrasts``: one arm's mean score less another's."""
+        of_cell = self._by(lambda i: (i.place, i.arm) if i.role == "pair" else None)
+        arms = dict.fromkeys(arm for _, arm in of_cell)
+        rows: list[Row] = []
+        for place in dict.fromkeys(place for place, _ in of_cell):
+            there = [arm for arm in arms if (place, arm) in of_cell]
+            for one, other in combinations(there, 2):
+                mine, theirs = (self._mean(of_cell[place, arm]) for arm in (one, other))
+                row: Row = {**place._asdict(), "arm": one, "against_arm": other}
+                difference, whole = mine.values - theirs.values, mine.counts + theirs.counts
+                row |= self.replicates.row("judge_score_difference", difference, whole)
+                rows.append(row)
+        return rows
+
+    def by_explainers(self) -> list[Row]:
+        """Return the rows of ``judge_explainers``: scores by who explained which feature."""
+        of_pair: dict[tuple, list[Judgement]] = defaultdict(list)
+        for j in self.judgements:
+            if j.earlier and j.later:
+                who = j.earlier.explainer, j.later.explainer
+                of_pair[(j.item.role, j.item.arm, *who)].append(j)
+        names = ("role", "arm", "explainer_from", "explainer_to")
+        return [
+            {**dict(zip(names, who, strict=True)), **self._row(some)}
+            for who, some in of_pair.items()
+        ]
+
+    def _by(self, key: Callable[[Item], tuple | None]) -> dict[tuple, list[Judgement]]:
+        found: dict[tuple, list[Judgement]] = defaultdict(list)
+        for judgement in self.judgements:
+            group = key(judgement.item)
+            if group is not None:
+                found[group].append(judgement)
+        return found
+
+    def _row(self, judgements: Sequence[Judgement]) -> Row:
+        labels = Counter(judgement.verdict.label for judgement in judgements)
+        row: Row = {"n_judgements": len(judgements)}
+        row |= {f"n_{label.lower()}": labels[label] for label in LABELS}
+        row |= self.replicates.row("judge_score", *self._mean(judgements))
+        return row | self.replicates.row("same_share", *self._mean(judgements, lambda s: s == 3))
+
+    def _mean(self, judgements: Sequence[Judgement], of: Callable[[int], float] = float) -> _Mean:
+        """Return the mean over judgements that have a score; NaN if none has."""
+        sums = torch.zeros(self.weights.shape[1], dtype=torch.float64)
+        counts = torch.zeros_like(sums)
+        for judgement in judgements:
+            score = judgement.verdict.score
+            if score is not None:
+                column = self.columns[_group(judgement.item), judgement.item.path]
+                sums[column] += of(score)
+                counts[column] += 1
+        counted = self.weights @ counts
+        return _Mean((self.weights @ sums) / counted, counted)
+
+
+def _group(item: Item) -> tuple:
+    """Return the set that an item belongs to: paths of one first layer, controls of one place."""
+    place = item.place._replace(layer_from=0, layer_to=0) if item.role == "pair" else item.place
+    return item.role, place, item.start
+
+
+def _agreement(judgements: Sequence[Judgement], intervals: Intervals) -> list[Row]:
+    """Return the rows of ``judge_agreement``: the same pairs judged once more.
+
+    ``score_difference`` is the second score less the first; for swapped pairs it is the position
+    bias. Pairs without a score in either are counted and left out. Replicates leave out paths.
+    """
+    scores = {j.item: j.verdict.score for j in judgements}
+    rows: list[Row] = []
+    for role in AGAIN:
+        both = {item: (scores[replace(item, role="pair")], scores[item])
+                for item in scores if item.role == role}  # fmt: skip
+        scored = {item: pair for item, pair in both.items() if None not in pair}
+        if not both:
+            continue
+        row: Row = {"compared": role, "n_pairs": len(scored), "n_unscored": len(both) - len(scored)}
+        row |= dict.fromkeys(f"{m}{end}" for m in _AGREEMENT for end in ("", "_low", "_high"))
+        if scored:
+            one, other = torch.tensor(list(scored.values())).T
+            paths = [(item.place.saes, item.start, item.path) for item in scored]
+            column = {path: n for n, path in enumerate(dict.fromkeys(paths))}
+            replicates = intervals.replicates([len(column)])
+            weights = replicates.weights[0][:, [column[path] for path in paths]]
+            n = weights.sum(dim=1)
+            measured = (
+                weights @ (one == other).double() / n,
+                kappa(weights, one, other),
+                weights @ (other - one).double() / n,
+            )
+            for metric, values in zip(_AGREEMENT, measured, strict=True):
+                row |= replicates.row(metric, values)
+        rows.append(row)
+    return rows
+
+
+_AGREEMENT = ("agreement", "kappa", "score_difference")
+
+
+def _pair(item: Item) -> tuple[Place, int, int]:
+    return item.place, item.feature_from, item.feature_to
+
+
+def _errors(judgements: Sequence[Judgement], saes: Saes) -> dict[tuple[Place, int, int], float]:
+    """Return the squared error of the folded decoder vectors of every pair of features."""
+    of_place: dict[Place, set[tuple[int, int]]] = defaultdict(set)
+    for place, *features in (_pair(judgement.item) for judgement in judgements):
+        of_place[place].add(tuple(features))  # type: ignore[arg-type]
+    errors = {}
+    for place in sorted(of_place):  # so that each SAE is loaded once
+        pairs = sorted(of_place[place])
+        found = _errors_of(saes, place, pairs)
+        errors |= {(place, *p): e for p, e in zip(pairs, found, strict=True)}
+    return errors
+
+
+def _errors_of(saes: Saes, place: Place, pairs: Sequence[tuple]) -> list[float]:
+    earlier, later = saes[place.earlier], saes[place.later]
+    rows, columns = torch.tensor(pairs).T
+    ones = torch.ones(len(rows), dtype=torch.float64)
+    match = Match(rows, columns, ones, earlier.n_features, later.n_features)
+    return feature_mse(earlier, later, match).tolist()
+
+
+def _mse_by_label(
+    judgements: Sequence[Judgement], errors: Mapping[tuple[Place, int, int], float]
+) -> list[Row]:
+    """Return the rows of ``mse_by_label``: the decoder's error of the pairs with each label."""
+    found: dict[tuple[Place, str, str], list[float]] = defaultdict(list)
+    for judgement in judgements:
+        item = judgement.item
+        if item.role == "pair" and judgement.verdict.score is not None:
+            found[item.place, item.arm, judgement.verdict.label].append(errors[_pair(item)])
+    rows: list[Row] = []
+    for place, arm in dict.fromkeys((place, arm) for place, arm, _ in found):
+        for label in SCORES:
+            values = torch.tensor(found[place, arm, label], dtype=torch.float64)
+            row: Row = {**place._asdict(), "arm": arm, "label": label, "n_pairs": len(values)}
+            row["mse_mean"] = values.mean().item() if len(values) else None
+            for name, share in (("q25", 0.25), ("median", 0.5), ("q75", 0.75)):
+                row[f"mse_{name}"] = values.quantile(share).item() if len(values) else None
+            rows.append(row)
+    return rows
+
+
+def score_matches(matches: list[Row], scores: Sequence[Row]) -> None:
+    """Add to the rows of ``matches`` what the judge said of their pairs."""
+    found = {
+        (row["saes"], row["layer_from"], row["layer_to"], row["arm"]): row
+        for row in scores
+        if row["role"] == "pair" and row["arm"] != NO_ARM
+    }
+    for row in matches:
+        score = found.get((row["saes"], row["layer_from"], row["layer_to"], row["arm"]), {})
+        for name in _IN_MATCHES:
+            row[name] = score.get(name)
+
+
+_IN_MATCHES = ("judge_score", "judge_score_low", "judge_score_high", "same_share",
+               "n_judgements", *(f"n_{label.lower()}" for label in SCORES))  # fmt: skip

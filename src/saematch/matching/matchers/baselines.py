@@ -1,0 +1,62 @@
+"""Matches that look at no weights: what any method has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from saematch.core.files import hashed
+from saematch.core.match import Certificate, Match
+from saematch.core.specs import Seed, spec
+from saematch.matching.centring import VECTORS_AT_ONCE, chance_value
+from saematch.matching.objectives.factors import Factors
+
+
+@spec("assignment")
+class Identity:
+    """Feature ``i`` is feature ``i`` (the paper's "vanilla"); chance, unless SAEs share a start."""
+
+    def __call__(self, factors: Factors) -> Match:
+        """Return the baseline; of the factors only their number matters."""
+        return valued(torch.arange(len(factors.X_A)), factors)
+
+
+@spec("assignment")
+class Random:
+    """A permutation drawn at random: one for each seed and pair of SAEs (``Factors.pair``).
+
+    ``Arm.match`` names the pair by layer, site, identifier and revision of both SAEs. Factors
+    without a name share one permutation for each seed.
+    """
+
+    seed: Seed = 0
+
+    def __call__(self, factors: Factors) -> Match:
+        """Return the baseline; of the factors only number and pair matter."""
+        n_from, n_to = len(factors.X_A), len(factors.X_B)
+        drawn_from = int(hashed([self.seed, factors.pair])[:16], 16)
+        generator = torch.Generator().manual_seed(drawn_from)
+        columns = torch.randperm(max(n_from, n_to), generator=generator)[:n_from]
+        return valued(columns, factors)
+
+
+def valued(columns: Int64[Tensor, " n_from"], factors: Factors) -> Match:
+    """Return the match with its value; columns beyond the later layer's width are no partners.
+
+    With the chance value, if every feature of the narrower layer has a partner.
+    """
+    n_to = len(factors.X_B)
+    match = Match.from_columns(torch.where(columns < n_to, columns, -1), n_to)
+    value = sum(
+        (factors.X_A[i].double() * factors.X_B[j].double()).sum().item()
+        for i, j in zip(
+            match.rows.split(VECTORS_AT_ONCE), match.columns.split(VECTORS_AT_ONCE), strict=True
+        )
+    )
+    chance = None
+    if len(match.rows) == min(match.n_from, n_to):
+        chance = chance_value(factors.X_A, factors.X_B)
+    return replace(match, certificate=Certificate(value, None, chance))

@@ -1,0 +1,92 @@
+"""Matches that look at each feature's nearest ones and not at the whole: greedy and mutual."""
+
+from __future__ import annotations
+
+import heapq
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from saematch.core.match import Match
+from saematch.core.specs import spec
+from saematch.matching.matchers.baselines import valued
+from saematch.matching.objectives.factors import Factors
+from saematch.matching.solver.candidates import Candidates
+from saematch.matching.solver.products import MOST_ROWS_AT_ONCE, Plan, Products, Regime
+
+N_CANDIDATES = 256
+
+
+@spec("assignment")
+class MutualNearest:
+    """Pairs of features of which each is the most similar to the other; the rest stay unmatched."""
+
+    def __call__(self, factors: Factors) -> Match:
+        """Return the match; of features that are equally similar, the first counts."""
+        products = Products(factors.X_A, factors.X_B, _in_blocks(factors))
+        nearest = np.empty(products.n, np.int64)
+        best = torch.full((products.m,), -math.inf)
+        nearest_back = np.zeros(products.m, np.int64)
+        for some, similarity in products.blocks("nearest"):
+            nearest[some] = similarity.argmax(1).numpy()
+            here, where = similarity.max(0)
+            better = here > best
+            best = torch.where(better, here, best)
+            nearest_back = np.where(better.numpy(), where.numpy() + some.start, nearest_back)
+        mutual = nearest_back[nearest] == np.arange(products.n)
+        return valued(torch.from_numpy(np.where(mutual, nearest, -1)), factors)
+
+
+@spec("assignment")
+class Greedy:
+    """The most similar pair of all, then the most similar of what is left, and so on."""
+
+    def __call__(self, factors: Factors) -> Match:
+        """Return the match; every feature of the smaller side gets a partner."""
+        swapped = len(factors.X_A) > len(factors.X_B)
+        if swapped:
+            return self(Factors(factors.X_B, factors.X_A)).inverse()
+        return valued(torch.from_numpy(_greedy(factors)), factors)
+
+
+def _greedy(factors: Factors) -> Int64[np.ndarray, " n"]:
+    """Pair rows with columns, best pairs first.
+
+    A row waits in the queue at the value of its best candidate that was free when it was looked at.
+    One whose list is used up waits at the last value of its list, which nothing else of its can
+    exceed, and is scanned again, with all others like it, when its turn comes.
+    """
+    how = _in_blocks(factors)
+    products = Products(factors.X_A, factors.X_B, how)
+    free = np.ones(products.m, bool)
+    candidates = Candidates(products, how.length, np.zeros(products.m))
+    partner = np.full(products.n, -1)
+    queue = [(-value, row, 0) for row, value in enumerate(candidates.values[:, 0].tolist())]
+    heapq.heapify(queue)
+    while queue:
+        _, row, place = queue[0]
+        if place == how.length:
+            stale = np.array([row for _, row, place in queue if place == how.length])
+            candidates.scan(stale, np.where(free, 0.0, np.inf))
+            again = zip(candidates.values[stale, 0].tolist(), stale.tolist(), strict=True)
+            queue = [entry for entry in queue if entry[2] < how.length]
+            queue += [(-value, row, 0) for value, row in again]
+            heapq.heapify(queue)
+            continue
+        column = candidates.columns[row, place]
+        if free[column]:
+            heapq.heappop(queue)
+            partner[row], free[column] = column, False
+            continue
+        ahead = np.flatnonzero(free[candidates.columns[row, place:]])
+        place = place + int(ahead[0]) if len(ahead) else how.length
+        value = float(candidates.values[row, min(place, how.length - 1)])
+        heapq.heapreplace(queue, (-value, row, place))
+    return partner
+
+
+def _in_blocks(factors: Factors) -> Plan:
+    n, m = len(factors.X_A), len(factors.X_B)
+    return Plan(Regime.BLOCKS, min(m, N_CANDIDATES), min(n, MOST_ROWS_AT_ONCE))

@@ -1,0 +1,65 @@
+"""A pair of factor matrices: one vector for each feature of both sides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saematch.matching.centring import common_centre, lengths, typical_length
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One vector a feature and side; the similarity of a pair is their inner product.
+
+    Raises ``ValueError`` for vectors of two sizes and for values that are not finite.
+    """
+
+    X_A: Float[Tensor, "n_from size_A"]
+    """Vectors of the earlier layer's features."""
+    X_B: Float[Tensor, "n_to size_B"]
+    """Vectors of the later layer's features."""
+    pair: str = ""
+    """Names of both SAEs, from which ``Random`` draws; other assignments do not use it."""
+    norm_columns: int = 0
+    """Number of last columns that hold norms of features and no coordinates (``by_distance``)."""
+
+    def __post_init__(self) -> None:
+        if self.X_A.shape[1] != self.X_B.shape[1]:
+            raise ValueError(
+                f"the two sides have vectors of {self.X_A.shape[1]} and {self.X_B.shape[1]} "
+                "numbers; SAEs can be compared by weights only where d_model is the same"
+            )
+        for name, side in (("earlier", self.X_A), ("later", self.X_B)):
+            if not torch.isfinite(side).all():
+                raise ValueError(f"vectors of the {name} layer hold NaN or infinite values")
+
+
+def by_distance(factors: Factors) -> Factors:
+    """Return factors whose similarities are minus half of the squared distances.
+
+    Of vectors ``a`` and ``b``, less a common centre, these are the inner products of
+    ``[a, -||a||^2 / 2t, t]`` and ``[b, t, -||b||^2 / 2t]``. The centre cancels; without it, float32
+    would lose small distances between long vectors. So does ``t``, about the length of a vector,
+    which keeps the vectors short and the bounds on rounding tight. The vectors are float64: a norm
+    rounded to float32 would be off by more than small distances are.
+    """
+    centre = common_centre(factors.X_A, factors.X_B)
+    a, b = (side.double() - centre for side in (factors.X_A, factors.X_B))
+    of_a, of_b = lengths(a), lengths(b)
+    longest = float(torch.cat([of_a, of_b]).max())
+    t = max(typical_length(of_a, of_b) / math.sqrt(2), longest / 100)
+
+    def extended(side: Tensor, *columns: Tensor) -> Tensor:
+        return torch.cat([side, torch.stack(columns, 1).to(side)], 1)
+
+    def half_square(of_side: Tensor) -> Tensor:
+        return -of_side.square() / (2 * t)
+
+    X_A = extended(a, half_square(of_a), torch.full_like(of_a, t))
+    X_B = extended(b, torch.full_like(of_b, t), half_square(of_b))
+    return Factors(X_A, X_B, factors.pair, norm_columns=2)

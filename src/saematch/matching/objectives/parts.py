@@ -1,0 +1,59 @@
+"""The paper's objective: the squared error of encoder and decoder vectors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saematch.core.specs import spec
+from saematch.matching.objectives.factors import Factors, by_distance
+from saematch.sae.params import SaeOrigin, SaeParams
+
+
+@spec("matching")
+class Parts:
+    """The paper's objective (eq. 3): the squared error of the chosen parts of two features.
+
+    ``sum_i ||v_A[i] - v_B[P(i)]||^2``, where ``v`` joins decoder vector, encoder vector and encoder
+    bias, each times the square root of its weight. The paper's plain sum has all weights 1; weight
+    0 leaves a part out.
+
+    For layers of one width the similarity of two features is ``<v_A[i], v_B[j]>``: the norms are
+    the same for every permutation. For layers of two widths they are not, since some features of
+    the wider layer get no partner. The similarity is then ``-||v_A[i] - v_B[j]||^2 / 2``, and the
+    value of a match is minus half of its squared error.
+    """
+
+    W_dec: float = 1.0
+    W_enc: float = 1.0
+    b_enc: float = 1.0
+
+    def __post_init__(self) -> None:
+        weights = (self.W_dec, self.W_enc, self.b_enc)
+        if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
+            raise ValueError(
+                f"weights of the parts are W_dec={self.W_dec}, W_enc={self.W_enc}, "
+                f"b_enc={self.b_enc}; they must be finite, not negative and not all zero"
+            )
+
+    def factors(self, earlier: SaeParams, later: SaeParams) -> Factors:
+        """Return the vectors of both SAEs, in float32; of two widths, by ``by_distance``."""
+        pair = f"{_name(earlier.origin)} -> {_name(later.origin)}"
+        factors = Factors(self._vectors(earlier), self._vectors(later), pair)
+        return factors if earlier.n_features == later.n_features else by_distance(factors)
+
+    def _vectors(self, sae: SaeParams) -> Float[Tensor, "n_features size"]:
+        parts = (
+            (self.W_dec, sae.W_dec),
+            (self.W_enc, sae.W_enc.T),
+            (self.b_enc, sae.b_enc[:, None]),
+        )
+        return torch.cat([math.sqrt(w) * part.float() for w, part in parts if w > 0], dim=1)
+
+
+def _name(origin: SaeOrigin) -> str:
+    """Name an SAE by what is the same on every machine: not by its folder."""
+    return f"layer {origin.layer} {origin.site} {origin.sae_id} {origin.revision}"

@@ -1,0 +1,119 @@
+"""The proof of a match: its value, and a bound on the value of every other, from prices alone.
+
+Nothing here knows how match and prices were found. With prices ``p``, profits
+``π_i = max_j (s_ij - p_j)`` and reduced costs ``r_ij = π_i + p_j - s_ij >= 0``, a match ``Q`` is
+worth ``Σ_i π_i + Σ_j p_j`` less its reduced costs and less the prices of columns that it leaves
+free. So no match is worth more than ``Σ_i π_i + Σ_j p_j`` (weak duality), and the ``slack`` of a
+match is the sum of its own reduced costs and of the prices of its free columns.
+
+A match without a pair ``(i, P(i))`` that ``P`` has costs at least the margin
+``π_i - max_{j ≠ P(i)} (s_ij - p_j)``. An optimal match costs at most the slack of ``P``. So each
+pair whose margin exceeds the slack is in every optimal match: it is ``certain``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from saematch.core.match import Certificate
+from saematch.matching.solver.products import Products
+from saematch.matching.solver.screening import alternatives
+
+MOST_OF_VALUE = 0.9
+"""The share of the value above chance that ``Certificate.n_90`` pairs carry."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A certificate and what it rests on, less the centre of the products."""
+
+    certificate: Certificate
+    profits: Float64[np.ndarray, " n"]
+    """Of each row, ``max_j (s_ij - p_j)``, or ``outside`` if that is more: its dual variable."""
+    slack: float
+    """``bound - value``, at least 0."""
+    certain: Bool[np.ndarray, " n"]
+    """Of each row, whether every optimal match contains its pair; False where that is not proven,
+    and where it has none."""
+
+
+def prove(
+    products: Products,
+    columns: Int64[np.ndarray, " n"],
+    prices: Float64[np.ndarray, " m"],
+    outside: float = -math.inf,
+) -> Proof:
+    """Value and bound of a match of rows to columns, exact to the rounding of float64.
+
+    One blocked pass finds the columns that can be a row's best, and these are computed in float64.
+    A row without a column (-1) is worth ``outside``. Reduced costs within the rounding of float64
+    count as 0. Raises ``ValueError`` for a negative price where columns may stay free.
+    """
+    rows = np.flatnonzero(columns >= 0)
+    taken = columns[rows]
+    assert len(np.unique(taken)) == len(rows), "a column is given to two rows"
+    assert len(rows) == products.n or outside > -math.inf, "a row is left without a column"
+    if (products.m > products.n or outside > -math.inf) and (prices < 0).any():
+        raise ValueError(
+            f"prices go down to {prices.min():.3g}; where columns may stay free they must not be "
+            "negative"
+        )
+    worth, paid = np.full(products.n, outside), np.zeros(products.n)
+    worth[rows], paid[rows] = products.exact(rows, taken), prices[taken]
+    net = worth - paid
+    best, at_most = (np.maximum(part, outside) for part in alternatives(products, prices, columns))
+    profits = np.maximum(net, best)
+    costs = profits - net
+    stranded = math.fsum(np.delete(prices, taken))
+    longest = products.x_lengths.numpy() * float(products.y_lengths.max())
+    ulp = np.finfo(np.float64).eps
+    off = ulp * ((products.size + 8) * longest + np.abs(profits) + np.abs(paid))
+    most = math.fsum(costs) + stranded + math.fsum(off)
+    certain = (columns >= 0) & (net - at_most - off > most)
+    costs[costs <= 16 * ulp * (longest + np.abs(profits) + np.abs(paid))] = 0.0
+    slack = math.fsum(costs) + stranded
+    share = float(certain[rows].mean()) if len(rows) else None
+    if outside > -math.inf:
+        value = math.fsum(worth)
+        certificate = Certificate(value, value + slack, certain=share)
+    else:
+        certificate = _over_chance(products, columns, worth, slack, share)
+    return Proof(certificate, profits, slack, certain)
+
+
+def _over_chance(
+    products: Products,
+    columns: Int64[np.ndarray, " n"],
+    worth: Float64[np.ndarray, " n"],
+    slack: float,
+    certain: float | None,
+) -> Certificate:
+    """Return the certificate of a match of all rows, for similarities without a centre.
+
+    The gap over chance is computed before the centre is added again: value, bound and chance may
+    then be large numbers that differ little.
+    """
+    value, chance = math.fsum(worth), products.chance.value
+    to_win = value + slack - chance
+    ulp = np.finfo(np.float64).eps
+    if to_win <= products.size * ulp * float(products.x_lengths.sum() * products.y_lengths.max()):
+        gap, n_90 = 0.0, None  # every match is worth the same
+    else:
+        gap, n_90 = slack / to_win, _n_most(products.chance.above(columns, worth))
+    total = value + products.chance.from_centre
+    return Certificate(
+        total, total + slack, chance + products.chance.from_centre, gap, n_90, certain
+    )
+
+
+def _n_most(above: Float64[np.ndarray, " n"]) -> int | None:
+    """Return how few pairs together are worth 90 % of what all are, above chance."""
+    total = math.fsum(above)
+    if total <= 0:
+        return None
+    sums = np.cumsum(np.sort(above)[::-1])
+    return int(np.argmax(sums >= MOST_OF_VALUE * total)) + 1

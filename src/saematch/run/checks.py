@@ -1,0 +1,192 @@
+"""Load what a run begins with, and refuse what does not go together before work begins."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from saematch.core.pairs import POOLED
+from saematch.evaluate.paths import check_paths
+from saematch.evaluate.planted import check_planted
+from saematch.lm.hooks import LanguageModel
+from saematch.lm.source import LmSource
+from saematch.matching.arm import Arm
+from saematch.run.experiment import Experiment
+from saematch.sae.sites import refuse_unskippable
+from saematch.sae.sources.hub import log_download
+from saematch.sae.sources.registry import release
+from saematch.sae.sources.released import ReleasedSaes
+from saematch.sae.sources.source import SaeSource
+from saematch.sae.stand_in import ActivationQuantile
+from saematch.sae.suites import SaeShelf
+from saematch.texts.token_cache import load_texts
+from saematch.texts.tokens import TokenBatch
+
+log = logging.getLogger(__name__)
+
+BIAS_SHARE = 0.5
+"""Share of the squared norm of folded features above which encoder biases decide the match."""
+
+
+def choose_layers(experiment: Experiment, lm: LanguageModel) -> list[int]:
+    """Return the layers to make SAEs for; refuse those that the model lacks."""
+    if experiment.layers is None:
+        return list(range(lm.n_layers))
+    layers = sorted(set(experiment.layers))
+    if not layers or not 0 <= layers[0] <= layers[-1] < lm.n_layers:
+        raise ValueError(
+            f"layers={layers}: choose some of 0 to {lm.n_layers - 1}, which {lm.name} has"
+        )
+    return layers
+
+
+def choose_saes(experiment: Experiment) -> tuple[list[int], dict[str, SaeSource]]:
+    """Return the layers and the sets of SAEs; refuse layers that have none."""
+    source, starts = experiment.sae, experiment.starts or []
+    there = source.layers()
+    if not there:  # loading says what is missing and what there is
+        source.load(0)
+        raise ValueError(f"no SAE was found at {source.name}")
+    layers = there if experiment.layers is None else sorted(set(experiment.layers))
+    missing = [layer for layer in layers if layer not in there]
+    if missing:
+        raise ValueError(
+            f"layers={layers}: there is no SAE for layer {missing[0]} in {source.name}, "
+            f"only for layers {', '.join(map(str, there))}"
+        )
+    if len(layers) < 2:
+        raise ValueError(f"layers={layers}: matching needs at least two layers")
+    astray = [layer for layer in starts if layer not in layers[:-1]]
+    if astray:
+        raise ValueError(
+            f"starts={list(starts)}: {astray[0]} is none of the layers {layers}, or the last"
+        )
+    if experiment.reach:  # the other layers are not needed
+        ahead = [layers[n : n + 1 + experiment.reach] for n in map(layers.index, starts)]
+        layers = sorted({layer for some in ahead for layer in some})
+    sets = experiment.selection(source, layers)
+    if "planted" in experiment.tasks:
+        check_planted(sets)
+    return layers, sets
+
+
+def load_saes(layers: Sequence[int], sets: Mapping[str, SaeSource], memory: float) -> SaeShelf:
+    """Load the SAE of each set and layer; refuse SAEs that do not go together.
+
+    Logs first how much is to be fetched from the hub. ``memory`` is what SAEs may take up at a
+    time, in GiB.
+    """
+    released = [source for source in sets.values() if isinstance(source, ReleasedSaes)]
+    chosen = [source.chosen(layer) for source in released for layer in layers]
+    log_download((release(name), sae_id) for name, sae_id in chosen)
+    saes = SaeShelf.load(layers, sets, memory)
+    facts = saes.facts
+    if len({sae.d_model for sae in facts.values()}) > 1:
+        sizes = ", ".join(f"layer {key.layer}: {sae.d_model}" for key, sae in facts.items())
+        raise ValueError(f"the SAEs have different d_model ({sizes}), so they cannot be matched")
+    sites = {sae.origin.site for sae in facts.values()}
+    if len(sites) > 1:
+        raise ValueError(
+            f"the SAEs read different places of the model ({', '.join(sorted(sites))}), so they "
+            "cannot be matched: choose SAEs of one site"
+        )
+    models = {sae.origin.model_name for sae in facts.values()}
+    if len(models) > 1:
+        raise ValueError(f"the SAEs are of different language models: {', '.join(sorted(models))}")
+    return saes
+
+
+def _check_fit(source: LmSource, lm: LanguageModel, saes: SaeShelf) -> None:
+    sae = next(iter(saes.facts.values()))
+    if sae.d_model != lm.d_model:
+        raise ValueError(
+            f"the SAEs have d_model {sae.d_model}, but the language model {lm.name} has "
+            f"{lm.d_model}: choose the model that they were trained on"
+        )
+    trained_on = sae.origin.model_name
+    if trained_on and not source.is_called(trained_on):
+        raise ValueError(
+            f"the SAEs were trained on {trained_on}, but the language model is {lm.name}: choose "
+            "the other model, or set model.name if it is the same under another name"
+        )
+    beyond = [key.layer for key in saes if key.layer >= lm.n_layers]
+    if beyond:
+        raise ValueError(f"{lm.name} has {lm.n_layers} blocks, there is no layer {beyond[0]}")
+
+
+def check_sites(experiment: Experiment, saes: SaeShelf) -> None:
+    """Refuse SAEs that cannot be applied to hidden states between blocks, if they have to be."""
+    if not experiment.reads_texts:
+        return
+    for sae in saes.facts.values():
+        try:
+            refuse_unskippable(sae.origin)
+        except ValueError as error:
+            if isinstance(experiment.stand_in, ActivationQuantile):
+                raise ValueError(f"{error} and stand_in=decoder_norm") from error
+            raise
+
+
+def check_saes(experiment: Experiment, saes: SaeShelf) -> None:
+    """Refuse before the first match what folding or following paths would refuse after it."""
+    if "paths" in experiment.tasks:
+        check_paths(experiment.paths, next(iter(saes.facts.values())))
+    if experiment.explains:
+        experiment.explain.check(saes)
+    folds = {arm.fold for arm in experiment.arms.values()}
+    folds |= {"threshold"}  # in which errors are measured
+    for by in sorted(folds):
+        for sae in saes.facts.values():
+            if by in sae.unfoldable:
+                raise ValueError(sae.unfoldable[by])
+    warn_of_biases(saes, experiment.arms)
+
+
+class RunTexts(NamedTuple):
+    """The batches of each text set, and what determines its texts."""
+
+    batches: dict[str, tuple[TokenBatch, ...]]
+    about: dict[str, dict[str, Any]]
+
+
+def load_tokens(
+    experiment: Experiment, lm: LanguageModel, saes: SaeShelf, folder: Path
+) -> RunTexts:
+    """Check all that evaluation needs, and return the texts; ``folder`` keeps their tokens."""
+    _check_fit(experiment.model, lm, saes)
+    tokens, about = load_texts(experiment.dataset, lm, folder)
+    for name, of_set in tokens.items():
+        lm.refuse_ids(int(of_set.ids.max()), f"the text set {name!r}")
+    if POOLED in tokens:
+        raise ValueError(f"{POOLED!r} stands for all text sets together; rename the file")
+    longest = max(int(of_set.lengths.max()) for of_set in tokens.values())
+    if lm.max_positions is not None and longest > lm.max_positions:
+        raise ValueError(
+            f"a text has {longest} tokens, but {lm.name} takes at most {lm.max_positions}: set "
+            f"dataset.max_tokens={lm.max_positions}"
+        )
+    size = experiment.trainer.batch_size
+    return RunTexts({name: of_set.batches(size) for name, of_set in tokens.items()}, about)
+
+
+def warn_of_biases(saes: SaeShelf, arms: Mapping[str, Arm]) -> None:
+    """Warn if encoder biases make up most of the vectors that some arm compares.
+
+    A scale near 0, such as a low quantile of a ReLU SAE's activations, makes ``b_enc / scale`` so
+    large that a match of all parts is a match of the biases.
+    """
+    compared = [arm.objective for arm in arms.values() if arm.fold == "threshold"]
+    if not any(0 < parts.b_enc >= parts.W_dec for parts in compared):
+        return
+    shares = {key: sae.thresholds["bias_share"] for key, sae in saes.facts.items()}
+    most = {key: share for key, share in shares.items() if share and float(share) > BIAS_SHARE}
+    if most:
+        listed = ", ".join(f"{share:.0%} in layer {key.layer}" for key, share in most.items())
+        log.warning(
+            "matching: of the squared norm of the folded features, the encoder biases are %s, so "
+            "the match of all parts is a match of the biases: set matching=decoder, or with "
+            "stand_in=activation a higher stand_in.quantile, such as 0.5",
+            listed,
+        )

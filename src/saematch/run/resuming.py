@@ -1,0 +1,60 @@
+"""Whether a run's folder holds the same run, to go on with, or another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from saematch.core.files import read_json
+from saematch.core.results import Results
+
+
+def finished_as(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether the folder holds a finished run of these settings."""
+    path = folder / "results.json"
+    if not path.exists() or not (folder / "run.json").exists():
+        return False
+    return Results.load(path).status == "finished" and _settings_in(folder) == settings_of(config)
+
+
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run is told from another by."""
+    return {k: v for k, v in _flat(config).items() if not k.startswith(_NO_SETTINGS + _MEANS)}
+
+
+_NO_SETTINGS = ("logger", "run_id", "cache", "figures", "sae_memory", "overrides", "choices")
+_MEANS = tuple(
+    f"{judge}.{name}"
+    for judge in ("judge", "second_judge")
+    for name in ("limits", "base_url", "key_variable", "price", "batch", "cached_only")
+) + tuple(f"explain.{name}" for name in ("timeout", "retries", "connections", "refresh"))
+"""How judge and explanations are reached and what they may cost: a run goes on with other ones."""
+
+
+def refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:
+    """Keep one run's parts apart from another's: refuse a folder that began with other settings."""
+    if not (folder / "run.json").exists():
+        return
+    theirs = _settings_in(folder)
+    differing = [k for k in settings.keys() | theirs.keys() if settings.get(k) != theirs.get(k)]
+    if differing:
+        differing.sort(key=lambda k: (k.count("."), k))
+        shown = "; ".join(f"{k}: {theirs.get(k)} -> {settings.get(k)}" for k in differing[:4])
+        raise ValueError(
+            f"{folder} holds a run with other settings ({shown}); choose another run_id, or "
+            "the same settings to go on with it"
+        )
+
+
+def _settings_in(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "run.json", dict, "choose another run_id")
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {
+        key: leaf
+        for inner, part in value.items()
+        for key, leaf in _flat(part, f"{name}.{inner}" if name else str(inner)).items()
+    }

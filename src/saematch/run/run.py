@@ -1,0 +1,330 @@
+"""One run: from an instantiated config to ``results.json``, figures and a mirror of both."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from saematch.chat.asking import Chat
+from saematch.chat.questions import Judge
+from saematch.core.match import Match
+from saematch.core.memory import memory_shortage
+from saematch.core.pairs import POOLED, Place
+from saematch.core.results import Results
+from saematch.evaluate.features import example_rows, histogram_rows
+from saematch.evaluate.match_tables import exact_arms, live_recall, match_rows
+from saematch.evaluate.means import headline_metrics, mean_rows
+from saematch.evaluate.paths import path_rows
+from saematch.evaluate.plan import evaluate_texts, plan_splices
+from saematch.evaluate.planted import planted_rows
+from saematch.evaluate.tables import Tables
+from saematch.explain.contexts import TextPass
+from saematch.explain.explanations import Explanations, Means
+from saematch.judge.connect import connect
+from saematch.judge.judging import explain_tables, explainers, judge_matches
+from saematch.judge.scores import judge_tables, score_matches
+from saematch.lm.hooks import LanguageModel
+from saematch.matching.matches import MatchSet, match_places, places_of
+from saematch.matching.store import MatchStore
+from saematch.report.figures import draw_figures
+from saematch.report.summary import agreement_metrics, history_by_layer, mean_metrics, optimal_to
+from saematch.run.checks import (
+    RunTexts,
+    check_saes,
+    check_sites,
+    choose_layers,
+    choose_saes,
+    load_saes,
+    load_tokens,
+)
+from saematch.run.experiment import ON_TEXTS, Experiment
+from saematch.run.interruption import interruption, said_of
+from saematch.run.provenance import made_with, sources
+from saematch.run.resuming import settings_of
+from saematch.run.run_folders import Claim, claimed
+from saematch.run.tracking import Outcome, Tracker
+from saematch.sae.sources.source import SaeSource
+from saematch.sae.stand_in import (
+    ActivationQuantile,
+    DecoderNorm,
+    by_activation,
+    by_decoder_norm,
+)
+from saematch.sae.suites import SaeShelf
+from saematch.texts.tokens import TokenBatch
+from saematch.training.collect import collect
+from saematch.training.train_saes import train_saes
+
+log = logging.getLogger(__name__)
+
+
+def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results:
+    """Do the run in ``folder``, or go on with it if the folder holds a part of the same run.
+
+    The run claims the folder before it loads anything. Raises ``ValueError`` and ``OSError`` for
+    bad input. While SAEs, model and texts are loaded, that leaves the folder as it was; later,
+    ``results.json`` gets the status ``failed`` and the error. A signal or ``KeyboardInterrupt``
+    leaves the status ``interrupted`` and is raised again; the same call continues the run.
+    """
+    with claimed(folder, settings_of(config)) as claim:
+        return _run(experiment, config, folder, claim)
+
+
+def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Claim) -> Results:
+    started = time.monotonic()
+    path = folder / "results.json"
+    finished = path.exists() and Results.load(path).status == "finished"
+    results = Results(experiment.name, config, made_with(experiment.seed))
+    tracker: Tracker | None = None
+    judges: list[Judge | None] = []
+    torch.manual_seed(experiment.seed)
+    try:
+        judges = _connect(experiment, folder)
+        inputs = _load(experiment, folder)
+        claim.kept = True
+        if not finished:
+            results.save(path)
+        tracker = experiment.logger.start(experiment.name, folder, config)
+        results.provenance |= sources(experiment, inputs.saes, inputs.lm, inputs.texts.about)
+        if experiment.trains:
+            _train(experiment, inputs, folder, tracker, results)
+        else:
+            _compare(experiment, inputs, judges, folder, results)
+        summaries = (mean_metrics, headline_metrics, agreement_metrics, optimal_to)
+        results.metrics = {k: v for of in summaries for k, v in of(results.tables).items()}
+        figures = draw_figures(results.tables, experiment.figures, folder / "figures")
+        results.status = "finished"
+        results.provenance["seconds"] = round(time.monotonic() - started, 1)
+        results.save(path)
+    except BaseException as error:
+        cause = interruption(error)
+        if not finished and (claim.kept or cause is not None):
+            results.status = "failed" if cause is None else "interrupted"
+            results.error = f"{type(error).__name__}: {error}" if cause is None else said_of(cause)
+            try:
+                results.save(path)
+            except OSError as unsaved:  # as on the full disk that the run failed for
+                log.warning("%s", unsaved)
+        if tracker is not None:
+            tracker.fail()
+        if cause is not None:
+            raise cause from None  # ending for it may have gone wrong too
+        raise
+    finally:
+        for chat in filter(None, judges):
+            chat.close()
+    history = history_by_layer(results.tables)
+    tracker.finish(Outcome(results, history, figures, folder / "matches"))
+    return results
+
+
+def record_failure(folder: Path, name: str, overrides: list[str], error: str) -> None:
+    """Leave a ``results.json`` that says why a run could not begin, or ended without a word.
+
+    A run that is finished, or has failed by itself, is left as it is.
+    """
+    path = folder / "results.json"
+    if path.exists():
+        results = Results.load(path)
+    else:
+        results = Results(name, {"overrides": overrides}, made_with(None))
+    if results.status == "running":
+        results.status = "failed"
+        results.error = error
+        results.save(path)
+
+
+class _Inputs(NamedTuple):
+    """What a run begins with."""
+
+    layers: list[int]
+    sets: dict[str, SaeSource]
+    saes: SaeShelf
+    lm: LanguageModel | None
+    texts: RunTexts
+
+
+@memory_shortage("loading the SAEs and texts", "lower sae_memory or take fewer texts")
+def _load(experiment: Experiment, folder: Path) -> _Inputs:
+    """Load all that the run needs, and refuse what does not go together."""
+    nothing = RunTexts({}, {})
+    if experiment.trains:
+        lm = experiment.model.load()
+        return _Inputs(choose_layers(experiment, lm), {}, SaeShelf.of({}), lm, nothing)
+    layers, sets = choose_saes(experiment)
+    model = experiment.model.open() if experiment.reads_texts else None  # may be gated: before SAEs
+    saes = load_saes(layers, sets, experiment.sae_memory)
+    if isinstance(experiment.stand_in, DecoderNorm):
+        saes = saes.dressed(by_decoder_norm)
+    check_sites(experiment, saes)
+    measured = isinstance(experiment.stand_in, ActivationQuantile)
+    if not measured:
+        check_saes(experiment, saes)
+    if model is None:
+        return _Inputs(layers, sets, saes, None, nothing)
+    lm = model.load()
+    cache = _cache(experiment, folder)
+    texts = load_tokens(experiment, lm, saes, cache / "tokens")
+    if measured:
+        about = (experiment.stand_in, saes, lm, texts.batches, experiment.trainer)
+        saes = by_activation(*about, cache / "activations")
+        check_saes(experiment, saes)
+    return _Inputs(layers, sets, saes, lm, texts)
+
+
+@memory_shortage("training SAEs", "lower training.batch or training.n_features")
+def _train(
+    experiment: Experiment, inputs: _Inputs, folder: Path, tracker: Tracker, results: Results
+) -> None:
+    """Keep hidden states, and train SAEs on them."""
+    lm, layers, trainer = inputs.lm, inputs.layers, experiment.trainer
+    assert lm is not None
+    cache = _cache(experiment, folder)
+    store = collect(lm, experiment.dataset, layers, experiment.collection, trainer, cache)
+    results.provenance["hidden_states"] = {"folder": str(store.folder), **store.about}
+    if "train_saes" in experiment.tasks:
+        about = (store, layers, experiment.training, experiment.collection, folder / "saes")
+        device = "cuda" if trainer.device_type in ("gpu", "cuda") else "cpu"
+        results.tables |= train_saes(*about, tracker.log, device)
+
+
+@memory_shortage("matching and evaluating SAEs", "lower sae_memory or trainer.batch_size")
+def _compare(
+    experiment: Experiment,
+    inputs: _Inputs,
+    judges: list[Judge | None],
+    folder: Path,
+    results: Results,
+) -> None:
+    """Match SAEs, and do with the matches what the run is for."""
+    saes, sets, lm, tokens = inputs.saes, inputs.sets, inputs.lm, inputs.texts.batches
+    explanations = _explain(experiment, saes, lm, tokens, judges[0], folder)
+    places = places_of(list(sets), inputs.layers, experiment.starts, experiment.reach)
+    matches = _match(experiment, saes, sets, places, folder, results)
+    tables = None
+    if lm is not None and ON_TEXTS & set(experiment.tasks):
+        tables = _evaluate(experiment, inputs, matches, folder, results)
+    if "features" in experiment.tasks:
+        results.tables["feature_mse_histogram"] = histogram_rows(saes, matches)
+        results.tables["features"] = example_rows(saes, matches)
+    if "paths" in experiment.tasks:
+        results.tables["paths"] = path_rows(saes, matches, experiment.paths, tables)
+    if "planted" in experiment.tasks:
+        results.tables["planted"] = planted_rows(saes, sets, matches, experiment.arms)
+    if explanations is not None:
+        _judge(experiment, saes, matches, explanations, judges, results)
+    results.tables["means"] = mean_rows(results.tables, None if tables is None else tables.means)
+
+
+def _match(
+    experiment: Experiment,
+    saes: SaeShelf,
+    sets: dict[str, SaeSource],
+    places: tuple[Place, ...],
+    folder: Path,
+    results: Results,
+) -> MatchSet:
+    store = MatchStore(_cache(experiment, folder) / "matches")
+    matches = match_places(saes, places, experiment.arms, store, folder / "matches")
+    results.provenance["matches"] = dict(store.counts)
+    results.tables["matches"] = match_rows(
+        saes,
+        matches,
+        _truth_of(sets),
+        exact_arms(experiment.arms),
+    )
+    results.tables["layers"] = [
+        {
+            **key._asdict(),
+            "n_features": sae.n_features,
+            "stated_l0": sae.origin.mean_l0,
+            **sae.thresholds,
+        }
+        for key, sae in saes.facts.items()
+    ]
+    return matches
+
+
+def _truth_of(sets: dict[str, SaeSource]) -> Callable[[Place], Match | None]:
+    return lambda place: sets[place.saes].truth(place.layer_from, place.layer_to)
+
+
+def _evaluate(
+    experiment: Experiment,
+    inputs: _Inputs,
+    matches: MatchSet,
+    folder: Path,
+    results: Results,
+) -> Tables:
+    saes, lm, tokens = inputs.saes, inputs.lm, inputs.texts.batches
+    assert lm is not None
+    splice = "evaluate" in experiment.tasks
+    arms = experiment.arms if splice else {}
+    plan, cells = plan_splices(saes, matches, arms, experiment.strategies if splice else ())
+    sums = evaluate_texts(plan, lm, tokens, experiment.trainer, _cache(experiment, folder) / "sums")
+    tables = Tables(plan, sums, experiment.intervals)
+    if cells:
+        results.tables |= tables.strategies(cells)
+    results.tables |= tables.activations(matches)
+    pooled = [row for row in results.tables["activations"] if row["dataset"] == POOLED]
+    recall = live_recall(matches, _truth_of(inputs.sets), tables.fired)
+    for row, scores, live in zip(results.tables["matches"], pooled, recall, strict=True):
+        row |= {name: scores[name] for name in scores if name != "dataset"} | {"recall_live": live}
+    for known, measured in zip(results.tables["layers"], tables.layers(list(saes)), strict=True):
+        known.update(measured)
+    return tables
+
+
+def _connect(experiment: Experiment, folder: Path) -> list[Judge | None]:
+    store = _cache(experiment, folder) / "judge.sqlite"
+    judge, second = (connect(spec, store) for spec in (experiment.judge, experiment.second_judge))
+    if judge is not None and second is not None and judge.model == second.model:
+        raise ValueError(
+            f"both judges are called {judge.model}, so their answers cannot be told apart: choose "
+            "another second_judge.model"
+        )
+    return [judge, second]
+
+
+def _explain(
+    experiment: Experiment,
+    saes: SaeShelf,
+    lm: LanguageModel | None,
+    tokens: dict[str, tuple[TokenBatch, ...]],
+    judge: Judge | None,
+    folder: Path,
+) -> Explanations | None:
+    if not experiment.explains:
+        return None
+    texts = None if lm is None else TextPass(lm, tokens, experiment.trainer, folder / "contexts")
+    chat = judge if isinstance(judge, Chat) else None
+    return experiment.explain.open(saes, Means(_cache(experiment, folder), texts, chat))
+
+
+def _judge(
+    experiment: Experiment,
+    saes: SaeShelf,
+    matches: MatchSet,
+    explanations: Explanations,
+    judges: list[Judge | None],
+    results: Results,
+) -> None:
+    judge, second = judges
+    judgements = []
+    if judge is not None:
+        about = (matches, experiment.starts, experiment.judging, explanations, judge, second)
+        judgements = judge_matches(*about, results.tables)
+        results.tables |= judge_tables(judgements, saes, experiment.intervals)
+        score_matches(results.tables["matches"], results.tables["judge_scores"])
+        results.provenance["explanations"] = explainers(judgements)
+    explain_tables(results.tables, explanations, judgements)
+    results.provenance["judges"] = [chat.provenance() for chat in judges if chat is not None]
+
+
+def _cache(experiment: Experiment, folder: Path) -> Path:
+    return folder / "cache" if experiment.cache is None else Path(experiment.cache)

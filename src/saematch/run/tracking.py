@@ -1,0 +1,285 @@
+"""Mirrors of a run's results: Weights & Biases, CSV files, none. Only this file knows wandb."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from saematch.core.files import hashed, replacing
+from saematch.core.results import Results
+from saematch.core.safe_text import for_spreadsheets
+from saematch.core.specs import spec
+from saematch.run.run_folders import MAX_NAME, check_name
+
+log = logging.getLogger(__name__)
+
+REACH_SECONDS = 3.0
+"""How long to wait for the W&B server before a run goes on offline."""
+LOGIN_SECONDS = 30
+"""How long it may take to check the API key."""
+OFFLINE = ("offline", "dryrun")
+"""Values of ``WANDB_MODE`` under which no server is contacted."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run has to show."""
+
+    results: Results
+    history: Mapping[int, Mapping[str, float]]
+    """Metrics by layer."""
+    figures: Mapping[str, Path]
+    matches: Path
+    """Folder of the match files."""
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Where results are mirrored to while and after a run."""
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Mirror a point of a training curve; ``samples`` says where it lies."""
+        ...
+
+    def finish(self, outcome: Outcome) -> None:
+        """Mirror everything and close the mirror."""
+        ...
+
+    def fail(self) -> None:
+        """Close the mirror of a run that failed."""
+        ...
+
+
+@spec("logger")
+class NoLogging:
+    """Spec: keep results in the run's folder alone."""
+
+    def start(self, name: str, folder: Path, config: dict[str, Any]) -> Tracker:
+        """Return a tracker that does nothing."""
+        return _NoTracker()
+
+
+@spec("logger")
+class CsvLogging:
+    """Spec: mirror the history to ``metrics.csv`` and each table to a CSV file."""
+
+    def start(self, name: str, folder: Path, config: dict[str, Any]) -> Tracker:
+        """Return a tracker that writes into ``folder/csv``."""
+        return _CsvTracker(folder)
+
+
+@spec("logger")
+class WandbLogging:
+    """Spec: mirror to Weights & Biases, offline into the run's folder if it cannot be reached."""
+
+    project: str = "saematch"
+    entity: str | None = None
+    group: str | None = None
+    tags: Sequence[str] = ()
+    offline: bool = False
+    """Do not even try to reach the server."""
+
+    def start(self, name: str, folder: Path, config: dict[str, Any]) -> Tracker:
+        """Open the W&B run and say in one line where it is kept."""
+        if "WANDB_RUN_ID" in os.environ:
+            run_id = check_name("WANDB_RUN_ID", os.environ["WANDB_RUN_ID"])
+        else:
+            run_id = _wandb_id(name, folder)
+        return self.open(name, folder, config, run_id)
+
+    def open(
+        self,
+        name: str,
+        folder: Path,
+        config: dict[str, Any],
+        run_id: str,
+        job_type: str | None = None,
+    ) -> Tracker:
+        """Open the W&B run of this identifier."""
+        import wandb
+        from lightning.pytorch.loggers import WandbLogger
+
+        if os.environ.get("WANDB_MODE") == "disabled":
+            return _NoTracker()
+        with _environment_kept("WANDB_SILENT"):
+            os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours says what matters
+            server = wandb.setup().settings.base_url
+        reason = self._why_offline(server)
+        if reason:
+            log.info("Weights & Biases runs offline into %s: %s", folder / "wandb", reason)
+        logger = WandbLogger(  # W&B reads the environment once, and jobs of a sweep share a process
+            project=self.project,
+            entity=self.entity,
+            group=self.group or os.environ.get("WANDB_RUN_GROUP"),
+            tags=list(self.tags),
+            name=os.environ.get("WANDB_NAME", None if "WANDB_SWEEP_ID" in os.environ else name),
+            id=run_id,
+            job_type=job_type,
+            save_dir=str(folder.resolve()),  # W&B remembers the first folder it worked in
+            offline=bool(reason),
+            log_model=False,
+            resume="allow",
+            config=config,
+            settings=wandb.Settings(mode="offline" if reason else "online", console="off"),
+        )
+        with _environment_kept("WANDB_MODE"):  # Lightning sets it to dryrun for an offline run
+            run = logger.experiment
+        run.define_metric("layer")
+        run.define_metric("*", step_metric="layer")
+        run.define_metric("training/*", step_metric="samples")
+        displaced = {key: value for key, value in config.items() if run.config[key] != value}
+        if displaced:  # a sweep locks its own value, as matching=decoder, which its plots want
+            run.config.update({"resolved": displaced}, allow_val_change=True)
+        if not reason:
+            log.info("Weights & Biases: %s", run.url)
+        return _WandbTracker(logger, folder / "wandb")
+
+    def _why_offline(self, server: str) -> str:
+        """Return why the run has to be offline, empty if it need not."""
+        import wandb
+
+        if self.offline or os.environ.get("WANDB_MODE") in OFFLINE:
+            return "as asked for; 'wandb sync' uploads it"
+        try:
+            urllib.request.urlopen(server, timeout=REACH_SECONDS).close()
+        except urllib.error.HTTPError:
+            pass  # it answered
+        except OSError:
+            return "its server cannot be reached; 'wandb sync' uploads the run later"
+        try:
+            if not wandb.login(prompt=False, timeout=LOGIN_SECONDS):
+                return "no API key; set WANDB_API_KEY, or 'wandb login' and 'wandb sync' later"
+        except wandb.errors.Error as error:
+            return f"its server refuses the API key ({str(error).splitlines()[0]})"
+        return ""
+
+
+class _NoTracker:
+    def log(self, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def finish(self, outcome: Outcome) -> None:
+        pass
+
+    def fail(self) -> None:
+        pass
+
+
+class _CsvTracker:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        pass  # the table of the curves becomes a file of its own
+
+    def finish(self, outcome: Outcome) -> None:
+        import pandas
+
+        history = [{"layer": layer, **metrics} for layer, metrics in outcome.history.items()]
+        for name, rows in {"metrics": history, **outcome.results.tables}.items():
+            with replacing(self.folder / "csv" / f"{name}.csv") as part:
+                for_spreadsheets(pandas.DataFrame(rows)).to_csv(part, index=False)
+
+    def fail(self) -> None:
+        pass
+
+
+class _WandbTracker:
+    def __init__(self, logger: Any, staging: Path) -> None:
+        self.logger = logger
+        self.staging = staging
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        self.logger.log_metrics(dict(metrics))
+
+    def finish(self, outcome: Outcome) -> None:
+        import wandb
+
+        try:
+            with _staged_in(self.staging):
+                self._mirror(outcome)
+                wandb.finish()
+            _set_aside(self.staging, Path(self.logger.experiment.dir).parent.name)
+        except (wandb.errors.Error, OSError) as error:  # the run itself is complete and saved
+            log.warning("Weights & Biases did not take everything: %s", error)
+            with suppress(wandb.errors.Error, OSError):
+                self.fail()  # else the next run of this process would go on with this one
+
+    def _mirror(self, outcome: Outcome) -> None:
+        import wandb
+
+        run = self.logger.experiment
+        for layer, metrics in outcome.history.items():
+            self.logger.log_metrics({"layer": layer, **metrics})
+        for name, rows in outcome.results.tables.items():
+            if rows:
+                columns = list(rows[0])
+                data = [[row[column] for column in columns] for row in rows]
+                self.logger.log_table(f"tables/{name}", columns=columns, data=data)
+        for name, path in outcome.figures.items():
+            self.logger.log_image(f"figures/{name}", images=[str(path)])
+        if outcome.matches.exists():  # a run that trains SAEs has none
+            artifact = wandb.Artifact(
+                f"matches-{run.id}", type="matches", metadata=outcome.results.provenance
+            )
+            for path in sorted(outcome.matches.rglob("*.safetensors")):  # and no half of one
+                artifact.add_file(str(path), path.relative_to(outcome.matches).as_posix())
+            run.log_artifact(artifact)
+        run.summary.update(outcome.results.metrics)
+
+    def fail(self) -> None:
+        import wandb
+
+        try:
+            wandb.finish(exit_code=1)
+        except (wandb.errors.Error, OSError) as error:  # the run's own error matters more
+            log.warning("Weights & Biases did not record the failure: %s", error)
+
+
+def _wandb_id(name: str, folder: Path) -> str:
+    """Return the W&B identifier of the run in ``folder``: its name and its folder's last parts."""
+    parts = folder.parts[-2:]
+    identifier = "-".join(parts if name in parts else (name, *parts))
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", identifier)
+    if len(safe) > MAX_NAME or safe != identifier:
+        return f"{safe[: MAX_NAME - 9]}-{hashed([identifier])[:8]}"
+    return identifier
+
+
+@contextmanager
+def _environment_kept(name: str) -> Iterator[None]:
+    """Give an environment variable the value back that it had before the block, or none."""
+    value = os.environ.get(name)
+    try:
+        yield
+    finally:
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _set_aside(folder: Path, last: str) -> None:
+    """Rename what broken-off processes of a run logged offline: its last one has logged it all.
+
+    The log of a killed process ends in half a record, and ``wandb sync`` would upload none of them.
+    """
+    for earlier in folder.glob("offline-run-*"):
+        if earlier.name != last and not any(earlier.glob("*.wandb.synced")):
+            earlier.rename(folder / f"replaced-{earlier.name}")
+
+
+@contextmanager
+def _staged_in(folder: Path) -> Iterator[None]:
+    """Keep what waits for a later upload with its run, unless the user has named a place for it."""
+    with _environment_kept("WANDB_DATA_DIR"):
+        os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve()))
+        yield

@@ -1,0 +1,75 @@
+"""Feature activations kept sparse, so that decoding costs what is active and not the width."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from saematch.sae.params import SaeParams
+
+ENCODE_CHUNK = 2**24
+"""Pre-activations held at a time: tokens times features."""
+
+
+@dataclass(frozen=True)
+class SparseFeatures:
+    """Active features of each token, by token."""
+
+    starts: Int64[Tensor, " n_tokens"]
+    """Where each token's entries begin."""
+    features: Int64[Tensor, " n_active"]
+    values: Float[Tensor, " n_active"]
+    n_features: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens, those without an active feature included."""
+        return len(self.starts)
+
+    def tokens(self) -> Int64[Tensor, " n_active"]:
+        """Return the token of each entry."""
+        ends = torch.cat([self.starts[1:], self.starts.new_tensor([len(self.features)])])
+        return torch.repeat_interleave(ends - self.starts)
+
+    def keep(self, features: Bool[Tensor, " n_features"]) -> SparseFeatures:
+        """Return the same tokens with the chosen features alone."""
+        kept = features[self.features]
+        counts = torch.bincount(self.tokens()[kept], minlength=self.n_tokens)
+        starts = torch.cumsum(counts, 0) - counts
+        return SparseFeatures(starts, self.features[kept], self.values[kept], self.n_features)
+
+    def dense(self) -> Bool[Tensor, "n_tokens n_features"]:
+        """Return which features are active."""
+        active = torch.zeros(
+            self.n_tokens, self.n_features, dtype=torch.bool, device=self.features.device
+        )
+        active[self.tokens(), self.features] = True
+        return active
+
+
+def encode(sae: SaeParams, x: Float[Tensor, "n_tokens d_model"]) -> SparseFeatures:
+    """Return the active features of each hidden state."""
+    size = max(1, ENCODE_CHUNK // sae.n_features)
+    tokens, features, values = [], [], []
+    for number, chunk in enumerate(x.split(size)):
+        activations = sae.encode(chunk)
+        token, feature = torch.nonzero(activations, as_tuple=True)
+        tokens.append(token + number * size)
+        features.append(feature)
+        values.append(activations[token, feature])
+    token = torch.cat(tokens)
+    counts = torch.bincount(token, minlength=len(x))
+    starts = torch.cumsum(counts, 0) - counts
+    return SparseFeatures(starts, torch.cat(features), torch.cat(values), sae.n_features)
+
+
+def decode(sae: SaeParams, active: SparseFeatures) -> Float[Tensor, "n_tokens d_model"]:
+    """Return the hidden states that the active features stand for."""
+    summed = embedding_bag(
+        active.features, sae.W_dec, active.starts, mode="sum", per_sample_weights=active.values
+    )
+    return summed + sae.b_dec

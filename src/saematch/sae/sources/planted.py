@@ -1,0 +1,145 @@
+"""SAEs made up so that the right match is known, and in which folding has to matter.
+
+Feature ``i`` of layer ``t`` stands for the vector ``theta_i(t) d_i(t)`` of the hidden state when
+its activation is at its threshold. Directions come in groups of nearly the same one, whose members
+differ by the length of that vector alone, log-normal and kept from layer to layer: only a match
+that sees the thresholds can tell them apart. All lengths grow with the layer, each at its own pace:
+only a decoding in units of the thresholds keeps up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from saematch.core.match import Match
+from saematch.core.pairs import DEFAULT
+from saematch.core.specs import AtLeast1, NotNegative, Seed, spec
+from saematch.sae.params import SaeOrigin, SaeParams
+from saematch.sae.sources.source import SaeOffer, SaeSource
+
+
+@spec("sae")
+class PlantedSaes:
+    """Spec of the planted set; everything follows from the seed."""
+
+    n_layers: AtLeast1 = 5
+    n_features: AtLeast1 = 512
+    d_model: AtLeast1 = 64
+    group: AtLeast1 = 4
+    """Features that share a direction."""
+    drift: NotNegative = 0.2
+    """Length of the noise that a group's direction gathers from layer to layer, to a direction of
+    length 1."""
+    jitter: NotNegative = 0.05
+    """Length of the noise of each feature's direction in each layer apart."""
+    spread: NotNegative = 0.7
+    """Standard deviation of the logarithm of thresholds."""
+    growth: float = 0.3
+    """Mean of the logarithm of a threshold's growth from layer to layer."""
+    pace: NotNegative = 0.1
+    """Standard deviation of the logarithm of that growth over features."""
+    gauge: NotNegative = 0.0
+    """Standard deviation of the logarithm of the norms of decoder vectors, which no result may
+    depend on: activations and thresholds are scaled the other way."""
+    n_tokens: AtLeast1 = 2000
+    """Made-up tokens, with ``mean_l0`` active features each."""
+    mean_l0: AtLeast1 = 20
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        if self.n_features % self.group:
+            raise ValueError(
+                f"sae.n_features={self.n_features} is no multiple of sae.group={self.group}"
+            )
+
+    @property
+    def name(self) -> str:
+        """What the set is called."""
+        return f"planted, gauge {self.gauge:g}"
+
+    def layers(self) -> list[int]:
+        """Return all layers."""
+        return list(range(self.n_layers))
+
+    def load(self, layer: int) -> SaeParams:
+        """Make one layer's SAE; its features are in a random order of their own."""
+        directions, thresholds = self._features(layer)
+        order = self._order(layer)
+        directions, thresholds = directions[order], thresholds[order]
+        random = self._random("gauge", layer)
+        norms = torch.exp(self.gauge * torch.randn(self.n_features, generator=random))
+        return SaeParams(
+            W_enc=(directions / norms[:, None]).T.contiguous(),
+            b_enc=torch.zeros(self.n_features),
+            W_dec=directions * norms[:, None],
+            b_dec=torch.zeros(self.d_model),
+            threshold=thresholds / norms,
+            activation="jumprelu",
+            origin=SaeOrigin(layer, "planted", f"layer_{layer}", repr(self), "planted"),
+        )
+
+    def truth(self, earlier: int, later: int) -> Match:
+        """Return the planted match."""
+        return Match.from_columns(
+            torch.argsort(self._order(later))[self._order(earlier)], self.n_features
+        )
+
+    def offers(self, layer: int) -> list[SaeOffer]:
+        """Return the one SAE that there is."""
+        return [SaeOffer(float(self.mean_l0), self)]
+
+    def codes(self, layer: int) -> tuple[Int64[Tensor, "n k"], Float[Tensor, "n k"]]:
+        """Return the active features of the made-up tokens, and how active each is.
+
+        They mean the same at every layer. A feature is active at 1 to about 4 times its threshold.
+        """
+        size = self.n_tokens, self.mean_l0
+        random = self._random("codes")
+        chosen = torch.randint(self.n_features, size, generator=random)
+        strength = 1 + torch.empty(size).exponential_(generator=random)
+        features = torch.argsort(self._order(layer))[chosen]
+        return features, strength * self.load(layer).threshold[features]
+
+    def _features(self, layer: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+        """Return directions and thresholds in the hidden order, at norm 1 of decoder vectors."""
+        n, d = self.n_features, self.d_model
+        generator = self._random("features")
+
+        def noise(rows: int) -> Float[Tensor, "{rows} d"]:
+            return torch.randn(rows, d, generator=generator) / d**0.5
+
+        shared = noise(n // self.group)
+        logs = self.spread * torch.randn(n, generator=generator)
+        for _ in range(layer):
+            shared = shared + self.drift * noise(n // self.group)
+            logs = logs + self.growth + self.pace * torch.randn(n, generator=generator)
+        jitter = torch.randn(n, d, generator=self._random("jitter", layer)) / d**0.5
+        directions = shared.repeat_interleave(self.group, dim=0) + self.jitter * jitter
+        return directions / torch.linalg.vector_norm(directions, dim=1)[:, None], logs.exp()
+
+    def _order(self, layer: int) -> Int64[Tensor, " n"]:
+        return torch.randperm(self.n_features, generator=self._random("order", layer))
+
+    def _random(self, purpose: str, layer: int = 0) -> torch.Generator:
+        """Return random numbers of their own for each purpose and layer."""
+        digest = hashlib.sha256(f"{self.seed} {purpose} {layer}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+
+
+@spec("selection")
+class TwoGauges:
+    """Spec: the planted set, and the same in which decoder vectors have norms of their own."""
+
+    gauge: NotNegative = 1.0
+
+    def __call__(self, source: SaeSource, layers: Sequence[int]) -> dict[str, SaeSource]:
+        """Return both sets; ``ValueError`` for SAEs that were not planted."""
+        if not isinstance(source, PlantedSaes):
+            raise ValueError("selection=two_gauges is for sae=planted")
+        return {DEFAULT: source, "other_gauge": replace(source, gauge=self.gauge)}

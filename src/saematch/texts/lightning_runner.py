@@ -1,0 +1,176 @@
+"""Lightning's part of work on texts: devices, precision, processes, progress."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.multiprocessing import ProcessRaisedException
+from torch.utils.data import DataLoader
+
+from saematch.core.memory import is_out_of_memory
+from saematch.lm.hooks import LanguageModel
+from saematch.texts.sums import write_sums
+from saematch.texts.text_pass import BatchWork, Kept, Todo, TrainerSpec
+from saematch.texts.tokens import TokenBatch
+
+log = logging.getLogger(__name__)
+
+
+def run_with_lightning(
+    spec: TrainerSpec, work: BatchWork, lm: LanguageModel, left: Sequence[Todo], label: str
+) -> None:
+    """Do the work on the batches that are left; raises what ``run_batches`` says."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated.*")
+        warnings.filterwarnings("ignore", ".*GPU available but not used.*")  # as asked for
+        _test(_trainer(spec, label), _Runner(work, lm, left))
+
+
+def _trainer(spec: TrainerSpec, label: str) -> L.Trainer:
+    """Return a Trainer that writes nothing itself and shows ``label`` on its bar."""
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.accelerators.cuda",
+        "lightning.pytorch.trainer.connectors.signal_connector",
+    ):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        return L.Trainer(
+            accelerator=spec.accelerator,
+            devices=spec.devices,
+            strategy=spec.strategy,
+            precision=spec.precision,  # type: ignore[arg-type]
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            callbacks=[_Bar(label)],
+            plugins=[LightningEnvironment()],  # Slurm's would requeue the job by itself
+        )
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {error}") from error
+
+
+def _test(trainer: L.Trainer, runner: _Runner) -> None:
+    others = active_children()
+    try:
+        trainer.test(runner, verbose=False)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"the language model and the SAEs do not fit into the device's memory: {LESS} "
+            "trainer=large spreads the language model"
+        ) from error
+    except ProcessRaisedException as error:  # in one of several processes
+        last = [line for line in str(error).splitlines() if line.strip()][-1]
+        kind, _, reason = last.partition(": ")
+        if kind in ("ValueError", "OSError"):
+            raise {"ValueError": ValueError, "OSError": OSError}[kind](reason) from error
+        if kind.endswith("MemoryError") or is_out_of_memory(RuntimeError(reason)):
+            raise ValueError(f"a device's memory is too small: {LESS} {reason}") from error
+        raise
+    except SystemExit as end:  # Lightning's answer to a KeyboardInterrupt
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise end.__context__ from None
+        raise
+    finally:
+        for process in active_children():  # an interruption leaves them at work
+            if process not in others:
+                process.kill()
+        runner.put_down()
+
+
+LESS = "lower sae_memory, set model.dtype=bfloat16, or trainer.precision=bf16-mixed;"
+"""What takes less of a device's memory, whatever the batch."""
+
+
+class _Runner(L.LightningModule):
+    """Feeds batches to the work and writes what is kept of each."""
+
+    def __init__(self, work: BatchWork, lm: LanguageModel, left: Sequence[Todo]) -> None:
+        super().__init__()
+        self._lm = [lm]  # in a list, it is no part of this module
+        if not lm.is_dispatched:
+            self.lm = lm  # a part, which Lightning takes to the device
+        self.work, self.left = work, left
+        self.fits = max(len(todo.tokens.ids) for todo in left)
+
+    def put_down(self) -> None:
+        """Let go of the SAEs: Lightning's own objects hold the runner until Python cleans up."""
+        del self.work
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        sampler = None
+        if self.trainer.world_size > 1:  # Lightning's own sampler would repeat batches
+            sampler = UnrepeatedDistributedSampler(
+                self.left,
+                num_replicas=self.trainer.world_size,
+                rank=self.trainer.global_rank,
+                shuffle=False,
+            )
+        return DataLoader(self.left, batch_size=None, sampler=sampler)  # type: ignore[arg-type]
+
+    def on_test_start(self) -> None:
+        self.work = self.work.to(self.device)
+
+    def test_step(self, batch: Todo, batch_idx: int) -> None:
+        path = Path(batch.path)
+        if not path.exists():  # another run may be at the same work
+            write_sums(path, self._done(batch.tokens))
+
+    def _done(self, tokens: TokenBatch) -> Kept:
+        """Do the work on some texts, in pieces that fit into memory."""
+        n = len(tokens.ids)
+        if n <= self.fits:
+            try:
+                return self.work(self._lm[0], tokens)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                length = tokens.ids.shape[1]
+                if n == 1:
+                    raise ValueError(
+                        f"one text of {length} tokens does not fit into the device's memory "
+                        f"beside the language model and the SAEs: lower dataset.max_tokens; or "
+                        f"{LESS} trainer=large spreads the language model"
+                    ) from error
+                self.fits = (n + 1) // 2
+                said = "%d texts of %d tokens do not fit into memory: going on with %d at a time"
+                log.warning(said, n, length, self.fits)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        half = (n + 1) // 2
+        one, other = (self._done(_texts(tokens, *ends)) for ends in ((0, half), (half, n)))
+        return self.work.join(one, other, half)
+
+
+def _texts(tokens: TokenBatch, start: int, end: int) -> TokenBatch:
+    """Return some texts of a batch, padded as they were."""
+    parts = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
+    return TokenBatch(**{name: part[start:end] for name, part in parts.items()})
+
+
+class _Bar(TQDMProgressBar):
+    """Lightning's progress bar with a name of our own."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self.label = label
+
+    @property
+    def test_description(self) -> str:
+        return self.label

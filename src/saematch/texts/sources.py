@@ -1,0 +1,207 @@
+"""Where evaluation texts come from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from saematch.core.files import PACKAGE, content_hash, expand_home
+from saematch.core.specs import AtLeast1, Seed, Some, spec
+from saematch.texts.folders import find_files
+from saematch.texts.reading import Text, read_texts
+
+log = logging.getLogger(__name__)
+
+ZOO_TEXTS = PACKAGE / "zoo" / "texts"
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """Texts of one kind."""
+
+    name: str
+    texts: tuple[str, ...]
+    places: tuple[str, ...] = ()
+    """File and line of each text, if it comes from a file."""
+
+    def place(self, number: int) -> str:
+        """Return where a text comes from, for messages."""
+        return self.places[number] if self.places else f"text {number} of the set {self.name!r}"
+
+
+@runtime_checkable
+class TextSource(Protocol):
+    """What every spec of texts offers."""
+
+    n_texts: int | None
+    max_tokens: int
+
+    def resolve(self, memory: Path) -> TextSource:
+        """Return the same with every data set at one exact version.
+
+        ``memory`` is a folder in which versions are noted, for when they cannot be asked for.
+        Raises ``ValueError`` if there is no such data set.
+        """
+        ...
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Return all that determines the texts of each set, by its name, if they are resolved."""
+        ...
+
+    def load(self) -> list[TextSet]:
+        """Draw the texts of every kind; ``ValueError`` if they cannot be had."""
+        ...
+
+
+@spec("dataset")
+class ZooTexts:
+    """Spec of the embedded held-out texts."""
+
+    kinds: Some[str]
+    """Among ``prose``, ``docs`` and ``code``."""
+    n_texts: int
+    """Texts of each kind, drawn at random without replacement; all if there are fewer."""
+    max_tokens: int
+    """A text is cut after this many tokens, BOS included."""
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_sizes(self.n_texts, self.max_tokens)
+
+    def resolve(self, _memory: Path) -> ZooTexts:
+        """Return the spec as it is: the texts come with the package."""
+        return self
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Say of each kind which file, by its content, and how texts are drawn from it."""
+        return by_name(
+            (kind, {"path": f"zoo/{kind}", "sha256": content_hash([path]), **_drawn(self)})
+            for kind, path in self._files()
+        )
+
+    def load(self) -> list[TextSet]:
+        """Draw the texts; ``ValueError`` for a kind that the zoo lacks."""
+        return [
+            draw(kind, read_texts(path), self.n_texts, self.seed) for kind, path in self._files()
+        ]
+
+    def _files(self) -> list[tuple[str, Path]]:
+        known = {path.stem: path for path in sorted(ZOO_TEXTS.glob("*.jsonl"))}
+        unknown = [kind for kind in self.kinds if kind not in known]
+        if unknown:
+            raise ValueError(
+                f"the zoo has no texts of kind {unknown[0]!r}, only {', '.join(known)}"
+            )
+        return [(kind, known[kind]) for kind in self.kinds]
+
+
+@spec("dataset")
+class LocalTexts:
+    """Spec of texts in the user's own files, one set for each path.
+
+    JSON, JSON Lines, CSV, TSV, Parquet and Arrow files hold the text in the field ``column``; any
+    other file is plain text with an empty line between texts (``saematch.texts.reading``).
+    """
+
+    paths: Some[str]
+    """Files, folders or patterns, such as ``data/web-*.parquet``. The files of a folder or pattern
+    are one set (``saematch.texts.folders``)."""
+    n_texts: int | None
+    """Number of texts drawn from each set, at random without replacement, or all if a set has
+    fewer; None for all, in the files' order."""
+    max_tokens: int
+    seed: Seed = 0
+    column: str = "text"
+    min_characters: AtLeast1 = 1
+    """Shorter texts are passed over."""
+
+    def __post_init__(self) -> None:
+        expand_home(self, "paths")
+        check_sizes(self.n_texts, self.max_tokens)
+
+    def resolve(self, _memory: Path) -> LocalTexts:
+        """Return the spec as it is: files have no other version."""
+        return self
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Say of each set which files, by their content, and how texts are drawn from them."""
+        how = {name: getattr(self, name) for name in ("column", "min_characters")}
+        return by_name(
+            (
+                name,
+                {"path": entry, "sha256": content_hash(files), **how, **_drawn(self)},
+            )
+            for entry, name, files in self._found()
+        )
+
+    def load(self) -> list[TextSet]:
+        """Read and draw; ``ValueError`` for a file missing, damaged or without texts."""
+        sets = []
+        for _, name, files in self._found():
+            texts = (text for path in files for text in read_texts(path, self.column))
+            long = [text for text in texts if len(text.content) >= self.min_characters]
+            sets.append(draw(name, long, self.n_texts, self.seed))
+        return sets
+
+    def _found(self) -> list[tuple[str, str, list[Path]]]:
+        return [(entry, *find_files(entry)) for entry in self.paths]
+
+
+def by_name(about: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Return what is known of each text set; ``ValueError`` if two have one name."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, known in about:
+        if name in found:
+            raise ValueError(f"two text sets have one name ({name}); rename a file")
+        found[name] = known
+    return found
+
+
+def _drawn(source: ZooTexts | LocalTexts) -> dict[str, Any]:
+    return {"n_texts": source.n_texts, "seed": source.seed}
+
+
+def check_sizes(n_texts: int | None, max_tokens: int) -> None:
+    """Refuse sizes that leave nothing to measure."""
+    if not isinstance(n_texts, int | None) or not isinstance(max_tokens, int):
+        raise ValueError(
+            f"dataset.n_texts={n_texts} and dataset.max_tokens={max_tokens} must be whole numbers"
+        )
+    if n_texts is not None and n_texts < 1:
+        raise ValueError(f"dataset.n_texts={n_texts}: at least one text is needed")
+    if max_tokens < 3:
+        raise ValueError(
+            f"dataset.max_tokens={max_tokens}: at least 3 are needed, BOS and two tokens, since "
+            "the loss of a token is predicted from the one before it and BOS is left out"
+        )
+
+
+def draw(name: str, texts: Sequence[Text], n_texts: int | None, seed: int) -> TextSet:
+    """Draw texts at random without replacement; the same seed draws the same texts.
+
+    Without a number all are taken, in their order; with more than there are, all, in random order.
+    Raises ``ValueError`` if there is no text.
+    """
+    if not texts:
+        raise ValueError(f"the text set {name!r} is empty")
+    order: Iterable[int] = range(len(texts))
+    if n_texts is not None:
+        order = np.random.default_rng(seed).permutation(len(texts))[:n_texts]
+    drawn = [texts[n] for n in order]
+    return TextSet(name, tuple(text.content for text in drawn), tuple(text.place for text in drawn))
+
+
+def warn_of_fewer(name: str, n_texts: int, wanted: int | None) -> None:
+    """Say that a set has fewer texts than a run asks for."""
+    if wanted is not None and n_texts < wanted:
+        log.warning(
+            "dataset.n_texts=%d, but the text set %r has only %d: the run takes all of them",
+            wanted,
+            name,
+            n_texts,
+        )

@@ -1,0 +1,87 @@
+"""Tokens of texts, kept so that texts are read, and on the hub fetched, only once."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from saematch.core.files import code_hash, hashed, replacing
+from saematch.lm.hooks import LanguageModel
+from saematch.texts.sources import TextSource, warn_of_fewer
+from saematch.texts.tokens import TokenisedTexts, tokenise
+
+log = logging.getLogger(__name__)
+
+
+class LoadedTexts(NamedTuple):
+    """Tokens of every text set, and where they come from."""
+
+    tokens: dict[str, TokenisedTexts]
+    about: dict[str, dict[str, Any]]
+    """What determines the texts of each set; how many there are, and how many special tokens."""
+
+
+def load_texts(source: TextSource, lm: LanguageModel, folder: Path) -> LoadedTexts:
+    """Return the tokens of every set of ``source``, from ``folder`` if they are there.
+
+    They are kept by a hash of all that determines them: texts, tokenizer, BOS, special tokens, cut
+    and code. Raises ``ValueError`` if the texts cannot be had.
+    """
+    resolved = source.resolve(folder / "revisions")
+    about = resolved.described()
+    key = [code_hash(("texts",)), about, source.max_tokens, lm.name, lm.revision, lm.bos_id]
+    path = folder / f"{hashed([*key, sorted(lm.special_ids)])}.safetensors"
+    kept = _read(path, list(about))
+    if kept is None:
+        kept = {texts.name: tokenise(texts, lm, source.max_tokens) for texts in resolved.load()}
+        _write(path, kept)
+    for name, tokens in kept.items():
+        about[name] |= {"n_texts": len(tokens.lengths), "n_special": tokens.n_special}
+        warn_of_fewer(name, len(tokens.lengths), source.n_texts)
+        log.info(
+            "%s: %d texts, %d tokens; %d special tokens are left out of every metric",
+            name,
+            len(tokens.lengths),
+            int(tokens.counts.sum()),
+            tokens.n_special,
+        )
+    return LoadedTexts(kept, about)
+
+
+def _write(path: Path, tokens: dict[str, TokenisedTexts]) -> None:
+    tensors = {}
+    for name, kept in tokens.items():
+        parts = {"ids": kept.ids.int(), "counts": kept.counts, "lengths": kept.lengths}
+        tensors |= {f"{name}|{part}": tensor for part, tensor in parts.items()}
+    with replacing(path, keep=True) as part:
+        save_file(tensors, part)
+
+
+def _read(path: Path, names: list[str]) -> dict[str, TokenisedTexts] | None:
+    """Return what is kept; None if nothing is, or a damaged file, which is removed."""
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        return None
+    except SafetensorError as error:
+        log.warning("%s is damaged (%s); its tokens are made again", path, error)
+        path.unlink(missing_ok=True)
+        return None
+    try:
+        return {
+            name: TokenisedTexts(
+                tensors[f"{name}|ids"].to(torch.int64),
+                tensors[f"{name}|counts"],
+                tensors[f"{name}|lengths"],
+            )
+            for name in names
+        }
+    except KeyError as error:
+        log.warning("%s holds other texts (it lacks %s); its tokens are made again", path, error)
+        path.unlink(missing_ok=True)
+        return None

@@ -1,0 +1,126 @@
+"""From texts to batches of tokens, and which positions count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from saematch.texts.sources import TextSet
+
+
+@runtime_checkable
+class Vocabulary(Protocol):
+    """How a language model reads texts."""
+
+    tokenizer: Any
+    """A tokenizer of transformers."""
+    bos_id: int | None
+    """The token that every text begins with; None if nothing is put in front."""
+    special_ids: frozenset[int]
+    """Tokens that no metric counts, wherever they are in a text."""
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Sequences that begin with BOS, or with a token in its place, padded on the right."""
+
+    ids: Int64[Tensor, "batch seq"]
+    counts: Bool[Tensor, "batch seq"]
+    """Positions whose hidden state counts: not the first one, special tokens or padding."""
+    lengths: Int64[Tensor, " batch"]
+    """Tokens of each sequence, without padding."""
+
+    @property
+    def predicts(self) -> Bool[Tensor, "batch seq"]:
+        """Positions whose loss counts: those that count and whose next token counts too."""
+        after = torch.zeros_like(self.counts)
+        after[:, :-1] = self.counts[:, 1:]
+        return self.counts & after
+
+    @property
+    def n_special(self) -> Int64[Tensor, " batch"]:
+        """Special tokens of each sequence, its first position left out."""
+        return self.lengths - 1 - self.counts.sum(dim=1)
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """Return the batch on another device."""
+        return TokenBatch(*(part.to(device) for part in (self.ids, self.counts, self.lengths)))
+
+    def content(self) -> list[Any]:
+        """Return everything in the batch as lists, for a hash."""
+        return [self.ids.tolist(), self.counts.tolist(), self.lengths.tolist()]
+
+
+@dataclass(frozen=True)
+class TokenisedTexts:
+    """The tokens of the texts of one set, one text after another."""
+
+    ids: Int64[Tensor, " n_tokens"]
+    counts: Bool[Tensor, " n_tokens"]
+    """Positions whose hidden state counts: not a text's first token or special tokens."""
+    lengths: Int64[Tensor, " n_texts"]
+    """Tokens of each text."""
+
+    @property
+    def n_special(self) -> int:
+        """Special tokens in the texts, the first token of each text left out."""
+        return len(self.ids) - len(self.lengths) - int(self.counts.sum())
+
+    def batches(self, size: int) -> tuple[TokenBatch, ...]:
+        """Return batches of ``size`` texts of similar length, long ones first."""
+        order = torch.argsort(self.lengths, descending=True, stable=True).tolist()
+        ids, counts = (part.split(self.lengths.tolist()) for part in (self.ids, self.counts))
+        return tuple(
+            TokenBatch(
+                pad_sequence([ids[n] for n in chosen], batch_first=True),
+                pad_sequence([counts[n] for n in chosen], batch_first=True),
+                self.lengths[chosen],
+            )
+            for chosen in (order[start : start + size] for start in range(0, len(order), size))
+        )
+
+
+def counting(ids: Int64[Tensor, "*n seq"], special: Iterable[int]) -> Bool[Tensor, "*n seq"]:
+    """Return which positions count: all but the first of a sequence and special tokens."""
+    counts = ~torch.isin(ids, torch.tensor(sorted(special), dtype=torch.int64))
+    counts[..., :1] = False
+    return counts
+
+
+def whole_windows(ids: Int64[Tensor, "batch seq"], special: Iterable[int]) -> TokenBatch:
+    """Return windows of tokens, none of them padding, as a batch."""
+    return TokenBatch(ids, counting(ids, special), torch.full((len(ids),), ids.shape[1]))
+
+
+def tokenise(texts: TextSet, vocabulary: Vocabulary, max_tokens: int) -> TokenisedTexts:
+    """Put BOS before each text and cut after ``max_tokens``.
+
+    The model's own tokenizer reads the texts, so the name of a special token in a text becomes
+    that token. A text that begins with BOS itself gets no second one. Raises ``ValueError`` for a
+    text without two consecutive tokens that count: the loss of a token is predicted from the one
+    before it.
+    """
+    bos = [] if vocabulary.bos_id is None else [vocabulary.bos_id]
+    rows, counts = [], []
+    encoded = vocabulary.tokenizer(list(texts.texts), add_special_tokens=False).input_ids
+    for number, ids in enumerate(encoded):
+        whole = ids if ids[:1] == bos else bos + ids
+        row = torch.tensor(whole[:max_tokens], dtype=torch.int64)
+        counted = counting(row, vocabulary.special_ids)
+        if not (counted[1:] & counted[:-1]).any():
+            less = f" or raise dataset.max_tokens={max_tokens}" * (len(whole) > max_tokens)
+            raise ValueError(
+                f"{texts.place(number)}: {texts.texts[number][:40]!r} has {len(row)} tokens, of "
+                f"which {int(counted.sum())} count (the first one and special tokens do not); at "
+                f"least 2 consecutive tokens must count, so remove this text{less}"
+            )
+        rows.append(row)
+        counts.append(counted)
+    lengths = torch.tensor([len(row) for row in rows])
+    return TokenisedTexts(torch.cat(rows), torch.cat(counts), lengths)

@@ -1,0 +1,222 @@
+"""Collect hidden states: ``resid_post`` of many tokens, kept on disk for the training of SAEs."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from saematch.core.files import (
+    code_hash,
+    expand_home,
+    hashed,
+    read_json,
+    readable_size,
+    replacing,
+    write_json,
+)
+from saematch.core.specs import AtLeast1, Seed, spec
+from saematch.lm.hooks import LanguageModel
+from saematch.lm.states import HiddenStates, states_name
+from saematch.texts.sources import TextSource, warn_of_fewer
+from saematch.texts.sums import missing
+from saematch.texts.text_pass import TrainerSpec, run_batches
+from saematch.texts.tokens import TokenBatch, whole_windows
+from saematch.texts.windows import windows
+
+log = logging.getLogger(__name__)
+
+DTYPES = ("bfloat16", "float32", "float16")
+
+
+@spec("collection")
+class Collection:
+    """Spec of the hidden states to keep."""
+
+    n_tokens: AtLeast1
+    """Positions of the windows drawn from the texts, BOS included."""
+    context: AtLeast1
+    """Tokens of a window."""
+    dtype: str = "bfloat16"
+    """In which they are kept: ``bfloat16``, ``float32`` or ``float16``."""
+    folder: str = "outputs/activations"
+    """Each set of model, texts and layers has a folder of its own in it."""
+    seed: Seed = 0
+    """Of the choice and the order of the windows."""
+    held_out: int = 32_768
+    """The last tokens, on which no SAE is trained."""
+    max_norm: float = 10.0
+    """Hidden states whose norm is more than this times the median are kept, but left out when SAEs
+    are trained and measured."""
+
+    def __post_init__(self) -> None:
+        expand_home(self, "folder")
+        if self.held_out < 1 or self.max_norm <= 1:
+            raise ValueError(
+                f"collection.held_out={self.held_out} must be at least 1, and "
+                f"collection.max_norm={self.max_norm} more than 1"
+            )
+        if self.dtype not in DTYPES:
+            raise ValueError(f"collection.dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
+
+
+@dataclass(frozen=True)
+class Store:
+    """Hidden states of some layers on disk, one safetensors file a batch of windows."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    about: dict[str, Any]
+    """Model, texts, layers, dtype, and how many tokens were kept and left out."""
+
+    def layer(self, layer: int) -> HiddenStates:
+        """Return one layer's hidden states, special tokens left out, mapped from disk."""
+        return HiddenStates.open(self.files, layer)
+
+
+@dataclass(frozen=True)
+class KeepStates:
+    """Work on batches: the hidden states of the positions that count, and their tokens."""
+
+    layers: tuple[int, ...]
+    dtype: str
+
+    def to(self, device: torch.device) -> KeepStates:
+        """Return the same: it has no tensors."""
+        return self
+
+    @torch.inference_mode()
+    def __call__(self, lm: LanguageModel, batch: TokenBatch) -> dict[str, Tensor]:
+        """Return ``resid_post|<layer>`` ``[n, d_model]`` and ``ids`` ``[n]``."""
+        hidden = lm.states(batch.ids, self.layers)
+        dtype = getattr(torch, self.dtype)
+        kept = {states_name(n): x[batch.counts].to(dtype) for n, x in hidden.items()}
+        return kept | {"ids": batch.ids[batch.counts].int()}
+
+    def join(self, one: dict[str, Tensor], other: dict[str, Tensor], _: int) -> dict[str, Tensor]:
+        """Return the rows of two halves, one after the other."""
+        return {name: torch.cat([rows, other[name]]) for name, rows in one.items()}
+
+
+def collect(
+    lm: LanguageModel,
+    texts: TextSource,
+    layers: Sequence[int],
+    spec: Collection,
+    trainer: TrainerSpec,
+    cache: Path,
+) -> Store:
+    """Draw windows from the texts and keep the hidden states of the layers on them.
+
+    What an earlier collection of the same left is not done again; ``cache`` notes versions of data
+    sets. Raises ``ValueError`` for windows longer than the model takes, for too few texts, and
+    before it begins if the disk is too full.
+    """
+    if lm.max_positions is not None and spec.context > lm.max_positions:
+        raise ValueError(
+            f"collection.context={spec.context}, but {lm.name} takes at most {lm.max_positions} "
+            f"tokens: set collection.context={lm.max_positions} at most"
+        )
+    texts = texts.resolve(cache / "tokens" / "revisions")
+    about = {
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "model": lm.name,
+        "revision": lm.revision,
+        "model_dtype": str(next(lm.parameters()).dtype).removeprefix("torch."),
+        "precision": trainer.precision,
+        "bos_id": lm.bos_id,
+        "texts": texts.described(),
+        "layers": list(layers),
+        "dtype": spec.dtype,
+        "d_model": lm.d_model,
+        "n_tokens": spec.n_tokens,
+        "context": spec.context,
+        "seed": spec.seed,
+    }
+    own = Path(__file__).read_text(encoding="utf-8")
+    special_ids = sorted(lm.special_ids)
+    key = hashed([code_hash(("texts", "lm")), own, about, trainer.batch_size, special_ids])
+    folder = Path(spec.folder) / key
+    ids = _windows(folder / "windows.safetensors", texts, lm, spec)
+    lm.refuse_ids(int(ids.max()), "the collection's texts")
+    batches = [whole_windows(some, lm.special_ids) for some in ids.split(trainer.batch_size)]
+    tokens = sum(int(batch.counts.sum()) for batch in batches)
+    about |= {"tokens": tokens, "left_out": ids.numel() - tokens}
+    special = torch.cat([batch.n_special for batch in batches])
+    for number, name in enumerate(about["texts"]):
+        about["texts"][name]["n_special"] = int(special[number :: len(about["texts"])].sum())
+    log.info("%d special tokens of the windows are left out", int(special.sum()))
+    return keep_states(lm, batches, about, folder, trainer)
+
+
+def _windows(
+    path: Path, texts: TextSource, lm: LanguageModel, spec: Collection
+) -> Int64[Tensor, "n context"]:
+    """Return the windows kept at ``path``, drawn from the texts if there are none."""
+    if missing([path]):
+        drawn = (spec.context, spec.n_tokens, spec.seed)
+        sets = texts.load()
+        for of_set in sets:
+            warn_of_fewer(of_set.name, len(of_set.texts), texts.n_texts)
+        ids = windows(sets, lm, *drawn)
+        with replacing(path, keep=True) as part:
+            save_file({"ids": ids.int()}, part)
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor("ids").long()
+
+
+def keep_states(
+    lm: LanguageModel,
+    batches: Sequence[TokenBatch],
+    about: Mapping[str, Any],
+    folder: Path,
+    trainer: TrainerSpec,
+) -> Store:
+    """Keep the hidden states of ``about["layers"]`` on batches in ``folder``."""
+    paths = tuple(folder / f"{number:05d}.safetensors" for number in range(len(batches)))
+    _check_space(paths, batches, about, folder)
+    work = KeepStates(tuple(about["layers"]), about["dtype"])
+    run_batches(trainer, work, lm, batches, "collect", paths)
+    write_json(folder / "store.json", dict(about))
+    return Store(folder, paths, dict(about))
+
+
+def _check_space(
+    paths: Sequence[Path], batches: Sequence[TokenBatch], about: Mapping[str, Any], folder: Path
+) -> None:
+    """Say how much is going to be written, and refuse what the disk has no room for."""
+    width = about["d_model"] * getattr(torch, about["dtype"]).itemsize
+    left = [b for path, b in zip(paths, batches, strict=True) if not path.exists()]
+    tokens = sum(int(b.counts.sum()) for b in left)
+    needed = tokens * (len(about["layers"]) * width + 4)
+    if not left:
+        log.info("%s holds the hidden states already", folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    size = f"{readable_size(needed)} of hidden states ({tokens:,} tokens)"
+    if needed > 0.95 * free:
+        raise ValueError(
+            f"{folder} would get {size}, but its disk has {readable_size(free)} free: take fewer "
+            "layers or a smaller collection.n_tokens, or set collection.folder"
+        )
+    log.info("collect %s into %s", size, folder)
+
+
+def open_store(folder: Path) -> Store:
+    """Open a complete store; ``ValueError`` if it is none."""
+    path = folder / "store.json"
+    if not path.exists():
+        raise ValueError(f"{folder} holds no complete set of hidden states: collect them again")
+    files = tuple(sorted(folder.glob("[0-9]*.safetensors")))
+    return Store(folder, files, read_json(path, dict, "collect the hidden states again"))

@@ -1,0 +1,172 @@
+"""Where the training of an SAE starts, stands and is kept.
+
+A state lives in scaled units: activations are divided so that their mean norm is ``sqrt(d_model)``,
+which lets one recipe serve every layer and lets one layer's SAE go on at the next layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from saematch.core.files import replacing
+from saematch.core.specs import AtLeast0, AtLeast1, NotNegative, Positive, Seed, Share, spec
+from saematch.lm.states import SAMPLE, HiddenStates
+
+ARCHITECTURES = ("jumprelu", "topk")
+MIN_THRESHOLD = 1e-3
+"""Smallest threshold, in scaled units: folding divides by thresholds."""
+CHUNK = 2_048
+"""Rows encoded at once outside training."""
+
+
+@spec("training")
+class TrainingRecipe:
+    """Spec: everything but the hidden states that determines one SAE's training."""
+
+    n_features: AtLeast1
+    target_l0: Positive
+    """Mean number of active features a token that the SAE shall have; TopK's k."""
+    samples: AtLeast0
+    """Hidden states seen, repeats included."""
+    seed: Seed
+    """Of the starting point and of the order of the hidden states. Where SAEs of several layers are
+    trained apart, the layer's number is added: one seed for all would give features of equal index
+    a common origin."""
+    architecture: str = "jumprelu"
+    """``jumprelu`` or ``topk``."""
+    batch: AtLeast1 = 1024
+    lr: Positive = 2e-3
+    """Adam's peak learning rate."""
+    warm_up: Share = 0.03
+    """Share of the steps in which the learning rate rises from zero."""
+    decay: Share = 0.5
+    """Share of the steps, the last ones, in which it falls to zero."""
+    l0_coefficient: NotNegative = 0.35
+    aim: Positive = 0.95
+    """What the quadratic loss pulls the number of active features to, as a share of ``target_l0``:
+    it settles above, where the reconstruction's pull balances the loss."""
+    bandwidth: Positive = 0.3
+    """Width of the window around a threshold whose activations give it a gradient, scaled units."""
+    dead_after: AtLeast1 = 50
+    """Batches without firing after which a feature is pulled towards its threshold."""
+    dead_coefficient: NotNegative = 1e-2
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"training.architecture={self.architecture!r} is none of {', '.join(ARCHITECTURES)}"
+            )
+        if not 0 < self.target_l0 < self.n_features:
+            raise ValueError(
+                f"training.target_l0={self.target_l0} must lie between 0 and the number of "
+                f"features, training.n_features={self.n_features}"
+            )
+        if self.architecture == "topk" and self.target_l0 != int(self.target_l0):
+            raise ValueError(f"training.target_l0={self.target_l0}: TopK's k is a whole number")
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where one SAE's training stands: enough to go on, on the same activations or on others."""
+
+    parameters: dict[str, Tensor]
+    """SAELens' parameters by name, in scaled units."""
+    means: dict[str, Tensor]
+    """Adam's running means of the gradients."""
+    squares: dict[str, Tensor]
+    """Adam's running means of the squared gradients."""
+    steps: int
+    samples: int
+
+    def save(self, path: Path) -> None:
+        """Write the state as one safetensors file."""
+        groups = {"parameters": self.parameters, "means": self.means, "squares": self.squares}
+        tensors = {
+            f"{g}/{n}": t.contiguous() for g, part in groups.items() for n, t in part.items()
+        }
+        with replacing(path) as part:
+            save_file(tensors, part, {"steps": str(self.steps), "samples": str(self.samples)})
+
+    @classmethod
+    def load(cls, path: Path) -> TrainingState:
+        """Read what ``save`` wrote."""
+        groups: dict[str, dict[str, Tensor]] = {"parameters": {}, "means": {}, "squares": {}}
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  (the file is no mapping)
+                group, name = key.split("/")
+                groups[group][name] = file.get_tensor(key)
+            counts = file.metadata()
+        return cls(**groups, steps=int(counts["steps"]), samples=int(counts["samples"]))
+
+
+def start(states: HiddenStates, recipe: TrainingRecipe) -> TrainingState:
+    """Return a fresh state: each feature is the direction of one random row from the mean.
+
+    A feature's threshold is the quantile of its own pre-activations at which it fires on
+    ``target_l0 / n_features`` of the rows, so the mean L0 starts at its target and the
+    thresholds start as different as the directions are.
+    """
+    generator = torch.Generator().manual_seed(recipe.seed)
+    sample = states.spread(SAMPLE) * states.scale
+    mean = sample.mean(0)
+    centred = sample - mean
+    enough = math.ceil(recipe.n_features / len(centred))
+    chosen = torch.cat([torch.randperm(len(centred), generator=generator) for _ in range(enough)])
+    noise = torch.randn(recipe.n_features, sample.shape[1], generator=generator)
+    directions = centred[chosen[: recipe.n_features]]
+    directions = directions + 0.3 * noise * centred.std(0)
+    W_dec = torch.nn.functional.normalize(directions, dim=1)
+    rank = max(1, round(len(centred) * recipe.target_l0 / recipe.n_features))
+    threshold = torch.cat(
+        [(centred @ part.T).topk(rank, dim=0).values[-1] for part in W_dec.split(256)]
+    )
+    norm = math.sqrt(_best_gain(centred[: 4 * CHUNK], W_dec, threshold))
+    parameters = {
+        "W_enc": norm * W_dec.T.contiguous(),
+        "b_enc": -norm * (W_dec @ mean),
+        "W_dec": norm * W_dec,
+        "b_dec": mean,
+    }
+    if recipe.architecture == "jumprelu":
+        parameters["threshold"] = norm * threshold.clamp(min=MIN_THRESHOLD)
+    means, squares = ({n: torch.zeros_like(t) for n, t in parameters.items()} for _ in range(2))
+    return TrainingState(parameters, means, squares, steps=0, samples=0)
+
+
+def _best_gain(
+    centred: Float[Tensor, "n d_model"],
+    W_dec: Float[Tensor, "n_features d_model"],
+    threshold: Float[Tensor, " n_features"],
+) -> float:
+    """Return the factor on the decoder with which the tied starting point reconstructs best."""
+    pre = centred @ W_dec.T
+    guess = torch.where(pre > threshold, pre, 0.0) @ W_dec
+    return float((guess * centred).sum() / guess.square().sum())
+
+
+def refresh(
+    state: TrainingState, fresh: TrainingState, features: Int64[Tensor, " n"]
+) -> TrainingState:
+    """Return ``state`` with the given features, and their optimiser state, taken from ``fresh``."""
+
+    def mixed(old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
+        out = {name: tensor.clone() for name, tensor in old.items()}
+        out["W_enc"][:, features] = new["W_enc"][:, features]
+        for name in ("b_enc", "W_dec", "threshold"):
+            out[name][features] = new[name][features]
+        return out
+
+    return replace(
+        state,
+        parameters=mixed(state.parameters, fresh.parameters),
+        means=mixed(state.means, fresh.means),
+        squares=mixed(state.squares, fresh.squares),
+    )

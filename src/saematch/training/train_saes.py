@@ -1,0 +1,194 @@
+"""Train SAEs: one a layer, each from a seed of its own, on hidden states that are kept on disk."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from saematch.core.files import read_json, replacing, write_json
+from saematch.core.memory import keep_freed_memory, memory_shortage
+from saematch.core.results import Row
+from saematch.lm.states import SAMPLE, HiddenStates
+from saematch.sae.params import SaeOrigin
+from saematch.training.collect import Collection, Store
+from saematch.training.state import TrainingRecipe, start
+from saematch.training.steps import train
+from saematch.training.trained import describe, finish, measure, save_sae
+
+log = logging.getLogger(__name__)
+
+CARD_COLUMNS = (
+    "layer",
+    "explained_variance",
+    "explained_variance_standardised",
+    "l0",
+    "dead_features",
+    "threshold_mean",
+    "threshold_spread",
+    "threshold_factor",
+    "seed",
+    "seconds",
+)
+
+
+_RETRAIN = "delete the layer's folder, and the same command trains its SAE again"
+NAMES = {"jumprelu": "JumpReLU", "topk": "TopK"}
+
+
+class Split(NamedTuple):
+    """One layer's hidden states, as training takes them."""
+
+    training: HiddenStates
+    held_out: HiddenStates
+    n_outliers: int
+    """Rows left out of both."""
+
+
+def split(states: HiddenStates, spec: Collection) -> Split:
+    """Leave out rows of extreme norm and set the last ones apart.
+
+    The few tokens that a model gives a norm many times the others' (Sun et al. 2024, massive
+    activations) would make up nearly all of the squared error. Raises ``ValueError`` if nothing is
+    left to train on.
+    """
+    median = torch.linalg.vector_norm(states.spread(SAMPLE), dim=1).median()
+    norms = torch.cat([torch.linalg.vector_norm(p.float(), dim=1) for p in states.parts])
+    kept = torch.nonzero(norms <= spec.max_norm * median).flatten()
+    if len(kept) <= spec.held_out:
+        raise ValueError(
+            f"collection.held_out={spec.held_out}, but there are only {len(kept)} hidden states: "
+            "raise collection.n_tokens"
+        )
+    cut = len(kept) - spec.held_out
+    parts = (states.choose(kept[:cut]), states.choose(kept[cut:]))
+    return Split(*parts, len(norms) - len(kept))
+
+
+def train_saes(
+    store: Store,
+    layers: Sequence[int],
+    recipe: TrainingRecipe,
+    spec: Collection,
+    folder: Path,
+    record: Callable[[dict[str, float]], object],
+    device: str,
+) -> dict[str, list[Row]]:
+    """Train what is missing of ``folder/layer_<l>``; return the tables ``saes`` and ``training``.
+
+    ``record`` is told the points of the training curves as they come. The folder gets a card.
+    """
+    left = [layer for layer in layers if not (folder / f"layer_{layer}").exists()]
+    done = [_metadata(folder, layer) for layer in layers if layer not in left]
+    _refuse_others(done, store, folder)
+    if len(left) < len(layers):
+        log.info("%d of %d SAEs were trained before", len(layers) - len(left), len(layers))
+    if device == "cpu":
+        keep_freed_memory()
+    total = len(left) * (recipe.samples // recipe.batch) * recipe.batch
+    with tqdm(total=total, desc="train SAEs", unit="sample", unit_scale=True) as bar:
+        for layer in left:
+            bar.set_postfix_str(f"layer {layer}")
+            _train_layer(store, layer, recipe, spec, folder, (bar.update, record), device)
+    rows, curves = [], []
+    for layer in layers:
+        about = _metadata(folder, layer)
+        rows.append({k: v for k, v in about.items() if not isinstance(v, dict | list)})
+        curves += read_json(folder / f"curve_{layer}.json", list, _RETRAIN)
+    with replacing(folder / "README.md") as part:
+        part.write_text(_card(rows, recipe, spec, store), encoding="utf-8")
+    return {"saes": rows, "training": curves}
+
+
+def _metadata(folder: Path, layer: int) -> dict[str, Any]:
+    path = folder / f"layer_{layer}" / "cfg.json"
+    return read_json(path, dict, _RETRAIN)["metadata"]
+
+
+def _refuse_others(done: Sequence[dict[str, Any]], store: Store, folder: Path) -> None:
+    """Refuse to go on beside SAEs that were trained on other hidden states."""
+    for about in done:
+        theirs = about["hidden_states"]
+        differing = [name for name in store.about if theirs.get(name) != store.about[name]]
+        if differing:
+            raise ValueError(
+                f"{folder}/layer_{about['layer']} was trained on other hidden states "
+                f"({', '.join(differing)} changed since): choose another run_id"
+            )
+
+
+def _train_layer(
+    store: Store,
+    layer: int,
+    recipe: TrainingRecipe,
+    spec: Collection,
+    folder: Path,
+    told: tuple[Callable[[int], object], Callable[[dict[str, float]], object]],
+    device: str,
+) -> None:
+    began = time.monotonic()
+    advance, record = told
+    recipe = replace(recipe, seed=recipe.seed + layer)
+    parts = split(store.layer(layer), spec)
+    curve: list[dict[str, float]] = []
+
+    def watch(samples: int, numbers: dict[str, float]) -> None:
+        curve.append({"layer": layer, "samples": samples, **numbers})
+        named = {f"training/{name}/layer_{layer}": value for name, value in numbers.items()}
+        record({"samples": float(samples), **named})
+
+    state = start(parts.training, recipe)
+    task = f"training an SAE of {recipe.n_features} features"
+    with memory_shortage(task, f"lower training.batch={recipe.batch} or training.n_features"):
+        state = train(state, parts.training, recipe, advance, watch, device)
+    trained = finish(state, parts.training, recipe, SaeOrigin(layer, folder.name, f"layer_{layer}"))
+    quality = measure(trained.sae, parts.training, parts.held_out)
+    metadata = describe(trained, quality, recipe, store.about["model"]) | {
+        "samples": state.samples,
+        "training_tokens": len(parts.training),
+        "held_out_tokens": len(parts.held_out),
+        "outliers": parts.n_outliers,
+        "seconds": round(time.monotonic() - began, 1),
+        "hidden_states": store.about,
+    }
+    write_json(folder / f"curve_{layer}.json", curve)
+    save_sae(trained.sae, folder / f"layer_{layer}", metadata)
+
+
+def _card(rows: Sequence[Row], recipe: TrainingRecipe, spec: Collection, store: Store) -> str:
+    """Return what one should know about the SAEs, as Markdown."""
+    about = store.about
+    lines = [
+        f"# SAEs on {about['model']}",
+        "",
+        f"{NAMES[recipe.architecture]} SAEs of {recipe.n_features:,} features on `resid_post`, in"
+        " SAELens' format, decoder vectors of norm 1, trained with SAELens on"
+        f" {rows[0]['samples']:,} hidden states each, drawn from {rows[0]['training_tokens']:,}"
+        f" tokens (special tokens left out). The model is {about['revision']}, run in"
+        f" {about['model_dtype']}.",
+        "",
+        "Explained variance is `1 - sum Var(x_hat - x) / sum Var(x)` on"
+        f" {rows[0]['held_out_tokens']:,} tokens that no SAE was trained on (other windows of the"
+        " same documents may have been); standardised, each coordinate of the hidden state counts"
+        " the same. L0 is the mean number of active features"
+        " a token there. Dead features were never active on"
+        f" {rows[0]['dead_tokens']:,} training tokens. Tokens whose norm is more than"
+        f" {spec.max_norm:g} times the median were left out everywhere"
+        f" ({max(int(row['outliers'] or 0) for row in rows):,} at most, of a layer).",
+        "",
+        "| " + " | ".join(name.replace("_", " ") for name in CARD_COLUMNS) + " |",
+        "|" + " --- |" * len(CARD_COLUMNS),
+    ]
+    for row in rows:
+        lines.append("| " + " | ".join(_cell(row[name]) for name in CARD_COLUMNS) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)

@@ -1,0 +1,334 @@
+"""Comparing runs, from results written by hand."""
+
+import json
+import os
+
+import pandas
+import pytest
+
+from saematch.app.compare import compare
+from saematch.app.main import main
+from saematch.compare.comparison import collect
+from saematch.compare.figures import _series
+from saematch.compare.plan import metrics_of, plan_panels, unique_values
+from saematch.compare.runs import MEANS
+from saematch.core.results import Results
+from wandb_reader import records
+
+VERSIONS = {"torch": "2.9.0", "transformers": "5.0.0"}
+
+
+def mean(metric, value, arm="folded", low=None, high=None, **about):
+    row = dict.fromkeys(MEANS) | {"saes": "default", "arm": arm, "metric": metric}
+    return row | {"value": value, "low": low, "high": high, "n_places": 2, **about}
+
+
+def origin(layer, revision="sha256:1"):
+    return {"layer": layer, "release": "mine", "sae_id": f"layer_{layer}", "revision": revision}
+
+
+def means(value):
+    """Rows as a run leaves them: of weights, of all texts and of one data set, of no match."""
+    splice = {"dataset": "all", "strategy": "permute"}
+    return [
+        mean("recall", value),
+        mean("matching_score", value, low=value - 0.01, high=value + 0.02, dataset="all"),
+        mean("matching_score", 0.5, low=0.4, high=0.6, dataset="prose"),
+        mean("matching_score", 0.1, arm="random", low=0.05, high=0.15, dataset="all"),
+        mean("explained_variance", value - 0.1, low=value - 0.2, high=value, **splice),
+        mean("explained_variance", 0.9, "none", 0.8, 0.95, dataset="all", strategy="drop"),
+        mean("judge_score", 2.5, low=2.4, high=2.6),
+        mean("judge_score", 1.1, "none", 1.0, 1.2, strategy="random"),
+    ]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a run's folder: overrides, then what differs from an ordinary finished run."""
+
+    def write(name, *overrides, value=0.5, config=None, choices=None, provenance=None, **changed):
+        base = {"sae": {"path": "mine"}, "dataset": {"paths": ["a"], "n_texts": 10}, "seed": 0}
+        base |= {"overrides": list(overrides), "choices": {"matching": "both"} | (choices or {})}
+        about = {"code": "aaaa1111", "versions": VERSIONS, "git_commit": "c0ffee", "seconds": 3.5}
+        about |= {"saes": {"1": origin(1), "2": origin(2)}, "texts": {"a": {"sha256": "x"}}}
+        about |= {"model": {"revision": "r"}} | (provenance or {})
+        results = Results(name, base | (config or {}), about, status="finished")
+        results.tables["means"] = means(value)
+        results.metrics = {"matching_score/folded": value}
+        for field, content in changed.items():
+            setattr(results, field, content)
+        folder = tmp_path / "sweep" / name
+        results.save(folder / "results.json")
+        return folder
+
+    return write
+
+
+def sweep(write, tmp_path):
+    """Four jobs of a grid, two of which do not say what they were given."""
+    write("0", value=0.5)
+    write("1", "matching=decoder", value=0.6, choices={"matching": "decoder"})
+    write("2", "dataset.n_texts=20", value=0.7, config={"dataset": {"n_texts": 20}})
+    both = {"choices": {"matching": "decoder"}, "config": {"dataset": {"n_texts": 20}}}
+    write("3", "++dataset.n_texts=20", "matching=decoder", "run_id=z", value=0.4, **both)
+    return tmp_path / "sweep"
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run ``saematch compare`` in an empty folder; return (exit message or None, output)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["saematch", "compare", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as exit:
+            return str(exit.code), capsys.readouterr().out
+        return None, capsys.readouterr().out
+
+    return run
+
+
+def reasons(comparison):
+    return {run.name: run.reason for run in comparison.left_out}
+
+
+def names(comparison):
+    return [run.name for run in comparison.compared]
+
+
+def test_parameters_and_numbers_of_a_grid(write, tmp_path, command):
+    message, out = command(sweep(write, tmp_path), "--metric", "recall")
+    assert message is None
+    assert "4 runs compared, 0 left out" in out
+    folder = tmp_path / "sweep/comparison"
+    found = pandas.read_csv(folder / "comparison.csv", float_precision="round_trip")
+    assert list(found.columns) == ["run", "matching", "dataset.n_texts", *MEANS]
+    assert len(found) == 4 * len(means(0.5))
+    settings = found[["matching", "dataset.n_texts"]].drop_duplicates().values.tolist()
+    assert settings == [["both", 10], ["decoder", 10], ["both", 20], ["decoder", 20]]
+    of_1 = found[(found.run == 1) & (found.metric == "matching_score")]
+    assert of_1[["value", "low", "high"]].values.tolist() == [
+        [0.6, 0.6 - 0.01, 0.6 + 0.02], [0.5, 0.4, 0.6], [0.1, 0.05, 0.15]
+    ]  # fmt: skip
+    parquet = pandas.read_parquet(folder / "comparison.parquet")
+    parquet["run"] = parquet["run"].astype(int)
+    pandas.testing.assert_frame_equal(parquet, found, check_dtype=False)
+    runs = pandas.read_csv(folder / "runs.csv")
+    assert runs["seconds"].tolist() == [3.5] * 4
+    assert runs["code"].unique().tolist() == ["aaaa1111"]
+    assert not list(folder.rglob("*.part"))
+
+
+def test_the_page_has_every_run_and_figure(write, tmp_path, command):
+    top = sweep(write, tmp_path)
+    write("bad<b>", status="failed", error="ValueError: no <such> layer")
+    command(top, "--metric", "judge_score", "--metric", "recall")
+    page = (top / "comparison/index.html").read_text()
+    for name in ("0", "1", "2", "3", "bad&lt;b&gt;"):
+        assert f"<tr><td>{name}</td>" in page
+    assert "no &lt;such&gt; layer" in page
+    drawn = {path.stem for path in (top / "comparison/figures").glob("*.png")}
+    assert drawn == {"recall", "judge_score"}
+    assert all(f'<img src="figures/{name}.png"' in page for name in drawn)
+    command(top, "--metric", "recall")
+    left = sorted(path.name for path in (top / "comparison/figures").iterdir())
+    assert left == ["recall.png", "recall.svg"], "those of the comparison before are gone"
+
+
+def test_runs_that_did_not_finish_are_listed(write, tmp_path, command):
+    top = sweep(write, tmp_path)
+    write("4", status="failed", error="ValueError: no layer 9")
+    write("5", status="running")
+    (top / "6").mkdir(parents=True)
+    (top / "6/run.json").write_text("{}")
+    write("7").joinpath("results.json").write_text('{"name": ')
+    write("8", tables={"saes": []})
+    write("9", tables={"means": [{"metric": "recall"}]})
+    jobs = [{"folder": str(n), "settings": [f"seed={n}"]} for n in (0, 6, 10)]
+    metric = {"name": "matching_score/folded", "goal": "maximize"}
+    plan = {"study": "s", "method": "grid", "metric": metric, "jobs": jobs}
+    (top / "sweep.json").write_text(json.dumps(plan))
+    comparison = collect([top])
+    states = {run.name: run.state for run in comparison.runs}
+    assert states == dict.fromkeys("0123", "finished") | {
+        "4": "failed", "5": "unfinished", "6": "unfinished", "7": "damaged", "8": "finished",
+        "9": "damaged", "10": "missing",
+    }  # fmt: skip
+    why = reasons(comparison)
+    assert why["4"] == "ValueError: no layer 9"
+    assert "7/results.json is damaged (" in why["7"]
+    assert "no table of means" in why["8"]
+    assert "without all of saes, arm" in why["9"]
+    assert comparison.runs[-1].parameters["seed"] == 10, "as it was planned"
+    best, value = comparison.best(comparison.objectives[0])
+    assert (best.name, value) == ("2", 0.7)
+    message, out = command(top, "--metric", "recall")
+    assert message is None
+    assert "best by matching_score/folded (maximize): run 2 (seed=0, matching=both, " in out
+    assert "10 (missing): it was planned, and never began" in out
+
+
+def test_nothing_to_compare_is_an_error(write, tmp_path, command):
+    write("0", status="failed", error="ValueError: no layer 9")
+    assert "no run can be compared: 1 failed" in command(tmp_path)[0]
+    assert not (tmp_path / "comparison").exists()
+    (tmp_path / "empty").mkdir()
+    assert "no run in" in command("empty")[0]
+    assert "nowhere is no folder" in command("nowhere")[0]
+
+
+def test_runs_of_other_code_are_left_out(write, tmp_path):
+    for name, code, torch in (("a", "aaaa1111", "2.9.0"), ("b", "bbbb2222", "2.9.0"),
+                              ("c", "bbbb2222", "2.9.0"), ("d", "bbbb2222", "2.8.0")):  # fmt: skip
+        versions = VERSIONS | {"torch": torch}
+        write(name, f"seed={name}", provenance={"code": code, "versions": versions})
+    comparison = collect([tmp_path])
+    assert names(comparison) == ["b", "c"]
+    assert reasons(comparison) == {
+        "a": "it was made by code aaaa1111; the 2 compared by code bbbb2222",
+        "d": "it was made by torch 2.8.0; the 2 compared by torch 2.9.0",
+    }
+    assert names(collect([tmp_path], code="aa")) == ["a"]
+    with pytest.raises(ValueError, match="by the code c; there are runs of aaaa1111, bbbb2222"):
+        collect([tmp_path], code="c")
+
+
+def test_of_as_many_runs_the_newer_ones_are_kept(write, tmp_path):
+    for name, when in (("a", 2000), ("b", 1000)):
+        folder = write(name, provenance={"code": name})
+        os.utime(folder / "results.json", (when, when))
+    assert names(collect([tmp_path])) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"saes": {"2": origin(2, "sha256:2")}}, "its SAE of layer 2 is another one (mine layer_2"),
+        ({"texts": {"a": {"sha256": "y"}}}, "its text set a is another one (sha256 y"),
+        ({"model": {"revision": "s"}}, "model"),
+    ],
+)
+def test_what_was_changed_behind_equal_settings_is_left_out(write, tmp_path, changed, words):
+    write("a", "seed=1")
+    write("b", "seed=2")
+    write("c", "seed=3", provenance=changed)
+    comparison = collect([tmp_path])
+    assert names(comparison) == ["a", "b"]
+    assert words in reasons(comparison)["c"]
+
+
+def test_other_saes_by_another_setting_are_compared(write, tmp_path):
+    write("a", "sae.path=mine")
+    config = {"sae": {"path": "yours"}}
+    write("b", "sae.path=yours", config=config, provenance={"saes": {"1": origin(1, "sha256:9")}})
+    comparison = collect([tmp_path])
+    assert [run.parameters for run in comparison.runs] == [
+        {"sae.path": "mine"}, {"sae.path": "yours"}
+    ]  # fmt: skip
+
+
+def test_a_group_named_as_a_column_and_lists(write, tmp_path):
+    write("a", "layers=[1,3]", config={"layers": [1, 3]}, choices={"dataset": "zoo"})
+    write("b", "dataset=code", "layers=[2,4]", choices={"dataset": "code"},
+          config={"layers": [2, 4]})  # fmt: skip
+    write("c", config={"layers": None}, choices={"dataset": "zoo"})
+    comparison = collect([tmp_path])
+    rows = {(row["run"], row["layers"], row["swept_dataset"]) for row in comparison.rows}
+    assert rows == {("a", "1→3", "zoo"), ("b", "2→4", "code"), ("c", "none", "zoo")}
+    chosen = collect([tmp_path], ["layers=[1,3]", "layers=null"])
+    assert names(chosen) == ["a", "c"]
+
+
+def test_lists_of_one_number_are_numbers(write, tmp_path):
+    for share in (0.1, 0.5):
+        arms = {"arms": {"folded": {"quantiles": [share]}}}
+        write(str(share), f"arms.folded.quantiles=[{share}]", config=arms)
+    comparison = collect([tmp_path])
+    assert [run.parameters["arms.folded.quantiles"] for run in comparison.runs] == [0.1, 0.5]
+    assert names(collect([tmp_path], ["arms.folded.quantiles=[0.5]"])) == ["0.5"]
+
+
+def test_where_against_and_metric(write, tmp_path, command):
+    top = sweep(write, tmp_path)
+    comparison = compare([top], tmp_path / "out", where=["matching=decoder"], metrics=["recall"])
+    assert names(comparison) == ["1", "3"]
+    assert list(comparison.figures) == ["recall"]
+    assert "2 of 4 runs are of matching=decoder" in comparison.notes
+    main_ones = ["matching_score", "explained_variance", "recall", "judge_score"]
+    assert metrics_of(comparison) == main_ones
+    assert {panel.against for panel in plan_panels(comparison).panels} == {"dataset.n_texts"}
+    plan = plan_panels(collect([top]), "matching")
+    assert [(p.against, p.fixed) for p in plan.panels] == [
+        ("matching", {"dataset.n_texts": 10}), ("matching", {"dataset.n_texts": 20})
+    ]  # fmt: skip
+    for arguments, words in (
+        (("--where", "seed=3"), "KEY one of matching, dataset.n_texts, saes"),
+        (("--where", "matching=encoder"), "the values are both, decoder"),
+        (("--against", "seed"), "these settings were: matching, dataset.n_texts"),
+        (("--metric", "score"), "the runs have recall, matching_score, explained_variance"),
+        (("--out", top / "0"), "is the folder of a run"),
+    ):
+        assert words in command(top, *arguments)[0]
+
+
+def test_a_search_has_a_panel_for_each_parameter_with_all_its_runs(write, tmp_path):
+    for n in range(9):
+        write(str(n), f"matching.W_enc={0.5 + n}", f"matching.b_enc={9.5 - n}", value=n / 10)
+    comparison = compare([tmp_path / "sweep"], metrics=["recall"])
+    panels = plan_panels(comparison).panels
+    assert [panel.against for panel in panels] == ["matching.W_enc", "matching.b_enc"]
+    for panel in panels:
+        values = unique_values(comparison, panel.against)
+        series = _series(comparison, panel, values)
+        assert len(series) == 9
+        assert {value for ((value, _),) in series} == set(values)
+    assert list(comparison.figures) == ["recall"]
+    assert not comparison.undrawn
+
+
+def test_too_many_panels_are_refused(write, tmp_path, command):
+    for n in range(9):
+        write(str(n), f"seed={n}", "matching=both", config={"seed": n})
+        write(f"{n}d", "matching=decoder", config={"seed": n}, choices={"matching": "decoder"})
+    message, _ = command("sweep", "--against", "matching")
+    assert "no figures: each would have 9 panels, more than 8" in message
+    assert (tmp_path / "sweep/comparison/comparison.csv").exists(), "tables need no panels"
+    assert "--where seed=0" in message
+    assert command("sweep", "--metric", "recall", "--where", "seed=0")[0] is None
+
+
+def test_like_runs_are_kept_and_old_ones_told(write, tmp_path):
+    write("a", "seed=1")
+    write("b", "seed=1")
+    write("c", "seed=1", value=0.6)
+    path = write("d", "seed=2", config={"seed": 2}) / "results.json"
+    old = json.loads(path.read_text())
+    del old["config"]["overrides"], old["config"]["choices"]
+    path.write_text(json.dumps(old))
+    notes = collect([tmp_path]).notes
+    assert any("1 of the runs compared do not say" in note for note in notes)
+    assert any(n.startswith("a, b, c: the same settings, different numbers") for n in notes)
+    (twice,) = collect([tmp_path / "sweep/a", tmp_path / "sweep/b"]).notes
+    assert twice.startswith("a, b: the same settings, identical numbers")
+
+
+def test_the_mirror(write, tmp_path, command, monkeypatch):
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_RUN_ID", "not-ours")
+    top = sweep(write, tmp_path)
+    assert command(top, "--wandb", "--project", "p", "--metric", "recall")[0] is None
+    folder = top / "comparison/wandb"
+    (run,) = [r.run for r in records(folder) if r.WhichOneof("record_type") == "run"]
+    assert (run.job_type, run.project) == ("compare", "p")
+    assert run.run_id.startswith("compare-")
+    tables = {
+        path.name.partition("_")[0]: json.loads(path.read_text())
+        for path in folder.glob("offline-run-*/files/media/table/tables/*.json")
+    }
+    assert len(tables["comparison"]["data"]) == 4 * len(means(0.5))
+    assert [row[0] for row in tables["runs"]["data"]] == ["0", "1", "2", "3"]
+    assert list(folder.glob("offline-run-*/files/media/images/figures/recall_*.png"))

@@ -1,0 +1,283 @@
+"""Which pairs are judged, what stands beside them, and that scores say what was counted."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from chat.judge_server import JudgeServer
+
+from conftest import N_FEATURES, random_sae
+from saematch.chat.model import ChatModel
+from saematch.core.match import Match
+from saematch.core.pairs import NO_ARM, Place, SaeKey
+from saematch.evaluate.intervals import Intervals
+from saematch.evaluate.weights import feature_mse
+from saematch.explain.explanations import Explanation
+from saematch.judge.connect import connect
+from saematch.judge.design import Item, Judging, path_items
+from saematch.judge.judging import Judgement, judge_matches
+from saematch.judge.scores import judge_tables, score_matches
+from saematch.judge.verdicts import Verdict
+from saematch.matching.matches import MatchSet
+
+LAYERS = (0, 1, 2)
+
+
+class Words:
+    """Feature i of every layer is explained by ``word i``, but for features 3 and 9 of layer 1."""
+
+    def __init__(self, explainers=("a", "b")):
+        self.explainers = explainers
+
+    def features(self, sae):
+        return [i for i in range(N_FEATURES) if sae.layer != 1 or i not in (3, 9)]
+
+    asks_llm = False
+
+    def of(self, wanted, others=False):
+        return {
+            key: tuple(
+                Explanation(f"word{key.feature}" + " more" * n, who)
+                for n, who in enumerate(self.explainers)
+            )
+            for key in wanted
+            if key.feature in self.features(key.sae)
+        }
+
+
+def match_of(columns):
+    return Match.from_columns(torch.tensor(columns), N_FEATURES)
+
+
+@pytest.fixture
+def saes():
+    return {SaeKey("default", n): random_sae(n, layer=n) for n in LAYERS}
+
+
+@pytest.fixture
+def matches():
+    """``same`` pairs equal features; ``next`` each with the one after it, the last with none."""
+    same = list(range(N_FEATURES))
+    after = [*range(1, N_FEATURES), -1]
+    places = (Place("default", 0, 1), Place("default", 1, 2))
+    by_arm = {name: {p: match_of(columns) for p in places}
+              for name, columns in (("same", same), ("next", after))}  # fmt: skip
+    return MatchSet(places, by_arm)
+
+
+@pytest.fixture
+def server():
+    server = JudgeServer()
+    yield server
+    server.close()
+
+
+def judged(matches, server, tmp_path, explanations=None, second=None, starts=None, **judging):
+    chat = connect(ChatModel("judge-1", server.url), tmp_path / "s")
+    spec = Judging(**{"n_paths": 10, "random": 5, "identity": 4, "ceiling": 3} | judging)
+    return judge_matches(matches, starts, spec, explanations or Words(), chat, second, {})
+
+
+def test_paths_are_followed_from_match_to_match(matches):
+    items = path_items(matches, None, Judging(n_paths=6), Words(), np.random.default_rng(0))
+    first = [i for i in items if i.place.layer_from == 0]
+    for arm in ("same", "next"):
+        chosen = {i.path: i.feature_from for i in first if i.arm == arm}
+        step = 0 if arm == "same" else 1
+        for item in items:
+            if item.arm == arm:
+                assert item.feature_from == chosen[item.path] + step * item.place.layer_from
+                assert item.feature_to == item.feature_from + step
+                assert item.start == 0
+    assert {i.path: i.feature_from for i in first if i.arm == "same"} == dict(
+        enumerate(dict.fromkeys(i.feature_from for i in first if i.arm == "same"))
+    )
+
+
+def test_a_path_ends_where_there_is_no_partner(matches):
+    items = path_items(matches, None, Judging(n_paths=24), Words(), np.random.default_rng(0))
+    lengths = [sum(i.arm == "next" and i.place.layer_from == n for i in items) for n in (0, 1)]
+    assert lengths == [N_FEATURES - 1, N_FEATURES - 2]
+
+
+def test_with_starts_every_place_asks_for_the_first_layers_features(matches):
+    same = match_of(list(range(N_FEATURES)))
+    places = (Place("default", 0, 1), Place("default", 0, 2), Place("default", 1, 2))
+    starting = MatchSet(places, {"same": dict.fromkeys(places, same)})
+    items = path_items(starting, [0, 1], Judging(n_paths=5), Words(), np.random.default_rng(0))
+    drawn = [[i.feature_from for i in items if i.place == place] for place in places]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert not {3, 9} & set(drawn[2]), "drawn from explained features"
+    assert {(i.place.layer_from, i.start) for i in items} == {(0, 0), (1, 1)}
+
+
+def test_every_item_has_a_verdict_and_equal_questions_are_asked_once(matches, server, tmp_path):
+    judgements = judged(matches, server, tmp_path, n_paths=24, swapped=0.5, repeated=0.5)
+    roles = [judgement.item.role for judgement in judgements]
+    assert roles.count("pair") == 24 + 24 + 23 + 22
+    assert (roles.count("random"), roles.count("identity"), roles.count("ceiling")) == (10, 8, 9)
+    n_questions = len({j.earlier.text + "|" + j.later.text for j in judgements
+                       if j.item.role == "pair" and j.earlier and j.later})  # fmt: skip
+    assert roles.count("repeated") == round(n_questions / 2)
+    assert roles.count("swapped") == round(
+        len({(j.earlier.text, j.later.text) for j in judgements if j.item.role == "pair"
+             and j.earlier and j.later and j.earlier.text != j.later.text}) / 2
+    )  # fmt: skip
+    for j in judgements:
+        missing = j.earlier is None or j.later is None
+        assert (j.verdict.label == "UNEXPLAINED") == missing
+        if not missing:
+            same = j.earlier.text == j.later.text
+            twice = j.item.role == "ceiling"
+            assert j.verdict.label == ("SAME" if same else "MAYBE" if twice else "DIFFERENT")
+    unexplained = {
+        (j.item.place, j.item.arm) for j in judgements if j.verdict.label == "UNEXPLAINED"
+    }
+    assert {arm for _, arm in unexplained} == {"same", "next"}
+    assert max(server.delivered.values()) == 2, "what is repeated is asked twice, all else once"
+
+
+def test_the_ceiling_is_another_explainer_or_a_paraphrase(matches, server, tmp_path):
+    judgements = judged(matches, server, tmp_path)
+    ceiling = [j for j in judgements if j.item.role == "ceiling"]
+    assert {(j.earlier.explainer, j.later.explainer) for j in ceiling} == {("a", "b")}
+    assert not any("<note>" in body["messages"][-1]["content"] for body in server.bodies)
+    judgements = judged(matches, server, tmp_path, Words(("a",)))
+    assert not any(j.item.role == "ceiling" for j in judgements)
+    ceiling = [j for j in judgements if j.item.role == "paraphrase"]
+    assert {(j.earlier.explainer, j.later.explainer) for j in ceiling} == {("a", "judge-1")}
+    assert any("<note>" in body["messages"][-1]["content"] for body in server.bodies)
+
+
+def test_swapped_pairs_show_position_bias(matches, tmp_path):
+    """A judge that prefers whichever note comes first in the alphabet to be first."""
+
+    def biased(body):
+        said = body["messages"][-1]["content"]
+        first, second = said.index("word"), said.rindex("word")
+        label = 3 if said[first : first + 6] <= said[second : second + 6] else 1
+        return f'{{"evaluation": "", "label": {label}}}'
+
+    server = JudgeServer(answer=biased)
+    judgements = judged(matches, server, tmp_path, swapped=1.0, repeated=1.0)
+    server.close()
+    saes = {SaeKey("default", n): random_sae(n, layer=n) for n in LAYERS}
+    rows = judge_tables(judgements, saes, Intervals())["judge_agreement"]
+    by_role = {row["compared"]: row for row in rows}
+    assert by_role["swapped"]["agreement"] < 1
+    assert by_role["repeated"]["agreement"] == 1
+    scores = {j.item: j.verdict.score for j in judgements}
+    differences = [
+        score - scores[replace(item, role="pair")]
+        for item, score in scores.items()
+        if item.role == "swapped"
+    ]
+    assert by_role["swapped"]["score_difference"] == pytest.approx(np.mean(differences))
+
+
+def test_a_second_judge_reads_the_same_pairs(matches, server, tmp_path):
+    other = JudgeServer(answer=lambda body: '{"evaluation": "", "label": 3}', models=("judge-2",))
+    second = connect(ChatModel("judge-2", other.url), tmp_path / "s")
+    judgements = judged(matches, server, tmp_path, second=second)
+    other.close()
+    pairs = {j.item: j for j in judgements if j.item.role == "pair"}
+    theirs = [j for j in judgements if j.item.role == "second"]
+    assert len(theirs) == len(
+        {(j.earlier, j.later) for j in pairs.values() if j.earlier and j.later}
+    )
+    for j in theirs:
+        first = pairs[replace(j.item, role="pair")]
+        assert (j.earlier, j.later) == (first.earlier, first.later)
+        assert j.verdict.label == "SAME"
+
+
+def judgement(role, path, label, place=(0, 1), arm="same", feature=0):
+    item = Item(role, Place("default", *place), arm, 0, path, feature, feature)
+    explanation = Explanation("x", "a")
+    return Judgement(item, explanation, explanation, Verdict(label))
+
+
+def test_scores_by_hand(saes):
+    """Place 0-1 of three paths: SAME, MAYBE, UNPARSED; 1-2: DIFFERENT, SAME, REFUSED."""
+    labels = {(0, 1): ("SAME", "MAYBE", "UNPARSED"), (1, 2): ("DIFFERENT", "SAME", "REFUSED")}
+    judgements = [judgement("pair", path, label, place)
+                  for place, of_place in labels.items()
+                  for path, label in enumerate(of_place)]  # fmt: skip
+    judgements += [judgement("random", n, "DIFFERENT", arm=NO_ARM) for n in range(4)]
+    tables = judge_tables(judgements, saes, Intervals())
+    rows = {(row["role"], row["layer_from"]): row for row in tables["judge_scores"]}
+    first, overall = rows["pair", 0], rows["pair", None]
+    assert first["judge_score"] == 2.5
+    assert first["same_share"] == 0.5
+    counts = ("n_judgements", "n_same", "n_maybe", "n_different", "n_unparsed", "n_refused")
+    assert [first[name] for name in counts] == [3, 1, 1, 0, 1, 0]
+    assert overall["judge_score"] == pytest.approx((3 + 2 + 1 + 3) / 4)
+    assert [overall[name] for name in counts] == [6, 2, 1, 1, 1, 1]
+    assert rows["random", None]["judge_score"] == rows["random", None]["judge_score_high"] == 1
+    assert first["judge_score_low"] <= 2.5 <= first["judge_score_high"]
+    matched = [{"saes": "default", "layer_from": 0, "layer_to": 1, "arm": arm}
+               for arm in ("same", "other")]  # fmt: skip
+    score_matches(matched, tables["judge_scores"])
+    assert (matched[0]["judge_score"], matched[0]["n_same"]) == (2.5, 1)
+    assert matched[1]["judge_score"] is None
+
+
+def test_intervals_are_over_paths_not_over_judgements(saes):
+    """Ten steps of each path with one label: as wide as with one step, not narrower."""
+    few = [judgement("pair", path, "SAME" if path % 2 else "DIFFERENT") for path in range(20)]
+    many = [replace(j, item=replace(j.item, place=place)) for j in few
+            for place in (Place("default", 0, 1), Place("default", 1, 2))]  # fmt: skip
+    widths = []
+    for judgements in (few, many):
+        scores = judge_tables(judgements, saes, Intervals())["judge_scores"]
+        (row,) = (r for r in scores if r["layer_from"] is None)
+        widths.append(row["judge_score_high"] - row["judge_score_low"])
+    assert widths[0] == pytest.approx(widths[1])
+
+
+def test_contrasts_are_paired(saes):
+    one = [judgement("pair", path, "MAYBE" if path % 2 else "SAME") for path in range(20)]
+    other = [judgement("pair", path, "DIFFERENT" if path % 2 else "MAYBE", arm="other")
+             for path in range(20)]  # fmt: skip
+    (row,) = judge_tables([*one, *other], saes, Intervals())["judge_contrasts"]
+    assert [row[f"judge_score_difference{end}"] for end in ("", "_low", "_high")] == (
+        pytest.approx([1, 1, 1])
+    )
+
+
+def test_errors_by_label_are_those_of_the_pairs(saes):
+    labels = ["SAME", "SAME", "DIFFERENT", "UNPARSED"]
+    judgements = [judgement("pair", n, label, feature=n) for n, label in enumerate(labels)]
+    tables = judge_tables(judgements, saes, Intervals(n_replicates=0))
+    errors = feature_mse(saes[SaeKey("default", 0)], saes[SaeKey("default", 1)],
+                         match_of(list(range(N_FEATURES)))).tolist()  # fmt: skip
+    assert [row["mse_W_dec"] for row in tables["judgements"]] == pytest.approx(errors[:4])
+    rows = {row["label"]: row for row in tables["mse_by_label"]}
+    assert rows["SAME"]["mse_mean"] == pytest.approx((errors[0] + errors[1]) / 2)
+    assert rows["SAME"]["mse_median"] == pytest.approx((errors[0] + errors[1]) / 2)
+    assert rows["DIFFERENT"]["mse_q25"] == pytest.approx(errors[2])
+    assert [rows[label]["n_pairs"] for label in ("DIFFERENT", "MAYBE", "SAME")] == [1, 0, 2]
+    assert rows["MAYBE"]["mse_mean"] is None
+
+
+def test_scores_are_told_by_explainer_pair(saes):
+    same, other = judgement("pair", 0, "SAME"), judgement("pair", 1, "DIFFERENT")
+    other = replace(other, later=Explanation("x", "b"))
+    rows = judge_tables([same, other], saes, Intervals(n_replicates=0))["judge_explainers"]
+    assert [(r["explainer_from"], r["explainer_to"], r["judge_score"]) for r in rows] == [
+        ("a", "a", 3.0),
+        ("a", "b", 1.0),
+    ]
+
+
+def test_nothing_scored_is_no_number(saes):
+    rows = judge_tables([judgement("pair", 0, "REFUSED")], saes, Intervals())["judge_scores"]
+    assert all(row["judge_score"] is None for row in rows)
+    assert rows[0]["n_refused"] == 1
+
+
+@pytest.mark.parametrize("bad", [{"n_paths": 0}, {"random": -1}, {"swapped": 1.5}])
+def test_judging_refuses_what_cannot_be(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Judging(**bad)

@@ -1,0 +1,120 @@
+import logging
+
+import pytest
+import torch
+
+from saematch.matching.matchers import (
+    ChanceLevel,
+    Greedy,
+    Identity,
+    MutualNearest,
+    Optimal,
+    Random,
+    Scipy,
+)
+from saematch.matching.matchers import nearest as nearest_module
+from saematch.matching.objectives.factors import Factors
+from saematch.matching.objectives.parts import Parts
+from saematch.matching.planted import planted
+
+
+def factors(seed, n_from, n_to=None, size=6):
+    g = torch.Generator().manual_seed(seed)
+    n_to = n_to or n_from
+    return Factors(torch.randn(n_from, size, generator=g), torch.randn(n_to, size, generator=g))
+
+
+@pytest.mark.parametrize(("n_from", "n_to"), [(80, 80), (50, 80), (80, 50)])
+def test_optimal_equals_scipy(n_from, n_to):
+    f = factors(0, n_from, n_to)
+    ours, theirs = Optimal()(f), Scipy()(f)
+    assert torch.equal(ours.partners(), theirs.partners())
+    assert ours.certificate.value == pytest.approx(theirs.certificate.value, rel=1e-6)
+    assert ours.certificate.gap <= 1e-6
+    assert theirs.certificate.gap is None
+    assert ours.is_permutation == (n_from == n_to)
+
+
+def test_optimal_may_leave_features_alone():
+    truth = planted(600, 60, persist=0.5, cosine=(0.85, 0.95), spread=0.05)
+    match = Optimal(unmatched=ChanceLevel())(truth.factors)
+    partners, shared = match.partners(), truth.columns >= 0
+    assert (partners == truth.columns)[shared].float().mean() > 0.95
+    assert (partners[~shared] == -1).float().mean() > 0.9
+
+
+def test_a_missed_tolerance_is_told(caplog):
+    with caplog.at_level(logging.WARNING):
+        match = Optimal(time_limit=0.0)(factors(1, 200))
+    assert "time limit" in caplog.text
+    assert match.certificate.gap > 1e-6
+    with pytest.raises(ValueError, match="tolerance is -1"):
+        Optimal(tolerance=-1.0)
+
+
+def greedy_by_hand(similarity):
+    similarity, pairs = similarity.clone(), {}
+    for _ in range(min(similarity.shape)):
+        i, j = divmod(similarity.argmax().item(), similarity.shape[1])
+        pairs[i] = j
+        similarity[i], similarity[:, j] = -torch.inf, -torch.inf
+    return [pairs.get(i, -1) for i in range(len(similarity))]
+
+
+@pytest.mark.parametrize(("n_from", "n_to"), [(1, 1), (60, 60), (40, 60), (60, 40)])
+@pytest.mark.parametrize("n_candidates", [1, 5, 256])
+@pytest.mark.parametrize("size", [1, 6])
+def test_greedy_takes_the_best_pair_that_is_left(n_from, n_to, n_candidates, size, monkeypatch):
+    monkeypatch.setattr(nearest_module, "N_CANDIDATES", n_candidates)
+    f = factors(2, n_from, n_to, size)
+    assert Greedy()(f).partners().tolist() == greedy_by_hand(f.X_A @ f.X_B.T)
+
+
+@pytest.mark.parametrize(("n_from", "n_to"), [(60, 60), (40, 60), (60, 40)])
+def test_mutual_nearest_are_each_other_s_best(n_from, n_to):
+    f = factors(3, n_from, n_to)
+    similarity = f.X_A @ f.X_B.T
+    there, back = similarity.argmax(1), similarity.argmax(0)
+    expected = torch.where(back[there] == torch.arange(n_from), there, -1)
+    assert torch.equal(MutualNearest()(f).partners(), expected)
+    assert 0 < (expected >= 0).sum() < min(n_from, n_to)
+
+
+def test_no_baseline_beats_the_optimum():
+    f = factors(4, 70)
+    best = Optimal()(f).certificate
+    for baseline in (Greedy(), Identity(), Random(0)):
+        assert baseline(f).certificate.value < best.value
+        assert baseline(f).certificate.bound is None
+
+
+def test_identity_and_random():
+    f = factors(0, 50)
+    assert torch.equal(Identity()(f).columns, torch.arange(50))
+    assert Identity()(f).certificate.value == pytest.approx((f.X_A * f.X_B).sum().item(), rel=1e-5)
+    one, same, other = Random(1)(f), Random(1)(f), Random(2)(f)
+    assert one.is_permutation
+    assert torch.equal(one.columns, same.columns)
+    assert not torch.equal(one.columns, other.columns)
+
+
+@pytest.mark.parametrize("assignment", [Identity(), Random(0)])
+@pytest.mark.parametrize(("n_from", "n_to"), [(3, 7), (7, 3)])
+def test_baselines_of_two_widths_match_the_smaller_side(assignment, n_from, n_to):
+    match = assignment(factors(0, n_from, n_to))
+    assert len(match.rows) == 3
+    assert len(set(match.columns.tolist())) == 3
+
+
+def test_factors_refuse_nan_and_different_sizes():
+    f = factors(0, 3)
+    with pytest.raises(ValueError, match="NaN"):
+        Factors(f.X_A * float("nan"), f.X_B)
+    with pytest.raises(ValueError, match="d_model"):
+        Factors(f.X_A, f.X_B[:, :4])
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0, 0.0), (-1.0, 1.0, 1.0)])
+def test_weights_that_mean_nothing_are_refused(weights):
+    with pytest.raises(ValueError, match="weights of the parts"):
+        Parts(*weights)

@@ -1,0 +1,319 @@
+"""SAEs from the hub's cache and from a hub, each in a process of its own.
+
+The hub's client reads its settings once, when it is imported.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sae.sources.hub_server import (
+    COMMIT,
+    LATER,
+    NORM,
+    RELEASES,
+    THETA,
+    Hub,
+    at_layer,
+    files,
+    serving,
+    write_cache,
+)
+
+from conftest import D_MODEL, random_sae, tiny_overrides
+from saematch.core.files import write_json
+from saematch.sae.sources import registry
+from saematch.sae.sources.registry import RegisteredSae, Release
+
+SAE = random_sae(0)
+EARLIER = random_sae(2, layer=2)
+X = torch.randn(40, D_MODEL, generator=torch.Generator().manual_seed(1))
+ERRORS = {"gone": (404, "RepoNotFound"), "gated": (403, "GatedRepo"), "ill": (500, "")}
+CUTS = {"hasty": 1, "hopeless": 1000}
+
+
+GEMMA = RELEASES["gemma"][0]
+
+
+def faulty_repo(name):
+    """SAELens reads the model's size and the site from the name."""
+    return f"tiny/{name}-2b-pt-res"
+
+
+def register():
+    """Make the tiny releases known to SAELens and to saematch."""
+    from sae_lens.loading.pretrained_saes_directory import (
+        PretrainedSAELookup,
+        get_pretrained_saes_directory,
+    )
+
+    faulty = {
+        name: (f"tiny/{name}-2b-pt-res", *RELEASES["gemma"][1:])
+        for name in [*ERRORS, *CUTS, "torn"]
+    }
+    for name, (repo, loader, path, overrides) in {**RELEASES, **faulty}.items():
+        saes = {f"layer_{n}": at_layer(path, n) for n in (2, 3, 4)}
+        labels = {**dict.fromkeys(saes), "layer_3": "tiny/3-tinyscope"}
+        scale = dict.fromkeys(saes, D_MODEL**0.5 / NORM)
+        get_pretrained_saes_directory()[name] = PretrainedSAELookup(
+            name, repo, "tiny", loader, saes, {}, {}, labels, scale,
+            {**overrides, "model_name": "tiny"},
+        )  # fmt: skip
+        ours = {i: RegisteredSae(path, 10.0, labels[i]) for i, path in saes.items()}
+        registry.releases()[name] = Release(name, repo, "tiny", loader or "sae_lens", ours)
+
+
+def told(name, layer=3):
+    """Load an SAE, and tell what came of it."""
+    from saematch.sae.sources.hub import fetch
+
+    try:
+        fetched = fetch(registry.release(name), f"layer_{layer}")
+    except ValueError as error:
+        return {"refused": str(error)}
+    return {"revision": fetched.revision, "output": fetched.sae(X).tolist()}
+
+
+def from_cache(folder):
+    """Load every release from a cache made by hand."""
+    from saematch.sae.sources.released import ReleasedSaes
+
+    cache = Path(os.environ["HF_HUB_CACHE"])
+    write_cache(cache, files(SAE, folder / "saelens"))
+    write_cache(cache, files(EARLIER, folder / "saelens_2", 2))
+    register()
+    found = {name: told(name) for name in RELEASES}
+    found["absent"] = told("gemma", 4)
+    source = ReleasedSaes("gemma", "layer_{layer}")
+    found["source"] = {"layers": source.layers(), "origin": vars(source.load(3).origin)}
+    found["runs"] = {name: ran_on(name, folder) for name in RELEASES}
+    return found
+
+
+def ran_on(name, folder):
+    """Match and skip a layer with a release's SAEs of layers 2 and 3; return what came of it."""
+    from saematch.app.main import build
+    from saematch.run.run import run
+
+    tiny = Path(os.environ["TINY"])
+    own = [s for s in tiny_overrides(tiny) if not s.startswith("sae")]
+    settings = [
+        "+experiment=skip_layers",
+        *own,
+        "sae=saelens",
+        f"sae.release={name}",
+        'sae.id_template="layer_{layer}"',
+        "layers=[2,3]",
+        "stand_in=activation",
+        "setting.max_tokens=20",
+        "intervals.n_replicates=20",
+        "logger=none",
+        "figures=[mse]",
+    ]
+    results = run(*build(settings), folder / name)
+    tables = results.tables
+    return {
+        "saes": results.provenance["saes"],
+        "thresholds": tables["layers"][0]["thresholds"],
+        "arms": [row["arm"] for row in tables["matches"]],
+        "values": [row["explained_variance"] for row in tables["strategies"]],
+    }
+
+
+def from_hub(folder):
+    """Load from a hub, some of whose answers are broken."""
+    repos = files(SAE, folder / "saelens")
+    good = repos[GEMMA]
+    torn = {path: content[:-300] for path, content in good.items()}
+    hub = Hub(
+        {**repos, **{f"tiny/{name}-2b-pt-res": good for name in CUTS}, faulty_repo("torn"): torn}
+    )
+    hub.errors = {f"tiny/{name}-2b-pt-res": fault for name, fault in ERRORS.items()}
+    hub.cuts = {f"tiny/{name}-2b-pt-res": count for name, count in CUTS.items()}
+    with serving(hub):
+        os.environ["HF_ENDPOINT"] = hub.url
+        import huggingface_hub.file_download
+
+        huggingface_hub.file_download.time.sleep = lambda _: None  # it waits between attempts
+        register()
+        names = ["gemma", "gemma3", "saelens", *ERRORS, *CUTS, "torn"]
+        found = {name: told(name) for name in names}
+        found["absent"] = told("gemma", 4)
+        found["resumed"] = [one for one in hub.asked if "hasty" in one]
+        left = folder.glob("hub/*hopeless*/snapshots/**/*")
+        found["half-written"] = [str(path) for path in left if path.is_file()]
+        sys.stderr.write("FROM HERE ON NOTHING IS FETCHED\n")
+        found["again"] = told("gemma")
+        hub.errors[GEMMA] = ERRORS["ill"]
+        found["ill, but in the cache"] = told("gemma")
+        del hub.errors[GEMMA]
+        sys.stderr.write("FROM HERE ON IT IS AGAIN\n")
+        hub.commits[GEMMA] = LATER
+        found["later"] = told("gemma")
+        hub.repos[faulty_repo("torn")] = good
+        hub.commits[faulty_repo("torn")] = LATER
+        Path(found["torn"]["refused"].split("the file ")[1].split(" is damaged")[0]).unlink()
+        found["mended"] = told("torn")
+    found["unreachable"] = told("gemma", 4)
+    return found
+
+
+def in_its_own_process(what, folder, **settings):
+    paths = os.pathsep.join(sys.path)
+    code = f"import sys; from sae.test_hub import main; main({what!r}, sys.argv[1])"
+    environment = {**os.environ, "HF_HUB_CACHE": str(folder / "hub"), "PYTHONPATH": paths,
+                   "TQDM_POSITION": "-1", **settings}  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def main(what, folder):
+    found = {"from_cache": from_cache, "from_hub": from_hub}[what](Path(folder))
+    write_json(Path(folder, "found.json"), found)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory, tiny):
+    """What both processes found and said, side by side."""
+    folders = {what: tmp_path_factory.mktemp(what) for what in ("from_cache", "from_hub")}
+    processes = {
+        "from_cache": in_its_own_process(
+            "from_cache", folders["from_cache"], HF_HUB_OFFLINE="1", TINY=str(tiny)
+        ),
+        "from_hub": in_its_own_process("from_hub", folders["from_hub"], HF_HUB_OFFLINE="0"),
+    }
+    said = {what: process.communicate()[1] for what, process in processes.items()}
+    for what, process in processes.items():
+        assert process.returncode == 0, said[what][-3000:]
+    return {w: (json.loads((f / "found.json").read_text()), said[w]) for w, f in folders.items()}
+
+
+@pytest.fixture
+def cached(ran):
+    return ran["from_cache"][0]
+
+
+@pytest.fixture
+def fetched(ran):
+    return ran["from_hub"][0]
+
+
+def close(found, expected):
+    assert torch.allclose(torch.tensor(found["output"]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gemma", "gemma3", "saelens"])
+def test_one_sae_in_three_layouts(cached, fetched, name):
+    for found in (cached, fetched):
+        close(found[name], SAE.reconstruct(X))
+        assert found[name]["revision"] == COMMIT
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_every_layout_is_matched_and_skipped(cached, name):
+    ran = cached["runs"][name]
+    kind = {"llama": "one for all", "qwen": "none"}.get(name, "per feature")
+    assert ran["thresholds"] == kind
+    assert ran["arms"] == ["folded", "unfolded", "identity", "random"]
+    assert ran["values"]
+    assert all(math.isfinite(value) for value in ran["values"])
+    for layer in ("2", "3"):
+        origin = ran["saes"][layer]
+        assert origin["revision"] == COMMIT
+        assert origin["sae_id"].startswith(at_layer(RELEASES[name][2], int(layer)))
+        assert origin["stand_in_name"].startswith("quantile") == (name == "qwen")
+
+
+def test_qwen_scope_keeps_the_k_largest(cached):
+    pre = X @ SAE.W_enc + SAE.b_enc
+    kept = pre * (pre >= pre.sort(dim=1, descending=True).values[:, 2:3])
+    close(cached["qwen"], SAE.decode(kept.relu()))
+
+
+def test_llama_scope_on_raw_activations(cached):
+    """Its weights act on activations of mean norm sqrt(d), its threshold on those of the model.
+
+    Llama Scope's threshold was found after the scale had been folded into the weights, where
+    features have the units of raw activations, while the published weights are those before that.
+    """
+    scale = D_MODEL**0.5 / NORM
+    pre = (scale * X) @ SAE.W_enc + SAE.b_enc
+
+    def decoded(threshold):
+        return SAE.decode(torch.where(pre > threshold, pre, 0.0)) / scale
+
+    close(cached["llama"], decoded(THETA * scale))
+    assert not torch.allclose(decoded(THETA), decoded(THETA * scale), atol=1e-2)
+
+
+def test_what_is_recorded(cached):
+    assert cached["source"]["layers"] == [2, 3, 4]
+    assert (
+        cached["source"]["origin"].items()
+        >= {
+            "layer": 3,
+            "release": "tiny/gemma-scope-2b-pt-res",
+            "sae_id": "layer_3/width_16k/average_l0_10",
+            "revision": COMMIT,
+            "model_name": "tiny",
+            "mean_l0": 10.0,
+            "neuronpedia_id": "tiny/3-tinyscope",
+        }.items()
+    )
+
+
+def test_the_revision_is_the_one_that_was_read(fetched):
+    assert fetched["again"]["revision"] == COMMIT
+    assert fetched["ill, but in the cache"]["revision"] == COMMIT
+    assert fetched["later"]["revision"] == LATER
+    close(fetched["ill, but in the cache"], SAE.reconstruct(X))
+
+
+def test_a_download_that_broke_off_goes_on(fetched):
+    close(fetched["hasty"], SAE.reconstruct(X))
+    assert sum(one.startswith("GET") for one in fetched["resumed"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gone", "the hub has no repository tiny/gone-2b-pt-res"),
+        ("gated", "accept it on the page of the repository, and set HF_TOKEN"),
+        ("ill", "it is not in the cache, and the hub answers with error 500"),
+        ("hopeless", "the download broke off"),
+        ("absent", "no longer has the file that SAELens' registry names"),
+        ("unreachable", "it is not in the cache, and the hub cannot be reached"),
+    ],
+)
+def test_what_the_hub_cannot_give(fetched, name, said):
+    assert said in fetched[name]["refused"]
+    assert "\n" not in fetched[name]["refused"]
+    assert name == "gated" or "sae=disk sae.path=" in fetched[name]["refused"]
+    assert fetched["half-written"] == []
+
+
+def test_no_connection_and_not_in_the_cache(cached):
+    assert cached["absent"]["refused"].startswith("cannot fetch gemma/layer_4: it is not in the")
+    assert "HF_HUB_OFFLINE is set" in cached["absent"]["refused"]
+
+
+def test_a_damaged_file_is_named_and_fetched_again_once_deleted(fetched):
+    assert "is damaged or of another layout (File is not a zip file)" in fetched["torn"]["refused"]
+    close(fetched["mended"], SAE.reconstruct(X))
+    assert fetched["mended"]["revision"] == LATER
+
+
+def test_a_bar_shows_what_is_fetched_and_no_more(ran):
+    before, _, rest = ran["from_hub"][1].partition("FROM HERE ON NOTHING IS FETCHED")
+    assert "params.npz: 100%" in before.replace("(…)", "")
+    assert "100%" not in rest.partition("FROM HERE ON IT IS AGAIN")[0]
+    assert "npz: 100%" not in ran["from_cache"][1]

@@ -1,0 +1,174 @@
+"""SAEs are held a few at a time, and no result depends on how many."""
+
+import json
+import weakref
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from conftest import N_FEATURES, random_sae
+from saematch.core.pairs import SaeKey
+from saematch.run.checks import load_saes
+from saematch.sae.sources.disk import SaeFolders
+from saematch.sae.suites import GIB, SaeFacts, SaeShelf
+
+SIZE = 4 * (2 * 16 * 24 + 2 * 24 + 16)
+"""Bytes of one SAE of ``random_sae``."""
+
+
+@dataclass
+class Counting:
+    """SAEs made up by layer; counts what is loaded and what is alive."""
+
+    shared: tuple = ()
+    loads: int = 0
+    alive: int = 0
+    most: int = 0
+
+    name = "counting"
+
+    def layers(self):
+        return list(range(5))
+
+    def load(self, layer):
+        layer = 0 if layer in self.shared else layer
+        return self.count(random_sae(layer, layer=layer))
+
+    def count(self, sae):
+        self.loads += 1
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(sae.W_enc, self.gone)
+        return sae
+
+    def gone(self):
+        self.alive -= 1
+
+    def truth(self, earlier, later):
+        return None
+
+    def offers(self, layer):
+        return []
+
+
+def shelf_of(saes, n, layers=range(5)):
+    return SaeShelf.load(list(layers), {"default": saes}, n * SIZE / GIB)
+
+
+@pytest.mark.parametrize(("n", "held"), [(0.1, 2), (2.0, 2), (3.5, 3), (5.0, 5)])
+def test_as_many_are_held_as_fit_but_at_least_two(n, held):
+    saes = Counting()
+    shelf = shelf_of(saes, n)
+    assert (saes.loads, saes.alive, saes.most) == (5, held, held)
+    for layer in (0, 1, 2, 1, 2, 3):
+        assert shelf[SaeKey("default", layer)].origin.layer == layer
+        assert saes.alive == held
+    assert saes.most == held
+    assert saes.loads == 5 + (0 if held == 5 else 4)
+
+
+def test_the_least_recently_used_goes_first():
+    saes = Counting()
+    shelf = shelf_of(saes, 3)
+    for layer in (0, 1, 2, 0, 3):  # 1 makes room
+        _ = shelf[SaeKey("default", layer)]
+    saes.loads = 0
+    for layer in (0, 2, 3):
+        _ = shelf[SaeKey("default", layer)]
+    assert saes.loads == 0
+    _ = shelf[SaeKey("default", 1)]
+    assert saes.loads == 1
+
+
+def test_facts_need_no_weights():
+    saes = Counting()
+    shelf = shelf_of(saes, 2)
+    saes.loads = 0
+    for key, known in shelf.facts.items():
+        sae = random_sae(key.layer, layer=key.layer)
+        assert known == SaeFacts.of(sae)
+        assert (known.origin, known.d_model, known.n_features) == (sae.origin, 16, 24)
+        assert known.n_bytes == SIZE
+        assert known.thresholds["threshold_mean"] == pytest.approx(sae.threshold.mean().item())
+    assert len(shelf) == 5
+    assert SaeKey("default", 0) in shelf
+    assert SaeKey("default", 7) not in shelf
+    assert saes.loads == 0
+    sae = random_sae(0)
+    bad = replace(sae, threshold=torch.zeros(N_FEATURES))
+    assert set(SaeFacts.of(bad).unfoldable) == {"threshold"}
+    assert "24 of 24 thresholds are zero" in SaeFacts.of(bad).unfoldable["threshold"]
+
+
+def test_saes_of_one_origin_are_held_once():
+    saes = Counting(shared=(1, 2))
+    shelf = shelf_of(saes, 9)
+    assert saes.alive == 3, "layers 1 and 2 have that of layer 0"
+    one, two, three = (shelf[SaeKey("default", layer)] for layer in range(3))
+    assert one is two is three
+    keys = [{SaeKey("default", layer)} for layer in range(5)]
+    small = shelf_of(saes, 2)
+    assert small.parts(keys) == [set().union(*keys[:4]), keys[4]]
+
+
+def test_parts_fit_and_hold_each_set():
+    keys = [SaeKey("default", layer) for layer in range(5)]
+    pairs = [set(keys[n : n + 2]) for n in range(4)]
+    assert shelf_of(Counting(), 0.1).parts(pairs) == pairs
+    assert shelf_of(Counting(), 3).parts(pairs) == [set(keys[:3]), set(keys[2:])]
+    assert shelf_of(Counting(), 5).parts(pairs) == [set(keys)]
+    assert shelf_of(Counting(), 0.1).parts([{keys[0]}, {keys[1]}]) == [{keys[0]}, {keys[1]}]
+
+
+def test_an_sae_that_changed_on_the_way_is_refused():
+    saes = Counting()
+    shelf = shelf_of(saes, 2)
+    saes.shared = (1,)
+    with pytest.raises(ValueError, match="random/1 was changed while it was in use"):
+        _ = shelf[SaeKey("default", 1)]
+
+
+def test_no_result_depends_on_how_many_are_held(cli, tmp_path, monkeypatch):
+    """With two at a time: never three in memory, and each is loaded once a sweep."""
+    counting = {}
+    real = SaeFolders.load
+
+    def counted(folders, layer):
+        return now.count(real(folders, layer))
+
+    monkeypatch.setattr(SaeFolders, "load", counted)
+    for run, memory in (("few", "1.0e-6"), ("all", "4.0")):
+        now = counting[run] = Counting()
+        message, _ = cli(
+            f"run_id={run}", f"sae_memory={memory}", "logger=none", "cache=null",
+            "tasks=[match,evaluate,features,paths,explain]", "arms=[folded,random]",
+            "arms.folded.quantiles=[0.5]", "layers=[0,1,2]", "figures=[]",
+        )  # fmt: skip
+        assert message is None
+    few, every = (
+        json.loads((tmp_path / f"outputs/match/{run}/results.json").read_text())
+        for run in ("few", "all")
+    )
+    assert few["tables"] == every["tables"]
+    assert few["metrics"] == every["metrics"]
+    assert (counting["all"].loads, counting["all"].most) == (3, 3)
+    assert counting["few"].most == 2
+    # facts, contexts, match, its rows, errors of quantiles, evaluation, two tables, paths
+    assert counting["few"].loads <= 9 * 3
+    sums = list((tmp_path / "outputs/match/few/cache/sums").glob("*.safetensors"))
+    assert len(sums) == 2 * 3, "two places, three batches"
+
+
+class TwoSites(Counting):
+    """Layer 1 reads another place than layer 0."""
+
+    def load(self, layer):
+        sae = random_sae(layer, layer=layer)
+        site = ("resid_post", "mlp_out")[layer]
+        return replace(sae, origin=replace(sae.origin, site=site))
+
+
+def test_saes_of_two_sites_are_not_matched():
+    with pytest.raises(ValueError, match=r"different places of the model \(mlp_out, resid_post\)"):
+        load_saes([0, 1], {"default": TwoSites()}, 1.0)

@@ -1,0 +1,108 @@
+"""Tokens are kept, and by all that determines them."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conftest import TEXTS
+from saematch.lm.source import LmSource
+from saematch.texts.sources import LocalTexts, ZooTexts
+from saematch.texts.token_cache import load_texts
+from saematch.texts.tokens import tokenise
+
+
+@pytest.fixture(scope="module")
+def lm(tiny):
+    return LmSource(str(tiny / "lm"), "tiny").load()
+
+
+@pytest.fixture
+def spec(tiny):
+    return LocalTexts([str(tiny / "texts.jsonl")], n_texts=4, max_tokens=10)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """How often texts were drawn."""
+    calls, load = [], LocalTexts.load
+    monkeypatch.setattr(LocalTexts, "load", lambda self: calls.append(self) or load(self))
+    return calls
+
+
+def test_the_same_texts_are_read_once(lm, spec, drawn, tmp_path):
+    first, again = (load_texts(spec, lm, tmp_path) for _ in range(2))
+    assert len(drawn) == 1
+    assert first.about == again.about
+    (texts,) = spec.load()
+    for found in (first, again):
+        expected = tokenise(texts, lm, 10)
+        torch.testing.assert_close(found.tokens["texts"].ids, expected.ids)
+        torch.testing.assert_close(found.tokens["texts"].lengths, expected.lengths)
+        torch.testing.assert_close(found.tokens["texts"].counts, expected.counts)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"n_texts": 3}, {"max_tokens": 9}, {"seed": 1}, {"min_characters": 20}, {"column": "body"}],
+)
+def test_other_texts_are_read_again(lm, spec, drawn, tmp_path, change):
+    load_texts(spec, lm, tmp_path)
+    if "column" in change:
+        with pytest.raises(ValueError, match="no field 'body'"):
+            load_texts(replace(spec, **change), lm, tmp_path)
+    else:
+        load_texts(replace(spec, **change), lm, tmp_path)
+    assert len(drawn) == 2
+
+
+def test_another_model_bos_file_or_code_is_another_key(lm, drawn, tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(TEXTS))
+    spec = LocalTexts([str(path)], n_texts=4, max_tokens=10)
+    load_texts(spec, lm, tmp_path)
+    changes = {"revision": "sha256:0", "bos_id": None, "special_ids": frozenset({0})}
+    for name, value in changes.items():
+        with monkeypatch.context() as changed:
+            changed.setattr(lm, name, value)
+            tokens = load_texts(spec, lm, tmp_path).tokens["a"]
+            assert (tokens.ids[0] == lm.bos_id) == (lm.bos_id is not None)
+    assert len(drawn) == 4
+    path.write_text("\n\n".join(reversed(TEXTS)))
+    load_texts(spec, lm, tmp_path)
+    assert len(drawn) == 5
+    monkeypatch.setattr("saematch.texts.token_cache.code_hash", lambda _: "other")
+    load_texts(spec, lm, tmp_path)
+    assert len(drawn) == 6
+
+
+def test_a_damaged_file_is_made_again(lm, spec, drawn, tmp_path, caplog):
+    load_texts(spec, lm, tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-9])
+    with caplog.at_level(logging.WARNING):
+        load_texts(spec, lm, tmp_path)
+    assert "is damaged" in caplog.text
+    load_texts(spec, lm, tmp_path)
+    assert len(drawn) == 2
+
+
+def test_sets_keep_their_order_and_say_what_they_are(tmp_path):
+    lm = LmSource("zoo", "zoo").load()
+    spec = ZooTexts(("prose", "code"), n_texts=2, max_tokens=8, seed=3)
+    for _ in range(2):
+        loaded = load_texts(spec, lm, tmp_path)
+        assert list(loaded.tokens) == list(loaded.about) == ["prose", "code"]
+    assert loaded.about["code"].pop("sha256").startswith("sha256:")
+    assert loaded.about["code"] == {
+        "path": "zoo/code",
+        "n_texts": 2,
+        "seed": 3,
+        "n_special": 0,
+    }
+    path = tmp_path / "a.txt"
+    path.write_text("one two three")
+    twice = LocalTexts([str(path), f"{tmp_path}/a*.txt"], n_texts=1, max_tokens=8)
+    with pytest.raises(ValueError, match=r"two text sets have one name \(a\)"):
+        load_texts(twice, lm, tmp_path)
