@@ -30,8 +30,9 @@ from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Random
-from saematch.matching.matches import match_places, places_of
+from saematch.matching.matches import match_pairs
 from saematch.matching.objectives.parts import Parts
+from saematch.matching.pairing import Neighbours
 from saematch.matching.store import MatchStore
 from saematch.sae.activations import decode, encode
 from saematch.sae.sources.source import ZooSaes
@@ -84,12 +85,12 @@ def workload(n_texts: int) -> Workload:
     lm = LmSource("zoo", "saematch-zoo").load()
     source = ZooSaes("chain", 1024, 20)
     saes = {SaeKey("default", layer): source.load(layer) for layer in source.layers()}
-    places = places_of(["default"], source.layers(), None)
+    pairs = Neighbours()({"default": source.layers()})
     with TemporaryDirectory() as folder:
-        matches = match_places(saes, places, ARMS, MatchStore(Path(folder)), Path(folder))
+        matches = match_pairs(saes, pairs, ARMS, MatchStore(Path(folder)), Path(folder))
     plan, cells = plan_splices(saes, matches, ARMS, MATCHLESS)
     of_cell = {
-        cell: matches.by_arm[cell.arm][cell.splice.place] if cell.splice.match else None
+        cell: matches.by_arm[cell.arm][cell.splice.pair] if cell.splice.match else None
         for cell in cells
     }
     sets = ZooTexts(("prose", "docs", "code"), n_texts, 128).load()
@@ -167,7 +168,7 @@ def strictly_needed(work: Workload, batch: TokenBatch) -> None:
     states, targets = final[batch.predicts], batch.ids.roll(-1, dims=1)[batch.predicts]
     lm.token_losses(states, targets)
     for splice in work.plan.splices:
-        later = splice.place.layer_to
+        later = splice.pair.target.layer
         for block, (args, kwargs) in list(zip(lm.blocks, calls, strict=True))[later + 1 :]:
             block(*args, **kwargs)
         lm.token_losses(states, targets)

@@ -1,7 +1,7 @@
 """The peer: skip_layers as one would write it first, to be beaten in time and met in numbers.
 
 For every pair and every cell the whole model runs over every batch, with a forward hook at the
-earlier block that encodes and one at the later block that puts the decoded state in its place;
+earlier block that encodes and one at the later block that puts the decoded state in its pair;
 features are dense, and means are taken at the end over everything that was kept.
 """
 
@@ -54,8 +54,8 @@ def _changed(
     lm: LanguageModel,
     batch: TokenBatch,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    place = splice.place
-    earlier, later = saes[place.earlier], saes[place.later]
+    pair = splice.pair
+    earlier, later = saes[pair.source], saes[pair.target]
     seen: dict[str, Tensor] = {}
 
     def read(_module: object, _args: object, output: Tensor) -> None:
@@ -79,8 +79,8 @@ def _changed(
         return changed
 
     hooks = [
-        lm.blocks[place.layer_from].register_forward_hook(read),
-        lm.blocks[place.layer_to].register_forward_hook(replace),
+        lm.blocks[pair.source.layer].register_forward_hook(read),
+        lm.blocks[pair.target.layer].register_forward_hook(replace),
     ]
     try:
         losses = _losses(lm, batch)

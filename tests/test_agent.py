@@ -80,7 +80,7 @@ def check_arrived(run, folder: Path) -> None:
     for name, value in results["metrics"].items():
         assert run.summary[name] == value, name
     of_layer = {
-        row["layer_from"]: row["matching_score"]
+        row["source_layer"]: row["matching_score"]
         for row in results["tables"]["matches"]
         if row["arm"] == "folded"
     }

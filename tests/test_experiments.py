@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from chat.judge_server import JudgeServer
 
+from chat.judge_server import JudgeServer
 from conftest import tiny_overrides
 from saematch.app.main import CONF, build
 from saematch.core.results import Results
@@ -86,18 +86,18 @@ def finished(tiny, judge, tmp_path_factory):
 def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
     parts, results, _ = finished(experiment)
     tables = results.tables
-    places = {(r["saes"], r["layer_from"], r["layer_to"]) for r in tables["matches"]}
+    pairs = {(r["saes"], r["source_layer"], r["target_layer"]) for r in tables["matches"]}
     keys = {(r["saes"], r["layer"]) for r in tables["layers"]}
-    n_arms, n_places = len(parts.arms), len(places)
-    expected = {"matches": n_places * n_arms, "layers": len(keys)}
+    n_arms, n_pairs = len(parts.arms), len(pairs)
+    expected = {"matches": n_pairs * n_arms, "layers": len(keys)}
     n_sets = 1 if experiment not in ("sparsity", "similar_l0", "llama") else 3
     if {"activations", "evaluate"} & set(parts.tasks):
-        expected["activations"] = n_places * n_arms * (n_sets + 1)
+        expected["activations"] = n_pairs * n_arms * (n_sets + 1)
         n_pairs = n_arms * (n_arms - 1) // 2
-        expected["activation_contrasts"] = n_places * n_pairs * (n_sets + 1)
+        expected["activation_contrasts"] = n_pairs * n_pairs * (n_sets + 1)
     if "evaluate" in parts.tasks:
         cells = sum(len(a.decode) * (1 + len(a.quantiles)) for a in parts.arms.values())
-        expected["strategies"] = n_places * n_sets * (cells + len(parts.strategies))
+        expected["strategies"] = n_pairs * n_sets * (cells + len(parts.strategies))
         contrasts = {
             frozenset({(a, s, q), (b, t, q)})
             for a, one in parts.arms.items() for s in one.decode for q in (None, *one.quantiles)
@@ -105,14 +105,14 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
             if (a == b) != (s == t) and q in (None, *two.quantiles)
         }  # fmt: skip
         n_contrasts = len(contrasts) + cells * len(parts.strategies)
-        expected["contrasts"] = n_places * n_sets * n_contrasts
+        expected["contrasts"] = n_pairs * n_sets * n_contrasts
     if "features" in parts.tasks:
-        expected["feature_mse_histogram"] = n_places * n_arms * 60
-        expected["features"] = n_places * n_arms * 20
+        expected["feature_mse_histogram"] = n_pairs * n_arms * 60
+        expected["features"] = n_pairs * n_arms * 20
     if "paths" in parts.tasks:
-        expected["paths"] = n_places * n_arms * min(20, tables["layers"][0]["n_live"])
+        expected["paths"] = n_pairs * n_arms * min(20, tables["layers"][0]["n_live"])
     if "planted" in parts.tasks:
-        expected["planted"] = n_places * sum(len(a.decode) for a in parts.arms.values())
+        expected["planted"] = n_pairs * sum(len(a.decode) for a in parts.arms.values())
     if experiment in JUDGED:
         expected |= judged_rows(parts, tables)
     expected["means"] = rows_of_means(parts, tables, n_sets)
@@ -126,7 +126,7 @@ def test_the_docs_of_tracking_name_every_metric_and_column(finished, experiment)
     _, results, _ = finished(experiment)
     named = {name.partition("/")[0] for line in re.findall("^[|].*$", TRACKING.read_text(), re.M)
              for name in re.findall("`(.*?)`", line)}  # fmt: skip
-    named |= {"saes", "layer_from", "layer_to", "arm", "dataset", "strategy", "quantile"}
+    named |= {"saes", "source_layer", "target_layer", "arm", "dataset", "strategy", "quantile"}
     named |= {f"n_{label.lower()}" for label in LABELS}
     assert {metric.partition("/")[0] for metric in results.metrics} <= named
     for table, rows in results.tables.items():
@@ -165,43 +165,43 @@ def rows_of_means(parts, tables, n_sets):
     cells = {(r["saes"], r["arm"], r["strategy"], r["quantile"])
              for r in tables.get("strategies", [])}  # fmt: skip
     n_rows += len(cells) * (n_sets + 1) * 2
-    return n_rows + 2 * sum(row["layer_to"] is None for row in tables.get("judge_scores", []))
+    return n_rows + 2 * sum(row["target_layer"] is None for row in tables.get("judge_scores", []))
 
 
 def judged_rows(parts, tables):
     """Rows that the docs promise of a judged run without partial matches."""
-    places = {(r["layer_from"], r["layer_to"]) for r in tables["matches"]}
-    layers = {layer for place in places for layer in place}
+    pairs = {(r["source_layer"], r["target_layer"]) for r in tables["matches"]}
+    layers = {layer for pair in pairs for layer in pair}
     arms = parts.judging.arms or list(parts.arms)
     n_pairs = len(arms)
     items = Counter(row["role"] for row in tables["judgements"])
-    assert items["pair"] == len(places) * n_pairs * 6
-    assert items["random"] == len(places) * 4
-    assert items["identity"] == len(places) * 3
-    twice = {(row["layer_from"], row["role"]) for row in tables["judgements"]
+    assert items["pair"] == len(pairs) * n_pairs * 6
+    assert items["random"] == len(pairs) * 4
+    assert items["identity"] == len(pairs) * 3
+    twice = {(row["source_layer"], row["role"]) for row in tables["judgements"]
              if row["role"] in ("ceiling", "paraphrase")}  # fmt: skip
     assert items["ceiling"] + items["paraphrase"] == len(layers) * 2
     assert {layer for layer, _ in twice} == layers
     assert 0 < items["swapped"] <= items["repeated"]
     return {
         "judgements": items.total(),
-        "judge_scores": len(places) * (n_pairs + 2)
+        "judge_scores": len(pairs) * (n_pairs + 2)
         + len(twice)
         + n_pairs
         + 2
         + len({role for _, role in twice}),
-        "judge_contrasts": len(places) * n_pairs * (n_pairs - 1) // 2,
+        "judge_contrasts": len(pairs) * n_pairs * (n_pairs - 1) // 2,
         "judge_agreement": 2,
         "judge_explainers": len(
             {
-                (row["role"], row["arm"], row["explainer_from"], row["explainer_to"])
+                (row["role"], row["arm"], row["source_explainer"], row["target_explainer"])
                 for row in tables["judgements"]
                 if row["role"] in ("pair", "random", "identity", "ceiling", "paraphrase")
-                and row["explainer_from"]
-                and row["explainer_to"]
+                and row["source_explainer"]
+                and row["target_explainer"]
             }
         ),
-        "mse_by_label": len(places) * n_pairs * 3,
+        "mse_by_label": len(pairs) * n_pairs * 3,
     }
 
 

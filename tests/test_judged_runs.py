@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from chat.judge_server import KEY, JudgeServer
 
+from chat.judge_server import KEY, JudgeServer
 from conftest import N_FEATURES, N_LAYERS
 from explain.neuronpedia_server import NeuronpediaServer, row
 from saematch.core.results import Results
 from saematch.explain import neuronpedia_web
 from wandb_reader import history
 
-MATCH = ["tasks=[match]", "arms=[folded,random]", "intervals.n_replicates=20"]
+MATCH = ["evaluations=[]", "arms=[folded,random]", "intervals.n_replicates=20"]
 SMALL = ["judging.n_paths=6", "judging.random=4", "judging.identity=3", "judging.ceiling=2"]
 
 
@@ -73,12 +73,12 @@ def test_any_run_can_have_a_judge_and_its_scores_reach_wandb_and_its_key_no_file
     assert {"judge_score/folded", "judge_score/random", "judge_control/random"} <= names
     assert {"tables/judgements.path", "tables/judge_scores.path"} <= names
     unexplained = [r for r in results.tables["judgements"] if r["label"] == "UNEXPLAINED"]
-    assert all(5 in (r["feature_from"], r["feature_to"]) for r in unexplained)
+    assert all(5 in (r["source_feature"], r["target_feature"]) for r in unexplained)
     pairs = [r for r in results.tables["judgements"] if r["role"] == "pair" and r["judge_score"]]
     assert {pair["label"] for pair in pairs} == {"MAYBE"}, "all texts share the word 'of'"
     for pair in pairs:
         texts = [pair[f"explanation_{end}"] for end in ("from", "to")]
-        same = pair["feature_from"] % 5 == pair["feature_to"] % 5
+        same = pair["source_feature"] % 5 == pair["target_feature"] % 5
         assert same == (texts[0].split()[0] == texts[1].split()[0])
     files = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
     assert any(path.suffix == ".sqlite" for path in files)
@@ -138,21 +138,21 @@ def test_explanations_from_neuronpedia_join_the_saes_that_they_are_of(
     roles = {row["role"] for row in tables["judgements"]}
     assert "paraphrase" in roles
     assert "ceiling" not in roles, "the two explainers say the same here"
-    pairs = {(r["explainer_from"], r["explainer_to"]) for r in tables["judge_explainers"]}
+    pairs = {(r["source_explainer"], r["target_explainer"]) for r in tables["judge_explainers"]}
     assert ("gpt-4o-mini", "gemini") in pairs, "equal coverage: the first by name is used"
     for judgement in tables["judgements"]:
         if judgement["role"] == "pair":
-            known = judgement["feature_from"] < 20 and judgement["feature_to"] < 20
+            known = judgement["source_feature"] < 20 and judgement["target_feature"] < 20
             assert (judgement["label"] == "UNEXPLAINED") != known
 
 
 def test_paths_and_examples_carry_what_is_said_of_them(judged, labels, tmp_path):
     drawn = "figures=[explained_pairs,explained_paths]"
-    assert judged(*labels, "tasks=[match,features,paths,explain]", drawn)[0] is None
+    assert judged(*labels, "evaluations=[features,paths,explain]", drawn)[0] is None
     tables = loaded(tmp_path).tables
     for name in ("features", "paths"):
         for shown in tables[name]:
-            for end, layer in (("from", shown["layer_from"]), ("to", shown["layer_to"])):
+            for end, layer in (("from", shown["source_layer"]), ("to", shown["target_layer"])):
                 feature = shown[f"feature_{end}"]
                 told = None if (layer, feature) == (2, 5) else f"word{feature % 5} of {layer}"
                 assert shown[f"explanation_{end}"] == told
@@ -162,13 +162,13 @@ def test_paths_and_examples_carry_what_is_said_of_them(judged, labels, tmp_path)
 
 
 def test_explanations_without_a_judge(cli, labels, tmp_path):
-    about = ["tasks=[match,features,explain]", "logger=none", "run_id=a"]
+    about = ["evaluations=[features,explain]", "logger=none", "run_id=a"]
     about += ["figures=[explained_pairs]"]
     assert cli(*MATCH, *about, *labels)[0] is None
     tables = loaded(tmp_path).tables
     assert "judgements" not in tables
     assert "label" not in tables["features"][0]
-    assert tables["features"][0]["explanation_from"].startswith("word")
+    assert tables["features"][0]["source_explanation"].startswith("word")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_judges_that_cannot_be(judged, cli, server):
                         "second_judge.key_variable=JUDGE_KEY",
         "second_judge.price_input=1.0")  # fmt: skip
     assert "both judges are called judge-1" in message
-    message, _ = cli(*MATCH, "explain=own_llm", "tasks=[match,explain]")
+    message, _ = cli(*MATCH, "explain=own_llm", "evaluations=[explain]")
     assert "set judge, or take explain=own" in message
 
 

@@ -23,7 +23,7 @@ def sweep(tiny, folder, launcher, *settings):
     get one here, so that their tables are the same to the last bit.
     """
     folder.mkdir(exist_ok=True)
-    options = ["--multirun", f"hydra/launcher={launcher}", "matching=both,decoder", "run_id=a"]
+    options = ["--multirun", f"hydra/launcher={launcher}", "objective=both,decoder", "run_id=a"]
     small = ["figures=[]", "arms=[folded,random]", "layers=[0,1,2]"]
     done = subprocess.run(
         command(tiny, *options, *small, *settings),
@@ -88,7 +88,7 @@ def running_ray(folder):
     find_spec("hydra_plugins.hydra_ray_launcher") is not None, reason="it is installed"
 )
 def test_a_launcher_that_is_not_installed_ends_in_what_installs_it(cli):
-    message, _ = cli("matching=both,decoder", base=["--multirun", "hydra/launcher=ray"])
+    message, _ = cli("objective=both,decoder", base=["--multirun", "hydra/launcher=ray"])
     assert message == ("saematch: hydra/launcher=ray is not installed: pip install 'saematch[ray]'")
 
 
@@ -111,7 +111,7 @@ def test_what_hydra_says_of_a_missing_launcher(extra, said):
 
 
 def test_a_job_that_fails_keeps_no_other_from_being_done(cli, tiny, tmp_path):
-    settings = ["tasks=[match]", "run_id=a", "logger=none", "figures=[]", "arms=[folded]"]
+    settings = ["evaluations=[]", "run_id=a", "logger=none", "figures=[]", "arms=[folded]"]
     base = ["--multirun", *tiny_overrides(tiny), *settings]
     message, _ = cli("layers=[0,9],[0,1]", base=base)
     assert "there is no SAE for layer 9" in message
@@ -124,7 +124,7 @@ def test_a_job_that_fails_keeps_no_other_from_being_done(cli, tiny, tmp_path):
 
 
 def test_a_job_whose_settings_do_not_go_together_leaves_its_error(cli, tiny, tmp_path):
-    base = ["--multirun", *tiny_overrides(tiny), "run_id=a", "logger=none", "tasks=[match]"]
+    base = ["--multirun", *tiny_overrides(tiny), "run_id=a", "logger=none", "evaluations=[]"]
     message, _ = cli("reach=2", base=base)
     results = Results.load(tmp_path / "outputs/match/a/0/results.json")
     assert results.status == "failed"

@@ -80,7 +80,7 @@ def test_skip_layers_compares_four_arms_on_three_kinds_of_text():
 
 
 def test_the_objective_of_every_arm_is_the_chosen_one():
-    arms = build("+experiment=skip_layers", "matching=decoder").arms
+    arms = build("+experiment=skip_layers", "objective=decoder").arms
     assert {arm.objective.W_enc for arm in arms.values()} == {0.0}
 
 

@@ -11,7 +11,7 @@ RUNS = ("a", "b", "c", "d")
 
 @pytest.mark.slow
 def test_runs_that_start_together_share_an_empty_cache(tiny, tmp_path):
-    settings = ["tasks=[match,evaluate,features,explain]", "explain=own"]
+    settings = ["evaluations=[skipping,features,explain]", "explain=own"]
     started = [
         subprocess.Popen(
             command(tiny, *settings, "arms=[folded,random]", f"run_id={run}"),
@@ -25,7 +25,7 @@ def test_runs_that_start_together_share_an_empty_cache(tiny, tmp_path):
     said = [process.communicate()[1] for process in started]
     assert [process.returncode for process in started] == [0] * len(RUNS), said
     first, *others = (tables(tmp_path / "outputs/match" / run) for run in RUNS)
-    assert first["features"][0]["explanation_from"]
+    assert first["features"][0]["source_explanation"]
     assert all(of_run == first for of_run in others)
     cache = tmp_path / "outputs/cache"
     # one of tokens, one of contexts, one a batch of two texts; three pairs of layers in two arms

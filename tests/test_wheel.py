@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 RUN = [
     "-m",
     "saematch",
-    "tasks=[match]",
+    "evaluations=[]",
     "layers=[0,1]",
     "arms=[folded]",
     "logger=none",

@@ -28,7 +28,7 @@ def test_a_run_writes_what_it_promises(cli, tmp_path):
     arms = ["folded", "unfolded", "identity", "random"]
     rows = results["tables"]["matches"]
     assert [r["arm"] for r in rows] == arms * pairs
-    wanted = {"layer_from", "layer_to", "arm", "mse_W_enc", "mse_b_enc", "mse_W_dec", "recall",
+    wanted = {"source_layer", "target_layer", "arm", "mse_W_enc", "mse_b_enc", "mse_W_dec", "recall",
               "matching_score", "value", "bound", "chance", "gap", "gap_over_chance"}  # fmt: skip
     assert all(wanted <= row.keys() for row in rows)
     solved = [row for row in rows if row["arm"] in ("folded", "unfolded")]
@@ -82,14 +82,14 @@ def test_settings_reach_the_run(cli, tmp_path):
         "run_id=a",
         "logger=none",
         "layers=[0,2,3]",
-        "matching=decoder",
+        "objective=decoder",
         "arms=[unfolded]",
-        "tasks=[match]",
+        "evaluations=[]",
         "seed=7",
     )
     assert message is None
     results = Results.load(tmp_path / "outputs/match/a/results.json")
-    pairs = [(row["layer_from"], row["layer_to"]) for row in results.tables["matches"]]
+    pairs = [(row["source_layer"], row["target_layer"]) for row in results.tables["matches"]]
     assert pairs == [(0, 2), (2, 3)]
     assert results.provenance["seed"] == 7
     assert results.provenance["part_weights"]["unfolded"]["W_enc"] == 0.0
@@ -97,9 +97,9 @@ def test_settings_reach_the_run(cli, tmp_path):
 
 
 def test_a_folder_of_another_run_is_refused(cli, tmp_path):
-    cli("run_id=a", "logger=none", "tasks=[match]")
-    message, _ = cli("run_id=a", "logger=none", "tasks=[match]", "matching=decoder")
-    assert "holds a run with other settings (matching.W_enc: 1.0 -> 0.0" in message
+    cli("run_id=a", "logger=none", "evaluations=[]")
+    message, _ = cli("run_id=a", "logger=none", "evaluations=[]", "objective=decoder")
+    assert "holds a run with other settings (objective.W_enc: 1.0 -> 0.0" in message
     results = Results.load(tmp_path / "outputs/match/a/results.json")
     assert results.status == "finished", "what was there is kept"
     assert results.tables["matches"]
@@ -180,7 +180,7 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
         (["dataset.max_tokens=2"], "at least 3"),
         (["dataset.paths=[none.jsonl]"], "cannot read the texts in none.jsonl"),
         (["model.path=/nowhere"], "cannot load the language model '/nowhere'"),
-        (["matching.W_dec=-1.0"], "must be finite, not negative"),
+        (["objective.W_dec=-1.0"], "must be finite, not negative"),
         (["arms.folded.fold=theta"], "unknown fold 'theta'"),
         (["trainer.batch_size=0"], "batch_size=0"),
         (['sae.path="/nowhere/layer_{layer}"'], "/nowhere/layer_0 does not exist; layers"),
@@ -220,15 +220,15 @@ def test_an_output_folder_that_cannot_be_written(cli, tmp_path):
 
 
 def test_a_match_file_that_was_cut_off_is_refused(cli, tmp_path):
-    cli("run_id=a", "logger=none", "tasks=[match]")
+    cli("run_id=a", "logger=none", "evaluations=[]")
     path = tmp_path / "outputs/match/a/matches/folded/0-1.safetensors"
     shared = next((tmp_path / "outputs/cache/matches").glob("*.safetensors"))
     for damaged in (path, shared):
         damaged.write_bytes(damaged.read_bytes()[:-10])
-        message, _ = cli("run_id=a", "logger=none", "tasks=[match]")
+        message, _ = cli("run_id=a", "logger=none", "evaluations=[]")
         assert "not a whole match file" in message
         damaged.unlink()
-        message, _ = cli("run_id=a", "logger=none", "tasks=[match]")
+        message, _ = cli("run_id=a", "logger=none", "evaluations=[]")
         assert message is None
     assert Match.load(path)[0].is_permutation
 
@@ -293,8 +293,8 @@ def test_a_gpu_that_is_not_there(cli):
 
 def test_partial_greedy_and_mutual_matches_are_evaluated_like_any_other(cli, tmp_path):
     message, _ = cli(
-        "run_id=a", "logger=none", "assignment=partial", "arms=[folded,greedy,mutual_nearest]",
-        "+assignment.time_limit=60.0", "figures=null",
+        "run_id=a", "logger=none", "matcher=partial", "arms=[folded,greedy,mutual_nearest]",
+        "+matcher.time_limit=60.0", "figures=null",
     )  # fmt: skip
     assert message is None
     results = json.loads((tmp_path / "outputs/match/a/results.json").read_text())
@@ -315,7 +315,7 @@ ARMS_OF_PARTS = ("folded", "greedy", "mutual_nearest")
 
 def test_tolerance_0_is_a_setting_of_the_command_line(cli, tmp_path):
     message, output = cli(
-        "run_id=a", "logger=none", "tasks=[match]", "arms=[folded]", "assignment.tolerance=0.0"
+        "run_id=a", "logger=none", "evaluations=[]", "arms=[folded]", "matcher.tolerance=0.0"
     )
     assert message is None
     results = json.loads((tmp_path / "outputs/match/a/results.json").read_text())

@@ -10,8 +10,8 @@ import time
 from collections import Counter
 
 import pytest
-from chat.judge_server import KEY, JudgeServer
 
+from chat.judge_server import KEY, JudgeServer
 from saematch.chat import asking, client
 from saematch.chat.asking import AskingError
 from saematch.chat.model import ChatModel, Limits, NoJudge

@@ -1,8 +1,8 @@
 """The Batch API: handed in once, fetched whenever the run comes back, failures counted."""
 
 import pytest
-from chat.judge_server import JudgeServer
 
+from chat.judge_server import JudgeServer
 from saematch.chat import asking, batches
 from saematch.chat.asking import AskingError
 from saematch.chat.model import ChatModel, Limits

@@ -67,10 +67,10 @@ def write(tmp_path):
 def sweep(write, tmp_path):
     """Four jobs of a grid, two of which do not say what they were given."""
     write("0", value=0.5)
-    write("1", "matching=decoder", value=0.6, choices={"matching": "decoder"})
+    write("1", "objective=decoder", value=0.6, choices={"matching": "decoder"})
     write("2", "dataset.n_texts=20", value=0.7, config={"dataset": {"n_texts": 20}})
     both = {"choices": {"matching": "decoder"}, "config": {"dataset": {"n_texts": 20}}}
-    write("3", "++dataset.n_texts=20", "matching=decoder", "run_id=z", value=0.4, **both)
+    write("3", "++dataset.n_texts=20", "objective=decoder", "run_id=z", value=0.4, **both)
     return tmp_path / "sweep"
 
 
@@ -166,7 +166,7 @@ def test_runs_that_did_not_finish_are_listed(write, tmp_path, command):
     assert (best.name, value) == ("2", 0.7)
     message, out = command(top, "--metric", "recall")
     assert message is None
-    assert "best by matching_score/folded (maximize): run 2 (seed=0, matching=both, " in out
+    assert "best by matching_score/folded (maximize): run 2 (seed=0, objective=both, " in out
     assert "10 (missing): it was planned, and never began" in out
 
 
@@ -252,10 +252,10 @@ def test_lists_of_one_number_are_numbers(write, tmp_path):
 
 def test_where_against_and_metric(write, tmp_path, command):
     top = sweep(write, tmp_path)
-    comparison = compare([top], tmp_path / "out", where=["matching=decoder"], metrics=["recall"])
+    comparison = compare([top], tmp_path / "out", where=["objective=decoder"], metrics=["recall"])
     assert names(comparison) == ["1", "3"]
     assert list(comparison.figures) == ["recall"]
-    assert "2 of 4 runs are of matching=decoder" in comparison.notes
+    assert "2 of 4 runs are of objective=decoder" in comparison.notes
     main_ones = ["matching_score", "explained_variance", "recall", "judge_score"]
     assert metrics_of(comparison) == main_ones
     assert {panel.against for panel in plan_panels(comparison).panels} == {"dataset.n_texts"}
@@ -265,7 +265,7 @@ def test_where_against_and_metric(write, tmp_path, command):
     ]  # fmt: skip
     for arguments, words in (
         (("--where", "seed=3"), "KEY one of matching, dataset.n_texts, saes"),
-        (("--where", "matching=encoder"), "the values are both, decoder"),
+        (("--where", "objective=encoder"), "the values are both, decoder"),
         (("--against", "seed"), "these settings were: matching, dataset.n_texts"),
         (("--metric", "score"), "the runs have recall, matching_score, explained_variance"),
         (("--out", top / "0"), "is the folder of a run"),
@@ -275,10 +275,10 @@ def test_where_against_and_metric(write, tmp_path, command):
 
 def test_a_search_has_a_panel_for_each_parameter_with_all_its_runs(write, tmp_path):
     for n in range(9):
-        write(str(n), f"matching.W_enc={0.5 + n}", f"matching.b_enc={9.5 - n}", value=n / 10)
+        write(str(n), f"objective.W_enc={0.5 + n}", f"objective.b_enc={9.5 - n}", value=n / 10)
     comparison = compare([tmp_path / "sweep"], metrics=["recall"])
     panels = plan_panels(comparison).panels
-    assert [panel.against for panel in panels] == ["matching.W_enc", "matching.b_enc"]
+    assert [panel.against for panel in panels] == ["objective.W_enc", "objective.b_enc"]
     for panel in panels:
         values = unique_values(comparison, panel.against)
         series = _series(comparison, panel, values)
@@ -290,8 +290,8 @@ def test_a_search_has_a_panel_for_each_parameter_with_all_its_runs(write, tmp_pa
 
 def test_too_many_panels_are_refused(write, tmp_path, command):
     for n in range(9):
-        write(str(n), f"seed={n}", "matching=both", config={"seed": n})
-        write(f"{n}d", "matching=decoder", config={"seed": n}, choices={"matching": "decoder"})
+        write(str(n), f"seed={n}", "objective=both", config={"seed": n})
+        write(f"{n}d", "objective=decoder", config={"seed": n}, choices={"matching": "decoder"})
     message, _ = command("sweep", "--against", "matching")
     assert "no figures: each would have 9 panels, more than 8" in message
     assert (tmp_path / "sweep/comparison/comparison.csv").exists(), "tables need no panels"

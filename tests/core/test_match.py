@@ -69,7 +69,7 @@ def test_saving_and_loading_gives_the_same(tmp_path):
     assert about == {"key": "k"}
     assert torch.equal(loaded.rows, match.rows)
     assert torch.equal(loaded.columns, match.columns)
-    assert (loaded.n_from, loaded.n_to, loaded.certificate) == (3, 5, CERTIFICATE)
+    assert (loaded.n_source, loaded.n_target, loaded.certificate) == (3, 5, CERTIFICATE)
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["0-1.safetensors"]
 
 

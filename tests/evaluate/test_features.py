@@ -5,14 +5,14 @@ import torch
 
 from conftest import random_sae
 from saematch.core.match import Match
-from saematch.core.pairs import Place, SaeKey
+from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate.features import N_BINS, N_EXAMPLES, example_rows, histogram_rows
 from saematch.evaluate.paths import PathSpec, check_paths, path_rows
 from saematch.evaluate.weights import feature_mse
 from saematch.matching.matches import MatchSet
 from saematch.sae.suites import SaeFacts
 
-PLACES = (Place("default", 0, 1), Place("default", 1, 2))
+PAIRS = (Pair.of_layers(0, 1), Pair.of_layers(1, 2))
 SAES = {SaeKey("default", layer): random_sae(layer, layer=layer) for layer in range(3)}
 
 
@@ -22,43 +22,43 @@ def permutation(seed):
 
 
 def a_match_set(**arms):
-    by_arm = {arm: dict(zip(PLACES, of_arm, strict=True)) for arm, of_arm in arms.items()}
-    return MatchSet(PLACES, by_arm)
+    by_arm = {arm: dict(zip(PAIRS, of_arm, strict=True)) for arm, of_arm in arms.items()}
+    return MatchSet(PAIRS, by_arm)
 
 
 def test_every_pair_is_in_one_bin():
     matches = a_match_set(a=(permutation(0), permutation(1)), b=(permutation(2), permutation(3)))
     rows = histogram_rows(SAES, matches)
     assert len(rows) == 2 * 2 * N_BINS
-    for place in PLACES:
-        of_place = [r for r in rows if r["layer_from"] == place.layer_from]
-        edges = {arm: [r["mse_low"] for r in of_place if r["arm"] == arm] for arm in "ab"}
+    for pair in PAIRS:
+        of_pair = [r for r in rows if r["source_layer"] == pair.source.layer]
+        edges = {arm: [r["mse_low"] for r in of_pair if r["arm"] == arm] for arm in "ab"}
         assert edges["a"] == edges["b"]
         for arm in "ab":
-            bins = [r for r in of_place if r["arm"] == arm]
+            bins = [r for r in of_pair if r["arm"] == arm]
             assert sum(r["n_pairs"] for r in bins) == 24
-            match = matches.by_arm[arm][place]
-            errors = feature_mse(SAES[place.earlier], SAES[place.later], match)
+            match = matches.by_arm[arm][pair]
+            errors = feature_mse(SAES[pair.source], SAES[pair.target], match)
             low, high = bins[3]["mse_low"], bins[3]["mse_high"]
             assert bins[3]["n_pairs"] == int(((errors >= low) & (errors < high)).sum())
 
 
 def test_examples_are_the_ends():
     matches = a_match_set(a=(permutation(0), permutation(1)))
-    rows = [r for r in example_rows(SAES, matches) if r["layer_from"] == 0]
+    rows = [r for r in example_rows(SAES, matches) if r["source_layer"] == 0]
     assert len(rows) == 2 * N_EXAMPLES
-    errors = feature_mse(SAES[PLACES[0].earlier], SAES[PLACES[0].later], permutation(0))
+    errors = feature_mse(SAES[PAIRS[0].source], SAES[PAIRS[0].target], permutation(0))
     assert [r["mse_W_dec"] for r in rows[:3]] == errors.sort().values[:3].tolist()
     assert rows[-1]["mse_W_dec"] == errors.max().item()
     assert rows[-1]["rank"] == 23
     for row in rows:
-        assert row["feature_to"] == permutation(0).columns[row["feature_from"]]
+        assert row["target_feature"] == permutation(0).columns[row["source_feature"]]
 
 
 def test_a_match_smaller_than_the_examples_shows_each_pair_once():
     few = Match.from_columns(torch.tensor([4, 3, 2] + [-1] * 21), 24)
-    rows = [r for r in example_rows(SAES, a_match_set(a=(few, few))) if r["layer_from"] == 0]
-    assert sorted(r["feature_from"] for r in rows) == [0, 1, 2]
+    rows = [r for r in example_rows(SAES, a_match_set(a=(few, few))) if r["source_layer"] == 0]
+    assert sorted(r["source_feature"] for r in rows) == [0, 1, 2]
 
 
 def test_a_path_is_the_composition():
@@ -69,12 +69,14 @@ def test_a_path_is_the_composition():
     for path in range(5):
         steps = [r for r in rows if r["path"] == path]
         assert [r["step"] for r in steps] == [0, 1]
-        assert steps[0]["feature_to"] == steps[1]["feature_from"]
-        assert steps[1]["feature_to"] == composed[steps[0]["feature_from"]]
-        error = feature_mse(SAES[PLACES[0].earlier], SAES[PLACES[0].later], one)
-        assert steps[0]["mse_W_dec"] == error[steps[0]["feature_from"]].item()
+        assert steps[0]["target_feature"] == steps[1]["source_feature"]
+        assert steps[1]["target_feature"] == composed[steps[0]["source_feature"]]
+        error = feature_mse(SAES[PAIRS[0].source], SAES[PAIRS[0].target], one)
+        assert steps[0]["mse_W_dec"] == error[steps[0]["source_feature"]].item()
         a, b = (SAES[SaeKey("default", k)].W_dec for k in (0, 1))
-        cosine = torch.cosine_similarity(a[steps[0]["feature_from"]], b[steps[0]["feature_to"]], 0)
+        cosine = torch.cosine_similarity(
+            a[steps[0]["source_feature"]], b[steps[0]["target_feature"]], 0
+        )
         assert steps[0]["cosine_W_dec"] == pytest.approx(cosine.item(), abs=1e-6)
 
 
@@ -84,7 +86,7 @@ def test_paths_of_all_arms_start_at_the_same_seeded_features():
     def starts(seed):
         rows = path_rows(SAES, matches, PathSpec(n_paths=6, seed=seed), None)
         first = [r for r in rows if r["step"] == 0]
-        return [[r["feature_from"] for r in first if r["arm"] == arm] for arm in "ab"]
+        return [[r["source_feature"] for r in first if r["arm"] == arm] for arm in "ab"]
 
     assert starts(0)[0] == starts(0)[1] == starts(0)[0]
     assert starts(0) != starts(1)
@@ -105,4 +107,4 @@ def test_wrong_paths():
     with pytest.raises(ValueError, match="at least one path"):
         PathSpec(n_paths=0)
     with pytest.raises(ValueError, match="holds 24, but layer 0 has features 0 to 23"):
-        check_paths(PathSpec(features=[23, 24]), SaeFacts.of(SAES[PLACES[0].earlier]))
+        check_paths(PathSpec(features=[23, 24]), SaeFacts.of(SAES[PAIRS[0].source]))

@@ -1,13 +1,13 @@
-"""Means over places, their intervals, and the flat metrics by which sweeps compare runs."""
+"""Means over pairs, their intervals, and the flat metrics by which sweeps compare runs."""
 
 import pytest
 import torch
 
-from saematch.core.pairs import Place
+from saematch.core.pairs import Pair
 from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.means import Means, headline_metrics, mean_rows
 
-ONE, TWO = Place("default", 0, 1), Place("default", 1, 2)
+ONE, TWO = Pair.of_layers(0, 1), Pair.of_layers(1, 2)
 
 
 def of(rows, **about):
@@ -25,7 +25,7 @@ def test_the_interval_of_a_mean_is_that_of_the_mean_of_replicates():
     means.add(TWO, *about, two)
     (row,) = means.rows()
     assert row["value"] == pytest.approx(0.3)
-    assert row["n_places"] == 2
+    assert row["n_pairs"] == 2
     half = (3 / 4 * torch.tensor([0, 0, 0, 0.1]).double().var(correction=0) * 4).sqrt().item()
     expected = [0.3 - 3.182446 * half, 0.3 + 3.182446 * half]  # Student's t, 3 degrees of freedom
     assert [row["low"], row["high"]] == pytest.approx(expected, rel=1e-5)
@@ -40,17 +40,17 @@ def test_over_all_data_sets_stands_the_mean_of_theirs():
     rows = means.rows()
     assert len(rows) == 3
     row = of(rows, dataset="all")
-    assert (row["strategy"], row["quantile"], row["n_places"]) == ("permute", 0.5, 1)
+    assert (row["strategy"], row["quantile"], row["n_pairs"]) == ("permute", 0.5, 1)
     half = 12.706205 * 0.05  # one degree of freedom; standard error .1 in prose, halved by the mean
     assert [row["value"], row["low"], row["high"]] == pytest.approx([0.3, 0.3 - half, 0.3 + half])
 
 
-def match(place, arm, **metrics):
-    return {**place._asdict(), "arm": arm, "gap": None, **metrics}
+def match(pair, arm, **metrics):
+    return {**pair.columns(), "arm": arm, "gap": None, **metrics}
 
 
-def score(place, role, arm, value):
-    return {"saes": "default", "layer_from": place and 0, "layer_to": place and 1, "role": role,
+def score(pair, role, arm, value):
+    return {"saes": "default", "source_layer": pair and 0, "target_layer": pair and 1, "role": role,
             "arm": arm, "judge_score": value, "judge_score_low": 1.0, "judge_score_high": 3.0,
             "same_share": 0.5, "same_share_low": 0.0, "same_share_high": 1.0}  # fmt: skip
 
@@ -67,11 +67,11 @@ def test_metrics_of_weights_and_of_a_judge():
     }
     rows = mean_rows(tables, None)
     error = of(rows, metric="mse_W_dec")
-    assert (error["value"], error["low"], error["n_places"]) == (2.5, None, 2)
+    assert (error["value"], error["low"], error["n_pairs"]) == (2.5, None, 2)
     assert not [row for row in rows if row["metric"] == "gap"], "nobody has proven a bound"
     judged = of(rows, metric="judge_score", arm="folded")
     assert (judged["value"], judged["low"], judged["high"]) == (2.0, 1.0, 3.0)
-    assert (judged["strategy"], judged["n_places"]) == (None, 1)
+    assert (judged["strategy"], judged["n_pairs"]) == (None, 1)
     assert of(rows, metric="judge_score", arm="none")["strategy"] == "random"
 
 

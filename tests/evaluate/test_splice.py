@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 
 from conftest import N_LAYERS, TEXTS
-from saematch.core.pairs import Place, SaeKey
+from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate import splice
 from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.plan import Cell, evaluate_texts, plan_splices
@@ -18,7 +18,7 @@ from saematch.evaluate.weights import feature_mse
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Random
-from saematch.matching.matches import MatchSet, match_places
+from saematch.matching.matches import MatchSet, match_pairs
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.store import MatchStore
 from saematch.sae.folding import fold
@@ -29,7 +29,7 @@ from saematch.texts.sums import TextSums
 from saematch.texts.text_pass import TrainerSpec, run_batches
 from saematch.texts.tokens import TokenBatch, tokenise
 
-PLACES = (Place("default", 0, 1), Place("default", 1, 3))
+PAIRS = (Pair.of_layers(0, 1), Pair.of_layers(1, 3))
 ARMS = {
     "a": Arm("threshold", Parts(), Random(1), ("permute", "permute_raw"), (0.0, 0.4, 1.0)),
     "b": Arm("threshold", Parts(), Random(2)),
@@ -59,7 +59,7 @@ def planned(tiny, tmp_path_factory):
     assert source.layers() == list(range(N_LAYERS))
     saes = {SaeKey("default", layer): source.load(layer) for layer in range(N_LAYERS)}
     folder = tmp_path_factory.mktemp("matches")
-    matches = match_places(saes, PLACES, ARMS, MatchStore(folder / "cache"), folder)
+    matches = match_pairs(saes, PAIRS, ARMS, MatchStore(folder / "cache"), folder)
     plan, cells = plan_splices(saes, matches, ARMS, STRATEGIES)
     return Planned(saes, matches, cells, plan)
 
@@ -96,23 +96,23 @@ def names(sums):
 
 def plain(planned, lm, cell):
     """Return x_hat, x and the losses of each text, evaluated one by one."""
-    place = cell.splice.place
-    earlier, later = place.layer_from, place.layer_to
-    a, b = planned.saes[place.earlier], planned.saes[place.later]
+    pair = cell.splice.pair
+    source, target = pair.source.layer, pair.target.layer
+    a, b = planned.saes[pair.source], planned.saes[pair.target]
     found = []
     for text in TEXTS:
         ids = lm.tokenizer(text, add_special_tokens=False).input_ids[:9]
         ids = torch.tensor([[lm.tokenizer.bos_token_id, *ids]])
         hidden = lm.model(input_ids=ids, output_hidden_states=True).hidden_states
-        x_t = hidden[earlier + 1][0, 1:]
+        x_t = hidden[source + 1][0, 1:]
         seen = []
-        hook = lm.blocks[later].register_forward_hook(lambda m, i, o, s=seen: s.append(o))
+        hook = lm.blocks[target].register_forward_hook(lambda m, i, o, s=seen: s.append(o))
         lm.model(input_ids=ids)
         hook.remove()
         x = seen[0][0, 1:]
         if cell.splice.strategy.startswith("permute"):
             by = {"permute": "threshold", "permute_raw": "decoder_norm"}[cell.splice.strategy]
-            match = planned.matches.by_arm[cell.arm][place]
+            match = planned.matches.by_arm[cell.arm][pair]
             features = fold(a, by).encode(x_t)
             q = 1.0 if cell.splice.quantile is None else cell.splice.quantile
             n_least = round(q * a.n_features)
@@ -127,7 +127,7 @@ def plain(planned, lm, cell):
                 "drop": x_t,
             }[cell.splice.strategy]
         replaced = torch.cat([seen[0][:, :1], x_hat[None]], dim=1)
-        hook = lm.blocks[later].register_forward_hook(lambda m, i, o, r=replaced: r)
+        hook = lm.blocks[target].register_forward_hook(lambda m, i, o, r=replaced: r)
         logits = lm.model(input_ids=ids).logits[0]
         hook.remove()
         found.append((x_hat, x, cross_entropy(logits[1:-1], ids[0, 2:], reduction="none")))
@@ -153,16 +153,16 @@ def test_all_permuted_is_the_full_match_and_none_is_the_earlier_sae_with_the_lat
 ):
     """Equation 6 at its ends."""
     at = {(*r.values(),)[:7]: r for r in rows}
-    for place in PLACES:
+    for pair in PAIRS:
         for strategy in ("permute", "permute_raw"):
             none, some, every, full = (
-                at[(*place, "a", "t", strategy, q)] for q in (0.0, 0.4, 1.0, None)
+                at[(*pair, "a", "t", strategy, q)] for q in (0.0, 0.4, 1.0, None)
             )
             assert {k: v for k, v in every.items() if k != "quantile"} == {
                 k: v for k, v in full.items() if k != "quantile"
             }
             assert none["explained_variance"] != some["explained_variance"]
-            previous = at[(*place, "none", "t", "reconstruct_previous", None)]
+            previous = at[(*pair, "none", "t", "reconstruct_previous", None)]
             # the biases differ by a constant, which has no variance
             assert none["explained_variance"] == pytest.approx(previous["explained_variance"])
             assert none["loss"] != previous["loss"]
@@ -170,9 +170,9 @@ def test_all_permuted_is_the_full_match_and_none_is_the_earlier_sae_with_the_lat
 
 def test_what_several_ask_for_is_evaluated_once(planned):
     permutes = [s for s in planned.plan.splices if s.strategy.startswith("permute")]
-    # of each place: a by both strategies at q = 0.4 and whole, q = 0 once, b whole; like_a nothing
+    # of each pair: a by both strategies at q = 0.4 and whole, q = 0 once, b whole; like_a nothing
     assert len(permutes) == 2 * (2 * 2 + 1 + 1)
-    assert len(planned.plan.pairings) == 2 * 2
+    assert len(planned.plan.matched) == 2 * 2
     assert len(planned.plan.splices) == 2 * (6 + 3)
 
 
@@ -182,20 +182,22 @@ def test_two_sets_of_saes_share_what_needs_none(planned):
     y = {n: dataclasses.replace(sae, origin=SaeOrigin(n, "y", "")) for n, sae in x.items()}
     sets = {"x": x, "y": y, "z": x, "v": {0: x[0], 1: y[1]}}
     saes = {SaeKey(name, n): of_set[n] for name, of_set in sets.items() for n in (0, 1)}
-    places = tuple(Place(name, 0, 1) for name in sets)
-    match = planned.matches.by_arm["b"][PLACES[0]]
-    matches = MatchSet(places, {"b": dict.fromkeys(places, match)})
+    pairs = tuple(Pair.of_layers(0, 1, name) for name in sets)
+    match = planned.matches.by_arm["b"][PAIRS[0]]
+    matches = MatchSet(pairs, {"b": dict.fromkeys(pairs, match)})
     plan, cells = plan_splices(saes, matches, {"b": ARMS["b"]}, STRATEGIES)
     assert len(cells) == 4 * 4
     assert list(plan.saes) == [("x", 0), ("x", 1), ("y", 0), ("y", 1)], "each is encoded once"
-    found = {name: [c.evaluated for c in cells if c.splice.place.saes == name] for name in sets}
+    found = {
+        name: [c.evaluated for c in cells if c.splice.pair.source.suite == name] for name in sets
+    }
     assert found["z"] == found["x"]
     b, previous, current, drop = range(4)
     assert found["y"][drop] == found["x"][drop]
     assert found["v"][current] == found["y"][current]
     assert len({found[name][b] for name in "xyv"}) == 3
-    assert len({found[name][previous] for name in "xyv"}) == 3, "at a place of its own"
-    assert len(plan.pairings) == 3
+    assert len({found[name][previous] for name in "xyv"}) == 3, "at a pair of its own"
+    assert len(plan.matched) == 3
 
 
 def test_a_set_that_shares_saes_has_the_same_numbers(planned, lm, batches, tmp_path):
@@ -203,9 +205,9 @@ def test_a_set_that_shares_saes_has_the_same_numbers(planned, lm, batches, tmp_p
     y = {n: dataclasses.replace(sae, origin=SaeOrigin(n, "y", "")) for n, sae in x.items()}
     sets = {"x": x, "v": {0: x[0], 1: y[1]}}  # the same numbers under two names
     saes = {SaeKey(name, n): of_set[n] for name, of_set in sets.items() for n in (0, 1)}
-    places = tuple(Place(name, 0, 1) for name in sets)
-    match = planned.matches.by_arm["b"][PLACES[0]]
-    matches = MatchSet(places, {"b": dict.fromkeys(places, match)})
+    pairs = tuple(Pair.of_layers(0, 1, name) for name in sets)
+    match = planned.matches.by_arm["b"][PAIRS[0]]
+    matches = MatchSet(pairs, {"b": dict.fromkeys(pairs, match)})
     plan, cells = plan_splices(saes, matches, {"b": ARMS["b"]}, STRATEGIES)
     sums = evaluate_texts(plan, lm, {"t": batches}, TrainerSpec(accelerator="cpu"), tmp_path)
     tables = Tables(plan, sums, Intervals())
@@ -236,10 +238,10 @@ def test_delta_loss_is_against_the_same_tokens_of_the_original(lm, rows):
 def test_contrasts_switch_one_thing(planned, sums):
     """Equal matches differ by nothing, whatever text is left out."""
     tables = Tables(planned.plan, {"t": sums}, Intervals()).strategies(planned.cells)
-    rows = {(*(r[k] for k in ("layer_from", "arm", "strategy", "against_arm", "against_strategy",
+    rows = {(*(r[k] for k in ("source_layer", "arm", "strategy", "against_arm", "against_strategy",
                               "quantile")),): r for r in tables["contrasts"]}  # fmt: skip
     assert len(tables["contrasts"]) == len(rows) == 2 * (4 + 3 + 10 * 3)
-    strategies = {(r["layer_from"], r["arm"], r["strategy"], r["quantile"]): r
+    strategies = {(r["source_layer"], r["arm"], r["strategy"], r["quantile"]): r
                   for r in tables["strategies"]}  # fmt: skip
     for (start, arm, strategy, against, other, quantile), row in rows.items():
         expected = (
@@ -267,21 +269,24 @@ def test_co_activation_equals_counting_by_hand(planned, lm, sums):
     active = {key: planned.saes[key].encode(x) > 0 for key, x in states.items()}
     tables = Tables(planned.plan, {"t": sums}, Intervals())
     rows = tables.activations(planned.matches)["activations"]
-    assert [row["dataset"] for row in rows] == ["t", "all"] * len(PLACES) * len(ARMS)
+    assert [row["dataset"] for row in rows] == ["t", "all"] * len(PAIRS) * len(ARMS)
     for row in rows:
-        place = Place("default", row["layer_from"], row["layer_to"])
-        match = planned.matches.by_arm[row["arm"]][place]
-        own, partner = active[place.earlier], active[place.later][:, match.partners()]
+        pair = Pair.of_layers(row["source_layer"], row["target_layer"])
+        match = planned.matches.by_arm[row["arm"]][pair]
+        own, partner = active[pair.source], active[pair.target][:, match.partners()]
         both = (own & partner).sum().item()
         assert row["matching_score"] == pytest.approx(both / own.sum().item())
         assert row["n_live"] + row["n_dead"] == own.shape[1]
-        assert torch.equal(tables.fired(place.earlier), own.sum(dim=0))
-        for n, one in zip((3, 5), tables.features(place, match, [3, 5]), strict=True):
+        assert torch.equal(tables.fired(pair.source), own.sum(dim=0))
+        for n, one in zip((3, 5), tables.features(pair, match, [3, 5]), strict=True):
             together, fired = int((own & partner)[:, n].sum()), int(own[:, n].sum())
             either = int((own | partner)[:, n].sum())
             assert one["matching_score"] == pytest.approx(together / fired if fired else 0)
             assert one["jaccard"] == pytest.approx(together / either if either else 0)
-            assert (one["n_fired_from"], one["n_fired_to"]) == (fired, int(partner[:, n].sum()))
+            assert (one["n_fired_source"], one["n_fired_target"]) == (
+                fired,
+                int(partner[:, n].sum()),
+            )
             assert one["jaccard_low"] <= one["jaccard_high"]
     for key, row in zip(planned.saes, tables.layers(list(planned.saes)), strict=True):
         assert row["mean_l0"] == pytest.approx(active[key].sum().item() / len(states[key]))
@@ -345,7 +350,7 @@ def test_a_damaged_file_of_sums_is_refused(planned, lm, batches, tmp_path):
 def test_a_model_that_is_spread_over_devices_gives_the_same_sums(
     planned, batches, sums, tiny, tmp_path
 ):
-    """Half of its blocks fetch their weights from disk, by a forward that must be left in place."""
+    """Half of its blocks fetch their weights from disk, by a forward that must be left in pair."""
     pytest.importorskip("accelerate")
     whole = ("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head")
     spread = dict.fromkeys([*whole, "model.layers.0", "model.layers.1"], "cpu")

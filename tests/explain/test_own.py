@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from chat.judge_server import JudgeServer
 
+from chat.judge_server import JudgeServer
 from saematch.chat.model import ChatModel
 from saematch.core.pairs import SaeKey
 from saematch.explain.contexts import Contexts, KeptContexts, TextPass

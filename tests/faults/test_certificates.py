@@ -14,9 +14,10 @@ from saematch import Match, solve_assignment
 from saematch.core.pairs import SaeKey
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Greedy, MutualNearest, Optimal, Random, Scipy
-from saematch.matching.matches import match_places, places_of
+from saematch.matching.matches import match_pairs
 from saematch.matching.objectives.factors import Factors, by_distance
 from saematch.matching.objectives.parts import Parts
+from saematch.matching.pairing import FromStarts, Neighbours
 from saematch.matching.planted import planted
 from saematch.matching.solver.certificate import prove
 from saematch.matching.solver.products import Plan, Products, Regime
@@ -165,7 +166,7 @@ def test_A9_all_pairs_of_a_clear_optimum_are_certain():
     assert solution.certificate.certain == 1.0
     assert np.array_equal(order.numpy()[solution.columns], np.arange(300))
     twice = solve_assignment(torch.cat([x, x[:1]]), torch.cat([x, x[:1]]))
-    assert twice.certain.sum() == 299, "the two equal features may change places"
+    assert twice.certain.sum() == 299, "the two equal features may change pairs"
 
 
 def test_A9_certain_needs_a_margin_above_the_slack_of_any_match():
@@ -184,14 +185,14 @@ def test_A9_certain_needs_a_margin_above_the_slack_of_any_match():
 
 
 def test_A9_certificates_are_kept_with_a_match_and_given_in_the_tables(cli, tmp_path):
-    message, output = cli("run_id=a", "logger=none", "tasks=[match]", "arms=[folded,random]")
+    message, output = cli("run_id=a", "logger=none", "evaluations=[]", "arms=[folded,random]")
     assert message is None
     folder = tmp_path / "outputs/match/a"
     results = json.loads((folder / "results.json").read_text())
     rows = {row["arm"]: row for row in results["tables"]["matches"]}
     names = ("value", "bound", "chance", "gap", "gap_over_chance", "n_90", "certain")
     for arm, row in rows.items():
-        match, _ = Match.load(folder / f"matches/{arm}/{row['layer_from']}-{row['layer_to']}"
+        match, _ = Match.load(folder / f"matches/{arm}/{row['source_layer']}-{row['target_layer']}"
                               ".safetensors")  # fmt: skip
         assert {name: getattr(match.certificate, name) for name in names} == {
             name: row[name] for name in names
@@ -210,9 +211,9 @@ def test_A9_certificates_are_kept_with_a_match_and_given_in_the_tables(cli, tmp_
 ASSIGNMENTS = (Optimal(tolerance=0.0), Scipy(), Greedy(), MutualNearest())
 
 
-def widths(n_from, n_to, offset=0.0):
+def widths(n_source, n_target, offset=0.0):
     """SAEs of two widths in units of 1/64, so that an offset is added without rounding."""
-    saes = [random_sae(k, 3, n) for k, n in enumerate((n_from, n_to))]
+    saes = [random_sae(k, 3, n) for k, n in enumerate((n_source, n_target))]
     parts = ("W_enc", "W_dec", "b_enc")
     exact = [{p: (getattr(sae, p) * 64).round() / 64 + offset for p in parts} for sae in saes]
     return [replace(sae, **values) for sae, values in zip(saes, exact, strict=True)]
@@ -228,18 +229,18 @@ def distances(earlier, later):
 
 
 @pytest.mark.parametrize("offset", [0.0, 512.0])
-@pytest.mark.parametrize(("n_from", "n_to"), [(4, 7), (7, 4)])
-def test_A9_layers_of_two_widths_get_the_least_squared_error(n_from, n_to, offset):
+@pytest.mark.parametrize(("n_source", "n_target"), [(4, 7), (7, 4)])
+def test_A9_layers_of_two_widths_get_the_least_squared_error(n_source, n_target, offset):
     """Long vectors of the wider layer are not preferred; a common offset changes nothing."""
-    earlier, later = widths(n_from, n_to)
+    earlier, later = widths(n_source, n_target)
     error = distances(earlier, later)
-    of_narrow = error if n_from < n_to else error.T
+    of_narrow = error if n_source < n_target else error.T
     ways = [list(way) for way in itertools.permutations(range(7), 4)]
     best = min(ways, key=lambda way: of_narrow[range(4), way].sum())
-    factors = Parts().factors(*widths(n_from, n_to, offset))
+    factors = Parts().factors(*widths(n_source, n_target, offset))
     for assignment in ASSIGNMENTS[:2]:
         match = assignment(factors)
-        if n_from > n_to:
+        if n_source > n_target:
             match = match.inverse()
         assert match.partners().tolist() == best
         least = of_narrow[range(4), best].sum()
@@ -279,19 +280,22 @@ def test_A17_random_matches_differ_between_pairs_of_a_run_and_repeat(tmp_path):
         "composed": Arm("threshold", Parts(), Random(0), compose=True),
         "other_seed": Arm("threshold", Parts(), Random(1)),
     }
-    places = (*places_of(["default"], range(4), [0, 1, 2]), *places_of(["other"], range(2), None))
+    pairs = (
+        *FromStarts([0, 1, 2])({"default": range(4)}),
+        *Neighbours()({"other": range(2)}),
+    )
 
     def hashes(name):
         folder = tmp_path / name
-        return match_places(saes, places, arms, MatchStore(folder / "cache"), folder).hashes
+        return match_pairs(saes, pairs, arms, MatchStore(folder / "cache"), folder).hashes
 
     first, again = hashes("first"), hashes("again")
     assert first == again == hashes("first"), "solved, solved elsewhere and read"
     drawn = [h for arm in ("random", "other_seed") for h in first[arm].values()]
     assert len(set(drawn)) == len(drawn) == 2 * 7
     assert first["random"] == first["folded_otherwise"], "of the pair, not of its vectors"
-    steps = [first["composed"][place] == first["random"][place] for place in places]
-    assert steps == [place.layer_to - place.layer_from == 1 for place in places]
+    steps = [first["composed"][pair] == first["random"][pair] for pair in pairs]
+    assert steps == [pair.target.layer - pair.source.layer == 1 for pair in pairs]
 
 
 def test_A17_the_pair_has_the_same_name_in_any_folder_and_another_for_other_weights():
@@ -313,7 +317,7 @@ def test_A17_the_pair_has_the_same_name_in_any_folder_and_another_for_other_weig
 
 @pytest.mark.parametrize("tolerance", ["inf", "nan", "-1.0"])
 def test_B16_a_tolerance_that_is_no_gap_is_refused_by_name(tolerance, cli):
-    message, _ = cli(f"assignment.tolerance={tolerance}", "logger=none", "run_id=a")
+    message, _ = cli(f"matcher.tolerance={tolerance}", "logger=none", "run_id=a")
     assert "tolerance" in message
     assert tolerance.removesuffix(".0") in message
     assert "Traceback" not in message

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saematch.core.match import Match
-from saematch.core.pairs import Place, SaeKey
+from saematch.core.pairs import Pair, SaeKey
 from saematch.core.results import Results
 from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.match_tables import live_recall
@@ -42,7 +42,7 @@ def test_A14_without_any_partner_there_is_no_score_of_partners():
 
 
 def test_A14_a_partial_match_counts_its_unmatched_features(cli, tmp_path):
-    message, _ = cli("tasks=[match,activations]", "arms=[mutual_nearest,random]", "logger=none",
+    message, _ = cli("evaluations=[co_activation]", "arms=[mutual_nearest,random]", "logger=none",
                      "run_id=a", "layers=[0,1]")  # fmt: skip
     assert message is None
     folder = tmp_path / "outputs/match/a"
@@ -51,7 +51,7 @@ def test_A14_a_partial_match_counts_its_unmatched_features(cli, tmp_path):
         match, _ = Match.load(folder / f"matches/{row['arm']}/0-1.safetensors")
         parts = row["n_unmatched"] + row["n_dead_partners"] + row["n_both_live"]
         assert parts == row["n_live"]
-        assert row["n_live"] + row["n_dead"] == match.n_from
+        assert row["n_live"] + row["n_dead"] == match.n_source
         n_without = int((match.partners() < 0).sum())
         assert row["n_unmatched"] <= n_without
         assert n_without - row["n_unmatched"] <= row["n_dead"]
@@ -64,7 +64,7 @@ def test_A14_a_partial_match_counts_its_unmatched_features(cli, tmp_path):
 
 
 def test_A14_recall_over_live_features_by_hand():
-    place = Place("default", 0, 1)
+    pair = Pair.of_layers(0, 1)
     truth = Match.from_columns(torch.tensor([0, 1, 2, -1, 4]), 5)
     found = Match.from_columns(torch.tensor([0, 2, 1, 3, 4]), 5)  # 0 and 4 are right
     fired = torch.tensor([3, 1, 0, 7, 2])  # live are 0, 1, 3 and 4; 3 has no true partner
@@ -74,7 +74,7 @@ def test_A14_recall_over_live_features_by_hand():
         asked.append(key)
         return fired
 
-    matches = MatchSet((place,), {"a": {place: found}})
+    matches = MatchSet((pair,), {"a": {pair: found}})
     assert found.agreement(truth) == 2 / 4
     assert list(live_recall(matches, lambda _: truth, tokens)) == [2 / 3]
     assert asked == [SaeKey("default", 0)], "the source features"
@@ -83,7 +83,7 @@ def test_A14_recall_over_live_features_by_hand():
 
 
 def test_A14_recall_over_live_features_is_in_a_run(cli, tmp_path):
-    message, output = cli("tasks=[match,activations]", "arms=[folded,random]", "layers=[3,4]",
+    message, output = cli("evaluations=[co_activation]", "arms=[folded,random]", "layers=[3,4]",
                           "dataset.n_texts=2", "dataset.max_tokens=8", "logger=none", "run_id=a",
                           "trainer.accelerator=cpu", "figures=[]", base=[])  # fmt: skip
     assert message is None
@@ -113,14 +113,14 @@ def test_B23_a_run_of_one_pair_draws_points_with_intervals(cli, tmp_path):
     ends = [bar.get_segments()[0][:, 1].tolist() for bar in axis.collections]
     expected = [[row[f"explained_variance_{end}"] for end in ("low", "high")] for row in rows]
     assert ends == [pytest.approx(pair) for pair in expected]
-    places = [line.get_xdata()[0] for line in axis.lines if line.get_marker() not in ("None", "")]
-    assert len(set(places)) == len(rows), "side by side"
+    pairs = [line.get_xdata()[0] for line in axis.lines if line.get_marker() not in ("None", "")]
+    assert len(set(pairs)) == len(rows), "side by side"
 
 
 def test_B23_a_figure_that_is_left_out_says_what_it_needs(tmp_path, caplog):
     assert set(NEEDS) == set(FIGURES) | set(OF_TRAINING)
-    place = {"saes": "x", "layer_from": 0, "layer_to": 1}
-    match = {**place, "arm": "folded", "value": 1.0}
+    pair = {"saes": "x", "source_layer": 0, "target_layer": 1}
+    match = {**pair, "arm": "folded", "value": 1.0}
     tables = {"matches": [match], "layers": []}
     with caplog.at_level(logging.WARNING):
         assert draw_figures(tables, ["persistence"], tmp_path) == {}

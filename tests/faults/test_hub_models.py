@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from sae.sources.hub_server import COMMIT, LATER, RELEASES, Hub, files, serving
-from sae.sources.test_hub import register
 
 from conftest import random_sae, tiny_overrides
+from sae.sources.hub_server import COMMIT, LATER, RELEASES, Hub, files, serving
+from sae.sources.test_hub import register
 from saematch.core.files import write_json
 
 SAES = RELEASES["gemma"][0]
@@ -30,7 +30,7 @@ def ran(model, folder, run):
     log.setLevel(logging.INFO)
     own = [s for s in tiny_overrides(Path(os.environ["TINY"])) if not s.startswith("sae")]
     release = ["sae=saelens", "sae.release=gemma", 'sae.id_template="layer_{layer}"']
-    tasks = ["tasks=[match,activations]", "layers=[2,3]", "logger=none", "figures=[]"]
+    tasks = ["evaluations=[co_activation]", "layers=[2,3]", "logger=none", "figures=[]"]
     settings = [*own, *release, *tasks, f"model.path={model}", "intervals.n_replicates=20"]
     try:
         results = do(*build(settings), folder / run)

@@ -17,8 +17,8 @@ from threading import Event
 
 import psutil
 import pytest
-from chat.judge_server import JudgeServer, same_text
 
+from chat.judge_server import JudgeServer, same_text
 from commands import command
 from conftest import tiny_overrides
 from saematch.chat import asking
@@ -77,7 +77,7 @@ def tables(path: Path) -> dict:
 
 
 MATCH = ["logger=none", "figures=[]", "trainer.batch_size=1", "arms=[folded,random]"]  # fmt: skip
-JUDGED = [*MATCH, "tasks=[match]", "judging.n_paths=6", "judging.random=4", "judging.identity=3",
+JUDGED = [*MATCH, "evaluations=[]", "judging.n_paths=6", "judging.random=4", "judging.identity=3",
           "judging.ceiling=2", "explain=jsonl", "explain.path=labels.jsonl"]  # fmt: skip
 TRAIN = [
     "task=train_saes", "logger=none", "layers=[1,2]", "dataset.n_texts=null",
@@ -163,7 +163,7 @@ def test_A8_a_sweep_records_the_job_in_progress_and_resumes_it(signalled, cli, t
 
 
 def test_A8_a_multirun_records_the_job_in_progress(signalled, tiny, tmp_path):
-    words = ["--multirun", "matching=both,decoder", *tiny_overrides(tiny), *MATCH]
+    words = ["--multirun", "objective=both,decoder", *tiny_overrides(tiny), *MATCH]
     code, said = signalled(TEXTS, 8, signal.SIGTERM, *words, base=[])
     (folder,) = (tmp_path / "outputs/match").iterdir()
     states = [Results.load(folder / job / "results.json").status for job in "01"]

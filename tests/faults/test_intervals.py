@@ -9,7 +9,7 @@ import torch
 from scipy.stats import t as student
 
 from populations import Population, metrics
-from saematch.core.pairs import Place
+from saematch.core.pairs import Pair
 from saematch.core.results import Results
 from saematch.evaluate.contrasts import strategy_contrasts
 from saematch.evaluate.intervals import Intervals
@@ -147,8 +147,8 @@ def test_A14_contrasts_with_copying_the_hidden_state_are_paired():
     difficulty = random.lognormal(0, 1, n)  # shared by both cells, so the difference varies less
     losses = {"permute": counts * difficulty, "drop": counts * (difficulty - random.random(n))}
     replicates = Intervals().replicates([n])
-    place = Place("default", 0, 1)
-    cells = [Cell(arm, Splice(strategy, place), Splice(strategy, place))
+    pair = Pair.of_layers(0, 1)
+    cells = [Cell(arm, Splice(strategy, pair), Splice(strategy, pair))
              for arm, strategy in (("folded", "permute"), ("none", "drop"))]  # fmt: skip
     values = []
     for cell in cells:
@@ -199,7 +199,7 @@ def test_A13_fewer_than_30_texts_give_one_warning(tables_of, caplog, n_texts, se
 
 def test_A13_every_interval_of_a_run_contains_its_estimate(cli, tmp_path):
     message, output = cli(
-        "tasks=[match,evaluate,paths]", "judge=overlap", "arms=[folded,random,as_trained]",
+        "evaluations=[skipping,paths]", "judge=overlap", "arms=[folded,random,as_trained]",
         "strategies=[drop,reconstruct_current,reconstruct_previous]", "logger=none", "run_id=a",
     )  # fmt: skip
     assert message is None
@@ -222,12 +222,12 @@ def test_A13_every_interval_of_a_run_contains_its_estimate(cli, tmp_path):
 
 def check_contrasts(tables):
     """Each difference is that of the two estimates."""
-    keys = ("layer_from", "dataset", "arm", "strategy", "quantile")
+    keys = ("source_layer", "dataset", "arm", "strategy", "quantile")
     cells = {tuple(row[key] for key in keys): row for row in tables["strategies"]}
     for row in tables["contrasts"]:
         cell = cells[tuple(row[key] for key in keys)]
-        place = (row["layer_from"], row["dataset"])
-        other = cells[*place, row["against_arm"], row["against_strategy"], None]
+        pair = (row["source_layer"], row["dataset"])
+        other = cells[*pair, row["against_arm"], row["against_strategy"], None]
         for metric in ("explained_variance", "delta_loss"):
             expected = cell[metric] - other[metric]
             assert row[f"{metric}_difference"] == pytest.approx(expected, abs=1e-12)
@@ -235,12 +235,12 @@ def check_contrasts(tables):
                if row["against_arm"] == "none"}  # fmt: skip
     matchless = ("drop", "reconstruct_current", "reconstruct_previous")
     assert against == {(a, s) for a in ("folded", "random", "as_trained") for s in matchless}
-    keys = ("layer_from", "dataset", "arm")
+    keys = ("source_layer", "dataset", "arm")
     scores = {tuple(row[key] for key in keys): row for row in tables["activations"]}
     assert len(tables["activation_contrasts"]) == len(scores)  # three arms make three pairs
     for row in tables["activation_contrasts"]:
         score = scores[tuple(row[key] for key in keys)]
-        other = scores[row["layer_from"], row["dataset"], row["against_arm"]]
+        other = scores[row["source_layer"], row["dataset"], row["against_arm"]]
         for metric in ("matching_score", "matching_score_macro", "jaccard"):
             expected = score[metric] - other[metric]
             assert row[f"{metric}_difference"] == pytest.approx(expected, abs=1e-12)

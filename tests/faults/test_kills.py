@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import psutil
 import pytest
-from chat.judge_server import JudgeServer
 from safetensors import safe_open
 
+from chat.judge_server import JudgeServer
 from commands import FORKS, forked
 from conftest import tiny_overrides
 from saematch.core.results import Results
@@ -39,7 +39,7 @@ TRAINING = [
     "collection.held_out=8", "training.n_features=20", "training.target_l0=3.0",
     "training.samples=1600", "training.batch=16",
 ]  # fmt: skip
-JUDGING = ["tasks=[match,explain]", "explain=own", "judging.n_paths=10", "arms=[folded,random]"]
+JUDGING = ["evaluations=[explain]", "explain=own", "judging.n_paths=10", "arms=[folded,random]"]
 
 KINDS: dict[str, list[list[str]]] = {
     "match": [["arms=[folded,unfolded,random]"]],

@@ -22,7 +22,7 @@ from saematch.run import run, run_folders, tracking
 from saematch.run.resuming import finished_as, settings_of
 from saematch.run.run_folders import claimed, run_folder
 
-SMALL = ["logger=none", "tasks=[match]", "arms=[folded]", "layers=[0,1]"]
+SMALL = ["logger=none", "evaluations=[]", "arms=[folded]", "layers=[0,1]"]
 A = Path("outputs/match/a")
 
 

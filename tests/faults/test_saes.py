@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from sae.sources.test_disk import D, F, X, dictionary, gemma, gemma_2, random, sparsify, write_json
 from safetensors.torch import load_file, save_file
 
 from conftest import random_sae, tiny_overrides, write_sae
+from sae.sources.test_disk import D, F, X, dictionary, gemma, gemma_2, random, sparsify, write_json
 from sae.test_architectures import D as WIDTH
 from sae.test_architectures import F as FEATURES
 from sae.test_architectures import X as STATES
@@ -594,7 +594,7 @@ def test_A18_a_match_of_biases_alone_is_said_with_the_remedy(cli, tiny, tmp_path
         save_file(weights, folder / "sae_weights.safetensors")
     own = [s for s in tiny_overrides(tiny) if not s.startswith("sae.path")]
     base = [*own, f'sae.path="{tmp_path}/relu/layer_{{layer}}"', "logger=none", "figures=[]",
-            "tasks=[match,activations]", "layers=[0,1]", "stand_in=activation"]  # fmt: skip
+            "evaluations=[co_activation]", "layers=[0,1]", "stand_in=activation"]  # fmt: skip
     message, output = cli("stand_in.quantile=0.0", "run_id=low", base=base)
     assert message is None
     assert BIASED in " ".join((output.out + output.err).split())
@@ -602,7 +602,7 @@ def test_A18_a_match_of_biases_alone_is_said_with_the_remedy(cli, tiny, tmp_path
     assert all(row["bias_share"] > 0.5 for row in results["tables"]["layers"])
 
 
-BIASED = "so the match of all parts is a match of the biases: set matching=decoder"
+BIASED = "so the match of all parts is a match of the biases: set objective=decoder"
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_A11_training_on_nothing_is_refused(setting, words):
         ("strategies=[drop,drop]", "strategies=['drop', 'drop'] names 'drop' twice"),
         ("arms.folded.decode=[permute,permute]", "arms.decode"),
         ("layers=[2,2]", "layers=[2, 2] names 2 twice"),
-        ("tasks=[match,match]", "names 'match' twice"),
+        ("evaluations=[]", "names 'match' twice"),
         ("figures=[mse,mse]", "names 'mse' twice"),
         ("paths.features=[7,7]", "names 7 twice"),
         ("dataset.kinds=[zoo_prose,zoo_prose]", "dataset.kinds"),
@@ -91,7 +91,7 @@ def test_A16_a_sweep_over_a_bad_seed_is_refused_by_the_plan(tmp_path, monkeypatc
         ("strategies=null", "strategies=None must be a list"),
         ("cache=5", "cache=5 must be a valid string"),
         ("paths.features=[a]", "paths.features=['a'] item 0 must be a valid integer"),
-        ("assignment.device=foo", "device='foo' is not the name of a device"),
+        ("matcher.device=foo", "device='foo' is not the name of a device"),
         ("intervals.n_replicates=2.5", "intervals.n_replicates=2.5 must be a valid integer"),
         ("model.path=null", "model.path=None must be a valid string"),
         ("dataset.max_tokens=x", "dataset.max_tokens='x' must be a valid integer"),
@@ -139,9 +139,9 @@ def test_B16_a_number_as_the_path_of_saes():
 
 def test_B10_library_specs_refuse_what_the_command_line_refuses():
     with pytest.raises(ValueError, match=r"arms\.objective='both' must be of class Parts"):
-        Arm(fold="threshold", objective="both", assignment=Optimal())  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"arms\.assignment='optimal' must be of class Assignment"):
-        Arm(fold="threshold", objective=Parts(), assignment="optimal")  # type: ignore[arg-type]
+        Arm(fold="threshold", objective="both", matcher=Optimal())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"arms\.matcher='optimal' must be of class Matcher"):
+        Arm(fold="threshold", objective=Parts(), matcher="optimal")  # type: ignore[arg-type]
 
 
 def test_a_spec_checks_types_before_its_own_rules_and_converts_nothing():

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from conftest import N_FEATURES, TEXTS, tiny_overrides
-from saematch.core.pairs import Place, SaeKey
+from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.plan import evaluate_texts, plan_splices
 from saematch.evaluate.tables import Tables
@@ -18,7 +18,7 @@ from saematch.explain.contexts import TextPass, collect_contexts
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Random
-from saematch.matching.matches import match_places
+from saematch.matching.matches import match_pairs
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.store import MatchStore
 from saematch.sae.folding import fold
@@ -43,7 +43,7 @@ SPOILED = (
 CUT = 14
 CPU = TrainerSpec(accelerator="cpu")
 KEYS = tuple(SaeKey("default", layer) for layer in range(4))
-PLACE = Place("default", 1, 2)
+PAIR = Pair.of_layers(1, 2)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def plain(lm, earlier, later, match, strategy):
     found = []
     for text in SPOILED:
         ids, counts = plain_ids(lm, text)
-        x_t, x = (resid_post(lm, ids)[n] for n in PLACE[1:])
+        x_t, x = (resid_post(lm, ids)[n] for n in PAIR[1:])
         if strategy == "permute":
             features = fold(earlier, "threshold").encode(x_t)
             x_hat = fold(later, "threshold").decode(match.apply(features))
@@ -133,12 +133,12 @@ def test_A2_what_the_tokenizer_marks_is_special_and_so_is_the_bos_that_is_named(
 
 def test_A2_skipped_layers_equal_plain_hooks(lm, saes, batches, tmp_path):
     arms = {"a": Arm("threshold", Parts(), Random(1), ("permute",))}
-    matches = match_places(saes, (PLACE,), arms, MatchStore(tmp_path / "m"), tmp_path)
+    matches = match_pairs(saes, (PAIR,), arms, MatchStore(tmp_path / "m"), tmp_path)
     plan, cells = plan_splices(saes, matches, arms, ("drop", "reconstruct_current"))
     sums = evaluate_texts(plan, lm, {"t": batches}, CPU, tmp_path)
     tables = Tables(plan, sums, Intervals())
-    match = matches.by_arm["a"][PLACE]
-    earlier, later = saes[PLACE.earlier], saes[PLACE.later]
+    match = matches.by_arm["a"][PAIR]
+    earlier, later = saes[PAIR.earlier], saes[PAIR.later]
     masks = [plain_ids(lm, text)[1] for text in SPOILED]
     n_special = sum(len(counts) - 1 - int(counts.sum()) for counts in masks)
     rows = tables.strategies(cells)["strategies"]
@@ -173,7 +173,7 @@ def test_A2_a_bos_in_front_of_every_text_changes_nothing(cli, tiny, tmp_path):
         lines = [json.dumps({"text": first + text}) for text in TEXTS]
         (tmp_path / "t.jsonl").write_text("\n".join(lines))
         base = [s for s in tiny_overrides(tiny) if not s.startswith("dataset.paths")]
-        base += ["figures=[]", "logger=none", "tasks=[match,evaluate]", "dataset.paths=[t.jsonl]"]
+        base += ["figures=[]", "logger=none", "evaluations=[skipping]", "dataset.paths=[t.jsonl]"]
         base += ["layers=[1,2]"]
         assert cli(f"run_id={name}", base=base)[0] is None
         found = json.loads((tmp_path / f"outputs/match/{name}/results.json").read_text())

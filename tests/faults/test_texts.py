@@ -10,10 +10,10 @@ import pandas
 import pytest
 
 from conftest import TEXTS, tiny_overrides
+from saematch.chat.answers import json_object
 from saematch.core.files import parse_json
 from saematch.core.results import Results
 from saematch.explain.jsonl import JsonlExplanations, _lines
-from saematch.chat.answers import json_object
 from saematch.lm.source import LmSource
 from saematch.run.resuming import refuse_other_run
 from saematch.sae.sources.disk import SaeFolders
@@ -199,7 +199,7 @@ def test_B19_a_home_in_any_path(cli, tiny, tmp_path, monkeypatch):
     assert JsonlExplanations("~/e.jsonl").path == f"{home}/e.jsonl"
     settings = ["dataset=local", "dataset.paths=[~/texts.jsonl]", "model=local", "model.path=~/lm"]
     settings += ["sae=disk", 'sae.path="~/saes/layer_{layer}"', 'cache="~/kept"', "model.name=tiny"]
-    settings += ["tasks=[match,activations]", "logger=none", "figures=[]", "layers=[1,2]"]
+    settings += ["evaluations=[co_activation]", "logger=none", "figures=[]", "layers=[1,2]"]
     assert cli(*settings, "trainer.accelerator=cpu", "run_id=a", base=[])[0] is None
     assert list((home / "kept/tokens").glob("*.safetensors"))
     assert not (tmp_path / "~").exists()
@@ -257,7 +257,7 @@ def load_text(path, content):
 
 
 def test_B19_fewer_texts_than_asked_for_are_all_taken_and_said(cli, tiny, tmp_path):
-    settings = ["dataset.n_texts=50", "tasks=[match,activations]", "logger=none", "layers=[1,2]"]
+    settings = ["dataset.n_texts=50", "evaluations=[co_activation]", "logger=none", "layers=[1,2]"]
     numbers = []
     for run in ("a", "b"):  # the second one reads the tokens of the first
         message, printed = cli(*settings, f"run_id={run}")

@@ -28,7 +28,7 @@ from saematch.training.trained import save_sae
 SOURCE = Path(saematch.__file__).parent
 FULL = "No space left on device"
 A = Path("outputs/match/a")
-SMALL = ["logger=none", "tasks=[match]", "arms=[folded]", "layers=[0,1,2]", "run_id=a"]
+SMALL = ["logger=none", "evaluations=[]", "arms=[folded]", "layers=[0,1,2]", "run_id=a"]
 
 # B8
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from chat.judge_server import JudgeServer
 
+from chat.judge_server import JudgeServer
 from conftest import N_FEATURES, random_sae
 from saematch.chat.model import ChatModel
 from saematch.core.match import Match
-from saematch.core.pairs import NO_ARM, Place, SaeKey
+from saematch.core.pairs import NO_ARM, Pair, SaeKey
 from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.weights import feature_mse
 from saematch.explain.explanations import Explanation
@@ -60,10 +60,10 @@ def matches():
     """``same`` pairs equal features; ``next`` each with the one after it, the last with none."""
     same = list(range(N_FEATURES))
     after = [*range(1, N_FEATURES), -1]
-    places = (Place("default", 0, 1), Place("default", 1, 2))
-    by_arm = {name: {p: match_of(columns) for p in places}
+    pairs = (Pair.of_layers(0, 1), Pair.of_layers(1, 2))
+    by_arm = {name: {p: match_of(columns) for p in pairs}
               for name, columns in (("same", same), ("next", after))}  # fmt: skip
-    return MatchSet(places, by_arm)
+    return MatchSet(pairs, by_arm)
 
 
 @pytest.fixture
@@ -81,35 +81,35 @@ def judged(matches, server, tmp_path, explanations=None, second=None, starts=Non
 
 def test_paths_are_followed_from_match_to_match(matches):
     items = path_items(matches, None, Judging(n_paths=6), Words(), np.random.default_rng(0))
-    first = [i for i in items if i.place.layer_from == 0]
+    first = [i for i in items if i.pair.source.layer == 0]
     for arm in ("same", "next"):
-        chosen = {i.path: i.feature_from for i in first if i.arm == arm}
+        chosen = {i.path: i.source_feature for i in first if i.arm == arm}
         step = 0 if arm == "same" else 1
         for item in items:
             if item.arm == arm:
-                assert item.feature_from == chosen[item.path] + step * item.place.layer_from
-                assert item.feature_to == item.feature_from + step
+                assert item.source_feature == chosen[item.path] + step * item.pair.source.layer
+                assert item.target_feature == item.source_feature + step
                 assert item.start == 0
-    assert {i.path: i.feature_from for i in first if i.arm == "same"} == dict(
-        enumerate(dict.fromkeys(i.feature_from for i in first if i.arm == "same"))
+    assert {i.path: i.source_feature for i in first if i.arm == "same"} == dict(
+        enumerate(dict.fromkeys(i.source_feature for i in first if i.arm == "same"))
     )
 
 
 def test_a_path_ends_where_there_is_no_partner(matches):
     items = path_items(matches, None, Judging(n_paths=24), Words(), np.random.default_rng(0))
-    lengths = [sum(i.arm == "next" and i.place.layer_from == n for i in items) for n in (0, 1)]
+    lengths = [sum(i.arm == "next" and i.pair.source.layer == n for i in items) for n in (0, 1)]
     assert lengths == [N_FEATURES - 1, N_FEATURES - 2]
 
 
 def test_with_starts_every_place_asks_for_the_first_layers_features(matches):
     same = match_of(list(range(N_FEATURES)))
-    places = (Place("default", 0, 1), Place("default", 0, 2), Place("default", 1, 2))
-    starting = MatchSet(places, {"same": dict.fromkeys(places, same)})
+    pairs = (Pair.of_layers(0, 1), Pair.of_layers(0, 2), Pair.of_layers(1, 2))
+    starting = MatchSet(pairs, {"same": dict.fromkeys(pairs, same)})
     items = path_items(starting, [0, 1], Judging(n_paths=5), Words(), np.random.default_rng(0))
-    drawn = [[i.feature_from for i in items if i.place == place] for place in places]
+    drawn = [[i.source_feature for i in items if i.pair == pair] for pair in pairs]
     assert drawn[0] == drawn[1] != drawn[2]
     assert not {3, 9} & set(drawn[2]), "drawn from explained features"
-    assert {(i.place.layer_from, i.start) for i in items} == {(0, 0), (1, 1)}
+    assert {(i.pair.source.layer, i.start) for i in items} == {(0, 0), (1, 1)}
 
 
 def test_every_item_has_a_verdict_and_equal_questions_are_asked_once(matches, server, tmp_path):
@@ -117,22 +117,22 @@ def test_every_item_has_a_verdict_and_equal_questions_are_asked_once(matches, se
     roles = [judgement.item.role for judgement in judgements]
     assert roles.count("pair") == 24 + 24 + 23 + 22
     assert (roles.count("random"), roles.count("identity"), roles.count("ceiling")) == (10, 8, 9)
-    n_questions = len({j.earlier.text + "|" + j.later.text for j in judgements
-                       if j.item.role == "pair" and j.earlier and j.later})  # fmt: skip
+    n_questions = len({j.source.text + "|" + j.target.text for j in judgements
+                       if j.item.role == "pair" and j.source and j.target})  # fmt: skip
     assert roles.count("repeated") == round(n_questions / 2)
     assert roles.count("swapped") == round(
-        len({(j.earlier.text, j.later.text) for j in judgements if j.item.role == "pair"
-             and j.earlier and j.later and j.earlier.text != j.later.text}) / 2
+        len({(j.source.text, j.target.text) for j in judgements if j.item.role == "pair"
+             and j.source and j.target and j.source.text != j.target.text}) / 2
     )  # fmt: skip
     for j in judgements:
-        missing = j.earlier is None or j.later is None
+        missing = j.source is None or j.target is None
         assert (j.verdict.label == "UNEXPLAINED") == missing
         if not missing:
-            same = j.earlier.text == j.later.text
+            same = j.source.text == j.target.text
             twice = j.item.role == "ceiling"
             assert j.verdict.label == ("SAME" if same else "MAYBE" if twice else "DIFFERENT")
     unexplained = {
-        (j.item.place, j.item.arm) for j in judgements if j.verdict.label == "UNEXPLAINED"
+        (j.item.pair, j.item.arm) for j in judgements if j.verdict.label == "UNEXPLAINED"
     }
     assert {arm for _, arm in unexplained} == {"same", "next"}
     assert max(server.delivered.values()) == 2, "what is repeated is asked twice, all else once"
@@ -141,12 +141,12 @@ def test_every_item_has_a_verdict_and_equal_questions_are_asked_once(matches, se
 def test_the_ceiling_is_another_explainer_or_a_paraphrase(matches, server, tmp_path):
     judgements = judged(matches, server, tmp_path)
     ceiling = [j for j in judgements if j.item.role == "ceiling"]
-    assert {(j.earlier.explainer, j.later.explainer) for j in ceiling} == {("a", "b")}
+    assert {(j.source.explainer, j.target.explainer) for j in ceiling} == {("a", "b")}
     assert not any("<note>" in body["messages"][-1]["content"] for body in server.bodies)
     judgements = judged(matches, server, tmp_path, Words(("a",)))
     assert not any(j.item.role == "ceiling" for j in judgements)
     ceiling = [j for j in judgements if j.item.role == "paraphrase"]
-    assert {(j.earlier.explainer, j.later.explainer) for j in ceiling} == {("a", "judge-1")}
+    assert {(j.source.explainer, j.target.explainer) for j in ceiling} == {("a", "judge-1")}
     assert any("<note>" in body["messages"][-1]["content"] for body in server.bodies)
 
 
@@ -184,29 +184,29 @@ def test_a_second_judge_reads_the_same_pairs(matches, server, tmp_path):
     pairs = {j.item: j for j in judgements if j.item.role == "pair"}
     theirs = [j for j in judgements if j.item.role == "second"]
     assert len(theirs) == len(
-        {(j.earlier, j.later) for j in pairs.values() if j.earlier and j.later}
+        {(j.source, j.target) for j in pairs.values() if j.source and j.target}
     )
     for j in theirs:
         first = pairs[replace(j.item, role="pair")]
-        assert (j.earlier, j.later) == (first.earlier, first.later)
+        assert (j.source, j.target) == (first.source, first.target)
         assert j.verdict.label == "SAME"
 
 
-def judgement(role, path, label, place=(0, 1), arm="same", feature=0):
-    item = Item(role, Place("default", *place), arm, 0, path, feature, feature)
+def judgement(role, path, label, pair=(0, 1), arm="same", feature=0):
+    item = Item(role, Pair.of_layers(*pair), arm, 0, path, feature, feature)
     explanation = Explanation("x", "a")
     return Judgement(item, explanation, explanation, Verdict(label))
 
 
 def test_scores_by_hand(saes):
-    """Place 0-1 of three paths: SAME, MAYBE, UNPARSED; 1-2: DIFFERENT, SAME, REFUSED."""
+    """Pair 0-1 of three paths: SAME, MAYBE, UNPARSED; 1-2: DIFFERENT, SAME, REFUSED."""
     labels = {(0, 1): ("SAME", "MAYBE", "UNPARSED"), (1, 2): ("DIFFERENT", "SAME", "REFUSED")}
-    judgements = [judgement("pair", path, label, place)
-                  for place, of_place in labels.items()
-                  for path, label in enumerate(of_place)]  # fmt: skip
+    judgements = [judgement("pair", path, label, pair)
+                  for pair, of_pair in labels.items()
+                  for path, label in enumerate(of_pair)]  # fmt: skip
     judgements += [judgement("random", n, "DIFFERENT", arm=NO_ARM) for n in range(4)]
     tables = judge_tables(judgements, saes, Intervals())
-    rows = {(row["role"], row["layer_from"]): row for row in tables["judge_scores"]}
+    rows = {(row["role"], row["source_layer"]): row for row in tables["judge_scores"]}
     first, overall = rows["pair", 0], rows["pair", None]
     assert first["judge_score"] == 2.5
     assert first["same_share"] == 0.5
@@ -216,7 +216,7 @@ def test_scores_by_hand(saes):
     assert [overall[name] for name in counts] == [6, 2, 1, 1, 1, 1]
     assert rows["random", None]["judge_score"] == rows["random", None]["judge_score_high"] == 1
     assert first["judge_score_low"] <= 2.5 <= first["judge_score_high"]
-    matched = [{"saes": "default", "layer_from": 0, "layer_to": 1, "arm": arm}
+    matched = [{"saes": "default", "source_layer": 0, "target_layer": 1, "arm": arm}
                for arm in ("same", "other")]  # fmt: skip
     score_matches(matched, tables["judge_scores"])
     assert (matched[0]["judge_score"], matched[0]["n_same"]) == (2.5, 1)
@@ -226,12 +226,12 @@ def test_scores_by_hand(saes):
 def test_intervals_are_over_paths_not_over_judgements(saes):
     """Ten steps of each path with one label: as wide as with one step, not narrower."""
     few = [judgement("pair", path, "SAME" if path % 2 else "DIFFERENT") for path in range(20)]
-    many = [replace(j, item=replace(j.item, place=place)) for j in few
-            for place in (Place("default", 0, 1), Place("default", 1, 2))]  # fmt: skip
+    many = [replace(j, item=replace(j.item, pair=pair)) for j in few
+            for pair in (Pair.of_layers(0, 1), Pair.of_layers(1, 2))]  # fmt: skip
     widths = []
     for judgements in (few, many):
         scores = judge_tables(judgements, saes, Intervals())["judge_scores"]
-        (row,) = (r for r in scores if r["layer_from"] is None)
+        (row,) = (r for r in scores if r["source_layer"] is None)
         widths.append(row["judge_score_high"] - row["judge_score_low"])
     assert widths[0] == pytest.approx(widths[1])
 
@@ -263,9 +263,9 @@ def test_errors_by_label_are_those_of_the_pairs(saes):
 
 def test_scores_are_told_by_explainer_pair(saes):
     same, other = judgement("pair", 0, "SAME"), judgement("pair", 1, "DIFFERENT")
-    other = replace(other, later=Explanation("x", "b"))
+    other = replace(other, target=Explanation("x", "b"))
     rows = judge_tables([same, other], saes, Intervals(n_replicates=0))["judge_explainers"]
-    assert [(r["explainer_from"], r["explainer_to"], r["judge_score"]) for r in rows] == [
+    assert [(r["source_explainer"], r["target_explainer"], r["judge_score"]) for r in rows] == [
         ("a", "a", 3.0),
         ("a", "b", 1.0),
     ]

@@ -13,7 +13,7 @@ from saematch.judge.overlap import WordOverlap, words
 from saematch.judge.prompts import JUDGE
 from saematch.judge.verdicts import Verdict, read_verdict
 
-RUN = ["tasks=[match]", "arms=[folded,random]", "intervals.n_replicates=20", "logger=none",
+RUN = ["evaluations=[]", "arms=[folded,random]", "intervals.n_replicates=20", "logger=none",
        "run_id=a", "figures=[]", "layers=[0,1]", "judge=overlap", "judging.swapped=1.0",
        "judging.repeated=0.5"]  # fmt: skip
 
@@ -110,7 +110,7 @@ def test_a_run_judged_twice_by_words_alone(cli, tmp_path):
     roles = {row["role"] for row in rows}
     assert roles == {"pair", "random", "identity", "swapped", "repeated", "second"}
     for row in rows:
-        alike = row["feature_from"] % 5 == row["feature_to"] % 5
+        alike = row["source_feature"] % 5 == row["target_feature"] % 5
         label = "MAYBE" if row["role"] == "second" else "SAME"
         assert row["label"] == (label if alike else "DIFFERENT")
     again = {row["compared"]: row for row in results.tables["judge_agreement"]}

@@ -73,7 +73,7 @@ def test_a_served_model_judges_and_the_counts_add_up(url, tmp_path, capsys):
     with capsys.disabled():
         print(f"\n{labels}")  # noqa: T201
         for row in results.tables["judge_scores"]:
-            if row["layer_from"] is None:
+            if row["source_layer"] is None:
                 print(row["role"], row["arm"], row["judge_score"])  # noqa: T201
         for compared, row in again.items():
             print(compared, "agreement", row["agreement"], "kappa", row["kappa"])  # noqa: T201

@@ -1,59 +1,47 @@
-"""Places, composition and the rows of ``matches``."""
+"""Pairs, composition and the rows of ``matches``."""
 
 import pytest
 import torch
 
 from conftest import random_sae
 from saematch.core.match import Match
-from saematch.core.pairs import Place, SaeKey
+from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate.match_tables import exact_arms, match_rows
 from saematch.evaluate.weights import decoder_norm_change, feature_mse, least
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Optimal, Random
-from saematch.matching.matches import match_places, places_of
+from saematch.matching.matches import match_pairs
 from saematch.matching.objectives.parts import Parts
+from saematch.matching.pairing import FromStarts
 from saematch.matching.store import MatchStore
 from saematch.sae.folding import fold
-
-
-def test_places():
-    assert places_of(["default"], [0, 2, 3], None) == (
-        Place("default", 0, 2),
-        Place("default", 2, 3),
-    )
-    assert [place[1:] for place in places_of(["a"], [0, 2, 3, 5], [2, 0])] == [
-        (0, 2), (0, 3), (0, 5), (2, 3), (2, 5)
-    ]  # fmt: skip
-    assert [place.saes for place in places_of(["a", "b"], [0, 1], None)] == ["a", "b"]
-    assert Place("default", 3, 4).label == "3-4"
-    assert Place("l0_20", 3, 4).label == "l0_20/3-4"
 
 
 def test_composition_goes_through_every_layer_between(tmp_path):
     saes = {SaeKey("default", layer): random_sae(layer, layer=layer) for layer in (0, 1, 3, 4)}
     direct = Arm("threshold", Parts(), Optimal())
     arms = {"direct": direct, "composed": Arm("threshold", Parts(), Optimal(), compose=True)}
-    places = places_of(["default"], [0, 1, 3, 4], [0])
+    pairs = FromStarts([0])({"default": [0, 1, 3, 4]})
     store = MatchStore(tmp_path / "cache")
-    matches = match_places(saes, places, arms, store, tmp_path / "matches")
+    matches = match_pairs(saes, pairs, arms, store, tmp_path / "matches")
     hops = [(0, 1), (1, 3), (3, 4)]
     steps = [direct.match(*(saes[SaeKey("default", layer)] for layer in hop)) for hop in hops]
     far = steps[0].compose(steps[1]).compose(steps[2])
-    found = matches.by_arm["composed"][Place("default", 0, 4)]
+    found = matches.by_arm["composed"][Pair.of_layers(0, 4)]
     assert torch.equal(found.columns, far.columns)
-    near = Place("default", 0, 1)
+    near = Pair.of_layers(0, 1)
     assert matches.hashes["composed"][near] == matches.hashes["direct"][near]
     assert store.counts["solved"] == 3 + 2, "three steps, and two far pairs at once"
     exact = exact_arms(arms)
     assert exact == {"composed": "direct"}
-    rows = match_rows(saes, matches, lambda place: None, exact)
-    agreement = {(r["layer_to"], r["arm"]): r["agreement"] for r in rows}
+    rows = match_rows(saes, matches, lambda pair: None, exact)
+    agreement = {(r["target_layer"], r["arm"]): r["agreement"] for r in rows}
     assert agreement[1, "composed"] == 1.0
-    once = matches.by_arm["direct"][Place("default", 0, 4)]
+    once = matches.by_arm["direct"][Pair.of_layers(0, 4)]
     assert agreement[4, "composed"] == far.agreement(once)
     assert agreement[4, "direct"] is None
     kept, _ = Match.load(tmp_path / "matches/composed/0-4.safetensors")
-    assert kept.hash == matches.hashes["composed"][Place("default", 0, 4)] == far.hash
+    assert kept.hash == matches.hashes["composed"][Pair.of_layers(0, 4)] == far.hash
     assert far.hash != once.hash
 
 

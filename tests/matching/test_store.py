@@ -35,26 +35,26 @@ def test_a_match_is_solved_once_in_all_runs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("earlier", "later", "arm"),
+    ("source", "target", "arm"),
     [
         (OF_C, OF_B, ARM),
         (OF_A, OF_C, ARM),
         (replace(OF_A, revision="another file"), OF_B, ARM),
         (OF_A, OF_B, replace(ARM, fold="decoder_norm")),
         (OF_A, OF_B, replace(ARM, objective=Parts(W_enc=0.5))),
-        (OF_A, OF_B, replace(ARM, assignment=Optimal(tolerance=0.0))),
-        (OF_A, OF_B, replace(ARM, assignment=Optimal(unmatched=ChanceLevel()))),
-        (OF_A, OF_B, replace(ARM, assignment=Random(0))),
+        (OF_A, OF_B, replace(ARM, matcher=Optimal(tolerance=0.0))),
+        (OF_A, OF_B, replace(ARM, matcher=Optimal(unmatched=ChanceLevel()))),
+        (OF_A, OF_B, replace(ARM, matcher=Random(0))),
     ],
 )
-def test_everything_that_determines_a_match_is_in_its_key(earlier, later, arm):
-    assert match_key(earlier, later, arm) != match_key(OF_A, OF_B, ARM)
+def test_everything_that_determines_a_match_is_in_its_key(source, target, arm):
+    assert match_key(source, target, arm) != match_key(OF_A, OF_B, ARM)
 
 
 def test_what_does_not_determine_it_is_not(monkeypatch):
     decoded = replace(ARM, decode=("permute_raw",), quantiles=(0.5,))
     assert match_key(OF_A, OF_B, decoded) == match_key(OF_A, OF_B, ARM)
-    elsewhere = replace(ARM, assignment=Optimal(memory_gib=2.0, device="cpu"))
+    elsewhere = replace(ARM, matcher=Optimal(memory_gib=2.0, device="cpu"))
     assert match_key(OF_A, OF_B, elsewhere) == match_key(OF_A, OF_B, ARM)
     before = match_key(OF_A, OF_B, ARM)
     monkeypatch.setattr("saematch.matching.store.code_hash", lambda: "other code")
@@ -62,7 +62,7 @@ def test_what_does_not_determine_it_is_not(monkeypatch):
 
 
 def test_a_match_under_a_limit_of_time_is_not_shared(tmp_path):
-    limited = replace(ARM, assignment=Optimal(time_limit=60.0))
+    limited = replace(ARM, matcher=Optimal(time_limit=60.0))
     MatchStore(tmp_path).match(SAES, A, B, limited)
     assert not list(tmp_path.iterdir())
 

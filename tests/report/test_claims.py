@@ -9,7 +9,7 @@ MSE = ("mse_W_enc", "mse_b_enc", "mse_W_dec")
 
 
 def at(pair, **values):
-    return {"saes": "default", "layer_from": pair[0], "layer_to": pair[1], **values}
+    return {"saes": "default", "source_layer": pair[0], "target_layer": pair[1], **values}
 
 
 def by_arm(metric, arms, pairs=PAIRS, **more):
@@ -55,7 +55,7 @@ def judged(shares=0.2, folded=2.2, floor=1.2, kappa=0.7):
             strict=True,
         )
     ]
-    nowhere = {"saes": "default", "layer_from": None, "layer_to": None}
+    nowhere = {"saes": "default", "source_layer": None, "target_layer": None}
     for role, arm, score in (("pair", "folded", folded), ("random", "none", floor)):
         ends = {"judge_score_low": score - 0.2, "judge_score_high": score + 0.2}
         rows.append(nowhere | {"role": role, "arm": arm, "judge_score": score} | ends)
@@ -78,8 +78,8 @@ def fading(score=(2.5, 2.2, 2.0, 1.8), composed=None):
         for distance, value in enumerate(score, 1):
             lower = (2.1, 1.8, 1.5)[distance - 2] if distance > 1 else value
             for arm, found in (("folded", value), ("composed", composed or lower)):
-                place = at((start, start + distance), arm=arm, role="pair")
-                rows.append(place | {"judge_score": found})
+                pair = at((start, start + distance), arm=arm, role="pair")
+                rows.append(pair | {"judge_score": found})
     return {"judge_scores": rows}
 
 
@@ -147,7 +147,7 @@ def planted(recall=(0.9, 0.3), explained=(0.99, 0.9), other=0.9):
         for arm, found in (("folded", recall[0]), ("unfolded", recall[1])):
             for strategy, value in zip(("permute", "permute_raw"), explained, strict=True):
                 told = other if saes == "other_gauge" and arm == "folded" else found
-                rows.append({"saes": saes, "layer_from": 0, "layer_to": 1, "arm": arm,
+                rows.append({"saes": saes, "source_layer": 0, "target_layer": 1, "arm": arm,
                              "strategy": strategy, "recall": told,
                              "explained_variance": value})  # fmt: skip
     return {"planted": rows}

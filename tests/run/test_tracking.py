@@ -36,7 +36,9 @@ def start(tmp_path, **settings):
 def test_everything_is_mirrored(tmp_path, wandb_folder):
     tracker, matches = start(tmp_path, offline=True)
     results = Results("skip", {"seed": 3}, {"git_commit": "abc"})
-    results.tables["matches"] = [{"layer_from": 0, "layer_to": 1, "arm": "folded", "recall": 0.5}]
+    results.tables["matches"] = [
+        {"source_layer": 0, "target_layer": 1, "arm": "folded", "recall": 0.5}
+    ]
     results.metrics = {"recall/folded": 0.5}
     figure = tmp_path / "f.png"
     figure.write_bytes(PNG)
@@ -59,7 +61,7 @@ def test_everything_is_mirrored(tmp_path, wandb_folder):
     assert summary(wandb_folder)["recall/folded"] == 0.5
     (table,) = wandb_folder.glob("offline-run-*/files/media/table/tables/matches_*.json")
     content = json.loads(table.read_text())
-    assert content["columns"] == ["layer_from", "layer_to", "arm", "recall"]
+    assert content["columns"] == ["source_layer", "target_layer", "arm", "recall"]
     assert content["data"] == [[0, 1, "folded", 0.5]]
     assert list(wandb_folder.glob("offline-run-*/files/media/images/figures/mse_*.png"))
 

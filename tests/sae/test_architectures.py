@@ -175,7 +175,7 @@ def test_transcoders_are_for_matching_alone(tmp_path, name):
     sae = load_saelens(tmp_path, 3, "mine")
     same_as_theirs(sae, theirs)  # their decode leaves the skip connection out too
     assert sae.origin.site == "transcoder"
-    with pytest.raises(ValueError, match=r"one place and writes another .*tasks=\[match\]"):
+    with pytest.raises(ValueError, match=r"one place and writes another .*evaluations=\[\]"):
         refuse_unskippable(sae.origin)
     narrow = made(name, hook, d_out=D - 2, apply_b_dec_to_input=False)
     with pytest.raises(ValueError, match="reads 12 numbers and writes 10"):

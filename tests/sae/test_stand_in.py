@@ -64,7 +64,7 @@ def test_topk_saes_are_folded_by_what_is_asked_for(cli, tiny, topk, tmp_path):
     assert len(names["activation"]) >= 1
     splices = [
         {
-            (r["dataset"], r["strategy"], r["arm"], r["layer_from"]): r["explained_variance"]
+            (r["dataset"], r["strategy"], r["arm"], r["source_layer"]): r["explained_variance"]
             for r in found["tables"]["strategies"]
         }
         for found in results.values()

@@ -8,14 +8,14 @@ import torch
 
 import saematch
 from saematch.core.match import Match
-from saematch.core.pairs import Place
+from saematch.core.pairs import Pair
 from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.plan import evaluate_texts, plan_splices
 from saematch.evaluate.tables import Tables
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Optimal, Random
-from saematch.matching.matches import match_places
+from saematch.matching.matches import match_pairs
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.store import MatchStore
 from saematch.sae.folding import fold
@@ -83,14 +83,14 @@ def test_chain_hides_a_permutation_that_matching_finds():
 def test_the_match_beats_chance_on_every_kind_of_text(tmp_path):
     """What the demo is to show, on a few texts and one layer pair."""
     source = ZooSaes("chain", 1024, 20)
-    place = Place("default", 3, 4)
-    saes = {key: source.load(key.layer) for key in (place.earlier, place.later)}
+    pair = Pair.of_layers(3, 4)
+    saes = {key: source.load(key.layer) for key in (pair.source, pair.target)}
     arms = {
         "folded": Arm("threshold", Parts(), Optimal()),
         "random": Arm("threshold", Parts(), Random(0)),
     }
     store = MatchStore(tmp_path / "cache")
-    matches = match_places(saes, (place,), arms, store, tmp_path / "matches")
+    matches = match_pairs(saes, (pair,), arms, store, tmp_path / "matches")
     lm = LmSource("zoo", "saematch-zoo").load()
     sets = ZooTexts(("prose", "docs", "code"), n_texts=8, max_tokens=64).load()
     tokens = {texts.name: tokenise(texts, lm, 64).batches(8) for texts in sets}

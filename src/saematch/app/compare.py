@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from saematch.compare.comparison import Comparison, collect
 from saematch.compare.plan import metrics_of, plan_panels, too_many_panels
+from saematch.core.errors import InputError
 from saematch.core.files import replacing
 from saematch.core.results import Row
 from saematch.core.safe_text import for_spreadsheets
@@ -23,7 +24,7 @@ NUMBERS = ("quantile", "value", "low", "high")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command; ``ValueError`` if nothing can be compared, or no figure be drawn."""
+    """Run the command; ``InputError`` if nothing can be compared, or no figure be drawn."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("saematch").setLevel(logging.INFO)
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
 
         mirror_comparison(comparison, options.project, options.entity)
     if comparison.undrawn:
-        raise ValueError(comparison.undrawn)
+        raise InputError(comparison.undrawn)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "runs.csv (a row for each run), figures/ and index.html. Settings of name, logging, cache "
         "and device are never compared. Examples: saematch compare outputs/widths; "
         "saematch compare outputs/match/a outputs/match/b --out ab; "
-        "saematch compare outputs/widths --against sae.width --where matching=decoder",
+        "saematch compare outputs/widths --against sae.width --where objective=decoder",
     )
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="FOLDER",
@@ -71,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--where", action="append", default=[], metavar="KEY=VALUE",
-        help="runs of this setting alone, as matching=decoder; may be given again: another key "
-        "narrows the choice, another value of a key widens it; saes=NAME chooses a set of SAEs",
+        help="runs of this setting alone, as objective=decoder; may be given again: another key "
+        "narrows the choice, another value of a key widens it; suites=NAME chooses a suite of SAEs",
     )  # fmt: skip
     parser.add_argument(
         "--against", metavar="KEY",
@@ -109,7 +110,7 @@ def compare(
 ) -> Comparison:
     """Compare the runs in or below the folders, and write tables, figures and page into ``out``.
 
-    The options are those of the command. Raises ``ValueError`` if nothing can be compared, for
+    The options are those of the command. Raises ``InputError`` if nothing can be compared, for
     options that do not fit the runs; nothing is written then. Where figures would have too many
     panels there are none, and the comparison says so.
     """
@@ -118,7 +119,7 @@ def compare(
     plan = plan_panels(comparison, against)
     out = comparison.out
     if (out / "results.json").exists():
-        raise ValueError(f"{out} is the folder of a run: choose another --out")
+        raise InputError(f"{out} is the folder of a run: choose another --out")
     from saematch.compare.figures import draw_comparison
     from saematch.compare.page import write_page
 

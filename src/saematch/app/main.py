@@ -30,6 +30,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from saematch.core.errors import InputError
 from saematch.core.files import PRESETS
 from saematch.core.safe_text import visible
 from saematch.core.specs import check_fields
@@ -55,10 +56,10 @@ warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against
 OmegaConf.register_new_resolver("new_run_id", new_run_id, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("run_folder", lambda *names: str(run_folder(*names)), replace=True)
 
-REFERRED = ("run_id", "matching", "assignment", "setting")
+REFERRED = ("run_id", "objective", "matcher", "setting")
 """Settings that are no part of a run themselves: other settings refer to them."""
 
-MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
+MISTAKES = (HydraException, OmegaConfBaseException, InputError, OSError)
 """What a caller's mistake ends in; anything else is ours and shows its traceback."""
 
 
@@ -162,13 +163,13 @@ def quoted(value: str) -> str:
 def spread(setting: str) -> tuple[str, list[str]]:
     """Return the setting's key, and all settings that ``key=a,b`` or ``key=range(0,3)`` means."""
     if "=" not in setting or "glob(" in setting:
-        raise ValueError(f"{setting!r} is no setting: write key=value, or key=a,b to sweep over it")
+        raise InputError(f"{setting!r} is no setting: write key=value, or key=a,b to sweep over it")
     (parsed,) = OverridesParser.create().parse_overrides([setting])
     key = parsed.get_key_element()
     if not parsed.is_sweep_override():
         return key, [setting]
     if not parsed.is_discrete_sweep():
-        raise ValueError(f"{setting}: give the values one by one, as {key}=1,2,3")
+        raise InputError(f"{setting}: give the values one by one, as {key}=1,2,3")
     return key, [f"{key}={value}" for value in parsed.sweep_string_iterator()]
 
 
@@ -182,7 +183,7 @@ def check_choices(settings: Sequence[str]) -> None:
         names = value if isinstance(value, list) else [value]
         if not isinstance(value, dict) and not all(isinstance(name, str) for name in names):
             there = ", ".join(sorted(path.stem for path in (PRESETS / group).glob("*.yaml")))
-            raise ValueError(f"{choice.input_line}: choose one of {there}")
+            raise InputError(f"{choice.input_line}: choose one of {there}")
 
 
 def _built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str, Any]]:
@@ -213,23 +214,23 @@ def _check_settings(
     """Refuse settings that are unknown, missing, of a wrong type, or without effect."""
     for override in overrides:
         if override.endswith("={}"):
-            raise ValueError(
+            raise InputError(
                 f"{override} has no effect: it adds nothing to what is chosen already. Choose "
                 "others by name, as in arms=[folded,random]"
             )
     unknown = [name for name in resolved if name not in (*fields, *REFERRED)]
     if unknown:
-        raise ValueError(f"there is no setting {unknown[0]!r}; see python -m saematch --help")
+        raise InputError(f"there is no setting {unknown[0]!r}; see python -m saematch --help")
     missing = [name for name in fields if name not in resolved]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{missing[0]} is missing: choose at least one, as in arms=[folded,random]"
             if missing[0] == "arms"
             else f"{missing[0]} is missing: leave its default, or choose another"
         )
     if isinstance(resolved["second_judge"], str):
         choice = resolved["second_judge"]
-        raise ValueError(f"second_judge={choice}: it is chosen by judge@second_judge={choice}")
+        raise InputError(f"second_judge={choice}: it is chosen by judge@second_judge={choice}")
     plain = {name: resolved[name] for name in fields if not isinstance(resolved[name], Mapping)}
     check_fields(experiment, plain)
 
@@ -265,13 +266,13 @@ _ENVIRONMENT = re.compile(r"[+~]*hydra\b.*\b(env_set|env_vars)\b", re.DOTALL)
 def refuse_secrets(settings: Sequence[str]) -> None:
     """Refuse settings that may hold a key, since settings are written to files."""
     if any(_KEY.search(setting) for setting in settings):
-        raise ValueError(
+        raise InputError(
             "no key or password is taken from the command line: put it into an environment "
             "variable, and that one's name into judge.key_variable"
         )
     environment = [match for match in map(_ENVIRONMENT.match, settings) if match]
     if environment:
-        raise ValueError(
+        raise InputError(
             f"{environment[0][1]} is no setting here, since Hydra writes its values to files: set "
             "environment variables in the shell that starts the command"
         )

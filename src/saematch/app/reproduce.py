@@ -28,7 +28,7 @@ EXPERIMENTS = (
     "paths",
 )
 """Done for every family of SAEs."""
-DECODER_ONLY = ("folding", "matching=decoder")
+DECODER_ONLY = ("folding", "objective=decoder")
 """With the decoder alone, since in the plain sum of all parts unfolded encoder biases may outweigh
 everything else; with that sum ``skip_layers`` has the same four combinations."""
 JUDGED = {

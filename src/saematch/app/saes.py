@@ -14,6 +14,7 @@ import yaml
 
 from saematch.app.main import CONF
 from saematch.app.saes_listing import print_release, print_releases
+from saematch.core.errors import InputError
 from saematch.sae.sources.registry import RegisteredSae, Release, closest, releases
 
 LAYER = re.compile(r"(layer_?|blocks\.|^l(?=\d))(\d+)")
@@ -75,7 +76,7 @@ class Preset(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command; ``ValueError`` with close names if nothing fits the pattern."""
+    """Run the command; ``InputError`` with close names if nothing fits the pattern."""
     parser = argparse.ArgumentParser(
         prog="saematch saes",
         description="List the released SAEs that SAELens knows, without a connection: what reads "
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str]) -> None:
     found = matching(options.pattern)
     if not found:
         names = [*releases(), *(one.model for one in releases().values())]
-        raise ValueError(
+        raise InputError(
             f"no release, model or repository is like {options.pattern!r}; "
             f"{closest(options.pattern, names)}"
         )

@@ -17,6 +17,7 @@ from saematch.chat.model import ChatModel
 from saematch.chat.questions import Asked, Judge, Question, Reply
 from saematch.chat.replies import ReplyStore
 from saematch.core.background import ENDING_SECONDS, in_background
+from saematch.core.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ POLL_SECONDS = 1.0
 """Between looks at what another run was asking."""
 
 
-class AskingError(ValueError):
+class AskingError(InputError):
     """Asking cannot go on; what was answered is kept."""
 
 

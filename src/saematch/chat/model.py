@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
+from saematch.core.errors import InputError
 from saematch.core.specs import spec
 
 VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -31,12 +32,12 @@ class Limits:
         for name in ("max_cost", "max_requests"):
             cap = getattr(self, name)
             if cap is not None and cap <= 0:
-                raise ValueError(
+                raise InputError(
                     f"judge.limits.{name}={cap} pays for no judgement: raise it, take judge=none, "
                     "or set judge.cached_only=true to use the answers that are there"
                 )
         if self.concurrency < 1 or self.timeout <= 0 or self.retries < 0:
-            raise ValueError(
+            raise InputError(
                 f"judge.limits: concurrency={self.concurrency}, timeout={self.timeout} and "
                 f"retries={self.retries} must be at least 1, above 0 and at least 0"
             )
@@ -65,23 +66,23 @@ class ChatModel:
 
     def __post_init__(self) -> None:
         if set("@?#") & set(self.base_url):
-            raise ValueError(
+            raise InputError(
                 "judge.base_url holds a password or a query: keys come from the environment "
                 "variable that judge.key_variable names"
             )
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError(
+            raise InputError(
                 f"judge.base_url={self.base_url!r} must begin with http:// or https://, as in "
                 "http://127.0.0.1:8000/v1"
             )
         if self.key_variable is not None and not VARIABLE.fullmatch(self.key_variable):
-            raise ValueError(
+            raise InputError(
                 "judge.key_variable must be the name of an environment variable in capital "
                 "letters, such as OPENAI_API_KEY, and not the key itself"
             )
         if self.cached_only and self.model is None:
-            raise ValueError("judge.cached_only=true needs judge.model, by which answers are kept")
+            raise InputError("judge.cached_only=true needs judge.model, by which answers are kept")
 
     def cost(self, tokens_in: int, tokens_out: int) -> float:
         """Return dollars."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saematch.chat.questions import Asked, Reply
+from saematch.core.errors import InputError
 from saematch.core.files import unwritable
 
 WAIT_SECONDS = 60.0
@@ -59,7 +60,7 @@ class ReplyStore:
     """One SQLite file of answers, by the hash of model, wording and texts.
 
     A claim says that a run is about to ask a question, so that another run waits instead of paying
-    for it too. Claims of a process that is gone count for nothing. Raises ``ValueError`` if the
+    for it too. Claims of a process that is gone count for nothing. Raises ``InputError`` if the
     file is no such store, and ``OSError`` if it cannot be written.
     """
 
@@ -164,7 +165,7 @@ class ReplyStore:
             kind = error.sqlite_errorcode & 0xFF
             raise unwritable(self.path, str(error), *_REMEDIES.get(kind, ())) from error
         except sqlite3.DatabaseError as error:
-            raise ValueError(
+            raise InputError(
                 f"{self.path} is no store of answers ({error}); move it away to begin a new one"
             ) from error
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from saematch.compare.runs import RunFolder
+from saematch.core.errors import InputError
 from saematch.core.results import Results
 
 Facts = Mapping[str, str]
@@ -19,7 +20,7 @@ def keep_comparable(runs: Sequence[RunFolder], code: str | None) -> list[RunFold
     """Give a reason to each run that must not be compared with the others.
 
     The side with the most runs is kept, of equal ones the newest; ``code`` is the beginning of the
-    hash of the code to keep instead. ``ValueError`` if there is no such code.
+    hash of the code to keep instead. ``InputError`` if there is no such code.
     """
     runs = _of_one_code(runs, code)
     for what, chosen_by, facts in (
@@ -57,7 +58,7 @@ def _of_one_code(runs: Sequence[RunFolder], code: str | None) -> list[RunFolder]
     sides = {made: of for made, of in by_code.items() if made[0].startswith(code or "")}
     if not sides:
         there = ", ".join(dict.fromkeys(made[0] for made in by_code))
-        raise ValueError(f"no run was made by the code {code}; there are runs of {there}")
+        raise InputError(f"no run was made by the code {code}; there are runs of {there}")
     kept = max(sides, key=lambda made: _weight(sides[made]))
     n = len(sides[kept])
     return [

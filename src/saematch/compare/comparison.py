@@ -10,11 +10,12 @@ from pathlib import Path
 
 from saematch.compare.checks import compared, keep_comparable
 from saematch.compare.runs import MEANS, Objective, RunFolder, Value, find_runs
+from saematch.core.errors import InputError
 from saematch.core.results import Row
 from saematch.core.safe_text import visible
 from saematch.run.resuming import settings_of
 
-SETS = "saes"
+SUITES = "suites"
 """Stands among the parameters in a choice of runs: the name of a set of SAEs."""
 
 
@@ -74,23 +75,23 @@ def collect(
 ) -> Comparison:
     """Compare the runs in or below the folders, those of the settings ``where``.
 
-    Raises ``ValueError`` if nothing can be compared, for a setting that was not swept, and for code
+    Raises ``InputError`` if nothing can be compared, for a setting that was not swept, and for code
     that made none of the runs.
     """
     found = find_runs(folders)
     parameters, runs = _with_parameters(found.runs)
     wanted = _wanted(where, parameters, runs)
-    sets = wanted.pop(SETS, None)
+    sets = wanted.pop(SUITES, None)
     chosen = [run for run in runs if _has(run, wanted)]
     if not chosen:
-        raise ValueError(f"no run is of all of {', '.join(where)}")
+        raise InputError(f"no run is of all of {', '.join(where)}")
     runs = keep_comparable(chosen, code)
     rows = [row for run in compared(runs) for row in _tidy(run, parameters)]
-    known = list(dict.fromkeys(str(row[SETS]) for row in rows))
+    known = list(dict.fromkeys(str(row[SUITES]) for row in rows))
     if sets is not None:
-        rows = [row for row in rows if row[SETS] in sets]
+        rows = [row for row in rows if row[SUITES] in sets]
     if not rows:
-        raise ValueError(_nothing(runs, where, known))
+        raise InputError(_nothing(runs, where, known))
     notes = [*found.notes, *_notes(runs, parameters)]
     if len(chosen) < len(found.runs):
         notes.insert(0, f"{len(chosen)} of {len(found.runs)} runs are of {', '.join(where)}")
@@ -198,14 +199,14 @@ def _wanted(
     wanted: dict[str, set[str]] = defaultdict(set)
     for choice in where:
         key, sign, text = choice.partition("=")
-        if not sign or key not in (*parameters, SETS):
-            known = ", ".join((*parameters, SETS))
-            raise ValueError(f"--where {choice}: give KEY=VALUE, KEY one of {known}")
+        if not sign or key not in (*parameters, SUITES):
+            known = ", ".join((*parameters, SUITES))
+            raise InputError(f"--where {choice}: give KEY=VALUE, KEY one of {known}")
         value = shown(_value(key, _parsed(text)))
-        there = {shown(run.parameters[key]) for run in runs} if key != SETS else {value}
+        there = {shown(run.parameters[key]) for run in runs} if key != SUITES else {value}
         if value not in there:
             values = ", ".join(sorted(there))
-            raise ValueError(f"--where {choice}: no run has this; the values are {values}")
+            raise InputError(f"--where {choice}: no run has this; the values are {values}")
         wanted[key].add(value)
     return dict(wanted)
 

@@ -64,7 +64,7 @@ def _figure(comparison: Comparison, metric: str, plan: Plan) -> Figure | None:
     columns = ceil(len(plan.panels) / n_rows)
     figure, axes = panels(columns, 3.7, n_rows)
     for axis, panel in zip(axes, plan.panels, strict=False):
-        of_panel = where(rows, saes=panel.saes)
+        of_panel = where(rows, suites=panel.suites)
         if panel.against is None:
             _by_cell(axis, of_panel, styles)
         else:
@@ -113,7 +113,7 @@ def _heading(metric: str, rows: Sequence[Row]) -> str:
 
 def _title(panel: Panel) -> str:
     parts = [f"{name}={shown(value)}" for name, value in panel.fixed.items()]
-    return "\n".join(([] if panel.saes == DEFAULT else [panel.saes]) + parts)
+    return "\n".join(([] if panel.suites == DEFAULT else [panel.suites]) + parts)
 
 
 def _series(

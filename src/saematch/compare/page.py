@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from saematch.compare.comparison import SETS, Comparison, shown
+from saematch.compare.comparison import SUITES, Comparison, shown
 from saematch.compare.figures import cell_look, label_of
 from saematch.compare.plan import shown_rows
 from saematch.compare.terminal import findings, headline, number, with_interval
@@ -44,7 +44,7 @@ def _page(comparison: Comparison, metrics: Sequence[str]) -> Iterator[str]:
 def _numbers(comparison: Comparison, metric: str) -> Iterator[str]:
     """Yield a table of runs and what the metric is of."""
     rows = shown_rows(comparison, metric)
-    cells = unique(rows, SETS, "arm", "strategy")
+    cells = unique(rows, SUITES, "arm", "strategy")
     heads = []
     for of_set, arm, strategy in cells:
         label = str(cell_look(arm, strategy, comparison.rows)["label"])
@@ -54,7 +54,7 @@ def _numbers(comparison: Comparison, metric: str) -> Iterator[str]:
         settings = [shown(run.parameters[name]) for name in comparison.parameters]
         line = [run.name, *settings]
         for of_set, arm, strategy in cells:
-            of_cell = {"run": run.name, SETS: of_set, "arm": arm, "strategy": strategy}
+            of_cell = {"run": run.name, SUITES: of_set, "arm": arm, "strategy": strategy}
             found = where(rows, **of_cell)
             line.append(with_interval(found[0]) if found else "–")
         lines.append(line)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
-from saematch.compare.comparison import SETS, Comparison, shown
+from saematch.compare.comparison import SUITES, Comparison, shown
 from saematch.compare.runs import Value
+from saematch.core.errors import InputError
 from saematch.core.pairs import POOLED
 from saematch.core.results import Row
 from saematch.report.style import unique, where
@@ -31,7 +32,7 @@ class Panel(NamedTuple):
 
     against: str | None
     """Parameter of the x axis; None if nothing was swept."""
-    saes: str
+    suites: str
     fixed: Mapping[str, Value]
     """The runs are those of these values."""
     scattered: bool = False
@@ -47,11 +48,11 @@ class Plan(NamedTuple):
 
 
 def metrics_of(comparison: Comparison, names: Sequence[str] = ()) -> list[str]:
-    """Return the metrics to show, what a sweep was for first; ``ValueError`` for unknown ones."""
+    """Return the metrics to show, what a sweep was for first; ``InputError`` for unknown ones."""
     there = list(dict.fromkeys(str(row["metric"]) for row in comparison.rows))
     for name in names:
         if name not in there:
-            raise ValueError(f"--metric {name}: the runs have {', '.join(there)}")
+            raise InputError(f"--metric {name}: the runs have {', '.join(there)}")
     if names:
         return list(dict.fromkeys(names))
     first = [objective.metric.partition("/")[0] for objective in comparison.objectives]
@@ -66,7 +67,7 @@ def shown_rows(comparison: Comparison, metric: str) -> list[Row]:
     by_place: dict[tuple, list[Row]] = defaultdict(list)
     for row in where(comparison.rows, metric=metric):
         if row["dataset"] in (POOLED, None) and row["value"] is not None:
-            by_place[tuple(row[name] for name in ("run", SETS, "arm", "strategy"))].append(row)
+            by_place[tuple(row[name] for name in ("run", SUITES, "arm", "strategy"))].append(row)
     return [row for rows in by_place.values() for row in _whole(rows)]
 
 
@@ -79,18 +80,18 @@ def plan_panels(comparison: Comparison, against: str | None = None) -> Plan:
     """Choose what stands on the x axis, and what in panels.
 
     Of a search, whose numbers are in too many combinations, each has a panel of its own with all
-    the runs. Raises ``ValueError`` for a setting that was not swept.
+    the runs. Raises ``InputError`` for a setting that was not swept.
     """
     values = {p: unique_values(comparison, p) for p in comparison.parameters}
     varying = [name for name in values if len(values[name]) > 1]
     if against is not None and against not in values:
         known = ", ".join(comparison.parameters) or "none"
-        raise ValueError(f"--against {against}: it was not swept; these settings were: {known}")
+        raise InputError(f"--against {against}: it was not swept; these settings were: {known}")
     if against is None and varying:
         numeric = [name for name in varying if is_numeric(values[name])]
         against = max(numeric or varying, key=lambda name: len(values[name]))
     others = tuple(name for name in varying if name != against)
-    sets = [name for (name,) in unique(comparison.rows, SETS)]
+    sets = [name for (name,) in unique(comparison.rows, SUITES)]
     there = {tuple(run.parameters[name] for name in others) for run in comparison.compared}
     combinations = [of for of in product(*(values[name] for name in others)) if of in there]
     if len(combinations) > MAX_PANELS and all(is_numeric(values[name]) for name in varying):
@@ -110,8 +111,8 @@ def too_many_panels(comparison: Comparison, plan: Plan) -> str:
     if n <= MAX_PANELS:
         return ""
     choices = {name: unique_values(comparison, name) for name in plan.others}
-    sets = [name for (name,) in unique(comparison.rows, SETS)]
-    choices |= {SETS: sets} if len(sets) > 1 else {}
+    sets = [name for (name,) in unique(comparison.rows, SUITES)]
+    choices |= {SUITES: sets} if len(sets) > 1 else {}
     several = "; ".join(f"{name}={', '.join(map(shown, v))}" for name, v in choices.items())
     name, of_name = max(choices.items(), key=lambda choice: len(choice[1]))
     return (

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from saematch.core.errors import InputError
 from saematch.core.files import parse_json
 from saematch.core.results import Results
 from saematch.core.safe_text import visible
 
 MEANS = (
-    "saes", "arm", "dataset", "strategy", "quantile", "metric", "value", "low", "high", "n_places",
+    "suites", "arm", "dataset", "strategy", "quantile", "metric", "value", "low", "high", "n_pairs",
 )  # fmt: skip
 """Columns of the table ``means`` of a run."""
 
@@ -67,12 +68,12 @@ class Found(NamedTuple):
 def find_runs(folders: Sequence[Path]) -> Found:
     """Read every run in or below the folders, and the plans of sweeps.
 
-    Raises ``ValueError`` for what is no folder, or if no run is found.
+    Raises ``InputError`` for what is no folder, or if no run is found.
     """
     began, planned, objectives, notes = {}, {}, [], []
     for top in folders:
         if not top.is_dir():
-            raise ValueError(
+            raise InputError(
                 f"{top} is no folder: name folders of runs or of sweeps, or a folder above them"
             )
         for folder, is_sweep in _walk(top):
@@ -94,7 +95,7 @@ def find_runs(folders: Sequence[Path]) -> Found:
         run = _read(folder) if place in began else missing
         runs.append(run if run.settings else replace(run, settings=settings))
     if not runs:
-        raise ValueError(
+        raise InputError(
             f"no run in {', '.join(map(str, folders))}: the folder of a run holds results.json"
         )
     runs = sorted(runs, key=lambda run: _in_order(run.folder))
@@ -131,7 +132,7 @@ def _read(folder: Path) -> RunFolder:
         settings = tuple(map(str, results.config.get("overrides", ())))
         means = results.tables.get("means", [])
         if any(set(MEANS) - set(row) for row in means):
-            raise ValueError(f"{path} has a table of means without all of {', '.join(MEANS)}")
+            raise InputError(f"{path} has a table of means without all of {', '.join(MEANS)}")
     except (ValueError, TypeError, AttributeError) as error:
         return RunFolder(folder, "damaged", str(error))
     run = RunFolder(folder, results.status, settings=settings, results=results)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from saematch.compare.comparison import SETS, Comparison, described, shown
+from saematch.compare.comparison import SUITES, Comparison, described, shown
 from saematch.compare.figures import label_of
 from saematch.compare.plan import metrics_of, shown_rows, unique_values
 from saematch.compare.runs import Value
@@ -131,10 +131,12 @@ def _lines(comparison: Comparison, metrics: Sequence[str]) -> Iterator[list[str]
     for run in comparison.compared:
         settings = [brief(run.parameters[name]) for name in comparison.parameters]
         of_run = where(comparison.rows, run=run.name)
-        for of_set, arm in unique(of_run, SETS, "arm"):
+        for of_set, arm in unique(of_run, SUITES, "arm"):
             if arm not in arms:
                 continue
-            found = [where(rows, run=run.name, saes=of_set, arm=arm) for rows in by_metric.values()]
+            found = [
+                where(rows, run=run.name, suites=of_set, arm=arm) for rows in by_metric.values()
+            ]
             name = arm if of_set == DEFAULT else f"{arm}, {of_set}"
             cells = [with_interval(rows[0], "\n") if rows else "–" for rows in found]
             yield [run.name, *settings, name, *cells]

@@ -19,6 +19,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from saematch.core.errors import FileError, InputError
+
 PACKAGE = Path(__file__).resolve().parents[1]
 """Folder of the package."""
 
@@ -113,9 +115,9 @@ def _naming(path: Path, part: Path) -> Iterator[None]:
         raise unwritable(path, os.strerror(number), _REMEDIES[number]) from error
 
 
-def unwritable(path: Path, reason: str, remedy: str = _AGAIN) -> OSError:
+def unwritable(path: Path, reason: str, remedy: str = _AGAIN) -> FileError:
     """Return the error that ``path`` cannot be written."""
-    return OSError(f"{path} cannot be written ({reason}): {remedy}")
+    return FileError(f"{path} cannot be written ({reason}): {remedy}")
 
 
 def _error_number(error: OSError | SafetensorError) -> int | None:
@@ -201,15 +203,15 @@ def code_hash(folders: tuple[str, ...] = MEASURING) -> str:
 def read_json(path: Path, kind: type, remedy: str) -> Any:
     """Return the ``kind``, a dict or a list, that a JSON file holds.
 
-    Raises ``ValueError``, which ends in ``remedy``, if the file is damaged.
+    Raises ``InputError``, which ends in ``remedy``, if the file is damaged.
     """
     try:
         value = parse_json(path.read_bytes())
     except (ValueError, IsADirectoryError) as error:
-        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+        raise InputError(f"{path} is damaged ({error}): {remedy}") from error
     if not isinstance(value, kind):
         found = type(value).__name__
-        raise ValueError(f"{path} is damaged (it holds a {found}, no {kind.__name__}): {remedy}")
+        raise InputError(f"{path} is damaged (it holds a {found}, no {kind.__name__}): {remedy}")
     return value
 
 

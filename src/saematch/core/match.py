@@ -1,9 +1,9 @@
-"""``Match``: which feature of the earlier layer is which feature of the later one.
+"""``Match``: which feature of the source is which feature of the target.
 
-The direction, once and for all: the entry ``(i, j)`` says that feature ``i`` of the earlier layer
-is feature ``j`` of the later one. Example with three features, ``columns = [2, 0, 1]``: feature 0
-of the earlier layer is feature 2 of the later one, so activations ``[a, b, c]`` of the earlier
-layer become ``[b, c, a]`` in the later layer's order.
+The direction, once and for all: the entry ``(i, j)`` says that feature ``i`` of the source
+is feature ``j`` of the target. Example with three features, ``columns = [2, 0, 1]``: feature 0
+of the source is feature 2 of the target, so activations ``[a, b, c]`` of the source
+layer become ``[b, c, a]`` in the target's order.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.core.files import parse_json, replacing
 
 
@@ -62,128 +63,131 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Match:
-    """A sparse ``[n_from, n_to]`` matrix; a permutation has one entry in each row and column.
+    """A sparse ``[n_source, n_target]`` matrix; a permutation has one entry in each row and column.
 
-    Entries are sorted by row, then column, and no place has two. Raises ``ValueError`` otherwise.
+    Entries are sorted by row, then column, and no place has two. Raises ``InputError`` otherwise.
     """
 
     rows: Int64[Tensor, " n"]
-    """Feature of the earlier layer, of each entry."""
+    """Feature of the source, of each entry."""
     columns: Int64[Tensor, " n"]
-    """Feature of the later layer, of each entry."""
+    """Feature of the target, of each entry."""
     weights: Float[Tensor, " n"]
     """What an activation is multiplied by on its way; 1 in a permutation. float64."""
-    n_from: int
-    n_to: int
+    n_source: int
+    n_target: int
     certificate: Certificate | None = None
 
     def __post_init__(self) -> None:
         if not len(self.rows) == len(self.columns) == len(self.weights):
-            raise ValueError("a match needs one row, column and weight for each entry")
+            raise InputError("a match needs one row, column and weight for each entry")
         for name, index, size in (
-            ("rows", self.rows, self.n_from),
-            ("columns", self.columns, self.n_to),
+            ("rows", self.rows, self.n_source),
+            ("columns", self.columns, self.n_target),
         ):
             if len(index) and (int(index.min()) < 0 or int(index.max()) >= size):
-                raise ValueError(
+                raise InputError(
                     f"{name} of a match go from {int(index.min())} to {int(index.max())}, but "
                     f"must lie between 0 and {size - 1}"
                 )
-        keys = self.rows * self.n_to + self.columns
+        keys = self.rows * self.n_target + self.columns
         if (keys[1:] <= keys[:-1]).any():
-            raise ValueError("entries of a match must be sorted by row and column, none twice")
+            raise InputError("entries of a match must be sorted by row and column, none twice")
 
     @classmethod
     def from_columns(
-        cls, columns: Int64[Tensor, " n_from"], n_to: int, certificate: Certificate | None = None
+        cls,
+        columns: Int64[Tensor, " n_source"],
+        n_target: int,
+        certificate: Certificate | None = None,
     ) -> Match:
         """Build a match from each feature's partner, -1 for a feature that has none."""
         rows = torch.nonzero(columns >= 0).flatten()
         weights = torch.ones(len(rows), dtype=torch.float64)
-        return cls(rows, columns[rows], weights, len(columns), n_to, certificate)
+        return cls(rows, columns[rows], weights, len(columns), n_target, certificate)
 
     @property
     def is_permutation(self) -> bool:
         """Whether every feature of both layers has exactly one partner, with weight 1."""
-        if not self.n_from == self.n_to == len(self.rows) or not (self.weights == 1).all():
+        if not self.n_source == self.n_target == len(self.rows) or not (self.weights == 1).all():
             return False
-        every = torch.arange(self.n_from)
+        every = torch.arange(self.n_source)
         return torch.equal(self.rows, every) and torch.equal(self.columns.sort().values, every)
 
-    def partners(self) -> Int64[Tensor, " n_from"]:
-        """Return each feature's partner in the later layer, -1 where it has none.
+    def partners(self) -> Int64[Tensor, " n_source"]:
+        """Return each feature's partner in the target, -1 where it has none.
 
-        Raises ``ValueError`` if a feature has more than one.
+        Raises ``InputError`` if a feature has more than one.
         """
         if (self.rows[1:] == self.rows[:-1]).any():
-            raise ValueError("this match gives some features several partners")
-        partners = torch.full((self.n_from,), -1, dtype=torch.int64)
+            raise InputError("this match gives some features several partners")
+        partners = torch.full((self.n_source,), -1, dtype=torch.int64)
         partners[self.rows] = self.columns
         return partners
 
-    def apply(self, features: Float[Tensor, "*batch n_from"]) -> Float[Tensor, "*batch n_to"]:
-        """Return activations of the earlier layer in the order of the later one.
+    def apply(self, features: Float[Tensor, "*batch n_source"]) -> Float[Tensor, "*batch n_target"]:
+        """Return activations of the source in the order of the target.
 
-        A later feature receives the weighted sum of its partners, 0 if it has none.
+        A target feature receives the weighted sum of its partners, 0 if it has none.
         """
         moved = features[..., self.rows] * self.weights.to(features.dtype)
-        out = features.new_zeros(*features.shape[:-1], self.n_to)
+        out = features.new_zeros(*features.shape[:-1], self.n_target)
         return out.index_add(-1, self.columns.to(features.device), moved)
 
     def inverse(self) -> Match:
-        """Return the match from the later layer to the earlier one (the transpose)."""
-        order = torch.argsort(self.columns * self.n_from + self.rows)
+        """Return the match from the target to the source one (the transpose)."""
+        order = torch.argsort(self.columns * self.n_source + self.rows)
         return replace(
             self,
             rows=self.columns[order],
             columns=self.rows[order],
             weights=self.weights[order],
-            n_from=self.n_to,
-            n_to=self.n_from,
+            n_source=self.n_target,
+            n_target=self.n_source,
         )
 
-    def compose(self, later: Match) -> Match:
-        """Return the match from this match's earlier layer to ``later``'s later one.
+    def compose(self, target: Match) -> Match:
+        """Return the match from this match's source to ``target``'s target one.
 
         The sparse product, ``P(A->C) = P(B->C) o P(A->B)`` (paper, section 3.2); it carries no
         certificate.
         """
-        if self.n_to != later.n_from:
-            raise ValueError(
-                f"cannot compose: the first match ends in {self.n_to} features, the second "
-                f"begins with {later.n_from}"
+        if self.n_target != target.n_source:
+            raise InputError(
+                f"cannot compose: the first match ends in {self.n_target} features, the second "
+                f"begins with {target.n_source}"
             )
-        product = (self._sparse() @ later._sparse()).tocoo()
+        product = (self._sparse() @ target._sparse()).tocoo()
         order = np.lexsort((product.col, product.row))
         rows, columns, weights = (
             torch.from_numpy(part[order]) for part in (product.row, product.col, product.data)
         )
-        return Match(rows.long(), columns.long(), weights, self.n_from, later.n_to)
+        return Match(rows.long(), columns.long(), weights, self.n_source, target.n_target)
 
     def _sparse(self) -> csr_array:
         entries = self.weights.numpy(), (self.rows.numpy(), self.columns.numpy())
-        return csr_array(entries, shape=(self.n_from, self.n_to))
+        return csr_array(entries, shape=(self.n_source, self.n_target))
 
     def agreement(self, other: Match) -> float:
         """Return the share of ``other``'s entries that this match has too; 1 if ``other`` is empty.
 
         With the truth as ``other`` this is recall.
         """
-        if (self.n_from, self.n_to) != (other.n_from, other.n_to):
-            raise ValueError(
-                f"cannot compare a match of {self.n_from} to {self.n_to} features with one of "
-                f"{other.n_from} to {other.n_to}"
+        if (self.n_source, self.n_target) != (other.n_source, other.n_target):
+            raise InputError(
+                f"cannot compare a match of {self.n_source} to {self.n_target} features with one of "
+                f"{other.n_source} to {other.n_target}"
             )
         if not len(other.rows):
             return 1.0
-        mine = self.rows * self.n_to + self.columns
-        theirs = other.rows * self.n_to + other.columns
+        mine = self.rows * self.n_target + self.columns
+        theirs = other.rows * self.n_target + other.columns
         return torch.isin(theirs, mine).double().mean().item()
 
     @property
     def hash(self) -> str:
         """A hash of the entries and sizes: equal matches have equal ones, however found."""
-        digest = hashlib.sha256(f"{self.n_from} {self.n_to} ".encode())
+        digest = hashlib.sha256(f"{self.n_source} {self.n_target} ".encode())
         for part in (self.rows, self.columns, self.weights):
             digest.update(part.contiguous().numpy().tobytes())
         return digest.hexdigest()[:24]
@@ -200,7 +204,7 @@ class Match:
 
     def save(self, path: Path, about: dict[str, object] | None = None) -> None:
         """Write one safetensors file; its header holds sizes, certificate and ``about`` as JSON."""
-        header: dict[str, object] = {"n_from": self.n_from, "n_to": self.n_to}
+        header: dict[str, object] = {"n_source": self.n_source, "n_target": self.n_target}
         if self.certificate is not None:
             header |= asdict(self.certificate)
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
@@ -210,14 +214,14 @@ class Match:
 
     @classmethod
     def load(cls, path: Path) -> tuple[Match, dict[str, object]]:
-        """Read a match and what was said about it; ``ValueError`` for a damaged file."""
+        """Read a match and what was said about it; ``InputError`` for a damaged file."""
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 header = parse_json(metadata["match"])
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
         except (SafetensorError, KeyError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{path} is not a whole match file ({error}); delete it and match again"
             ) from error
         certificate = None
@@ -225,7 +229,7 @@ class Match:
             known = [field.name for field in fields(Certificate) if field.name in header]
             certificate = Certificate(**{name: header[name] for name in known})
         about = parse_json(metadata["about"])
-        return cls(**tensors, n_from=header["n_from"], n_to=header["n_to"],
+        return cls(**tensors, n_source=header["n_source"], n_target=header["n_target"],
                    certificate=certificate), about  # fmt: skip
 
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from saematch.core.errors import InputError
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Of glibc's ``mallopt``."""
 
@@ -45,7 +47,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_shortage(task: str, remedy: str) -> Iterator[None]:
-    """Raise ``ValueError`` with the remedy if the block, or the decorated function, lacks memory.
+    """Raise ``InputError`` with the remedy if the block, or the decorated function, lacks memory.
 
     A process that the system kills for its memory says nothing: that cannot be caught.
     """
@@ -55,4 +57,4 @@ def memory_shortage(task: str, remedy: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"{task}: out of memory ({reason}): {remedy}") from error
+        raise InputError(f"{task}: out of memory ({reason}): {remedy}") from error

@@ -1,11 +1,12 @@
-"""Where a match stands: which SAEs, from which layer to which."""
+"""What is compared: single SAEs of a run, and pairs of them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 DEFAULT = "default"
-"""Name of the set of SAEs of a run that has only one."""
+"""Name of the suite of a run that has only one."""
 
 NO_ARM = "none"
 """Stands in the arm's place for a strategy that uses no match."""
@@ -17,30 +18,65 @@ POOLED = "all"
 class SaeKey(NamedTuple):
     """One SAE of a run."""
 
-    saes: str
-    """Name of the set that the SAE belongs to: one SAE a layer."""
+    suite: str
+    """Name of the suite that the SAE belongs to: one SAE a layer."""
     layer: int
 
+    @property
+    def name(self) -> str:
+        """The SAE in messages: ``layer 3``, or ``layer 3 of wide`` outside the default suite."""
+        return f"layer {self.layer}" + ("" if self.suite == DEFAULT else f" of {self.suite}")
 
-class Place(NamedTuple):
-    """Two layers of one set of SAEs."""
 
-    saes: str
-    layer_from: int
-    layer_to: int
+class Pair(NamedTuple):
+    """Two SAEs that are compared. They may differ in layer, suite, width and language model."""
+
+    source: SaeKey
+    target: SaeKey
+
+    @classmethod
+    def of_layers(cls, source: int, target: int, suite: str = DEFAULT) -> Pair:
+        """Return the pair of two layers of one suite."""
+        return cls(SaeKey(suite, source), SaeKey(suite, target))
 
     @property
-    def earlier(self) -> SaeKey:
-        """The SAE of the earlier layer."""
-        return SaeKey(self.saes, self.layer_from)
-
-    @property
-    def later(self) -> SaeKey:
-        """The SAE of the later layer."""
-        return SaeKey(self.saes, self.layer_to)
+    def suites(self) -> str:
+        """The suites in a name: ``wide``, or ``default-wide`` if source and target are of two."""
+        return suites_label(self.source.suite, self.target.suite)
 
     @property
     def label(self) -> str:
-        """The place in a file's name: ``3-4``, or ``l0_20/3-4`` in a run with several sets."""
-        layers = f"{self.layer_from}-{self.layer_to}"
-        return layers if self.saes == DEFAULT else f"{self.saes}/{layers}"
+        """The pair in a file's name: ``3-4``, or ``wide/3-4`` outside the default suite."""
+        layers = f"{self.source.layer}-{self.target.layer}"
+        return layers if self.suites == DEFAULT else f"{self.suites}/{layers}"
+
+    @property
+    def within_suite(self) -> bool:
+        """Whether source and target belong to one suite."""
+        return self.source.suite == self.target.suite
+
+    def columns(self) -> dict[str, str | int | float | bool | None]:
+        """Return the columns that name the pair in every table of pairs."""
+        return dict(zip(PAIR_COLUMNS, (*self.source, *self.target), strict=True))
+
+
+PAIR_COLUMNS = ("source_suite", "source_layer", "target_suite", "target_layer")
+SUITE_COLUMNS = ("source_suite", "target_suite")
+OF_DEFAULT = dict.fromkeys(SUITE_COLUMNS, DEFAULT)
+"""Values that choose the rows of the default suite."""
+
+
+def pair_of(row: Mapping[str, Any]) -> Pair:
+    """Return the pair that a row of a table is about."""
+    source_suite, source_layer, target_suite, target_layer = (row[name] for name in PAIR_COLUMNS)
+    return Pair(SaeKey(source_suite, source_layer), SaeKey(target_suite, target_layer))
+
+
+def suites_label(source: str, target: str) -> str:
+    """Return the one suite's name, or both names if they are two."""
+    return source if source == target else f"{source}-{target}"
+
+
+def suites_of(row: Mapping[str, Any]) -> str:
+    """Return the suites that a row of a table is about, as ``suites_label`` names them."""
+    return suites_label(*(str(row[name]) for name in SUITE_COLUMNS))

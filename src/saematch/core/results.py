@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from saematch.core.errors import InputError
 from saematch.core.files import read_json, write_json
 
 Row = dict[str, str | int | float | bool | None]
@@ -34,15 +35,15 @@ class Results:
 
     @classmethod
     def load(cls, path: Path) -> Results:
-        """Read ``results.json``; ``ValueError`` if it is damaged."""
+        """Read ``results.json``; ``InputError`` if it is damaged."""
         content = read_json(path, dict, _AGAIN)
         wrong = _of_wrong_type(content)
         if wrong:
-            raise ValueError(f"{path} is damaged ({wrong[0]} has the wrong type): {_AGAIN}")
+            raise InputError(f"{path} is damaged ({wrong[0]} has the wrong type): {_AGAIN}")
         try:
             return cls(**content)
         except TypeError as error:  # a name is missing, or there is one too many
-            raise ValueError(f"{path} is damaged ({error}): {_AGAIN}") from error
+            raise InputError(f"{path} is damaged ({error}): {_AGAIN}") from error
 
 
 _KINDS = {

@@ -21,6 +21,8 @@ from typing import (
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
+from saematch.core.errors import InputError
+
 Item = TypeVar("Item", bound=Hashable)
 Spec = TypeVar("Spec")
 
@@ -55,7 +57,7 @@ def spec(setting: str) -> Callable[[type[Spec]], type[Spec]]:
     """Return a decorator that makes a class a frozen dataclass whose fields are checked.
 
     ``setting`` is the spec's name on the command line, such as ``judge.limits``; it is empty for
-    settings of the top level. A field of another type than its annotation raises ``ValueError``
+    settings of the top level. A field of another type than its annotation raises ``InputError``
     with the field's name before the class's own ``__post_init__`` runs. No value is converted: an
     integer may stand for a float, but neither a boolean nor a float for an integer. Floats must be
     finite.
@@ -88,7 +90,7 @@ def check_fields(cls: type, values: Mapping[str, Any], setting: str = "") -> Non
             key = error.errors()[0]["loc"][:1]
             if isinstance(value, Mapping) and key and key[0] in value:
                 place, value = f"{place}.{key[0]}", value[key[0]]
-            raise ValueError(f"{place}={_short(value)} {_reason(error)}") from None
+            raise InputError(f"{place}={_short(value)} {_reason(error)}") from None
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
-from saematch.core.pairs import NO_ARM, Place
+from saematch.core.pairs import NO_ARM, Pair
 from saematch.core.results import Row
 from saematch.evaluate.intervals import Replicates, Values
 from saematch.evaluate.means import SPLICE_METRICS
@@ -22,7 +22,7 @@ def strategy_contrasts(
     dataset: str,
     replicates: Replicates,
 ) -> Iterator[Row]:
-    """Yield the rows of ``contrasts`` for the cells of one place and data set.
+    """Yield the rows of ``contrasts`` for the cells of one pair and data set.
 
     Each row has the metrics of one cell minus those of another cell. The two differ in the arm
     alone or in the strategy alone, or the second one is a strategy without a match.
@@ -30,7 +30,7 @@ def strategy_contrasts(
     for (cell, values), (other, others) in combinations(zip(cells, metrics, strict=True), 2):
         if not _comparable(cell, other):
             continue
-        row: Row = {**cell.splice.place._asdict(), "dataset": dataset}
+        row: Row = {**cell.splice.pair.columns(), "dataset": dataset}
         row |= {"arm": cell.arm, "strategy": cell.splice.strategy}
         row |= {"against_arm": other.arm, "against_strategy": other.splice.strategy}
         row |= {"quantile": cell.splice.quantile}
@@ -48,15 +48,15 @@ def _comparable(cell: Cell, other: Cell) -> bool:
 
 
 def arm_contrasts(
-    place: Place, scores: Mapping[str, Mapping[str, CoActivation]], replicates: Replicates
+    pair: Pair, scores: Mapping[str, Mapping[str, CoActivation]], replicates: Replicates
 ) -> Iterator[Row]:
-    """Yield the rows of ``activation_contrasts`` for one place: each arm minus each later one.
+    """Yield the rows of ``activation_contrasts`` for one pair: each arm minus each target one.
 
     ``scores`` has the scores by arm and data set.
     """
     for arm, other in combinations(scores, 2):
         for dataset, score in scores[arm].items():
-            row: Row = {**place._asdict(), "dataset": dataset, "arm": arm, "against_arm": other}
+            row: Row = {**pair.columns(), "dataset": dataset, "arm": arm, "against_arm": other}
             for metric in SCORES:
                 difference = getattr(score, metric) - getattr(scores[other][dataset], metric)
                 row |= replicates.row(f"{metric}_difference", difference)

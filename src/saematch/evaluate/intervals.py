@@ -24,6 +24,7 @@ from jaxtyping import Float64, Int64
 from scipy.special import stdtrit
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.core.results import Row
 from saematch.core.specs import spec
 
@@ -72,7 +73,7 @@ class Intervals:
 
     def __post_init__(self) -> None:
         if not (self.n_replicates >= 0 and 0 < self.level < 1):
-            raise ValueError(
+            raise InputError(
                 f"intervals.n_replicates={self.n_replicates} and intervals.level={self.level}: "
                 "n_replicates must be at least 0, and level between 0 and 1"
             )

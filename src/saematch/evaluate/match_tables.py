@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from saematch.core.match import Match
-from saematch.core.pairs import Place, SaeKey
+from saematch.core.pairs import Pair, SaeKey
 from saematch.core.results import Row
 from saematch.evaluate.means import CERTIFICATE_METRICS
 from saematch.evaluate.weights import decoder_norm_change, mse
@@ -22,7 +22,7 @@ from saematch.sae.suites import Saes
 def match_rows(
     saes: Saes,
     matches: MatchSet,
-    truth: Callable[[Place], Match | None],
+    truth: Callable[[Pair], Match | None],
     exact: Mapping[str, str],
 ) -> list[Row]:
     """Return the rows of the table ``matches``, without the columns that need activations.
@@ -31,36 +31,34 @@ def match_rows(
     pairs that composition finds too is ``agreement``.
     """
     return [
-        row
-        for place in matches.places
-        for row in _rows_of(saes, matches, place, truth(place), exact)
+        row for pair in matches.pairs for row in _rows_of(saes, matches, pair, truth(pair), exact)
     ]
 
 
 def _rows_of(
-    saes: Saes, matches: MatchSet, place: Place, known: Match | None, exact: Mapping[str, str]
+    saes: Saes, matches: MatchSet, pair: Pair, known: Match | None, exact: Mapping[str, str]
 ) -> list[Row]:
-    earlier, later = saes[place.earlier], saes[place.later]
+    source, target = saes[pair.source], saes[pair.target]
     rows: list[Row] = []
     for arm, of_arm in matches.by_arm.items():
-        match = of_arm[place]
+        match = of_arm[pair]
         proof = match.certificate
-        direct = matches.by_arm[exact[arm]][place] if arm in exact else None
+        direct = matches.by_arm[exact[arm]][pair] if arm in exact else None
         rows.append(
             {
-                **place._asdict(),
+                **pair.columns(),
                 "arm": arm,
-                **{f"mse_{part}": v for part, v in mse(earlier, later, match).items()},
-                **decoder_norm_change(earlier, later, match),
+                **{f"mse_{part}": v for part, v in mse(source, target, match).items()},
+                **decoder_norm_change(source, target, match),
                 "recall": None if known is None else match.agreement(known),
                 "agreement": None if direct is None else match.agreement(direct),
                 **{
                     name: None if proof is None else getattr(proof, name)
                     for name in CERTIFICATE_METRICS
                 },
-                "n_features": match.n_from,
+                "n_features": match.n_source,
                 "n_matched": len(match.rows),
-                "uniform_threshold": is_uniform(earlier) and is_uniform(later),
+                "uniform_threshold": is_uniform(source) and is_uniform(target),
             }
         )
     return rows
@@ -68,7 +66,7 @@ def _rows_of(
 
 def live_recall(
     matches: MatchSet,
-    truth: Callable[[Place], Match | None],
+    truth: Callable[[Pair], Match | None],
     fired: Callable[[SaeKey], Int64[Tensor, " n_features"]],
 ) -> Iterator[float | None]:
     """Yield the column ``recall_live`` in the order of ``match_rows``: recall of live features.
@@ -76,11 +74,11 @@ def live_recall(
     A feature is live if it fired on the texts; ``fired`` returns the number of tokens for each
     feature of an SAE. None where the truth is not known or has no live feature.
     """
-    for place in matches.places:
-        known = truth(place)
-        live = None if known is None else known.keep(fired(place.earlier)[known.rows] > 0)
+    for pair in matches.pairs:
+        known = truth(pair)
+        live = None if known is None else known.keep(fired(pair.source)[known.rows] > 0)
         for of_arm in matches.by_arm.values():
-            yield of_arm[place].agreement(live) if live is not None and len(live.rows) else None
+            yield of_arm[pair].agreement(live) if live is not None and len(live.rows) else None
 
 
 def exact_arms(arms: Mapping[str, Arm]) -> dict[str, str]:

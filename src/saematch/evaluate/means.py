@@ -1,4 +1,4 @@
-"""What runs are compared by: the mean of every metric over the places of a run."""
+"""What runs are compared by: the mean of every metric over the pairs of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import fmean
 
 import torch
 
-from saematch.core.pairs import DEFAULT, NO_ARM, POOLED, Place
+from saematch.core.pairs import DEFAULT, NO_ARM, POOLED, Pair, suites_of
 from saematch.core.results import Row
 from saematch.evaluate.intervals import Replicates, Values
 
@@ -39,14 +39,14 @@ JUDGE_METRICS = ("judge_score", "same_share")
 
 @dataclass
 class Means:
-    """Metrics of each place with their replicates, for the intervals of means over places."""
+    """Metrics of each pair with their replicates, for the intervals of means over pairs."""
 
     replicates: Replicates
     _values: dict[tuple, list[Values]] = field(default_factory=lambda: defaultdict(list))
 
     def add(
         self,
-        place: Place,
+        pair: Pair,
         arm: str,
         dataset: str,
         strategy: str | None,
@@ -54,8 +54,8 @@ class Means:
         metric: str,
         values: Values,
     ) -> None:
-        """Take a metric of one place: its value, then its replicates."""
-        self._values[place.saes, arm, dataset, strategy, quantile, metric].append(values)
+        """Take a metric of one pair: its value, then its replicates."""
+        self._values[pair.suites, arm, dataset, strategy, quantile, metric].append(values)
 
     def rows(self) -> list[Row]:
         """Return a row for each metric and what it is of.
@@ -64,19 +64,19 @@ class Means:
         the mean of the data sets' values.
         """
         means = {about: torch.stack(each).mean(dim=0) for about, each in self._values.items()}
-        places = {about: len(each) for about, each in self._values.items()}
+        pairs = {about: len(each) for about, each in self._values.items()}
         of_sets: dict[tuple, list[tuple]] = defaultdict(list)
-        for saes, arm, dataset, *cell, metric in list(means):
+        for suites, arm, dataset, *cell, metric in list(means):
             if metric in SPLICE_METRICS:
-                over_all = (saes, arm, POOLED, *cell, metric)
-                of_sets[over_all].append((saes, arm, dataset, *cell, metric))
+                over_all = (suites, arm, POOLED, *cell, metric)
+                of_sets[over_all].append((suites, arm, dataset, *cell, metric))
         for over_all, each in of_sets.items():
             means[over_all] = torch.stack([means[about] for about in each]).mean(dim=0)
-            places[over_all] = places[each[0]]
+            pairs[over_all] = pairs[each[0]]
         rows = []
         for about, values in means.items():
             interval = self.replicates.interval(about[-1], values)
-            rows.append(_row(*about, *interval, places[about]))
+            rows.append(_row(*about, *interval, pairs[about]))
         return rows
 
 
@@ -85,15 +85,17 @@ def mean_rows(tables: Mapping[str, list[Row]], measured: Means | None) -> list[R
     rows = list(_of_weights(tables["matches"]))
     if measured is not None:
         rows += measured.rows()
-    n_places: dict[tuple, int] = defaultdict(int)
+    n_pairs: dict[tuple, int] = defaultdict(int)
     scores = tables.get("judge_scores", [])
     for row in scores:
-        n_places[row["saes"], row["role"], row["arm"]] += row["layer_to"] is not None
+        n_pairs[suites_of(row), row["role"], row["arm"]] += row["target_layer"] is not None
     for row in scores:
-        if row["layer_to"] is None:  # over all places; a control stands in the place of a strategy
+        if (
+            row["target_layer"] is None
+        ):  # over all pairs; a control stands in the place of a strategy
             control = None if row["role"] == "pair" else row["role"]
-            about = (row["saes"], row["arm"], None, control, None)
-            n = n_places[row["saes"], row["role"], row["arm"]]
+            about = (suites_of(row), row["arm"], None, control, None)
+            n = n_pairs[suites_of(row), row["role"], row["arm"]]
             for metric in JUDGE_METRICS:
                 ends = (row[f"{metric}_low"], row[f"{metric}_high"])
                 rows.append(_row(*about, metric, row[metric], *ends, n))
@@ -106,20 +108,20 @@ def _of_weights(matches: list[Row]) -> list[Row]:
         for metric in WEIGHT_METRICS:
             value = row.get(metric)  # nobody knows the recall of a match without a truth
             if value is not None:
-                values[row["saes"], row["arm"], None, None, None, metric].append(float(value))
+                values[suites_of(row), row["arm"], None, None, None, metric].append(float(value))
     return [_row(*about, fmean(each), None, None, len(each)) for about, each in values.items()]
 
 
 def _row(*values: str | int | float | None) -> Row:
-    names = ("saes", "arm", "dataset", "strategy", "quantile", "metric",
-             "value", "low", "high", "n_places")  # fmt: skip
+    names = ("suites", "arm", "dataset", "strategy", "quantile", "metric",
+             "value", "low", "high", "n_pairs")  # fmt: skip
     return dict(zip(names, values, strict=True))
 
 
 def headline_metrics(tables: Mapping[str, list[Row]]) -> dict[str, float]:
     """Return the metrics by which sweeps compare runs, as the table ``means`` has them.
 
-    ``explained_variance/<arm>`` and ``delta_loss/<arm>``: the mean over places and data sets, of
+    ``explained_variance/<arm>`` and ``delta_loss/<arm>``: the mean over pairs and data sets, of
     the first strategy that the arm is decoded by; of its partial match, if the arm has exactly one.
     ``judge_score/<arm>``, ``same_share/<arm>`` and ``judge_control/<role>``: over all judgements.
     """
@@ -127,7 +129,7 @@ def headline_metrics(tables: Mapping[str, list[Row]]) -> dict[str, float]:
     for row in tables.get("means", []):
         told = row["metric"] in SPLICE_METRICS and row["dataset"] == POOLED
         if told and row["arm"] != NO_ARM and row["value"] is not None:
-            suffix = "" if row["saes"] == DEFAULT else f"/{row['saes']}"
+            suffix = "" if row["suites"] == DEFAULT else f"/{row['suites']}"
             found[f"{row['metric']}/{row['arm']}{suffix}"].append(row)
     metrics = {}
     for name, rows in found.items():
@@ -140,10 +142,10 @@ def headline_metrics(tables: Mapping[str, list[Row]]) -> dict[str, float]:
 
 
 def _judged(tables: Mapping[str, list[Row]]) -> Iterator[tuple[str, float]]:
-    """Yield a judge's scores over all judgements, which stand in the place of means over places."""
+    """Yield a judge's scores over all judgements, which stand in the place of means over pairs."""
     for row in tables.get("means", []):
         if row["metric"] in JUDGE_METRICS and row["value"] is not None:
-            suffix = "" if row["saes"] == DEFAULT else f"/{row['saes']}"
+            suffix = "" if row["suites"] == DEFAULT else f"/{row['suites']}"
             if row["strategy"] is None:
                 yield f"{row['metric']}/{row['arm']}{suffix}", float(row["value"])
             elif row["metric"] == "judge_score":

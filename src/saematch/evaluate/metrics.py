@@ -55,21 +55,21 @@ class CoActivation:
     """How often matched features are active on the same token."""
 
     matching_score: Values
-    """Over all (token, feature active at the earlier layer): share whose partner is active at the
-    later one (micro average). A feature without a partner counts as a miss."""
+    """Over all (token, feature active at the source): share whose partner is active at the
+    target one (micro average). A feature without a partner counts as a miss."""
     matching_score_live: Values
     """The same without features whose partner never fired."""
     matching_score_matched: Values
     """The same over features with a partner only; NaN if none of those fired."""
     matching_score_macro: Values
-    """Mean of the share over the earlier features that fired at all."""
+    """Mean of the share over the source features that fired at all."""
     jaccard: Values
-    """Mean over earlier features that fired of both / either."""
+    """Mean over source features that fired of both / either."""
     n_live: int
-    """Earlier features that fired: the last two metrics are means over these. It is the sum of the
+    """Source features that fired: the last two metrics are means over these. It is the sum of the
     last three counts."""
     n_dead: int
-    """Earlier features that never fired."""
+    """Source features that never fired."""
     n_unmatched: int
     """Features that fired and have no partner."""
     n_dead_partners: int
@@ -81,25 +81,25 @@ class CoActivation:
 def co_activation(
     weights: Weights,
     both: Int64[Tensor, "n_texts n_features"],
-    fired_from: Int64[Tensor, "n_texts n_features"],
-    fired_partner: Int64[Tensor, "n_texts n_features"],
+    fired_source: Int64[Tensor, "n_texts n_features"],
+    fired_target: Int64[Tensor, "n_texts n_features"],
     partnered: Bool[Tensor, " n_features"],
 ) -> CoActivation:
-    """Score a match from counts by text and earlier feature.
+    """Score a match from counts by text and source feature.
 
-    ``both``: tokens with the feature and its partner active; ``fired_from``: with the feature;
-    ``fired_partner``: with the partner, 0 where there is none; ``partnered``: features that have a
+    ``both``: tokens with the feature and its partner active; ``fired_source``: with the feature;
+    ``fired_target``: with the partner, 0 where there is none; ``partnered``: features that have a
     partner. The scores are 0 if no feature fired.
     """
-    live = fired_from.any(dim=0)
-    both_live = live & fired_partner.any(dim=0)
+    live = fired_source.any(dim=0)
+    both_live = live & fired_target.any(dim=0)
     unmatched = live & ~partnered
     hits = weights @ both.sum(dim=1).double()
 
     def fired(features: Tensor) -> Values:
-        return weights @ fired_from[:, features].sum(dim=1).double()
+        return weights @ fired_source[:, features].sum(dim=1).double()
 
-    counts = (both[:, live], fired_from[:, live], fired_partner[:, live])
+    counts = (both[:, live], fired_source[:, live], fired_target[:, live])
     macro, jaccard, fired_live = _by_feature(weights, *counts, unmatched[live])
     return CoActivation(
         share(hits, fired(live)),

@@ -7,8 +7,9 @@ from itertools import groupby
 import torch
 from torch.nn.functional import cosine_similarity
 
+from saematch.core.errors import InputError
 from saematch.core.match import Match
-from saematch.core.pairs import Place, SaeKey
+from saematch.core.pairs import Pair, SaeKey
 from saematch.core.results import Row
 from saematch.core.specs import Seed, Some, spec
 from saematch.evaluate.tables import Tables
@@ -29,7 +30,7 @@ class PathSpec:
 
     def __post_init__(self) -> None:
         if self.n_paths < 1:
-            raise ValueError(f"paths.n_paths={self.n_paths}: at least one path is needed")
+            raise InputError(f"paths.n_paths={self.n_paths}: at least one path is needed")
 
 
 def path_rows(saes: Saes, matches: MatchSet, spec: PathSpec, tables: Tables | None) -> list[Row]:
@@ -39,22 +40,22 @@ def path_rows(saes: Saes, matches: MatchSet, spec: PathSpec, tables: Tables | No
     ends early at a feature without a partner. All arms follow the same features.
     """
     rows: list[Row] = []
-    for _, group in groupby(matches.places, key=lambda place: place.saes):
-        places = list(group)
-        n_features = next(iter(matches.by_arm.values()))[places[0]].n_from
-        chosen = dict(enumerate(_choose(n_features, places[0].earlier, spec, tables)))
+    for _, group in groupby(matches.pairs, key=lambda pair: pair.suites):
+        pairs = list(group)
+        n_features = next(iter(matches.by_arm.values()))[pairs[0]].n_source
+        chosen = dict(enumerate(_choose(n_features, pairs[0].source, spec, tables)))
         at = dict.fromkeys(matches.by_arm, chosen)
         found: dict[str, list[Row]] = {arm: [] for arm in matches.by_arm}
-        for step, place in enumerate(places):
+        for step, pair in enumerate(pairs):
             for arm, of_arm in matches.by_arm.items():
-                partners = of_arm[place].partners()
+                partners = of_arm[pair].partners()
                 here = {
                     path: feature for path, feature in at[arm].items() if partners[feature] >= 0
                 }
-                scores = _scores(saes, of_arm[place], place, list(here.values()), tables)
+                scores = _scores(saes, of_arm[pair], pair, list(here.values()), tables)
                 for (path, feature), score in zip(here.items(), scores, strict=True):
-                    row: Row = {**place._asdict(), "arm": arm, "path": path, "step": step}
-                    row |= {"feature_from": feature, "feature_to": int(partners[feature])}
+                    row: Row = {**pair.columns(), "arm": arm, "path": path, "step": step}
+                    row |= {"source_feature": feature, "target_feature": int(partners[feature])}
                     found[arm].append(row | score)
                 at[arm] = {path: int(partners[feature]) for path, feature in here.items()}
         rows += [row for of_arm in found.values() for row in of_arm]
@@ -65,7 +66,7 @@ def check_paths(spec: PathSpec, sae: SaeFacts) -> None:
     """Refuse features that the first layer's SAE does not have."""
     beyond = [f for f in spec.features or () if not 0 <= f < sae.n_features]
     if beyond:
-        raise ValueError(
+        raise InputError(
             f"paths.features holds {beyond[0]}, but layer {sae.origin.layer} has features 0 to "
             f"{sae.n_features - 1}"
         )
@@ -84,16 +85,16 @@ def _choose(n_features: int, key: SaeKey, spec: PathSpec, tables: Tables | None)
 def _scores(
     saes: Saes,
     match: Match,
-    place: Place,
+    pair: Pair,
     features: list[int],
     tables: Tables | None,
 ) -> list[Row]:
     """Return how alike each of the features and its partner are."""
-    earlier, later = saes[place.earlier], saes[place.later]
+    source, target = saes[pair.source], saes[pair.target]
     at = torch.isin(match.rows, torch.tensor(features))
     some = match.keep(at)
-    errors = feature_mse(earlier, later, some).tolist()
-    cosine = cosine_similarity(earlier.W_dec[some.rows], later.W_dec[some.columns], dim=1).tolist()
+    errors = feature_mse(source, target, some).tolist()
+    cosine = cosine_similarity(source.W_dec[some.rows], target.W_dec[some.columns], dim=1).tolist()
     of_row = {
         row: {"mse_W_dec": error, "cosine_W_dec": alike}
         for row, error, alike in zip(some.rows.tolist(), errors, cosine, strict=True)
@@ -101,5 +102,5 @@ def _scores(
     found: list[Row] = [{**of_row[feature]} for feature in features]
     if tables is None:
         return found
-    fired = tables.features(place, match, features)
+    fired = tables.features(pair, match, features)
     return [row | counts for row, counts in zip(found, fired, strict=True)]

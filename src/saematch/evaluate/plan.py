@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
+from saematch.core.errors import InputError
 from saematch.core.files import code_hash, hashed
 from saematch.core.match import Match
-from saematch.core.pairs import NO_ARM, Place, SaeKey
+from saematch.core.pairs import NO_ARM, Pair, SaeKey
 from saematch.evaluate.splice import MATCHLESS, Splice, SplicePlan, canonical
 from saematch.evaluate.weights import feature_mse, least
 from saematch.lm.hooks import LanguageModel
@@ -37,7 +38,7 @@ def check_strategies(strategies: Sequence[str]) -> None:
     """Refuse a strategy that does not exist or that belongs to an arm."""
     unknown = [name for name in strategies if name not in MATCHLESS]
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"unknown strategy {unknown[0]!r}: strategies may hold {', '.join(MATCHLESS)}; those "
             "with a match are set by each arm's decode"
         )
@@ -49,7 +50,7 @@ def plan_splices(
     arms: Mapping[str, Arm],
     strategies: Sequence[str],
 ) -> tuple[SplicePlan, list[Cell]]:
-    """Lay out what to evaluate at each place: each arm's strategies, then those without a match.
+    """Lay out what to evaluate at each pair: each arm's strategies, then those without a match.
 
     What several ask for is evaluated once. Without ``arms`` no layer is skipped for a match; which
     features fire together is counted all the same.
@@ -61,31 +62,31 @@ def plan_splices(
     }
     plan = SplicePlan(shelf.only(first.values()), twins, {}, {})
     cells = []
-    for place in matches.places:
+    for pair in matches.pairs:
         for name, of_arm in matches.by_arm.items():
-            match, found = of_arm[place], matches.hashes[name][place]
-            plan.pairings.setdefault(plan.pairing(place, found), match)
-            for splice, moved in _of_arm(shelf, arms[name], place, match, found) if arms else ():
+            match, found = of_arm[pair], matches.hashes[name][pair]
+            plan.matched.setdefault(plan.matched_pair(pair, found), match)
+            for splice, moved in _of_arm(shelf, arms[name], pair, match, found) if arms else ():
                 cells.append(Cell(name, splice, canonical(plan, splice, match)))
                 plan.splices.setdefault(cells[-1].evaluated, moved)
         for strategy in strategies:
-            splice = Splice(strategy, place)
+            splice = Splice(strategy, pair)
             cells.append(Cell(NO_ARM, splice, canonical(plan, splice, None)))
             plan.splices.setdefault(cells[-1].evaluated, None)
     return plan, cells
 
 
 def _of_arm(
-    saes: SaeShelf, arm: Arm, place: Place, match: Match, found: str
+    saes: SaeShelf, arm: Arm, pair: Pair, match: Match, found: str
 ) -> Iterable[tuple[Splice, Match]]:
     """Yield the splices of an arm, each with the match of the features that go over."""
     errors = None
     for strategy in arm.decode:
-        yield Splice(strategy, place, found), match
+        yield Splice(strategy, pair, found), match
         for quantile in map(float, arm.quantiles):
             if errors is None:
-                errors = feature_mse(saes[place.earlier], saes[place.later], match)
-            yield Splice(strategy, place, found, quantile), match.keep(least(errors, quantile))
+                errors = feature_mse(saes[pair.source], saes[pair.target], match)
+            yield Splice(strategy, pair, found, quantile), match.keep(least(errors, quantile))
 
 
 def evaluate_texts(
@@ -105,7 +106,7 @@ def evaluate_texts(
     files: dict[str, list[tuple[Path, ...]]] = {name: [] for name in tokens}
     for number, part in enumerate(parts := plan.parts(), start=1):
         about = [*model, *([list(k), repr(o)] for k, o in part.origins().items())]
-        about += [list(part.pairings), list(part.splices)]
+        about += [list(part.matched), list(part.splices)]
         for name, batches in tokens.items():
             keys = [hashed([*about, *b.content()]) for b in batches]
             paths = tuple(folder / f"{key}.safetensors" for key in keys)
@@ -116,6 +117,6 @@ def evaluate_texts(
 
 
 def partner_counts(match: Match, fired: torch.Tensor) -> torch.Tensor:
-    """Return how often each earlier feature's partner fired, 0 without one; texts go first."""
+    """Return how often each source feature's partner fired, 0 without one; texts go first."""
     partners = match.partners()
     return torch.where(partners >= 0, fired[:, partners.clamp(min=0)], 0)

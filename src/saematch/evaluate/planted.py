@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from saematch.core.pairs import Place
+from saematch.core.errors import InputError
+from saematch.core.pairs import Pair
 from saematch.core.results import Row
 from saematch.evaluate.metrics import explained_variance
 from saematch.matching.arm import DECODINGS, Arm
@@ -27,31 +28,31 @@ def planted_rows(
 ) -> list[Row]:
     """Return the rows of ``planted``: recall, and what decoding explains, by arm and strategy.
 
-    The earlier layer's true activations are carried over and decoded; the later layer's hidden
+    The source's true activations are carried over and decoded; the target's hidden
     states are its own true activations, decoded.
     """
     rows: list[Row] = []
-    for place in matches.places:
-        source = sets[place.saes]
-        assert isinstance(source, PlantedSaes), source
-        rows += _rows_of(saes, source, matches, place, arms)
+    for pair in matches.pairs:
+        made = sets[pair.source.suite]
+        assert isinstance(made, PlantedSaes), made
+        rows += _rows_of(saes, made, matches, pair, arms)
     return rows
 
 
 def _rows_of(
-    saes: Saes, source: PlantedSaes, matches: MatchSet, place: Place, arms: Mapping[str, Arm]
+    saes: Saes, made: PlantedSaes, matches: MatchSet, pair: Pair, arms: Mapping[str, Arm]
 ) -> list[Row]:
-    earlier, later = saes[place.earlier], saes[place.later]
-    codes, codes_later = (_sparse(source, layer) for layer in place[1:])
-    x = decode(later, codes_later).double()
-    truth = source.truth(place.layer_from, place.layer_to)
+    source, target = saes[pair.source], saes[pair.target]
+    codes, target_codes = (_sparse(made, layer) for layer in (pair.source.layer, pair.target.layer))
+    x = decode(target, target_codes).double()
+    truth = made.truth(pair.source.layer, pair.target.layer)
     rows: list[Row] = []
     for name, arm in arms.items():
-        match = matches.by_arm[name][place]
+        match = matches.by_arm[name][pair]
         for strategy in arm.decode:
             by = DECODINGS[strategy]
-            moved = carry(codes, match, fold_scale(earlier, by), fold_scale(later, by))
-            error = decode(later, moved).double() - x
+            moved = carry(codes, match, fold_scale(source, by), fold_scale(target, by))
+            error = decode(target, moved).double() - x
             explained = explained_variance(
                 torch.ones(1, 1, dtype=torch.float64),
                 error.sum(dim=0, keepdim=True),
@@ -60,7 +61,7 @@ def _rows_of(
                 x.square().sum()[None],
                 torch.tensor([len(x)]),
             )
-            row: Row = {**place._asdict(), "arm": name, "strategy": strategy}
+            row: Row = {**pair.columns(), "arm": name, "strategy": strategy}
             row |= {"recall": match.agreement(truth), "explained_variance": explained.item()}
             rows.append(row | {"n_tokens": len(x)})
     return rows
@@ -69,7 +70,7 @@ def _rows_of(
 def check_planted(sets: Mapping[str, SaeSource]) -> None:
     """Refuse SAEs whose true activations nobody knows."""
     if not all(isinstance(source, PlantedSaes) for source in sets.values()):
-        raise ValueError("the task planted needs activations that are known: sae=planted")
+        raise InputError("the task planted needs activations that are known: sae=planted")
 
 
 def _sparse(source: PlantedSaes, layer: int) -> SparseFeatures:

@@ -1,4 +1,4 @@
-"""Skip layers: replace a hidden state by what the features of an earlier layer say it is."""
+"""Skip layers: replace a hidden state by what the features of an source say it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from saematch.core.match import Match
-from saematch.core.pairs import Place, SaeKey
+from saematch.core.pairs import Pair, SaeKey
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.arm import DECODINGS
 from saematch.matching.transport import carry
@@ -25,10 +25,10 @@ MATCHLESS = ("reconstruct_previous", "reconstruct_current", "drop")
 SAE_{t+1}'s of the true ``x_{t+1}``, and ``x_t`` itself."""
 
 
-class Pairing(NamedTuple):
-    """One match at one place; arms that found the same match share it."""
+class MatchedPair(NamedTuple):
+    """One match at one pair; arms that found the same match share it."""
 
-    place: Place
+    pair: Pair
     match: str
     """The match's hash."""
 
@@ -41,18 +41,23 @@ class Splice(NamedTuple):
     """
 
     strategy: str
-    place: Place
+    pair: Pair
     match: str = ""
     """The match's hash; empty where none is used."""
     quantile: float | None = None
-    """Share of features, those of the least squared error, that go over to the later layer's
+    """Share of features, those of the least squared error, that go over to the target's
     decoder while the others keep their own (paper, eq. 6). None: all that have a partner go over,
     the others are lost."""
 
     @property
     def name(self) -> str:
         """The splice in the name of a tensor."""
-        return "|".join(map(str, (self.strategy, *self.place, self.match, self.quantile)))
+        return "|".join(
+            map(
+                str,
+                (self.strategy, *self.pair.source, *self.pair.target, self.match, self.quantile),
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class SplicePlan:
     """Each SAE once."""
     twins: dict[SaeKey, SaeKey]
     """For every SAE of the run, the one of ``saes`` that it is: sets may share SAEs."""
-    pairings: dict[Pairing, Match]
+    matched: dict[MatchedPair, Match]
     """Matches whose features are counted together."""
     splices: dict[Splice, Match | None]
     """Changes of the model; with each, the match of the features that go over."""
@@ -71,40 +76,43 @@ class SplicePlan:
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers whose hidden states are read."""
-        ends = {layer for splice in self.splices for layer in splice.place[1:]}
+        ends = {key.layer for splice in self.splices for key in splice.pair}
         return tuple(sorted(ends | {key.layer for key in self.saes}))
 
     def parts(self) -> list[SplicePlan]:
         """Return plans whose SAEs fit into memory together; everything is in one of them.
 
-        They take places in order.
+        They take pairs in order.
         """
         shelf = SaeShelf.of(self.saes)
-        ends = [(pairing.place.earlier, pairing.place.later) for pairing in self.pairings]
+        ends = [
+            (matched_pair.pair.source, matched_pair.pair.target) for matched_pair in self.matched
+        ]
         pairs = [{self.twins[key] for key in pair} for pair in ends]
         groups = shelf.parts([*pairs, *({key} for key in shelf)])  # some are in no pair
         chosen = [shelf.only([key for key in shelf if key in group]) for group in groups]
         parts = [SplicePlan(some, self.twins, {}, {}) for some in chosen]
-        for pairing, match in self.pairings.items():
-            next(part for part in parts if part._covers(pairing.place)).pairings[pairing] = match
+        for matched_pair, match in self.matched.items():
+            next(part for part in parts if part._covers(matched_pair.pair)).matched[
+                matched_pair
+            ] = match
         for splice, match in self.splices.items():
-            next(part for part in parts if part._covers(splice.place)).splices[splice] = match
+            next(part for part in parts if part._covers(splice.pair)).splices[splice] = match
         return parts
 
-    def _covers(self, place: Place) -> bool:
-        """Whether the plan has both SAEs of a place, or any SAEs of its layers where none count."""
-        if place.saes:
-            return {self.twins[place.earlier], self.twins[place.later]} <= self.saes.keys()
-        return {place.layer_from, place.layer_to} <= set(self.layers)
+    def _covers(self, pair: Pair) -> bool:
+        """Whether the plan has both SAEs of a pair, or any SAEs of its layers where none count."""
+        if pair.source.suite:
+            return {self.twins[pair.source], self.twins[pair.target]} <= self.saes.keys()
+        return {pair.source.layer, pair.target.layer} <= set(self.layers)
 
-    def own(self, place: Place) -> Place:
-        """Return the same two SAEs in the set that stands for them."""
-        earlier, later = self.twins[place.earlier], self.twins[place.later]
-        return place._replace(saes=earlier.saes) if earlier.saes == later.saes else place
+    def own(self, pair: Pair) -> Pair:
+        """Return the same two SAEs under the keys that stand for them."""
+        return Pair(self.twins[pair.source], self.twins[pair.target])
 
-    def pairing(self, place: Place, match: str) -> Pairing:
+    def matched_pair(self, pair: Pair, match: str) -> MatchedPair:
         """Return what a match, given by its hash, is counted as."""
-        return Pairing(self.own(place), match)
+        return MatchedPair(self.own(pair), match)
 
     def origins(self) -> dict[SaeKey, SaeOrigin]:
         """Return where each SAE came from, without loading it."""
@@ -154,12 +162,12 @@ def evaluate_batch(plan: SplicePlan, lm: LanguageModel, batch: TokenBatch) -> di
     for splice, match in plan.splices.items():
         with torch.autocast(batch.ids.device.type, enabled=False):
             replacement = _replacement(plan, splice, match, x, active)
-        later = splice.place.layer_to
-        spliced = hidden[later].clone()
+        target = splice.pair.target.layer
+        spliced = hidden[target].clone()
         spliced[batch.counts] = replacement.to(spliced.dtype)
-        changed = lm.continue_from(later, spliced, batch.ids)
+        changed = lm.continue_from(target, spliced, batch.ids)
         losses = lm.token_losses(changed[batch.predicts], targets)
-        error = (replacement - x[later]).double()
+        error = (replacement - x[target]).double()
         sums[f"loss|{splice.name}"] = predicting @ losses.double()
         sums[f"error_sum|{splice.name}"] = counted @ error
         sums[f"error_square|{splice.name}"] = counted @ error.square().sum(dim=1)
@@ -180,24 +188,24 @@ def _replacement(
     x: dict[int, Float[Tensor, "n_tokens d_model"]],
     active: dict[SaeKey, SparseFeatures],
 ) -> Float[Tensor, "n_tokens d_model"]:
-    """Return what stands in place of the later layer's hidden states."""
-    place = splice.place
+    """Return what stands in place of the target's hidden states."""
+    pair = splice.pair
     if splice.strategy == "drop":
-        return x[place.layer_from]
+        return x[pair.source.layer]
     if splice.strategy.startswith("reconstruct"):
-        key = plan.twins[place.earlier]
+        key = plan.twins[pair.source]
         return decode(plan.saes[key], active[key])
     assert match is not None
-    key = plan.twins[place.earlier]
-    earlier, later = plan.saes[key], plan.saes[plan.twins[place.later]]
+    key = plan.twins[pair.source]
+    source, target = plan.saes[key], plan.saes[plan.twins[pair.target]]
     by = DECODINGS[splice.strategy]
-    scales = fold_scale(earlier, by), fold_scale(later, by)
-    replaced = decode(later, carry(active[key], match, *scales))
+    scales = fold_scale(source, by), fold_scale(target, by)
+    replaced = decode(target, carry(active[key], match, *scales))
     if splice.quantile is None:
         return replaced
-    own = torch.ones(earlier.n_features, dtype=torch.bool, device=replaced.device)
+    own = torch.ones(source.n_features, dtype=torch.bool, device=replaced.device)
     own[match.rows.to(own.device)] = False
-    return replaced + decode(earlier, active[key].keep(own)) - earlier.b_dec
+    return replaced + decode(source, active[key].keep(own)) - source.b_dec
 
 
 def _count_features(
@@ -209,24 +217,26 @@ def _count_features(
     sums = {}
     for key, entries in active.items():
         fired = _count(text[entries.tokens()], entries.features, n_texts, entries.n_features)
-        sums[f"fired|{key.saes}|{key.layer}"] = fired
+        sums[f"fired|{key.suite}|{key.layer}"] = fired
     of, dense = None, torch.empty(0)  # one layer's at a time: tokens times features are many
-    for pairing, match in plan.pairings.items():
-        later = plan.twins[pairing.place.later]
-        if later != of:
-            of, dense = later, active[later].dense()
-        entries = active[plan.twins[pairing.place.earlier]]
+    for matched_pair, match in plan.matched.items():
+        target = plan.twins[matched_pair.pair.target]
+        if target != of:
+            of, dense = target, active[target].dense()
+        entries = active[plan.twins[matched_pair.pair.source]]
         tokens = entries.tokens()
         partners = match.partners().to(tokens.device)[entries.features]
         hit = dense[tokens, partners.clamp(min=0)] & (partners >= 0)
         both = _count(text[tokens[hit]], entries.features[hit], n_texts, entries.n_features)
-        sums[both_name(pairing)] = both
+        sums[both_name(matched_pair)] = both
     return sums
 
 
-def both_name(pairing: Pairing) -> str:
-    """Return the name of a pairing's counts."""
-    return "|".join(map(str, ("both", *pairing.place, pairing.match)))
+def both_name(matched_pair: MatchedPair) -> str:
+    """Return the name of a matched_pair's counts."""
+    return "|".join(
+        map(str, ("both", *matched_pair.pair.source, *matched_pair.pair.target, matched_pair.match))
+    )
 
 
 def _count(
@@ -238,17 +248,17 @@ def _count(
 
 def canonical(plan: SplicePlan, splice: Splice, match: Match | None) -> Splice:
     """Return the splice without what makes no difference to it, so that equal ones are equal."""
-    place = splice.place
+    pair = splice.pair
     if splice.strategy == "drop":
-        return Splice("drop", place._replace(saes=""))
+        return Splice("drop", Pair(*(SaeKey("", key.layer) for key in pair)))
     if splice.strategy == "reconstruct_current":
-        return Splice("reconstruct", plan.own(place._replace(layer_from=place.layer_to)))
+        return Splice("reconstruct", plan.own(Pair(pair.target, pair.target)))
     if splice.strategy == "reconstruct_previous":
-        return Splice("reconstruct", plan.own(place))
+        return Splice("reconstruct", plan.own(pair))
     assert match is not None
-    splice = splice._replace(place=plan.own(place))
+    splice = splice._replace(pair=plan.own(pair))
     if splice.quantile == 0:
         return splice._replace(strategy="permute", match="")
-    if splice.quantile == 1 and len(match.rows) == match.n_from:
+    if splice.quantile == 1 and len(match.rows) == match.n_source:
         return splice._replace(quantile=None)
     return splice

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from saematch.core.match import Match
-from saematch.core.pairs import POOLED, Place, SaeKey
+from saematch.core.pairs import POOLED, Pair, SaeKey
 from saematch.core.results import Row
 from saematch.evaluate.contrasts import arm_contrasts, strategy_contrasts
 from saematch.evaluate.intervals import FEW_TEXTS, Intervals, Values, Weights
@@ -23,15 +23,15 @@ from saematch.texts.sums import TextSums
 log = logging.getLogger(__name__)
 
 COUNTS = ("n_live", "n_dead", "n_unmatched", "n_dead_partners", "n_both_live")
-"""Numbers of earlier features in the table ``activations``."""
+"""Numbers of source features in the table ``activations``."""
 
 
 class _Counts(NamedTuple):
-    """Numbers of tokens by text and earlier feature, as ``co_activation`` takes them."""
+    """Numbers of tokens by text and source feature, as ``co_activation`` takes them."""
 
     both: torch.Tensor
-    fired_from: torch.Tensor
-    fired_partner: torch.Tensor
+    fired_source: torch.Tensor
+    fired_target: torch.Tensor
 
 
 class Tables:
@@ -57,27 +57,27 @@ class Tables:
     def strategies(self, cells: Sequence[Cell]) -> dict[str, list[Row]]:
         """Return the tables ``strategies`` and ``contrasts``.
 
-        ``strategies`` has one row for each place, data set, arm, strategy and quantile.
-        ``contrasts`` has the differences between an arm and each later one under the same strategy,
+        ``strategies`` has one row for each pair, data set, arm, strategy and quantile.
+        ``contrasts`` has the differences between an arm and each target one under the same strategy,
         between the two strategies of an arm, and between an arm and each strategy without a match.
         """
         rows: list[Row] = []
         contrasts: list[Row] = []
-        for place in dict.fromkeys(cell.splice.place for cell in cells):
-            of_place = [cell for cell in cells if cell.splice.place == place]
+        for pair in dict.fromkeys(cell.splice.pair for cell in cells):
+            of_pair = [cell for cell in cells if cell.splice.pair == pair]
             for dataset in self.by_set:
-                measured = [self._cell(cell, dataset) for cell in of_place]
-                for cell, metrics in zip(of_place, measured, strict=True):
+                measured = [self._cell(cell, dataset) for cell in of_pair]
+                for cell, metrics in zip(of_pair, measured, strict=True):
                     rows.append(self._strategy_row(cell, dataset, metrics))
                     what = (cell.arm, dataset, cell.splice.strategy, cell.splice.quantile)
                     for metric in SPLICE_METRICS:
-                        self.means.add(place, *what, metric, metrics[metric])
-                contrasts += strategy_contrasts(of_place, measured, dataset, self.replicates)
+                        self.means.add(pair, *what, metric, metrics[metric])
+                contrasts += strategy_contrasts(of_pair, measured, dataset, self.replicates)
         return {"strategies": rows, "contrasts": contrasts}
 
     def _cell(self, cell: Cell, dataset: str) -> dict[str, Values]:
         sums, weights = self.by_set[dataset], self.weights[dataset]
-        name, layer = cell.evaluated.name, cell.splice.place.layer_to
+        name, layer = cell.evaluated.name, cell.splice.pair.target.layer
         n_targets = sums["n_targets"]
         loss = mean(weights, sums[f"loss|{name}"], n_targets)
         variance = explained_variance(
@@ -95,7 +95,7 @@ class Tables:
         sums = self.by_set[dataset]
         n_targets = int(sums["n_targets"].sum())
         row: Row = {
-            **cell.splice.place._asdict(),
+            **cell.splice.pair.columns(),
             "arm": cell.arm,
             "dataset": dataset,
             "strategy": cell.splice.strategy,
@@ -114,29 +114,29 @@ class Tables:
     def activations(self, matches: MatchSet) -> dict[str, list[Row]]:
         """Return the tables ``activations`` and ``activation_contrasts``: what fires together.
 
-        ``activations`` has one row for each place, arm and data set, ``activation_contrasts`` one
+        ``activations`` has one row for each pair, arm and data set, ``activation_contrasts`` one
         for each two arms. The last data set of each is ``all`` of them together.
         """
         rows: list[Row] = []
         contrasts: list[Row] = []
-        for place in matches.places:
+        for pair in matches.pairs:
             by_match: dict[str, dict[str, CoActivation]] = {}
             for arm, hashes in matches.hashes.items():
-                if hashes[place] not in by_match:  # arms may have found the same match
-                    by_match[hashes[place]] = self._scores(place, matches.by_arm[arm][place])
-            by_arm = {arm: by_match[of_arm[place]] for arm, of_arm in matches.hashes.items()}
+                if hashes[pair] not in by_match:  # arms may have found the same match
+                    by_match[hashes[pair]] = self._scores(pair, matches.by_arm[arm][pair])
+            by_arm = {arm: by_match[of_arm[pair]] for arm, of_arm in matches.hashes.items()}
             for arm, scores in by_arm.items():
                 for dataset, score in scores.items():
-                    row: Row = {**place._asdict(), "arm": arm, "dataset": dataset}
+                    row: Row = {**pair.columns(), "arm": arm, "dataset": dataset}
                     rows.append(row | self._score_row(score))
                     for metric in SCORE_METRICS:
                         values = getattr(score, metric)
-                        self.means.add(place, arm, dataset, None, None, metric, values)
-            contrasts += arm_contrasts(place, by_arm, self.replicates)
+                        self.means.add(pair, arm, dataset, None, None, metric, values)
+            contrasts += arm_contrasts(pair, by_arm, self.replicates)
         return {"activations": rows, "activation_contrasts": contrasts}
 
-    def _scores(self, place: Place, match: Match) -> dict[str, CoActivation]:
-        counts = {name: self._counts(sums, place, match) for name, sums in self.by_set.items()}
+    def _scores(self, pair: Pair, match: Match) -> dict[str, CoActivation]:
+        counts = {name: self._counts(sums, pair, match) for name, sums in self.by_set.items()}
         partnered = match.partners() >= 0
         scores = {
             dataset: co_activation(self.weights[dataset], *of_set, partnered)
@@ -146,10 +146,10 @@ class Tables:
         scores[POOLED] = co_activation(self.replicates.pooled(), *pooled, partnered)
         return scores
 
-    def _counts(self, sums: TextSums, place: Place, match: Match) -> _Counts:
-        earlier, later = (self._fired(key) for key in (place.earlier, place.later))
-        both = sums[both_name(self.plan.pairing(place, match.hash))]
-        return _Counts(both, sums[earlier], partner_counts(match, sums[later]))
+    def _counts(self, sums: TextSums, pair: Pair, match: Match) -> _Counts:
+        source, target = (self._fired(key) for key in (pair.source, pair.target))
+        both = sums[both_name(self.plan.matched_pair(pair, match.hash))]
+        return _Counts(both, sums[source], partner_counts(match, sums[target]))
 
     def _score_row(self, score: CoActivation) -> Row:
         row: Row = {}
@@ -184,12 +184,12 @@ class Tables:
         """Return on how many tokens each feature was active, over all data sets."""
         return self._all(self._fired(key)).sum(dim=0)
 
-    def features(self, place: Place, match: Match, features: Sequence[int]) -> list[Row]:
+    def features(self, pair: Pair, match: Match, features: Sequence[int]) -> list[Row]:
         """Return how often single features and their partners are active together.
 
         For each feature: ``matching_score`` and ``jaccard`` with intervals, over all data sets.
         """
-        parts = [self._counts(sums, place, match) for sums in self.by_set.values()]
+        parts = [self._counts(sums, pair, match) for sums in self.by_set.values()]
         both, own, partner = (
             torch.cat(counts)[:, list(features)].double() for counts in zip(*parts, strict=True)
         )
@@ -201,8 +201,8 @@ class Tables:
             {
                 **row("matching_score", score[:, n], fired[:, n]),
                 **row("jaccard", jaccard[:, n], either[:, n]),
-                "n_fired_from": int(own[:, n].sum()),
-                "n_fired_to": int(partner[:, n].sum()),
+                "n_fired_source": int(own[:, n].sum()),
+                "n_fired_target": int(partner[:, n].sum()),
             }
             for n in range(len(features))
         ]
@@ -212,4 +212,4 @@ class Tables:
 
     def _fired(self, key: SaeKey) -> str:
         twin = self.plan.twins[key]
-        return f"fired|{twin.saes}|{twin.layer}"
+        return f"fired|{twin.suite}|{twin.layer}"

@@ -15,7 +15,7 @@ PARTS = ("W_enc", "b_enc", "W_dec")
 
 
 def squared_errors(
-    earlier: SaeParams, later: SaeParams, match: Match
+    source: SaeParams, target: SaeParams, match: Match
 ) -> dict[str, Float[Tensor, " n_pairs"]]:
     """Return, by part, each matched pair's squared error, mean over coordinates.
 
@@ -24,26 +24,26 @@ def squared_errors(
     """
     i, j = match.rows, match.columns
     return {
-        "W_enc": (earlier.W_enc.T[i] - later.W_enc.T[j]).double().square().mean(dim=1),
-        "b_enc": (earlier.b_enc[i] - later.b_enc[j]).double().square(),
-        "W_dec": (earlier.W_dec[i] - later.W_dec[j]).double().square().mean(dim=1),
+        "W_enc": (source.W_enc.T[i] - target.W_enc.T[j]).double().square().mean(dim=1),
+        "b_enc": (source.b_enc[i] - target.b_enc[j]).double().square(),
+        "W_dec": (source.W_dec[i] - target.W_dec[j]).double().square().mean(dim=1),
     }
 
 
-def mse(earlier: SaeParams, later: SaeParams, match: Match) -> dict[str, float | None]:
+def mse(source: SaeParams, target: SaeParams, match: Match) -> dict[str, float | None]:
     """Return the paper's MSE by part (figure 3): over matched features and coordinates, folded.
 
     None where nothing is matched.
     """
     if not len(match.rows):
         return dict.fromkeys(PARTS)
-    errors = squared_errors(fold(earlier, "threshold"), fold(later, "threshold"), match)
+    errors = squared_errors(fold(source, "threshold"), fold(target, "threshold"), match)
     return {part: errors[part].mean().item() for part in PARTS}
 
 
-def feature_mse(earlier: SaeParams, later: SaeParams, match: Match) -> Float[Tensor, " n_pairs"]:
+def feature_mse(source: SaeParams, target: SaeParams, match: Match) -> Float[Tensor, " n_pairs"]:
     """Return each matched pair's squared error of folded decoder vectors, mean over coordinates."""
-    errors = squared_errors(fold(earlier, "threshold"), fold(later, "threshold"), match)
+    errors = squared_errors(fold(source, "threshold"), fold(target, "threshold"), match)
     return errors["W_dec"]
 
 
@@ -59,7 +59,7 @@ def least(errors: Float[Tensor, " n_pairs"], quantile: float) -> Bool[Tensor, " 
 
 
 def decoder_norm_change(
-    earlier: SaeParams, later: SaeParams, match: Match
+    source: SaeParams, target: SaeParams, match: Match
 ) -> dict[str, float | None]:
     """Return how the norm of a folded decoder vector changes to its partner's (figure 1).
 
@@ -71,7 +71,7 @@ def decoder_norm_change(
         return dict.fromkeys(names)
     before, after = (
         torch.linalg.vector_norm(fold(sae, "threshold").W_dec.double(), dim=1)
-        for sae in (earlier, later)
+        for sae in (source, target)
     )
     change = after[match.columns] - before[match.rows]
     quartiles = np.quantile(change.numpy(), [0.25, 0.75])  # torch's takes 2^24 values at most

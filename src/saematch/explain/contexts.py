@@ -233,7 +233,7 @@ def _merge(
 
 
 def _name(key: SaeKey, name: str) -> str:
-    return f"{key.saes}|{key.layer}|{name}"
+    return f"{key.suite}|{key.layer}|{name}"
 
 
 def _write(path: Path, kept: Mapping[SaeKey, KeptContexts]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
+from saematch.core.errors import InputError
 from saematch.core.pairs import SaeKey
 from saematch.sae.suites import Saes
 
@@ -24,7 +25,7 @@ class FeatureKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """One text about one feature. Raises ``ValueError`` for an empty one."""
+    """One text about one feature. Raises ``InputError`` for an empty one."""
 
     text: str
     explainer: str
@@ -36,7 +37,7 @@ class Explanation:
 
     def __post_init__(self) -> None:
         if not self.text.strip():
-            raise ValueError("an explanation is empty")
+            raise InputError("an explanation is empty")
 
 
 @runtime_checkable
@@ -88,9 +89,9 @@ class ExplanationSource(Protocol):
         ...
 
     def check(self, saes: Saes) -> None:
-        """Refuse, before any work, SAEs that the source cannot explain: ``ValueError``."""
+        """Refuse, before any work, SAEs that the source cannot explain: ``InputError``."""
         ...
 
     def open(self, saes: Saes, means: Means) -> Explanations:
-        """Get ready to explain features of these SAEs; ``ValueError`` if it covers none of one."""
+        """Get ready to explain features of these SAEs; ``InputError`` if it covers none of one."""
         ...

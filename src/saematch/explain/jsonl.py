@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from saematch.core.errors import InputError
 from saematch.core.files import expand_home, parse_json
 from saematch.core.pairs import SaeKey
 from saematch.core.specs import spec
@@ -39,19 +40,19 @@ class JsonlExplanations:
     def __post_init__(self) -> None:
         expand_home(self, "path")
         if not self.path:
-            raise ValueError("explain.path is empty: name a file, as in explain.path=labels.jsonl")
+            raise InputError("explain.path is empty: name a file, as in explain.path=labels.jsonl")
 
     def check(self, saes: Saes) -> None:
         """Read everything.
 
-        ``ValueError`` with file and line for a missing file, a line that is no JSON object, a
+        ``InputError`` with file and line for a missing file, a line that is no JSON object, a
         missing or wrong field, an empty text and a feature that the SAE does not have; also for an
         SAE of which no line speaks, and for two SAEs of one layer, which a line cannot tell apart.
         """
         self._read(saes)
 
     def open(self, saes: Saes, means: Means) -> JsonlTexts:
-        """Read the files again; ``ValueError`` as in ``check``."""
+        """Read the files again; ``InputError`` as in ``check``."""
         by_layer = self._read(saes)
         return JsonlTexts({key: by_layer[key.layer] for key in saes})
 
@@ -64,7 +65,7 @@ class JsonlExplanations:
                     continue
                 n_features = one_a_layer[line.layer].n_features
                 if line.feature >= n_features:
-                    raise ValueError(
+                    raise InputError(
                         f"{line.where}: feature {line.feature} is none of the SAE of layer "
                         f"{line.layer}, whose features are 0 to {n_features - 1}"
                     )
@@ -72,7 +73,7 @@ class JsonlExplanations:
         for layer, of_layer in found.items():
             if not of_layer:
                 path = self.path.replace("{layer}", str(layer))
-                raise ValueError(f"{path} explains no feature of the SAE of layer {layer}")
+                raise InputError(f"{path} explains no feature of the SAE of layer {layer}")
         return {
             layer: {feature: tuple(texts) for feature, texts in sorted(of_layer.items())}
             for layer, of_layer in found.items()
@@ -106,7 +107,7 @@ def _one_a_layer(saes: Saes) -> dict[int, SaeFacts]:
     for key, sae in SaeShelf.of(saes).facts.items():
         first = found.setdefault(key.layer, sae)
         if first.origin != sae.origin:
-            raise ValueError(
+            raise InputError(
                 f"the run has two SAEs of layer {key.layer}, {first.origin.where} and "
                 f"{sae.origin.where}, but a line of {{layer, feature}} means one; run each set "
                 "of SAEs by itself"
@@ -127,7 +128,7 @@ def _lines(path: Path, of_file: int | None) -> Iterator[_Line]:
         content = path.read_bytes()
         lines = content.decode("utf-8-sig").split("\n")  # other line ends may be part of a text
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the explanations in {path}: {error}") from error
+        raise InputError(f"cannot read the explanations in {path}: {error}") from error
     tag = hashlib.sha256(content).hexdigest()[:16]
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -136,14 +137,14 @@ def _lines(path: Path, of_file: int | None) -> Iterator[_Line]:
         try:
             row = parse_json(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is no JSON object: {error}") from error
+            raise InputError(f"{where} is no JSON object: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{where} is no JSON object, but {line.strip()[:40]!r}")
+            raise InputError(f"{where} is no JSON object, but {line.strip()[:40]!r}")
         told = {"layer": of_file, "explainer": path.stem, **row}
         layer, feature = (_number(told, name, where) for name in ("layer", "feature"))
         text, explainer = (_text(told, name, where) for name in ("text", "explainer"))
         if of_file not in (None, layer):
-            raise ValueError(f"{where} is of layer {layer}, but the file is of layer {of_file}")
+            raise InputError(f"{where} is of layer {layer}, but the file is of layer {of_file}")
         yield _Line(where, layer, feature, Explanation(text, explainer, tag=tag))
 
 
@@ -151,13 +152,13 @@ def _number(row: dict[str, Any], name: str, where: str) -> int:
     value = row.get(name)
     if type(value) is not int or value < 0:
         hint = "; or give one file a layer, with {layer} in explain.path" * (name == "layer")
-        raise ValueError(f"{where}: {name!r} must hold a number from 0, not {value!r}{hint}")
+        raise InputError(f"{where}: {name!r} must hold a number from 0, not {value!r}{hint}")
     return value
 
 
 def _text(row: dict[str, Any], name: str, where: str) -> str:
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: {name!r} must hold a text, not {value!r:.40}")
+        raise InputError(f"{where}: {name!r} must hold a text, not {value!r:.40}")
     check_unicode(value, where)
     return value

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from saematch.core.errors import InputError
 from saematch.core.files import read_json, write_json
 from saematch.core.pairs import SaeKey
 from saematch.core.specs import spec
@@ -53,28 +54,28 @@ class NeuronpediaExplanations:
     def __post_init__(self) -> None:
         for name, least in (("single", 0), ("connections", 1), ("retries", 0), ("timeout", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"explain.{name}={getattr(self, name)} must be {least} or more")
+                raise InputError(f"explain.{name}={getattr(self, name)} must be {least} or more")
         for name in ("exports", "api"):
             if not getattr(self, name).startswith(("http://", "https://")):
-                raise ValueError(f"explain.{name}={getattr(self, name)!r} must be http(s)://…")
+                raise InputError(f"explain.{name}={getattr(self, name)!r} must be http(s)://…")
 
     def server(self, address: str, instead: str) -> Server:
         """Return how an address is asked, with what to do ``instead``."""
         return Server(address, self.connections, self.retries, self.timeout, instead)
 
     def check(self, saes: Saes) -> None:
-        """Refuse an SAE that Neuronpedia does not explain: ``ValueError``, with the one it does."""
+        """Refuse an SAE that Neuronpedia does not explain: ``InputError``, with the one it does."""
         for key, sae in SaeShelf.of(saes).facts.items():
             source = sae.origin.neuronpedia_id
             if source is None:
-                raise ValueError(_unexplained(key, sae.origin))
+                raise InputError(_unexplained(key, sae.origin))
             if not SOURCE.fullmatch(source):
-                raise ValueError(f"the SAE {key} has neuronpedia_id={source!r}, no model/source")
+                raise InputError(f"the SAE {key} has neuronpedia_id={source!r}, no model/source")
 
     def open(self, saes: Saes, means: Means) -> NeuronpediaTexts:
         """Fetch what is not kept yet of each source's export.
 
-        A fetch that was killed goes on where it stood. ``ValueError`` for an SAE that ``check``
+        A fetch that was killed goes on where it stood. ``InputError`` for an SAE that ``check``
         refuses, an address that cannot be reached, a limit that outlasts the retries, a batch that
         stays broken, an export that is empty, of another SAE or without ``explainer``.
         """
@@ -87,7 +88,7 @@ class NeuronpediaExplanations:
                 path = means.folder / "explanations" / f"{name}.parquet"
                 sources[name] = _Source(self, name, path, sae.n_features)
             elif sources[name].n_features != sae.n_features:
-                raise ValueError(f"{key} and another SAE of {name} differ in number of features")
+                raise InputError(f"{key} and another SAE of {name} differ in number of features")
         return NeuronpediaTexts(
             {key: sources[str(sae.origin.neuronpedia_id)] for key, sae in facts.items()}
         )
@@ -111,7 +112,7 @@ class NeuronpediaTexts:
         """Return the explanations of features, those of the SAE's most frequent explainer first.
 
         What the export lacks is asked of the site, ``single`` features of an SAE at most:
-        ``ValueError`` if it cannot be reached or has enough of us.
+        ``InputError`` if it cannot be reached or has enough of us.
         """
         by_source: dict[_Source, set[int]] = {}
         for key in wanted:
@@ -139,7 +140,7 @@ class _Source:
         if spec.explainer is not None:
             export = export[export["explainer"] == spec.explainer]
         if export.empty:
-            raise ValueError(
+            raise InputError(
                 f"the export of {name} has no text of explain.explainer={spec.explainer}, only "
                 f"of {', '.join(self.covers) or 'nobody'}; {ELSE}"
             )
@@ -162,7 +163,7 @@ class _Source:
     def _check_range(self, export: pd.DataFrame) -> None:
         last = export["feature"].max() if len(export) else 0
         if last >= self.n_features:
-            raise ValueError(
+            raise InputError(
                 f"the export of {self.name} has feature {last}, but the SAE has features 0 to "
                 f"{self.n_features - 1}: it is not the one that is explained there; {ELSE}"
             )
@@ -220,7 +221,7 @@ def _unexplained(key: SaeKey, origin: SaeOrigin) -> str:
         for one in near
     )
     return (
-        f"Neuronpedia explains no SAE that is layer {key.layer} of {key.saes!r}, "
+        f"Neuronpedia explains no SAE that is layer {key.layer} of {key.suite!r}, "
         f"{origin.where}, and explanations of another SAE of that layer must not "
         f"be joined to it, since its features have other meanings{hint}; {ELSE}"
     )

@@ -30,6 +30,7 @@ from urllib3.util import parse_url
 
 from saematch import __version__
 from saematch.core.background import ENDING_SECONDS, in_background
+from saematch.core.errors import InputError
 from saematch.core.files import parse_json, replacing
 
 log = logging.getLogger(__name__)
@@ -101,14 +102,14 @@ class Server:
     ) -> bytes:
         """Return a body, as it was stored; empty for an unknown path if it ``may_lack``.
 
-        ``ValueError`` naming the address if it cannot be had.
+        ``InputError`` naming the address if it cannot be had.
         """
         url = f"{self.address.rstrip('/')}/{path}"
         try:
             answer = pool.request("GET", url, fields=query, decode_content=False)
         except HTTPError as error:
             reason = getattr(error, "reason", None) or error
-            raise ValueError(
+            raise InputError(
                 f"cannot fetch {url} ({reason}); what was fetched before is kept, so try again "
                 f"later; {self.instead}"
             ) from error
@@ -116,7 +117,7 @@ class Server:
             return b""
         if answer.status != 200:
             said = _limit(answer.data) if answer.status == 429 else _start(answer.data)
-            raise ValueError(f"{url} answers with status {answer.status}: {said}; {self.instead}")
+            raise InputError(f"{url} answers with status {answer.status}: {said}; {self.instead}")
         return answer.data
 
 
@@ -150,7 +151,7 @@ def keep_export(server: Server, name: str, path: Path, refresh: bool) -> None:
     """Bring the export of the source ``name`` to the Parquet file ``path``.
 
     One that is there is left alone, or with ``refresh`` brought up to date. Batches lie beside it
-    until all are there, so that a fetch that was killed goes on. ``ValueError`` for an export that
+    until all are there, so that a fetch that was killed goes on. ``InputError`` for an export that
     is empty, that is of another SAE, or that cannot be fetched whole.
     """
     if path.exists() and not refresh:
@@ -201,12 +202,12 @@ def _listed(server: Server, pool: PoolManager, name: str) -> dict[str, _Batch]:
             if more:
                 query["continuation-token"] = page.find("{*}NextContinuationToken").text
         except (ElementTree.ParseError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{server.address} does not list its objects as S3 does ({error}); it says "
                 f"{_start(data)!r}; {ELSE}"
             ) from error
     if not found:
-        raise ValueError(
+        raise InputError(
             f"{server.address} has nothing under {prefix}: no explanations of {name} are "
             f"exported; {ELSE}"
         )
@@ -229,7 +230,7 @@ def _table(server: Server, pool: PoolManager, name: str, batch: _Batch, folder: 
         with suppress(FileNotFoundError), replacing(path) as part:  # gone: another run has them all
             part.write_bytes(content)
         return table
-    raise ValueError(
+    raise InputError(
         f"{server.address}/{batch.key} stays broken ({reason}) after {TRIES} fetches; what else "
         f"was fetched is kept, so try again later; {ELSE}"
     ) from reason
@@ -248,9 +249,9 @@ def _read(content: bytes, name: str, batch: _Batch) -> pa.Table:
         of = {f"{row['modelId']}/{row['layer']}" for row in rows}
         table = pa.Table.from_pylist([_row(row, batch.tag) for row in rows], SCHEMA)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"a row of {batch.key} is not understood: {error!r}; {ELSE}") from error
+        raise InputError(f"a row of {batch.key} is not understood: {error!r}; {ELSE}") from error
     if other := sorted(of - {name}):
-        raise ValueError(
+        raise InputError(
             f"{batch.key} holds explanations of {other[0]}, which is another SAE than {name}, with "
             f"features of other meanings; {ELSE}"
         )
@@ -290,7 +291,7 @@ def fetch_single(
 ) -> list[dict[str, str | None]]:
     """Ask the site for one feature's explanations; none for a feature that it does not know.
 
-    ``ValueError`` if it cannot be asked or does not answer as it should.
+    ``InputError`` if it cannot be asked or does not answer as it should.
     """
     path = f"api/feature/{name}/{feature}"
     data = server.get(pool, path, may_lack=True)
@@ -299,7 +300,7 @@ def fetch_single(
         rows = (told or {}).get("explanations") or []
         texts = [_text(row, "api") for row in rows]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{server.address}/{path} is not understood ({error!r}); {server.instead}"
         ) from error
     return [text for text in texts if text["text"] is not None]

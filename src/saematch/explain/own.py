@@ -12,6 +12,7 @@ import torch
 from saematch.chat.answers import read_text
 from saematch.chat.asking import Chat
 from saematch.chat.questions import Question
+from saematch.core.errors import InputError
 from saematch.core.pairs import SaeKey
 from saematch.core.specs import spec
 from saematch.explain.contexts import HALVES, Contexts, KeptContexts, TextPass, collect_contexts
@@ -47,9 +48,9 @@ class OwnExplanations:
 
     def __post_init__(self) -> None:
         if self.by not in ("tokens", "llm"):
-            raise ValueError(f"explain.by={self.by!r} is neither tokens nor llm")
+            raise InputError(f"explain.by={self.by!r} is neither tokens nor llm")
         if self.n_top < 1 or self.n_samples < 0 or self.window < 1:
-            raise ValueError(
+            raise InputError(
                 f"explain: n_top={self.n_top}, n_samples={self.n_samples} and window={self.window} "
                 "must be at least 1, 0 and 1"
             )
@@ -68,7 +69,7 @@ class OwnExplanations:
         """Any SAE can be explained."""
 
     def open(self, saes: Saes, means: Means) -> OwnTexts:
-        """Collect contexts; ``ValueError`` if no feature of a layer is active."""
+        """Collect contexts; ``InputError`` if no feature of a layer is active."""
         assert means.texts is not None
         assert means.chat is not None or not self.asks_llm
         folder = means.folder / "contexts"
@@ -78,7 +79,7 @@ class OwnExplanations:
             n_features = shelf.facts[key].n_features
             n_active = len(kept.top.feature.unique())
             if not n_active:
-                raise ValueError(
+                raise InputError(
                     f"no feature of layer {key.layer} is active on these texts, so none can be "
                     "explained: take more texts (dataset.n_texts)"
                 )

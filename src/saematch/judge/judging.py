@@ -23,7 +23,7 @@ from saematch.matching.matches import MatchSet
 log = logging.getLogger(__name__)
 
 Both = tuple[Explanation | None, Explanation | None]
-"""What is said of the earlier and of the later feature."""
+"""What is said of the source and of the target feature."""
 
 
 @dataclass(frozen=True)
@@ -31,34 +31,34 @@ class Judgement:
     """One item, what was read and what came of it."""
 
     item: Item
-    earlier: Explanation | None
-    later: Explanation | None
+    source: Explanation | None
+    target: Explanation | None
     verdict: Verdict
 
     def row(self) -> Row:
         """Return the row of the table ``judgements``."""
         item = self.item
         return {
-            **item.place._asdict(),
+            **item.pair.columns(),
             "arm": item.arm,
             "role": item.role,
             "start": item.start,
             "path": item.path,
-            "feature_from": item.feature_from,
-            "feature_to": item.feature_to,
+            "source_feature": item.source_feature,
+            "target_feature": item.target_feature,
             "label": self.verdict.label,
             "judge_score": self.verdict.score,
             "evaluation": self.verdict.evaluation,
-            "explainer_from": self.earlier and self.earlier.explainer,
-            "explainer_to": self.later and self.later.explainer,
-            "explanation_from": self.earlier and self.earlier.text,
-            "explanation_to": self.later and self.later.text,
+            "source_explainer": self.source and self.source.explainer,
+            "target_explainer": self.target and self.target.explainer,
+            "source_explanation": self.source and self.source.text,
+            "target_explanation": self.target and self.target.text,
         }
 
 
 def judge_matches(
     matches: MatchSet,
-    starts: Sequence[int] | None,
+    chains: bool,
     judging: Judging,
     explanations: Explanations,
     judge: Judge,
@@ -75,7 +75,7 @@ def judge_matches(
         for name in ("paths", "features")
     )
     pairs = table_items("pair", steps, "path")
-    pairs = pairs or path_items(matches, starts, judging, explanations, rng)
+    pairs = pairs or path_items(matches, chains, judging, explanations, rng)
     examples = table_items("example", examples, "rank")
     controls = control_items(matches, judging, explanations, rng)
     _announce(pairs, examples, controls, judging, explanations, judge, second)
@@ -98,9 +98,9 @@ def judge_matches(
 
 def _shown(items: Sequence[Item], explanations: Explanations) -> dict[Item, Both]:
     """Return the explanations of both features of each item."""
-    wanted = dict.fromkeys(key for item in items for key in (item.earlier, item.later))
+    wanted = dict.fromkeys(key for item in items for key in (item.source, item.target))
     said = {key: some[0] for key, some in explanations.of(list(wanted)).items()}
-    return {item: (said.get(item.earlier), said.get(item.later)) for item in items}
+    return {item: (said.get(item.source), said.get(item.target)) for item in items}
 
 
 def _ceiling(items: Sequence[Item], explanations: Explanations, judge: Judge) -> dict[Item, Both]:
@@ -108,11 +108,11 @@ def _ceiling(items: Sequence[Item], explanations: Explanations, judge: Judge) ->
 
     Where it is a paraphrase the item's role says so; a judge that cannot write leaves it out.
     """
-    known = explanations.of([item.earlier for item in items], others=True)
+    known = explanations.of([item.source for item in items], others=True)
     pairs: dict[Item, Both] = {}
     alone: dict[Item, Question] = {}
     for item in items:
-        some = known.get(item.earlier, (None,))
+        some = known.get(item.source, (None,))
         other = next(
             (one for one in some[1:] if one and some[0] and one.text != some[0].text), None
         )
@@ -128,7 +128,7 @@ def _ceiling(items: Sequence[Item], explanations: Explanations, judge: Judge) ->
     for item, question in alone.items():
         text = read_text(replies[question], "paraphrase") if question in replies else None
         other = Explanation(text, judge.model, PARAPHRASE.version) if text else None
-        pairs[replace(item, role="paraphrase")] = known[item.earlier][0], other
+        pairs[replace(item, role="paraphrase")] = known[item.source][0], other
     return pairs
 
 
@@ -188,7 +188,7 @@ def _announce(
     said = f"at most {n_first} judgements and {n_twice} paraphrases by {judge.model}"
     if explanations.asks_llm:
         n_features = len(
-            {key for i in (*pairs, *examples, *controls) for key in (i.earlier, i.later)}
+            {key for i in (*pairs, *examples, *controls) for key in (i.source, i.target)}
         )
         cost += judge.estimate([Question(EXPLAIN, (line * 10,))] * (n_features + n_twice))[2]
         said += f", at most {n_features + n_twice} explanations"
@@ -213,7 +213,7 @@ def explainers(judgements: Sequence[Judgement]) -> dict[str, object]:
     read = {
         (key, said)
         for j in judgements
-        for key, said in ((j.item.earlier, j.earlier), (j.item.later, j.later))
+        for key, said in ((j.item.source, j.source), (j.item.target, j.target))
         if said is not None
     }
     counts = Counter(f"{said.explainer} {said.method}".strip() for _, said in read)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from saematch.chat.questions import Judge, Question, Reply
+from saematch.core.errors import InputError
 from saematch.core.files import hashed
 from saematch.core.specs import spec
 from saematch.judge.prompts import JUDGE
@@ -48,7 +49,7 @@ class WordOverlap:
 
     def __post_init__(self) -> None:
         if not 0 < self.maybe <= self.same <= 1:
-            raise ValueError(
+            raise InputError(
                 f"judge.maybe={self.maybe} and judge.same={self.same} are shares of words: "
                 "they must be above 0 and at most 1, and maybe no larger than same"
             )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from saematch.core.match import Match
-from saematch.core.pairs import NO_ARM, Place
+from saematch.core.pairs import NO_ARM, PAIR_COLUMNS, Pair, pair_of
 from saematch.core.results import Row
 from saematch.evaluate.intervals import Intervals, Values
 from saematch.evaluate.weights import feature_mse
@@ -32,7 +32,7 @@ def judge_tables(
     scores = _Scores(judgements, intervals)
     return {
         "judgements": [j.row() | {"mse_W_dec": errors[_pair(j.item)]} for j in judgements],
-        "judge_scores": scores.by_place(),
+        "judge_scores": scores.by_pair(),
         "judge_contrasts": scores.contrasts(),
         "judge_agreement": _agreement(judgements, intervals),
         "judge_explainers": scores.by_explainers(),
@@ -63,27 +63,28 @@ class _Scores:
             first = len(self.columns)
             self.columns |= {(group, path): first + n for path, n in paths.items()}
 
-    def by_place(self) -> list[Row]:
-        """Return the rows of ``judge_scores``: by role, arm and place, then over all places."""
+    def by_pair(self) -> list[Row]:
+        """Return the rows of ``judge_scores``: by role, arm and pair, then over all pairs."""
         rows = [
-            {**place._asdict(), "role": role, "arm": arm, **self._row(some)}
-            for (role, arm, place), some in self._by(lambda i: (i.role, i.arm, i.place)).items()
+            {**pair.columns(), "role": role, "arm": arm, **self._row(some)}
+            for (role, arm, pair), some in self._by(lambda i: (i.role, i.arm, i.pair)).items()
         ]
-        nowhere = {"layer_from": None, "layer_to": None}
-        for (role, arm, saes), some in self._by(lambda i: (i.role, i.arm, i.place.saes)).items():
-            rows.append({"saes": saes, **nowhere, "role": role, "arm": arm, **self._row(some)})
+        overall = self._by(lambda i: (i.role, i.arm, i.pair.source.suite, i.pair.target.suite))
+        for (role, arm, source, target), some in overall.items():
+            nowhere = dict(zip(PAIR_COLUMNS, (source, None, target, None), strict=True))
+            rows.append({**nowhere, "role": role, "arm": arm, **self._row(some)})
         return rows
 
     def contrasts(self) -> list[Row]:
         """Return the rows of ``judge_contrasts``: one arm's mean score less another's."""
-        of_cell = self._by(lambda i: (i.place, i.arm) if i.role == "pair" else None)
+        of_cell = self._by(lambda i: (i.pair, i.arm) if i.role == "pair" else None)
         arms = dict.fromkeys(arm for _, arm in of_cell)
         rows: list[Row] = []
-        for place in dict.fromkeys(place for place, _ in of_cell):
-            there = [arm for arm in arms if (place, arm) in of_cell]
+        for pair in dict.fromkeys(pair for pair, _ in of_cell):
+            there = [arm for arm in arms if (pair, arm) in of_cell]
             for one, other in combinations(there, 2):
-                mine, theirs = (self._mean(of_cell[place, arm]) for arm in (one, other))
-                row: Row = {**place._asdict(), "arm": one, "against_arm": other}
+                mine, theirs = (self._mean(of_cell[pair, arm]) for arm in (one, other))
+                row: Row = {**pair.columns(), "arm": one, "against_arm": other}
                 difference, whole = mine.values - theirs.values, mine.counts + theirs.counts
                 row |= self.replicates.row("judge_score_difference", difference, whole)
                 rows.append(row)
@@ -93,10 +94,10 @@ class _Scores:
         """Return the rows of ``judge_explainers``: scores by who explained which feature."""
         of_pair: dict[tuple, list[Judgement]] = defaultdict(list)
         for j in self.judgements:
-            if j.earlier and j.later:
-                who = j.earlier.explainer, j.later.explainer
+            if j.source and j.target:
+                who = j.source.explainer, j.target.explainer
                 of_pair[(j.item.role, j.item.arm, *who)].append(j)
-        names = ("role", "arm", "explainer_from", "explainer_to")
+        names = ("role", "arm", "source_explainer", "target_explainer")
         return [
             {**dict(zip(names, who, strict=True)), **self._row(some)}
             for who, some in of_pair.items()
@@ -132,9 +133,9 @@ class _Scores:
 
 
 def _group(item: Item) -> tuple:
-    """Return the set that an item belongs to: paths of one first layer, controls of one place."""
-    place = item.place._replace(layer_from=0, layer_to=0) if item.role == "pair" else item.place
-    return item.role, place, item.start
+    """Return the set that an item belongs to: paths of one first layer, controls of one pair."""
+    pair = item.pair.suites if item.role == "pair" else item.pair
+    return item.role, pair, item.start
 
 
 def _agreement(judgements: Sequence[Judgement], intervals: Intervals) -> list[Row]:
@@ -155,7 +156,7 @@ def _agreement(judgements: Sequence[Judgement], intervals: Intervals) -> list[Ro
         row |= dict.fromkeys(f"{m}{end}" for m in _AGREEMENT for end in ("", "_low", "_high"))
         if scored:
             one, other = torch.tensor(list(scored.values())).T
-            paths = [(item.place.saes, item.start, item.path) for item in scored]
+            paths = [(item.pair.suites, item.start, item.path) for item in scored]
             column = {path: n for n, path in enumerate(dict.fromkeys(paths))}
             replicates = intervals.replicates([len(column)])
             weights = replicates.weights[0][:, [column[path] for path in paths]]
@@ -174,45 +175,45 @@ def _agreement(judgements: Sequence[Judgement], intervals: Intervals) -> list[Ro
 _AGREEMENT = ("agreement", "kappa", "score_difference")
 
 
-def _pair(item: Item) -> tuple[Place, int, int]:
-    return item.place, item.feature_from, item.feature_to
+def _pair(item: Item) -> tuple[Pair, int, int]:
+    return item.pair, item.source_feature, item.target_feature
 
 
-def _errors(judgements: Sequence[Judgement], saes: Saes) -> dict[tuple[Place, int, int], float]:
+def _errors(judgements: Sequence[Judgement], saes: Saes) -> dict[tuple[Pair, int, int], float]:
     """Return the squared error of the folded decoder vectors of every pair of features."""
-    of_place: dict[Place, set[tuple[int, int]]] = defaultdict(set)
-    for place, *features in (_pair(judgement.item) for judgement in judgements):
-        of_place[place].add(tuple(features))  # type: ignore[arg-type]
+    of_pair: dict[Pair, set[tuple[int, int]]] = defaultdict(set)
+    for pair, *features in (_pair(judgement.item) for judgement in judgements):
+        of_pair[pair].add(tuple(features))  # type: ignore[arg-type]
     errors = {}
-    for place in sorted(of_place):  # so that each SAE is loaded once
-        pairs = sorted(of_place[place])
-        found = _errors_of(saes, place, pairs)
-        errors |= {(place, *p): e for p, e in zip(pairs, found, strict=True)}
+    for pair in sorted(of_pair):  # so that each SAE is loaded once
+        pairs = sorted(of_pair[pair])
+        found = _errors_of(saes, pair, pairs)
+        errors |= {(pair, *p): e for p, e in zip(pairs, found, strict=True)}
     return errors
 
 
-def _errors_of(saes: Saes, place: Place, pairs: Sequence[tuple]) -> list[float]:
-    earlier, later = saes[place.earlier], saes[place.later]
+def _errors_of(saes: Saes, pair: Pair, pairs: Sequence[tuple]) -> list[float]:
+    source, target = saes[pair.source], saes[pair.target]
     rows, columns = torch.tensor(pairs).T
     ones = torch.ones(len(rows), dtype=torch.float64)
-    match = Match(rows, columns, ones, earlier.n_features, later.n_features)
-    return feature_mse(earlier, later, match).tolist()
+    match = Match(rows, columns, ones, source.n_features, target.n_features)
+    return feature_mse(source, target, match).tolist()
 
 
 def _mse_by_label(
-    judgements: Sequence[Judgement], errors: Mapping[tuple[Place, int, int], float]
+    judgements: Sequence[Judgement], errors: Mapping[tuple[Pair, int, int], float]
 ) -> list[Row]:
     """Return the rows of ``mse_by_label``: the decoder's error of the pairs with each label."""
-    found: dict[tuple[Place, str, str], list[float]] = defaultdict(list)
+    found: dict[tuple[Pair, str, str], list[float]] = defaultdict(list)
     for judgement in judgements:
         item = judgement.item
         if item.role == "pair" and judgement.verdict.score is not None:
-            found[item.place, item.arm, judgement.verdict.label].append(errors[_pair(item)])
+            found[item.pair, item.arm, judgement.verdict.label].append(errors[_pair(item)])
     rows: list[Row] = []
-    for place, arm in dict.fromkeys((place, arm) for place, arm, _ in found):
+    for pair, arm in dict.fromkeys((pair, arm) for pair, arm, _ in found):
         for label in SCORES:
-            values = torch.tensor(found[place, arm, label], dtype=torch.float64)
-            row: Row = {**place._asdict(), "arm": arm, "label": label, "n_pairs": len(values)}
+            values = torch.tensor(found[pair, arm, label], dtype=torch.float64)
+            row: Row = {**pair.columns(), "arm": arm, "label": label, "n_pairs": len(values)}
             row["mse_mean"] = values.mean().item() if len(values) else None
             for name, share in (("q25", 0.25), ("median", 0.5), ("q75", 0.75)):
                 row[f"mse_{name}"] = values.quantile(share).item() if len(values) else None
@@ -223,12 +224,12 @@ def _mse_by_label(
 def score_matches(matches: list[Row], scores: Sequence[Row]) -> None:
     """Add to the rows of ``matches`` what the judge said of their pairs."""
     found = {
-        (row["saes"], row["layer_from"], row["layer_to"], row["arm"]): row
+        (pair_of(row), row["arm"]): row
         for row in scores
         if row["role"] == "pair" and row["arm"] != NO_ARM
     }
     for row in matches:
-        score = found.get((row["saes"], row["layer_from"], row["layer_to"], row["arm"]), {})
+        score = found.get((pair_of(row), row["arm"]), {})
         for name in _IN_MATCHES:
             row[name] = score.get(name)
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from saematch.core.downloads import HubModel, cached_commit
+from saematch.core.errors import InputError
 
 MODEL_ERRORS = (OSError, ValueError, SafetensorError, ImportError, RuntimeError, TypeError,
                 LookupError, AttributeError, ArithmeticError, AssertionError)  # fmt: skip
@@ -36,7 +37,7 @@ OWN_CODE = (
 )
 
 
-class UnusableModelError(ValueError):
+class UnusableModelError(InputError):
     """A model that can be read, but is refused; the message says why and what to do."""
 
 
@@ -66,7 +67,7 @@ def read_parts(where: str, revision: str | None) -> Parts:
             raise UnusableModelError(OWN_CODE) from error
         raise
     except StrictDataclassError as error:  # no ValueError, though it is about values
-        raise ValueError(str(error)) from error
+        raise InputError(str(error)) from error
     return Parts(config, tokenizer, commit)
 
 

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from saematch.core.errors import InputError
+
 HEAD_TOKENS = {"cpu": 128}
 """Tokens whose logits are held at a time, by device; elsewhere 1,024. Few enough for a CPU's
 cache with a small vocabulary, and for any memory with a large one."""
@@ -69,10 +71,10 @@ class LanguageModel(nn.Module):
         return len(self.blocks)
 
     def refuse_ids(self, highest: int, source: str) -> None:
-        """Raise ``ValueError`` if a token id of ``source`` has no row in the embedding."""
+        """Raise ``InputError`` if a token id of ``source`` has no row in the embedding."""
         if highest >= self.n_embeddings:
             token = "" if self.tokenizer is None else repr(self.tokenizer.decode([highest]))
-            raise ValueError(
+            raise InputError(
                 f"{source} holds the token {token} with the id {highest}, but {self.name} has "
                 f"embeddings for the ids 0 to {self.n_embeddings - 1} only: take a tokenizer that "
                 "belongs to the model, or take this token out of the texts"
@@ -192,7 +194,7 @@ class LanguageModel(nn.Module):
 
 
 def find_blocks(model: nn.Module, n_layers: int) -> tuple[nn.Module, nn.ModuleList]:
-    """Return the decoder and its list of blocks; ``ValueError`` unless there is just one.
+    """Return the decoder and its list of blocks; ``InputError`` unless there is just one.
 
     ``model`` is the decoder or holds it; of a model that reads images too, hand over the part that
     reads texts.
@@ -209,7 +211,7 @@ def find_blocks(model: nn.Module, n_layers: int) -> tuple[nn.Module, nn.ModuleLi
         if not any(blocks is not other and blocks in other.modules() for _, other in found)
     ]
     if len(outer) != 1:
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} has {len(outer)} lists of {n_layers} blocks, so its residual "
             "stream cannot be found; saematch takes decoder-only models with one list of blocks"
         )

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.core.memory import is_out_of_memory
 from saematch.lm.hooks import LanguageModel, hidden_of
 
@@ -35,7 +36,7 @@ def self_test(lm: LanguageModel) -> None:
     - continuing from another hidden state does not.
 
     Sets ``lm.runs_earlier_blocks`` where continuing is right only with it. Costs two to three
-    forward passes of the model. Raises ``ValueError`` that names the property.
+    forward passes of the model. Raises ``InputError`` that names the property.
     """
     _check_tokenizer(lm)
     ids = _sequences(lm)
@@ -49,7 +50,7 @@ def self_test(lm: LanguageModel) -> None:
         same = _comparison(lm, own)
         with _property(lm, "applying the head to the final hidden state"):
             if not same(lm.logits(final)):
-                raise ValueError("the logits differ from the model's own")
+                raise InputError("the logits differ from the model's own")
         _check_continuing(lm, states, ids, same)
 
 
@@ -104,13 +105,13 @@ def _run(
 
 def _check_logits(lm: LanguageModel, own: Float[Tensor, "two seq vocab"]) -> None:
     if own.isnan().any() or own.isposinf().any():
-        raise ValueError(
+        raise InputError(
             f"{lm.name}: the logits are not finite in {lm.model.dtype}: set model.dtype=bfloat16 "
             "or float32; if that changes nothing, the weights are damaged"
         )
     before = own[:, : own.shape[1] // 2]
     if not _comparison(lm, own)(before[1], before[0]):
-        raise ValueError(
+        raise InputError(
             f"{lm.name}: the logits of a token depend on the tokens after it, so this is no causal "
             "language model, and padding would change its hidden states: choose a decoder-only "
             "model, or set is_decoder in its config.json if it was trained as one"
@@ -121,13 +122,13 @@ def _check_shapes(
     lm: LanguageModel, shapes: list[tuple[int, ...]], expected: tuple[int, int, int]
 ) -> None:
     if len(shapes) != lm.n_layers:
-        raise ValueError(
+        raise InputError(
             f"{lm.name} ({type(lm.model).__name__}): its {lm.n_layers} blocks run {len(shapes)} "
             "times in one pass: models that repeat or leave out blocks are not supported"
         )
     for layer, shape in enumerate(shapes):
         if shape != expected:
-            raise ValueError(
+            raise InputError(
                 f"{lm.name} ({type(lm.model).__name__}): block {layer} puts out hidden states of "
                 f"the shape {list(shape)}, not [batch, seq, d_model] = {list(expected)}: models "
                 "with several residual streams, or with the tokens first, are not supported"
@@ -152,10 +153,10 @@ def _check_continuing(
         lm.runs_earlier_blocks = True
     with _property(lm, f"continuing from the true hidden state of block {layers}"):
         if lm.runs_earlier_blocks and not reproduced():
-            raise ValueError("the logits differ from the model's own")
+            raise InputError("the logits differ from the model's own")
         changed = lm.continue_from(layers[-1], -states[layers[-1]], ids)
         if same(lm.logits(changed)):
-            raise ValueError("another hidden state leaves the logits as they are")
+            raise InputError("another hidden state leaves the logits as they are")
 
 
 def _comparison(lm: LanguageModel, own: Tensor) -> Callable[..., bool]:
@@ -179,7 +180,7 @@ def _property(lm: LanguageModel, name: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         reason = next(iter(str(error).strip().splitlines()), "") or "no reason given"
-        raise ValueError(
+        raise InputError(
             f"{lm.name} ({type(lm.model).__name__}) cannot be used, since {name} fails: "
             f"{type(error).__name__}: {reason}. Models with one residual stream of decoder blocks "
             "are supported"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from saematch.core.downloads import hub_model
+from saematch.core.errors import InputError
 from saematch.core.files import PACKAGE, expand_home
 from saematch.core.memory import is_out_of_memory, memory_shortage
 from saematch.core.specs import Text, spec
@@ -71,9 +72,9 @@ class LmSource:
     def __post_init__(self) -> None:
         expand_home(self, "path")
         if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype {self.dtype!r} is not float32, bfloat16 or float16")
+            raise InputError(f"dtype {self.dtype!r} is not float32, bfloat16 or float16")
         if not self.bos:
-            raise ValueError(
+            raise InputError(
                 "model.bos is empty: it is tokenizer, none, or the text of a token, such as "
                 "'<|endoftext|>'"
             )
@@ -90,11 +91,11 @@ class LmSource:
     def open(self) -> OpenedModel:
         """Read configuration and tokenizer, and log how much is still to be fetched.
 
-        Raises ``ValueError`` if there is no such model or no such BOS, if a licence has not been
+        Raises ``InputError`` if there is no such model or no such BOS, if a licence has not been
         accepted, if the model needs code of its own, and if its weights are pickled.
         """
         if self.device_map is not None and find_spec("accelerate") is None:
-            raise ValueError("model.device_map needs a package: pip install accelerate")
+            raise InputError("model.device_map needs a package: pip install accelerate")
         where = str(ZOO / "lm") if self.path == "zoo" else self.path
         self._refuse_no_folder(where)
         files = hub_model(where, self.revision)
@@ -117,11 +118,11 @@ class LmSource:
         try:
             yield
         except UnusableModelError as error:
-            raise ValueError(f"cannot load the language model {self.path!r}: {error}") from error
+            raise InputError(f"cannot load the language model {self.path!r}: {error}") from error
         except MODEL_ERRORS as error:
             if is_out_of_memory(error):
                 raise
-            raise ValueError(
+            raise InputError(
                 f"cannot load the language model {self.path!r}: {_reason(error)}. "
                 f"{self._advice(where, str(error))}"
             ) from error
@@ -132,7 +133,7 @@ class LmSource:
             return None
         if self.bos == OWN_BOS:
             if tokenizer.bos_token_id is None:
-                raise ValueError(
+                raise InputError(
                     f"the tokenizer of {self.path!r} has no BOS token: set model.bos to the token "
                     "that parted documents in the model's training, such as "
                     "model.bos='<|endoftext|>', or model.bos=none if nothing stood before a text"
@@ -140,7 +141,7 @@ class LmSource:
             return int(tokenizer.bos_token_id)
         ids = tokenizer(self.bos, add_special_tokens=False).input_ids
         if len(ids) != 1:
-            raise ValueError(
+            raise InputError(
                 f"model.bos={self.bos!r} is {len(ids)} tokens of {self.path!r}, not one: take the "
                 "text of a token of its vocabulary, or tokenizer, or none"
             )
@@ -152,7 +153,7 @@ class LmSource:
         if on_hub or Path(where).is_dir():
             return
         how = f"run {self.made_by}, which makes it" if self.made_by else "set model.path"
-        raise ValueError(
+        raise InputError(
             f"cannot load the language model {where!r}: there is no such folder; {how}"
         )
 
@@ -179,7 +180,7 @@ class OpenedModel:
     def load(self) -> LanguageModel:
         """Load the weights and test the model.
 
-        Raises ``ValueError`` if a weight is missing, unexpected or of another shape, if the model
+        Raises ``InputError`` if a weight is missing, unexpected or of another shape, if the model
         fails its self-test, and if it does not fit into memory.
         """
         source, tokenizer = self.source, self.parts.tokenizer

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.specs import Unique, spec
-from saematch.matching.matchers import Assignment
-from saematch.matching.objectives.parts import Parts
+from saematch.matching.matchers.matcher import Matcher
+from saematch.matching.objectives.objective import Objective
 from saematch.sae.folding import FOLDS, fold
 from saematch.sae.params import SaeParams
 
@@ -15,7 +16,7 @@ DECODINGS = {"permute": "threshold", "permute_raw": "decoder_norm"}
 
 @spec("arms")
 class Arm:
-    """Fold, objective and assignment, and how the permuted features are decoded.
+    """Fold, objective and matcher, and how the permuted features are decoded.
 
     Folding matters twice, apart: when the permutation is found (``fold``) and when the permuted
     features are decoded (``decode``).
@@ -23,8 +24,8 @@ class Arm:
 
     fold: str
     """The fold on which the match is found: ``threshold`` or ``decoder_norm``."""
-    objective: Parts
-    assignment: Assignment
+    objective: Objective
+    matcher: Matcher
     decode: Unique[str] = ("permute",)
     """Strategies to evaluate: ``permute`` (activations in units of their threshold, eq. 5 on folded
     SAEs), ``permute_raw`` (in units of their decoder vector's norm)."""
@@ -37,18 +38,18 @@ class Arm:
 
     def __post_init__(self) -> None:
         if self.fold not in FOLDS:
-            raise ValueError(f"unknown fold {self.fold!r}: choose one of {', '.join(FOLDS)}")
+            raise InputError(f"unknown fold {self.fold!r}: choose one of {', '.join(FOLDS)}")
         unknown = [d for d in self.decode if d not in DECODINGS]
         if unknown:
-            raise ValueError(
+            raise InputError(
                 f"unknown strategy {unknown[0]!r} in an arm's decode: choose among "
                 f"{', '.join(DECODINGS)}"
             )
         beyond = [q for q in self.quantiles if not 0 <= q <= 1]
         if beyond:
-            raise ValueError(f"quantile {beyond[0]} of an arm: shares lie between 0 and 1")
+            raise InputError(f"quantile {beyond[0]} of an arm: shares lie between 0 and 1")
 
-    def match(self, earlier: SaeParams, later: SaeParams) -> Match:
+    def match(self, source: SaeParams, target: SaeParams) -> Match:
         """Match the features of two layers at once."""
-        factors = self.objective.factors(fold(earlier, self.fold), fold(later, self.fold))
-        return self.assignment(factors)
+        factors = self.objective.factors(fold(source, self.fold), fold(target, self.fold))
+        return self.matcher(factors)

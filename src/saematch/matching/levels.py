@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.core.specs import Seed, spec
 from saematch.matching.objectives.factors import Factors
 
@@ -40,7 +41,7 @@ class Compared:
     """Cosine that a pair must exceed; ``OUT_OF_REACH`` if no feature is significant."""
 
 
-@spec("assignment.unmatched")
+@spec("matcher.unmatched")
 class ChanceLevel:
     """The cosine that features without a counterpart rarely reach (``docs/partial.md``).
 
@@ -48,7 +49,7 @@ class ChanceLevel:
     centred by its own mean, and both are whitened by their joint covariance. A feature is
     significant if its best cosine is larger than two null distributions allow:
 
-    - *rotated*: its best cosine after the later layer's vectors were rotated within their own
+    - *rotated*: its best cosine after the target's vectors were rotated within their own
       covariance. Mean, covariance and lengths stay, and everything else that the layers share goes.
     - *within*: the best cosine of a feature of one layer to the **other** features of that layer.
       Features that only belong to the same cluster are no nearer than that.
@@ -66,17 +67,17 @@ class ChanceLevel:
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
-            raise ValueError(
-                f"assignment.unmatched.share={self.share}: give a number between 0 and 1, such as "
-                "0.05; for a partner for every feature use assignment=optimal"
+            raise InputError(
+                f"matcher.unmatched.share={self.share}: give a number between 0 and 1, such as "
+                "0.05; for a partner for every feature use matcher=optimal"
             )
 
     def __call__(self, factors: Factors) -> Compared:
         """Return the directions of two layers and their level."""
-        earlier, later = directions(factors)
-        pair, some = (earlier, later), (_sample(earlier), _sample(later))
-        best = _best(some[0], later), _best(some[1], earlier)
-        within = _best(some[1], later, other=True), _best(some[0], earlier, other=True)
+        source, target = directions(factors)
+        pair, some = (source, target), (_sample(source), _sample(target))
+        best = _best(some[0], target), _best(some[1], source)
+        within = _best(some[1], target, other=True), _best(some[0], source, other=True)
         rotated = self._rotated_best(*pair)
         levels = [
             _threshold(best[side], null[side], self.share / 2, unseen)
@@ -86,16 +87,16 @@ class ChanceLevel:
         return Compared(Factors(*pair), max(SAME, *levels))
 
     def _rotated_best(
-        self, earlier: Float[Tensor, "n size"], later: Float[Tensor, "m size"]
+        self, source: Float[Tensor, "n size"], target: Float[Tensor, "m size"]
     ) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, " l"]]:
-        """Return best cosines of features of both sides, pooled over rotations of the later one."""
-        many = max(len(earlier), len(later)) > SAMPLED
+        """Return best cosines of features of both sides, pooled over rotations of the target."""
+        many = max(len(source), len(target)) > SAMPLED
         count = ROTATIONS_OF_MANY if many else ROTATIONS
         generator = torch.Generator().manual_seed(self.seed)
         of_earlier, of_later = [], []
-        for vectors in _rotations(later, count, generator):
-            of_earlier.append(_best(_sample(earlier), vectors))
-            of_later.append(_best(_sample(vectors), earlier))
+        for vectors in _rotations(target, count, generator):
+            of_earlier.append(_best(_sample(source), vectors))
+            of_later.append(_best(_sample(vectors), source))
         return np.concatenate(of_earlier), np.concatenate(of_later)
 
 
@@ -123,11 +124,11 @@ def directions(factors: Factors) -> tuple[Float[Tensor, "n size"], Float[Tensor,
     correlation *= 1 - SHRINKAGE
     correlation.diagonal().add_(SHRINKAGE)
     root = torch.linalg.cholesky(correlation)
-    earlier, later = (
+    source, target = (
         _unit(torch.linalg.solve_triangular(root, side.T, upper=False).T.contiguous())
         for side in sides
     )
-    return earlier, later
+    return source, target
 
 
 def _without_rounding(centred: Float[Tensor, "n size"]) -> Float[Tensor, "n size"]:

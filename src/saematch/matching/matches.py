@@ -1,9 +1,9 @@
-"""Match the features of every place in every arm."""
+"""Match the features of every pair in every arm."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from saematch.core.match import Match
-from saematch.core.pairs import Place, SaeKey
+from saematch.core.pairs import Pair
 from saematch.matching.arm import Arm
 from saematch.matching.store import MatchStore
 from saematch.sae.suites import Saes, SaeShelf
@@ -23,60 +23,41 @@ log = logging.getLogger(__name__)
 class MatchSet:
     """The matches of a run."""
 
-    places: tuple[Place, ...]
-    by_arm: dict[str, dict[Place, Match]]
+    pairs: tuple[Pair, ...]
+    by_arm: dict[str, dict[Pair, Match]]
 
     @cached_property
-    def hashes(self) -> dict[str, dict[Place, str]]:
+    def hashes(self) -> dict[str, dict[Pair, str]]:
         """Of each match, a hash of its entries."""
         return {
-            arm: {place: match.hash for place, match in of_arm.items()}
+            arm: {pair: match.hash for pair, match in of_arm.items()}
             for arm, of_arm in self.by_arm.items()
         }
 
 
-def places_of(
-    sets: Sequence[str],
-    layers: Sequence[int],
-    starts: Sequence[int] | None,
-    reach: int | None = None,
-) -> tuple[Place, ...]:
-    """Return what to match: each layer with the next, or each of ``starts`` with later ones.
-
-    Of those the next ``reach``, or all.
-    """
-    ahead = (reach or len(layers)) if starts else 1
-    later = {
-        start: layers[n + 1 : n + 1 + ahead]
-        for n, start in enumerate(layers)
-        if not starts or start in starts
-    }
-    return tuple(Place(name, t, u) for name in sets for t, after in later.items() for u in after)
-
-
-def match_places(
+def match_pairs(
     saes: Saes,
-    places: tuple[Place, ...],
+    pairs: tuple[Pair, ...],
     arms: Mapping[str, Arm],
     store: MatchStore,
     folder: Path,
 ) -> MatchSet:
-    """Match every place in every arm, and keep each match in ``folder/<arm>/<place>``."""
+    """Match every pair in every arm, and keep each match in ``folder/<arm>/<pair>``."""
     shelf = SaeShelf.of(saes)
-    by_arm: dict[str, dict[Place, Match]] = {name: {} for name in arms}
-    todo = [(place, name) for place in places for name in arms]
+    by_arm: dict[str, dict[Pair, Match]] = {name: {} for name in arms}
+    todo = [(pair, name) for pair in pairs for name in arms]
     todo.sort(key=lambda each: arms[each[1]].compose)  # they load the layers between
-    for place, name in tqdm(todo, desc="match", unit="match"):
+    for pair, name in tqdm(todo, desc="match", unit="match"):
         arm = arms[name]
-        first, last = place.layer_from, place.layer_to
-        between = [SaeKey(place.saes, k.layer) for k in shelf if k.saes == place.saes]
-        steps = [k for k in between if first <= k.layer <= last] if arm.compose else []
-        steps = steps or [place.earlier, place.later]
+        first, last = pair.source.layer, pair.target.layer
+        within = [k for k in shelf if pair.within_suite and k.suite == pair.source.suite]
+        steps = [k for k in within if first <= k.layer <= last] if arm.compose else []
+        steps = steps or [pair.source, pair.target]
         found = store.chain(shelf, steps, arm)
-        by_arm[name][place] = found
-        _keep(found, arm, folder / name / f"{place.label}.safetensors")
+        by_arm[name][pair] = found
+        _keep(found, arm, folder / name / f"{pair.label}.safetensors")
     log.info(store.said())
-    return MatchSet(places, by_arm)
+    return MatchSet(pairs, by_arm)
 
 
 def _keep(match: Match, arm: Arm, path: Path) -> None:

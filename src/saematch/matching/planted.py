@@ -17,7 +17,7 @@ class Planted:
 
     factors: Factors
     columns: Int64[Tensor, " n"]
-    """Of each feature of the earlier layer its counterpart in the later one, -1 if it has none."""
+    """Of each feature of the source its counterpart in the target, -1 if it has none."""
 
 
 def planted(
@@ -33,7 +33,7 @@ def planted(
 
     Directions are isotropic Gaussian. A feature carries on with probability ``persist``, at a
     cosine drawn evenly from ``cosine``; the norms of both sides are log-normal with standard
-    deviation ``spread`` of the logarithm, apart; the later layer's order is shuffled. With
+    deviation ``spread`` of the logarithm, apart; the target's order is shuffled. With
     ``persist=0`` nothing is shared.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -49,8 +49,8 @@ def planted(
     carries_on = torch.rand(n, 1, generator=generator) < persist
     rho *= carries_on
     place = torch.randperm(n, generator=generator)
-    earlier, later = vectors(), vectors()
-    later.mul_((1 - rho**2).sqrt()).addcmul_(earlier, rho).mul_(norms())
-    earlier.mul_(norms())
-    shuffled = torch.empty_like(later).index_copy_(0, place, later)
-    return Planted(Factors(earlier, shuffled), torch.where(carries_on.flatten(), place, -1))
+    source, target = vectors(), vectors()
+    target.mul_((1 - rho**2).sqrt()).addcmul_(source, rho).mul_(norms())
+    source.mul_(norms())
+    shuffled = torch.empty_like(target).index_copy_(0, place, target)
+    return Planted(Factors(source, shuffled), torch.where(carries_on.flatten(), place, -1))

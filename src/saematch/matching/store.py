@@ -27,23 +27,23 @@ class MatchStore:
     ``reused`` (asked for a second time)."""
     _known: dict[str, Match] = field(default_factory=dict)
 
-    def match(self, saes: SaeShelf, earlier: SaeKey, later: SaeKey, arm: Arm) -> Match:
+    def match(self, saes: SaeShelf, source: SaeKey, target: SaeKey, arm: Arm) -> Match:
         """Return the arm's match of two layers; load and solve it if nobody has.
 
         A match under a limit of time depends on the machine's load, so other runs don't get it.
         """
-        origins = saes.facts[earlier].origin, saes.facts[later].origin
+        origins = saes.facts[source].origin, saes.facts[target].origin
         key = match_key(*origins, arm)
         if key in self._known:
             self.counts["reused"] += 1
             return self._known[key]
         path = self.folder / f"{key}.safetensors"
-        shared = getattr(arm.assignment, "time_limit", None) is None
+        shared = getattr(arm.matcher, "time_limit", None) is None
         if shared and path.exists():
             match = Match.load(path)[0]
             self.counts["read"] += 1
         else:
-            match = arm.match(saes[earlier], saes[later])
+            match = arm.match(saes[source], saes[target])
             self.counts["solved"] += 1
             if shared and not path.exists():  # another run may have solved it meanwhile
                 match.save(path, about(*origins, arm))
@@ -52,7 +52,7 @@ class MatchStore:
 
     def chain(self, saes: SaeShelf, layers: Sequence[SaeKey], arm: Arm) -> Match:
         """Return the composition of the matches from layer to layer."""
-        steps = (self.match(saes, earlier, later, arm) for earlier, later in pairwise(layers))
+        steps = (self.match(saes, source, target, arm) for source, target in pairwise(layers))
         return reduce(Match.compose, steps)
 
     def said(self) -> str:
@@ -64,18 +64,18 @@ class MatchStore:
         )
 
 
-def match_key(earlier: SaeOrigin, later: SaeOrigin, arm: Arm) -> str:
+def match_key(source: SaeOrigin, target: SaeOrigin, arm: Arm) -> str:
     """Return a hash of everything that determines a match."""
-    return hashed(list(about(earlier, later, arm).values()))
+    return hashed(list(about(source, target, arm).values()))
 
 
-def about(earlier: SaeOrigin, later: SaeOrigin, arm: Arm) -> dict[str, object]:
-    """Return what determines a match: both SAEs, fold, objective, assignment and code."""
+def about(source: SaeOrigin, target: SaeOrigin, arm: Arm) -> dict[str, object]:
+    """Return what determines a match: both SAEs, fold, objective, matcher and code."""
     return {
-        "earlier": repr(earlier),
-        "later": repr(later),
+        "source": repr(source),
+        "target": repr(target),
         "fold": arm.fold,
         "objective": repr(arm.objective),
-        "assignment": repr(arm.assignment),
+        "matcher": repr(arm.matcher),
         "code": code_hash(),
     }

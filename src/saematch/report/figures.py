@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saematch.core.pairs import DEFAULT
+from saematch.core.errors import InputError
+from saematch.core.pairs import DEFAULT, OF_DEFAULT
 from saematch.core.results import Row
 from saematch.report import judged, studies
 from saematch.report.style import (
@@ -16,7 +17,7 @@ from saematch.report.style import (
     Tables,
     arm_style,
     arms_of,
-    by_place,
+    by_pair,
     cell_style,
     datasets_of,
     dots,
@@ -60,12 +61,12 @@ def check_figures(names: Sequence[str] | None) -> None:
     known = [*FIGURES, *OF_TRAINING]
     unknown = [name for name in names or () if name not in known]
     if unknown:
-        raise ValueError(f"unknown figure {unknown[0]!r}: choose among {', '.join(known)}")
+        raise InputError(f"unknown figure {unknown[0]!r}: choose among {', '.join(known)}")
 
 
 def norms(tables: Tables) -> Figure | None:
     """Figure 1: norms and thresholds by layer; change of norms of states and decoder vectors."""
-    layers = [row for row in tables["layers"] if row["saes"] == DEFAULT]
+    layers = [row for row in tables["layers"] if row["suite"] == DEFAULT]
     if len(layers) < 2 or "mean_norm" not in layers[0]:
         return None
     figure, (left, middle, right) = panels(3)
@@ -77,13 +78,13 @@ def norms(tables: Tables) -> Figure | None:
     for axis in (left, middle):
         axis.set_ylim(bottom=0)
         axis.set_xlabel("layer")
-    rows = where(tables["matches"], saes=DEFAULT)
+    rows = where(tables["matches"], **OF_DEFAULT)
     by_layer = {row["layer"]: float(row["mean_norm"] or 0) for row in layers}
     changes: list[Row] = [
-        {**row, "change": by_layer[row["layer_to"]] - by_layer[row["layer_from"]]}
+        {**row, "change": by_layer[row["target_layer"]] - by_layer[row["source_layer"]]}
         for row in where(rows, arm=arms_of(rows)[0])
     ]
-    by_place(right, changes, "change", color="#000000", label="hidden state")
+    by_pair(right, changes, "change", color="#000000", label="hidden state")
     for number, arm in enumerate(arms_of(rows)):
         of_arm: list[Row] = [
             {
@@ -95,7 +96,7 @@ def norms(tables: Tables) -> Figure | None:
         ]
         style = arm_style(arm, rows)
         label = f"decoder vectors ({arm}; band: quartiles)" if not number else arm
-        by_place(right, of_arm, "decoder_norm_change", **{**style, "label": label})
+        by_pair(right, of_arm, "decoder_norm_change", **{**style, "label": label})
     right.set_title("change of norm from layer to layer")
     legend(figure, right)
     return figure
@@ -103,13 +104,13 @@ def norms(tables: Tables) -> Figure | None:
 
 def mse(tables: Tables) -> Figure | None:
     """Figure 3: squared error of matched features by part."""
-    rows = where(tables["matches"], saes=DEFAULT)
+    rows = where(tables["matches"], **OF_DEFAULT)
     if not _by_layer(rows):
         return None
     figure, axes = panels(3)
     for axis, part in zip(axes, ("W_enc", "b_enc", "W_dec"), strict=True):
         for arm in arms_of(rows):
-            by_place(axis, where(rows, arm=arm), f"mse_{part}", **arm_style(arm, rows))
+            by_pair(axis, where(rows, arm=arm), f"mse_{part}", **arm_style(arm, rows))
         axis.set_title(part)
         axis.set_ylim(bottom=0)
         axis.ticklabel_format(axis="y", scilimits=(-2, 3))
@@ -120,25 +121,25 @@ def mse(tables: Tables) -> Figure | None:
 
 def matching(tables: Tables) -> Figure | None:
     """Figures 7 (right) and 12: recall, matching score and Jaccard index."""
-    rows = where(tables["matches"], saes=DEFAULT)
+    rows = where(tables["matches"], **OF_DEFAULT)
     known = ("recall", "matching_score", "jaccard")
     shown = [m for m in known if any(row.get(m) is not None for row in rows)] or ["value"]
-    one_place = len(unique(rows, "layer_from", "layer_to")) == 1
-    if not (one_place or _by_layer(rows)):
+    one_pair = len(unique(rows, "source_layer", "target_layer")) == 1
+    if not (one_pair or _by_layer(rows)):
         return None
     figure, axes = panels(len(shown))
     for number, (axis, metric) in enumerate(zip(axes, shown, strict=True)):
-        if one_place:
+        if one_pair:
             colours = [arm_style(str(row["arm"]), rows)["color"] for row in rows]
             dots(axis, rows, [str(r["arm"]) if not number else "" for r in rows], metric, colours)
         else:
             for arm in arms_of(rows):
-                by_place(axis, where(rows, arm=arm), metric, **arm_style(arm, rows))
-        place = f", {rows[0]['layer_from']}→{rows[0]['layer_to']}" if one_place else ""
-        axis.set_title(METRIC_LABELS[metric] + place)
+                by_pair(axis, where(rows, arm=arm), metric, **arm_style(arm, rows))
+        pair = f", {rows[0]['source_layer']}→{rows[0]['target_layer']}" if one_pair else ""
+        axis.set_title(METRIC_LABELS[metric] + pair)
         if metric != "value":
-            (axis.set_xlim if one_place else axis.set_ylim)(-0.03, 1.03)
-    if not one_place:
+            (axis.set_xlim if one_pair else axis.set_ylim)(-0.03, 1.03)
+    if not one_pair:
         legend(figure, axes[0])
     return figure
 
@@ -146,7 +147,7 @@ def matching(tables: Tables) -> Figure | None:
 def _strategies(tables: Tables, metric: str) -> Figure | None:
     """Figures 10 and 11: what happens when layers are skipped, by layer and data set."""
     rows = where(tables.get("strategies", []), quantile=None)
-    if not _by_layer(rows) or len(unique(rows, "saes")) > 1:
+    if not _by_layer(rows) or len(unique(rows, "source_suite")) > 1:
         return None
     datasets = datasets_of(rows)
     figure, axes = panels(len(datasets), 3.9)
@@ -154,7 +155,7 @@ def _strategies(tables: Tables, metric: str) -> Figure | None:
     for axis, dataset in zip(axes, datasets, strict=True):
         for arm, strategy in unique(rows, "arm", "strategy"):
             of_cell = where(rows, arm=arm, strategy=strategy, dataset=dataset)
-            by_place(axis, of_cell, metric, **cell_style(arm, strategy, rows))
+            by_pair(axis, of_cell, metric, **cell_style(arm, strategy, rows))
         axis.set_title(dataset)
         scale(axis, metric, values)
     axes[0].set_ylabel(METRIC_LABELS[metric])
@@ -164,8 +165,8 @@ def _strategies(tables: Tables, metric: str) -> Figure | None:
 
 def _by_layer(rows: Sequence[Row]) -> bool:
     """Whether there are rows, and each pair of layers starts at another layer."""
-    places = unique(rows, "layer_from", "layer_to")
-    return 0 < len(places) == len({start for start, _ in places})
+    pairs = unique(rows, "source_layer", "target_layer")
+    return 0 < len(pairs) == len({start for start, _ in pairs})
 
 
 FIGURES: dict[str, Callable[[Tables], Figure | None]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import fmean
 
-from saematch.core.pairs import DEFAULT
+from saematch.core.pairs import OF_DEFAULT
 from saematch.core.results import Row
 from saematch.report.rules import (
     MissingNumbersError,
@@ -35,7 +35,7 @@ def judged_folded_above(tables: Tables) -> Verdict:
 def judged_above_random(tables: Tables) -> Verdict:
     """Lower end of the match's interval above the upper end of that of random pairs."""
     (match,), (floor,) = (
-        _rows(tables["judge_scores"], role=role, arm=arm, layer_from=None, saes=DEFAULT)
+        _rows(tables["judge_scores"], role=role, arm=arm, source_layer=None, **OF_DEFAULT)
         for role, arm in (("pair", "folded"), ("random", "none"))
     )
     low, high = _column([match], "judge_score_low")[0], _column([floor], "judge_score_high")[0]
@@ -54,9 +54,9 @@ def same_has_less_error(tables: Tables) -> Verdict:
     """Median error of SAME below that of DIFFERENT in two thirds of pairs."""
     rows = [row for row in _rows(tables["mse_by_label"], arm="folded") if row["n_pairs"]]
     cases = []
-    for earlier, later in unique(rows, "layer_from", "layer_to"):
-        of_place = where(rows, layer_from=earlier, layer_to=later)
-        medians = {row["label"]: float(row["mse_median"] or 0) for row in of_place}
+    for earlier, later in unique(rows, "source_layer", "target_layer"):
+        of_pair = where(rows, source_layer=earlier, target_layer=later)
+        medians = {row["label"]: float(row["mse_median"] or 0) for row in of_pair}
         if {"SAME", "DIFFERENT"} <= medians.keys():
             cases.append(medians["SAME"] < medians["DIFFERENT"])
     return _share(cases, "pairs with both labels")
@@ -97,14 +97,14 @@ def judged_composition_below(tables: Tables) -> Verdict:
 
 
 def _placed(tables: Tables, arm: str) -> list[Row]:
-    rows = _rows(tables["judge_scores"], role="pair", arm=arm, saes=DEFAULT)
-    return [row for row in rows if row["layer_from"] is not None]
+    rows = _rows(tables["judge_scores"], role="pair", arm=arm, **OF_DEFAULT)
+    return [row for row in rows if row["source_layer"] is not None]
 
 
 def _by_start(tables: Tables, arm: str) -> Iterator[dict[float, float]]:
     """Yield the score at each distance, of each first layer."""
     rows = _placed(tables, arm)
-    for (start,) in unique(rows, "layer_from"):
-        of_start = where(rows, layer_from=start)
+    for (start,) in unique(rows, "source_layer"):
+        of_start = where(rows, source_layer=start)
         distances = [_distance(row) for row in of_start]
         yield dict(zip(distances, _column(of_start, "judge_score"), strict=True))

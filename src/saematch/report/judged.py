@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from saematch.core.pairs import DEFAULT, NO_ARM
+from saematch.core.pairs import NO_ARM, OF_DEFAULT
 from saematch.core.results import Row
 from saematch.judge.verdicts import SCORES, UNSCORED
 from saematch.report.style import (
@@ -14,7 +14,7 @@ from saematch.report.style import (
     Tables,
     arm_style,
     arms_of,
-    by_place,
+    by_pair,
     dots,
     legend,
     panels,
@@ -42,10 +42,10 @@ N_EXPLAINED = 4
 def judge_layers(tables: Tables) -> Figure | None:
     """Figures 4 and 7 (left): labels by layer pair for each arm, and the mean score."""
     rows = [
-        r for r in where(tables.get("judge_scores", []), role="pair", saes=DEFAULT) if _placed(r)
+        r for r in where(tables.get("judge_scores", []), role="pair", **OF_DEFAULT) if _placed(r)
     ]
-    places = unique(rows, "layer_from", "layer_to")
-    if not places or len(places) > len({start for start, _ in places}):
+    pairs = unique(rows, "source_layer", "target_layer")
+    if not pairs or len(pairs) > len({start for start, _ in pairs}):
         return None
     arms = arms_of(rows)
     figure, axes = panels(len(arms) + 1, 3.6)
@@ -55,7 +55,7 @@ def judge_layers(tables: Tables) -> Figure | None:
     axes[0].set_ylabel("judgements")
     mean = axes[-1]
     for arm in arms:
-        by_place(mean, where(rows, arm=arm), "judge_score", **arm_style(arm, rows))
+        by_pair(mean, where(rows, arm=arm), "judge_score", **arm_style(arm, rows))
     judge_bounds(mean, tables)
     mean.set_title("mean judge score (bands: over paths)")
     legend(figure, axes[0], mean)
@@ -63,7 +63,7 @@ def judge_layers(tables: Tables) -> Figure | None:
 
 
 def _placed(row: Row) -> bool:
-    return row["layer_from"] is not None
+    return row["source_layer"] is not None
 
 
 def _bars(axis: Axes, rows: list[Row]) -> None:
@@ -76,7 +76,7 @@ def _bars(axis: Axes, rows: list[Row]) -> None:
         axis.bar(at, counts, 0.8, bottom, color=colour, label=label, zorder=2)
         bottom = [low + n for low, n in zip(bottom, counts, strict=True)]
     step = 1 + len(rows) // 10
-    labels = [f"{row['layer_from']}→{row['layer_to']}" for row in rows]
+    labels = [f"{row['source_layer']}→{row['target_layer']}" for row in rows]
     axis.set_xticks(list(at)[::step], labels[::step])
     axis.set_xlabel("layers")
 
@@ -84,7 +84,7 @@ def _bars(axis: Axes, rows: list[Row]) -> None:
 def judge_bounds(axis: Axes, tables: Tables) -> None:
     """Draw the floor and the ceiling of the run, and scale the axis to the labels."""
     for role, dash in (("random", ":"), ("ceiling", "--"), ("paraphrase", "-.")):
-        for row in where(tables["judge_scores"], role=role, layer_from=None, saes=DEFAULT):
+        for row in where(tables["judge_scores"], role=role, source_layer=None, **OF_DEFAULT):
             if row["judge_score"] is not None:
                 colour = BASELINES["identity"]
                 axis.axhline(row["judge_score"], color=colour, linestyle=dash, linewidth=1,  # type: ignore[arg-type]
@@ -95,7 +95,7 @@ def judge_bounds(axis: Axes, tables: Tables) -> None:
 
 def judge_controls(tables: Tables) -> Figure | None:
     """What judge scores are worth: floor, arms and ceiling; the same pairs judged once more."""
-    overall = where(tables.get("judge_scores", []), layer_from=None, saes=DEFAULT)
+    overall = where(tables.get("judge_scores", []), source_layer=None, **OF_DEFAULT)
     scored = [row for row in overall if row["judge_score"] is not None]
     if not scored:
         return None
@@ -149,20 +149,20 @@ def mse_by_label(tables: Tables) -> Figure | None:
     """Figure 6: the decoder's squared error of judged pairs by label; dots are pairs."""
     rows = [
         row
-        for row in where(tables.get("judgements", []), role="pair", saes=DEFAULT)
+        for row in where(tables.get("judgements", []), role="pair", **OF_DEFAULT)
         if row["judge_score"] is not None
     ]
-    places = unique(rows, "layer_from", "layer_to")
-    if not rows or len(places) > 8:
+    pairs = unique(rows, "source_layer", "target_layer")
+    if not rows or len(pairs) > 8:
         return None
-    figure, axes = panels(len(places), 3.4)
+    figure, axes = panels(len(pairs), 3.4)
     arms = arms_of(rows)
-    for axis, (earlier, later) in zip(axes, places, strict=True):
-        of_place = where(rows, layer_from=earlier, layer_to=later)
+    for axis, (earlier, later) in zip(axes, pairs, strict=True):
+        of_pair = where(rows, source_layer=earlier, target_layer=later)
         for number, arm in enumerate(arms):
             style = arm_style(arm, rows)
             found = [
-                [float(r["mse_W_dec"] or 0) for r in where(of_place, arm=arm, label=label)]
+                [float(r["mse_W_dec"] or 0) for r in where(of_pair, arm=arm, label=label)]
                 for label in SCORES
             ]
             at = [n + (number - (len(arms) - 1) / 2) * 0.7 / len(arms) for n in range(3)]
@@ -174,7 +174,7 @@ def mse_by_label(tables: Tables) -> Figure | None:
             for box in boxes["boxes"]:
                 box.set(facecolor=style["color"], alpha=0.5)
             axis.plot([], [], color=style["color"], linewidth=6, alpha=0.5, label=arm)  # type: ignore[arg-type]
-        counts = [len(where(of_place, label=label, arm=arms[0])) for label in SCORES]
+        counts = [len(where(of_pair, label=label, arm=arms[0])) for label in SCORES]
         ticks = [f"{label}\n{n} {arms[0]}" for label, n in zip(SCORES, counts, strict=True)]
         axis.set_xticks(range(3), ticks, fontsize=7.5)
         axis.set_title(f"layers {earlier}→{later}")
@@ -188,14 +188,14 @@ def mse_by_label(tables: Tables) -> Figure | None:
 
 def explained_pairs(tables: Tables) -> Figure | None:
     """Figure 5's examples: explanations of the matched pairs of least and of greatest error."""
-    rows = [r for r in where(tables.get("features", []), saes=DEFAULT) if "explanation_from" in r]
+    rows = [r for r in where(tables.get("features", []), **OF_DEFAULT) if "source_explanation" in r]
     if not rows:
         return None
     rows = where(rows, arm=arms_of(rows)[0])
-    first = {name: rows[0][name] for name in ("layer_from", "layer_to")}
+    first = {name: rows[0][name] for name in ("source_layer", "target_layer")}
     rows = where(rows, **first)
     shown = [*rows[:N_EXPLAINED], *rows[-N_EXPLAINED:]] if len(rows) > 2 * N_EXPLAINED else rows
-    heads = ["error", f"layer {first['layer_from']}", f"layer {first['layer_to']}"]
+    heads = ["error", f"layer {first['source_layer']}", f"layer {first['target_layer']}"]
     cells = [
         [_error(row), _said(row, "from", 52), _said(row, "to", 52)]
         for row in shown
@@ -210,19 +210,19 @@ def _error(row: Row) -> str:
 
 def explained_paths(tables: Tables) -> Figure | None:
     """Figures 18 and 19: features followed through the layers, with what is said about each."""
-    rows = [r for r in where(tables.get("paths", []), saes=DEFAULT) if "explanation_from" in r]
+    rows = [r for r in where(tables.get("paths", []), **OF_DEFAULT) if "source_explanation" in r]
     if not rows:
         return None
     rows = where(rows, arm=arms_of(rows)[0])
     paths = [path for (path,) in unique(rows, "path")][:N_EXPLAINED]
-    layers = sorted({layer for row in rows for layer in (row["layer_from"], row["layer_to"])})
+    layers = sorted({layer for row in rows for layer in (row["source_layer"], row["target_layer"])})
     cells, colours = [], []
     for layer in layers:
         line = [f"layer\n{layer}"]
         for path in paths:
-            ends = [("from", r) for r in where(rows, path=path, layer_from=layer)]
-            ends += [("to", r) for r in where(rows, path=path, layer_to=layer)]
-            came = [row.get("label") for row in where(rows, path=path, layer_to=layer)]
+            ends = [("from", r) for r in where(rows, path=path, source_layer=layer)]
+            ends += [("to", r) for r in where(rows, path=path, target_layer=layer)]
+            came = [row.get("label") for row in where(rows, path=path, target_layer=layer)]
             judged = f"\n{came[0]}" if came and came[0] else ""
             line.append(_said(ends[0][1], ends[0][0], 32) + judged if ends else "")
         cells.append(line)

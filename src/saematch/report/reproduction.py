@@ -10,7 +10,8 @@ from pathlib import Path
 from saematch.core.files import replacing
 from saematch.core.results import Results
 from saematch.core.safe_text import in_markdown
-from saematch.report.claims import CLAIMS, Claim, Verdict
+from saematch.report.claims import CLAIMS, Claim
+from saematch.report.rules import Verdict
 
 MARKS = {True: "agrees", False: "**disagrees**", None: "–"}
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import correlation, fmean
 from typing import Any
 
-from saematch.core.pairs import DEFAULT, NO_ARM
+from saematch.core.pairs import DEFAULT, NO_ARM, OF_DEFAULT
 from saematch.core.results import Row
 from saematch.report.style import Tables, unique, where
 from saematch.sae.sources.selection import SIMILAR
@@ -59,11 +59,11 @@ def _column(rows: Sequence[Row], name: str) -> list[float]:
 
 
 def _of_arm(tables: Tables, arm: str, metric: str, **values: object) -> list[float]:
-    return _column(_rows(tables["matches"], **{"arm": arm, "saes": DEFAULT, **values}), metric)
+    return _column(_rows(tables["matches"], **{"arm": arm, **OF_DEFAULT, **values}), metric)
 
 
 def _skipped(tables: Tables, arm: str, strategy: str, metric: str, **values: object) -> list[float]:
-    fixed: dict[str, Any] = {"quantile": None, "saes": DEFAULT, **values}
+    fixed: dict[str, Any] = {"quantile": None, **OF_DEFAULT, **values}
     return _column(_rows(tables["strategies"], arm=arm, strategy=strategy, **fixed), metric)
 
 
@@ -74,14 +74,14 @@ def _rise(values: Sequence[float], of: str) -> Verdict:
 
 def norms_grow(tables: Tables) -> Verdict:
     """Each rises in three quarters of the steps."""
-    layers = _rows(tables["layers"], saes=DEFAULT)
+    layers = _rows(tables["layers"], suite=DEFAULT)
     norms, thresholds = (_column(layers, name) for name in ("mean_norm", "threshold_mean"))
     return _both(_rise(norms, "norm"), _rise(thresholds, "threshold"))
 
 
 def norm_changes(tables: Tables) -> Verdict:
     """Correlation over pairs of at least 0.5."""
-    norms = _column(_rows(tables["layers"], saes=DEFAULT), "mean_norm")
+    norms = _column(_rows(tables["layers"], suite=DEFAULT), "mean_norm")
     states = [after - before for before, after in pairwise(norms)]
     vectors = _of_arm(tables, "folded", "decoder_norm_change")
     if len(states) < 3:
@@ -194,14 +194,14 @@ def decoder_equal(tables: Tables) -> Verdict:
 def fades(tables: Tables) -> Verdict:
     """The score falls in two thirds of steps (the paper: judge's score)."""
     cases = []
-    for (start,) in unique(tables["matches"], "layer_from"):
-        score = _of_arm(tables, "folded", "matching_score", layer_from=start)
+    for (start,) in unique(tables["matches"], "source_layer"):
+        score = _of_arm(tables, "folded", "matching_score", source_layer=start)
         cases += [after < before for before, after in pairwise(score)]
     return _share(cases, "steps down")
 
 
 def _distance(row: Row) -> float:
-    return float(row["layer_to"] or 0) - float(row["layer_from"] or 0)
+    return float(row["target_layer"] or 0) - float(row["source_layer"] or 0)
 
 
 def composition_close(tables: Tables) -> Verdict:
@@ -214,8 +214,8 @@ def composition_close(tables: Tables) -> Verdict:
 def composition_worse(tables: Tables) -> Verdict:
     """Lower matching score at the farthest."""
     longest = max(_rows(tables["matches"], arm="composed"), key=_distance)
-    place = {name: longest[name] for name in ("layer_from", "layer_to")}
-    (exact,) = _of_arm(tables, "folded", "matching_score", **place)
+    pair = {name: longest[name] for name in ("source_layer", "target_layer")}
+    (exact,) = _of_arm(tables, "folded", "matching_score", **pair)
     score = float(longest["matching_score"] or 0)
     return Verdict(score < exact, f"score {score:.2f} composed, {exact:.2f} at once")
 
@@ -241,7 +241,7 @@ def _explained_above(tables: Tables, unfolded: str) -> Verdict:
 
 def _depth(tables: Tables) -> tuple[list[int], list[int]]:
     """Return the earlier layers of the first 10/26 of the pairs, and of the others."""
-    starts = [start for (start,) in unique(tables["strategies"], "layer_from")]
+    starts = [start for (start,) in unique(tables["strategies"], "source_layer")]
     cut = max(1, round(10 / 26 * len(starts)))
     if len(starts) < 2:
         raise MissingNumbersError("one pair")
@@ -254,7 +254,7 @@ def explained_late(tables: Tables) -> Verdict:
     values = [
         value
         for start in late
-        for value in _skipped(tables, "folded", "permute", "explained_variance", layer_from=start)
+        for value in _skipped(tables, "folded", "permute", "explained_variance", source_layer=start)
     ]
     return _share([v >= 0.65 for v in values], f"(pair, data set) from layer {late[0]} on")
 
@@ -265,7 +265,7 @@ def loss_falls(tables: Tables) -> Verdict:
         fmean(
             value
             for start in starts
-            for value in _skipped(tables, "folded", "permute", "delta_loss", layer_from=start)
+            for value in _skipped(tables, "folded", "permute", "delta_loss", source_layer=start)
         )
         for starts in _depth(tables)
     )
@@ -300,12 +300,12 @@ def explained_below_zero(tables: Tables) -> Verdict:
 
 def gains_where_thresholds_grow(tables: Tables) -> Verdict:
     """Correlation over pairs of gain and growth of the mean threshold at least 0.5."""
-    thresholds = _column(_rows(tables["layers"], saes=DEFAULT), "threshold_mean")
+    thresholds = _column(_rows(tables["layers"], suite=DEFAULT), "threshold_mean")
     growth = [later / earlier for earlier, later in pairwise(thresholds)]
     rows = _rows(tables["contrasts"], arm="folded", against_arm="folded", quantile=None)
     gains = [
-        fmean(_column(_rows(rows, layer_from=start), "explained_variance_difference"))
-        for (start,) in unique(rows, "layer_from")
+        fmean(_column(_rows(rows, source_layer=start), "explained_variance_difference"))
+        for (start,) in unique(rows, "source_layer")
     ]
     if len(gains) < 3:
         raise MissingNumbersError("fewer than three pairs")
@@ -317,8 +317,8 @@ def peak_inside(tables: Tables) -> Verdict:
     """Highest (mean over data sets) at neither end."""
     rows = _rows(tables["strategies"], arm="folded", strategy="permute", quantile=None)
     by_set = {
-        name: fmean(_column(_rows(rows, saes=name), "explained_variance"))
-        for (name,) in unique(rows, "saes")
+        name: fmean(_column(_rows(rows, source_suite=name), "explained_variance"))
+        for (name,) in unique(rows, "source_suite")
     }
     best = max(by_set, key=lambda name: by_set[name])
     seen = ", ".join(f"{name}: {value:.2f}" for name, value in by_set.items())
@@ -330,14 +330,14 @@ def dips_vanish(tables: Tables) -> Verdict:
     rows = _rows(tables["strategies"], arm="folded", strategy="permute", quantile=None)
     worst = {}
     for name in (DEFAULT, SIMILAR):
-        of_set = _rows(rows, saes=name)
+        of_set = _rows(rows, source_suite=name)
         worst[name] = min(
-            fmean(_column(_rows(of_set, layer_from=start), "explained_variance"))
-            for (start,) in unique(of_set, "layer_from")
+            fmean(_column(_rows(of_set, source_layer=start), "explained_variance"))
+            for (start,) in unique(of_set, "source_layer")
         )
     changes = {}
     for name in worst:
-        l0 = _column(_rows(tables["layers"], saes=name), "stated_l0")
+        l0 = _column(_rows(tables["layers"], suite=name), "stated_l0")
         change = sum(abs(b - a) for a, b in pairwise(l0))
         changes[name] = f"mean L0 {fmean(l0):.0f}, changes by {change:.1f} in all"
     seen = "; ".join(
@@ -356,7 +356,7 @@ def fewer_explain_more(tables: Tables) -> Verdict:
 
 def decoding_matters_more(tables: Tables) -> Verdict:
     """Changes explained variance twice as much in two thirds of (pair, data set)."""
-    rows = _rows(tables["contrasts"], saes=DEFAULT, quantile=None)
+    rows = _rows(tables["contrasts"], **OF_DEFAULT, quantile=None)
     finding = _rows(rows, arm="folded", against_arm="unfolded", strategy="permute")
     decoding = _rows(rows, arm="folded", against_arm="folded")
     name = "explained_variance_difference"
@@ -412,6 +412,9 @@ def gauge_is_nothing(tables: Tables) -> Verdict:
     rows = _rows(tables["planted"], arm="folded", strategy="permute")
     cases = []
     for metric in ("recall", "explained_variance"):
-        one, other = (_column(_rows(rows, saes=name), metric) for (name,) in unique(rows, "saes"))
+        one, other = (
+            _column(_rows(rows, source_suite=name), metric)
+            for (name,) in unique(rows, "source_suite")
+        )
         cases += [abs(a - b) <= 1e-6 for a, b in zip(one, other, strict=True)]
     return _share(cases, "(pair, metric) the same", 1.0)

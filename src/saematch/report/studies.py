@@ -6,7 +6,7 @@ from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from saematch.core.pairs import DEFAULT
+from saematch.core.pairs import DEFAULT, OF_DEFAULT
 from saematch.core.results import Row
 from saematch.report.judged import judge_bounds
 from saematch.report.style import (
@@ -15,7 +15,7 @@ from saematch.report.style import (
     Tables,
     arm_style,
     arms_of,
-    by_place,
+    by_pair,
     cell_style,
     datasets_of,
     legend,
@@ -34,14 +34,14 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 def feature_mse(tables: Tables) -> Figure | None:
     """Figure 5: distribution of the decoder's squared error over matched features."""
-    rows = where(tables.get("feature_mse_histogram", []), saes=DEFAULT)
+    rows = where(tables.get("feature_mse_histogram", []), **OF_DEFAULT)
     if not rows:
         return None
-    places = unique(rows, "layer_from", "layer_to")
-    figure, axes = panels(len(places))
-    for axis, (earlier, later) in zip(axes, places, strict=True):
+    pairs = unique(rows, "source_layer", "target_layer")
+    figure, axes = panels(len(pairs))
+    for axis, (earlier, later) in zip(axes, pairs, strict=True):
         for arm in arms_of(rows):
-            bins = where(rows, arm=arm, layer_from=earlier, layer_to=later)
+            bins = where(rows, arm=arm, source_layer=earlier, target_layer=later)
             edges = [float(row["mse_low"] or 0) for row in bins] + [
                 float(bins[-1]["mse_high"] or 0)
             ]
@@ -57,10 +57,10 @@ def feature_mse(tables: Tables) -> Figure | None:
 
 def persistence(tables: Tables) -> Figure | None:
     """Figure 8: a feature against its match in each later layer."""
-    rows = where(tables["matches"], saes=DEFAULT)
-    strategies = where(tables.get("strategies", []), saes=DEFAULT)
-    starts = [start for (start,) in unique(rows, "layer_from")]
-    if len(unique(rows, "layer_from", "layer_to")) == len(starts) or len(rows) < 2:
+    rows = where(tables["matches"], **OF_DEFAULT)
+    strategies = where(tables.get("strategies", []), **OF_DEFAULT)
+    starts = [start for (start,) in unique(rows, "source_layer")]
+    if len(unique(rows, "source_layer", "target_layer")) == len(starts) or len(rows) < 2:
         return None
     datasets = datasets_of(strategies)
     known = ("judge_score", "agreement", "recall", "matching_score")
@@ -90,8 +90,8 @@ def persistence(tables: Tables) -> Figure | None:
 
 def _by_distance(axis: object, rows: list[Row], metric: str, starts: list, style: dict) -> None:
     for number, start in enumerate(starts):
-        of_start = [r for r in where(rows, layer_from=start) if r.get(metric) is not None]
-        distance = [float(r["layer_to"] or 0) - float(r["layer_from"] or 0) for r in of_start]
+        of_start = [r for r in where(rows, source_layer=start) if r.get(metric) is not None]
+        distance = [float(r["target_layer"] or 0) - float(r["source_layer"] or 0) for r in of_start]
         label = style["label"] if not number else None
         marker = MARKERS[number % len(MARKERS)]
         line(axis, distance, of_start, metric, **{**style, "label": label, "marker": marker})  # type: ignore[arg-type]
@@ -109,9 +109,12 @@ def _has(rows: list[Row], metric: str) -> bool:
 def sparsity(tables: Tables) -> Figure | None:
     """Figure 14: explained variance and change in loss against mean L0."""
     rows = where(tables.get("strategies", []), quantile=None)
-    if len(unique(rows, "saes")) < 2 or len(unique(rows, "layer_from", "layer_to")) != 1:
+    if (
+        len(unique(rows, "source_suite")) < 2
+        or len(unique(rows, "source_layer", "target_layer")) != 1
+    ):
         return None
-    l0 = {(r["saes"], r["layer"]): float(r["mean_l0"] or 0) for r in tables["layers"]}
+    l0 = {(r["suite"], r["layer"]): float(r["mean_l0"] or 0) for r in tables["layers"]}
     datasets = datasets_of(rows)
     figure, axes = panels(len(datasets), rows=2)
     metrics = ("explained_variance", "delta_loss")
@@ -120,14 +123,14 @@ def sparsity(tables: Tables) -> Figure | None:
     ):
         for arm, strategy in unique(rows, "arm", "strategy"):
             of_cell = where(rows, arm=arm, strategy=strategy, dataset=dataset)
-            of_cell.sort(key=lambda row: l0[row["saes"], row["layer_from"]])
-            at = [l0[row["saes"], row["layer_from"]] for row in of_cell]
+            of_cell.sort(key=lambda row: l0[row["source_suite"], row["source_layer"]])
+            at = [l0[row["source_suite"], row["source_layer"]] for row in of_cell]
             line(axis, at, of_cell, metric, **cell_style(arm, strategy, rows))
         axis.set_title(dataset)
         axis.set_xscale("log")
         axis.set_xticks(at, [f"{value:.0f}" for value in at])
         axis.minorticks_off()
-        axis.set_xlabel(f"mean L0 of layer {rows[0]['layer_from']}")
+        axis.set_xlabel(f"mean L0 of layer {rows[0]['source_layer']}")
         scale(axis, metric, [float(row[metric] or 0) for row in rows])
     for axis, metric in zip(axes[:: len(datasets)], metrics, strict=True):
         axis.set_ylabel(METRIC_LABELS[metric])
@@ -138,14 +141,14 @@ def sparsity(tables: Tables) -> Figure | None:
 def similar_l0(tables: Tables) -> Figure | None:
     """Figure 15: mean L0 by layer of two sets of SAEs, and what each explains."""
     rows = where(tables.get("strategies", []), quantile=None)
-    sets = [str(name) for (name,) in unique(rows, "saes")]
+    sets = [str(name) for (name,) in unique(rows, "source_suite")]
     if len(sets) < 2 or DEFAULT not in sets:
         return None
     datasets = datasets_of(rows)
     figure, axes = panels(1 + len(datasets), 3.6)
     dashes = dict(zip(sets, ("-", "--", ":"), strict=False))
     for name in sets:
-        layers = where(tables["layers"], saes=name)
+        layers = where(tables["layers"], suite=name)
         at = [float(row["layer"] or 0) for row in layers]
         line(axes[0], at, layers, "mean_l0", color="#000000", linestyle=dashes[name], label=name)
     axes[0].set_title("mean L0")
@@ -153,12 +156,12 @@ def similar_l0(tables: Tables) -> Figure | None:
     axes[0].set_ylim(bottom=0)
     axes[0].legend(frameon=False)
     for axis, dataset in zip(axes[1:], datasets, strict=True):
-        for arm, strategy, name in unique(rows, "arm", "strategy", "saes"):
+        for arm, strategy, name in unique(rows, "arm", "strategy", "source_suite"):
             style = cell_style(arm, strategy, rows)
-            of_cell = where(rows, arm=arm, strategy=strategy, saes=name, dataset=dataset)
+            of_cell = where(rows, arm=arm, strategy=strategy, source_suite=name, dataset=dataset)
             label = f"{style['label']} ({name})"
             style |= {"label": label, "linestyle": dashes[name]}
-            by_place(axis, of_cell, "explained_variance", **style)
+            by_pair(axis, of_cell, "explained_variance", **style)
         axis.set_title(f"explained variance, {dataset}")
         scale(axis, "explained_variance", [float(row["explained_variance"] or 0) for row in rows])
     legend(figure, axes[1])
@@ -169,14 +172,14 @@ def quantiles(tables: Tables, metric: str) -> Figure | None:
     """Figures 16 and 17: partial matches, by layer and by the share of features permuted."""
     permuted = where(tables.get("strategies", []), strategy="permute")
     rows = [row for row in permuted if row["quantile"] is not None]
-    if not rows or len(unique(rows, "saes")) > 1:
+    if not rows or len(unique(rows, "source_suite")) > 1:
         return None
     import matplotlib
 
     arms, datasets = arms_of(rows), datasets_of(rows)
     shares = [q for (q,) in unique(rows, "quantile")]
-    places = unique(rows, "layer_from", "layer_to")
-    named = places if len(places) <= 8 else [places[0], places[-1]]  # what a legend has room for
+    pairs = unique(rows, "source_layer", "target_layer")
+    named = pairs if len(pairs) <= 8 else [pairs[0], pairs[-1]]  # what a legend has room for
     figure, axes = panels(len(datasets), rows=2, height=3.4)
     every, of_first = (
         [float(r[metric] or 0) for r in some] for some in (rows, where(rows, arm=arms[0]))
@@ -189,14 +192,16 @@ def quantiles(tables: Tables, metric: str) -> Figure | None:
         for number, share in enumerate(shares):
             of_share = where(rows, arm=arms[0], dataset=dataset, quantile=share)
             colour = colours(0.9 * number / max(len(shares) - 1, 1))
-            by_place(axis, of_share, metric, color=colour, label=f"q = {share:g}")
+            by_pair(axis, of_share, metric, color=colour, label=f"q = {share:g}")
         axis.set_title(f"{dataset}, {arms[0]}")
         scale(axis, metric, of_first)
     for axis, dataset in zip(axes[len(datasets) :], datasets, strict=True):
-        for number, (earlier, later) in enumerate(places):
-            colour = colours(0.9 * number / max(len(places) - 1, 1))
+        for number, (earlier, later) in enumerate(pairs):
+            colour = colours(0.9 * number / max(len(pairs) - 1, 1))
             for arm, dash in zip(arms, dashes, strict=False):
-                curve = where(rows, arm=arm, dataset=dataset, layer_from=earlier, layer_to=later)
+                curve = where(
+                    rows, arm=arm, dataset=dataset, source_layer=earlier, target_layer=later
+                )
                 curve.sort(key=lambda row: float(row["quantile"] or 0))
                 at = [float(row["quantile"] or 0) for row in curve]
                 hidden = "" if (earlier, later) in named else "_"
@@ -215,7 +220,7 @@ def folding(tables: Tables) -> Figure | None:
     """Find-time against decode-time folding: differences of one switch at a time."""
     rows = [
         row
-        for row in where(tables.get("contrasts", []), quantile=None, saes=DEFAULT)
+        for row in where(tables.get("contrasts", []), quantile=None, **OF_DEFAULT)
         if {row["arm"], row["against_arm"]} <= {"folded", "unfolded"}
     ]
     kinds = unique(rows, "arm", "strategy", "against_arm", "against_strategy")
@@ -234,7 +239,7 @@ def folding(tables: Tables) -> Figure | None:
             of_kind = where(rows, dataset=dataset, arm=arm, strategy=strategy,
                             against_arm=against_arm, against_strategy=against)  # fmt: skip
             dash = "-" if plain else "--"
-            by_place(axis, of_kind, metric, color=colour, label=label, linestyle=dash)
+            by_pair(axis, of_kind, metric, color=colour, label=label, linestyle=dash)
         axis.set_title(dataset)
         axis.axhline(0, color="#999999", linewidth=0.8)
         axis.set_yscale("symlog", linthresh=0.5, linscale=1.5)
@@ -259,15 +264,17 @@ def planted(tables: Tables) -> Figure | None:
     figure, axes = panels(3)
     metrics = (("recall", "permute"), ("explained_variance", "permute"))
     metrics += (("explained_variance", "permute_raw"),)
-    dashes = dict(zip([name for (name,) in unique(rows, "saes")], ("-", "--"), strict=False))
+    dashes = dict(
+        zip([name for (name,) in unique(rows, "source_suite")], ("-", "--"), strict=False)
+    )
     for axis, (metric, strategy) in zip(axes, metrics, strict=True):
         shown = where(rows, strategy=strategy)
         for (name, dash), arm in product(dashes.items(), arms_of(rows)):
-            of_arm = where(shown, arm=arm, saes=name)
+            of_arm = where(shown, arm=arm, source_suite=name)
             style = arm_style(arm, rows)
             label = arm if name == DEFAULT else f"{arm}, {name.replace('_', ' ')}"
             if of_arm:
-                by_place(axis, of_arm, metric, **{**style, "linestyle": dash, "label": label})
+                by_pair(axis, of_arm, metric, **{**style, "linestyle": dash, "label": label})
         if metric == "explained_variance":
             scale(axis, metric, [float(row[metric] or 0) for row in shown])
         else:
@@ -280,24 +287,26 @@ def planted(tables: Tables) -> Figure | None:
 
 def paths(tables: Tables) -> Figure | None:
     """Figures 18 and 19 without explanations: features followed through the layers."""
-    rows = where(tables.get("paths", []), saes=DEFAULT)
+    rows = where(tables.get("paths", []), **OF_DEFAULT)
     if not rows:
         return None
     import matplotlib
 
     arms, metric = arms_of(rows), "jaccard" if "jaccard" in rows[0] else "cosine_W_dec"
     shown = where(rows, arm=arms[0])
-    layers = sorted({layer for row in shown for layer in (row["layer_from"], row["layer_to"])})
+    layers = sorted(
+        {layer for row in shown for layer in (row["source_layer"], row["target_layer"])}
+    )
     n_paths = 1 + max(int(row["path"] or 0) for row in shown)
     figure, (grid, means) = panels(2, 0.9 + 0.27 * max(n_paths, 6))
     grid.get_gridspec().set_width_ratios([1.1 * len(layers), 3])  # type: ignore[union-attr]
     figure.set_figwidth(4.5 + len(layers))
     colours = matplotlib.colormaps["viridis"]
     for row in shown:
-        x = layers.index(row["layer_from"])
+        x = layers.index(row["source_layer"])
         value = float(row[metric] or 0)
         grid.plot([x, x + 1], [row["path"]] * 2, color=colours(value), linewidth=9, zorder=1)  # type: ignore[list-item]
-        for at, feature in ((x, row["feature_from"]), (x + 1, row["feature_to"])):
+        for at, feature in ((x, row["source_feature"]), (x + 1, row["target_feature"])):
             grid.text(at, row["path"], str(feature), ha="center", va="center", fontsize=7,  # type: ignore[arg-type]
                       bbox={"facecolor": "white", "edgecolor": "#CCCCCC", "pad": 1.5})  # fmt: skip
     grid.set_xticks(range(len(layers)), [f"layer {layer}" for layer in layers])
@@ -313,12 +322,12 @@ def paths(tables: Tables) -> Figure | None:
         of_arm = where(rows, arm=arm)
         by_step: list[Row] = [
             {**of_step[0], metric: fmean(float(row[metric] or 0) for row in of_step)}
-            for place in unique(of_arm, "layer_from", "layer_to")
-            if (of_step := where(of_arm, layer_from=place[0], layer_to=place[1]))
+            for pair in unique(of_arm, "source_layer", "target_layer")
+            if (of_step := where(of_arm, source_layer=pair[0], target_layer=pair[1]))
         ]
         for row in by_step:  # the intervals are of single paths
             row.pop(f"{metric}_low", None)
-        by_place(means, by_step, metric, **arm_style(arm, rows))
+        by_pair(means, by_step, metric, **arm_style(arm, rows))
     means.set_title(f"mean {label}")
     means.set_ylim(-0.03, 1.03)
     means.legend(frameon=False)

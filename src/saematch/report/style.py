@@ -90,7 +90,7 @@ def _point(axis: Axes, at: int | float, row: Row, metric: str, style: Mapping[st
         axis.vlines(at, float(low), float(high), color=drawn[0].get_color(), linewidth=1.4)
 
 
-def by_place(axis: Axes, rows: Sequence[Row], metric: str, **style: object) -> None:
+def by_pair(axis: Axes, rows: Sequence[Row], metric: str, **style: object) -> None:
     """Draw a metric against the layer pair; with one pair, points from left to right."""
     if len(rows) == 1:
         shift = 0.1 * len(axis.lines)
@@ -101,7 +101,7 @@ def by_place(axis: Axes, rows: Sequence[Row], metric: str, **style: object) -> N
         ticks = range(len(rows))
         line(axis, ticks, rows, metric, **style)
     step = 1 + len(rows) // 12
-    labels = [f"{row['layer_from']}→{row['layer_to']}" for row in rows]
+    labels = [f"{row['source_layer']}→{row['target_layer']}" for row in rows]
     axis.set_xticks(list(ticks)[::step], labels[::step])
     axis.set_xlabel("layers")
 

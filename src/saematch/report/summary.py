@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from statistics import fmean
 
-from saematch.core.pairs import DEFAULT
+from saematch.core.pairs import DEFAULT, pair_of, suites_of
 from saematch.core.results import Row
 from saematch.evaluate.means import JUDGE_METRICS, SCORE_METRICS, SPLICE_METRICS, WEIGHT_METRICS
 
@@ -61,25 +61,26 @@ def optimal_to(tables: Mapping[str, list[Row]]) -> dict[str, float]:
 
 def _values(tables: Mapping[str, list[Row]]) -> Iterator[tuple[int, str, float]]:
     matches = tables.get("matches", [])
-    places = {(row["saes"], row["layer_to"], row["layer_from"]) for row in matches}
-    several = len(places) > len({place[:2] for place in places})
+    pairs = {pair_of(row) for row in matches}
+    several = len(pairs) > len({(pair.suites, pair.target.layer) for pair in pairs})
 
     def tail(row: Row) -> str:
-        start = f"/from_{row['layer_from']}" if several and "layer_from" in row else ""
-        return start + ("" if row["saes"] == DEFAULT else f"/{row['saes']}")
+        start = f"/from_{row['source_layer']}" if several and "source_layer" in row else ""
+        suites = str(row["suite"]) if "suite" in row else suites_of(row)
+        return start + ("" if suites == DEFAULT else f"/{suites}")
 
     for row in matches:
         for metric in MATCH_METRICS:
-            yield from _value(row, "layer_to", metric, f"{metric}/{row['arm']}{tail(row)}")
+            yield from _value(row, "target_layer", metric, f"{metric}/{row['arm']}{tail(row)}")
     for row in tables.get("judge_scores", []):
-        if row["role"] != "pair" and row["layer_to"] is not None:
+        if row["role"] != "pair" and row["target_layer"] is not None:
             name = f"judge_control/{row['role']}{tail(row)}"
-            yield from _value(row, "layer_to", "judge_score", name)
+            yield from _value(row, "target_layer", "judge_score", name)
     for row in tables.get("strategies", []):
         share = "" if row["quantile"] is None else f"@{row['quantile']:g}"
         cell = f"{row['dataset']}/{row['arm']}/{row['strategy']}{share}{tail(row)}"
         for metric in SPLICE_METRICS:
-            yield from _value(row, "layer_to", metric, f"{metric}/{cell}")
+            yield from _value(row, "target_layer", metric, f"{metric}/{cell}")
     for row in tables.get("layers", []):
         for metric in LAYER_METRICS:
             yield from _value(row, "layer", metric, f"{metric}{tail(row)}")

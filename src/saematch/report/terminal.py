@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from saematch.core.pairs import DEFAULT, NO_ARM
+from saematch.core.pairs import DEFAULT, NO_ARM, Pair, pair_of
 from saematch.core.results import Results, Row
 from saematch.report.summary import optimal_to
 
@@ -108,10 +108,10 @@ def _match_table(rows: list[Row]) -> tuple[str, Table]:
     for metric in shown:
         for arm in arms:
             table.add_column(f"{metrics[metric]}\n{arm}", justify="right")
-    for place in _places(rows):
-        at = {r["arm"]: r for r in rows if _place(r) == place}
+    for pair in _pairs(rows):
+        at = {r["arm"]: r for r in rows if pair_of(r) == pair}
         cells = [_number(at[arm].get(metric)) for metric in shown for arm in arms]
-        table.add_row(_label(place), *cells)
+        table.add_row(_label(pair), *cells)
     return "Matches: " + ", ".join(TITLES[m] for m in shown), table
 
 
@@ -120,7 +120,7 @@ def _live_recall(rows: list[Row]) -> Iterator[str]:
     by_set: dict[object, list[str]] = defaultdict(list)
     for row in rows:
         if row["metric"] == "recall_live":
-            by_set[row["saes"]].append(f"{row['arm']} {_number(row['value'])}")
+            by_set[row["suites"]].append(f"{row['arm']} {_number(row['value'])}")
     for saes, arms in by_set.items():
         label = "" if saes == DEFAULT else f" of {saes}"
         yield f"recall over features{label} that fired, mean over pairs: {', '.join(arms)}"
@@ -143,10 +143,10 @@ def _judge_table(rows: list[Row]) -> Table:
     table = _table()
     for _, _, head in columns:
         table.add_column(head, justify="right")
-    for place in _places([row for row in rows if row["role"] == "pair"]):
-        at = {(row["role"], row["arm"]): row for row in rows if _place(row) == place}
+    for pair in _pairs([row for row in rows if row["role"] == "pair"]):
+        at = {(row["role"], row["arm"]): row for row in rows if pair_of(row) == pair}
         cells = [at.get((role, arm)) for role, arm, _ in columns]
-        label = "all" if place[1] is None else _label(place)
+        label = "all" if pair.source.layer is None else _label(pair)
         table.add_row(label, *("–" if row is None else _judged(row) for row in cells))
     return table
 
@@ -165,8 +165,8 @@ def _strategy_table(rows: list[Row], metric: str) -> Table:
         head = HEADINGS[strategy] if arm == NO_ARM else f"{arm}\n{HEADINGS[strategy]}"
         share = "" if quantile is None else f"q={quantile:g}"
         table.add_column(f"{head}{share}".strip(), justify="right")
-    for place in _places(rows):
-        at = [row for row in rows if _place(row) == place]
+    for pair in _pairs(rows):
+        at = [row for row in rows if pair_of(row) == pair]
         means = (
             fmean(
                 float(r[metric] or 0)
@@ -175,7 +175,7 @@ def _strategy_table(rows: list[Row], metric: str) -> Table:
             )
             for cell in cells
         )
-        table.add_row(_label(place), *map(_number, means))
+        table.add_row(_label(pair), *map(_number, means))
     return table
 
 
@@ -185,17 +185,13 @@ def _table() -> Table:
     return table
 
 
-def _place(row: Row) -> tuple[object, ...]:
-    return row["saes"], row["layer_from"], row["layer_to"]
+def _pairs(rows: list[Row]) -> list[Pair]:
+    return list(dict.fromkeys(map(pair_of, rows)))
 
 
-def _places(rows: list[Row]) -> list[tuple[object, ...]]:
-    return list(dict.fromkeys(map(_place, rows)))
-
-
-def _label(place: tuple[object, ...]) -> str:
-    saes, earlier, later = place
-    return f"{earlier}→{later}" + ("" if saes == DEFAULT else f" {saes}")
+def _label(pair: Pair) -> str:
+    layers = f"{pair.source.layer}→{pair.target.layer}"
+    return layers if pair.suites == DEFAULT else f"{layers} {pair.suites}"
 
 
 def _plain(value: object) -> str:

@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saematch.core.pairs import POOLED
+from saematch.core.errors import InputError
+from saematch.core.pairs import POOLED, Pair, SaeKey
 from saematch.evaluate.paths import check_paths
 from saematch.evaluate.planted import check_planted
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
+from saematch.matching.objectives.parts import Parts
+from saematch.matching.pairing import FromStarts
 from saematch.run.experiment import Experiment
 from saematch.sae.sites import refuse_unskippable
 from saematch.sae.sources.hub import log_download
@@ -36,84 +39,104 @@ def choose_layers(experiment: Experiment, lm: LanguageModel) -> list[int]:
         return list(range(lm.n_layers))
     layers = sorted(set(experiment.layers))
     if not layers or not 0 <= layers[0] <= layers[-1] < lm.n_layers:
-        raise ValueError(
+        raise InputError(
             f"layers={layers}: choose some of 0 to {lm.n_layers - 1}, which {lm.name} has"
         )
     return layers
 
 
-def choose_saes(experiment: Experiment) -> tuple[list[int], dict[str, SaeSource]]:
-    """Return the layers and the sets of SAEs; refuse layers that have none."""
-    source, starts = experiment.sae, experiment.starts or []
+class Chosen(NamedTuple):
+    """What a run compares."""
+
+    suites: dict[str, SaeSource]
+    keys: tuple[SaeKey, ...]
+    """The SAEs to load, suite by suite."""
+    pairs: tuple[Pair, ...]
+
+
+def choose_saes(experiment: Experiment) -> Chosen:
+    """Return the suites of a run and its pairs; refuse layers that have no SAE."""
+    layers = _layers_of(experiment.sae, experiment.layers)
+    suites = experiment.selection(experiment.sae, layers)
+    twice = [name for name in experiment.suites if name in suites]
+    if twice:
+        raise InputError(
+            f"suites.{twice[0]}: the run's own suites are called {', '.join(suites)}; choose "
+            "another name"
+        )
+    by_suite = dict.fromkeys(suites, layers)
+    for name, source in experiment.suites.items():
+        by_suite[name] = _layers_of(source, experiment.layers)
+    suites |= experiment.suites
+    pairs = experiment.pairing(by_suite)
+    if "planted" in experiment.evaluations:
+        check_planted(suites)
+    reach = isinstance(experiment.pairing, FromStarts) and experiment.pairing.reach is not None
+    needed = {key for pair in pairs for key in pair} if reach else None
+    keys = [SaeKey(name, layer) for name, some in by_suite.items() for layer in some]
+    return Chosen(suites, tuple(key for key in keys if needed is None or key in needed), pairs)
+
+
+def _layers_of(source: SaeSource, wanted: Sequence[int] | None) -> list[int]:
     there = source.layers()
     if not there:  # loading says what is missing and what there is
         source.load(0)
-        raise ValueError(f"no SAE was found at {source.name}")
-    layers = there if experiment.layers is None else sorted(set(experiment.layers))
+        raise InputError(f"no SAE was found at {source.name}")
+    layers = there if wanted is None else sorted(set(wanted))
     missing = [layer for layer in layers if layer not in there]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"layers={layers}: there is no SAE for layer {missing[0]} in {source.name}, "
             f"only for layers {', '.join(map(str, there))}"
         )
-    if len(layers) < 2:
-        raise ValueError(f"layers={layers}: matching needs at least two layers")
-    astray = [layer for layer in starts if layer not in layers[:-1]]
-    if astray:
-        raise ValueError(
-            f"starts={list(starts)}: {astray[0]} is none of the layers {layers}, or the last"
-        )
-    if experiment.reach:  # the other layers are not needed
-        ahead = [layers[n : n + 1 + experiment.reach] for n in map(layers.index, starts)]
-        layers = sorted({layer for some in ahead for layer in some})
-    sets = experiment.selection(source, layers)
-    if "planted" in experiment.tasks:
-        check_planted(sets)
-    return layers, sets
+    return layers
 
 
-def load_saes(layers: Sequence[int], sets: Mapping[str, SaeSource], memory: float) -> SaeShelf:
-    """Load the SAE of each set and layer; refuse SAEs that do not go together.
+def load_saes(chosen: Chosen, memory: float) -> SaeShelf:
+    """Load the chosen SAEs; refuse SAEs that do not go together.
 
     Logs first how much is to be fetched from the hub. ``memory`` is what SAEs may take up at a
     time, in GiB.
     """
-    released = [source for source in sets.values() if isinstance(source, ReleasedSaes)]
-    chosen = [source.chosen(layer) for source in released for layer in layers]
-    log_download((release(name), sae_id) for name, sae_id in chosen)
-    saes = SaeShelf.load(layers, sets, memory)
+    released = [
+        source.chosen(key.layer)
+        for key in chosen.keys
+        if isinstance(source := chosen.suites[key.suite], ReleasedSaes)
+    ]
+    log_download((release(name), sae_id) for name, sae_id in released)
+    saes = SaeShelf.load(chosen.keys, chosen.suites, memory)
     facts = saes.facts
     if len({sae.d_model for sae in facts.values()}) > 1:
         sizes = ", ".join(f"layer {key.layer}: {sae.d_model}" for key, sae in facts.items())
-        raise ValueError(f"the SAEs have different d_model ({sizes}), so they cannot be matched")
+        raise InputError(f"the SAEs have different d_model ({sizes}), so they cannot be matched")
     sites = {sae.origin.site for sae in facts.values()}
     if len(sites) > 1:
-        raise ValueError(
+        raise InputError(
             f"the SAEs read different places of the model ({', '.join(sorted(sites))}), so they "
             "cannot be matched: choose SAEs of one site"
         )
     models = {sae.origin.model_name for sae in facts.values()}
     if len(models) > 1:
-        raise ValueError(f"the SAEs are of different language models: {', '.join(sorted(models))}")
+        raise InputError(f"the SAEs are of different language models: {', '.join(sorted(models))}")
     return saes
 
 
 def _check_fit(source: LmSource, lm: LanguageModel, saes: SaeShelf) -> None:
     sae = next(iter(saes.facts.values()))
     if sae.d_model != lm.d_model:
-        raise ValueError(
+        raise InputError(
             f"the SAEs have d_model {sae.d_model}, but the language model {lm.name} has "
             f"{lm.d_model}: choose the model that they were trained on"
         )
     trained_on = sae.origin.model_name
     if trained_on and not source.is_called(trained_on):
-        raise ValueError(
+        raise InputError(
             f"the SAEs were trained on {trained_on}, but the language model is {lm.name}: choose "
             "the other model, or set model.name if it is the same under another name"
         )
     beyond = [key.layer for key in saes if key.layer >= lm.n_layers]
     if beyond:
-        raise ValueError(f"{lm.name} has {lm.n_layers} blocks, there is no layer {beyond[0]}")
+        raise InputError(f"{lm.name} has {lm.n_layers} blocks, there is no layer {beyond[0]}")
 
 
 def check_sites(experiment: Experiment, saes: SaeShelf) -> None:
@@ -123,15 +146,15 @@ def check_sites(experiment: Experiment, saes: SaeShelf) -> None:
     for sae in saes.facts.values():
         try:
             refuse_unskippable(sae.origin)
-        except ValueError as error:
+        except InputError as error:
             if isinstance(experiment.stand_in, ActivationQuantile):
-                raise ValueError(f"{error} and stand_in=decoder_norm") from error
+                raise InputError(f"{error} and stand_in=decoder_norm") from error
             raise
 
 
 def check_saes(experiment: Experiment, saes: SaeShelf) -> None:
     """Refuse before the first match what folding or following paths would refuse after it."""
-    if "paths" in experiment.tasks:
+    if "paths" in experiment.evaluations:
         check_paths(experiment.paths, next(iter(saes.facts.values())))
     if experiment.explains:
         experiment.explain.check(saes)
@@ -140,7 +163,7 @@ def check_saes(experiment: Experiment, saes: SaeShelf) -> None:
     for by in sorted(folds):
         for sae in saes.facts.values():
             if by in sae.unfoldable:
-                raise ValueError(sae.unfoldable[by])
+                raise InputError(sae.unfoldable[by])
     warn_of_biases(saes, experiment.arms)
 
 
@@ -160,10 +183,10 @@ def load_tokens(
     for name, of_set in tokens.items():
         lm.refuse_ids(int(of_set.ids.max()), f"the text set {name!r}")
     if POOLED in tokens:
-        raise ValueError(f"{POOLED!r} stands for all text sets together; rename the file")
+        raise InputError(f"{POOLED!r} stands for all text sets together; rename the file")
     longest = max(int(of_set.lengths.max()) for of_set in tokens.values())
     if lm.max_positions is not None and longest > lm.max_positions:
-        raise ValueError(
+        raise InputError(
             f"a text has {longest} tokens, but {lm.name} takes at most {lm.max_positions}: set "
             f"dataset.max_tokens={lm.max_positions}"
         )
@@ -178,7 +201,8 @@ def warn_of_biases(saes: SaeShelf, arms: Mapping[str, Arm]) -> None:
     large that a match of all parts is a match of the biases.
     """
     compared = [arm.objective for arm in arms.values() if arm.fold == "threshold"]
-    if not any(0 < parts.b_enc >= parts.W_dec for parts in compared):
+    parts = [objective for objective in compared if isinstance(objective, Parts)]
+    if not any(0 < part.b_enc >= part.W_dec for part in parts):
         return
     shares = {key: sae.thresholds["bias_share"] for key, sae in saes.facts.items()}
     most = {key: share for key, share in shares.items() if share and float(share) > BIAS_SHARE}
@@ -186,7 +210,7 @@ def warn_of_biases(saes: SaeShelf, arms: Mapping[str, Arm]) -> None:
         listed = ", ".join(f"{share:.0%} in layer {key.layer}" for key, share in most.items())
         log.warning(
             "matching: of the squared norm of the folded features, the encoder biases are %s, so "
-            "the match of all parts is a match of the biases: set matching=decoder, or with "
+            "the match of all parts is a match of the biases: set objective=decoder, or with "
             "stand_in=activation a higher stand_in.quantile, such as 0.5",
             listed,
         )

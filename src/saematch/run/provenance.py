@@ -36,7 +36,7 @@ def sources(
 
 
 def _sae_name(key: SaeKey) -> str:
-    return str(key.layer) if key.saes == DEFAULT else f"{key.saes}/{key.layer}"
+    return str(key.layer) if key.suite == DEFAULT else f"{key.suite}/{key.layer}"
 
 
 def made_with(seed: int | None) -> dict[str, Any]:

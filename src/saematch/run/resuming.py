@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from saematch.core.errors import InputError
 from saematch.core.files import read_json
 from saematch.core.results import Results
 
@@ -40,7 +41,7 @@ def refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:
     if differing:
         differing.sort(key=lambda k: (k.count("."), k))
         shown = "; ".join(f"{k}: {theirs.get(k)} -> {settings.get(k)}" for k in differing[:4])
-        raise ValueError(
+        raise InputError(
             f"{folder} holds a run with other settings ({shown}); choose another run_id, or "
             "the same settings to go on with it"
         )

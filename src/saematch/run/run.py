@@ -12,9 +12,10 @@ import torch
 
 from saematch.chat.asking import Chat
 from saematch.chat.questions import Judge
+from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.memory import memory_shortage
-from saematch.core.pairs import POOLED, Place
+from saematch.core.pairs import POOLED, Pair
 from saematch.core.results import Results
 from saematch.evaluate.features import example_rows, histogram_rows
 from saematch.evaluate.match_tables import exact_arms, live_recall, match_rows
@@ -29,11 +30,12 @@ from saematch.judge.connect import connect
 from saematch.judge.judging import explain_tables, explainers, judge_matches
 from saematch.judge.scores import judge_tables, score_matches
 from saematch.lm.hooks import LanguageModel
-from saematch.matching.matches import MatchSet, match_places, places_of
+from saematch.matching.matches import MatchSet, match_pairs
 from saematch.matching.store import MatchStore
 from saematch.report.figures import draw_figures
 from saematch.report.summary import agreement_metrics, history_by_layer, mean_metrics, optimal_to
 from saematch.run.checks import (
+    Chosen,
     RunTexts,
     check_saes,
     check_sites,
@@ -66,7 +68,7 @@ log = logging.getLogger(__name__)
 def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results:
     """Do the run in ``folder``, or go on with it if the folder holds a part of the same run.
 
-    The run claims the folder before it loads anything. Raises ``ValueError`` and ``OSError`` for
+    The run claims the folder before it loads anything. Raises ``InputError`` and ``OSError`` for
     bad input. While SAEs, model and texts are loaded, that leaves the folder as it was; later,
     ``results.json`` gets the status ``failed`` and the error. A signal or ``KeyboardInterrupt``
     leaves the status ``interrupted`` and is raised again; the same call continues the run.
@@ -142,8 +144,7 @@ def record_failure(folder: Path, name: str, overrides: list[str], error: str) ->
 class _Inputs(NamedTuple):
     """What a run begins with."""
 
-    layers: list[int]
-    sets: dict[str, SaeSource]
+    chosen: Chosen
     saes: SaeShelf
     lm: LanguageModel | None
     texts: RunTexts
@@ -155,10 +156,10 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
     nothing = RunTexts({}, {})
     if experiment.trains:
         lm = experiment.model.load()
-        return _Inputs(choose_layers(experiment, lm), {}, SaeShelf.of({}), lm, nothing)
-    layers, sets = choose_saes(experiment)
+        return _Inputs(Chosen({}, (), ()), SaeShelf.of({}), lm, nothing)
+    chosen = choose_saes(experiment)
     model = experiment.model.open() if experiment.reads_texts else None  # may be gated: before SAEs
-    saes = load_saes(layers, sets, experiment.sae_memory)
+    saes = load_saes(chosen, experiment.sae_memory)
     if isinstance(experiment.stand_in, DecoderNorm):
         saes = saes.dressed(by_decoder_norm)
     check_sites(experiment, saes)
@@ -166,7 +167,7 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
     if not measured:
         check_saes(experiment, saes)
     if model is None:
-        return _Inputs(layers, sets, saes, None, nothing)
+        return _Inputs(chosen, saes, None, nothing)
     lm = model.load()
     cache = _cache(experiment, folder)
     texts = load_tokens(experiment, lm, saes, cache / "tokens")
@@ -174,7 +175,7 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
         about = (experiment.stand_in, saes, lm, texts.batches, experiment.trainer)
         saes = by_activation(*about, cache / "activations")
         check_saes(experiment, saes)
-    return _Inputs(layers, sets, saes, lm, texts)
+    return _Inputs(chosen, saes, lm, texts)
 
 
 @memory_shortage("training SAEs", "lower training.batch or training.n_features")
@@ -182,12 +183,13 @@ def _train(
     experiment: Experiment, inputs: _Inputs, folder: Path, tracker: Tracker, results: Results
 ) -> None:
     """Keep hidden states, and train SAEs on them."""
-    lm, layers, trainer = inputs.lm, inputs.layers, experiment.trainer
+    lm, trainer = inputs.lm, experiment.trainer
     assert lm is not None
+    layers = choose_layers(experiment, lm)
     cache = _cache(experiment, folder)
     store = collect(lm, experiment.dataset, layers, experiment.collection, trainer, cache)
     results.provenance["hidden_states"] = {"folder": str(store.folder), **store.about}
-    if "train_saes" in experiment.tasks:
+    if experiment.task == "train_saes":
         about = (store, layers, experiment.training, experiment.collection, folder / "saes")
         device = "cuda" if trainer.device_type in ("gpu", "cuda") else "cpu"
         results.tables |= train_saes(*about, tracker.log, device)
@@ -202,20 +204,20 @@ def _compare(
     results: Results,
 ) -> None:
     """Match SAEs, and do with the matches what the run is for."""
-    saes, sets, lm, tokens = inputs.saes, inputs.sets, inputs.lm, inputs.texts.batches
+    saes, lm, tokens = inputs.saes, inputs.lm, inputs.texts.batches
+    suites = inputs.chosen.suites
     explanations = _explain(experiment, saes, lm, tokens, judges[0], folder)
-    places = places_of(list(sets), inputs.layers, experiment.starts, experiment.reach)
-    matches = _match(experiment, saes, sets, places, folder, results)
+    matches = _match(experiment, saes, inputs.chosen, folder, results)
     tables = None
-    if lm is not None and ON_TEXTS & set(experiment.tasks):
+    if lm is not None and ON_TEXTS & set(experiment.evaluations):
         tables = _evaluate(experiment, inputs, matches, folder, results)
-    if "features" in experiment.tasks:
+    if "features" in experiment.evaluations:
         results.tables["feature_mse_histogram"] = histogram_rows(saes, matches)
         results.tables["features"] = example_rows(saes, matches)
-    if "paths" in experiment.tasks:
+    if "paths" in experiment.evaluations:
         results.tables["paths"] = path_rows(saes, matches, experiment.paths, tables)
-    if "planted" in experiment.tasks:
-        results.tables["planted"] = planted_rows(saes, sets, matches, experiment.arms)
+    if "planted" in experiment.evaluations:
+        results.tables["planted"] = planted_rows(saes, suites, matches, experiment.arms)
     if explanations is not None:
         _judge(experiment, saes, matches, explanations, judges, results)
     results.tables["means"] = mean_rows(results.tables, None if tables is None else tables.means)
@@ -224,18 +226,17 @@ def _compare(
 def _match(
     experiment: Experiment,
     saes: SaeShelf,
-    sets: dict[str, SaeSource],
-    places: tuple[Place, ...],
+    chosen: Chosen,
     folder: Path,
     results: Results,
 ) -> MatchSet:
     store = MatchStore(_cache(experiment, folder) / "matches")
-    matches = match_places(saes, places, experiment.arms, store, folder / "matches")
+    matches = match_pairs(saes, chosen.pairs, experiment.arms, store, folder / "matches")
     results.provenance["matches"] = dict(store.counts)
     results.tables["matches"] = match_rows(
         saes,
         matches,
-        _truth_of(sets),
+        _truth_of(chosen.suites),
         exact_arms(experiment.arms),
     )
     results.tables["layers"] = [
@@ -250,8 +251,16 @@ def _match(
     return matches
 
 
-def _truth_of(sets: dict[str, SaeSource]) -> Callable[[Place], Match | None]:
-    return lambda place: sets[place.saes].truth(place.layer_from, place.layer_to)
+def _truth_of(suites: dict[str, SaeSource]) -> Callable[[Pair], Match | None]:
+    def truth(pair: Pair) -> Match | None:
+        """Return the known match, None where nobody knows it."""
+        if not pair.within_suite:
+            return None
+        first, last = sorted([pair.source.layer, pair.target.layer])
+        known = suites[pair.source.suite].truth(first, last)
+        return known if known is None or first == pair.source.layer else known.inverse()
+
+    return truth
 
 
 def _evaluate(
@@ -263,7 +272,7 @@ def _evaluate(
 ) -> Tables:
     saes, lm, tokens = inputs.saes, inputs.lm, inputs.texts.batches
     assert lm is not None
-    splice = "evaluate" in experiment.tasks
+    splice = "skipping" in experiment.evaluations
     arms = experiment.arms if splice else {}
     plan, cells = plan_splices(saes, matches, arms, experiment.strategies if splice else ())
     sums = evaluate_texts(plan, lm, tokens, experiment.trainer, _cache(experiment, folder) / "sums")
@@ -272,7 +281,7 @@ def _evaluate(
         results.tables |= tables.strategies(cells)
     results.tables |= tables.activations(matches)
     pooled = [row for row in results.tables["activations"] if row["dataset"] == POOLED]
-    recall = live_recall(matches, _truth_of(inputs.sets), tables.fired)
+    recall = live_recall(matches, _truth_of(inputs.chosen.suites), tables.fired)
     for row, scores, live in zip(results.tables["matches"], pooled, recall, strict=True):
         row |= {name: scores[name] for name in scores if name != "dataset"} | {"recall_live": live}
     for known, measured in zip(results.tables["layers"], tables.layers(list(saes)), strict=True):
@@ -284,7 +293,7 @@ def _connect(experiment: Experiment, folder: Path) -> list[Judge | None]:
     store = _cache(experiment, folder) / "judge.sqlite"
     judge, second = (connect(spec, store) for spec in (experiment.judge, experiment.second_judge))
     if judge is not None and second is not None and judge.model == second.model:
-        raise ValueError(
+        raise InputError(
             f"both judges are called {judge.model}, so their answers cannot be told apart: choose "
             "another second_judge.model"
         )
@@ -317,7 +326,14 @@ def _judge(
     judge, second = judges
     judgements = []
     if judge is not None:
-        about = (matches, experiment.starts, experiment.judging, explanations, judge, second)
+        about = (
+            matches,
+            experiment.pairing.chains,
+            experiment.judging,
+            explanations,
+            judge,
+            second,
+        )
         judgements = judge_matches(*about, results.tables)
         results.tables |= judge_tables(judgements, saes, experiment.intervals)
         score_matches(results.tables["matches"], results.tables["judge_scores"])

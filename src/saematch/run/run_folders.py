@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from saematch.core.errors import FileError, InputError
 from saematch.core.files import replacing, write_json
 from saematch.run.resuming import refuse_other_run
 
@@ -37,13 +38,13 @@ def new_run_id() -> str:
 
 
 def check_name(setting: str, value: object) -> str:
-    """Return the name of a folder that ``setting`` gives; ``ValueError`` if it is not a safe one.
+    """Return the name of a folder that ``setting`` gives; ``InputError`` if it is not a safe one.
 
     A whole number counts as its digits, since ``run_id=3`` reaches the configuration as one.
     """
     name = str(value) if type(value) is int else value
     if not isinstance(name, str) or len(name) > MAX_NAME or not _NAME.fullmatch(name):
-        raise ValueError(
+        raise InputError(
             f"{setting}={value!r:.120}: a name has 1 to {MAX_NAME} characters, each an English "
             "letter, a digit, '.', '_' or '-', and begins with a letter, a digit or '_'"
         )
@@ -53,7 +54,7 @@ def check_name(setting: str, value: object) -> str:
 def run_folder(name: object, run_id: object) -> Path:
     """Return the folder of a run, ``outputs/<name>/<run_id>``.
 
-    Raises ``ValueError`` if one of the two, or ``WANDB_RUN_ID`` of the environment, is not a name.
+    Raises ``InputError`` if one of the two, or ``WANDB_RUN_ID`` of the environment, is not a name.
     """
     if "WANDB_RUN_ID" in os.environ:
         check_name("WANDB_RUN_ID", os.environ["WANDB_RUN_ID"])
@@ -73,7 +74,7 @@ def claimed(folder: Path, settings: dict[str, Any]) -> Iterator[Claim]:
     """Hold the folder for this process, and put the run's settings there as ``run.json``.
 
     The hold ends with the process, however that ends. A run that raises before it sets ``kept``
-    leaves the folder as it was. Raises ``ValueError`` if another process holds the folder, or if
+    leaves the folder as it was. Raises ``InputError`` if another process holds the folder, or if
     the folder belongs to a run of other settings.
     """
     created = not folder.exists()
@@ -110,11 +111,11 @@ def _locked(folder: Path) -> FileLock:
             writer = (folder / _WRITER).read_text()
         except OSError:
             writer = "another process"
-        raise ValueError(
+        raise InputError(
             f"{folder} is being written by {writer}: choose another run_id, or wait until it ends"
         ) from None
     except OSError as error:
-        raise OSError(f"{folder} cannot be locked: {error.strerror or error}") from error
+        raise FileError(f"{folder} cannot be locked: {error.strerror or error}") from error
     return lock
 
 

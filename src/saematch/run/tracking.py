@@ -136,7 +136,7 @@ class WandbLogging:
         run.define_metric("*", step_metric="layer")
         run.define_metric("training/*", step_metric="samples")
         displaced = {key: value for key, value in config.items() if run.config[key] != value}
-        if displaced:  # a sweep locks its own value, as matching=decoder, which its plots want
+        if displaced:  # a sweep locks its own value, as objective=decoder, which its plots want
             run.config.update({"resolved": displaced}, allow_val_change=True)
         if not reason:
             log.info("Weights & Biases: %s", run.url)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.sae.params import SaeOrigin, SaeParams
 
 _ALWAYS = ("W_enc", "W_dec", "b_dec")
@@ -33,25 +34,25 @@ def to_sae_params(
     """Return the SAE, in float32.
 
     ``subtract_b_dec`` tells that the SAE encodes ``x - b_dec``; ``beside`` names other tensors that
-    cannot change what it computes. Raises ``ValueError`` for tensors that are missing, unknown, not
+    cannot change what it computes. Raises ``InputError`` for tensors that are missing, unknown, not
     of floating-point numbers or do not fit together, and for a crosscoder.
     """
     where = f"SAE {origin.where}"
     missing = [name for name in NEEDED[architecture] if name not in tensors]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{where} is of architecture {architecture} but lacks {', '.join(missing)}; it has "
             f"{', '.join(sorted(tensors))}"
         )
     unknown = sorted(set(tensors) - set(NEEDED[architecture]) - set(beside) - STATISTICS)
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"{where}: saematch does not know the tensor {', '.join(unknown)}, which may change "
             "what the SAE computes; if it does not, take it out of the file"
         )
     for name in NEEDED[architecture]:
         if not tensors[name].is_floating_point():
-            raise ValueError(
+            raise InputError(
                 f"{where}: {name} has dtype {str(tensors[name].dtype).removeprefix('torch.')}, but "
                 "weights are floating-point numbers; save the SAE in float32"
             )
@@ -92,18 +93,18 @@ def _as_jumprelu(parts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_shapes(where: str, parts: Mapping[str, Tensor]) -> None:
     if 3 in (parts["W_enc"].ndim, parts["W_dec"].ndim):
-        raise ValueError(
+        raise InputError(
             f"{where} is a crosscoder: W_enc has shape {tuple(parts['W_enc'].shape)} and W_dec "
             f"{tuple(parts['W_dec'].shape)}, so each of its features spans several layers already "
             "and there is nothing to match; choose an SAE of one layer"
         )
     shape = tuple(parts["W_enc"].shape)
     if len(shape) != 2:
-        raise ValueError(f"{where}: W_enc has shape {shape}, but a matrix is needed")
+        raise InputError(f"{where}: W_enc has shape {shape}, but a matrix is needed")
     d_model, n_features = shape
     written = tuple(parts["W_dec"].shape)
     if len(written) == 2 and written[0] == n_features and written[1] != d_model:
-        raise ValueError(
+        raise InputError(
             f"{where} reads {d_model} numbers and writes {written[1]}, so its features have no one "
             "width to be compared in; choose one that reads and writes as many"
         )
@@ -112,7 +113,7 @@ def _check_shapes(where: str, parts: Mapping[str, Tensor]) -> None:
         legal = expected.get(name, (n_features,))
         alone = name == "threshold" and tensor.numel() == 1
         if tuple(tensor.shape) != legal and not alone:
-            raise ValueError(
+            raise InputError(
                 f"{where}: {name} has shape {tuple(tensor.shape)}, but W_enc {shape} asks for "
                 f"{legal}; the file is damaged or in another format"
             )

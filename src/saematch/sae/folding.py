@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.sae.params import SaeParams
 
 FOLDS = ("threshold", "decoder_norm", "none")
@@ -21,7 +22,7 @@ def fold(sae: SaeParams, by: str) -> SaeParams:
     ``decoder_norm``  the gauge of the unfolded matching: every decoder vector has norm 1
     ``none``          as the SAE was trained, whatever norm its decoder vectors have
 
-    Raises ``ValueError`` for an unknown name, and where thresholds that are missing or not positive
+    Raises ``InputError`` for an unknown name, and where thresholds that are missing or not positive
     have no stand-in.
     """
     return sae if by == "none" else rescale(sae, fold_scale(sae, by))
@@ -38,10 +39,10 @@ def fold_scale(sae: SaeParams, by: str) -> Float[Tensor, " n_features"]:
         norm = torch.linalg.vector_norm(sae.W_dec, dim=1)
         return torch.where(norm > 0, 1.0 / norm, 1.0)
     if by != "threshold":
-        raise ValueError(f"unknown fold {by!r}: choose one of {', '.join(FOLDS)}")
+        raise InputError(f"unknown fold {by!r}: choose one of {', '.join(FOLDS)}")
     scale = _threshold_scale(sae)
     if scale is None:
-        raise ValueError(_no_scale(sae))
+        raise InputError(_no_scale(sae))
     return scale
 
 

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saematch.core.errors import InputError
+
 ACTIVATIONS = ("jumprelu", "relu", "topk")
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "rank_scale", "stand_in")
 
@@ -53,7 +55,7 @@ class SaeParams:
     """One SAE: ``f = act(x W_enc + b_enc)``, ``x_hat = f W_dec + b_dec`` (paper, section 2).
 
     Orientation is SAELens': row ``i`` of ``W_dec`` and column ``i`` of ``W_enc`` are feature ``i``.
-    Raises ``ValueError`` at construction for shapes that do not fit together, for an SAE without
+    Raises ``InputError`` at construction for shapes that do not fit together, for an SAE without
     features, for values that are not finite and for an unknown activation. Of a transcoder, which
     reads one place and writes another, ``x`` is what it reads and ``x_hat`` what it writes; a skip
     connection past its features is not part of it.
@@ -81,7 +83,7 @@ class SaeParams:
         where = f"SAE {self.origin.where}"
         d_model, n_features = self.W_enc.shape
         if not d_model or not n_features:
-            raise ValueError(
+            raise InputError(
                 f"{where} has {n_features} features of {d_model} numbers, so there is nothing to "
                 "match; choose another SAE"
             )
@@ -92,40 +94,40 @@ class SaeParams:
             if tensor is None:
                 continue
             if tuple(tensor.shape) != shape:
-                raise ValueError(
+                raise InputError(
                     f"{where}: {name} has shape {tuple(tensor.shape)}, but W_enc "
                     f"{tuple(self.W_enc.shape)} asks for {shape}"
                 )
             if not torch.isfinite(tensor).all():
                 bad = int((~torch.isfinite(tensor)).sum())
-                raise ValueError(
+                raise InputError(
                     f"{where}: {name} holds {bad} values of {tensor.numel()} that are NaN or "
                     "infinite; the file is damaged or the training diverged, so fetch or train "
                     "the SAE again"
                 )
             if name in ("rank_scale", "stand_in") and not (tensor > 0).all():
-                raise ValueError(f"{where}: {name} must be positive everywhere")
+                raise InputError(f"{where}: {name} must be positive everywhere")
         self._check_activation(where)
 
     def _check_activation(self, where: str) -> None:
         if self.activation not in ACTIVATIONS:
-            raise ValueError(
+            raise InputError(
                 f"{where}: activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}"
             )
         if (self.activation == "jumprelu") != (self.threshold is not None):
-            raise ValueError(f"{where}: a JumpReLU SAE has thresholds, and no other has them")
+            raise InputError(f"{where}: a JumpReLU SAE has thresholds, and no other has them")
         topk = self.activation == "topk"
         if topk != (self.k is not None) or (self.rank_scale is not None and not topk):
-            raise ValueError(
+            raise InputError(
                 f"{where}: a TopK SAE has k and may have rank_scale, and no other has them"
             )
         if self.k is not None and not 1 <= self.k <= self.n_features:
-            raise ValueError(
+            raise InputError(
                 f"{where}: k={self.k}, but at least 1 and at most all {self.n_features} features "
                 "can stay active"
             )
         if (self.stand_in is not None) != bool(self.origin.stand_in_name):
-            raise ValueError(f"{where}: stand_in and origin.stand_in_name go together")
+            raise InputError(f"{where}: stand_in and origin.stand_in_name go together")
 
     @property
     def d_model(self) -> int:

@@ -7,6 +7,7 @@ import re
 from functools import cache
 from typing import NamedTuple
 
+from saematch.core.errors import InputError
 from saematch.sae.params import SaeOrigin
 
 log = logging.getLogger(__name__)
@@ -50,17 +51,17 @@ def read_hook(name: str) -> Hook:
     """Read a name as TransformerLens or Hugging Face give it: ``blocks.3.hook_resid_post``.
 
     ``hook_resid_pre``, in TransformerLens 3 ``hook_in``, is the hidden state after the block
-    before. Raises ``ValueError`` for what is before block 0, and for a name without a layer.
+    before. Raises ``InputError`` for what is before block 0, and for a name without a layer.
     """
     told = _HOOK.fullmatch(name)
     if told is None:
         if "embed" in name:
-            raise ValueError("it is the embedding, before block 0, for which no layer stands")
-        raise ValueError("the name holds no layer, as blocks.3.hook_resid_post does")
+            raise InputError("it is the embedding, before block 0, for which no layer stands")
+        raise InputError("the name holds no layer, as blocks.3.hook_resid_post does")
     layer, rest = int(told[1]), _after_number(name)
     if rest in _BEFORE:
         if layer == 0:
-            raise ValueError("it is the hidden state before block 0, for which no layer stands")
+            raise InputError("it is the hidden state before block 0, for which no layer stands")
         return Hook(RESIDUAL, layer - 1)
     return Hook(next((site for site, names in _BY_HOOK.items() if rest in names), None), layer)
 
@@ -74,23 +75,23 @@ def _after_number(name: str) -> str:
 def check_hook(where: str, name: str, layer: int, *, transcoder: bool = False) -> str:
     """Return the site of an SAE that reads ``name`` and was taken for ``layer``.
 
-    Raises ``ValueError``, beginning with ``where``, for another layer and for an unknown place.
+    Raises ``InputError``, beginning with ``where``, for another layer and for an unknown place.
     """
     try:
         hook = read_hook(name)
-    except ValueError as error:
-        raise ValueError(f"{where} reads {name}, but {error}") from error
+    except InputError as error:
+        raise InputError(f"{where} reads {name}, but {error}") from error
     if hook.layer != layer:
         shifted = " (the hidden state after the block before: sae.shift=1)"
         before = shifted if _after_number(name) in _BEFORE else ""
-        raise ValueError(
+        raise InputError(
             f"{where} reads {name}, which belongs to layer {hook.layer}"
             f"{before}, but it was taken for layer {layer}; give it the layer that it reads"
         )
     if transcoder:
         return TRANSCODER
     if hook.site is None:
-        raise ValueError(
+        raise InputError(
             f"{where} reads {name}, which is none of the known sites {', '.join(SITES)}"
         )
     return hook.site
@@ -108,14 +109,14 @@ def is_skippable(origin: SaeOrigin) -> bool:
 
 
 def refuse_unskippable(origin: SaeOrigin) -> None:
-    """Raise ``ValueError`` if an SAE cannot stand in for a hidden state where a layer is left out.
+    """Raise ``InputError`` if an SAE cannot stand in for a hidden state where a layer is left out.
 
     It can be matched by weights all the same.
     """
     if not is_skippable(origin):
-        raise ValueError(
+        raise InputError(
             f"SAE {origin.where} reads {SITES[origin.site]} (site "
             f"{origin.site}), so its features cannot stand for the hidden state between two "
             "blocks, and no layer can be left out with them: match it by weights alone with "
-            "tasks=[match]"
+            "evaluations=[]"
         )

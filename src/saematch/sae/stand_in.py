@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from safetensors import safe_open
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.core.files import code_hash, hashed
 from saematch.core.pairs import SaeKey
 from saematch.core.specs import spec
@@ -50,7 +51,7 @@ class ActivationQuantile:
 
     def __post_init__(self) -> None:
         if not 0 <= self.quantile <= 1 or self.n_tokens < 1:
-            raise ValueError(
+            raise InputError(
                 f"stand_in.quantile={self.quantile} must lie between 0 and 1, and "
                 f"stand_in.n_tokens={self.n_tokens} be at least 1"
             )
@@ -157,8 +158,8 @@ class _Active:
         for key in self.saes:
             with torch.autocast(batch.ids.device.type, enabled=False):
                 active = encode(self.saes[key], hidden[key.layer][batch.counts].float())
-            kept[f"{key.saes}|{key.layer}|feature"] = active.features
-            kept[f"{key.saes}|{key.layer}|value"] = active.values
+            kept[f"{key.suite}|{key.layer}|feature"] = active.features
+            kept[f"{key.suite}|{key.layer}|value"] = active.values
         return kept
 
     def join(self, one: dict[str, Tensor], other: dict[str, Tensor], _: int) -> dict[str, Tensor]:
@@ -173,11 +174,11 @@ def _scale(
     for path in paths:
         with safe_open(path, framework="pt") as file:
             for name, found in parts.items():
-                found.append(file.get_tensor(f"{key.saes}|{key.layer}|{name}"))
+                found.append(file.get_tensor(f"{key.suite}|{key.layer}|{name}"))
     scale = quantiles(torch.cat(parts["feature"]), torch.cat(parts["value"]), n_features, quantile)
     never = scale.isnan()
     if never.all():
-        raise ValueError(
+        raise InputError(
             f"no feature of layer {key.layer} is active on the texts, so there is no activation to "
             "fold by: take other texts, or stand_in=decoder_norm"
         )

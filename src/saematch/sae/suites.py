@@ -11,6 +11,7 @@ from functools import partial
 from torch import Tensor
 from tqdm import tqdm
 
+from saematch.core.errors import InputError
 from saematch.core.pairs import SaeKey
 from saematch.sae.folding import FOLDS, fold_scale
 from saematch.sae.params import SaeOrigin, SaeParams
@@ -41,14 +42,14 @@ class SaeFacts:
         for by in FOLDS:
             try:
                 fold_scale(sae, by)
-            except ValueError as error:
+            except InputError as error:
                 unfoldable[by] = str(error)
         summary = threshold_summary(sae)
         return cls(sae.origin, sae.d_model, sae.n_features, _size(sae), summary, unfoldable)
 
 
 class SaeShelf(Mapping):  # with types in brackets, a checked call would load an SAE
-    """SAEs by key, each loaded when it is asked for; ``ValueError`` as its source raises it.
+    """SAEs by key, each loaded when it is asked for; ``InputError`` as its source raises it.
 
     As many are held as fit into the memory, but at least two; the least recently used goes first.
     SAEs of one origin are held once. Go through places in order: each shares an SAE with the one
@@ -60,15 +61,16 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
         self._held = held
 
     @classmethod
-    def load(cls, layers: Sequence[int], sets: Mapping[str, SaeSource], memory: float) -> SaeShelf:
-        """Load the SAE of each set and layer once, to know its facts; ``memory`` is in GiB."""
+    def load(
+        cls, keys: Sequence[SaeKey], suites: Mapping[str, SaeSource], memory: float
+    ) -> SaeShelf:
+        """Load each SAE once, to know its facts; ``memory`` is in GiB."""
         facts: dict[SaeKey, SaeFacts] = {}
         once: dict[SaeOrigin, SaeFacts] = {}  # sets may share SAEs
         held = _Held(memory * GIB)
-        keys = [SaeKey(name, layer) for name in sets for layer in layers]
         for key in tqdm(keys, desc="load SAEs", unit="SAE", leave=False):
             held.make_room(max((known.n_bytes for known in once.values()), default=0))
-            source = partial(sets[key.saes].load, key.layer)
+            source = partial(suites[key.suite].load, key.layer)
             sae = source()
             if sae.origin not in once:
                 once[sae.origin] = SaeFacts.of(sae)
@@ -177,10 +179,10 @@ class _Held:
         return self._saes[origin]
 
     def load(self, origin: SaeOrigin) -> SaeParams:
-        """Load an SAE, without holding it; ``ValueError`` if it is another one by now."""
+        """Load an SAE, without holding it; ``InputError`` if it is another one by now."""
         sae = self._sources[origin]()
         if sae.origin != origin:
-            raise ValueError(f"the SAE {origin.where} was changed while it was in use; start again")
+            raise InputError(f"the SAE {origin.where} was changed while it was in use; start again")
         return sae
 
 

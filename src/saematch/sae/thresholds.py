@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from saematch.core.errors import InputError
 from saematch.sae.folding import fold_scale, threshold_kind
 from saematch.sae.params import SaeParams
 
@@ -31,7 +32,7 @@ def threshold_summary(sae: SaeParams) -> dict[str, float | str | None]:
 def _bias_share(sae: SaeParams) -> float | None:
     try:
         scale = fold_scale(sae, "threshold").double()
-    except ValueError:
+    except InputError:
         return None
     decoder = torch.linalg.vector_norm(sae.W_dec, dim=1).double() * scale
     encoder = torch.linalg.vector_norm(sae.W_enc, dim=0).double() / scale

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from saematch.core.errors import InputError
 from saematch.core.files import parse_json
 from saematch.texts.reading import SUFFIXES
 
@@ -28,7 +29,7 @@ def find_files(entry: str) -> tuple[str, list[Path]]:
     A pattern with ``*``, ``?`` or ``[...]`` is named by what comes before these, or by its folder.
     A folder means the files in it or, if it has none, those in its only folder that has some: the
     layouts of ``save_to_disk`` and of a snapshot of the Hugging Face hub. Of several splits,
-    ``train`` is taken. Raises ``ValueError`` if there is no file, or a choice to make.
+    ``train`` is taken. Raises ``InputError`` if there is no file, or a choice to make.
     """
     path = Path(entry)
     if path.is_dir():
@@ -36,10 +37,10 @@ def find_files(entry: str) -> tuple[str, list[Path]]:
     if path.is_file():
         return path.stem, [path]
     if not glob.has_magic(entry):
-        raise ValueError(f"cannot read the texts in {entry}: there is no such file or folder")
+        raise InputError(f"cannot read the texts in {entry}: there is no such file or folder")
     found = sorted(p for p in map(Path, glob.glob(entry, recursive=True)) if p.is_file())
     if not found:
-        raise ValueError(f"no file is called like {entry}")
+        raise InputError(f"no file is called like {entry}")
     before = re.split(r"[*?\[]", path.name)[0].strip("-_. ")
     return before or found[0].resolve().parent.name, found
 
@@ -57,12 +58,12 @@ def _in_folder(folder: Path) -> list[Path]:
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
     below = {path.name: files for path in folders if (files := _texts(path))}
     if own and "data" in below:
-        raise ValueError(
+        raise InputError(
             f"{folder} has files of texts ({own[0].name}) and so has its folder data: set "
             f"dataset.paths to '{folder}/data', or to a pattern as '{folder}/*{own[0].suffix}'"
         )
     if not own and not below:
-        raise ValueError(
+        raise InputError(
             f"the folder {folder} holds no file ending in {', '.join(SUFFIXES)}; unpack compressed "
             "files"
         )
@@ -75,7 +76,7 @@ def _in_folder(folder: Path) -> list[Path]:
     if len(splits) - len(others) < 2:
         return own
     if others:
-        raise ValueError(
+        raise InputError(
             f"{folder} has files of several splits and {splits[others[0]][0].name}, which belongs "
             f"to none: set dataset.paths to the files, as in '{folder}/train*'"
         )
@@ -89,7 +90,7 @@ def _texts(folder: Path) -> list[Path]:
     there = sorted(path for path in folder.iterdir() if path.is_file())
     for path in there:
         if path.suffix in PACKED and Path(path.stem).suffix in SUFFIXES:
-            raise ValueError(f"{path} is compressed: unpack it, or move it to another folder")
+            raise InputError(f"{path} is compressed: unpack it, or move it to another folder")
     return [path for path in there if path.suffix.lower() in SUFFIXES and path.name not in FACTS]
 
 
@@ -100,19 +101,19 @@ def _saved(folder: Path) -> list[Path]:
         state = parse_json(path.read_bytes())
         files = [folder / file["filename"] for file in state["_data_files"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not as the datasets library writes it ({error})") from error
+        raise InputError(f"{path} is not as the datasets library writes it ({error})") from error
     if state.get("_indices_data_files"):
-        raise ValueError(f"{folder} holds a selection of rows: save it with a newer datasets")
+        raise InputError(f"{folder} holds a selection of rows: save it with a newer datasets")
     return files
 
 
 def _train(folder: Path, parts: Mapping[str, Sequence[Path]]) -> list[Path]:
-    """Return the files of ``train``; ``ValueError`` if the parts are no splits or lack it."""
+    """Return the files of ``train``; ``InputError`` if the parts are no splits or lack it."""
     first = next(iter(parts.values()))[0]
     if "train" not in parts or not set(parts) <= set(SPLITS):
         name = next(iter(parts))
         example = first.parent if first.parent.name == name else f"{first.parent}/{name}*"
-        raise ValueError(
+        raise InputError(
             f"{folder} holds several sets of texts ({', '.join(parts)}): choose, as in "
             f"dataset.paths=['{example}']"
         )

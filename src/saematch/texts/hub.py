@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from saematch.core.errors import InputError
 from saematch.core.files import content_hash, expand_home, hashed, parse_json, write_json
 from saematch.core.specs import AtLeast1, Seed, Text, spec
 from saematch.texts.reading import check_text
@@ -43,7 +44,7 @@ class HubSet:
         """Return the same at the commit that ``revision`` stands for now.
 
         If the hub cannot be asked, it is the commit of the last time that it could be, as noted in
-        ``memory``; ``ValueError`` if there was none.
+        ``memory``; ``InputError`` if there was none.
         """
         if Path(self.path).is_dir() or re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             return self
@@ -76,7 +77,7 @@ class HubSet:
         return about
 
     def texts(self, seed: int) -> Iterator[str]:
-        """Read the texts in random order; ``ValueError`` if they cannot be read."""
+        """Read the texts in random order; ``InputError`` if they cannot be read."""
         import datasets
         from huggingface_hub.errors import HTTPError
 
@@ -86,7 +87,7 @@ class HubSet:
             )
             for row in stream.shuffle(seed=seed, buffer_size=BUFFER):
                 if self.column not in row:
-                    raise ValueError(
+                    raise InputError(
                         f"no column {self.column!r}, only {', '.join(row)}: set the column of this "
                         "set in dataset.sets"
                     )
@@ -99,7 +100,7 @@ class HubSet:
                 raise
             raise self.unreadable(error) from error
 
-    def unreadable(self, error: BaseException) -> ValueError:
+    def unreadable(self, error: BaseException) -> InputError:
         """Return the error that says in one line why it cannot be read and what to do."""
         reason = _first_line(error)
         advice = "texts on disk are taken with dataset=local dataset.paths=[texts.jsonl]"
@@ -108,7 +109,7 @@ class HubSet:
         if any(sign in reason for sign in ("gated", "401", "403")):
             page = "its page of the Hugging Face hub"
             advice = f"accept its conditions on {page} and set HF_TOKEN; {advice}"
-        return ValueError(f"cannot read the data set {self.path!r} ({reason}); {advice}")
+        return InputError(f"cannot read the data set {self.path!r} ({reason}); {advice}")
 
 
 @spec("dataset")
@@ -127,12 +128,12 @@ class HubTexts:
     def __post_init__(self) -> None:
         check_sizes(self.n_texts, self.max_tokens)
         if self.n_texts is None:
-            raise ValueError(
+            raise InputError(
                 "dataset.n_texts=null would read whole data sets of the hub: give a number"
             )
 
     def resolve(self, memory: Path) -> HubTexts:
-        """Return the same with every data set at one commit; ``ValueError`` if it has none."""
+        """Return the same with every data set at one commit; ``InputError`` if it has none."""
         return replace(self, sets={name: one.resolve(memory) for name, one in self.sets.items()})
 
     def described(self) -> dict[str, dict[str, Any]]:
@@ -142,14 +143,14 @@ class HubTexts:
         return {name: {**one.described(), **drawn} for name, one in self.sets.items()}
 
     def load(self) -> list[TextSet]:
-        """Draw the texts; ``ValueError`` if a data set cannot be reached or has none."""
+        """Draw the texts; ``InputError`` if a data set cannot be reached or has none."""
         return [TextSet(name, self._draw(name, one)) for name, one in self.sets.items()]
 
     def _draw(self, name: str, one: HubSet) -> tuple[str, ...]:
         long = (text for text in one.texts(self.seed) if len(text) >= self.min_characters)
         found = tuple(islice(long, self.n_texts))
         if not found:
-            raise ValueError(
+            raise InputError(
                 f"the data set {name!r} has no text of at least {self.min_characters} characters: "
                 "lower dataset.min_characters"
             )

@@ -19,6 +19,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader
 
+from saematch.core.errors import InputError
 from saematch.core.memory import is_out_of_memory
 from saematch.lm.hooks import LanguageModel
 from saematch.texts.sums import write_sums
@@ -61,7 +62,7 @@ def _trainer(spec: TrainerSpec, label: str) -> L.Trainer:
             plugins=[LightningEnvironment()],  # Slurm's would requeue the job by itself
         )
     except MisconfigurationException as error:
-        raise ValueError(f"trainer: {error}") from error
+        raise InputError(f"trainer: {error}") from error
 
 
 def _test(trainer: L.Trainer, runner: _Runner) -> None:
@@ -71,17 +72,17 @@ def _test(trainer: L.Trainer, runner: _Runner) -> None:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ValueError(
+        raise InputError(
             f"the language model and the SAEs do not fit into the device's memory: {LESS} "
             "trainer=large spreads the language model"
         ) from error
     except ProcessRaisedException as error:  # in one of several processes
         last = [line for line in str(error).splitlines() if line.strip()][-1]
         kind, _, reason = last.partition(": ")
-        if kind in ("ValueError", "OSError"):
-            raise {"ValueError": ValueError, "OSError": OSError}[kind](reason) from error
+        if kind.rpartition(".")[2] in ("InputError", "FileError"):
+            raise InputError(reason) from error
         if kind.endswith("MemoryError") or is_out_of_memory(RuntimeError(reason)):
-            raise ValueError(f"a device's memory is too small: {LESS} {reason}") from error
+            raise InputError(f"a device's memory is too small: {LESS} {reason}") from error
         raise
     except SystemExit as end:  # Lightning's answer to a KeyboardInterrupt
         if isinstance(end.__context__, KeyboardInterrupt):
@@ -143,7 +144,7 @@ class _Runner(L.LightningModule):
                     raise
                 length = tokens.ids.shape[1]
                 if n == 1:
-                    raise ValueError(
+                    raise InputError(
                         f"one text of {length} tokens does not fit into the device's memory "
                         f"beside the language model and the SAEs: lower dataset.max_tokens; or "
                         f"{LESS} trainer=large spreads the language model"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from saematch.core.errors import InputError
 from saematch.core.files import parse_json
 
 
@@ -31,7 +32,7 @@ def read_texts(path: Path, column: str = "text") -> list[Text]:
     - ``.parquet`` and ``.arrow`` (what ``save_to_disk`` writes): rows;
     - any other file: plain text with an empty line between texts.
 
-    In all but plain text, the field ``column`` holds the text. Raises ``ValueError``, with file and
+    In all but plain text, the field ``column`` holds the text. Raises ``InputError``, with file and
     line, for a file that is missing or damaged or is no text, for a row without that field, and for
     a field that is no text.
     """
@@ -39,11 +40,11 @@ def read_texts(path: Path, column: str = "text") -> list[Text]:
 
 
 def check_text(value: Any, column: str, place: str) -> str:
-    """Return a field's value; ``ValueError`` if it is no text, or one that UTF-8 cannot hold."""
+    """Return a field's value; ``InputError`` if it is no text, or one that UTF-8 cannot hold."""
     if not isinstance(value, str):
         kinds = {dict: "a JSON object", list: "a list", type(None): "null"}
         kind = kinds.get(type(value)) or f"{value!r:.40}"
-        raise ValueError(f"{place}: the field {column!r} is {kind}, not a text: set dataset.column")
+        raise InputError(f"{place}: the field {column!r} is {kind}, not a text: set dataset.column")
     check_unicode(value, place)
     return value
 
@@ -53,7 +54,7 @@ def check_unicode(text: str, place: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise InputError(
             f"{place}: character {error.start} of the text is half of a surrogate pair "
             f"(\\u{ord(text[error.start]):04x}), which no Unicode text has: remove this text, or "
             "write the file with whole characters"
@@ -64,11 +65,11 @@ def _content(path: Path) -> str:
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ValueError(f"cannot read the texts in {path}: {error}") from error
+        raise InputError(f"cannot read the texts in {path}: {error}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} {_NO_TEXT} ({error})") from error
+        raise InputError(f"{path} {_NO_TEXT} ({error})") from error
     if "\0" in content or content.startswith(("{\\rtf", "%PDF-", "%!PS")):
-        raise ValueError(f"{path} {_NO_TEXT}")
+        raise InputError(f"{path} {_NO_TEXT}")
     return content
 
 
@@ -81,7 +82,7 @@ _NO_TEXT = (
 def _plain(path: Path, _column: str) -> list[Text]:
     content = _content(path).replace("\r\n", "\n").replace("\r", "\n")
     if _is_json(content.strip()):
-        raise ValueError(f"{path} holds JSON, not plain text: name it .jsonl or .json")
+        raise InputError(f"{path} holds JSON, not plain text: name it .jsonl or .json")
     texts, line = [], 1
     for part in content.split("\n\n"):
         if text := part.strip():
@@ -112,7 +113,7 @@ def _json(path: Path, column: str) -> list[Text]:
     except ValueError as error:
         if content.lstrip().startswith("{"):  # or else one object a line
             return _json_lines(path, column)
-        raise ValueError(f"{path} is not JSON ({error})") from error
+        raise InputError(f"{path} is not JSON ({error})") from error
     rows = value if isinstance(value, list) else [value]
     return [_field(row, column, f"{path}, entry {n}") for n, row in enumerate(rows, 1)]
 
@@ -125,16 +126,16 @@ def _json_lines(path: Path, column: str) -> list[Text]:
             try:
                 row = parse_json(line)
             except ValueError as error:
-                raise ValueError(f"{place}: this is not JSON ({error})") from error
+                raise InputError(f"{place}: this is not JSON ({error})") from error
             texts.append(_field(row, column, place))
     return texts
 
 
 def _field(row: Any, column: str, place: str) -> Text:
     if not isinstance(row, dict):
-        raise ValueError(f"{place}: not a JSON object with a field {column!r}")
+        raise InputError(f"{place}: not a JSON object with a field {column!r}")
     if column not in row:
-        raise ValueError(f"{place}: {_no_column(column, row)}")
+        raise InputError(f"{place}: {_no_column(column, row)}")
     return Text(check_text(row[column], column, place), place)
 
 
@@ -147,18 +148,18 @@ def _csv(path: Path, column: str) -> list[Text]:
         try:
             names = next(rows, [])
             if names.count(column) != 1:
-                raise ValueError(f"{path}: {_no_column(column, names)}")
+                raise InputError(f"{path}: {_no_column(column, names)}")
             where = names.index(column)
             line = rows.line_num + 1
             for row in rows:
                 place = f"{path}, line {line}"
                 if row and len(row) != len(names):
-                    raise ValueError(f"{place}: {len(row)} cells, but {len(names)} columns")
+                    raise InputError(f"{place}: {len(row)} cells, but {len(names)} columns")
                 if row:
                     texts.append(Text(row[where], place))
                 line = rows.line_num + 1
         except csv.Error as error:
-            raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
+            raise InputError(f"{path}, line {rows.line_num}: {error}") from error
     return texts
 
 
@@ -202,9 +203,9 @@ def _rows(path: Path, column: str, read: Callable[[], tuple[list[str], list[Any]
     try:
         names, rows = read()
     except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the texts in {path}: {error}") from error
+        raise InputError(f"cannot read the texts in {path}: {error}") from error
     if column not in names:
-        raise ValueError(f"{path}: {_no_column(column, names)}")
+        raise InputError(f"{path}: {_no_column(column, names)}")
     places = [f"{path}, row {n}" for n in range(1, len(rows) + 1)]
     return [
         Text(check_text(value, column, place), place)

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from saematch.core.errors import InputError
 from saematch.core.files import PACKAGE, content_hash, expand_home
 from saematch.core.specs import AtLeast1, Seed, Some, spec
 from saematch.texts.folders import find_files
@@ -45,7 +46,7 @@ class TextSource(Protocol):
         """Return the same with every data set at one exact version.
 
         ``memory`` is a folder in which versions are noted, for when they cannot be asked for.
-        Raises ``ValueError`` if there is no such data set.
+        Raises ``InputError`` if there is no such data set.
         """
         ...
 
@@ -54,7 +55,7 @@ class TextSource(Protocol):
         ...
 
     def load(self) -> list[TextSet]:
-        """Draw the texts of every kind; ``ValueError`` if they cannot be had."""
+        """Draw the texts of every kind; ``InputError`` if they cannot be had."""
         ...
 
 
@@ -85,7 +86,7 @@ class ZooTexts:
         )
 
     def load(self) -> list[TextSet]:
-        """Draw the texts; ``ValueError`` for a kind that the zoo lacks."""
+        """Draw the texts; ``InputError`` for a kind that the zoo lacks."""
         return [
             draw(kind, read_texts(path), self.n_texts, self.seed) for kind, path in self._files()
         ]
@@ -94,7 +95,7 @@ class ZooTexts:
         known = {path.stem: path for path in sorted(ZOO_TEXTS.glob("*.jsonl"))}
         unknown = [kind for kind in self.kinds if kind not in known]
         if unknown:
-            raise ValueError(
+            raise InputError(
                 f"the zoo has no texts of kind {unknown[0]!r}, only {', '.join(known)}"
             )
         return [(kind, known[kind]) for kind in self.kinds]
@@ -140,7 +141,7 @@ class LocalTexts:
         )
 
     def load(self) -> list[TextSet]:
-        """Read and draw; ``ValueError`` for a file missing, damaged or without texts."""
+        """Read and draw; ``InputError`` for a file missing, damaged or without texts."""
         sets = []
         for _, name, files in self._found():
             texts = (text for path in files for text in read_texts(path, self.column))
@@ -153,11 +154,11 @@ class LocalTexts:
 
 
 def by_name(about: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Return what is known of each text set; ``ValueError`` if two have one name."""
+    """Return what is known of each text set; ``InputError`` if two have one name."""
     found: dict[str, dict[str, Any]] = {}
     for name, known in about:
         if name in found:
-            raise ValueError(f"two text sets have one name ({name}); rename a file")
+            raise InputError(f"two text sets have one name ({name}); rename a file")
         found[name] = known
     return found
 
@@ -169,13 +170,13 @@ def _drawn(source: ZooTexts | LocalTexts) -> dict[str, Any]:
 def check_sizes(n_texts: int | None, max_tokens: int) -> None:
     """Refuse sizes that leave nothing to measure."""
     if not isinstance(n_texts, int | None) or not isinstance(max_tokens, int):
-        raise ValueError(
+        raise InputError(
             f"dataset.n_texts={n_texts} and dataset.max_tokens={max_tokens} must be whole numbers"
         )
     if n_texts is not None and n_texts < 1:
-        raise ValueError(f"dataset.n_texts={n_texts}: at least one text is needed")
+        raise InputError(f"dataset.n_texts={n_texts}: at least one text is needed")
     if max_tokens < 3:
-        raise ValueError(
+        raise InputError(
             f"dataset.max_tokens={max_tokens}: at least 3 are needed, BOS and two tokens, since "
             "the loss of a token is predicted from the one before it and BOS is left out"
         )
@@ -185,10 +186,10 @@ def draw(name: str, texts: Sequence[Text], n_texts: int | None, seed: int) -> Te
     """Draw texts at random without replacement; the same seed draws the same texts.
 
     Without a number all are taken, in their order; with more than there are, all, in random order.
-    Raises ``ValueError`` if there is no text.
+    Raises ``InputError`` if there is no text.
     """
     if not texts:
-        raise ValueError(f"the text set {name!r} is empty")
+        raise InputError(f"the text set {name!r} is empty")
     order: Iterable[int] = range(len(texts))
     if n_texts is not None:
         order = np.random.default_rng(seed).permutation(len(texts))[:n_texts]

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.core.files import replacing
 
 SMALL = 2**15
@@ -50,7 +51,7 @@ def write_sums(path: Path, sums: Mapping[str, Tensor]) -> None:
 
 
 def missing(paths: Sequence[Path]) -> list[int]:
-    """Return which of the files are not there; ``ValueError`` for a damaged one."""
+    """Return which of the files are not there; ``InputError`` for a damaged one."""
     lost = []
     for number, path in enumerate(paths):
         try:
@@ -59,7 +60,7 @@ def missing(paths: Sequence[Path]) -> list[int]:
         except FileNotFoundError:
             lost.append(number)
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it and run again") from error
+            raise InputError(f"{path} is damaged ({error}); delete it and run again") from error
     return lost
 
 

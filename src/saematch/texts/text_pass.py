@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
+from saematch.core.errors import InputError
 from saematch.core.memory import keep_freed_memory
 from saematch.core.specs import AtLeast1, spec
 from saematch.lm.hooks import LanguageModel
@@ -39,17 +40,17 @@ class TrainerSpec:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise ValueError(
+            raise InputError(
                 f"trainer.precision={self.precision!r} is not one of {', '.join(PRECISIONS)}; for "
                 "a language model wholly in half precision set model.dtype=bfloat16"
             )
         if self.devices != 1 and self.strategy != "ddp_spawn":
-            raise ValueError(
+            raise InputError(
                 f"trainer.devices={self.devices} needs trainer.strategy=ddp_spawn: only work "
                 "on texts is spread over devices, the rest of a run is one process"
             )
         if self.batch_size < 1:
-            raise ValueError(f"trainer.batch_size={self.batch_size}: at least 1 is needed")
+            raise InputError(f"trainer.batch_size={self.batch_size}: at least 1 is needed")
 
     @property
     def device_type(self) -> str:
@@ -109,7 +110,7 @@ def run_batches(
 
     A batch whose file is there already is not done again. A batch that does not fit into the
     device's memory is done in halves, and later ones in pieces of the size that fitted. Raises
-    ``ValueError`` if a single text does not fit, or the work and the language model do not.
+    ``InputError`` if a single text does not fit, or the work and the language model do not.
     """
     left = [Todo(batches[number], str(paths[number])) for number in missing(paths)]
     if len(left) < len(paths):

@@ -30,7 +30,7 @@ def load_texts(source: TextSource, lm: LanguageModel, folder: Path) -> LoadedTex
     """Return the tokens of every set of ``source``, from ``folder`` if they are there.
 
     They are kept by a hash of all that determines them: texts, tokenizer, BOS, special tokens, cut
-    and code. Raises ``ValueError`` if the texts cannot be had.
+    and code. Raises ``InputError`` if the texts cannot be had.
     """
     resolved = source.resolve(folder / "revisions")
     about = resolved.described()

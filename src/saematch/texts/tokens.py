@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from saematch.core.errors import InputError
 from saematch.texts.sources import TextSet
 
 
@@ -102,7 +103,7 @@ def tokenise(texts: TextSet, vocabulary: Vocabulary, max_tokens: int) -> Tokenis
     """Put BOS before each text and cut after ``max_tokens``.
 
     The model's own tokenizer reads the texts, so the name of a special token in a text becomes
-    that token. A text that begins with BOS itself gets no second one. Raises ``ValueError`` for a
+    that token. A text that begins with BOS itself gets no second one. Raises ``InputError`` for a
     text without two consecutive tokens that count: the loss of a token is predicted from the one
     before it.
     """
@@ -115,7 +116,7 @@ def tokenise(texts: TextSet, vocabulary: Vocabulary, max_tokens: int) -> Tokenis
         counted = counting(row, vocabulary.special_ids)
         if not (counted[1:] & counted[:-1]).any():
             less = f" or raise dataset.max_tokens={max_tokens}" * (len(whole) > max_tokens)
-            raise ValueError(
+            raise InputError(
                 f"{texts.place(number)}: {texts.texts[number][:40]!r} has {len(row)} tokens, of "
                 f"which {int(counted.sum())} count (the first one and special tokens do not); at "
                 f"least 2 consecutive tokens must count, so remove this text{less}"

@@ -11,6 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from tqdm import tqdm
 
+from saematch.core.errors import InputError
 from saematch.texts.sources import TextSet
 from saematch.texts.tokens import Vocabulary
 
@@ -30,11 +31,11 @@ def windows(
     come in random order and the sets take turns, so that a part of the windows from the first on
     has equal shares too. The same seed gives the same windows.
 
-    Raises ``ValueError`` for sizes that make no sense and for a set with too few tokens.
+    Raises ``InputError`` for sizes that make no sense and for a set with too few tokens.
     """
     least = 2 if vocabulary.bos_id is None else 3
     if context < least or n_tokens < 1 or not texts:
-        raise ValueError(
+        raise InputError(
             f"collection.context={context}, n_tokens={n_tokens}, {len(texts)} text set(s): a "
             f"window has at least {least} tokens, and one token and one text set are needed"
         )
@@ -52,7 +53,7 @@ def windows(
                 found += 1
                 bar.update()
             if found < len(share):
-                raise ValueError(
+                raise InputError(
                     f"collection.n_tokens={n_tokens} takes {len(share) * context} tokens of the "
                     f"text set {of_kind.name!r}, which has only {found * context} in whole windows "
                     f"of {context}: take more texts (dataset.n_texts=null is all), or "

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.core.files import (
     code_hash,
     expand_home,
@@ -62,12 +63,12 @@ class Collection:
     def __post_init__(self) -> None:
         expand_home(self, "folder")
         if self.held_out < 1 or self.max_norm <= 1:
-            raise ValueError(
+            raise InputError(
                 f"collection.held_out={self.held_out} must be at least 1, and "
                 f"collection.max_norm={self.max_norm} more than 1"
             )
         if self.dtype not in DTYPES:
-            raise ValueError(f"collection.dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
+            raise InputError(f"collection.dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,11 @@ def collect(
     """Draw windows from the texts and keep the hidden states of the layers on them.
 
     What an earlier collection of the same left is not done again; ``cache`` notes versions of data
-    sets. Raises ``ValueError`` for windows longer than the model takes, for too few texts, and
+    sets. Raises ``InputError`` for windows longer than the model takes, for too few texts, and
     before it begins if the disk is too full.
     """
     if lm.max_positions is not None and spec.context > lm.max_positions:
-        raise ValueError(
+        raise InputError(
             f"collection.context={spec.context}, but {lm.name} takes at most {lm.max_positions} "
             f"tokens: set collection.context={lm.max_positions} at most"
         )
@@ -206,7 +207,7 @@ def _check_space(
     free = shutil.disk_usage(folder).free
     size = f"{readable_size(needed)} of hidden states ({tokens:,} tokens)"
     if needed > 0.95 * free:
-        raise ValueError(
+        raise InputError(
             f"{folder} would get {size}, but its disk has {readable_size(free)} free: take fewer "
             "layers or a smaller collection.n_tokens, or set collection.folder"
         )
@@ -214,9 +215,9 @@ def _check_space(
 
 
 def open_store(folder: Path) -> Store:
-    """Open a complete store; ``ValueError`` if it is none."""
+    """Open a complete store; ``InputError`` if it is none."""
     path = folder / "store.json"
     if not path.exists():
-        raise ValueError(f"{folder} holds no complete set of hidden states: collect them again")
+        raise InputError(f"{folder} holds no complete set of hidden states: collect them again")
     files = tuple(sorted(folder.glob("[0-9]*.safetensors")))
     return Store(folder, files, read_json(path, dict, "collect the hidden states again"))

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.core.files import replacing
 from saematch.core.specs import AtLeast0, AtLeast1, NotNegative, Positive, Seed, Share, spec
 from saematch.lm.states import SAMPLE, HiddenStates
@@ -61,16 +62,16 @@ class TrainingRecipe:
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
-            raise ValueError(
+            raise InputError(
                 f"training.architecture={self.architecture!r} is none of {', '.join(ARCHITECTURES)}"
             )
         if not 0 < self.target_l0 < self.n_features:
-            raise ValueError(
+            raise InputError(
                 f"training.target_l0={self.target_l0} must lie between 0 and the number of "
                 f"features, training.n_features={self.n_features}"
             )
         if self.architecture == "topk" and self.target_l0 != int(self.target_l0):
-            raise ValueError(f"training.target_l0={self.target_l0}: TopK's k is a whole number")
+            raise InputError(f"training.target_l0={self.target_l0}: TopK's k is a whole number")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from saematch.core.errors import InputError
 from saematch.core.files import read_json, replacing, write_json
 from saematch.core.memory import keep_freed_memory, memory_shortage
 from saematch.core.results import Row
@@ -55,14 +56,14 @@ def split(states: HiddenStates, spec: Collection) -> Split:
     """Leave out rows of extreme norm and set the last ones apart.
 
     The few tokens that a model gives a norm many times the others' (Sun et al. 2024, massive
-    activations) would make up nearly all of the squared error. Raises ``ValueError`` if nothing is
+    activations) would make up nearly all of the squared error. Raises ``InputError`` if nothing is
     left to train on.
     """
     median = torch.linalg.vector_norm(states.spread(SAMPLE), dim=1).median()
     norms = torch.cat([torch.linalg.vector_norm(p.float(), dim=1) for p in states.parts])
     kept = torch.nonzero(norms <= spec.max_norm * median).flatten()
     if len(kept) <= spec.held_out:
-        raise ValueError(
+        raise InputError(
             f"collection.held_out={spec.held_out}, but there are only {len(kept)} hidden states: "
             "raise collection.n_tokens"
         )
@@ -117,7 +118,7 @@ def _refuse_others(done: Sequence[dict[str, Any]], store: Store, folder: Path) -
         theirs = about["hidden_states"]
         differing = [name for name in store.about if theirs.get(name) != store.about[name]]
         if differing:
-            raise ValueError(
+            raise InputError(
                 f"{folder}/layer_{about['layer']} was trained on other hidden states "
                 f"({', '.join(differing)} changed since): choose another run_id"
             )

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int64
 from safetensors.torch import save_file
 
+from saematch.core.errors import InputError
 from saematch.core.files import replacing_folder
 from saematch.lm.states import SAMPLE, HiddenStates
 from saematch.sae.folding import fold
@@ -127,7 +128,7 @@ def threshold_factor(sae: SaeParams, states: HiddenStates, target_l0: float) -> 
         parts.append(ratio[ratio > 0.25])
     ratios = torch.cat(parts)
     if len(ratios) <= wanted:
-        raise ValueError(
+        raise InputError(
             f"SAE {sae.origin.sae_id}: too few pre-activations reach a quarter of their threshold "
             f"for a mean L0 of {target_l0}; train it longer or ask for a lower target"
         )

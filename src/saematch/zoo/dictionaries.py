@@ -1,9 +1,9 @@
 """The SAEs of the zoo: three families, two of them with a truth that matching can be held to.
 
-chain        each later layer's SAE goes on training from the previous layer's; every shipped SAE
+chain        each target's SAE goes on training from the previous layer's; every shipped SAE
              has its features in a hidden random order, and the orders are the truth
 independent  each layer from its own seed, at three sparsity levels; nobody knows the truth
-mixed        as chain, but at each later layer a random quarter of the features starts afresh and
+mixed        as chain, but at each target a random quarter of the features starts afresh and
              so has no partner in the layer before
 """
 
@@ -19,6 +19,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from tqdm import tqdm
 
+from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.sae.params import SaeOrigin
 from saematch.training.collect import open_store
@@ -29,7 +30,7 @@ from saematch.training.trained import describe, finish, measure, permuted, save_
 MODEL_NAME = "saematch-zoo"
 KINDS = ("chain", "independent", "mixed")
 FRESH_SHARE = 4
-"""In the family ``mixed``, one feature in this many starts afresh at each later layer."""
+"""In the family ``mixed``, one feature in this many starts afresh at each target."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Family:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"unknown family {self.kind!r}: choose one of {', '.join(KINDS)}")
+            raise InputError(f"unknown family {self.kind!r}: choose one of {', '.join(KINDS)}")
 
     @property
     def name(self) -> str:
@@ -85,7 +86,7 @@ class Family:
         """Return which shipped feature of ``layer`` is which one of ``layer + 1``."""
         partner = torch.argsort(self.order(layer + 1))
         partner[self.fresh(layer + 1)] = -1
-        return Match.from_columns(partner[self.order(layer)], n_to=self.width)
+        return Match.from_columns(partner[self.order(layer)], n_target=self.width)
 
     def _shuffled(self, layer: int, stream: int) -> Int64[Tensor, " width"]:
         rng = np.random.default_rng((self.seed + layer, stream))

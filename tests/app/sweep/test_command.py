@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from filelock import FileLock
-from chat.judge_server import JudgeServer
 
+from chat.judge_server import JudgeServer
 from conftest import tiny_overrides
 from saematch.app.main import main
 from saematch.app.sweep import jobs
@@ -101,10 +101,10 @@ def test_a_jobs_wandb_run_holds_permutations_curves_and_judgements(sweep):
         curves = {row["layer"]: row["mse_W_dec/folded"] for row in logged
                   if "mse_W_dec/folded" in row}  # fmt: skip
         rows = [r for r in results(number).tables["matches"] if r["arm"] == "folded"]
-        assert curves == {row["layer_to"]: row["mse_W_dec"] for row in rows}
+        assert curves == {row["target_layer"]: row["mse_W_dec"] for row in rows}
         judged = {row["layer"]: row["judge_score/folded"] for row in logged
                   if "judge_score/folded" in row}  # fmt: skip
-        assert judged == {row["layer_to"]: row["judge_score"] for row in rows}
+        assert judged == {row["target_layer"]: row["judge_score"] for row in rows}
         (artifact,) = [r.artifact for r in found if r.WhichOneof("record_type") == "artifact"
                        and r.artifact.type == "matches"]  # fmt: skip
         paths = {entry.path for entry in artifact.manifest.contents}
@@ -158,16 +158,16 @@ def test_a_metric_that_no_run_has_is_named(sweep):
 
 
 def test_the_command_line_replaces_parameters_and_prints_commands(sweep):
-    assert sweep("--dry-run", "matching=encoder", "seed=1,2", "+experiment=norms") is None
+    assert sweep("--dry-run", "objective=encoder", "seed=1,2", "+experiment=norms") is None
     lines = sweep.said().out.splitlines()
     assert len(lines) == 2
-    assert sweep("--dry-run", "++matching=decoder", "seed=4") is None
+    assert sweep("--dry-run", "++objective=decoder", "seed=4") is None
     (line,) = sweep.said().out.splitlines()
-    assert line.endswith("matching=decoder")
+    assert line.endswith("objective=decoder")
     assert line.count("matching") == 1
     for line, seed in zip(lines, (1, 2), strict=True):
         assert line.startswith("python -m saematch ")
-        assert f"matching=encoder seed={seed}" in line
+        assert f"objective=encoder seed={seed}" in line
         assert "+experiment=norms" in line
         assert "mse" not in line
     assert not FOLDER.exists()
@@ -243,14 +243,14 @@ def test_a_search_asks_for_each_point_after_the_one_before(sweep, monkeypatch):
 
     def point(file, tried, seed):
         asked.append(list(tried))
-        return {"matching.W_enc": [0.5, 2.0][len(tried)]}
+        return {"objective.W_enc": [0.5, 2.0][len(tried)]}
 
     monkeypatch.setattr(jobs, "next_point", point)
-    search = {"parameters": "{matching.W_enc: {min: 0.1, max: 3.0}}\nrun_cap: 2"}
+    search = {"parameters": "{objective.W_enc: {min: 0.1, max: 3.0}}\nrun_cap: 2"}
     assert sweep(**search, text=SWEEP.replace("grid", "bayes")) is None
-    first = {"matching.W_enc": 0.5}
+    first = {"objective.W_enc": 0.5}
     assert asked == [[], [(first, results(0).metrics["mse_W_dec/folded"])]]
     assert results(1).config["matching"]["W_enc"] == 2.0
     assert yaml.safe_load((FOLDER / "sweep.json").read_text())["jobs"][1]["point"] == {
-        "matching.W_enc": 2.0
+        "objective.W_enc": 2.0
     }

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from app.sweep.test_file import agents_command
 
+from app.sweep.test_file import agents_command
 from saematch.app.main import build
 from saematch.app.sweep.file import read_sweep
 from saematch.report.summary import history_by_layer

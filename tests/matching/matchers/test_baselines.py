@@ -18,21 +18,23 @@ from saematch.matching.objectives.parts import Parts
 from saematch.matching.planted import planted
 
 
-def factors(seed, n_from, n_to=None, size=6):
+def factors(seed, n_source, n_target=None, size=6):
     g = torch.Generator().manual_seed(seed)
-    n_to = n_to or n_from
-    return Factors(torch.randn(n_from, size, generator=g), torch.randn(n_to, size, generator=g))
+    n_target = n_target or n_source
+    return Factors(
+        torch.randn(n_source, size, generator=g), torch.randn(n_target, size, generator=g)
+    )
 
 
-@pytest.mark.parametrize(("n_from", "n_to"), [(80, 80), (50, 80), (80, 50)])
-def test_optimal_equals_scipy(n_from, n_to):
-    f = factors(0, n_from, n_to)
+@pytest.mark.parametrize(("n_source", "n_target"), [(80, 80), (50, 80), (80, 50)])
+def test_optimal_equals_scipy(n_source, n_target):
+    f = factors(0, n_source, n_target)
     ours, theirs = Optimal()(f), Scipy()(f)
     assert torch.equal(ours.partners(), theirs.partners())
     assert ours.certificate.value == pytest.approx(theirs.certificate.value, rel=1e-6)
     assert ours.certificate.gap <= 1e-6
     assert theirs.certificate.gap is None
-    assert ours.is_permutation == (n_from == n_to)
+    assert ours.is_permutation == (n_source == n_target)
 
 
 def test_optimal_may_leave_features_alone():
@@ -61,23 +63,25 @@ def greedy_by_hand(similarity):
     return [pairs.get(i, -1) for i in range(len(similarity))]
 
 
-@pytest.mark.parametrize(("n_from", "n_to"), [(1, 1), (60, 60), (40, 60), (60, 40)])
+@pytest.mark.parametrize(("n_source", "n_target"), [(1, 1), (60, 60), (40, 60), (60, 40)])
 @pytest.mark.parametrize("n_candidates", [1, 5, 256])
 @pytest.mark.parametrize("size", [1, 6])
-def test_greedy_takes_the_best_pair_that_is_left(n_from, n_to, n_candidates, size, monkeypatch):
+def test_greedy_takes_the_best_pair_that_is_left(
+    n_source, n_target, n_candidates, size, monkeypatch
+):
     monkeypatch.setattr(nearest_module, "N_CANDIDATES", n_candidates)
-    f = factors(2, n_from, n_to, size)
+    f = factors(2, n_source, n_target, size)
     assert Greedy()(f).partners().tolist() == greedy_by_hand(f.X_A @ f.X_B.T)
 
 
-@pytest.mark.parametrize(("n_from", "n_to"), [(60, 60), (40, 60), (60, 40)])
-def test_mutual_nearest_are_each_other_s_best(n_from, n_to):
-    f = factors(3, n_from, n_to)
+@pytest.mark.parametrize(("n_source", "n_target"), [(60, 60), (40, 60), (60, 40)])
+def test_mutual_nearest_are_each_other_s_best(n_source, n_target):
+    f = factors(3, n_source, n_target)
     similarity = f.X_A @ f.X_B.T
     there, back = similarity.argmax(1), similarity.argmax(0)
-    expected = torch.where(back[there] == torch.arange(n_from), there, -1)
+    expected = torch.where(back[there] == torch.arange(n_source), there, -1)
     assert torch.equal(MutualNearest()(f).partners(), expected)
-    assert 0 < (expected >= 0).sum() < min(n_from, n_to)
+    assert 0 < (expected >= 0).sum() < min(n_source, n_target)
 
 
 def test_no_baseline_beats_the_optimum():
@@ -99,9 +103,9 @@ def test_identity_and_random():
 
 
 @pytest.mark.parametrize("assignment", [Identity(), Random(0)])
-@pytest.mark.parametrize(("n_from", "n_to"), [(3, 7), (7, 3)])
-def test_baselines_of_two_widths_match_the_smaller_side(assignment, n_from, n_to):
-    match = assignment(factors(0, n_from, n_to))
+@pytest.mark.parametrize(("n_source", "n_target"), [(3, 7), (7, 3)])
+def test_baselines_of_two_widths_match_the_smaller_side(assignment, n_source, n_target):
+    match = assignment(factors(0, n_source, n_target))
     assert len(match.rows) == 3
     assert len(set(match.columns.tolist())) == 3
 

@@ -8,8 +8,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from saematch import solve_assignment
-from saematch.matching.solver import auction, products, solve
 from saematch.matching.planted import planted
+from saematch.matching.solver import auction, products, solve
 from saematch.matching.solver.solve import Status
 
 REGIMES = ("whole", "blocks", "device")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from conftest import D_MODEL, random_sae, tiny_overrides
 from sae.sources.hub_server import (
     COMMIT,
     LATER,
@@ -24,8 +26,6 @@ from sae.sources.hub_server import (
     serving,
     write_cache,
 )
-
-from conftest import D_MODEL, random_sae, tiny_overrides
 from saematch.core.files import write_json
 from saematch.sae.sources import registry
 from saematch.sae.sources.registry import RegisteredSae, Release

@@ -18,6 +18,7 @@ from saematch.app.compare import compare
 from saematch.app.main import check_launcher, spread
 from saematch.app.sweep.file import SweepFile, read_sweep, studies
 from saematch.app.sweep.jobs import Sweep
+from saematch.core.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     check_launcher(launcher)
     begun = _is_begun(sweep.folder)
     if begun and not options.resume:
-        raise ValueError(
+        raise InputError(
             f"{sweep.folder} holds a sweep already: --resume goes on with it, --folder takes "
             "another place"
         )
@@ -55,17 +56,17 @@ def main(arguments: Sequence[str]) -> None:
                     (sweep.folder / ".lock").unlink()
                     sweep.folder.rmdir()
     except Timeout:
-        raise ValueError(f"another process is at the sweep in {sweep.folder}") from None
+        raise InputError(f"another process is at the sweep in {sweep.folder}") from None
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether the folder holds a sweep; ``ValueError`` if it holds anything else."""
+    """Whether the folder holds a sweep; ``InputError`` if it holds anything else."""
     there = [path.name for path in folder.iterdir()] if folder.exists() else []
     if "sweep.json" in there:
         return True
     others = [name for name in there if name != ".lock"]
     if others:
-        raise ValueError(f"{folder} holds {others[0]} and no sweep: choose another --folder")
+        raise InputError(f"{folder} holds {others[0]} and no sweep: choose another --folder")
     return False
 
 
@@ -107,7 +108,7 @@ def _plan(sweep: Sweep, options: argparse.Namespace) -> int:
     else:
         n_jobs = options.count or file.run_cap or 0
         if n_jobs < 1:
-            raise ValueError(f"method: {file.method} has no end of its own: set --count or run_cap")
+            raise InputError(f"method: {file.method} has no end of its own: set --count or run_cap")
     while len(sweep.jobs) < n_jobs:
         if file.method == "bayes" and (sweep.jobs or not options.dry_run):
             break
@@ -119,7 +120,7 @@ def _plan(sweep: Sweep, options: argparse.Namespace) -> int:
 def changed(file: SweepFile, settings: Sequence[str]) -> SweepFile:
     """Return the sweep with settings of the command line in the place of its own.
 
-    Several values, as ``matching=both,decoder``, and those of a parameter are swept over.
+    Several values, as ``objective=both,decoder``, and those of a parameter are swept over.
     """
     parameters: dict[str, Any] = dict(file.parameters)
     fixed = list(file.settings)
@@ -162,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "settings", nargs="*",
         help="settings of every job, as dataset.n_texts=20; several values, as "
-        "matching=both,decoder, are swept over in the place of the file's own",
+        "objective=both,decoder, are swept over in the place of the file's own",
     )  # fmt: skip
     parser.add_argument(
         "--folder", type=Path, help="where jobs and comparison go (outputs/sweeps/<study>)"

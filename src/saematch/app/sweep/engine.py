@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from saematch.app.sweep.file import Point, SweepFile
+from saematch.core.errors import InputError
 
 INSTALL = "pip install 'saematch[bayes]' && pip install --no-deps sweeps==0.3.0"
 """Its own pin of NumPy below 2 is out of date, so it is installed without its dependencies."""
@@ -20,14 +21,14 @@ def next_point(sweep: SweepFile, tried: Sequence[tuple[Point, float | None]], se
     """Return the point to try after those in ``tried``, each with the metric that it reached.
 
     A job that failed has no metric. The same seed and the same jobs before give the same point.
-    Raises ``ValueError`` if the engine is missing or refuses the sweep.
+    Raises ``InputError`` if the engine is missing or refuses the sweep.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # its models are written for old pydantic
             from jsonschema import ValidationError
             from sweeps import SweepRun, next_run
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             f"method: {sweep.method} wants W&B's engine ({error}): {INSTALL}"
         ) from error
     config = {
@@ -50,7 +51,7 @@ def next_point(sweep: SweepFile, tried: Sequence[tuple[Point, float | None]], se
             found = next_run(config, runs, validate=True)
         except (ValueError, AssertionError, ValidationError) as error:
             said = " ".join(str(error).partition("\n\n")[0].split())
-            raise ValueError(f"W&B's engine refuses the sweep {sweep.study}: {said}") from error
+            raise InputError(f"W&B's engine refuses the sweep {sweep.study}: {said}") from error
     return {name: _plain(told["value"]) for name, told in found.config.items()}
 
 

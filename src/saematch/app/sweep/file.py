@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from saematch.core.errors import InputError
 from saematch.core.files import SWEEPS
 
 METHODS = ("grid", "random", "bayes")
@@ -56,7 +57,7 @@ class SweepFile:
     def grid(self) -> list[Point]:
         """Return every point of the grid, in W&B's order: the last parameter changes first.
 
-        Parameters go by the alphabet. ``ValueError`` if one of them has no list of values.
+        Parameters go by the alphabet. ``InputError`` if one of them has no list of values.
         """
         names = sorted(self.parameters)
         values = [_listed(name, self.parameters[name]) for name in names]
@@ -64,31 +65,31 @@ class SweepFile:
 
 
 def read_sweep(path: Path) -> SweepFile:
-    """Read a sweep file, or one of ours by its name; ``ValueError`` says what is wrong with it."""
+    """Read a sweep file, or one of ours by its name; ``InputError`` says what is wrong with it."""
     ours = SWEEPS / path.with_suffix(".yaml").name
     if not path.is_file() and path.parent.name in ("", "sweeps") and ours.is_file():
         path = ours
     if not path.is_file():
-        raise ValueError(f"there is no sweep file {path}; by name there are {studies()}")
+        raise InputError(f"there is no sweep file {path}; by name there are {studies()}")
     try:
         told = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(told, dict):
-        raise ValueError(f"{path} is no W&B sweep: it has no 'method', 'metric' and 'parameters'")
+        raise InputError(f"{path} is no W&B sweep: it has no 'method', 'metric' and 'parameters'")
     unknown = [key for key in told if key not in KEYS]
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"{path}: {unknown[0]!r} is only for W&B's server; here there are {', '.join(KEYS)}"
         )
     missing = [key for key in ("method", "metric", "parameters", "command") if key not in told]
     if missing:
-        raise ValueError(f"{path} has no {missing[0]!r}")
+        raise InputError(f"{path} has no {missing[0]!r}")
     if told["method"] not in METHODS:
-        raise ValueError(f"{path}: method {told['method']!r} is none of {', '.join(METHODS)}")
+        raise InputError(f"{path}: method {told['method']!r} is none of {', '.join(METHODS)}")
     parameters = told["parameters"]
     if not isinstance(parameters, dict) or not parameters:
-        raise ValueError(f"{path}: 'parameters' must name at least one setting and its values")
+        raise InputError(f"{path}: 'parameters' must name at least one setting and its values")
     for name, given in parameters.items():
         _check(path, name, given)
     return SweepFile(
@@ -108,11 +109,11 @@ def studies() -> str:
 
 def _metric(path: Path, told: Any) -> Metric:
     if not isinstance(told, dict) or set(told) != set(Metric._fields):
-        raise ValueError(f"{path}: 'metric' needs a 'name' and a 'goal'")
+        raise InputError(f"{path}: 'metric' needs a 'name' and a 'goal'")
     if not isinstance(told["name"], str):
-        raise ValueError(f"{path}: the metric's name {told['name']!r} is no text")
+        raise InputError(f"{path}: the metric's name {told['name']!r} is no text")
     if told["goal"] not in ("minimize", "maximize"):
-        raise ValueError(f"{path}: goal {told['goal']!r} is neither minimize nor maximize")
+        raise InputError(f"{path}: goal {told['goal']!r} is neither minimize nor maximize")
     return Metric(**told)
 
 
@@ -120,7 +121,7 @@ def _run_cap(path: Path, told: Mapping[str, Any]) -> int | None:
     if "run_cap" not in told:
         return None
     if type(told["run_cap"]) is not int or told["run_cap"] < 1:
-        raise ValueError(f"{path}: run_cap {told['run_cap']!r} is no number of jobs")
+        raise InputError(f"{path}: run_cap {told['run_cap']!r} is no number of jobs")
     return told["run_cap"]
 
 
@@ -129,29 +130,29 @@ def _settings(path: Path, command: Any) -> tuple[str, ...]:
     words = command if isinstance(command, list) else []
     own = words[len(BEGINNING) : -1]
     if words != [*BEGINNING, *own, END] or any("${" in str(word) for word in own):
-        raise ValueError(f"{path}: the command must have this form, with any settings: {COMMAND}")
+        raise InputError(f"{path}: the command must have this form, with any settings: {COMMAND}")
     return tuple(map(str, own))
 
 
 def _check(path: Path, name: str, given: Any) -> None:
     """Refuse what cannot be written as ``name=value`` on a command line."""
     if not isinstance(given, dict):
-        raise ValueError(f"{path}: parameter {name!r} needs 'value', 'values' or a distribution")
+        raise InputError(f"{path}: parameter {name!r} needs 'value', 'values' or a distribution")
     values = given["values"] if "values" in given else [given.get("value", 0)]
     if not isinstance(values, list) or not values:
-        raise ValueError(f"{path}: the 'values' of {name!r} are no list of some: {values!r}")
+        raise InputError(f"{path}: the 'values' of {name!r} are no list of some: {values!r}")
     told = [repr(value) for value in values]
     if len(set(told)) < len(told):
-        raise ValueError(f"{path}: {name!r} has a value twice: {', '.join(told)}")
+        raise InputError(f"{path}: {name!r} has a value twice: {', '.join(told)}")
     for value in values:
         leaves = value if isinstance(value, list) else [value]
         if any(isinstance(leaf, dict | list) for leaf in leaves):
-            raise ValueError(f"{path}: {name!r} has {value}: take scalars, names or flat lists")
+            raise InputError(f"{path}: {name!r} has {value}: take scalars, names or flat lists")
         if any(leaf is None for leaf in leaves):
-            raise ValueError(f"{path}: {name!r} has null, which W&B's agent writes as the word "
+            raise InputError(f"{path}: {name!r} has null, which W&B's agent writes as the word "
                              "None: write the string 'null'")  # fmt: skip
         if any(isinstance(leaf, str) and "=" in leaf for leaf in leaves):
-            raise ValueError(f"{path}: {name!r} has {value!r}: a value holds no equals sign")
+            raise InputError(f"{path}: {name!r} has {value!r}: a value holds no equals sign")
 
 
 def _listed(name: str, given: Mapping[str, Any]) -> list[Value]:
@@ -159,5 +160,5 @@ def _listed(name: str, given: Mapping[str, Any]) -> list[Value]:
         return list(given["values"])
     if "value" in given:
         return [given["value"]]
-    raise ValueError(f"parameter {name!r} has no 'values', which a grid needs; or take method: "
+    raise InputError(f"parameter {name!r} has no 'values', which a grid needs; or take method: "
                      "random")  # fmt: skip

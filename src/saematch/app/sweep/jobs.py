@@ -16,6 +16,7 @@ from typing import Any
 from saematch.app.main import build, launch, quoted
 from saematch.app.sweep.engine import next_point
 from saematch.app.sweep.file import Point, SweepFile
+from saematch.core.errors import InputError
 from saematch.core.files import read_json, write_json
 from saematch.core.results import Results
 from saematch.run.interruption import Interrupted, record_killed
@@ -48,7 +49,7 @@ class Sweep:
     _configs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, point: Point) -> Job:
-        """Plan a job, after checking that its settings go together (``ValueError``)."""
+        """Plan a job, after checking that its settings go together (``InputError``)."""
         job = Job(str(len(self.jobs)), self.file.job_settings(point), point)
         self._config(job)
         self.jobs.append(job)
@@ -70,7 +71,7 @@ class Sweep:
         write_json(self.folder / "sweep.json", {**about, "begun": self.begun, "jobs": jobs})
 
     def resume(self) -> None:
-        """Take over what the folder holds; ``ValueError`` if that is another sweep."""
+        """Take over what the folder holds; ``InputError`` if that is another sweep."""
         path = self.folder / "sweep.json"
         try:
             kept = read_json(path, dict, "choose another --folder")
@@ -78,10 +79,10 @@ class Sweep:
             self.begun = kept["begun"]
             points = [job["point"] for job in kept["jobs"]]
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); choose another --folder") from error
+            raise InputError(f"{path} is damaged ({error}); choose another --folder") from error
         for name, ours in self._about().items():
             if theirs[name] != ours:
-                raise ValueError(
+                raise InputError(
                     f"{self.folder} holds another sweep ({name}: {_change(theirs[name], ours)}); "
                     "choose another --folder, or the same settings"
                 )
@@ -97,7 +98,7 @@ class Sweep:
     def missing(self) -> list[Job]:
         """Return the jobs that are not finished.
 
-        ``ValueError`` if a job's folder holds a run of other settings, as after a preset changed.
+        ``InputError`` if a job's folder holds a run of other settings, as after a preset changed.
         """
         for job in self.jobs:
             refuse_other_run(self.folder / job.folder, settings_of(self._config(job)))
@@ -141,14 +142,14 @@ class Sweep:
     def reached(self, job: Job) -> float | None:
         """Return the metric of a finished job, None of another.
 
-        ``ValueError`` if a finished job has no such metric.
+        ``InputError`` if a finished job has no such metric.
         """
         results, name = self._results(job), self.file.metric.name
         if results is None or results.status != "finished":
             return None
         if name not in results.metrics:
             close = difflib.get_close_matches(name, results.metrics, n=4) or results.metrics
-            raise ValueError(
+            raise InputError(
                 f"the sweep's metric {name!r} is none of those that its runs log; close ones: "
                 f"{', '.join(list(close)[:8])}"
             )

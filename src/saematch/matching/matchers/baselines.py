@@ -15,7 +15,7 @@ from saematch.matching.centring import VECTORS_AT_ONCE, chance_value
 from saematch.matching.objectives.factors import Factors
 
 
-@spec("assignment")
+@spec("matcher")
 class Identity:
     """Feature ``i`` is feature ``i`` (the paper's "vanilla"); chance, unless SAEs share a start."""
 
@@ -24,7 +24,7 @@ class Identity:
         return valued(torch.arange(len(factors.X_A)), factors)
 
 
-@spec("assignment")
+@spec("matcher")
 class Random:
     """A permutation drawn at random: one for each seed and pair of SAEs (``Factors.pair``).
 
@@ -36,20 +36,20 @@ class Random:
 
     def __call__(self, factors: Factors) -> Match:
         """Return the baseline; of the factors only number and pair matter."""
-        n_from, n_to = len(factors.X_A), len(factors.X_B)
+        n_source, n_target = len(factors.X_A), len(factors.X_B)
         drawn_from = int(hashed([self.seed, factors.pair])[:16], 16)
         generator = torch.Generator().manual_seed(drawn_from)
-        columns = torch.randperm(max(n_from, n_to), generator=generator)[:n_from]
+        columns = torch.randperm(max(n_source, n_target), generator=generator)[:n_source]
         return valued(columns, factors)
 
 
-def valued(columns: Int64[Tensor, " n_from"], factors: Factors) -> Match:
-    """Return the match with its value; columns beyond the later layer's width are no partners.
+def valued(columns: Int64[Tensor, " n_source"], factors: Factors) -> Match:
+    """Return the match with its value; columns beyond the target's width are no partners.
 
     With the chance value, if every feature of the narrower layer has a partner.
     """
-    n_to = len(factors.X_B)
-    match = Match.from_columns(torch.where(columns < n_to, columns, -1), n_to)
+    n_target = len(factors.X_B)
+    match = Match.from_columns(torch.where(columns < n_target, columns, -1), n_target)
     value = sum(
         (factors.X_A[i].double() * factors.X_B[j].double()).sum().item()
         for i, j in zip(
@@ -57,6 +57,6 @@ def valued(columns: Int64[Tensor, " n_from"], factors: Factors) -> Match:
         )
     )
     chance = None
-    if len(match.rows) == min(match.n_from, n_to):
+    if len(match.rows) == min(match.n_source, n_target):
         chance = chance_value(factors.X_A, factors.X_B)
     return replace(match, certificate=Certificate(value, None, chance))

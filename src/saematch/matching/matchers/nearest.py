@@ -19,7 +19,7 @@ from saematch.matching.solver.products import MOST_ROWS_AT_ONCE, Plan, Products,
 N_CANDIDATES = 256
 
 
-@spec("assignment")
+@spec("matcher")
 class MutualNearest:
     """Pairs of features of which each is the most similar to the other; the rest stay unmatched."""
 
@@ -39,7 +39,7 @@ class MutualNearest:
         return valued(torch.from_numpy(np.where(mutual, nearest, -1)), factors)
 
 
-@spec("assignment")
+@spec("matcher")
 class Greedy:
     """The most similar pair of all, then the most similar of what is left, and so on."""
 

@@ -21,7 +21,7 @@ from saematch.matching.solver.solve import (
 log = logging.getLogger(__name__)
 
 
-@spec("assignment")
+@spec("matcher")
 class Optimal:
     """The match of the largest total similarity, and a certificate (``solve_assignment``).
 

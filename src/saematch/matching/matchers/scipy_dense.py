@@ -12,7 +12,7 @@ from saematch.matching.centring import chance_value
 from saematch.matching.objectives.factors import Factors
 
 
-@spec("assignment")
+@spec("matcher")
 class Scipy:
     """The optimal match by ``scipy.optimize.linear_sum_assignment``; it comes without a bound.
 

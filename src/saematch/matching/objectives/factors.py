@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.matching.centring import common_centre, lengths, typical_length
 
 
@@ -16,13 +17,13 @@ from saematch.matching.centring import common_centre, lengths, typical_length
 class Factors:
     """One vector a feature and side; the similarity of a pair is their inner product.
 
-    Raises ``ValueError`` for vectors of two sizes and for values that are not finite.
+    Raises ``InputError`` for vectors of two sizes and for values that are not finite.
     """
 
-    X_A: Float[Tensor, "n_from size_A"]
-    """Vectors of the earlier layer's features."""
-    X_B: Float[Tensor, "n_to size_B"]
-    """Vectors of the later layer's features."""
+    X_A: Float[Tensor, "n_source D_A"]
+    """Vectors of the source's features."""
+    X_B: Float[Tensor, "n_target D_B"]
+    """Vectors of the target's features."""
     pair: str = ""
     """Names of both SAEs, from which ``Random`` draws; other assignments do not use it."""
     norm_columns: int = 0
@@ -30,13 +31,13 @@ class Factors:
 
     def __post_init__(self) -> None:
         if self.X_A.shape[1] != self.X_B.shape[1]:
-            raise ValueError(
+            raise InputError(
                 f"the two sides have vectors of {self.X_A.shape[1]} and {self.X_B.shape[1]} "
                 "numbers; SAEs can be compared by weights only where d_model is the same"
             )
-        for name, side in (("earlier", self.X_A), ("later", self.X_B)):
+        for name, side in (("source", self.X_A), ("target", self.X_B)):
             if not torch.isfinite(side).all():
-                raise ValueError(f"vectors of the {name} layer hold NaN or infinite values")
+                raise InputError(f"vectors of the {name} layer hold NaN or infinite values")
 
 
 def by_distance(factors: Factors) -> Factors:

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.core.specs import spec
 from saematch.matching.objectives.factors import Factors, by_distance
 from saematch.sae.params import SaeOrigin, SaeParams
 
 
-@spec("matching")
+@spec("objective")
 class Parts:
     """The paper's objective (eq. 3): the squared error of the chosen parts of two features.
 
@@ -34,16 +35,16 @@ class Parts:
     def __post_init__(self) -> None:
         weights = (self.W_dec, self.W_enc, self.b_enc)
         if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
-            raise ValueError(
+            raise InputError(
                 f"weights of the parts are W_dec={self.W_dec}, W_enc={self.W_enc}, "
                 f"b_enc={self.b_enc}; they must be finite, not negative and not all zero"
             )
 
-    def factors(self, earlier: SaeParams, later: SaeParams) -> Factors:
+    def factors(self, source: SaeParams, target: SaeParams) -> Factors:
         """Return the vectors of both SAEs, in float32; of two widths, by ``by_distance``."""
-        pair = f"{_name(earlier.origin)} -> {_name(later.origin)}"
-        factors = Factors(self._vectors(earlier), self._vectors(later), pair)
-        return factors if earlier.n_features == later.n_features else by_distance(factors)
+        pair = f"{_name(source.origin)} -> {_name(target.origin)}"
+        factors = Factors(self._vectors(source), self._vectors(target), pair)
+        return factors if source.n_features == target.n_features else by_distance(factors)
 
     def _vectors(self, sae: SaeParams) -> Float[Tensor, "n_features size"]:
         parts = (

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from saematch.core.errors import InputError
 from saematch.core.match import Certificate
 from saematch.matching.solver.products import Products
 from saematch.matching.solver.screening import alternatives
@@ -51,14 +52,14 @@ def prove(
 
     One blocked pass finds the columns that can be a row's best, and these are computed in float64.
     A row without a column (-1) is worth ``outside``. Reduced costs within the rounding of float64
-    count as 0. Raises ``ValueError`` for a negative price where columns may stay free.
+    count as 0. Raises ``InputError`` for a negative price where columns may stay free.
     """
     rows = np.flatnonzero(columns >= 0)
     taken = columns[rows]
     assert len(np.unique(taken)) == len(rows), "a column is given to two rows"
     assert len(rows) == products.n or outside > -math.inf, "a row is left without a column"
     if (products.m > products.n or outside > -math.inf) and (prices < 0).any():
-        raise ValueError(
+        raise InputError(
             f"prices go down to {prices.min():.3g}; where columns may stay free they must not be "
             "negative"
         )

@@ -18,6 +18,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 from tqdm import tqdm
 
+from saematch.core.errors import InputError
 from saematch.matching.centring import VECTORS_AT_ONCE, Chance, lengths
 
 CPU = torch.device("cpu")
@@ -62,7 +63,7 @@ def plan(
     """Choose a regime for ``n`` rows and ``m`` columns, if it is not given.
 
     ``memory_gib`` is for all that is held beside the input; by default it is half of what is free.
-    ``ValueError`` if it does not suffice for ``SHORTEST_LIST`` candidates a row.
+    ``InputError`` if it does not suffice for ``SHORTEST_LIST`` candidates a row.
     """
     budget = _free_memory() * SHARE_OF_FREE_MEMORY if memory_gib is None else memory_gib * GIB
     a_row = BYTES_A_SIMILARITY * m
@@ -79,7 +80,7 @@ def plan(
     length = int(min(m, LONGEST_LIST, left // (8 * n)))
     if length < shortest:
         need = (8 * n * shortest + a_row) * 4 / 3 / GIB
-        raise ValueError(
+        raise InputError(
             f"{budget / GIB:.3g} GiB of memory do not hold {shortest} candidates for each of {n} "
             f"rows; give memory_gib at least {need:.3g}"
         )

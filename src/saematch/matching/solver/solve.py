@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.core.match import Certificate
 from saematch.matching.centring import common_centre, inner, lengths
 from saematch.matching.solver.certificate import Proof, prove
@@ -128,12 +129,12 @@ def solve_assignment(
     started = time.monotonic()
     a, b = _checked(x_a, x_b)
     if unmatched is not None and not math.isfinite(unmatched):
-        raise ValueError(
+        raise InputError(
             f"unmatched is {unmatched}; give a finite number, or None for no such choice"
         )
     check_tolerance(tolerance)
     if time_limit is not None and not time_limit >= 0:
-        raise ValueError(f"time_limit is {time_limit}; give seconds, or None for no limit")
+        raise InputError(f"time_limit is {time_limit}; give seconds, or None for no limit")
     swapped = len(a) > len(b)
     x, y = (b, a) if swapped else (a, b)
     outside = -math.inf if unmatched is None else float(unmatched)
@@ -174,20 +175,20 @@ def solve_assignment(
 
 
 def check_tolerance(tolerance: float) -> None:
-    """Raise ``ValueError`` for a tolerance that is not a gap to stop at."""
+    """Raise ``InputError`` for a tolerance that is not a gap to stop at."""
     if not 0 <= tolerance < math.inf:
-        raise ValueError(
+        raise InputError(
             f"tolerance is {tolerance}; give the gap to stop at, a finite number of at least 0 (0: "
             "the optimum itself)"
         )
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """Return the device of a name; ``ValueError`` if there is none of that name."""
+    """Return the device of a name; ``InputError`` if there is none of that name."""
     try:
         return torch.device(device)
     except RuntimeError as error:
-        raise ValueError(
+        raise InputError(
             f"device={device!r} is not the name of a device, such as cpu, cuda or cuda:1"
         ) from error
 
@@ -204,7 +205,7 @@ def _regime(
     """Return the regime, if it is decided already, and where products are computed."""
     names = [known.value for known in Regime]
     if regime is not None and regime not in names:
-        raise ValueError(f"there is no regime {regime!r}; choose one of {', '.join(names)}")
+        raise InputError(f"there is no regime {regime!r}; choose one of {', '.join(names)}")
     chosen = None if regime is None else Regime(regime)
     place = CPU
     if device is not None:
@@ -212,7 +213,7 @@ def _regime(
     elif chosen in (None, Regime.DEVICE):
         place = torch.device("cuda") if a.is_cpu and torch.cuda.is_available() else a.device
     if place != CPU and chosen not in (None, Regime.DEVICE):
-        raise ValueError(f"regime {regime!r} is of the CPU; leave out device={str(place)!r}")
+        raise InputError(f"regime {regime!r} is of the CPU; leave out device={str(place)!r}")
     return chosen, place
 
 
@@ -223,24 +224,24 @@ def _checked(
     for name, side in (("x_a", x_a), ("x_b", x_b)):
         tensor = torch.as_tensor(side).detach()
         if tensor.ndim != 2 or 0 in tensor.shape or not tensor.is_floating_point():
-            raise ValueError(
+            raise InputError(
                 f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; give one vector of "
                 "floating-point numbers a row, at least one"
             )
         longest = float(lengths(tensor).max())
         if not math.isfinite(longest):
-            raise ValueError(f"{name} holds NaN or infinite values; leave those rows out")
+            raise InputError(f"{name} holds NaN or infinite values; leave those rows out")
         sides.append(tensor)
         sizes.append(longest)
     a, b = sides
     if a.shape[1] != b.shape[1]:
-        raise ValueError(
+        raise InputError(
             f"vectors of x_a have {a.shape[1]} numbers, those of x_b {b.shape[1]}; they must be of "
             "one size"
         )
     for size in (*sizes, math.prod(sizes)):
         if size and not 1e-15 < size < 1e15:
-            raise ValueError(
+            raise InputError(
                 f"lengths of vectors are up to {sizes[0]:.0e} and {sizes[1]:.0e}: they or their "
                 "products are outside 1e-15 to 1e15, too near the ends of float32; scale them"
             )

@@ -116,7 +116,7 @@ def _no_column_stranded(auction: Auction, epsilon: float, deadline: float) -> bo
     """Repeat a stage from lower prices until columns that nobody holds are priced at (nearly) 0.
 
     Where columns may stay free this is a condition of optimality, and a price left over from an
-    earlier stage would break it. It ends: at prices of 0 only columns that are held rise.
+    source stage would break it. It ends: at prices of 0 only columns that are held rise.
     """
     by = 4 * EPSILON_FACTOR * epsilon
     while auction.stranded > 0.5 * epsilon * len(auction.partner):

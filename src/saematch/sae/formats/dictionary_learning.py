@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.core.files import content_hash
 from saematch.sae.architectures import to_sae_params
 from saematch.sae.formats.reading import (
@@ -84,7 +85,7 @@ _HOOKS = {
 
 
 def load_dictionary_learning(folder: Path, layer: int, release: str) -> SaeParams:
-    """Load one SAE; ``ValueError`` if it is damaged or of a class not taken.
+    """Load one SAE; ``InputError`` if it is damaged or of a class not taken.
 
     Opened weights-only, so that nothing in the file can run.
     """
@@ -97,7 +98,7 @@ def load_dictionary_learning(folder: Path, layer: int, release: str) -> SaeParam
     kind = trainer.get("dict_class") or _class_of(where, held.tensors)
     if kind not in CLASSES:
         reason = ", whose features span several layers already" if "Cross" in kind else ""
-        raise ValueError(
+        raise InputError(
             f"{where} is of class {kind!r}{reason}; choose one of {', '.join(CLASSES)}"
         )
     refuse_contradiction(path, held.beside, {**trainer, "dict_class": kind})
@@ -105,7 +106,7 @@ def load_dictionary_learning(folder: Path, layer: int, release: str) -> SaeParam
     check_size(where, tensors, trainer.get("activation_dim"), trainer.get("dict_size"))
     k = tensors.get("k", trainer.get("k"))
     if CLASSES[kind] == "topk" and k is None:
-        raise ValueError(f"{where} is of class {kind}, but neither ae.pt nor config.json has its k")
+        raise InputError(f"{where} is of class {kind}, but neither ae.pt nor config.json has its k")
     if kind.endswith("BatchTopKSAE"):
         _check_measured(where, tensors)
     origin = SaeOrigin(
@@ -130,14 +131,14 @@ def load_dictionary_learning(folder: Path, layer: int, release: str) -> SaeParam
 
 
 def dictionary_learning_l0(folder: Path) -> float:
-    """Return the ``k`` of the settings, ``ValueError`` if there is none."""
+    """Return the ``k`` of the settings, ``InputError`` if there is none."""
     return told(folder, trainer_settings(folder / "config.json").get("k"))
 
 
 def trainer_settings(path: Path) -> dict[str, Any]:
     """Return the understood settings of the trainer in ``config.json``; empty without the file.
 
-    Raises ``ValueError`` for settings that may change what the SAE computes and are not understood.
+    Raises ``InputError`` for settings that may change what the SAE computes and are not understood.
     """
     if not path.exists():
         return {}
@@ -158,7 +159,7 @@ def _class_of(where: str, tensors: Mapping[str, Tensor]) -> str:
     if "W_enc" in tensors and "threshold" in tensors:
         return "JumpReluAutoEncoder"
     either = "AutoEncoderTopK or BatchTopKSAE, which have tensors of the same names"
-    raise ValueError(
+    raise InputError(
         f"{where} does not tell its class, {either if 'k' in tensors else 'and no known one fits'}"
         f" (it has {', '.join(sorted(tensors))}); put its config.json beside it"
     )
@@ -166,14 +167,14 @@ def _class_of(where: str, tensors: Mapping[str, Tensor]) -> str:
 
 def _check_measured(where: str, tensors: Mapping[str, Tensor]) -> None:
     if "threshold" in tensors and bool((tensors["threshold"] < 0).any()):
-        raise ValueError(
+        raise InputError(
             f"{where} has a negative threshold: training stopped before it was measured, so which "
             "features are active is not known; train it longer"
         )
 
 
 def _site(where: str, trainer: Mapping[str, Any], folder: Path, layer: int) -> str:
-    """Return the site; ``ValueError`` if the SAE is of another layer, or of no known site."""
+    """Return the site; ``InputError`` if the SAE is of another layer, or of no known site."""
     path, hook = folder / "config.json", _hook(where, trainer, layer)
     buffer = _BUFFER.checked(f"{path}: buffer", SETTINGS.read(path).get("buffer", {}))
     io = buffer.get("io", "out")
@@ -183,7 +184,7 @@ def _site(where: str, trainer: Mapping[str, Any], folder: Path, layer: int) -> s
         return check_hook(where, hook, layer, transcoder=True)
     if io == "in" and not hook.startswith("blocks."):
         return check_hook(where, f"{hook}.input", layer)
-    raise ValueError(
+    raise InputError(
         f"{where} reads {io!r} of {trainer.get('submodule_name')!r}, which saematch does not know; "
         "known are 'out', and 'in' and 'in_and_out' of a module such as model.layers.3"
     )
@@ -197,13 +198,13 @@ def _hook(where: str, trainer: Mapping[str, Any], layer: int) -> str:
     parts = re.fullmatch(r"(\w+?)_layer_?([0-9]+)", submodule)
     module = re.fullmatch(r"(?:\w+\.)+([0-9]+)(?:\.[\w.]+)?", submodule)
     if module is None and (parts is None or parts[1] not in _HOOKS):
-        raise ValueError(
+        raise InputError(
             f"{where} reads {submodule!r}; known are {', '.join(f'{h}_layer_3' for h in _HOOKS)} "
             "and modules such as model.layers.3"
         )
     number = int(module[1] if module else parts[2])
     if trainer.get("layer", number) != number:
-        raise ValueError(
+        raise InputError(
             f"{where} reads {submodule}, but its settings state layer {trainer['layer']}"
         )
     return submodule if module else f"blocks.{number}.{_HOOKS[parts[1]]}"

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from saematch.core.errors import InputError
 from saematch.core.files import content_hash
 from saematch.sae.architectures import to_sae_params
 from saematch.sae.formats.reading import (
@@ -86,12 +87,12 @@ def load_gemma_scope(folder: Path, layer: int, release: str) -> SaeParams:
 def gemma_scope_settings(path: Path) -> dict[str, Any]:
     """Return the understood settings in ``config.json``; empty without the file.
 
-    Raises ``ValueError`` if they ask for another computation or are not understood.
+    Raises ``InputError`` if they ask for another computation or are not understood.
     """
     config = GEMMA_SCOPE.read(path)
     for field, legal in (("architecture", ("jump_relu",)), ("type", ("sae", "transcoder"))):
         if config.get(field, legal[0]) not in legal:
-            raise ValueError(
+            raise InputError(
                 f"{path}: {field}={config[field]!r}, but saematch takes {' and '.join(legal)} alone"
             )
     return config
@@ -110,7 +111,7 @@ def _hook_in_path(folder: Path, layer: int) -> str:
 
 
 def gemma_scope_l0(folder: Path) -> float:
-    """Return the mean L0 in the folder's name, ``ValueError`` if there is none."""
+    """Return the mean L0 in the folder's name, ``InputError`` if there is none."""
     return told(folder, _l0_in_name(folder))
 
 
@@ -133,7 +134,7 @@ def load_sparsify(folder: Path, layer: int, release: str) -> SaeParams:
     check_size(where, tensors, config["d_in"], n_features)
     transcoder = config.get("transcode", False)
     if "W_skip" in tensors and not transcoder:
-        raise ValueError(f"{where} has a skip connection, which features alone do not stand for")
+        raise InputError(f"{where} has a skip connection, which features alone do not stand for")
     origin = SaeOrigin(
         layer=layer,
         release=release,
@@ -151,18 +152,18 @@ def load_sparsify(folder: Path, layer: int, release: str) -> SaeParams:
 def sparsify_settings(path: Path) -> dict[str, Any]:
     """Return the understood settings in ``cfg.json``.
 
-    Raises ``ValueError`` if they ask for another computation or are not understood.
+    Raises ``InputError`` if they ask for another computation or are not understood.
     """
     config = SPARSIFY.read(path, needed=("d_in",))
     activation = config.get("activation", "topk")
     if activation != "topk":
-        raise ValueError(
+        raise InputError(
             f"{path} has activation {activation!r}, one active feature of each group, which no "
             "other gauge keeps; choose one with activation topk"
         )
     for option in ("signed", "embed_skip", "gram_lookup"):
         if config.get(option):
-            raise ValueError(f"{path} has {option}=true, which features alone do not stand for")
+            raise InputError(f"{path} has {option}=true, which features alone do not stand for")
     return config
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.core.files import content_hash
 from saematch.sae.architectures import to_sae_params
 from saematch.sae.formats.reading import check_size, read_tensors, renamed, told
@@ -57,7 +58,7 @@ _NAMES = {
 
 
 def load_llama_scope(folder: Path, layer: int, release: str) -> SaeParams:
-    """Load one SAE; ``ValueError`` if it is damaged or its settings ask for another computation."""
+    """Load one SAE; ``InputError`` if it is damaged or its settings ask for another computation."""
     where, path = f"the SAE in {folder}", folder / "hyperparams.json"
     settings = llama_scope_settings(path)
     norms = _NORMS.checked(
@@ -66,7 +67,7 @@ def load_llama_scope(folder: Path, layer: int, release: str) -> SaeParams:
         needed=("in",),
     )
     if min(norms.values()) <= 0:
-        raise ValueError(f"{path}: dataset_average_activation_norm={norms} must be above 0")
+        raise InputError(f"{path}: dataset_average_activation_norm={norms} must be above 0")
     held = read_tensors(folder / WEIGHTS).tensors
     tensors = renamed(held, _NAMES)
     check_size(where, tensors, settings["d_model"], settings["d_sae"])
@@ -109,11 +110,11 @@ def _on_raw_states(
 
 
 def llama_scope_settings(path: Path) -> dict[str, Any]:
-    """Return the understood settings; ``ValueError`` if they ask for another computation."""
+    """Return the understood settings; ``InputError`` if they ask for another computation."""
     settings = HYPERPARAMS.read(path, needed=_NEEDED)
     for name, legal in _LEGAL.items():
         if settings.get(name, legal) != legal:
-            raise ValueError(
+            raise InputError(
                 f"{path}: {name}={settings[name]!r}, but saematch computes these SAEs with "
                 f"{name}={legal!r} alone"
             )
@@ -121,5 +122,5 @@ def llama_scope_settings(path: Path) -> dict[str, Any]:
 
 
 def llama_scope_l0(folder: Path) -> float:
-    """Return ``top_k``, ``ValueError`` if there is none."""
+    """Return ``top_k``, ``InputError`` if there is none."""
     return told(folder, llama_scope_settings(folder / "hyperparams.json").get("top_k"))

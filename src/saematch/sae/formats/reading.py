@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from saematch.core.errors import InputError
+
 log = logging.getLogger(__name__)
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
 _DAMAGED = (
@@ -44,20 +46,20 @@ class Held(NamedTuple):
 def read_tensors(path: Path) -> Held:
     """Return what a ``.npz``, ``.pt`` or ``.safetensors`` file holds.
 
-    Raises ``ValueError`` for a damaged file, for a git-lfs pointer, and for a ``.pt`` file of more
+    Raises ``InputError`` for a damaged file, for a git-lfs pointer, and for a ``.pt`` file of more
     than tensors and plain values: it could run code when opened, so it is not.
     """
     refuse_pointer(path)
     try:
         held = dict(_entries(path))
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is damaged, or holds more than tensors and is not opened, since that could "
             "run code; save the SAE's state_dict alone"
         ) from error
     except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
+        raise InputError(
             f"{path} is damaged or incomplete ({reason}); fetch or train the SAE again"
         ) from error
     tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
@@ -95,10 +97,10 @@ def _from_numpy(arrays: Any, name: str) -> Any:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise ``ValueError`` if a file is a git-lfs pointer, which stands for the real file."""
+    """Raise ``InputError`` if a file is a git-lfs pointer, which stands for the real file."""
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
-            raise ValueError(
+            raise InputError(
                 f"{path} is a git-lfs pointer, not the file itself: run 'git lfs pull' in its "
                 "repository"
             )
@@ -115,7 +117,7 @@ def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str
 def check_size(
     where: str, tensors: Mapping[str, Tensor], d_model: int | None, n_features: int | None
 ) -> None:
-    """Raise ``ValueError`` if ``W_enc`` is not of the size that the settings state.
+    """Raise ``InputError`` if ``W_enc`` is not of the size that the settings state.
 
     None stands for a size that they do not state.
     """
@@ -124,7 +126,7 @@ def check_size(
     held = tuple(tensors["W_enc"].shape)
     stated = held[0] if d_model is None else d_model, held[1] if n_features is None else n_features
     if held != stated:
-        raise ValueError(
+        raise InputError(
             f"{where}: W_enc has shape {held}, but its settings state {stated[1]} features "
             f"of {stated[0]} numbers; the file is damaged or in another layout"
         )
@@ -141,7 +143,7 @@ def short_name(model: str | None) -> str:
 
 
 def told(folder: Path, l0: float | None) -> float:
-    """Return the stated mean L0, ``ValueError`` if none is."""
+    """Return the stated mean L0, ``InputError`` if none is."""
     if l0 is None:
-        raise ValueError(f"{folder} does not tell the SAE's mean L0")
+        raise InputError(f"{folder} does not tell the SAE's mean L0")
     return l0

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.core.files import content_hash
 from saematch.sae.architectures import NEEDED, to_sae_params, unit_decoder
 from saematch.sae.formats.reading import present, read_tensors, told
@@ -57,13 +58,13 @@ _WHITENING = "activation_whitening.safetensors"
 
 
 def load_saelens(folder: Path, layer: int, release: str) -> SaeParams:
-    """Load a SAELens folder; ``ValueError`` if it is missing, damaged or of a kind not taken.
+    """Load a SAELens folder; ``InputError`` if it is missing, damaged or of a kind not taken.
 
     A checkpoint of training is taken as the SAE that training would have ended with.
     """
     for path in (folder / "cfg.json", folder / WEIGHTS):
         if not path.exists():
-            raise ValueError(f"no SAE for layer {layer}: {path} does not exist")
+            raise InputError(f"no SAE for layer {layer}: {path} does not exist")
     where = f"the SAE in {folder}"
     config = read_saelens_config(folder / "cfg.json")
     tensors = _weights(where, folder, config)
@@ -71,7 +72,7 @@ def load_saelens(folder: Path, layer: int, release: str) -> SaeParams:
         sae = _open(folder, config, tensors)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
+        raise InputError(
             f"{where}: SAELens cannot load it ({reason}); cfg.json and the weights are damaged or "
             "do not belong together"
         ) from error
@@ -85,7 +86,7 @@ def load_saelens(folder: Path, layer: int, release: str) -> SaeParams:
 def read_saelens_config(path: Path) -> dict[str, Any]:
     """Return the fields of a ``cfg.json`` that are not null, as SAELens is to read them.
 
-    Raises ``ValueError`` for an architecture that is not taken, and for fields that may change what
+    Raises ``InputError`` for an architecture that is not taken, and for fields that may change what
     the SAE computes and are not understood.
     """
     fields = read_json(path)
@@ -114,22 +115,22 @@ def _weights(where: str, folder: Path, config: Mapping[str, Any]) -> dict[str, T
     tensors = read_tensors(folder / WEIGHTS).tensors
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
-            raise ValueError(
+            raise InputError(
                 f"{where}: {name} has dtype {str(tensor.dtype).removeprefix('torch.')}, but "
                 "weights are floating-point numbers; save the SAE in float32"
             )
         if not tensor.numel():
-            raise ValueError(f"{where}: {name} is empty, so the SAE has no features to match")
+            raise InputError(f"{where}: {name} is empty, so the SAE has no features to match")
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
     names = [name for name in ("scaling_factor", "finetuning_scaling_factor") if name in tensors]
     factors = [factor for factor in (tensors.pop(name) for name in names) if (factor != 1).any()]
     if factors and not config.get("finetuning_scaling_factor"):
-        raise ValueError(
+        raise InputError(
             f"{where}: the weights hold {names[0]}, but cfg.json states "
             "finetuning_scaling_factor=false, so it is not known whether the factor counts"
         )
     if config.get("finetuning_scaling_factor") and not names:
-        raise ValueError(
+        raise InputError(
             f"{where}: cfg.json states finetuning_scaling_factor=true, but the weights do not hold "
             "scaling_factor"
         )
@@ -187,7 +188,7 @@ def _undo_normalisation(sae: Any, folder: Path) -> None:
 
 
 def stated_l0(folder: Path) -> float:
-    """Return the mean L0 that a SAELens folder states, ``ValueError`` if there is none."""
+    """Return the mean L0 that a SAELens folder states, ``InputError`` if there is none."""
     config = read_saelens_config(folder / "cfg.json")
     kwargs = config.get("activation_fn_kwargs", {})
     l0 = config.get("metadata", {}).get("l0", config.get("k", kwargs.get("k")))
@@ -209,7 +210,7 @@ def from_saelens(sae: Any, origin: SaeOrigin) -> SaeParams:
     normalised = sae.cfg.normalize_activations
     if normalised not in ("none", LAYER_NORM):
         reason = NORMALISATIONS.get(normalised, "which is not known here")
-        raise ValueError(f"{where} has normalize_activations={normalised!r}, {reason}")
+        raise InputError(f"{where} has normalize_activations={normalised!r}, {reason}")
     metadata = sae.cfg.metadata
     transcoder = "transcoder" in architecture
     site = TRANSCODER if transcoder else RESIDUAL
@@ -223,7 +224,7 @@ def from_saelens(sae: Any, origin: SaeOrigin) -> SaeParams:
     tensors = {name: tensor for name, tensor in sae.state_dict().items() if name in needed}
     k = sae.cfg.k if architecture == "topk" else None
     if k is not None and k != int(k):
-        raise ValueError(f"{where}: k={k}, but TopK keeps a whole number of features")
+        raise InputError(f"{where}: k={k}, but TopK keeps a whole number of features")
     k = None if k is None else int(k)
     if k is not None and sae.cfg.rescale_acts_by_decoder_norm:
         tensors = unit_decoder(tensors)
@@ -248,6 +249,6 @@ def _check_architecture(where: str, architecture: str) -> None:
     reason = REFUSED.get(architecture, "which is not known here")
     if "crosscoder" in architecture:
         reason = "whose features span several layers already, so there is nothing to match"
-    raise ValueError(
+    raise InputError(
         f"{where} is of architecture {architecture!r}, {reason}; choose one of {', '.join(TAKEN)}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from saematch.core.errors import InputError
 from saematch.sae.formats.settings import Fields
 
 CONFIG = Fields(
@@ -56,7 +57,7 @@ _RESHAPES = ("none", "hook_z")
 
 
 def check_computation(where: str, config: Mapping[str, Any], loaded: str) -> None:
-    """Raise ``ValueError`` for a field that SAELens drops though it changes what the SAE computes.
+    """Raise ``InputError`` for a field that SAELens drops though it changes what the SAE computes.
 
     ``config`` holds the understood fields, ``loaded`` is the architecture that SAELens made of
     them. Before version 6 an activation was a field of its own; SAELens now reads ReLU from it
@@ -66,7 +67,7 @@ def check_computation(where: str, config: Mapping[str, Any], loaded: str) -> Non
     for name in ("activation_fn_str", "activation_fn"):
         activation = config.get(name, "relu")
         if activation not in legal:
-            raise ValueError(
+            raise InputError(
                 f"{where}: {name}={activation!r}, but with it SAELens loads an SAE of architecture "
                 f"{loaded!r}, which computes {' or '.join(legal)}; choose an SAE with one of these"
             )
@@ -74,14 +75,14 @@ def check_computation(where: str, config: Mapping[str, Any], loaded: str) -> Non
         f"{where}: activation_fn_kwargs", config.get("activation_fn_kwargs", {})
     )
     if "topk" in loaded and "k" not in config and "k" not in kwargs:
-        raise ValueError(f"{where} is of architecture {loaded!r}, but does not state k")
+        raise InputError(f"{where} is of architecture {loaded!r}, but does not state k")
     if config.get("rescale_acts_by_decoder_norm") and "topk" not in loaded:
-        raise ValueError(
+        raise InputError(
             f"{where}: rescale_acts_by_decoder_norm=true, which SAELens knows of TopK alone, but "
             f"the architecture is {loaded!r}"
         )
     if config.get("reshape_activations", "none") not in _RESHAPES:
-        raise ValueError(
+        raise InputError(
             f"{where}: reshape_activations={config['reshape_activations']!r} is none of "
             f"{', '.join(_RESHAPES)}"
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saematch.core.errors import InputError
 from saematch.core.files import parse_json
 from saematch.sae.formats.reading import refuse_pointer
 
@@ -44,7 +45,7 @@ class Fields:
     def read(self, path: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
         """Return the understood fields of a JSON file; empty if no file is there or needed.
 
-        Raises ``ValueError`` as ``checked`` does, for a file that is no group of fields, and for
+        Raises ``InputError`` as ``checked`` does, for a file that is no group of fields, and for
         one that lacks a needed field.
         """
         if not path.exists() and not needed:
@@ -56,7 +57,7 @@ class Fields:
     ) -> dict[str, Any]:
         """Return the understood fields that are not null, each in its type.
 
-        Raises ``ValueError``, beginning with ``where``, for a value of another type, for a needed
+        Raises ``InputError``, beginning with ``where``, for a value of another type, for a needed
         field that is missing, and for a field that is neither understood nor harmless. An unknown
         field that is null, false, zero or empty is taken as switched off.
         """
@@ -67,7 +68,7 @@ class Fields:
             if self.closed and value and name not in known and not name.startswith("_")
         ]
         if unknown:
-            raise ValueError(
+            raise InputError(
                 f"{where}: saematch does not know the field {_shown(unknown, settings)}, which may "
                 "change what the SAE computes; if it does not, move it into 'metadata'"
             )
@@ -78,28 +79,28 @@ class Fields:
         }
         missing = [name for name in needed if name not in values]
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"{where} does not hold the settings of an SAE: it lacks {', '.join(missing)}"
             )
         return values
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the fields of a JSON file; ``ValueError`` if it cannot be read as such."""
+    """Return the fields of a JSON file; ``InputError`` if it cannot be read as such."""
     try:
         refuse_pointer(path)
         fields = parse_json(path.read_bytes())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); fetch the SAE again") from error
+        raise InputError(f"{path} cannot be read ({error}); fetch the SAE again") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"{path} does not hold the settings of an SAE, but {_brief(fields)}")
+        raise InputError(f"{path} does not hold the settings of an SAE, but {_brief(fields)}")
     return fields
 
 
 def refuse_contradiction(
     path: Path, beside: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
-    """Raise ``ValueError`` if what lies beside the tensors of a file contradicts the settings.
+    """Raise ``InputError`` if what lies beside the tensors of a file contradicts the settings.
 
     ``beside`` are entries that are no tensors, as ``read_tensors`` returns them, or groups of such.
     """
@@ -107,7 +108,7 @@ def refuse_contradiction(
     for group in groups:
         for name, value in settings.items():
             if name in group and group[name] != value:
-                raise ValueError(
+                raise InputError(
                     f"{path} states {name}={_brief(group[name])} beside its tensors, but the SAE's "
                     f"settings state {_brief(value)}; make them agree"
                 )
@@ -128,7 +129,7 @@ def _typed(where: str, name: str, value: Any, kind: type | tuple[type, ...]) -> 
     if isinstance(value, tuple(k for k in kinds if k in (str, dict))):
         return value
     legal = " or ".join(KINDS[k] for k in kinds)
-    raise ValueError(f"{where}: {name}={_brief(value)} must be {legal}")
+    raise InputError(f"{where}: {name}={_brief(value)} must be {legal}")
 
 
 def _shown(names: Sequence[str], settings: Mapping[str, Any]) -> str:

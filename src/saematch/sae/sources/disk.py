@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from saematch.core.errors import InputError
 from saematch.core.files import expand_home
 from saematch.core.match import Match
 from saematch.core.specs import spec
@@ -28,7 +29,7 @@ class Format:
     load: Callable[[Path, int, str], SaeParams]
     """Takes the folder, the layer and the release."""
     stated_l0: Callable[[Path], float]
-    """Returns the mean L0 that the folder states, without reading the weights; ``ValueError`` if
+    """Returns the mean L0 that the folder states, without reading the weights; ``InputError`` if
     it states none."""
 
 
@@ -69,12 +70,12 @@ class SaeFolders:
     def __post_init__(self) -> None:
         expand_home(self, "path")
         if self.path.count("{layer}") != 1:
-            raise ValueError(
+            raise InputError(
                 f"sae.path={self.path!r} must hold {{layer}} once, in the place of the layer's "
                 "number, as in 'my_saes/layer_{layer}'"
             )
         if re.search(r"[0-9]\{layer\}|\{layer\}[0-9]", self.path):
-            raise ValueError(
+            raise InputError(
                 f"sae.path={self.path!r} has a digit next to {{layer}}, which stands for a whole "
                 "number, leading zeros included; take the digit out"
             )
@@ -89,12 +90,12 @@ class SaeFolders:
         return sorted({fit.layer for fit in self._fits() if fit.layer >= 0})
 
     def load(self, layer: int) -> SaeParams:
-        """Load one SAE; ``ValueError`` if it is missing, damaged, of a kind not taken, or several
+        """Load one SAE; ``InputError`` if it is missing, damaged, of a kind not taken, or several
         fit the path."""
         fitting = self._at(layer)
         if len(fitting) > 1:
             shown = ", ".join(str(fit.path) for fit in fitting[:8])
-            raise ValueError(
+            raise InputError(
                 f"{len(fitting)} SAEs fit sae.path={self.path} at layer {layer}: {shown}"
                 f"{', ...' if len(fitting) > 8 else ''}; narrow the path until one fits, or take "
                 "them all with selection=every_sparsity"
@@ -102,7 +103,7 @@ class SaeFolders:
         folder = _folder(fitting[0].path)
         return _format(folder).load(folder, layer, self.path)
 
-    def truth(self, earlier: int, later: int) -> Match | None:
+    def truth(self, source: int, target: int) -> Match | None:
         """Nobody knows the truth of found SAEs."""
         return None
 
@@ -120,7 +121,7 @@ class SaeFolders:
         fitting = [fit for fit in self._fits() if fit.layer == layer]
         if not fitting:
             there = ", ".join(map(str, self.layers())) or "none"
-            raise ValueError(
+            raise InputError(
                 f"no SAE for layer {layer}: "
                 f"{self.path.replace('{layer}', str(layer + self.shift))} does not exist; layers "
                 f"that do: {there}"
@@ -128,14 +129,14 @@ class SaeFolders:
         return sorted(fitting, key=lambda fit: fit.path)
 
     def _fits(self) -> Iterator[_Fit]:
-        """Yield everything that fits; ``ValueError`` where a path can be read as two layers."""
+        """Yield everything that fits; ``InputError`` where a path can be read as two layers."""
         whole = str(Path(self.path).expanduser())
         stars = (part if part == "*" else glob.escape(part) for part in re.split(r"(\*)", whole))
         for path in glob.glob("".join(stars).replace("{layer}", "*")):
             if Path(path).is_dir() or _weights_name(path):
                 readings = {fit.layer: fit for fit in self._readings(whole, path)}
                 if len(readings) > 1:
-                    raise ValueError(
+                    raise InputError(
                         f"sae.path={self.path}: {path} can be read as layer "
                         f"{' or '.join(map(str, sorted(readings)))}; put more of the name into the "
                         "path in the place of *"
@@ -169,7 +170,7 @@ def _format(folder: Path) -> Format:
     there = [name for name in FORMATS if (folder / name).exists()]
     if len(there) != 1:
         held = " and ".join(there) or "none of them"
-        raise ValueError(
+        raise InputError(
             f"{folder} is not the folder of one SAE: of {', '.join(FORMATS)} it holds {held}"
         )
     return FORMATS[there[0]]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from saematch.core.downloads import Download, hub_model
+from saematch.core.errors import InputError
 from saematch.sae.formats.dictionary_learning import trainer_settings
 from saematch.sae.formats.formats import gemma_scope_settings, sparsify_settings
 from saematch.sae.formats.llama_scope import llama_scope_settings
@@ -68,7 +69,7 @@ def log_download(saes: Iterable[tuple[Release, str]]) -> None:
 def fetch(release: Release, sae_id: str) -> Fetched:
     """Load an SAE, from the cache where the hub says that it is the newest or cannot be asked.
 
-    Raises ``ValueError`` if there is neither the hub nor a copy in the cache, if the hub does not
+    Raises ``InputError`` if there is neither the hub nor a copy in the cache, if the hub does not
     have the file or does not give it to everybody, if the download breaks off more often than it is
     taken up again, if a file is damaged, and if settings that may change what the SAE computes are
     not understood. The hub's client shows the progress of a download.
@@ -81,11 +82,11 @@ def fetch(release: Release, sae_id: str) -> Fetched:
         try:
             sae = SAE.from_pretrained(release.name, sae_id, device="cpu", dtype="float32")
         except (OSError, HTTPError) as error:
-            raise ValueError(f"cannot fetch {where}: {_reason(error, release)}") from error
+            raise InputError(f"cannot fetch {where}: {_reason(error, release)}") from error
         except DAMAGES as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             path = _damaged(files, error)
-            raise ValueError(
+            raise InputError(
                 f"{where}: the file {path} is damaged or of another layout ({reason}); delete it, "
                 "and the next run fetches it again"
             ) from error

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.pairs import DEFAULT
 from saematch.core.specs import AtLeast1, NotNegative, Seed, spec
@@ -54,7 +55,7 @@ class PlantedSaes:
 
     def __post_init__(self) -> None:
         if self.n_features % self.group:
-            raise ValueError(
+            raise InputError(
                 f"sae.n_features={self.n_features} is no multiple of sae.group={self.group}"
             )
 
@@ -84,10 +85,10 @@ class PlantedSaes:
             origin=SaeOrigin(layer, "planted", f"layer_{layer}", repr(self), "planted"),
         )
 
-    def truth(self, earlier: int, later: int) -> Match:
+    def truth(self, source: int, target: int) -> Match:
         """Return the planted match."""
         return Match.from_columns(
-            torch.argsort(self._order(later))[self._order(earlier)], self.n_features
+            torch.argsort(self._order(target))[self._order(source)], self.n_features
         )
 
     def offers(self, layer: int) -> list[SaeOffer]:
@@ -139,7 +140,7 @@ class TwoGauges:
     gauge: NotNegative = 1.0
 
     def __call__(self, source: SaeSource, layers: Sequence[int]) -> dict[str, SaeSource]:
-        """Return both sets; ``ValueError`` for SAEs that were not planted."""
+        """Return both sets; ``InputError`` for SAEs that were not planted."""
         if not isinstance(source, PlantedSaes):
-            raise ValueError("selection=two_gauges is for sae=planted")
+            raise InputError("selection=two_gauges is for sae=planted")
         return {DEFAULT: source, "other_gauge": replace(source, gauge=self.gauge)}

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from saematch.core.errors import InputError
+
 
 class RegisteredSae(NamedTuple):
     """One SAE of a release."""
@@ -38,10 +40,10 @@ class Release:
     """By id."""
 
     def sae(self, sae_id: str) -> RegisteredSae:
-        """Return an SAE of the release; ``ValueError`` with close ids if it has none."""
+        """Return an SAE of the release; ``InputError`` with close ids if it has none."""
         if sae_id not in self.saes:
             close = _close(sae_id, self.saes) or sorted(self.saes)[:3]
-            raise ValueError(
+            raise InputError(
                 f"{self.name} has no SAE {sae_id!r}; it has {', '.join(close)} (all of them: "
                 f"saematch saes {self.name})"
             )
@@ -53,7 +55,7 @@ def releases() -> dict[str, Release]:
     """Return every release by name, as SAELens ships them in a file of its package."""
     package = find_spec("sae_lens")
     if package is None or not package.submodule_search_locations:
-        raise ValueError("SAELens is not installed; pip install sae-lens")
+        raise InputError("SAELens is not installed; pip install sae-lens")
     path = Path(package.submodule_search_locations[0]) / "pretrained_saes.yaml"
     # ten times faster than the loader in Python, which is there even where this one is not
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -63,10 +65,10 @@ def releases() -> dict[str, Release]:
 
 
 def release(name: str) -> Release:
-    """Return one release; ``ValueError`` with close names if there is none of this name."""
+    """Return one release; ``InputError`` with close names if there is none of this name."""
     known = releases()
     if name not in known:
-        raise ValueError(
+        raise InputError(
             f"SAELens knows no release {name!r}; {closest(name, known)}. saematch saes lists them, "
             "and SAEs on disk are taken with sae=disk sae.path=..."
         )

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from typing import Any
 
+from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.specs import spec
 from saematch.sae.formats.saelens import from_saelens
@@ -49,7 +50,7 @@ class ReleasedSaes:
 
     def __post_init__(self) -> None:
         if self.hooks and self.site not in self.hooks:
-            raise ValueError(f"sae.site={self.site} is not one of {', '.join(self.hooks)}")
+            raise InputError(f"sae.site={self.site} is not one of {', '.join(self.hooks)}")
         needed = {"release": (), "id_template": ("{layer}",), "offers_release": (),
                   "offers_id": ("{layer}", "{l0}")}  # fmt: skip
         for name, places in needed.items():
@@ -57,20 +58,20 @@ class ReleasedSaes:
             try:
                 filled = self._filled(template or "")
             except (KeyError, IndexError, ValueError) as error:
-                raise ValueError(
+                raise InputError(
                     f"sae.{name}={template!r}: {{}} may hold layer, width, site and hook, and in "
                     "sae.offers_id l0"
                 ) from error
             if template and any(filled.count(place) != 1 for place in places):
-                raise ValueError(f"sae.{name}={template!r} must hold {' and '.join(places)} once")
+                raise InputError(f"sae.{name}={template!r} must hold {' and '.join(places)} once")
         if self.l0 is not None and self.offers_id is None:
-            raise ValueError(
+            raise InputError(
                 f"sae.l0={self.l0}: {self.release} has nothing to choose from, unless sae.offers_id"
                 " names its ids, with {layer} and {l0}"
             )
         wanted = [] if self.l0 is None or isinstance(self.l0, str) else _each(self.l0)
         if any(l0 <= 0 for l0 in wanted):
-            raise ValueError(f"sae.l0={self.l0}: a mean L0 is above 0")
+            raise InputError(f"sae.l0={self.l0}: a mean L0 is above 0")
 
     @property
     def name(self) -> str:
@@ -89,7 +90,7 @@ class ReleasedSaes:
         return sorted(n for n in found if not isinstance(self.l0, Sequence) or n < len(self.l0))
 
     def load(self, layer: int) -> SaeParams:
-        """Load one SAE; ``ValueError`` if the registry lacks it or it cannot be fetched."""
+        """Load one SAE; ``InputError`` if the registry lacks it or it cannot be fetched."""
         name, sae_id = self.chosen(layer)
         known = registry.release(name)
         entry = known.sae(sae_id)
@@ -105,7 +106,7 @@ class ReleasedSaes:
             stated["mean_l0"] = entry.mean_l0
         return replace(params, origin=replace(params.origin, **stated))
 
-    def truth(self, earlier: int, later: int) -> Match | None:
+    def truth(self, source: int, target: int) -> Match | None:
         """Nobody knows the truth of released SAEs."""
         return None
 
@@ -122,7 +123,7 @@ class ReleasedSaes:
         return sorted(found, key=lambda offer: offer.mean_l0)
 
     def chosen(self, layer: int) -> tuple[str, str]:
-        """Return the release and the id of a layer's SAE; ``ValueError`` if there is none."""
+        """Return the release and the id of a layer's SAE; ``InputError`` if there is none."""
         number = str(layer + self.shift)
         if self.l0 is None or isinstance(self.l0, str):
             name, template = self._taken()
@@ -131,7 +132,7 @@ class ReleasedSaes:
             return name, sae_id
         offered = self._offered(layer)
         if not offered or (isinstance(self.l0, Sequence) and layer >= len(self.l0)):
-            raise ValueError(f"there is no SAE for layer {layer} among {self.name}")
+            raise InputError(f"there is no SAE for layer {layer} among {self.name}")
         l0 = self.l0[layer] if isinstance(self.l0, Sequence) else self.l0
         word = min(offered, key=lambda word: abs(math.log(offered[word] / l0)))
         sae_id = self._filled(self.offers_id or "", l0=word).replace("{layer}", number)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
+from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.pairs import DEFAULT
 from saematch.core.specs import NotNegative, spec
@@ -22,7 +23,7 @@ class Selection(Protocol):
     """What every way of selecting offers."""
 
     def __call__(self, source: SaeSource, layers: Sequence[int]) -> dict[str, SaeSource]:
-        """Return the sets of SAEs by name; ``ValueError`` if the release has no choice."""
+        """Return the sets of SAEs by name; ``InputError`` if the release has no choice."""
         ...
 
 
@@ -41,10 +42,10 @@ class Chosen:
         """Load one layer's SAE."""
         return self.by_layer[layer].load(layer)
 
-    def truth(self, earlier: int, later: int) -> Match | None:
+    def truth(self, source: int, target: int) -> Match | None:
         """Return the known match where both layers come from one source."""
-        one, other = self.by_layer[earlier], self.by_layer[later]
-        return one.truth(earlier, later) if one == other else None
+        one, other = self.by_layer[source], self.by_layer[target]
+        return one.truth(source, target) if one == other else None
 
     def offers(self, layer: int) -> list[SaeOffer]:
         """Return all that the chosen SAE was chosen from."""
@@ -86,7 +87,7 @@ class EverySparsity:
             }
             name = f"l0_{wanted.mean_l0:.0f}"
             if name in sets:
-                raise ValueError(f"{source.name} has two SAEs of mean L0 {wanted.mean_l0:.0f}")
+                raise InputError(f"{source.name} has two SAEs of mean L0 {wanted.mean_l0:.0f}")
             sets[name] = Chosen(f"{source.name} at {name}", chosen)
         return sets
 
@@ -112,7 +113,7 @@ class SimilarL0:
         }
         empty = [layer for layer, of_layer in offers.items() if not of_layer]
         if empty:
-            raise ValueError(
+            raise InputError(
                 f"layer {empty[0]} of {source.name} has no SAE with a mean L0 of at "
                 f"least {self.min_l0} and at most {self.max_l0}; widen selection.min_l0 or max_l0"
             )
@@ -144,7 +145,7 @@ def least_change(values: Sequence[Sequence[float]]) -> list[int]:
 def _offers(source: SaeSource, layers: Sequence[int]) -> dict[int, list[SaeOffer]]:
     offers = {layer: source.offers(layer) for layer in layers}
     if max(map(len, offers.values())) < 2:
-        raise ValueError(
+        raise InputError(
             f"{source.name} has one SAE a layer, so there is no mean L0 to choose; take a release "
             "with several, such as sae=independent"
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from saematch.core.errors import InputError
 from saematch.core.files import PACKAGE
 from saematch.core.match import Match
 from saematch.core.specs import AtLeast1, spec
@@ -39,10 +40,10 @@ class SaeSource(Protocol):
         ...
 
     def load(self, layer: int) -> SaeParams:
-        """Load one layer's SAE; ``ValueError`` if it cannot be had."""
+        """Load one layer's SAE; ``InputError`` if it cannot be had."""
         ...
 
-    def truth(self, earlier: int, later: int) -> Match | None:
+    def truth(self, source: int, target: int) -> Match | None:
         """Return the known match of two layers, None where nobody knows it."""
         ...
 
@@ -72,17 +73,17 @@ class ZooSaes:
         return sorted(int(path.name[6:]) for path in self._folder().glob("layer_*"))
 
     def load(self, layer: int) -> SaeParams:
-        """Load one SAE; ``ValueError`` if the zoo lacks this family, width, sparsity or layer."""
+        """Load one SAE; ``InputError`` if the zoo lacks this family, width, sparsity or layer."""
         return load_saelens(self._folder() / f"layer_{layer}", layer, f"zoo/{self.name}")
 
-    def truth(self, earlier: int, later: int) -> Match | None:
+    def truth(self, source: int, target: int) -> Match | None:
         """Return the hidden permutation; it is composed where layers lie between."""
         folder = self._folder() / "truth"
         if not folder.exists():
             return None
         steps = [
             Match.load(folder / f"{layer}-{layer + 1}.safetensors")[0]
-            for layer in range(earlier, later)
+            for layer in range(source, target)
         ]
         match = steps[0]
         for step in steps[1:]:
@@ -106,7 +107,7 @@ class ZooSaes:
                 f"sae.sparsity={path.parts[-1].removeprefix('l0_')}"
                 for path in ZOO_SAES.glob("*/width_*/l0_*")
             )
-            raise ValueError(
+            raise InputError(
                 f"the zoo has no SAEs with sae={self.family} sae.width={self.width} "
                 f"sae.sparsity={self.sparsity}; it has: {'; '.join(there)}"
             )
