@@ -111,7 +111,7 @@ def test_every_run_of_a_reproduction(model):
 
 def test_the_papers_layers():
     assert build("+experiment=parts", "setting=gemma_2_2b").layers == [19, 20]
-    assert build("+experiment=persistence", "setting=gemma_2_2b").starts == [10, 12, 20]
+    assert build("+experiment=persistence", "setting=gemma_2_2b").pairing.starts == [10, 12, 20]
 
 
 def test_no_sae_is_trained_on_what_it_is_evaluated_on():

@@ -28,8 +28,8 @@ def test_a_run_writes_what_it_promises(cli, tmp_path):
     arms = ["folded", "unfolded", "identity", "random"]
     rows = results["tables"]["matches"]
     assert [r["arm"] for r in rows] == arms * pairs
-    wanted = {"source_layer", "target_layer", "arm", "mse_W_enc", "mse_b_enc", "mse_W_dec", "recall",
-              "matching_score", "value", "bound", "chance", "gap", "gap_over_chance"}  # fmt: skip
+    wanted = {"source_layer", "target_layer", "arm", "mse_W_enc", "mse_b_enc", "mse_W_dec",
+              "recall", "matching_score", "value", "bound", "chance", "gap", "gap_over_chance"}  # fmt: skip
     assert all(wanted <= row.keys() for row in rows)
     solved = [row for row in rows if row["arm"] in ("folded", "unfolded")]
     assert all(0 <= row["gap_over_chance"] <= 1e-6 for row in solved)
@@ -171,11 +171,11 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
         (["lay=[0]"], "there is no setting 'lay'; did you mean layers?"),
         (["sae.widht=3"], "there is no setting 'sae.widht'"),
         (
-            ["matching=everything"],
-            "there is no matching=everything: choose one of both, decoder, encoder",
+            ["objective=everything"],
+            "there is no objective=everything: choose one of both, decoder, encoder",
         ),
         (["arms=[best]"], "best"),
-        (["tasks=[evaluate]"], "tasks=['evaluate']"),
+        (["evaluations=[nothing]"], "evaluations holds 'nothing'"),
         (["strategies=[skip]"], "unknown strategy 'skip'"),
         (["dataset.max_tokens=2"], "at least 3"),
         (["dataset.paths=[none.jsonl]"], "cannot read the texts in none.jsonl"),

@@ -216,7 +216,10 @@ def test_a_set_that_shares_saes_has_the_same_numbers(planned, lm, batches, tmp_p
         tables.activations(matches)["activations"],
     ):
         half = len(rows) // 2
-        one, other = ([{**r, "saes": ""} for r in part] for part in (rows[:half], rows[half:]))
+        one, other = (
+            [{**r, "source_suite": "", "target_suite": ""} for r in part]
+            for part in (rows[:half], rows[half:])
+        )
         assert one == other
     layers = tables.layers(list(saes))
     assert layers[:2] == layers[2:]

@@ -142,7 +142,7 @@ WHOLE = {stage: ["collection.folder=whole"] for stage in ("collect", "training")
 GRID = {
     "method": "grid",
     "metric": {"name": "explained_variance/folded", "goal": "maximize"},
-    "parameters": {"matching": {"values": ["both", "decoder"]}},
+    "parameters": {"objective": {"values": ["both", "decoder"]}},
     "command": ["${env}", "${interpreter}", "-m", "saematch", "+experiment=skip_layers",
                 "${args_no_hyphens}"],
 }  # fmt: skip

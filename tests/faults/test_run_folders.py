@@ -17,6 +17,7 @@ import pytest
 from conftest import tiny_overrides
 from saematch.app.main import build
 from saematch.compare.runs import find_runs
+from saematch.core.errors import InputError
 from saematch.core.results import Results
 from saematch.run import run, run_folders, tracking
 from saematch.run.resuming import finished_as, settings_of
@@ -135,9 +136,10 @@ def test_B25_an_attempt_that_fails_before_any_work_leaves_no_folder(cli, tmp_pat
         settings = json.loads((folder / "run.json").read_text())
         assert settings["seed"] == 3, "the folder is claimed before anything is loaded"
         run.log.warning("this line makes a log")
-        raise ValueError("no such SAE")
+        raise InputError("no such SAE")
 
-    assert "reach=2: it counts" in cli("reach=2", "run_id=a", "logger=none")[0]
+    message = cli("evaluations=[nothing]", "run_id=a", "logger=none")[0]
+    assert "evaluations holds 'nothing'" in message
     assert runs(tmp_path) == []
     with monkeypatch.context() as patched:
         patched.setattr(run, "_load", load)
@@ -148,7 +150,7 @@ def test_B25_an_attempt_that_fails_before_any_work_leaves_no_folder(cli, tmp_pat
 
 def test_B25_an_attempt_that_did_work_keeps_its_folder(cli, tmp_path, monkeypatch):
     def fail(*_):
-        raise ValueError("no ink")
+        raise InputError("no ink")
 
     with monkeypatch.context() as patched:
         patched.setattr(run, "draw_figures", fail)

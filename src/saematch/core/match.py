@@ -175,8 +175,8 @@ class Match:
         """
         if (self.n_source, self.n_target) != (other.n_source, other.n_target):
             raise InputError(
-                f"cannot compare a match of {self.n_source} to {self.n_target} features with one of "
-                f"{other.n_source} to {other.n_target}"
+                f"cannot compare a match of {self.n_source} to {self.n_target} features with one "
+                f"of {other.n_source} to {other.n_target}"
             )
         if not len(other.rows):
             return 1.0

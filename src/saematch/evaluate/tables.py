@@ -58,8 +58,8 @@ class Tables:
         """Return the tables ``strategies`` and ``contrasts``.
 
         ``strategies`` has one row for each pair, data set, arm, strategy and quantile.
-        ``contrasts`` has the differences between an arm and each target one under the same strategy,
-        between the two strategies of an arm, and between an arm and each strategy without a match.
+        ``contrasts`` has the differences between an arm and each later one under the same
+        strategy, between the two strategies of an arm, and between an arm and each strategy without a match.
         """
         rows: list[Row] = []
         contrasts: list[Row] = []

@@ -45,8 +45,8 @@ class Experiment:
     name: Text
     seed: Seed
     task: str
-    """``match``, ``collect`` (hidden states of the model, kept on disk) or ``train_saes`` (that, and
-    SAEs trained on them)."""
+    """``match``, ``collect`` (hidden states of the model, kept on disk) or ``train_saes`` (that,
+    and SAEs trained on them)."""
     evaluations: Unique[str]
     """Questions put to the matches: ``co_activation`` (which features fire together), ``skipping``
     (that, and skipped layers), ``features`` (errors of single features), ``paths``, ``explain``
