@@ -160,7 +160,7 @@ def test_runs_that_did_not_finish_are_listed(write, tmp_path, command):
     assert why["4"] == "ValueError: no layer 9"
     assert "7/results.json is damaged (" in why["7"]
     assert "no table of means" in why["8"]
-    assert "without all of saes, arm" in why["9"]
+    assert "without all of suites, arm" in why["9"]
     assert comparison.runs[-1].parameters["seed"] == 10, "as it was planned"
     best, value = comparison.best(comparison.objectives[0])
     assert (best.name, value) == ("2", 0.7)
