@@ -15,7 +15,7 @@ from threading import Barrier
 import pytest
 
 from conftest import tiny_overrides
-from saematch.app.main import build
+from saematch.app.configuration import build
 from saematch.compare.runs import find_runs
 from saematch.core.results import Results
 from saematch.run import run, run_folders, tracking

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from app.sweep.test_file import agents_command
-from saematch.app.main import build
+from saematch.app.configuration import build
 from saematch.app.sweep.file import read_sweep
 from saematch.report.summary import history_by_layer
 from saematch.run.run import run
