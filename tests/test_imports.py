@@ -43,7 +43,7 @@ HOMES = {
         "sae/sources/hub.py",
         "texts/hub.py",
     },
-    "yaml": {"sae/sources/registry.py", "app/saes.py", "app/sweep/file.py"},
+    "yaml": {"sae/sources/registry.py", "app/messages.py", "app/saes.py", "app/sweep/file.py"},
     "sweeps": {"app/sweep/engine.py"},
     "filelock": {"run/run_folders.py", "app/sweep/command.py"},
     "jsonschema": {"app/sweep/engine.py"},

@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from saematch.app.renaming import refuse_old_names, refuse_old_presets
 from saematch.app.secrets import refuse_secrets
 from saematch.core.errors import InputError
 from saematch.core.files import PRESETS
@@ -36,6 +37,7 @@ REFERRED = ("run_id", "objective", "matcher", "setting")
 def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
     """Return the experiment that the settings of a command line make, and its configuration."""
     refuse_secrets(overrides)
+    refuse_old_names(overrides)
     GlobalHydra.instance().clear()
     check_choices(overrides)
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
@@ -50,6 +52,7 @@ def built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str, 
     """Return the experiment, and the configuration with what was chosen; ``about`` is Hydra's."""
     from saematch.run.experiment import Experiment
 
+    refuse_old_presets(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
     run_folder(config.name, config.run_id)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     fields = [field.name for field in dataclasses.fields(Experiment)]

@@ -12,6 +12,7 @@ from contextlib import suppress
 from saematch.app.configuration import check_choices
 from saematch.app.launching import Begun, run_once
 from saematch.app.messages import MISTAKES, one_line
+from saematch.app.renaming import refuse_old_names
 from saematch.app.secrets import refuse_secrets
 from saematch.run.interruption import Interrupted, interruptible, record_killed
 
@@ -30,6 +31,7 @@ def main() -> None:
     Begun.config = None
     try:
         refuse_secrets(sys.argv[1:])
+        refuse_old_names(sys.argv[1:])
         with interruptible():
             _command(sys.argv[1:])
     except Interrupted as cause:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 
+import yaml
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from saematch.app.configuration import known_keys
+from saematch.app.renaming import renamed
 from saematch.core.errors import InputError
 from saematch.core.safe_text import visible
 
-MISTAKES = (HydraException, OmegaConfBaseException, InputError, OSError)
+MISTAKES = (HydraException, OmegaConfBaseException, yaml.YAMLError, InputError, OSError)
 """What a caller's mistake ends in; anything else is ours and shows its traceback."""
 
 _LAUNCHER = re.compile(
@@ -42,6 +44,9 @@ def _sentence(error: BaseException) -> str:
     if text.startswith(("mismatched input", "no viable alternative", "token recognition")):
         quoted = "'sae.path=\"saes/layer_{layer}\"'"
         return f"{text.partition(' See ')[0]}: a value with other signs wants quotes, as {quoted}"
+    old = re.match(r"(In '[^']+': )Could not override '([^']+)'", text)
+    if old and (sentence := renamed(f"{old[2]}=...")):
+        return old[1] + sentence
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:
         close = difflib.get_close_matches(unknown[1], known_keys(), n=1)

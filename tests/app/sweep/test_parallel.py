@@ -13,7 +13,7 @@ SWEEP = """\
 method: grid
 metric: {name: explained_variance/folded, goal: maximize}
 parameters:
-  matching: {values: [both, decoder]}
+  objective: {values: [both, decoder]}
   arms.folded.fold: {values: [threshold, decoder_norm]}
 command: ["${env}", "${interpreter}", "-m", "saematch", "+experiment=skip_layers",
           "arms=[folded,random]", "figures=[]", "${args_no_hyphens}"]
