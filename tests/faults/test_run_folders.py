@@ -330,13 +330,13 @@ def test_A15_one_run_that_is_offline_makes_no_other_one_so(tmp_path, server):
 
 # B16
 
-WHOLE = {"name": "x", "config": {}, "provenance": {}, "status": "finished"}
+WHOLE = {"schema": 2, "name": "x", "config": {}, "provenance": {}, "status": "finished"}
 DAMAGE = {
     "cut off": b'{"name": "x", "con',
     "no JSON": b"\xff\xfe\x00",
     "a list": b"[]",
     "nested": b"[" * 100_000,
-    "missing": b'{"name": "x"}',
+    "missing": b'{"schema": 2, "name": "x"}',
     "wrong type": json.dumps(WHOLE | {"tables": []}).encode(),
     "wrong table": json.dumps(WHOLE | {"tables": {"means": [1]}}).encode(),
     "a folder": None,
