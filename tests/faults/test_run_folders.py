@@ -17,6 +17,7 @@ import pytest
 from conftest import tiny_overrides
 from saematch.app.configuration import build
 from saematch.compare.runs import find_runs
+from saematch.core.errors import InputError
 from saematch.core.results import Results
 from saematch.run import run, run_folders, tracking
 from saematch.run.resuming import finished_as, settings_of
@@ -135,7 +136,7 @@ def test_B25_an_attempt_that_fails_before_any_work_leaves_no_folder(cli, tmp_pat
         settings = json.loads((folder / "run.json").read_text())
         assert settings["seed"] == 3, "the folder is claimed before anything is loaded"
         run.log.warning("this line makes a log")
-        raise ValueError("no such SAE")
+        raise InputError("no such SAE")
 
     assert "reach=2: it counts" in cli("reach=2", "run_id=a", "logger=none")[0]
     assert runs(tmp_path) == []
@@ -148,13 +149,13 @@ def test_B25_an_attempt_that_fails_before_any_work_leaves_no_folder(cli, tmp_pat
 
 def test_B25_an_attempt_that_did_work_keeps_its_folder(cli, tmp_path, monkeypatch):
     def fail(*_):
-        raise ValueError("no ink")
+        raise InputError("no ink")
 
     with monkeypatch.context() as patched:
         patched.setattr(run, "draw_figures", fail)
         assert cli(*SMALL, "run_id=a")[0] == "saematch: no ink"
     failed = Results.load(tmp_path / A / "results.json")
-    assert (failed.status, failed.error) == ("failed", "ValueError: no ink")
+    assert (failed.status, failed.error) == ("failed", "InputError: no ink")
     assert (tmp_path / A / "matches/folded/0-1.safetensors").exists()
     with monkeypatch.context() as patched:
         patched.setattr(run, "_load", fail)
