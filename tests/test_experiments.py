@@ -10,7 +10,7 @@ import pytest
 
 from chat.judge_server import JudgeServer
 from conftest import tiny_overrides
-from saematch.app.main import CONF, build
+from saematch.app.configuration import CONF, build
 from saematch.core.pairs import PAIR_COLUMNS, pair_of, suites_of
 from saematch.core.results import Results
 from saematch.evaluate.means import SCORE_METRICS, WEIGHT_METRICS

@@ -7,7 +7,7 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from saematch.app.main import CONF, REFERRED
+from saematch.app.configuration import CONF, REFERRED
 from saematch.app.reproduce import FAMILIES, JUDGED, planned
 from saematch.run.experiment import Experiment
 from saematch.sae.sources.source import ZooSaes

@@ -20,7 +20,7 @@ VERSIONS = {"torch": "2.9.0", "transformers": "5.0.0"}
 
 def mean(metric, value, arm="folded", low=None, high=None, **about):
     row = dict.fromkeys(MEANS) | {"suites": "default", "arm": arm, "metric": metric}
-    return row | {"value": value, "low": low, "high": high, "n_places": 2, **about}
+    return row | {"value": value, "low": low, "high": high, "n_pairs": 2, **about}
 
 
 def origin(layer, revision="sha256:1"):

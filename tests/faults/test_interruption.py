@@ -249,7 +249,7 @@ def test_A8_processes_that_a_run_has_started_end_with_it(tiny, tmp_path, words, 
 
 
 def test_A8_in_a_notebook_a_keyboard_interrupt_stays_one(cli, tiny, tmp_path, monkeypatch):
-    from saematch.app.main import build
+    from saematch.app.configuration import build
     from saematch.run.run import run
     from saematch.texts import lightning_runner
 

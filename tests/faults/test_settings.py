@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from saematch.app.main import MISTAKES, build, one_line, quoted
+from saematch.app.configuration import build, quoted
+from saematch.app.messages import MISTAKES, one_line
 from saematch.core.specs import Some, Unique, check_fields, spec
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Optimal

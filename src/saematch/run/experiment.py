@@ -32,8 +32,6 @@ from saematch.training.state import TrainingRecipe
 TASKS = ("match", "collect", "train_saes")
 """What a run does; all but ``match`` make SAEs."""
 EVALUATIONS = ("skipping", "co_activation", "features", "paths", "explain", "planted")
-RENAMED = {"activations": "co_activation", "evaluate": "skipping"}
-"""Names of evaluations before version 0.2."""
 ON_TEXTS = {"co_activation", "skipping"}
 """Evaluations that need the language model and texts."""
 
@@ -101,7 +99,6 @@ class Experiment:
         if unknown:
             raise InputError(
                 f"evaluations holds {unknown[0]!r}: choose among {', '.join(EVALUATIONS)}"
-                + (f" ({unknown[0]} is now {RENAMED[unknown[0]]})" if unknown[0] in RENAMED else "")
             )
         if self.trains and self.evaluations:
             raise InputError(

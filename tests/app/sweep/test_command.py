@@ -89,14 +89,14 @@ def test_a_jobs_wandb_run_holds_permutations_curves_and_judgements(sweep):
     assert sweep(*judge, **about, logger="wandb") is None
     server.close()
     told = json.loads((FOLDER / "sweep.json").read_text())
-    for number, matching in enumerate(("both", "decoder")):
+    for number, objective in enumerate(("both", "decoder")):
         folder = FOLDER / str(number) / "wandb"
         found = list(records(folder))
         (run,) = [r.run for r in found if r.WhichOneof("record_type") == "run"]
         assert run.run_id == f"s-{told['begun']}-{number}"
         assert run.display_name == f"s-{number}"
         assert run.run_group == f"s-{told['begun']}"
-        assert config(folder)["choices"]["objective"] == matching
+        assert config(folder)["choices"]["objective"] == objective
         logged = history(folder)
         curves = {row["layer"]: row["mse_W_dec/folded"] for row in logged
                   if "mse_W_dec/folded" in row}  # fmt: skip

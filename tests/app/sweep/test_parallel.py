@@ -25,7 +25,7 @@ def begin(tiny, tmp_path, monkeypatch):
     """Start a sweep with a cache of its own in a process of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3] / "src"))
     Path("s.yaml").write_text(SWEEP)
 
     def start(folder, *arguments):

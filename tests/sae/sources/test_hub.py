@@ -97,7 +97,7 @@ def from_cache(folder):
 
 def ran_on(name, folder):
     """Match and skip a layer with a release's SAEs of layers 2 and 3; return what came of it."""
-    from saematch.app.main import build
+    from saematch.app.configuration import build
     from saematch.run.run import run
 
     tiny = Path(os.environ["TINY"])
