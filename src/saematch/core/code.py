@@ -22,9 +22,7 @@ Source = type | FunctionType | ModuleType
 
 LIBRARIES = ("torch", "transformers")
 """Packages whose versions count if the code imports them."""
-_INSTALLED = {
-    Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")
-}
+_INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
 
 
 def code_of(*things: Any) -> str:
@@ -123,7 +121,9 @@ def _imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
         if isinstance(node, ast.Import):
             found.extend((alias.name,) for alias in node.names)
         if isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            parents = (
+                package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            )
             base = ".".join([*parents, *filter(None, [node.module])])
             found.extend((f"{base}.{alias.name}", base) for alias in node.names)
         for child in children:

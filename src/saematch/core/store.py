@@ -57,7 +57,7 @@ def write(
 
 def write_note(path: Path, facts: Mapping[str, Any]) -> None:
     """Write facts that JSON can hold with key and digest; an older note is replaced."""
-    note = {**facts, "key": key_of(path), "digest": BLANK}
+    note = {"digest": BLANK, "key": key_of(path), **facts}
     with replacing(path) as part:
         part.write_text(json.dumps(note, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         _seal(part, is_json=True)
