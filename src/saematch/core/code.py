@@ -121,9 +121,8 @@ def _imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
         if isinstance(node, ast.Import):
             found.extend((alias.name,) for alias in node.names)
         if isinstance(node, ast.ImportFrom):
-            parents = (
-                package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
-            )
+            depth = package.count(".") + 2 - node.level
+            parents = package.split(".")[:depth] if node.level else []
             base = ".".join([*parents, *filter(None, [node.module])])
             found.extend((f"{base}.{alias.name}", base) for alias in node.names)
         for child in children:
