@@ -11,7 +11,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -49,14 +49,14 @@ _REMEDIES = {
 
 
 @contextmanager
-def replacing(path: Path, keep: bool = False) -> Iterator[Path]:
+def replacing(path: Path, keep: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it if the block ends without error.
 
-    No other process, thread or machine gets the same temporary path. With ``keep``, a file that
-    another run has put there meanwhile stays: for what is the same whoever writes it, since on a
-    shared file system a file that is replaced is lost to those who are reading it. The file gets
-    the permissions that the umask leaves, whichever library writes it. Raises ``OSError``, which
-    names ``path``, if the disk is full or the file cannot be written for another reason.
+    No other process, thread or machine gets the same temporary path. If ``keep`` accepts the file
+    that another run has put there meanwhile, that file stays: on a shared file system, processes
+    that are reading a file lose it when it is replaced. The file gets the permissions that the
+    umask leaves, whichever library writes it. Raises ``OSError``, which names ``path``, if the disk
+    is full or the file cannot be written for another reason.
     """
     part = _part(path)
     with _naming(path, part):
@@ -68,7 +68,7 @@ def replacing(path: Path, keep: bool = False) -> Iterator[Path]:
             yield part
             if part.stat().st_mode != mode:  # safetensors writes what nobody else can read
                 part.chmod(mode)
-            if not (keep and path.exists()):
+            if keep is None or not keep(path):
                 part.replace(path)
         finally:
             part.unlink(missing_ok=True)

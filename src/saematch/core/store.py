@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saematch.core.errors import InputError
-from saematch.core.files import replacing, unwritable
+from saematch.core.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +47,10 @@ def write(
 ) -> None:
     """Write tensors and facts with key and digest.
 
-    With ``keep`` a file that is there stays, since another run wrote the same.
+    With ``keep`` a whole file that is there stays, since another run wrote the same.
     """
     header = {**(facts or {}), "key": key_of(path), "digest": BLANK}
-    with replacing(path, keep=keep) as part:
+    with replacing(path, is_kept if keep else None) as part:
         save_file(dict(tensors), part, header)
         _seal(part, is_json=False)
 
@@ -81,33 +81,29 @@ def missing(paths: Sequence[Path]) -> list[int]:
 
 
 def is_kept(path: Path) -> bool:
-    """Whether a file is there and whole; one that is damaged is removed, with a warning.
+    """Whether a file is there and whole; a warning names one that is damaged.
 
-    A file under another name than its own is damaged too. A process reads each file only once for
-    this, unless the file changes.
+    A file under another name than its own is damaged too. The damaged file stays until ``write``
+    replaces it, so that no run removes what another run has made again. A process reads each file
+    only once for this, unless the file changes.
     """
     try:
-        state = path.stat()
-    except FileNotFoundError:
-        return False
-    try:
-        key = read_facts(path)["key"]
-        if key == key_of(path):
-            return True
-        reason = f"it is a copy of {key}"
+        version = _version(path.stat())
+        key = _checked(path, version)["key"]
     except FileNotFoundError:
         return False
     except DamagedError as error:
-        reason = str(error)
-    log.warning("%s is damaged (%s): it is removed and made again", path, reason)
-    try:
-        if _version(path.stat()) == _version(state):  # another run may have replaced it meanwhile
-            path.unlink(missing_ok=True)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise unwritable(path, str(error.strerror), "delete it, and run again") from error
-    return False
+        _warn(path, version, str(error))
+        return False
+    if key != key_of(path):
+        _warn(path, version, f"it is a copy of {key}")
+        return False
+    return True
+
+
+@cache
+def _warn(path: Path, _: _Version, reason: str) -> None:
+    log.warning("%s is damaged (%s): its content is made again", path, reason)
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -115,12 +111,15 @@ def read_facts(path: Path) -> dict[str, Any]:
     return dict(_checked(path, _version(path.stat())))
 
 
-def _version(state: os.stat_result) -> tuple[int, int, int]:
+_Version = tuple[int, int, int]
+
+
+def _version(state: os.stat_result) -> _Version:
     return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 @cache
-def _checked(path: Path, _: tuple[int, int, int]) -> dict[str, Any]:
+def _checked(path: Path, _: _Version) -> dict[str, Any]:
     """Return the header of a file of one version, after a look at all of its bytes."""
     is_json = path.suffix == ".json"
     with path.open("rb") as file:
