@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from conftest import random_sae
-from saematch.core.match import Match
 from saematch.core.pairs import SaeKey
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import ChanceLevel, Optimal, Random
