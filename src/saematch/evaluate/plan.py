@@ -6,14 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from saematch.core.errors import InputError
 from saematch.core.files import code_hash, hashed
 from saematch.core.match import Match
 from saematch.core.pairs import NO_ARM, Pair, SaeKey
 from saematch.evaluate.splice import MATCHLESS, Splice, SplicePlan, canonical
-from saematch.evaluate.weights import feature_mse, least
+from saematch.evaluate.weights import of_least_error, row_errors
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.arm import Arm
 from saematch.matching.matches import MatchSet
@@ -85,8 +83,9 @@ def _of_arm(
         yield Splice(strategy, pair, found), match
         for quantile in map(float, arm.quantiles):
             if errors is None:
-                errors = feature_mse(saes[pair.source], saes[pair.target], match)
-            yield Splice(strategy, pair, found, quantile), match.keep(least(errors, quantile))
+                errors = row_errors(saes[pair.source], saes[pair.target], match)
+            moved = of_least_error(match, errors, quantile)
+            yield Splice(strategy, pair, found, quantile), moved
 
 
 def evaluate_texts(
@@ -114,9 +113,3 @@ def evaluate_texts(
             run_batches(trainer, part, lm, batches, label, paths)
             files[name].append(paths)
     return {name: TextSums(tuple(of_set)) for name, of_set in files.items()}
-
-
-def partner_counts(match: Match, fired: torch.Tensor) -> torch.Tensor:
-    """Return how often each source feature's partner fired, 0 without one; texts go first."""
-    partners = match.partners()
-    return torch.where(partners >= 0, fired[:, partners.clamp(min=0)], 0)
