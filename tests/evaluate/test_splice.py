@@ -9,6 +9,7 @@ from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 
 from conftest import N_LAYERS, TEXTS
+from matches import dense, partners
 from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate import splice
 from saematch.evaluate.intervals import Intervals
@@ -119,7 +120,10 @@ def plain(planned, lm, cell):
             own = torch.argsort(feature_mse(a, b, match))[n_least:]
             stay = torch.zeros_like(features)
             stay[:, own] = features[:, own]
-            x_hat = fold(b, by).decode(match.apply(features - stay)) + stay @ fold(a, by).W_dec
+            x_hat = (
+                fold(b, by).decode((features - stay) @ dense(match).float())
+                + stay @ fold(a, by).W_dec
+            )
         else:
             x_hat = {
                 "reconstruct_previous": a.reconstruct(x_t),
@@ -273,12 +277,12 @@ def test_co_activation_equals_counting_by_hand(planned, lm, sums):
     for row in rows:
         pair = Pair.of_layers(row["source_layer"], row["target_layer"])
         match = planned.matches.by_arm[row["arm"]][pair]
-        own, partner = active[pair.source], active[pair.target][:, match.partners()]
+        own, partner = active[pair.source], active[pair.target][:, partners(match)]
         both = (own & partner).sum().item()
         assert row["matching_score"] == pytest.approx(both / own.sum().item())
         assert row["n_live"] + row["n_dead"] == own.shape[1]
         assert torch.equal(tables.fired(pair.source), own.sum(dim=0))
-        for n, one in zip((3, 5), tables.features(pair, match, [3, 5]), strict=True):
+        for n, one in zip((3, 5), tables.entries(pair, match, [3, 5]), strict=True):
             together, fired = int((own & partner)[:, n].sum()), int(own[:, n].sum())
             either = int((own | partner)[:, n].sum())
             assert one["matching_score"] == pytest.approx(together / fired if fired else 0)

@@ -44,15 +44,15 @@ def example_rows(saes: Saes, matches: MatchSet) -> list[Row]:
             match, errors = of_arm[pair], _errors(saes, matches, arm, pair)
             order = errors["W_dec"].argsort(stable=True).tolist()
             ends = order[:N_EXAMPLES] + order[N_EXAMPLES:][-N_EXAMPLES:]
-            for n in ends:
+            for entry in ends:
                 rows.append(
                     {
                         **pair.columns(),
                         "arm": arm,
-                        "rank": order.index(n),
-                        "source_feature": int(match.rows[n]),
-                        "target_feature": int(match.columns[n]),
-                        **{f"mse_{part}": errors[part][n].item() for part in PARTS},
+                        "rank": order.index(entry),
+                        "source_feature": int(match.rows[entry]),
+                        "target_feature": int(match.columns[entry]),
+                        **{f"mse_{part}": errors[part][entry].item() for part in PARTS},
                     }
                 )
     return rows
