@@ -15,7 +15,6 @@ from saematch.evaluate import splice
 from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.plan import Cell, evaluate_texts, plan_splices
 from saematch.evaluate.tables import Tables
-from saematch.evaluate.weights import feature_mse
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Random
@@ -95,6 +94,15 @@ def names(sums):
         return sorted(file.keys())
 
 
+def staying(a, b, weights, quantile):
+    """Return the features that keep their own decoder vectors: all but those of least error."""
+    a, b = fold(a, "threshold"), fold(b, "threshold")
+    errors = (a.W_dec - weights @ b.W_dec).square().mean(dim=1)
+    matched = weights.any(dim=1)
+    errors[~matched] = torch.inf
+    return torch.argsort(errors)[round(quantile * int(matched.sum())) :]
+
+
 def plain(planned, lm, cell):
     """Return x_hat, x and the losses of each text, evaluated one by one."""
     pair = cell.splice.pair
@@ -115,15 +123,12 @@ def plain(planned, lm, cell):
             by = {"permute": "threshold", "permute_raw": "decoder_norm"}[cell.splice.strategy]
             match = planned.matches.by_arm[cell.arm][pair]
             features = fold(a, by).encode(x_t)
-            q = 1.0 if cell.splice.quantile is None else cell.splice.quantile
-            n_least = round(q * a.n_features)
-            own = torch.argsort(feature_mse(a, b, match))[n_least:]
+            weights = dense(match).float()
             stay = torch.zeros_like(features)
-            stay[:, own] = features[:, own]
-            x_hat = (
-                fold(b, by).decode((features - stay) @ dense(match).float())
-                + stay @ fold(a, by).W_dec
-            )
+            if cell.splice.quantile is not None:
+                own = staying(a, b, weights, cell.splice.quantile)
+                stay[:, own] = features[:, own]
+            x_hat = fold(b, by).decode((features - stay) @ weights) + stay @ fold(a, by).W_dec
         else:
             x_hat = {
                 "reconstruct_previous": a.reconstruct(x_t),
