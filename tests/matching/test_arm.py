@@ -40,8 +40,11 @@ def with_nan():
     [
         ({"rows": [0]}, "returned dict, not a Match"),
         (None, "returned NoneType, not a Match"),
-        (permutation(0, 23), "a match of 23 to 23 features for SAEs of 24 and 24 features"),
-        (soft(0, 24, 25), "a match of 24 to 25 features for SAEs of 24 and 24 features"),
+        (
+            permutation(0, 23),
+            "returned a match of 23 to 23 features for SAEs of 24 and 24",
+        ),
+        (soft(0, 24, 25), "returned a match of 24 to 25 features for SAEs of 24 and 24 features"),
         (with_nan, "made no valid match: 24 weights of a match are NaN or infinite"),
         (soft(0), "gave some features several partners: let it give one, or declare"),
     ],
