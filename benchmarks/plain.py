@@ -72,7 +72,7 @@ def _changed(
         else:
             by = DECODINGS[splice.strategy]
             assert match is not None
-            x_hat = fold(later, by).decode(match.apply(fold(earlier, by).encode(x_t)))
+            x_hat = fold(later, by).decode(_permuted(fold(earlier, by).encode(x_t), match))
         seen["x_hat"] = x_hat
         changed = output.clone()
         changed[batch.counts] = x_hat
@@ -88,6 +88,11 @@ def _changed(
         for hook in hooks:
             hook.remove()
     return seen["x"], seen["x_hat"], losses
+
+
+def _permuted(features: Tensor, match: Match) -> Tensor:
+    out = features.new_zeros(*features.shape[:-1], match.n_target)
+    return out.index_add(-1, match.columns.to(out.device), features[..., match.rows])
 
 
 def _losses(lm: LanguageModel, batch: TokenBatch) -> Tensor:

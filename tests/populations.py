@@ -57,8 +57,10 @@ def _sums(random, counts, spread, scale):
 
 def metrics(weights: torch.Tensor, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the metrics of a text set and its replicates."""
-    counts, partnered = sums["counts"], torch.ones(sums["own"].shape[1], dtype=torch.bool)
-    score = co_activation(weights, sums["both"], sums["own"], sums["partner"], partnered)
+    counts, both = sums["counts"], sums["both"]
+    one_each = torch.ones(both.shape[1], dtype=torch.int64)
+    fired = (sums["own"], sums["partner"])
+    score = co_activation(weights, both, *fired, both.sum(dim=1), one_each)
     names = ("error_sum", "error_square", "x_sum", "x_square", "counts")
     found = {
         "explained_variance": explained_variance(weights, *(sums[name] for name in names)),

@@ -29,7 +29,8 @@ def test_a_run_writes_what_it_promises(cli, tmp_path):
     rows = results["tables"]["matches"]
     assert [r["arm"] for r in rows] == arms * pairs
     wanted = {"source_layer", "target_layer", "arm", "mse_W_enc", "mse_b_enc", "mse_W_dec",
-              "recall", "matching_score", "value", "bound", "chance", "gap", "gap_over_chance"}  # fmt: skip
+              "recall", "matching_score", "value", "bound", "chance", "gap",
+              "gap_over_chance"}  # fmt: skip
     assert all(wanted <= row.keys() for row in rows)
     solved = [row for row in rows if row["arm"] in ("folded", "unfolded")]
     assert all(0 <= row["gap_over_chance"] <= 1e-6 for row in solved)

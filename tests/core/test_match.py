@@ -1,58 +1,104 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from saematch.core.match import Certificate, Match
+from matches import (
+    dense,
+    matches,
+    of_dense,
+    partners,
+    permutation,
+    permutations,
+    transported,
+    untimed,
+)
+from saematch.core.match import Certificate, InvalidMatch, Match
 
 CERTIFICATE = Certificate(2.0, 2.5, 0.5, 0.25, 1, 0.5)
 
 
-def permutation(seed, n):
-    return Match.from_columns(torch.randperm(n, generator=torch.Generator().manual_seed(seed)), n)
-
-
 def test_the_worked_example_of_the_direction():
     match = Match.from_columns(torch.tensor([2, 0, 1]), 3)
-    assert match.apply(torch.tensor([10.0, 20.0, 30.0])).tolist() == [20.0, 30.0, 10.0]
+    assert transported(match, torch.tensor([[10.0, 20.0, 30.0]])).tolist() == [[20.0, 30.0, 10.0]]
     assert match.is_permutation
 
 
-def test_apply_is_the_matrix_product():
-    match = permutation(0, 7)
-    x = torch.randn(2, 3, 7)
-    dense = torch.zeros(7, 7)
-    dense[match.rows, match.columns] = 1
-    torch.testing.assert_close(match.apply(x), x @ dense)
-
-
-def test_inverse_undoes_apply():
-    match, x = permutation(1, 9), torch.randn(4, 9)
-    assert torch.equal(match.inverse().apply(match.apply(x)), x)
-    assert torch.equal(match.inverse().inverse().columns, match.columns)
-
-
-def test_compose_is_apply_after_apply():
-    first, second = permutation(2, 8), permutation(3, 8)
-    x = torch.randn(5, 8)
+@untimed
+@given(st.data(), matches() | permutations())
+def test_compose_is_the_product_of_the_matrices(data, first):
+    second = data.draw(matches(n=first.n_target) | permutations(first.n_target))
     composed = first.compose(second)
-    torch.testing.assert_close(composed.apply(x), second.apply(first.apply(x)))
-    assert torch.equal(composed.columns, second.columns[first.columns])
-    identity = first.compose(first.inverse())
-    assert torch.equal(identity.columns, torch.arange(8))
+    expected = dense(first) @ dense(second)
+    torch.testing.assert_close(dense(composed), expected, rtol=1e-12, atol=1e-12)
+    assert (composed.weights != 0).all()
+    assert composed.dropped == 0.0
+    if first.is_permutation and second.is_permutation:
+        assert torch.equal(composed.columns, second.columns[first.columns])
+        assert composed.is_permutation
+
+
+@untimed
+@given(st.data(), matches(), st.integers(1, 3))
+def test_composition_keeps_the_largest_weights_of_each_row(data, first, most):
+    second = data.draw(matches(n=first.n_target))
+    every, found = first.compose(second), first.compose(second, most)
+    weights = dense(every)
+    expected = torch.zeros_like(weights)
+    for i, row in enumerate(weights):  # of equal weights the first columns
+        largest = sorted(range(len(row)), key=lambda j, row=row: (-abs(row[j]), j))[:most]
+        expected[i, largest] = row[largest]
+    assert torch.equal(dense(found), expected)
+    mass = weights.abs().sum()
+    lost = (weights - expected).abs().sum()
+    assert found.dropped == pytest.approx((lost / mass).item() if mass else 0.0, abs=1e-12)
+
+
+def test_dropped_mass_adds_up_over_a_chain_and_is_kept(tmp_path):
+    spread = of_dense(torch.tensor([[0.5, 0.25, 0.25]]))
+    shuffle = Match.from_columns(torch.tensor([2, 0, 1]), 3)
+    once = spread.compose(shuffle, most=2)
+    assert once.columns.tolist() == [0, 2]
+    assert once.weights.tolist() == [0.25, 0.5]
+    assert once.dropped == 0.25
+    twice = once.compose(shuffle, most=1)  # keeps 1/2 of 3/4
+    assert twice.columns.tolist() == [1]
+    assert twice.dropped == pytest.approx(1 - 0.75 * (0.5 / 0.75))
+    assert twice.inverse().dropped == twice.dropped
+    twice.save(tmp_path / "m.safetensors")
+    assert Match.load(tmp_path / "m.safetensors")[0].dropped == twice.dropped
+
+
+@untimed
+@given(matches() | permutations())
+def test_the_inverse_is_the_transpose_with_the_same_weights(match):
+    assert torch.equal(dense(match.inverse()), dense(match).T)
+    again = match.inverse().inverse()
+    for name in ("rows", "columns", "weights"):
+        assert torch.equal(getattr(again, name), getattr(match, name))
+    if match.is_permutation:
+        assert torch.equal(match.compose(match.inverse()).columns, torch.arange(match.n_source))
+
+
+@untimed
+@given(matches())
+def test_matched_features_are_the_rows_with_an_entry(match):
+    n_entries = (dense(match) != 0).sum(dim=1)
+    assert match.matched.tolist() == torch.nonzero(n_entries).flatten().tolist()
+    assert match.one_partner == bool((n_entries <= 1).all())
 
 
 def test_partial_matches_lose_features_and_compose():
     first = Match.from_columns(torch.tensor([1, -1, 0]), 2)
     second = Match.from_columns(torch.tensor([-1, 3]), 4)
-    assert first.apply(torch.tensor([5.0, 6.0, 7.0])).tolist() == [7.0, 5.0]
-    assert first.compose(second).partners().tolist() == [3, -1, -1]
+    assert transported(first, torch.tensor([[5.0, 6.0, 7.0]])).tolist() == [[7.0, 5.0]]
+    assert partners(first.compose(second)).tolist() == [3, -1, -1]
     assert not first.is_permutation
 
 
-def test_many_to_one_sums_and_has_no_single_inverse_partner():
-    match = Match.from_columns(torch.tensor([0, 0, 1]), 2)
-    assert match.apply(torch.tensor([1.0, 2.0, 4.0])).tolist() == [3.0, 4.0]
-    with pytest.raises(ValueError, match="several partners"):
-        match.inverse().partners()
+def test_matches_of_sizes_that_do_not_fit_are_not_composed():
+    with pytest.raises(ValueError, match="ends in 5 features, the second begins with 4"):
+        permutation(0, 5).compose(permutation(0, 4))
 
 
 def test_agreement_is_recall_of_the_other():
@@ -87,6 +133,13 @@ def test_a_cut_off_file_is_refused(tmp_path):
 def test_entries_out_of_order_or_range_are_refused(rows, columns):
     with pytest.raises(ValueError, match="match"):
         Match(torch.tensor(rows), torch.tensor(columns), torch.ones(2, dtype=torch.float64), 3, 3)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(weight):
+    with pytest.raises(InvalidMatch, match="1 weights of a match are NaN or infinite"):
+        Match(torch.tensor([0, 1]), torch.tensor([0, 1]),
+              torch.tensor([1.0, weight], dtype=torch.float64), 2, 2)  # fmt: skip
 
 
 def test_gap_by_hand():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from conftest import random_sae
+from matches import partners
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate.features import N_BINS, N_EXAMPLES, example_rows, histogram_rows
@@ -96,7 +97,7 @@ def test_a_path_ends_at_a_feature_without_a_partner():
     gone = Match.from_columns(
         torch.where(permutation(1).columns == 5, -1, permutation(1).columns), 24
     )
-    lost = int(torch.nonzero(gone.partners() == -1)[0])
+    lost = int(torch.nonzero(partners(gone) == -1)[0])
     start = int(torch.nonzero(permutation(0).columns == lost)[0])
     spec = PathSpec(features=[start, (start + 1) % 24])
     rows = path_rows(SAES, a_match_set(a=(permutation(0), gone)), spec, None)

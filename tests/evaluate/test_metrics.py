@@ -72,16 +72,18 @@ def test_co_activation_of_a_replicate_counts_its_texts_alone(monkeypatch):
     partner = fired + torch.randint(0, 2, (4, 8), generator=g)
     both = (fired * torch.rand(4, 8, generator=g)).long()
     weights = torch.tensor([[1.0, 1, 1, 1], [0, 3, 0, 1]], dtype=torch.float64)
-    partnered = torch.ones(8, dtype=torch.bool)
-    found = co_activation(weights, both, fired, partner, partnered)
+    one_each = torch.ones(8, dtype=torch.int64)
+    found = co_activation(weights, both, fired, partner, both.sum(dim=1), one_each)
     again = [counts[torch.tensor([1, 1, 1, 3])] for counts in (both, fired, partner)]
-    once = co_activation(torch.ones(1, 4, dtype=torch.float64), *again, partnered)
+    once = co_activation(
+        torch.ones(1, 4, dtype=torch.float64), *again, again[0].sum(dim=1), one_each
+    )
     for name in ("matching_score", "matching_score_macro", "jaccard"):
         assert getattr(found, name)[1].item() == pytest.approx(getattr(once, name).item()), name
 
 
 def test_co_activation_of_dead_layers_is_no_nan():
     dead = torch.zeros(1, 3, dtype=torch.int64)
-    score = co_activation(ONCE, dead, dead, dead, torch.ones(3, dtype=torch.bool))
+    score = co_activation(ONCE, dead, dead, dead, dead.sum(dim=1), torch.ones(3).long())
     assert not math.isnan(score.matching_score.item() + score.jaccard.item())
     assert (score.n_live, score.n_dead) == (0, 3)

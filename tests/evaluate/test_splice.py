@@ -9,12 +9,12 @@ from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 
 from conftest import N_LAYERS, TEXTS
+from matches import dense, partners
 from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate import splice
 from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.plan import Cell, evaluate_texts, plan_splices
 from saematch.evaluate.tables import Tables
-from saematch.evaluate.weights import feature_mse
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Random
@@ -94,6 +94,15 @@ def names(sums):
         return sorted(file.keys())
 
 
+def staying(a, b, weights, quantile):
+    """Return the features that keep their own decoder vectors: all but those of least error."""
+    a, b = fold(a, "threshold"), fold(b, "threshold")
+    errors = (a.W_dec - weights @ b.W_dec).square().mean(dim=1)
+    matched = weights.any(dim=1)
+    errors[~matched] = torch.inf
+    return torch.argsort(errors)[round(quantile * int(matched.sum())) :]
+
+
 def plain(planned, lm, cell):
     """Return x_hat, x and the losses of each text, evaluated one by one."""
     pair = cell.splice.pair
@@ -114,12 +123,12 @@ def plain(planned, lm, cell):
             by = {"permute": "threshold", "permute_raw": "decoder_norm"}[cell.splice.strategy]
             match = planned.matches.by_arm[cell.arm][pair]
             features = fold(a, by).encode(x_t)
-            q = 1.0 if cell.splice.quantile is None else cell.splice.quantile
-            n_least = round(q * a.n_features)
-            own = torch.argsort(feature_mse(a, b, match))[n_least:]
+            weights = dense(match).float()
             stay = torch.zeros_like(features)
-            stay[:, own] = features[:, own]
-            x_hat = fold(b, by).decode(match.apply(features - stay)) + stay @ fold(a, by).W_dec
+            if cell.splice.quantile is not None:
+                own = staying(a, b, weights, cell.splice.quantile)
+                stay[:, own] = features[:, own]
+            x_hat = fold(b, by).decode((features - stay) @ weights) + stay @ fold(a, by).W_dec
         else:
             x_hat = {
                 "reconstruct_previous": a.reconstruct(x_t),
@@ -276,12 +285,12 @@ def test_co_activation_equals_counting_by_hand(planned, lm, sums):
     for row in rows:
         pair = Pair.of_layers(row["source_layer"], row["target_layer"])
         match = planned.matches.by_arm[row["arm"]][pair]
-        own, partner = active[pair.source], active[pair.target][:, match.partners()]
+        own, partner = active[pair.source], active[pair.target][:, partners(match)]
         both = (own & partner).sum().item()
         assert row["matching_score"] == pytest.approx(both / own.sum().item())
         assert row["n_live"] + row["n_dead"] == own.shape[1]
         assert torch.equal(tables.fired(pair.source), own.sum(dim=0))
-        for n, one in zip((3, 5), tables.features(pair, match, [3, 5]), strict=True):
+        for n, one in zip((3, 5), tables.entries(pair, match, [3, 5]), strict=True):
             together, fired = int((own & partner)[:, n].sum()), int(own[:, n].sum())
             either = int((own | partner)[:, n].sum())
             assert one["matching_score"] == pytest.approx(together / fired if fired else 0)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from conftest import N_FEATURES, TEXTS, tiny_overrides
+from matches import dense, partners
 from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.plan import evaluate_texts, plan_splices
@@ -107,7 +108,7 @@ def plain(lm, earlier, later, match, strategy):
         x_t, x = (resid_post(lm, ids)[n] for n in PAIR[1:])
         if strategy == "permute":
             features = fold(earlier, "threshold").encode(x_t)
-            x_hat = fold(later, "threshold").decode(match.apply(features))
+            x_hat = fold(later, "threshold").decode(features @ dense(match).float())
         else:
             x_hat = {"drop": x_t, "reconstruct_current": later.reconstruct(x)}[strategy]
         replaced = torch.where(counts[:, None], x_hat, x)[None]
@@ -160,7 +161,7 @@ def test_A2_skipped_layers_equal_plain_hooks(lm, saes, batches, tmp_path):
         x = resid_post(lm, ids)
         found.append([(saes[key].encode(x[key.layer]) > 0)[counts] for key in KEYS[1:3]])
     own, partner = (torch.cat(part) for part in zip(*found, strict=True))
-    both = own & partner[:, match.partners()]
+    both = own & partner[:, partners(match)]
     assert scored["matching_score"] == pytest.approx(both.sum().item() / own.sum().item())
     layers = tables.layers(list(KEYS))
     assert layers[1]["mean_l0"] == pytest.approx(own.sum().item() / len(own))

@@ -4,10 +4,16 @@ import pytest
 import torch
 
 from conftest import random_sae
+from matches import permutation
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate.match_tables import exact_arms, match_rows
-from saematch.evaluate.weights import decoder_norm_change, feature_mse, least
+from saematch.evaluate.weights import (
+    decoder_norm_change,
+    feature_mse,
+    of_least_error,
+    row_errors,
+)
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Optimal, Random
 from saematch.matching.matches import match_pairs
@@ -48,16 +54,19 @@ def test_composition_goes_through_every_layer_between(tmp_path):
 def test_the_least_are_a_share_of_the_pairs():
     a, b = random_sae(0), random_sae(1)
     match = Random(0)(Parts().factors(a, b))
-    errors = feature_mse(a, b, match)
+    errors = row_errors(a, b, match)
+    assert torch.equal(errors, feature_mse(a, b, match)), "of one partner of weight 1"
     for share, n in ((0.0, 0), (0.3, 7), (0.5, 12), (1.0, 24)):
-        chosen = least(errors, share)
-        assert int(chosen.sum()) == n
+        chosen = of_least_error(match, errors, share).rows
+        assert len(chosen) == n
         if 0 < n < 24:
-            assert errors[chosen].max() <= errors[~chosen].min()
+            others = [i for i in range(24) if i not in chosen]
+            assert errors[chosen].max() <= errors[others].min()
 
 
 def test_equal_errors_are_taken_in_the_order_of_features():
-    assert least(torch.zeros(24).double(), 0.25).tolist() == [True] * 6 + [False] * 18
+    match = of_least_error(permutation(0), torch.zeros(24).double(), 0.25)
+    assert match.rows.tolist() == list(range(6))
 
 
 def test_decoder_norm_change_by_hand():

@@ -4,11 +4,8 @@ import pytest
 import torch
 
 from conftest import random_sae
-from saematch.core.match import Match
-from saematch.matching.transport import carry
 from saematch.sae import activations
 from saematch.sae.activations import decode, encode
-from saematch.sae.folding import fold, fold_scale
 
 
 @pytest.fixture
@@ -21,10 +18,10 @@ def test_sparse_equals_dense_at_every_block_size(x, rows, monkeypatch):
     sae = random_sae(0)
     monkeypatch.setattr(activations, "ENCODE_CHUNK", rows * sae.n_features)
     active = encode(sae, x)
-    dense = sae.encode(x)
-    assert torch.equal(active.dense(), dense > 0)
+    features = sae.encode(x)
+    assert torch.equal(active.dense(), features > 0)
     assert active.n_tokens == 50
-    torch.testing.assert_close(decode(sae, active), sae.decode(dense))
+    torch.testing.assert_close(decode(sae, active), sae.decode(features))
 
 
 def test_tokens_without_an_active_feature_decode_to_the_bias():
@@ -38,24 +35,3 @@ def test_tokens_without_an_active_feature_decode_to_the_bias():
     active = encode(silent, x)
     assert set(active.tokens().tolist()) == {1}
     torch.testing.assert_close(decode(silent, active), silent.reconstruct(x))
-
-
-@pytest.mark.parametrize("by", ["threshold", "decoder_norm"])
-def test_carrying_is_encode_permute_decode_on_folded_saes(x, by):
-    """Equation 5 with dense matrices on SAEs folded beforehand."""
-    a, b = random_sae(1), random_sae(2)
-    match = Match.from_columns(torch.randperm(24, generator=torch.Generator().manual_seed(3)), 24)
-    a_folded, b_folded = fold(a, by), fold(b, by)
-    expected = b_folded.decode(match.apply(a_folded.encode(x)))
-    carried = carry(encode(a, x), match, fold_scale(a, by), fold_scale(b, by))
-    torch.testing.assert_close(decode(b, carried), expected)
-
-
-def test_features_without_a_partner_are_lost(x):
-    a, b = random_sae(1), random_sae(2)
-    columns = torch.arange(24)
-    columns[::2] = -1
-    match = Match.from_columns(columns, 24)
-    ones = torch.ones(24)
-    expected = b.decode(match.apply(a.encode(x)))
-    torch.testing.assert_close(decode(b, carry(encode(a, x), match, ones, ones)), expected)

@@ -49,12 +49,12 @@ def test_truth_of_a_chain_leads_to_the_same_features(folders):
         earlier, later = weights(folders, built, layer), weights(folders, built, layer + 1)
         match = truth(folders, built, layer)
         assert match.is_permutation
-        partners = match.partners()
+        columns = match.columns
         assert not torch.equal(earlier["W_dec"], later["W_dec"])
-        assert torch.equal(earlier["W_dec"], later["W_dec"][partners])
-        assert torch.equal(earlier["W_enc"], later["W_enc"][:, partners])
-        assert torch.equal(earlier["threshold"], later["threshold"][partners])
-    assert not torch.equal(truth(folders, built, 0).partners(), truth(folders, built, 1).partners())
+        assert torch.equal(earlier["W_dec"], later["W_dec"][columns])
+        assert torch.equal(earlier["W_enc"], later["W_enc"][:, columns])
+        assert torch.equal(earlier["threshold"], later["threshold"][columns])
+    assert not torch.equal(truth(folders, built, 0).columns, truth(folders, built, 1).columns)
 
 
 def test_truth_of_mixed_leaves_out_exactly_the_fresh_features(folders):

@@ -1,9 +1,9 @@
-"""``Match``: which feature of the source is which feature of the target.
+"""``Match``: which features of the source are which features of the target.
 
 The direction, once and for all: the entry ``(i, j)`` says that feature ``i`` of the source
 is feature ``j`` of the target. Example with three features, ``columns = [2, 0, 1]``: feature 0
 of the source is feature 2 of the target, so activations ``[a, b, c]`` of the source
-layer become ``[b, c, a]`` in the target's order.
+layer become ``[b, c, a]`` in the target's order (``matching.transport``).
 """
 
 from __future__ import annotations
@@ -60,11 +60,16 @@ class Certificate:
         return self.gap if self.gap_over_chance is None else self.gap_over_chance
 
 
+class InvalidMatch(InputError):
+    """The entries of a match break its rules."""
+
+
 @dataclass(frozen=True)
 class Match:
-    """A sparse ``[n_source, n_target]`` matrix; a permutation has one entry in each row and column.
+    """A sparse, weighted ``[n_source, n_target]`` matrix with any number of entries in a row.
 
-    Entries are sorted by row, then column, and no place has two. Raises ``InputError`` otherwise.
+    A permutation has one entry in each row and column, of weight 1. Entries are sorted by row, then
+    column, no place has two, and weights are finite. Raises ``InvalidMatch`` otherwise.
     """
 
     rows: Int64[Tensor, " n"]
@@ -76,22 +81,27 @@ class Match:
     n_source: int
     n_target: int
     certificate: Certificate | None = None
+    dropped: float = 0.0
+    """Share of the mass (sum of absolute weights) that composition dropped, from 0 to 1."""
 
     def __post_init__(self) -> None:
         if not len(self.rows) == len(self.columns) == len(self.weights):
-            raise InputError("a match needs one row, column and weight for each entry")
+            raise InvalidMatch("a match needs one row, column and weight for each entry")
         for name, index, size in (
             ("rows", self.rows, self.n_source),
             ("columns", self.columns, self.n_target),
         ):
             if len(index) and (int(index.min()) < 0 or int(index.max()) >= size):
-                raise InputError(
+                raise InvalidMatch(
                     f"{name} of a match go from {int(index.min())} to {int(index.max())}, but "
                     f"must lie between 0 and {size - 1}"
                 )
         keys = self.rows * self.n_target + self.columns
         if (keys[1:] <= keys[:-1]).any():
-            raise InputError("entries of a match must be sorted by row and column, none twice")
+            raise InvalidMatch("entries of a match must be sorted by row and column, none twice")
+        if not self.weights.isfinite().all():
+            n_bad = int((~self.weights.isfinite()).sum())
+            raise InvalidMatch(f"{n_bad} weights of a match are NaN or infinite")
 
     @classmethod
     def from_columns(
@@ -113,25 +123,15 @@ class Match:
         every = torch.arange(self.n_source)
         return torch.equal(self.rows, every) and torch.equal(self.columns.sort().values, every)
 
-    def partners(self) -> Int64[Tensor, " n_source"]:
-        """Return each feature's partner in the target, -1 where it has none.
+    @property
+    def matched(self) -> Int64[Tensor, " n_matched"]:
+        """The source features that have an entry, in order."""
+        return self.rows.unique_consecutive()
 
-        Raises ``InputError`` if a feature has more than one.
-        """
-        if (self.rows[1:] == self.rows[:-1]).any():
-            raise InputError("this match gives some features several partners")
-        partners = torch.full((self.n_source,), -1, dtype=torch.int64)
-        partners[self.rows] = self.columns
-        return partners
-
-    def apply(self, features: Float[Tensor, "*batch n_source"]) -> Float[Tensor, "*batch n_target"]:
-        """Return activations of the source in the order of the target.
-
-        A target feature receives the weighted sum of its partners, 0 if it has none.
-        """
-        moved = features[..., self.rows] * self.weights.to(features.dtype)
-        out = features.new_zeros(*features.shape[:-1], self.n_target)
-        return out.index_add(-1, self.columns.to(features.device), moved)
+    @property
+    def one_partner(self) -> bool:
+        """Whether no source feature has several entries."""
+        return not (self.rows[1:] == self.rows[:-1]).any()
 
     def inverse(self) -> Match:
         """Return the match from the target to the source one (the transpose)."""
@@ -145,23 +145,30 @@ class Match:
             n_target=self.n_source,
         )
 
-    def compose(self, target: Match) -> Match:
-        """Return the match from this match's source to ``target``'s target one.
+    def compose(self, target: Match, most: int | None = None) -> Match:
+        """Return the match from this match's source to ``target``'s target.
 
         The sparse product, ``P(A->C) = P(B->C) o P(A->B)`` (paper, section 3.2); it carries no
-        certificate.
+        certificate. It keeps the ``most`` entries of largest absolute weight in a row (of equal
+        ones the first columns), all without ``most``. ``dropped`` is 1 - the product of the shares
+        of mass that both matches and this product kept.
         """
         if self.n_target != target.n_source:
             raise InputError(
                 f"cannot compose: the first match ends in {self.n_target} features, the second "
                 f"begins with {target.n_source}"
             )
-        product = (self._sparse() @ target._sparse()).tocoo()
-        order = np.lexsort((product.col, product.row))
-        rows, columns, weights = (
-            torch.from_numpy(part[order]) for part in (product.row, product.col, product.data)
-        )
-        return Match(rows.long(), columns.long(), weights, self.n_source, target.n_target)
+        product = self._sparse() @ target._sparse()
+        product.eliminate_zeros()  # weights that cancel
+        rows, columns = (index.astype(np.int64) for index in product.tocoo().coords)
+        order = np.lexsort((columns, rows))
+        rows, columns, weights = rows[order], columns[order], product.data[order]
+        kept = np.ones(len(rows), bool) if most is None else _largest(rows, weights, most)
+        mass = np.abs(weights)
+        lost = mass[~kept].sum() / mass.sum() if len(mass) else 0.0
+        entries = (torch.from_numpy(part[kept]) for part in (rows, columns, weights))
+        dropped = 1 - (1 - self.dropped) * (1 - target.dropped) * (1 - float(lost))
+        return Match(*entries, self.n_source, target.n_target, dropped=dropped)
 
     def _sparse(self) -> csr_array:
         entries = self.weights.numpy(), (self.rows.numpy(), self.columns.numpy())
@@ -206,7 +213,7 @@ class Match:
 
         With ``keep``, a file that is there stays (``saematch.core.store``).
         """
-        header: dict[str, object] = {"n_source": self.n_source, "n_target": self.n_target}
+        header: dict[str, object] = {name: getattr(self, name) for name in _SIZES}
         if self.certificate is not None:
             header |= asdict(self.certificate)
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
@@ -219,6 +226,7 @@ class Match:
         try:
             metadata = read_facts(path)
             header = json.loads(metadata["match"])
+            sizes = {name: header[name] for name in _SIZES}
         except (DamagedError, KeyError) as error:
             raise InputError(
                 f"{path} is not a whole match file ({error}); delete it and match again"
@@ -229,8 +237,22 @@ class Match:
             known = [field.name for field in fields(Certificate) if field.name in header]
             certificate = Certificate(**{name: header[name] for name in known})
         about = json.loads(metadata["about"])
-        return cls(**tensors, n_source=header["n_source"], n_target=header["n_target"],
-                   certificate=certificate), about  # fmt: skip
+        return cls(**tensors, **sizes, certificate=certificate), about
 
 
 _TENSORS = ("rows", "columns", "weights")
+_SIZES = ("n_source", "n_target", "dropped")
+
+
+def _largest(
+    rows: Int64[np.ndarray, " n"], weights: Float[np.ndarray, " n"], most: int
+) -> Bool[np.ndarray, " n"]:
+    """Return which entries are among the ``most`` of largest absolute weight of their row.
+
+    ``rows`` are sorted; of equal weights the first count.
+    """
+    order = np.lexsort((-np.abs(weights), rows))
+    rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    chosen = np.empty(len(rows), bool)
+    chosen[order] = rank < most
+    return chosen

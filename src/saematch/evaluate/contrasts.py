@@ -50,7 +50,7 @@ def _comparable(cell: Cell, other: Cell) -> bool:
 def arm_contrasts(
     pair: Pair, scores: Mapping[str, Mapping[str, CoActivation]], replicates: Replicates
 ) -> Iterator[Row]:
-    """Yield the rows of ``activation_contrasts`` for one pair: each arm minus each target one.
+    """Yield the rows of ``activation_contrasts`` for one pair: each arm minus each later arm.
 
     ``scores`` has the scores by arm and data set.
     """

@@ -37,6 +37,7 @@ FEW_TEXTS = 30
 _SHARE, _ANY = (0.0, 1.0), (-math.inf, math.inf)
 RANGES = {
     "matching_score": _SHARE,
+    "matching_score_entries": _SHARE,
     "matching_score_live": _SHARE,
     "matching_score_matched": _SHARE,
     "matching_score_macro": _SHARE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from jaxtyping import Int64
 from torch import Tensor
@@ -57,7 +58,9 @@ def _rows_of(
                     for name in CERTIFICATE_METRICS
                 },
                 "n_features": match.n_source,
-                "n_matched": len(match.rows),
+                "n_matched": len(match.matched),
+                "n_entries": len(match.rows),
+                "dropped_mass": match.dropped,
                 "uniform_threshold": is_uniform(source) and is_uniform(target),
             }
         )
@@ -88,6 +91,9 @@ def exact_arms(arms: Mapping[str, Arm]) -> dict[str, str]:
         for name, arm in arms.items()
         if arm.compose
         for other, direct in arms.items()
-        if replace(arm, compose=False, decode=(), quantiles=())
-        == replace(direct, decode=(), quantiles=())
+        if replace(arm, compose=False, **_APART) == replace(direct, **_APART)
     }
+
+
+_APART: dict[str, Any] = {"decode": (), "quantiles": (), "composed_entries": 1}
+"""Settings of an arm that do not change the match of two layers at once."""

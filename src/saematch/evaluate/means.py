@@ -16,6 +16,7 @@ from saematch.evaluate.intervals import Replicates, Values
 SPLICE_METRICS = ("explained_variance", "delta_loss")
 SCORE_METRICS = (
     "matching_score",
+    "matching_score_entries",
     "matching_score_live",
     "matching_score_matched",
     "matching_score_macro",

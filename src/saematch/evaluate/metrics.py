@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from saematch.evaluate.intervals import Values, Weights
@@ -52,13 +52,19 @@ def _variance(weights: Weights, sums: Tensor, squares: Tensor, n: Values) -> Val
 
 @dataclass(frozen=True)
 class CoActivation:
-    """How often matched features are active on the same token."""
+    """How often matched features are active on the same token.
+
+    Of a feature with several partners, any of them may be active.
+    """
 
     matching_score: Values
-    """Over all (token, feature active at the source): share whose partner is active at the
-    target one (micro average). A feature without a partner counts as a miss."""
+    """Over all (token, feature active at the source): share with an active partner at the target
+    (micro average). A feature without a partner counts as a miss."""
+    matching_score_entries: Values
+    """Over all (token, feature active at the source, partner of it): share whose partner is active;
+    NaN if there are none. Weights are not used."""
     matching_score_live: Values
-    """The same without features whose partner never fired."""
+    """``matching_score`` without features whose partners never fired."""
     matching_score_matched: Values
     """The same over features with a partner only; NaN if none of those fired."""
     matching_score_macro: Values
@@ -73,9 +79,9 @@ class CoActivation:
     n_unmatched: int
     """Features that fired and have no partner."""
     n_dead_partners: int
-    """Features that fired and whose partner never fired."""
+    """Features that fired and have partners, none of which fired."""
     n_both_live: int
-    """Features that fired and whose partner fired too."""
+    """Features that fired and of whose partners some fired too."""
 
 
 def co_activation(
@@ -83,14 +89,17 @@ def co_activation(
     both: Int64[Tensor, "n_texts n_features"],
     fired_source: Int64[Tensor, "n_texts n_features"],
     fired_target: Int64[Tensor, "n_texts n_features"],
-    partnered: Bool[Tensor, " n_features"],
+    entries: Int64[Tensor, " n_texts"],
+    n_partners: Int64[Tensor, " n_features"],
 ) -> CoActivation:
     """Score a match from counts by text and source feature.
 
-    ``both``: tokens with the feature and its partner active; ``fired_source``: with the feature;
-    ``fired_target``: with the partner, 0 where there is none; ``partnered``: features that have a
-    partner. The scores are 0 if no feature fired.
+    ``both``: tokens with the feature and any of its partners active; ``fired_source``: with the
+    feature; ``fired_target``: with any of its partners, 0 where there is none; ``entries``: tokens
+    with both features of an entry active, added up over the entries. The scores are 0 if no feature
+    fired.
     """
+    partnered = n_partners > 0
     live = fired_source.any(dim=0)
     both_live = live & fired_target.any(dim=0)
     unmatched = live & ~partnered
@@ -103,6 +112,7 @@ def co_activation(
     macro, jaccard, fired_live = _by_feature(weights, *counts, unmatched[live])
     return CoActivation(
         share(hits, fired(live)),
+        weights @ entries.double() / (weights @ (fired_source @ n_partners).double()),
         share(hits, fired_live),
         hits / fired(live & partnered),
         macro,

@@ -11,7 +11,8 @@ from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.core.results import Row
-from saematch.core.specs import Seed, Some, spec
+from saematch.core.specs import AtLeast1, Seed, Some, spec
+from saematch.evaluate.following import BREADTH, Step, begin, follow
 from saematch.evaluate.tables import Tables
 from saematch.evaluate.weights import feature_mse
 from saematch.matching.matches import MatchSet
@@ -24,6 +25,8 @@ class PathSpec:
 
     n_paths: int = 20
     seed: Seed = 0
+    breadth: AtLeast1 = BREADTH
+    """Most features that a path holds at a layer, those of largest absolute weight."""
     features: Some[int] | None = None
     """Features of the first layer to follow; None draws ``n_paths`` at random, of those that fired
     on the texts if there was an evaluation."""
@@ -34,32 +37,32 @@ class PathSpec:
 
 
 def path_rows(saes: Saes, matches: MatchSet, spec: PathSpec, tables: Tables | None) -> list[Row]:
-    """Return the rows of ``paths``: one for each set of SAEs, arm, path and step.
+    """Return the rows of ``paths``: one for each suite, arm, path, step and entry that it follows.
 
     Step by step is composition: a path follows each layer's match to the next (section 3.2). It
-    ends early at a feature without a partner. All arms follow the same features.
+    ends early where none of its features has a partner. All arms follow the same features.
     """
     rows: list[Row] = []
     for _, group in groupby(matches.pairs, key=lambda pair: pair.suites):
         pairs = list(group)
         n_features = next(iter(matches.by_arm.values()))[pairs[0]].n_source
-        chosen = dict(enumerate(_choose(n_features, pairs[0].source, spec, tables)))
-        at = dict.fromkeys(matches.by_arm, chosen)
+        first = begin(_choose(n_features, pairs[0].source, spec, tables))
+        held = dict.fromkeys(matches.by_arm, first)
         found: dict[str, list[Row]] = {arm: [] for arm in matches.by_arm}
-        for step, pair in enumerate(pairs):
+        for number, pair in enumerate(pairs):
             for arm, of_arm in matches.by_arm.items():
-                partners = of_arm[pair].partners()
-                here = {
-                    path: feature for path, feature in at[arm].items() if partners[feature] >= 0
-                }
-                scores = _scores(saes, of_arm[pair], pair, list(here.values()), tables)
-                for (path, feature), score in zip(here.items(), scores, strict=True):
-                    row: Row = {**pair.columns(), "arm": arm, "path": path, "step": step}
-                    row |= {"source_feature": feature, "target_feature": int(partners[feature])}
+                steps, held[arm] = follow(held[arm], of_arm[pair], spec.breadth)
+                scores = _scores(saes, of_arm[pair], pair, steps, tables)
+                for step, score in zip(steps, scores, strict=True):
+                    row: Row = {**pair.columns(), "arm": arm, "path": step.path, "step": number}
+                    row |= {name: getattr(step, name) for name in _COLUMNS}
                     found[arm].append(row | score)
-                at[arm] = {path: int(partners[feature]) for path, feature in here.items()}
         rows += [row for of_arm in found.values() for row in of_arm]
     return rows
+
+
+_COLUMNS = ("source_feature", "target_feature", "weight", "path_weight", "dropped_mass")
+"""Fields of a step that are columns."""
 
 
 def check_paths(spec: PathSpec, sae: SaeFacts) -> None:
@@ -83,24 +86,22 @@ def _choose(n_features: int, key: SaeKey, spec: PathSpec, tables: Tables | None)
 
 
 def _scores(
-    saes: Saes,
-    match: Match,
-    pair: Pair,
-    features: list[int],
-    tables: Tables | None,
+    saes: Saes, match: Match, pair: Pair, steps: list[Step], tables: Tables | None
 ) -> list[Row]:
-    """Return how alike each of the features and its partner are."""
+    """Return how alike the two features of each step are."""
     source, target = saes[pair.source], saes[pair.target]
-    at = torch.isin(match.rows, torch.tensor(features))
-    some = match.keep(at)
+    entries = sorted({step.entry for step in steps})
+    chosen = torch.zeros(len(match.rows), dtype=torch.bool)
+    chosen[entries] = True
+    some = match.keep(chosen)
     errors = feature_mse(source, target, some).tolist()
     cosine = cosine_similarity(source.W_dec[some.rows], target.W_dec[some.columns], dim=1).tolist()
-    of_row = {
-        row: {"mse_W_dec": error, "cosine_W_dec": alike}
-        for row, error, alike in zip(some.rows.tolist(), errors, cosine, strict=True)
-    }
-    found: list[Row] = [{**of_row[feature]} for feature in features]
-    if tables is None:
-        return found
-    fired = tables.features(pair, match, features)
-    return [row | counts for row, counts in zip(found, fired, strict=True)]
+    found: list[Row] = [
+        {"mse_W_dec": error, "cosine_W_dec": alike}
+        for error, alike in zip(errors, cosine, strict=True)
+    ]
+    if tables is not None:
+        counts = tables.entries(pair, match, entries)
+        found = [row | counted for row, counted in zip(found, counts, strict=True)]
+    by_entry = dict(zip(entries, found, strict=True))
+    return [by_entry[step.entry] for step in steps]

@@ -6,15 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from saematch.core.code import code_of
 from saematch.core.errors import InputError
 from saematch.core.files import hashed
 from saematch.core.match import Match
 from saematch.core.pairs import NO_ARM, Pair, SaeKey
 from saematch.evaluate.splice import MATCHLESS, Splice, SplicePlan, canonical
-from saematch.evaluate.weights import feature_mse, least
+from saematch.evaluate.weights import of_least_error, row_errors
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
@@ -87,8 +85,9 @@ def _of_arm(
         yield Splice(strategy, pair, found), match
         for quantile in map(float, arm.quantiles):
             if errors is None:
-                errors = feature_mse(saes[pair.source], saes[pair.target], match)
-            yield Splice(strategy, pair, found, quantile), match.keep(least(errors, quantile))
+                errors = row_errors(saes[pair.source], saes[pair.target], match)
+            moved = of_least_error(match, errors, quantile)
+            yield Splice(strategy, pair, found, quantile), moved
 
 
 def evaluate_texts(
@@ -118,9 +117,3 @@ def evaluate_texts(
             run_batches(trainer, part, lm, batches, label, paths)
             files[name].append(paths)
     return {name: TextSums(tuple(of_set)) for name, of_set in files.items()}
-
-
-def partner_counts(match: Match, fired: torch.Tensor) -> torch.Tensor:
-    """Return how often each source feature's partner fired, 0 without one; texts go first."""
-    partners = match.partners()
-    return torch.where(partners >= 0, fired[:, partners.clamp(min=0)], 0)

@@ -12,7 +12,7 @@ from saematch.core.results import Row
 from saematch.evaluate.metrics import explained_variance
 from saematch.matching.arm import DECODINGS, Arm
 from saematch.matching.matches import MatchSet
-from saematch.matching.transport import carry
+from saematch.matching.transport import transport
 from saematch.sae.activations import SparseFeatures, decode
 from saematch.sae.folding import fold_scale
 from saematch.sae.sources.planted import PlantedSaes
@@ -51,7 +51,7 @@ def _rows_of(
         match = matches.by_arm[name][pair]
         for strategy in arm.decode:
             by = DECODINGS[strategy]
-            moved = carry(codes, match, fold_scale(source, by), fold_scale(target, by))
+            moved = transport(codes, match, fold_scale(source, by), fold_scale(target, by))
             error = decode(target, moved).double() - x
             explained = explained_variance(
                 torch.ones(1, 1, dtype=torch.float64),

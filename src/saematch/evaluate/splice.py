@@ -13,7 +13,7 @@ from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.arm import DECODINGS
-from saematch.matching.transport import carry
+from saematch.matching.transport import crossings, transport
 from saematch.sae.activations import SparseFeatures, decode, encode
 from saematch.sae.folding import fold_scale
 from saematch.sae.params import SaeOrigin
@@ -138,7 +138,10 @@ def evaluate_batch(plan: SplicePlan, lm: LanguageModel, batch: TokenBatch) -> di
     """Return sums over the tokens of each text: one original forward serves everything.
 
     Each tensor's first axis is the text. ``fired`` and ``both`` count tokens on which a feature,
-    or a feature and its partner, are active; ``error`` is replaced minus true hidden state.
+    or a feature and any of its partners, are active. Matches with several entries in a row also
+    have ``entries``, tokens on which both features of an entry are active, and ``partners``, tokens
+    on which any partner of a source feature is active. ``error`` is replaced minus true hidden
+    state.
     """
     hidden, final = lm.capture(batch.ids, plan.layers)
     counted, predicting = _by_text(batch.counts), _by_text(batch.predicts)
@@ -200,7 +203,7 @@ def _replacement(
     source, target = plan.saes[key], plan.saes[plan.twins[pair.target]]
     by = DECODINGS[splice.strategy]
     scales = fold_scale(source, by), fold_scale(target, by)
-    replaced = decode(target, carry(active[key], match, *scales))
+    replaced = decode(target, transport(active[key], match, *scales))
     if splice.quantile is None:
         return replaced
     own = torch.ones(source.n_features, dtype=torch.bool, device=replaced.device)
@@ -224,19 +227,55 @@ def _count_features(
         if target != of:
             of, dense = target, active[target].dense()
         entries = active[plan.twins[matched_pair.pair.source]]
-        tokens = entries.tokens()
-        partners = match.partners().to(tokens.device)[entries.features]
-        hit = dense[tokens, partners.clamp(min=0)] & (partners >= 0)
-        both = _count(text[tokens[hit]], entries.features[hit], n_texts, entries.n_features)
-        sums[both_name(matched_pair)] = both
+        sums |= _count_partners(matched_pair, match, entries, dense, text, n_texts)
+        if not match.one_partner:
+            name = counts_name("partners", matched_pair)
+            sums[name] = _count_any(match.inverse(), active[target], text, n_texts)
     return sums
 
 
-def both_name(matched_pair: MatchedPair) -> str:
-    """Return the name of a matched_pair's counts."""
-    return "|".join(
-        map(str, ("both", *matched_pair.pair.source, *matched_pair.pair.target, matched_pair.match))
+def _count_partners(
+    matched_pair: MatchedPair,
+    match: Match,
+    active: SparseFeatures,
+    target: Bool[Tensor, "n_tokens n_target"],
+    text: Int64[Tensor, " n_tokens"],
+    n_texts: int,
+) -> dict[str, Tensor]:
+    """Count, by text, tokens on which a source feature and a partner are active."""
+    tokens = active.tokens()
+    origins, entries = crossings(match, active.features)[1:]
+    hit = target[tokens[origins], match.columns.to(tokens.device)[entries]]
+    hits, n_source = origins[hit], match.n_source
+    if match.one_partner:
+        both = _count(text[tokens[hits]], active.features[hits], n_texts, n_source)
+        return {counts_name("both", matched_pair): both}
+    by_entry = _count(text[tokens[hits]], entries[hit], n_texts, len(match.rows))
+    hits = hits.unique_consecutive()  # an active feature with several active partners counts once
+    both = _count(text[tokens[hits]], active.features[hits], n_texts, n_source)
+    return {
+        counts_name("both", matched_pair): both,
+        counts_name("entries", matched_pair): by_entry,
+    }
+
+
+def _count_any(
+    match: Match, active: SparseFeatures, text: Int64[Tensor, " n_tokens"], n_texts: int
+) -> Int64[Tensor, "n_texts n_target"]:
+    """Count, by text, tokens on which any source feature that leads to a target one is active."""
+    origins, entries = crossings(match, active.features)[1:]
+    reached = torch.zeros(
+        active.n_tokens, match.n_target, dtype=torch.bool, device=active.features.device
     )
+    reached[active.tokens()[origins], match.columns.to(entries.device)[entries]] = True
+    tokens, features = torch.nonzero(reached, as_tuple=True)
+    return _count(text[tokens], features, n_texts, match.n_target)
+
+
+def counts_name(kind: str, matched_pair: MatchedPair) -> str:
+    """Return the name of the counts of a kind: ``both``, ``entries`` or ``partners``."""
+    pair, match = matched_pair
+    return "|".join(map(str, (kind, *pair.source, *pair.target, match)))
 
 
 def _count(
@@ -259,6 +298,6 @@ def canonical(plan: SplicePlan, splice: Splice, match: Match | None) -> Splice:
     splice = splice._replace(pair=plan.own(pair))
     if splice.quantile == 0:
         return splice._replace(strategy="permute", match="")
-    if splice.quantile == 1 and len(match.rows) == match.n_source:
+    if splice.quantile == 1 and len(match.matched) == match.n_source:
         return splice._replace(quantile=None)
     return splice

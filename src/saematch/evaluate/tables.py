@@ -15,8 +15,8 @@ from saematch.evaluate.contrasts import arm_contrasts, strategy_contrasts
 from saematch.evaluate.intervals import FEW_TEXTS, Intervals, Values, Weights
 from saematch.evaluate.means import SCORE_METRICS, SPLICE_METRICS, Means
 from saematch.evaluate.metrics import CoActivation, co_activation, explained_variance, mean, share
-from saematch.evaluate.plan import Cell, partner_counts
-from saematch.evaluate.splice import SplicePlan, both_name
+from saematch.evaluate.plan import Cell
+from saematch.evaluate.splice import SplicePlan, counts_name
 from saematch.matching.matches import MatchSet
 from saematch.texts.sums import TextSums
 
@@ -27,11 +27,12 @@ COUNTS = ("n_live", "n_dead", "n_unmatched", "n_dead_partners", "n_both_live")
 
 
 class _Counts(NamedTuple):
-    """Numbers of tokens by text and source feature, as ``co_activation`` takes them."""
+    """Numbers of tokens by text, as ``co_activation`` takes them."""
 
     both: torch.Tensor
     fired_source: torch.Tensor
     fired_target: torch.Tensor
+    entries: torch.Tensor
 
 
 class Tables:
@@ -58,8 +59,8 @@ class Tables:
         """Return the tables ``strategies`` and ``contrasts``.
 
         ``strategies`` has one row for each pair, data set, arm, strategy and quantile.
-        ``contrasts`` has the differences between an arm and each later one under the same
-        strategy, between the two strategies of an arm, and between an arm and each strategy without a match.
+        ``contrasts`` has the differences between an arm and each later arm under the same strategy,
+        between the two strategies of an arm, and between an arm and each strategy without a match.
         """
         rows: list[Row] = []
         contrasts: list[Row] = []
@@ -137,19 +138,27 @@ class Tables:
 
     def _scores(self, pair: Pair, match: Match) -> dict[str, CoActivation]:
         counts = {name: self._counts(sums, pair, match) for name, sums in self.by_set.items()}
-        partnered = match.partners() >= 0
+        n_partners = torch.bincount(match.rows, minlength=match.n_source)
         scores = {
-            dataset: co_activation(self.weights[dataset], *of_set, partnered)
+            dataset: co_activation(self.weights[dataset], *of_set, n_partners)
             for dataset, of_set in counts.items()
         }
         pooled = map(torch.cat, zip(*counts.values(), strict=True))
-        scores[POOLED] = co_activation(self.replicates.pooled(), *pooled, partnered)
+        scores[POOLED] = co_activation(self.replicates.pooled(), *pooled, n_partners)
         return scores
 
     def _counts(self, sums: TextSums, pair: Pair, match: Match) -> _Counts:
-        source, target = (self._fired(key) for key in (pair.source, pair.target))
-        both = sums[both_name(self.plan.matched_pair(pair, match.hash))]
-        return _Counts(both, sums[source], partner_counts(match, sums[target]))
+        matched_pair = self.plan.matched_pair(pair, match.hash)
+        source, target = (sums[self._fired(key)] for key in pair)
+        both = sums[counts_name("both", matched_pair)]
+        if not match.one_partner:
+            entries, partners = (
+                sums[counts_name(kind, matched_pair)] for kind in ("entries", "partners")
+            )
+            return _Counts(both, source, partners, entries.sum(dim=1))
+        partners = torch.zeros_like(both)
+        partners[:, match.rows] = target[:, match.columns]
+        return _Counts(both, source, partners, both.sum(dim=1))
 
     def _score_row(self, score: CoActivation) -> Row:
         row: Row = {}
@@ -184,15 +193,18 @@ class Tables:
         """Return on how many tokens each feature was active, over all data sets."""
         return self._all(self._fired(key)).sum(dim=0)
 
-    def features(self, pair: Pair, match: Match, features: Sequence[int]) -> list[Row]:
-        """Return how often single features and their partners are active together.
+    def entries(self, pair: Pair, match: Match, entries: Sequence[int]) -> list[Row]:
+        """Return how often the two features of single entries are active together.
 
-        For each feature: ``matching_score`` and ``jaccard`` with intervals, over all data sets.
+        For each entry: ``matching_score`` and ``jaccard`` with intervals, over all data sets.
         """
-        parts = [self._counts(sums, pair, match) for sums in self.by_set.values()]
-        both, own, partner = (
-            torch.cat(counts)[:, list(features)].double() for counts in zip(*parts, strict=True)
-        )
+        chosen = torch.tensor(entries, dtype=torch.int64)
+        rows, columns = match.rows[chosen], match.columns[chosen]
+        kind, counted = ("both", rows) if match.one_partner else ("entries", chosen)
+        both = self._all(counts_name(kind, self.plan.matched_pair(pair, match.hash)))
+        both = both[:, counted].double()
+        own = self._all(self._fired(pair.source))[:, rows].double()
+        partner = self._all(self._fired(pair.target))[:, columns].double()
         weights, row = self.replicates.pooled(), self.replicates.row
         hits, fired = weights @ both, weights @ own
         either = fired + weights @ partner - hits
@@ -204,7 +216,7 @@ class Tables:
                 "n_fired_source": int(own[:, n].sum()),
                 "n_fired_target": int(partner[:, n].sum()),
             }
-            for n in range(len(features))
+            for n in range(len(chosen))
         ]
 
     def _all(self, name: str) -> torch.Tensor:

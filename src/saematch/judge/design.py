@@ -11,7 +11,8 @@ import numpy as np
 from saematch.core.errors import InputError
 from saematch.core.pairs import NO_ARM, Pair, SaeKey, pair_of
 from saematch.core.results import Row
-from saematch.core.specs import Seed, Some, spec
+from saematch.core.specs import AtLeast1, Seed, Some, spec
+from saematch.evaluate.following import BREADTH, Held, begin, follow
 from saematch.explain.explanations import Explanations, FeatureKey
 from saematch.matching.matches import MatchSet
 
@@ -31,6 +32,9 @@ class Judging:
     n_paths: int = 100
     """Features of each first layer whose matches are judged, drawn from those with an explanation.
     In a run of neighbouring layers each is followed from match to match."""
+    breadth: AtLeast1 = BREADTH
+    """Most features that a path holds at a layer, those of largest absolute weight. Every entry
+    that leaves one is a judged pair."""
     random: int = 20
     """Random pairs of explained features at each pair: the floor."""
     identity: int = 20
@@ -93,30 +97,33 @@ def path_items(
     """Return the pairs to judge: the same first features in every arm.
 
     Where the pairing ``chains``, a pair goes on where the one before it ended; otherwise each pair
-    asks for the match of its source's features. A path ends at a feature without a partner.
+    asks for the match of its source's features. A path ends where none of its features has a
+    partner.
     """
     items = []
     began: dict[SaeKey, int] = {}
     """Where the paths through a layer begin."""
-    drawn: dict[SaeKey, dict[int, int]] = {}
-    at: dict[tuple[str, SaeKey], dict[int, int]] = {}
+    drawn: dict[SaeKey, Held] = {}
+    at: dict[tuple[str, SaeKey], Held] = {}
     for pair in matches.pairs:
         key = pair.source
         follows = chains and key in began
         if not follows and key not in drawn:
             known = explanations.features(key)
             chosen = rng.permutation(known)[: judging.n_paths].tolist()
-            drawn[key], began[key] = dict(enumerate(chosen)), key.layer
+            drawn[key], began[key] = begin(chosen), key.layer
             if len(chosen) < judging.n_paths:
                 log.info("only %d features of layer %d are explained", len(known), key.layer)
         start = began[key] if follows else key.layer
         began[pair.target] = start
         for arm in judging.arms or matches.by_arm:
-            partners = matches.by_arm[arm][pair].partners()
-            here = at[arm, key] if follows else drawn[key]
-            there = {path: int(partners[f]) for path, f in here.items() if partners[f] >= 0}
+            held = at[arm, key] if follows else drawn[key]
+            steps, there = follow(held, matches.by_arm[arm][pair], judging.breadth)
             at[arm, pair.target] = there
-            items += [Item("pair", pair, arm, start, p, here[p], j) for p, j in there.items()]
+            items += [
+                Item("pair", pair, arm, start, step.path, step.source_feature, step.target_feature)
+                for step in steps
+            ]
     return items
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from saematch.core.errors import InputError
-from saematch.core.match import Match
-from saematch.core.specs import Unique, spec
+from saematch.core.match import InvalidMatch, Match
+from saematch.core.specs import AtLeast1, Unique, spec
 from saematch.matching.matchers.matcher import Matcher
 from saematch.matching.objectives.objective import Objective
 from saematch.sae.folding import FOLDS, fold
@@ -30,11 +30,14 @@ class Arm:
     """Strategies to evaluate: ``permute`` (activations in units of their threshold, eq. 5 on folded
     SAEs), ``permute_raw`` (in units of their decoder vector's norm)."""
     quantiles: Unique[float] = ()
-    """Partial matches to evaluate beside the whole one (eq. 6): shares of features, those of the
-    least squared error, that are permuted while the others keep their own decoder vector."""
+    """Partial matches to evaluate in addition to the whole one (eq. 6): shares of the features with
+    a partner, those of the least squared error, that go over to their partners while the others
+    keep their own decoder vector."""
     compose: bool = False
     """Match far layers by composing the matches of the layers between, instead of at once
     (section 3.2)."""
+    composed_entries: AtLeast1 = 20
+    """Most entries a row of a composed match keeps: those of largest absolute weight."""
 
     def __post_init__(self) -> None:
         if self.fold not in FOLDS:
@@ -50,6 +53,28 @@ class Arm:
             raise InputError(f"quantile {beyond[0]} of an arm: shares lie between 0 and 1")
 
     def match(self, source: SaeParams, target: SaeParams) -> Match:
-        """Match the features of two layers at once."""
+        """Match the features of two SAEs at once.
+
+        Raises ``InputError`` with the matcher's class if what it returns breaks its contract.
+        """
         factors = self.objective.factors(fold(source, self.fold), fold(target, self.fold))
-        return self.matcher(factors)
+        matcher = type(self.matcher)
+        name = f"{matcher.__module__}.{matcher.__qualname__}"
+        try:
+            match = self.matcher(factors)
+        except InvalidMatch as error:
+            raise InputError(f"the matcher {name} made no valid match: {error}") from error
+        if not isinstance(match, Match):
+            raise InputError(f"the matcher {name} returned {type(match).__name__}, not a Match")
+        sizes, wanted = (match.n_source, match.n_target), (source.n_features, target.n_features)
+        if sizes != wanted:
+            raise InputError(
+                f"the matcher {name} returned a match of {sizes[0]} to {sizes[1]} features for "
+                f"SAEs of {wanted[0]} and {wanted[1]} features"
+            )
+        if self.matcher.one_partner and not match.one_partner:
+            raise InputError(
+                f"the matcher {name} gave some features several partners: let it give one, or "
+                "declare one_partner = False in its class"
+            )
+        return match

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from itertools import pairwise
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class MatchStore:
     def chain(self, saes: SaeShelf, layers: Sequence[SaeKey], arm: Arm) -> Match:
         """Return the composition of the matches from layer to layer."""
         steps = (self.match(saes, source, target, arm) for source, target in pairwise(layers))
-        return reduce(Match.compose, steps)
+        return reduce(partial(Match.compose, most=arm.composed_entries), steps)
 
     def said(self) -> str:
         """Return the counts in one line."""

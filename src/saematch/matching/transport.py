@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from saematch.core.match import Match
 from saematch.sae.activations import SparseFeatures
 
 
-def carry(
+class Crossings(NamedTuple):
+    """What leaves each of a list of source features: one item for each of its entries."""
+
+    starts: Int64[Tensor, " n_list_plus_1"]
+    """Where each list item's crossings begin, and the number of all."""
+    origins: Int64[Tensor, " n"]
+    """Position in the list."""
+    entries: Int64[Tensor, " n"]
+    """Entry of the match."""
+
+
+def crossings(match: Match, features: Int64[Tensor, " n_list"]) -> Crossings:
+    """Return the entries of each listed source feature, in the order of the list."""
+    device = features.device
+    if match.one_partner and len(match.rows) == match.n_source:  # faster, and the same
+        each = torch.arange(len(features) + 1, device=device)
+        return Crossings(each, each[:-1], features)
+    counts = torch.bincount(match.rows, minlength=match.n_source)
+    first = (counts.cumsum(0) - counts).to(device)
+    each = counts.to(device)[features]
+    starts = torch.cat([each.new_zeros(1), each.cumsum(0)])
+    origins = torch.repeat_interleave(each)
+    within = torch.arange(len(origins), device=device) - starts[origins]
+    return Crossings(starts, origins, first[features][origins] + within)
+
+
+def transport(
     active: SparseFeatures,
     match: Match,
     source_scale: Float[Tensor, " n_source"],
@@ -20,13 +46,17 @@ def carry(
 ) -> SparseFeatures:
     """Return activations of the source as features of the target (``P f_t``, eq. 5).
 
-    They go over in the gauge of a fold: divided by the source feature's scale on leaving and
-    multiplied by the target feature's on arrival. Features without a partner are lost.
+    ``f_target[j] = target_scale[j] * sum_i w_ij f_source[i] / source_scale[i]``: activations go
+    over in the gauge of a fold. Each entry of an active feature is an entry of the result, so those
+    of one target feature add up. Features without an entry are lost.
     """
-    partners = match.partners().to(active.features.device)
-    gain = torch.where(partners >= 0, target_scale[partners.clamp(min=0)] / source_scale, 0.0)
-    columns = partners[active.features]
-    kept = replace(
-        active, features=columns.clamp(min=0), values=active.values * gain[active.features]
+    crossed = crossings(match, active.features)
+    rows, columns = match.rows.to(source_scale.device), match.columns.to(source_scale.device)
+    gain = target_scale[columns] / source_scale[rows]
+    gain = gain * match.weights.to(gain)
+    return SparseFeatures(
+        crossed.starts[active.starts],
+        columns[crossed.entries],
+        active.values[crossed.origins] * gain[crossed.entries],
+        match.n_target,
     )
-    return replace(kept, n_features=match.n_target)

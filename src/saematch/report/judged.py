@@ -17,6 +17,7 @@ from saematch.report.style import (
     by_pair,
     dots,
     legend,
+    main_line,
     panels,
     unique,
     where,
@@ -213,7 +214,7 @@ def explained_paths(tables: Tables) -> Figure | None:
     rows = [r for r in where(tables.get("paths", []), **OF_DEFAULT) if "source_explanation" in r]
     if not rows:
         return None
-    rows = where(rows, arm=arms_of(rows)[0])
+    rows = main_line(where(rows, arm=arms_of(rows)[0]))
     paths = [path for (path,) in unique(rows, "path")][:N_EXPLAINED]
     layers = sorted({layer for row in rows for layer in (row["source_layer"], row["target_layer"])})
     cells, colours = [], []

@@ -20,6 +20,7 @@ from saematch.report.style import (
     datasets_of,
     legend,
     line,
+    main_line,
     panels,
     scale,
     unique,
@@ -286,14 +287,18 @@ def planted(tables: Tables) -> Figure | None:
 
 
 def paths(tables: Tables) -> Figure | None:
-    """Figures 18 and 19 without explanations: features followed through the layers."""
+    """Figures 18 and 19 without explanations: features followed through the layers.
+
+    Of several partners the grid shows the one that carries the path on, and the curve the mean over
+    all of them.
+    """
     rows = where(tables.get("paths", []), **OF_DEFAULT)
     if not rows:
         return None
     import matplotlib
 
     arms, metric = arms_of(rows), "jaccard" if "jaccard" in rows[0] else "cosine_W_dec"
-    shown = where(rows, arm=arms[0])
+    shown = main_line(where(rows, arm=arms[0]))
     layers = sorted(
         {layer for row in shown for layer in (row["source_layer"], row["target_layer"])}
     )

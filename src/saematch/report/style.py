@@ -140,6 +140,27 @@ def datasets_of(rows: Sequence[Row]) -> list[str]:
     return [str(name) for (name,) in unique(rows, "dataset")]
 
 
+def main_line(rows: Sequence[Row]) -> list[Row]:
+    """Return one row of ``paths`` for each path and step of an arm: what carries the path on.
+
+    Of the entries that leave the feature where the step before ended, the row of largest absolute
+    path weight. Without such an entry the line ends.
+    """
+    chosen: dict[tuple[int, int], Row] = {}
+    for row in rows:  # in the order of steps
+        path, step = int(row["path"] or 0), int(row["step"] or 0)
+        before, best = chosen.get((path, step - 1)), chosen.get((path, step))
+        if step and (before is None or before["target_feature"] != row["source_feature"]):
+            continue
+        if best is None or _carried(row) > _carried(best):
+            chosen[path, step] = row
+    return list(chosen.values())
+
+
+def _carried(row: Row) -> float:
+    return abs(float(row["path_weight"] or 0))
+
+
 def arm_style(arm: str, rows: Sequence[Row]) -> dict[str, object]:
     """Return colour, marker and label of an arm: baselines grey, methods in their order."""
     methods = [name for name in arms_of(rows) if name not in BASELINES]

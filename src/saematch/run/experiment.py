@@ -34,6 +34,8 @@ TASKS = ("match", "collect", "train_saes")
 EVALUATIONS = ("skipping", "co_activation", "features", "paths", "explain", "planted")
 ON_TEXTS = {"co_activation", "skipping"}
 """Evaluations that need the language model and texts."""
+NEEDS_ONE_PARTNER = {"features": "gives each feature one error"}
+"""Evaluations that need one partner a feature, and why."""
 
 
 @spec("")
@@ -121,6 +123,7 @@ class Experiment:
                 f"training.samples={recipe.samples} is less than one batch (training.batch="
                 f"{recipe.batch}), so nothing would be trained: raise samples or lower batch"
             )
+        self._check_partners()
         check_strategies(self.strategies)
         check_figures(self.figures)
         if self.model.device_map is not None and self.trainer.devices != 1:
@@ -144,6 +147,16 @@ class Experiment:
             raise InputError("second_judge is set, but judge=none: set judge first")
         if "paths" in self.evaluations and not self.pairing.chains:
             raise InputError("paths go from each layer to the next: take pairing=neighbours")
+
+    def _check_partners(self) -> None:
+        for name, arm in self.arms.items():
+            for evaluation, why in NEEDS_ONE_PARTNER.items():
+                if evaluation in self.evaluations and not arm.matcher.one_partner:
+                    raise InputError(
+                        f"evaluations holds {evaluation}, which {why}, but arms.{name}.matcher, "
+                        f"{type(arm.matcher).__name__}, may give a feature several partners: leave "
+                        f"{evaluation} out, or choose another matcher for this arm"
+                    )
 
     @property
     def trains(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int64
@@ -19,6 +20,8 @@ from saematch.matching.objectives.factors import Factors
 class Identity:
     """Feature ``i`` is feature ``i`` (the paper's "vanilla"); chance, unless SAEs share a start."""
 
+    one_partner: ClassVar[bool] = True
+
     def __call__(self, factors: Factors) -> Match:
         """Return the baseline; of the factors only their number matters."""
         return valued(torch.arange(len(factors.X_A)), factors)
@@ -31,6 +34,8 @@ class Random:
     ``Arm.match`` names the pair by layer, site, identifier and revision of both SAEs. Factors
     without a name share one permutation for each seed.
     """
+
+    one_partner: ClassVar[bool] = True
 
     seed: Seed = 0
 

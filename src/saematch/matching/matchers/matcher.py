@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from saematch.core.match import Match
 from saematch.matching.objectives.factors import Factors
@@ -12,6 +12,9 @@ from saematch.matching.objectives.factors import Factors
 class Matcher(Protocol):
     """What every algorithm offers."""
 
+    one_partner: ClassVar[bool]
+    """Whether its matches never give a source feature several partners."""
+
     def __call__(self, factors: Factors) -> Match:
-        """Match the features of source and target."""
+        """Return the match of source and target: ``[len(X_A), len(X_B)]``, weights finite."""
         ...

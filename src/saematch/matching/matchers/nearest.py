@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ N_CANDIDATES = 256
 @spec("matcher")
 class MutualNearest:
     """Pairs of features of which each is the most similar to the other; the rest stay unmatched."""
+
+    one_partner: ClassVar[bool] = True
 
     def __call__(self, factors: Factors) -> Match:
         """Return the match; of features that are equally similar, the first counts."""
@@ -42,6 +45,8 @@ class MutualNearest:
 @spec("matcher")
 class Greedy:
     """The most similar pair of all, then the most similar of what is left, and so on."""
+
+    one_partner: ClassVar[bool] = True
 
     def __call__(self, factors: Factors) -> Match:
         """Return the match; every feature of the smaller side gets a partner."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import field
+from typing import ClassVar
 
 import torch
 
@@ -33,6 +34,8 @@ class Optimal:
     cosine is not above the level would lower the sum, so its features stay unmatched. Value and
     bound are in cosines, and each feature of the smaller side that stays unmatched counts ``c``.
     """
+
+    one_partner: ClassVar[bool] = True
 
     unmatched: ChanceLevel | None = None
     """What a pair must exceed; None if each feature must have a partner."""

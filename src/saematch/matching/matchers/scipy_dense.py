@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -20,6 +22,8 @@ class Scipy:
     minutes at 16,384 features, and a signal waits for its end. Memory is ``8 F_A F_B`` bytes,
     twice.
     """
+
+    one_partner: ClassVar[bool] = True
 
     def __call__(self, factors: Factors) -> Match:
         """Return the optimal match."""

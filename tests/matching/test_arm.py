@@ -1,0 +1,76 @@
+"""What an arm refuses of a matcher."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from conftest import random_sae
+from matches import permutation, soft
+from saematch.core.errors import InputError
+from saematch.core.match import Match
+from saematch.matching.arm import Arm
+from saematch.matching.matchers import Greedy, Identity, MutualNearest, Optimal, Random, Scipy
+from saematch.matching.objectives.parts import Parts
+
+
+@dataclass(frozen=True)
+class Returning:
+    """A matcher that returns what it is given."""
+
+    one_partner: ClassVar[bool] = True
+    match: Any
+
+    def __call__(self, factors):
+        return self.match() if callable(self.match) else self.match
+
+
+class ReturningSeveral(Returning):
+    one_partner: ClassVar[bool] = False
+
+
+def with_nan():
+    columns = torch.arange(24)
+    return Match(columns, columns, torch.full((24,), torch.nan).double(), 24, 24)
+
+
+@pytest.mark.parametrize(
+    ("match", "words"),
+    [
+        ({"rows": [0]}, "returned dict, not a Match"),
+        (None, "returned NoneType, not a Match"),
+        (
+            permutation(0, 23),
+            "returned a match of 23 to 23 features for SAEs of 24 and 24",
+        ),
+        (soft(0, 24, 25), "returned a match of 24 to 25 features for SAEs of 24 and 24 features"),
+        (with_nan, "made no valid match: 24 weights of a match are NaN or infinite"),
+        (soft(0), "gave some features several partners: let it give one, or declare"),
+    ],
+)
+def test_a_match_that_breaks_the_contract_is_refused_with_the_matcher_s_name(match, words):
+    arm = Arm("threshold", Parts(), Returning(match))
+    with pytest.raises(InputError, match=f"the matcher .*test_arm.Returning {words}"):
+        arm.match(random_sae(0), random_sae(1))
+
+
+def test_several_partners_are_allowed_where_they_are_declared():
+    arm = Arm("threshold", Parts(), ReturningSeveral(soft(0)))
+    assert arm.match(random_sae(0), random_sae(1)).hash == soft(0).hash
+    one = replace(arm, matcher=ReturningSeveral(permutation(0)))
+    assert one.match(random_sae(0), random_sae(1)).is_permutation
+
+
+@pytest.mark.parametrize("matcher", [Greedy, Identity, MutualNearest, Optimal, Random, Scipy])
+def test_the_matchers_of_the_package_give_one_partner(matcher):
+    arm = Arm("threshold", Parts(), matcher())
+    wide, narrow = random_sae(0, n_features=30), random_sae(1)
+    for source, target in ((wide, narrow), (narrow, wide), (narrow, narrow)):
+        assert arm.match(source, target).one_partner
+    assert matcher.one_partner
+
+
+def test_a_composition_that_keeps_nothing_is_refused():
+    with pytest.raises(InputError, match=r"composed_entries=0"):
+        Arm("threshold", Parts(), Identity(), composed_entries=0)
