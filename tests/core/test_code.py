@@ -124,6 +124,31 @@ def test_specs_in_specs_count():
     assert list(codes_of(partial)) == [f"saematch.matching.{name}" for name in names]
 
 
+@pytest.mark.parametrize(
+    ("line", "solver", "folding"),
+    [
+        ("from saematch import solve_assignment, LmSource", True, False),
+        ("from saematch import fold", False, True),
+        ("import saematch", True, True),
+        ("import saematch.core.match", False, False),
+    ],
+)
+def test_names_of_the_package_stand_for_the_modules_that_define_them(
+    plug, tmp_path, line, solver, folding
+):
+    (tmp_path / "plug/helper.py").write_text(f"HELP = 1\ndef lazy():\n    {line}")
+    modules = closure(plug().TopK)
+    assert ("saematch.matching.solver.solve" in modules) == solver
+    assert ("saematch.sae.folding" in modules) == folding
+
+
+def test_a_file_with_an_error_counts_by_its_text(plug, tmp_path):
+    (tmp_path / "plug/lazy.py").write_text("not python")
+    before = code_of(plug().TopK)
+    (tmp_path / "plug/lazy.py").write_text("no python")
+    assert code_of(plug().TopK) != before
+
+
 def test_modules_outside_are_left_out(plug):
     top = plug()
     (with_all,) = codes_of(top.TopK).values()

@@ -22,6 +22,8 @@ Source = type | FunctionType | ModuleType
 
 LIBRARIES = ("torch", "transformers")
 """Packages whose versions count if the code imports them."""
+_HOMES: Mapping[str, str] = sys.modules["saematch"]._HOMES
+"""Public name -> its module. An import statement would put the list itself into each closure."""
 _INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
 
 
@@ -110,25 +112,35 @@ def _hash(source: Source, outside: tuple[str, ...]) -> str:
 def _imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
     """Return the absolute names of each import; the first name that is a module is meant.
 
-    ``from a import b`` imports the module ``a.b``, or else a name of the module ``a``.
+    ``from a import b`` imports the module ``a.b``, or else a name of the module ``a``. A name of
+    ``saematch`` itself stands for the module that defines it. ``import saematch`` stands for all of
+    these modules, since any of them may be used. A file that Python cannot read imports nothing.
     """
     found: list[tuple[str, ...]] = []
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return ()
 
     def visit(node: ast.AST) -> None:
         children = list(ast.iter_child_nodes(node))
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
             children = [] if ast.unparse(node.test).startswith("not") else list(node.orelse)
         if isinstance(node, ast.Import):
-            found.extend((alias.name,) for alias in node.names)
+            names = [alias.name for alias in node.names]
+            found.extend((name,) for name in names)
+            found.extend((home,) for home in _HOMES.values() if "saematch" in names)
         if isinstance(node, ast.ImportFrom):
             depth = package.count(".") + 2 - node.level
             parents = package.split(".")[:depth] if node.level else []
             base = ".".join([*parents, *filter(None, [node.module])])
-            found.extend((f"{base}.{alias.name}", base) for alias in node.names)
+            homes = _HOMES if base == "saematch" else {}
+            names = [alias.name for alias in node.names]
+            found.extend((f"{base}.{name}", homes.get(name, base)) for name in names)
         for child in children:
             visit(child)
 
-    visit(ast.parse(source))
+    visit(tree)
     return tuple(dict.fromkeys(found))
 
 
