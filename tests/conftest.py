@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from saematch.core.store import write, write_note
 from saematch.lm.states import states_name
 from saematch.sae.params import SaeOrigin, SaeParams
 
@@ -109,8 +110,8 @@ def write_store(folder: Path, states: np.ndarray, n_layers: int) -> None:
     """Write the same hidden states for every layer, as the collection leaves them."""
     folder.mkdir(parents=True)
     rows = {states_name(n): torch.from_numpy(states).clone() for n in range(n_layers)}
-    save_file(rows, folder / "00000.safetensors")
-    (folder / "store.json").write_text("{}")
+    write(folder / "00000.safetensors", rows)
+    write_note(folder / "store.json", {})
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,7 @@ def sweep(command, folder: Path, tiny: Path, matching: list[str]) -> str:
         "parameters": {
             "dataset.n_texts": {"value": 4},
             "layers": {"value": [0, 1, 2]},
-            "matching": {"values": matching},
+            "objective": {"values": matching},
         },
     }
     (folder / "parts.yaml").write_text(yaml.safe_dump(file))
@@ -119,14 +119,14 @@ def test_an_agent_runs_the_jobs_of_a_sweep(command, server, tiny, tmp_path):
     assert {folder.name for folder in folders.iterdir()} == set(server.runs)
     for matching, run in zip(("both", "decoder"), server.runs.values(), strict=True):
         assert run.upserts[0]["sweep"] == identity
-        assert run.settings["matching"] == matching
+        assert run.settings["objective"] == matching
         assert run.settings["dataset.n_texts"] == 4
         assert run.settings["dataset"]["n_texts"] == 4
         config = json.loads((folders / run.id / "results.json").read_text())["config"]
-        assert run.settings["resolved"] == {"matching": config["matching"]}
-        assert config["matching"]["W_enc"] == (1.0 if matching == "both" else 0.0)
-        assert {k: run.settings[k] for k in config if k != "matching"} == {
-            k: v for k, v in config.items() if k != "matching"
+        assert run.settings["resolved"] == {"objective": config["objective"]}
+        assert config["objective"]["W_enc"] == (1.0 if matching == "both" else 0.0)
+        assert {k: run.settings[k] for k in config if k != "objective"} == {
+            k: v for k, v in config.items() if k != "objective"
         }
         check_arrived(run, folders / run.id)
 
@@ -135,7 +135,7 @@ def test_an_agent_runs_the_jobs_of_a_sweep(command, server, tiny, tmp_path):
 def test_a_job_that_fails_counts_as_failed(command, server, tiny, tmp_path):
     path = sweep(command, tmp_path, tiny, ["nonsense", "both"])
     said = command("wandb", "agent", path, "--count", "2", "--max-consecutive-failed-runs", "1")
-    assert "saematch: there is no matching=nonsense: choose one of both" in said.stderr
+    assert "saematch: there is no objective=nonsense: choose one of both" in said.stderr
     assert "Traceback" not in said.stderr
     assert len(server.runs) == 1, "the agent gave up after the first"
 

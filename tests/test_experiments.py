@@ -10,7 +10,8 @@ import pytest
 
 from chat.judge_server import JudgeServer
 from conftest import tiny_overrides
-from saematch.app.main import CONF, build
+from saematch.app.configuration import CONF, build
+from saematch.core.pairs import PAIR_COLUMNS, pair_of, suites_of
 from saematch.core.results import Results
 from saematch.evaluate.means import SCORE_METRICS, WEIGHT_METRICS
 from saematch.judge.verdicts import LABELS
@@ -86,16 +87,16 @@ def finished(tiny, judge, tmp_path_factory):
 def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
     parts, results, _ = finished(experiment)
     tables = results.tables
-    pairs = {(r["saes"], r["source_layer"], r["target_layer"]) for r in tables["matches"]}
-    keys = {(r["saes"], r["layer"]) for r in tables["layers"]}
+    pairs = {pair_of(r) for r in tables["matches"]}
+    keys = {(r["suite"], r["layer"]) for r in tables["layers"]}
     n_arms, n_pairs = len(parts.arms), len(pairs)
     expected = {"matches": n_pairs * n_arms, "layers": len(keys)}
     n_sets = 1 if experiment not in ("sparsity", "similar_l0", "llama") else 3
-    if {"activations", "evaluate"} & set(parts.tasks):
+    if {"co_activation", "skipping"} & set(parts.evaluations):
         expected["activations"] = n_pairs * n_arms * (n_sets + 1)
-        n_pairs = n_arms * (n_arms - 1) // 2
-        expected["activation_contrasts"] = n_pairs * n_pairs * (n_sets + 1)
-    if "evaluate" in parts.tasks:
+        n_contrasts = n_arms * (n_arms - 1) // 2
+        expected["activation_contrasts"] = n_pairs * n_contrasts * (n_sets + 1)
+    if "skipping" in parts.evaluations:
         cells = sum(len(a.decode) * (1 + len(a.quantiles)) for a in parts.arms.values())
         expected["strategies"] = n_pairs * n_sets * (cells + len(parts.strategies))
         contrasts = {
@@ -106,12 +107,12 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
         }  # fmt: skip
         n_contrasts = len(contrasts) + cells * len(parts.strategies)
         expected["contrasts"] = n_pairs * n_sets * n_contrasts
-    if "features" in parts.tasks:
+    if "features" in parts.evaluations:
         expected["feature_mse_histogram"] = n_pairs * n_arms * 60
         expected["features"] = n_pairs * n_arms * 20
-    if "paths" in parts.tasks:
+    if "paths" in parts.evaluations:
         expected["paths"] = n_pairs * n_arms * min(20, tables["layers"][0]["n_live"])
-    if "planted" in parts.tasks:
+    if "planted" in parts.evaluations:
         expected["planted"] = n_pairs * sum(len(a.decode) for a in parts.arms.values())
     if experiment in JUDGED:
         expected |= judged_rows(parts, tables)
@@ -126,7 +127,7 @@ def test_the_docs_of_tracking_name_every_metric_and_column(finished, experiment)
     _, results, _ = finished(experiment)
     named = {name.partition("/")[0] for line in re.findall("^[|].*$", TRACKING.read_text(), re.M)
              for name in re.findall("`(.*?)`", line)}  # fmt: skip
-    named |= {"saes", "source_layer", "target_layer", "arm", "dataset", "strategy", "quantile"}
+    named |= {"suite", "suites", *PAIR_COLUMNS, "arm", "dataset", "strategy", "quantile"}
     named |= {f"n_{label.lower()}" for label in LABELS}
     assert {metric.partition("/")[0] for metric in results.metrics} <= named
     for table, rows in results.tables.items():
@@ -143,7 +144,7 @@ def test_flat_metrics_are_those_of_the_table_means(finished, experiment):
     compared = set()
     for row in results.tables["means"]:
         if row["strategy"] is None and row["dataset"] in (None, "all"):
-            suffix = "" if row["saes"] == "default" else f"/{row['saes']}"
+            suffix = "" if row["suites"] == "default" else f"/{row['suites']}"
             name = f"{row['metric']}/{row['arm']}{suffix}"
             assert results.metrics[name] == pytest.approx(row["value"], rel=1e-12), name
             compared.add(row["metric"])
@@ -153,16 +154,16 @@ def test_flat_metrics_are_those_of_the_table_means(finished, experiment):
 def rows_of_means(parts, tables, n_sets):
     """Rows that the docs promise: sets x metrics x what each was measured of."""
     weights = {
-        (row["saes"], row["arm"], metric)
+        (suites_of(row), row["arm"], metric)
         for row in tables["matches"]
         for metric in WEIGHT_METRICS
         if row.get(metric) is not None
     }
-    keys = {row["saes"] for row in tables["matches"]}
+    keys = {suites_of(row) for row in tables["matches"]}
     n_rows = len(weights)
     if "activations" in tables:
         n_rows += len(keys) * len(parts.arms) * (n_sets + 1) * len(SCORE_METRICS)
-    cells = {(r["saes"], r["arm"], r["strategy"], r["quantile"])
+    cells = {(suites_of(r), r["arm"], r["strategy"], r["quantile"])
              for r in tables.get("strategies", [])}  # fmt: skip
     n_rows += len(cells) * (n_sets + 1) * 2
     return n_rows + 2 * sum(row["target_layer"] is None for row in tables.get("judge_scores", []))
@@ -216,7 +217,7 @@ def test_figures_and_intervals(finished, experiment):
     for row in results.tables.get("strategies", []):
         for metric in measured:
             assert row[f"{metric}_low"] <= row[f"{metric}_high"], metric
-    assert "evaluate" not in parts.tasks or "explained_variance" in measured
+    assert "skipping" not in parts.evaluations or "explained_variance" in measured
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_any_run_can_have_a_judge_and_its_scores_reach_wandb_and_its_key_no_file
     pairs = [r for r in results.tables["judgements"] if r["role"] == "pair" and r["judge_score"]]
     assert {pair["label"] for pair in pairs} == {"MAYBE"}, "all texts share the word 'of'"
     for pair in pairs:
-        texts = [pair[f"explanation_{end}"] for end in ("from", "to")]
+        texts = [pair[f"{end}_explanation"] for end in ("source", "target")]
         same = pair["source_feature"] % 5 == pair["target_feature"] % 5
         assert same == (texts[0].split()[0] == texts[1].split()[0])
     files = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
@@ -152,10 +152,13 @@ def test_paths_and_examples_carry_what_is_said_of_them(judged, labels, tmp_path)
     tables = loaded(tmp_path).tables
     for name in ("features", "paths"):
         for shown in tables[name]:
-            for end, layer in (("from", shown["source_layer"]), ("to", shown["target_layer"])):
-                feature = shown[f"feature_{end}"]
+            for end, layer in (
+                ("source", shown["source_layer"]),
+                ("target", shown["target_layer"]),
+            ):
+                feature = shown[f"{end}_feature"]
                 told = None if (layer, feature) == (2, 5) else f"word{feature % 5} of {layer}"
-                assert shown[f"explanation_{end}"] == told
+                assert shown[f"{end}_explanation"] == told
             assert shown["label"] in ("SAME", "MAYBE", "DIFFERENT", "UNEXPLAINED")
     judged_steps = [r for r in tables["judgements"] if r["role"] == "pair"]
     assert len(judged_steps) == len(tables["paths"])
@@ -179,7 +182,6 @@ def test_explanations_without_a_judge(cli, labels, tmp_path):
         (["judge.model=judge-9"], "has no model 'judge-9', but judge-1"),
         (["judge.limits.max_cost=0.0"], "max_cost=0.0 pays for no judgement"),
         (["judging.arms=[greedy]"], "judging.arms holds 'greedy'"),
-        (["reach=1"], "reach=1: it counts the layers"),
         (["second_judge=gpt_4o"], "it is chosen by judge@second_judge=gpt_4o"),
         (["explain=jsonl", "explain.path=nowhere.jsonl"], "nowhere.jsonl"),
         (["explain=neuronpedia"], "Neuronpedia explains no SAE that is layer 0"),

@@ -10,7 +10,7 @@ import pytest
 
 from commands import command, tables
 from conftest import tiny_overrides
-from saematch.app.main import one_line
+from saematch.app.messages import one_line
 from saematch.core.results import Results
 
 ONE_CPU = "hydra.launcher.ray.remote.num_cpus=1"

@@ -7,7 +7,7 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from saematch.app.main import CONF, REFERRED
+from saematch.app.configuration import CONF, REFERRED
 from saematch.app.reproduce import FAMILIES, JUDGED, planned
 from saematch.run.experiment import Experiment
 from saematch.sae.sources.source import ZooSaes
@@ -111,7 +111,7 @@ def test_every_run_of_a_reproduction(model):
 
 def test_the_papers_layers():
     assert build("+experiment=parts", "setting=gemma_2_2b").layers == [19, 20]
-    assert build("+experiment=persistence", "setting=gemma_2_2b").starts == [10, 12, 20]
+    assert build("+experiment=persistence", "setting=gemma_2_2b").pairing.starts == [10, 12, 20]
 
 
 def test_no_sae_is_trained_on_what_it_is_evaluated_on():

@@ -28,8 +28,9 @@ def test_a_run_writes_what_it_promises(cli, tmp_path):
     arms = ["folded", "unfolded", "identity", "random"]
     rows = results["tables"]["matches"]
     assert [r["arm"] for r in rows] == arms * pairs
-    wanted = {"source_layer", "target_layer", "arm", "mse_W_enc", "mse_b_enc", "mse_W_dec", "recall",
-              "matching_score", "value", "bound", "chance", "gap", "gap_over_chance"}  # fmt: skip
+    wanted = {"source_layer", "target_layer", "arm", "mse_W_enc", "mse_b_enc", "mse_W_dec",
+              "recall", "matching_score", "value", "bound", "chance", "gap",
+              "gap_over_chance"}  # fmt: skip
     assert all(wanted <= row.keys() for row in rows)
     solved = [row for row in rows if row["arm"] in ("folded", "unfolded")]
     assert all(0 <= row["gap_over_chance"] <= 1e-6 for row in solved)
@@ -171,11 +172,11 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
         (["lay=[0]"], "there is no setting 'lay'; did you mean layers?"),
         (["sae.widht=3"], "there is no setting 'sae.widht'"),
         (
-            ["matching=everything"],
-            "there is no matching=everything: choose one of both, decoder, encoder",
+            ["objective=everything"],
+            "there is no objective=everything: choose one of both, decoder, encoder",
         ),
         (["arms=[best]"], "best"),
-        (["tasks=[evaluate]"], "tasks=['evaluate']"),
+        (["evaluations=[nothing]"], "evaluations holds 'nothing'"),
         (["strategies=[skip]"], "unknown strategy 'skip'"),
         (["dataset.max_tokens=2"], "at least 3"),
         (["dataset.paths=[none.jsonl]"], "cannot read the texts in none.jsonl"),
@@ -219,18 +220,18 @@ def test_an_output_folder_that_cannot_be_written(cli, tmp_path):
     assert "\n" not in message
 
 
-def test_a_match_file_that_was_cut_off_is_refused(cli, tmp_path):
+def test_a_match_file_that_was_cut_off_is_made_again(cli, tmp_path):
     cli("run_id=a", "logger=none", "evaluations=[]")
     path = tmp_path / "outputs/match/a/matches/folded/0-1.safetensors"
     shared = next((tmp_path / "outputs/cache/matches").glob("*.safetensors"))
     for damaged in (path, shared):
+        whole = Match.load(damaged)[0].hash
         damaged.write_bytes(damaged.read_bytes()[:-10])
-        message, _ = cli("run_id=a", "logger=none", "evaluations=[]")
-        assert "not a whole match file" in message
-        damaged.unlink()
-        message, _ = cli("run_id=a", "logger=none", "evaluations=[]")
+        message, output = cli("run_id=a", "logger=none", "evaluations=[]")
         assert message is None
-    assert Match.load(path)[0].is_permutation
+        assert output.err.count(" is damaged (") == 1
+        assert f"{damaged.relative_to(tmp_path)} is damaged (it" in output.err
+        assert Match.load(damaged)[0].hash == whole
 
 
 def test_matching_depends_on_nothing_but_its_inputs():

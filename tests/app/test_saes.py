@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from saematch.app.main import build
+from saematch.app.configuration import build
 from saematch.app.saes import line, main, matching, presets, rows, settings
 from saematch.sae.sources import registry
 

@@ -19,8 +19,8 @@ VERSIONS = {"torch": "2.9.0", "transformers": "5.0.0"}
 
 
 def mean(metric, value, arm="folded", low=None, high=None, **about):
-    row = dict.fromkeys(MEANS) | {"saes": "default", "arm": arm, "metric": metric}
-    return row | {"value": value, "low": low, "high": high, "n_places": 2, **about}
+    row = dict.fromkeys(MEANS) | {"suites": "default", "arm": arm, "metric": metric}
+    return row | {"value": value, "low": low, "high": high, "n_pairs": 2, **about}
 
 
 def origin(layer, revision="sha256:1"):
@@ -48,7 +48,7 @@ def write(tmp_path):
 
     def write(name, *overrides, value=0.5, config=None, choices=None, provenance=None, **changed):
         base = {"sae": {"path": "mine"}, "dataset": {"paths": ["a"], "n_texts": 10}, "seed": 0}
-        base |= {"overrides": list(overrides), "choices": {"matching": "both"} | (choices or {})}
+        base |= {"overrides": list(overrides), "choices": {"objective": "both"} | (choices or {})}
         about = {"code": "aaaa1111", "versions": VERSIONS, "git_commit": "c0ffee", "seconds": 3.5}
         about |= {"saes": {"1": origin(1), "2": origin(2)}, "texts": {"a": {"sha256": "x"}}}
         about |= {"model": {"revision": "r"}} | (provenance or {})
@@ -67,9 +67,9 @@ def write(tmp_path):
 def sweep(write, tmp_path):
     """Four jobs of a grid, two of which do not say what they were given."""
     write("0", value=0.5)
-    write("1", "objective=decoder", value=0.6, choices={"matching": "decoder"})
+    write("1", "objective=decoder", value=0.6, choices={"objective": "decoder"})
     write("2", "dataset.n_texts=20", value=0.7, config={"dataset": {"n_texts": 20}})
-    both = {"choices": {"matching": "decoder"}, "config": {"dataset": {"n_texts": 20}}}
+    both = {"choices": {"objective": "decoder"}, "config": {"dataset": {"n_texts": 20}}}
     write("3", "++dataset.n_texts=20", "objective=decoder", "run_id=z", value=0.4, **both)
     return tmp_path / "sweep"
 
@@ -104,9 +104,9 @@ def test_parameters_and_numbers_of_a_grid(write, tmp_path, command):
     assert "4 runs compared, 0 left out" in out
     folder = tmp_path / "sweep/comparison"
     found = pandas.read_csv(folder / "comparison.csv", float_precision="round_trip")
-    assert list(found.columns) == ["run", "matching", "dataset.n_texts", *MEANS]
+    assert list(found.columns) == ["run", "objective", "dataset.n_texts", *MEANS]
     assert len(found) == 4 * len(means(0.5))
-    settings = found[["matching", "dataset.n_texts"]].drop_duplicates().values.tolist()
+    settings = found[["objective", "dataset.n_texts"]].drop_duplicates().values.tolist()
     assert settings == [["both", 10], ["decoder", 10], ["both", 20], ["decoder", 20]]
     of_1 = found[(found.run == 1) & (found.metric == "matching_score")]
     assert of_1[["value", "low", "high"]].values.tolist() == [
@@ -160,7 +160,7 @@ def test_runs_that_did_not_finish_are_listed(write, tmp_path, command):
     assert why["4"] == "ValueError: no layer 9"
     assert "7/results.json is damaged (" in why["7"]
     assert "no table of means" in why["8"]
-    assert "without all of saes, arm" in why["9"]
+    assert "without all of suites, arm" in why["9"]
     assert comparison.runs[-1].parameters["seed"] == 10, "as it was planned"
     best, value = comparison.best(comparison.objectives[0])
     assert (best.name, value) == ("2", 0.7)
@@ -259,14 +259,14 @@ def test_where_against_and_metric(write, tmp_path, command):
     main_ones = ["matching_score", "explained_variance", "recall", "judge_score"]
     assert metrics_of(comparison) == main_ones
     assert {panel.against for panel in plan_panels(comparison).panels} == {"dataset.n_texts"}
-    plan = plan_panels(collect([top]), "matching")
+    plan = plan_panels(collect([top]), "objective")
     assert [(p.against, p.fixed) for p in plan.panels] == [
-        ("matching", {"dataset.n_texts": 10}), ("matching", {"dataset.n_texts": 20})
+        ("objective", {"dataset.n_texts": 10}), ("objective", {"dataset.n_texts": 20})
     ]  # fmt: skip
     for arguments, words in (
-        (("--where", "seed=3"), "KEY one of matching, dataset.n_texts, saes"),
+        (("--where", "seed=3"), "KEY one of objective, dataset.n_texts, suites"),
         (("--where", "objective=encoder"), "the values are both, decoder"),
-        (("--against", "seed"), "these settings were: matching, dataset.n_texts"),
+        (("--against", "seed"), "these settings were: objective, dataset.n_texts"),
         (("--metric", "score"), "the runs have recall, matching_score, explained_variance"),
         (("--out", top / "0"), "is the folder of a run"),
     ):
@@ -291,8 +291,8 @@ def test_a_search_has_a_panel_for_each_parameter_with_all_its_runs(write, tmp_pa
 def test_too_many_panels_are_refused(write, tmp_path, command):
     for n in range(9):
         write(str(n), f"seed={n}", "objective=both", config={"seed": n})
-        write(f"{n}d", "objective=decoder", config={"seed": n}, choices={"matching": "decoder"})
-    message, _ = command("sweep", "--against", "matching")
+        write(f"{n}d", "objective=decoder", config={"seed": n}, choices={"objective": "decoder"})
+    message, _ = command("sweep", "--against", "objective")
     assert "no figures: each would have 9 panels, more than 8" in message
     assert (tmp_path / "sweep/comparison/comparison.csv").exists(), "tables need no panels"
     assert "--where seed=0" in message

@@ -1,6 +1,7 @@
 """Files appear whole or not at all, whoever writes beside whom."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 import pytest
@@ -49,9 +50,9 @@ def test_an_error_leaves_what_was_there(tmp_path):
 
 def test_what_another_run_has_written_meanwhile_stays(tmp_path):
     path = tmp_path / "a.txt"
-    with replacing(path, keep=True) as mine:
+    with replacing(path, Path.exists) as mine:
         mine.write_text("mine")
-        with replacing(path, keep=True) as theirs:
+        with replacing(path, Path.exists) as theirs:
             theirs.write_text("theirs")
     assert path.read_text() == "theirs"
     assert list(tmp_path.iterdir()) == [path]

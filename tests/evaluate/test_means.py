@@ -50,7 +50,8 @@ def match(pair, arm, **metrics):
 
 
 def score(pair, role, arm, value):
-    return {"saes": "default", "source_layer": pair and 0, "target_layer": pair and 1, "role": role,
+    return {"source_suite": "default", "source_layer": pair and 0,
+            "target_suite": "default", "target_layer": pair and 1, "role": role,
             "arm": arm, "judge_score": value, "judge_score_low": 1.0, "judge_score_high": 3.0,
             "same_share": 0.5, "same_share_low": 0.0, "same_share_high": 1.0}  # fmt: skip
 
@@ -86,7 +87,7 @@ def test_a_judges_scores_are_over_all_judgements():
 
 
 def row(arm, strategy, quantile, value, dataset="all", metric="explained_variance"):
-    return {"saes": "default", "arm": arm, "dataset": dataset, "strategy": strategy,
+    return {"suites": "default", "arm": arm, "dataset": dataset, "strategy": strategy,
             "quantile": quantile, "metric": metric, "value": value}  # fmt: skip
 
 

@@ -228,7 +228,7 @@ def test_another_run_that_has_finished_takes_the_batches_away(server, tmp_path, 
     folder = parquet(tmp_path).with_name("3-tinyscope-res.batches")
 
     @contextmanager
-    def taken_away(path, keep=False):
+    def taken_away(path, keep=None):
         with replacing(path, keep) as part:
             shutil.rmtree(folder, ignore_errors=True)
             yield part

@@ -122,7 +122,7 @@ def test_C2_C3_a_secret_on_the_command_line_is_refused_before_anything_is_writte
     "setting", ["judge.key_variable=OPENAI_API_KEY", "judge.key_variable=null", "dataset.n_texts=5"]
 )
 def test_C3_names_of_variables_are_taken(setting):
-    from saematch.app.main import _KEY
+    from saematch.app.secrets import _KEY
 
     assert not _KEY.search(setting)
 

@@ -19,7 +19,7 @@ SAES = RELEASES["gemma"][0]
 
 def ran(model, folder, run):
     """Match two layers on a model of the hub; return the refusal, or the revision, and the log."""
-    from saematch.app.main import build
+    from saematch.app.configuration import build
     from saematch.run.run import run as do
 
     said = []

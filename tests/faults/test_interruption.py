@@ -142,7 +142,7 @@ WHOLE = {stage: ["collection.folder=whole"] for stage in ("collect", "training")
 GRID = {
     "method": "grid",
     "metric": {"name": "explained_variance/folded", "goal": "maximize"},
-    "parameters": {"matching": {"values": ["both", "decoder"]}},
+    "parameters": {"objective": {"values": ["both", "decoder"]}},
     "command": ["${env}", "${interpreter}", "-m", "saematch", "+experiment=skip_layers",
                 "${args_no_hyphens}"],
 }  # fmt: skip
@@ -249,7 +249,7 @@ def test_A8_processes_that_a_run_has_started_end_with_it(tiny, tmp_path, words, 
 
 
 def test_A8_in_a_notebook_a_keyboard_interrupt_stays_one(cli, tiny, tmp_path, monkeypatch):
-    from saematch.app.main import build
+    from saematch.app.configuration import build
     from saematch.run.run import run
     from saematch.texts import lightning_runner
 
@@ -350,12 +350,9 @@ def test_A8_systems_without_a_hangup_signal(monkeypatch):
     assert module["SIGNALS"] == (signal.SIGTERM, signal.SIGINT)
 
 
-def test_A8_what_killed_processes_left_is_removed_after_a_day(tmp_path):
-    old, new = (
-        tmp_path / ".a.11111111111111111111111111111111.part",
-        tmp_path / ".a.22222222222222222222222222222222.part",
-    )
-    folder = tmp_path / ".layer_0.33333333333333333333333333333333.part"
+def test_A8_what_killed_processes_of_other_hosts_left_is_removed_after_a_day(tmp_path):
+    old, new = (tmp_path / f".a.0123456789ab-7-{digit * 32}.part" for digit in "12")
+    folder = tmp_path / f".layer_0.0123456789ab-7-{'3' * 32}.part"
     folder.mkdir()
     for path in (old, new, folder / "half"):
         path.write_text("half")
@@ -363,7 +360,25 @@ def test_A8_what_killed_processes_left_is_removed_after_a_day(tmp_path):
     for path in (old, folder):
         os.utime(path, (day_ago, day_ago))
     files.write_json(tmp_path / "b.json", 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".a.22222222222222222222222222222222.part",
-        "b.json",
-    ]
+    assert sorted(tmp_path.iterdir()) == [new, tmp_path / "b.json"]
+
+
+LEFT = """
+import os, signal, sys
+from pathlib import Path
+from saematch.core.files import replacing, replacing_folder
+with replacing(Path(sys.argv[1]) / "a.json"), replacing_folder(Path(sys.argv[1]) / "sae") as part:
+    (part / "half").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_A8_what_a_killed_process_of_this_host_left_is_removed_at_once(tmp_path):
+    subprocess.run([sys.executable, "-c", LEFT, str(tmp_path)], check=False)
+    assert len(list(tmp_path.glob(".*.part"))) == 2
+    with files.replacing(tmp_path / "ours") as part:
+        part.write_text("at work")
+        files._remove_abandoned.cache_clear()
+        files.write_json(tmp_path / "b.json", 1)
+        assert list(tmp_path.glob(".*.part")) == [part]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.json", "ours"]

@@ -269,7 +269,7 @@ def test_A10_a_large_set_is_sampled(monkeypatch):
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, float("nan")])
 def test_A10_a_share_that_means_nothing_is_refused(share):
-    with pytest.raises(ValueError, match=r"assignment\.unmatched\.share="):
+    with pytest.raises(ValueError, match=r"matcher\.unmatched\.share="):
         ChanceLevel(share=share)
 
 

@@ -15,8 +15,9 @@ from threading import Barrier
 import pytest
 
 from conftest import tiny_overrides
-from saematch.app.main import build
+from saematch.app.configuration import build
 from saematch.compare.runs import find_runs
+from saematch.core.errors import InputError
 from saematch.core.results import Results
 from saematch.run import run, run_folders, tracking
 from saematch.run.resuming import finished_as, settings_of
@@ -135,9 +136,10 @@ def test_B25_an_attempt_that_fails_before_any_work_leaves_no_folder(cli, tmp_pat
         settings = json.loads((folder / "run.json").read_text())
         assert settings["seed"] == 3, "the folder is claimed before anything is loaded"
         run.log.warning("this line makes a log")
-        raise ValueError("no such SAE")
+        raise InputError("no such SAE")
 
-    assert "reach=2: it counts" in cli("reach=2", "run_id=a", "logger=none")[0]
+    message = cli("evaluations=[nothing]", "run_id=a", "logger=none")[0]
+    assert "evaluations holds 'nothing'" in message
     assert runs(tmp_path) == []
     with monkeypatch.context() as patched:
         patched.setattr(run, "_load", load)
@@ -148,13 +150,13 @@ def test_B25_an_attempt_that_fails_before_any_work_leaves_no_folder(cli, tmp_pat
 
 def test_B25_an_attempt_that_did_work_keeps_its_folder(cli, tmp_path, monkeypatch):
     def fail(*_):
-        raise ValueError("no ink")
+        raise InputError("no ink")
 
     with monkeypatch.context() as patched:
         patched.setattr(run, "draw_figures", fail)
         assert cli(*SMALL, "run_id=a")[0] == "saematch: no ink"
     failed = Results.load(tmp_path / A / "results.json")
-    assert (failed.status, failed.error) == ("failed", "ValueError: no ink")
+    assert (failed.status, failed.error) == ("failed", "InputError: no ink")
     assert (tmp_path / A / "matches/folded/0-1.safetensors").exists()
     with monkeypatch.context() as patched:
         patched.setattr(run, "_load", fail)
@@ -330,13 +332,13 @@ def test_A15_one_run_that_is_offline_makes_no_other_one_so(tmp_path, server):
 
 # B16
 
-WHOLE = {"name": "x", "config": {}, "provenance": {}, "status": "finished"}
+WHOLE = {"schema": 2, "name": "x", "config": {}, "provenance": {}, "status": "finished"}
 DAMAGE = {
     "cut off": b'{"name": "x", "con',
     "no JSON": b"\xff\xfe\x00",
     "a list": b"[]",
     "nested": b"[" * 100_000,
-    "missing": b'{"name": "x"}',
+    "missing": b'{"schema": 2, "name": "x"}',
     "wrong type": json.dumps(WHOLE | {"tables": []}).encode(),
     "wrong table": json.dumps(WHOLE | {"tables": {"means": [1]}}).encode(),
     "a folder": None,

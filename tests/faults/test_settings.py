@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from saematch.app.main import MISTAKES, build, one_line, quoted
+from saematch.app.configuration import build, quoted
+from saematch.app.messages import MISTAKES, one_line
 from saematch.core.specs import Some, Unique, check_fields, spec
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Optimal
@@ -55,13 +56,12 @@ def test_A11_training_on_nothing_is_refused(setting, words):
         ("strategies=[drop,drop]", "strategies=['drop', 'drop'] names 'drop' twice"),
         ("arms.folded.decode=[permute,permute]", "arms.decode"),
         ("layers=[2,2]", "layers=[2, 2] names 2 twice"),
-        ("evaluations=[]", "names 'match' twice"),
+        ("evaluations=[paths,paths]", "names 'paths' twice"),
         ("figures=[mse,mse]", "names 'mse' twice"),
         ("paths.features=[7,7]", "names 7 twice"),
         ("dataset.kinds=[zoo_prose,zoo_prose]", "dataset.kinds"),
         ("arms={}", "arms={} has no effect"),
         ("arms=[]", "arms is missing"),
-        ("starts=[]", "starts=[] must have at least 1 item"),
         ("layers=[]", "layers=[] must have at least 1 item"),
         ("dataset.kinds=[]", "dataset.kinds=[] must have at least 1 item"),
     ],
@@ -113,11 +113,11 @@ def test_B10_a_wrong_type_is_refused_by_name(setting, words):
         ("seed=-1", "seed=-1 must be greater than or equal to 0"),
         ("dataset.kinds=[]", "dataset.kinds=[]"),
         ("layers=4", "layers=4 must be a list"),
-        ("tasks=match", "tasks='match' must be a list"),
+        ("evaluations=paths", "evaluations='paths' must be a list"),
         ("arms.folded.decode=permute", "arms.decode='permute' must be a list"),
         ("figures=mse", "figures='mse' must be a list"),
         ("model=[1]", "model=[1]: choose one of gemma_2_2b, "),
-        ("matching=5", "matching=5: choose one of both, decoder, encoder"),
+        ("objective=5", "objective=5: choose one of both, decoder, encoder"),
     ],
 )
 def test_B16_messages_name_the_setting_and_what_is_legal(setting, words):
@@ -138,7 +138,7 @@ def test_B16_a_number_as_the_path_of_saes():
 
 
 def test_B10_library_specs_refuse_what_the_command_line_refuses():
-    with pytest.raises(ValueError, match=r"arms\.objective='both' must be of class Parts"):
+    with pytest.raises(ValueError, match=r"arms\.objective='both' must be of class Objective"):
         Arm(fold="threshold", objective="both", matcher=Optimal())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"arms\.matcher='optimal' must be of class Matcher"):
         Arm(fold="threshold", objective=Parts(), matcher="optimal")  # type: ignore[arg-type]
@@ -179,8 +179,9 @@ PRESETS = sorted(
         "sae",
         "selection",
         "stand_in",
-        "matching",
-        "assignment",
+        "objective",
+        "matcher",
+        "pairing",
         "dataset",
         "explain",
         "judge",

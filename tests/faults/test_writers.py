@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import saematch
 from conftest import random_sae
-from saematch.core import match
+from saematch.core import store
 from saematch.core.files import replacing, replacing_folder, write_json
 from saematch.core.results import Results
 from saematch.run.run_folders import LogFile
@@ -168,7 +168,7 @@ def test_B8_a_disk_that_fills_up_ends_a_run_in_one_line_and_it_goes_on(cli, tmp_
         save_file(tensors, path, metadata)
 
     with monkeypatch.context() as patched:
-        patched.setattr(match, "save_file", save)
+        patched.setattr(store, "save_file", save)
         message, _ = cli(*SMALL)
     assert message.startswith("saematch: outputs/cache/matches/")
     assert message.endswith(

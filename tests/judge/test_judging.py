@@ -73,14 +73,14 @@ def server():
     server.close()
 
 
-def judged(matches, server, tmp_path, explanations=None, second=None, starts=None, **judging):
+def judged(matches, server, tmp_path, explanations=None, second=None, chains=True, **judging):
     chat = connect(ChatModel("judge-1", server.url), tmp_path / "s")
     spec = Judging(**{"n_paths": 10, "random": 5, "identity": 4, "ceiling": 3} | judging)
-    return judge_matches(matches, starts, spec, explanations or Words(), chat, second, {})
+    return judge_matches(matches, chains, spec, explanations or Words(), chat, second, {})
 
 
 def test_paths_are_followed_from_match_to_match(matches):
-    items = path_items(matches, None, Judging(n_paths=6), Words(), np.random.default_rng(0))
+    items = path_items(matches, True, Judging(n_paths=6), Words(), np.random.default_rng(0))
     first = [i for i in items if i.pair.source.layer == 0]
     for arm in ("same", "next"):
         chosen = {i.path: i.source_feature for i in first if i.arm == arm}
@@ -96,16 +96,16 @@ def test_paths_are_followed_from_match_to_match(matches):
 
 
 def test_a_path_ends_where_there_is_no_partner(matches):
-    items = path_items(matches, None, Judging(n_paths=24), Words(), np.random.default_rng(0))
+    items = path_items(matches, True, Judging(n_paths=24), Words(), np.random.default_rng(0))
     lengths = [sum(i.arm == "next" and i.pair.source.layer == n for i in items) for n in (0, 1)]
     assert lengths == [N_FEATURES - 1, N_FEATURES - 2]
 
 
-def test_with_starts_every_place_asks_for_the_first_layers_features(matches):
+def test_without_chains_every_pair_asks_for_the_first_layers_features(matches):
     same = match_of(list(range(N_FEATURES)))
     pairs = (Pair.of_layers(0, 1), Pair.of_layers(0, 2), Pair.of_layers(1, 2))
     starting = MatchSet(pairs, {"same": dict.fromkeys(pairs, same)})
-    items = path_items(starting, [0, 1], Judging(n_paths=5), Words(), np.random.default_rng(0))
+    items = path_items(starting, False, Judging(n_paths=5), Words(), np.random.default_rng(0))
     drawn = [[i.source_feature for i in items if i.pair == pair] for pair in pairs]
     assert drawn[0] == drawn[1] != drawn[2]
     assert not {3, 9} & set(drawn[2]), "drawn from explained features"
@@ -216,7 +216,7 @@ def test_scores_by_hand(saes):
     assert [overall[name] for name in counts] == [6, 2, 1, 1, 1, 1]
     assert rows["random", None]["judge_score"] == rows["random", None]["judge_score_high"] == 1
     assert first["judge_score_low"] <= 2.5 <= first["judge_score_high"]
-    matched = [{"saes": "default", "source_layer": 0, "target_layer": 1, "arm": arm}
+    matched = [Pair.of_layers(0, 1).columns() | {"arm": arm}
                for arm in ("same", "other")]  # fmt: skip
     score_matches(matched, tables["judge_scores"])
     assert (matched[0]["judge_score"], matched[0]["n_same"]) == (2.5, 1)

@@ -134,7 +134,7 @@ def test_own_explanations_have_a_ceiling_from_other_texts(cli, tmp_path):
     assert ceiling
     assert "paraphrase" not in {row["role"] for row in rows}
     for row in ceiling:
-        one, other = (words(row[f"explanation_{end}"]) for end in ("from", "to"))
+        one, other = (words(row[f"{end}_explanation"]) for end in ("source", "target"))
         share = len(one & other) / len(one | other)
         assert row["judge_score"] == 1 + (share >= 0.1) + (share >= 0.3)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from saematch.app.main import build
+from saematch.app.configuration import build
 from saematch.judge.verdicts import LABELS, SCORES
 from saematch.run.run import run
 

@@ -5,11 +5,12 @@ import pytest
 from saematch.report.claims import CLAIMS
 
 PAIRS = [(t, t + 1) for t in range(5)]
+DEFAULT = {"source_suite": "default", "target_suite": "default"}
 MSE = ("mse_W_enc", "mse_b_enc", "mse_W_dec")
 
 
 def at(pair, **values):
-    return {"saes": "default", "source_layer": pair[0], "target_layer": pair[1], **values}
+    return {**DEFAULT, "source_layer": pair[0], "target_layer": pair[1], **values}
 
 
 def by_arm(metric, arms, pairs=PAIRS, **more):
@@ -41,7 +42,7 @@ def strategies(metric, cells, quantile=None):
 
 
 def layers(norms, thresholds):
-    return [{"saes": "default", "layer": n, "mean_norm": norm, "threshold_mean": theta}
+    return [{"suite": "default", "layer": n, "mean_norm": norm, "threshold_mean": theta}
             for n, (norm, theta) in enumerate(zip(norms, thresholds, strict=True))]  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def judged(shares=0.2, folded=2.2, floor=1.2, kappa=0.7):
             strict=True,
         )
     ]
-    nowhere = {"saes": "default", "source_layer": None, "target_layer": None}
+    nowhere = {**DEFAULT, "source_layer": None, "target_layer": None}
     for role, arm, score in (("pair", "folded", folded), ("random", "none", floor)):
         ends = {"judge_score_low": score - 0.2, "judge_score_high": score + 0.2}
         rows.append(nowhere | {"role": role, "arm": arm, "judge_score": score} | ends)
@@ -128,8 +129,8 @@ def in_sets(by_set, l0=None):
     rows, stated = [], []
     for name, values in by_set.items():
         of_set = strategies("explained_variance", {("folded", "permute"): values})
-        rows += [row | {"saes": name} for row in of_set]
-        stated += [{"saes": name, "layer": n, "stated_l0": 20.0} for n in range(6)]
+        rows += [row | dict.fromkeys(DEFAULT, name) for row in of_set]
+        stated += [{"suite": name, "layer": n, "stated_l0": 20.0} for n in range(6)]
     return {"strategies": rows, "layers": stated}
 
 
@@ -143,12 +144,12 @@ def shares(few, every):
 
 def planted(recall=(0.9, 0.3), explained=(0.99, 0.9), other=0.9):
     rows = []
-    for saes in ("default", "other_gauge"):
+    for suite in ("default", "other_gauge"):
         for arm, found in (("folded", recall[0]), ("unfolded", recall[1])):
             for strategy, value in zip(("permute", "permute_raw"), explained, strict=True):
-                told = other if saes == "other_gauge" and arm == "folded" else found
-                rows.append({"saes": saes, "source_layer": 0, "target_layer": 1, "arm": arm,
-                             "strategy": strategy, "recall": told,
+                told = other if suite == "other_gauge" and arm == "folded" else found
+                rows.append({**dict.fromkeys(DEFAULT, suite), "source_layer": 0,
+                             "target_layer": 1, "arm": arm, "strategy": strategy, "recall": told,
                              "explained_variance": value})  # fmt: skip
     return {"planted": rows}
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from conftest import N_FEATURES, random_sae
-from saematch.core.pairs import SaeKey
-from saematch.run.checks import load_saes
+from saematch.core.pairs import Pair, SaeKey
+from saematch.run.checks import Chosen, load_saes
 from saematch.sae.sources.disk import SaeFolders
 from saematch.sae.suites import GIB, SaeFacts, SaeShelf
 
@@ -53,7 +53,9 @@ class Counting:
 
 
 def shelf_of(saes, n, layers=range(5)):
-    return SaeShelf.load(list(layers), {"default": saes}, n * SIZE / GIB)
+    return SaeShelf.load(
+        [SaeKey("default", layer) for layer in layers], {"default": saes}, n * SIZE / GIB
+    )
 
 
 @pytest.mark.parametrize(("n", "held"), [(0.1, 2), (2.0, 2), (3.5, 3), (5.0, 5)])
@@ -171,4 +173,5 @@ class TwoSites(Counting):
 
 def test_saes_of_two_sites_are_not_matched():
     with pytest.raises(ValueError, match=r"different places of the model \(mlp_out, resid_post\)"):
-        load_saes([0, 1], {"default": TwoSites()}, 1.0)
+        keys = (SaeKey("default", 0), SaeKey("default", 1))
+        load_saes(Chosen({"default": TwoSites()}, keys, (Pair(*keys),)), 1.0)

@@ -72,7 +72,7 @@ def test_another_model_bos_file_or_code_is_another_key(lm, drawn, tmp_path, monk
     path.write_text("\n\n".join(reversed(TEXTS)))
     load_texts(spec, lm, tmp_path)
     assert len(drawn) == 5
-    monkeypatch.setattr("saematch.texts.token_cache.code_hash", lambda _: "other")
+    monkeypatch.setattr("saematch.texts.token_cache.code_of", lambda *_: "other")
     load_texts(spec, lm, tmp_path)
     assert len(drawn) == 6
 

@@ -104,8 +104,8 @@ def test_topk_and_what_is_refused(cli, tmp_path, monkeypatch):
     ):
         message, _ = cli(*SETTINGS, wrong, f"run_id=c{number}")
         assert words in message
-    message, _ = cli("tasks=[train_saes,match]", "run_id=d")
-    assert "or it does one of collect, train_saes" in message
+    message, _ = cli("evaluations=[paths]", "run_id=d")
+    assert "task=train_saes matches nothing" in message
 
 
 def test_rows_of_extreme_norm_are_left_out_and_the_last_held_out():

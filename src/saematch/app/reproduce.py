@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from saematch.app.main import MISTAKES, build, one_line
+from saematch.app.configuration import build
+from saematch.app.messages import MISTAKES, one_line
 from saematch.report.reproduction import Run, write_page
 from saematch.run.run_folders import LOG, LogFile, check_name, remove_unused, run_folder
 

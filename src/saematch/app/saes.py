@@ -7,14 +7,13 @@ import fnmatch
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from saematch.app.main import CONF
 from saematch.app.saes_listing import print_release, print_releases
 from saematch.core.errors import InputError
+from saematch.core.files import PRESETS
 from saematch.sae.sources.registry import RegisteredSae, Release, closest, releases
 
 LAYER = re.compile(r"(layer_?|blocks\.|^l(?=\d))(\d+)")
@@ -150,7 +149,7 @@ def rows(release: Release) -> Iterator[tuple[str, str, str, str]]:
 def presets() -> list[Preset]:
     """Return the files of ``conf/sae`` that take a release of their own."""
     files = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
-             for path in sorted(Path(CONF, "sae").glob("*.yaml"))}  # fmt: skip
+             for path in sorted((PRESETS / "sae").glob("*.yaml"))}  # fmt: skip
     released = {name: fields for name, fields in files.items()
                 if str(fields.get("_target_")).endswith(".ReleasedSaes")}  # fmt: skip
     return [Preset(name, fields) for name, fields in released.items() if fields["release"] != "???"]

@@ -24,6 +24,7 @@ def keep_comparable(runs: Sequence[RunFolder], code: str | None) -> list[RunFold
     """
     runs = _of_one_code(runs, code)
     for what, chosen_by, facts in (
+        ("source code", lambda _: None, _specs),
         ("SAE", _sae_settings, _saes),
         ("model", lambda results: [results.config.get("model")], _model),
         ("text set", _text_settings, _texts),
@@ -107,6 +108,12 @@ def _odd_ones(
                 left_out |= dict.fromkeys(side, f"{why}, though the settings are equal")
         kept = [run for run in kept if run not in left_out]
     return left_out
+
+
+def _specs(results: Results) -> Facts:
+    """Return the hashes of the code of matchers and other specs: runs may share some of them."""
+    specs = results.provenance.get("specs", {})
+    return {f"of {name}": code[:8] for name, code in specs.items()}
 
 
 def _sae_settings(results: Results) -> list[Any]:

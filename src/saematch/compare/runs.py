@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from saematch.core.errors import InputError
 from saematch.core.files import parse_json
-from saematch.core.results import Results
+from saematch.core.results import Results, SchemaError
 from saematch.core.safe_text import visible
 
 MEANS = (
@@ -31,7 +31,7 @@ class RunFolder:
     folder: Path
     state: str
     """``finished``, ``failed``, ``unfinished`` (running or killed), ``missing`` (planned, and never
-    begun) or ``damaged``."""
+    begun), ``outdated`` (another version of saematch wrote it) or ``damaged``."""
     reason: str = ""
     """Why it is not compared; empty if it is."""
     name: str = ""
@@ -133,6 +133,8 @@ def _read(folder: Path) -> RunFolder:
         means = results.tables.get("means", [])
         if any(set(MEANS) - set(row) for row in means):
             raise InputError(f"{path} has a table of means without all of {', '.join(MEANS)}")
+    except SchemaError as error:
+        return RunFolder(folder, "outdated", str(error))
     except (ValueError, TypeError, AttributeError) as error:
         return RunFolder(folder, "damaged", str(error))
     run = RunFolder(folder, results.status, settings=settings, results=results)

@@ -8,15 +8,16 @@ import json
 import os
 import re
 import shutil
+import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from safetensors import SafetensorError
 
 from saematch.core.errors import FileError, InputError
@@ -34,10 +35,6 @@ PRESETS = _shipped("conf")
 """Absolute, so that a checkout, an installed wheel and the console script all find it."""
 SWEEPS = _shipped("sweeps")
 
-MEASURING = ("core", "evaluate", "lm", "matching", "sae", "texts")
-"""Folders of the code that matches features and evaluates matches on texts."""
-
-
 _AGAIN = "free some space, and run the same command again"
 _REMEDIES = {
     errno.ENOSPC: _AGAIN,
@@ -52,16 +49,16 @@ _REMEDIES = {
 
 
 @contextmanager
-def replacing(path: Path, keep: bool = False) -> Iterator[Path]:
+def replacing(path: Path, keep: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it if the block ends without error.
 
-    No other process, thread or machine gets the same temporary path. With ``keep``, a file that
-    another run has put there meanwhile stays: for what is the same whoever writes it, since on a
-    shared file system a file that is replaced is lost to those who are reading it. The file gets
-    the permissions that the umask leaves, whichever library writes it. Raises ``OSError``, which
-    names ``path``, if the disk is full or the file cannot be written for another reason.
+    No other process, thread or machine gets the same temporary path. If ``keep`` accepts the file
+    that another run has put there meanwhile, that file stays: on a shared file system, processes
+    that are reading a file lose it when it is replaced. The file gets the permissions that the
+    umask leaves, whichever library writes it. Raises ``OSError``, which names ``path``, if the disk
+    is full or the file cannot be written for another reason.
     """
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    part = _part(path)
     with _naming(path, part):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path.parent)
@@ -71,7 +68,7 @@ def replacing(path: Path, keep: bool = False) -> Iterator[Path]:
             yield part
             if part.stat().st_mode != mode:  # safetensors writes what nobody else can read
                 part.chmod(mode)
-            if not (keep and path.exists()):
+            if keep is None or not keep(path):
                 part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -83,9 +80,10 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
     Permissions and errors are as those of ``replacing``. An older ``folder`` is removed.
     """
-    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+    part = _part(folder)
     with _naming(folder, part):
         part.mkdir(parents=True)
+        _remove_abandoned(folder.parent)
         try:
             mode = part.stat().st_mode & 0o666
             yield part
@@ -156,19 +154,43 @@ def parse_json(content: str | bytes) -> Any:
 
 
 ABANDONED_SECONDS = 86_400.0
-"""Age from which a temporary file belongs to a process that was killed, on whatever machine."""
+"""Age from which a temporary file of another host belongs to a process that was killed."""
 
-_PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
-"""Names of our own temporary files and folders."""
+_PART = re.compile(r"\..+\.([0-9a-f]{12})-(\d+)-[0-9a-f]{32}\.part")
+"""Names of our own temporary files and folders, with the host and the process."""
+
+
+@cache
+def _host() -> str:
+    """Return a hash of the running system that process numbers belong to.
+
+    Containers may share a host's name and a disk, but not the process numbers.
+    """
+    parts = [socket.gethostname()]
+    with suppress(OSError):  # on other systems than Linux
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8"))
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashed(parts)[:12]
+
+
+def _part(path: Path) -> Path:
+    """Return a temporary path next to ``path`` that names host and process."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{uuid.uuid4().hex}.part")
 
 
 @cache
 def _remove_abandoned(folder: Path) -> None:
-    """Remove temporary files and folders that killed processes left in a folder, once a process."""
-    parts = [path for path in folder.glob(".*.part") if _PART.fullmatch(path.name)]
-    for part in parts:
+    """Remove temporary files and folders that killed processes left in a folder, once a process.
+
+    A process of another host may still be running, so its files stay for a day.
+    """
+    for part in folder.glob(".*.part"):
+        named = _PART.fullmatch(part.name)
+        if named is None:
+            continue
+        ended = named[1] == _host() and not psutil.pid_exists(int(named[2]))
         with suppress(OSError):  # another process may remove it too, or it is another user's
-            if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+            if ended or time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
@@ -185,19 +207,6 @@ def content_hash(paths: Sequence[Path]) -> str:
             while part := file.read(2**24):
                 digest.update(part)
     return f"sha256:{digest.hexdigest()[:16]}"
-
-
-@cache
-def code_hash(folders: tuple[str, ...] = MEASURING) -> str:
-    """Return a hash of the code in folders of the package, and of the libraries that it rests on.
-
-    By default of all on which matches and sums over texts depend.
-    """
-    parts = [version("torch"), version("transformers")]
-    for folder in folders:
-        for path in sorted((PACKAGE / folder).rglob("*.py")):
-            parts.append(path.read_text(encoding="utf-8"))
-    return hashed(parts)
 
 
 def read_json(path: Path, kind: type, remedy: str) -> Any:

@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from scipy.sparse import csr_array
 from torch import Tensor
 
 from saematch.core.errors import InputError
-from saematch.core.files import parse_json, replacing
+from saematch.core.store import DamagedError, read_facts, write
 
 
 @dataclass(frozen=True)
@@ -216,41 +215,41 @@ class Match:
             certificate=None,
         )
 
-    def save(self, path: Path, about: dict[str, object] | None = None) -> None:
-        """Write one safetensors file; its header holds sizes, certificate and ``about`` as JSON."""
-        sizes = ("n_source", "n_target", "dropped")
-        header: dict[str, object] = {name: getattr(self, name) for name in sizes}
+    def save(self, path: Path, about: dict[str, object] | None = None, keep: bool = False) -> None:
+        """Write one safetensors file; its header holds sizes, certificate and ``about`` as JSON.
+
+        With ``keep``, a file that is there stays (``saematch.core.store``).
+        """
+        header: dict[str, object] = {name: getattr(self, name) for name in _SIZES}
         if self.certificate is not None:
             header |= asdict(self.certificate)
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
         metadata = {"match": json.dumps(header), "about": json.dumps(about or {})}
-        with replacing(path) as part:
-            save_file(tensors, part, metadata)
+        write(path, tensors, metadata, keep)
 
     @classmethod
     def load(cls, path: Path) -> tuple[Match, dict[str, object]]:
-        """Read a match and what was said about it; ``InputError`` for a damaged file."""
+        """Read a match and its ``about``; ``InputError`` for a damaged file or another kind."""
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                header = parse_json(metadata["match"])
-                tensors = {name: file.get_tensor(name) for name in _TENSORS}
-        except (SafetensorError, KeyError) as error:
+            metadata = read_facts(path)
+            header = json.loads(metadata["match"])
+            sizes = {name: header[name] for name in _SIZES}
+        except (DamagedError, KeyError) as error:
             raise InputError(
                 f"{path} is not a whole match file ({error}); delete it and match again"
             ) from error
+        tensors = load_file(path)
         certificate = None
         if "bound" in header:
             known = [field.name for field in fields(Certificate) if field.name in header]
             certificate = Certificate(**{name: header[name] for name in known})
-        about = parse_json(metadata["about"])
-        sizes = {name: header[name] for name in ("n_source", "n_target")}
-        dropped = header.get("dropped", 0.0)  # the zoo's truths were written without it
-        return cls(**tensors, **sizes, certificate=certificate, dropped=dropped), about
+        about = json.loads(metadata["about"])
+        return cls(**tensors, **sizes, certificate=certificate), about
 
 
 _TENSORS = ("rows", "columns", "weights")
 _KINDS = [(dtype, "cpu") for dtype in (torch.int64, torch.int64, torch.float64)]
+_SIZES = ("n_source", "n_target", "dropped")
 
 
 def _largest(

@@ -12,6 +12,11 @@ from saematch.core.files import read_json, write_json
 
 Row = dict[str, str | int | float | bool | None]
 
+SCHEMA = 2
+"""Version of the names in ``results.json``: its tables, columns and settings."""
+WRITERS = {1: "0.1", SCHEMA: "0.2"}
+"""Version of saematch that writes and reads each schema."""
+
 _AGAIN = "delete the file, and the same command makes it again"
 
 
@@ -31,12 +36,18 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write ``results.json``; what is not a finite number is written as null."""
-        write_json(path, {name: _plain(value) for name, value in vars(self).items()})
+        content = {name: _plain(value) for name, value in vars(self).items()}
+        write_json(path, {"schema": SCHEMA, **content})
 
     @classmethod
     def load(cls, path: Path) -> Results:
-        """Read ``results.json``; ``InputError`` if it is damaged."""
+        """Read ``results.json``.
+
+        Raises ``SchemaError`` if another version of saematch wrote the file, and ``InputError`` if
+        it is damaged.
+        """
         content = read_json(path, dict, _AGAIN)
+        _check_schema(path, content.pop("schema", 1))
         wrong = _of_wrong_type(content)
         if wrong:
             raise InputError(f"{path} is damaged ({wrong[0]} has the wrong type): {_AGAIN}")
@@ -44,6 +55,22 @@ class Results:
             return cls(**content)
         except TypeError as error:  # a name is missing, or there is one too many
             raise InputError(f"{path} is damaged ({error}): {_AGAIN}") from error
+
+
+class SchemaError(InputError):
+    """Another version of saematch wrote the results, with other names."""
+
+
+def _check_schema(path: Path, schema: Any) -> None:
+    """Refuse results of another schema; files of version 0.1 state none."""
+    if schema == SCHEMA:
+        return
+    written = WRITERS.get(schema) if type(schema) is int else None
+    reader = f"saematch {written} reads it" if written else "a later saematch may read it"
+    raise SchemaError(
+        f"{path} has schema {schema!r:.40} and this saematch reads schema {SCHEMA}: {reader}; or "
+        "run again with another run_id or folder"
+    )
 
 
 _KINDS = {

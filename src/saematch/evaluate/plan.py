@@ -6,13 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from saematch.core.code import code_of
 from saematch.core.errors import InputError
-from saematch.core.files import code_hash, hashed
+from saematch.core.files import hashed
 from saematch.core.match import Match
 from saematch.core.pairs import NO_ARM, Pair, SaeKey
 from saematch.evaluate.splice import MATCHLESS, Splice, SplicePlan, canonical
 from saematch.evaluate.weights import of_least_error, row_errors
 from saematch.lm.hooks import LanguageModel
+from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.matches import MatchSet
 from saematch.sae.params import SaeOrigin
@@ -101,10 +103,12 @@ def evaluate_texts(
     What it holds already, from this run or another, is not evaluated again.
     """
     dtype = str(next(lm.parameters()).dtype)
-    model = [code_hash(), lm.name, lm.revision, dtype, trainer.precision, trainer.device_type]
+    code = code_of(evaluate_texts, LmSource)
+    model = [code, lm.name, lm.revision, dtype, trainer.precision, trainer.device_type]
     files: dict[str, list[tuple[Path, ...]]] = {name: [] for name in tokens}
     for number, part in enumerate(parts := plan.parts(), start=1):
-        about = [*model, *([list(k), repr(o)] for k, o in part.origins().items())]
+        saes = SaeShelf.of(part.saes).facts
+        about = [*model, *([list(key), sae.identity] for key, sae in saes.items())]
         about += [list(part.matched), list(part.splices)]
         for name, batches in tokens.items():
             keys = [hashed([*about, *b.content()]) for b in batches]

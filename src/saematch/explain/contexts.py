@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from saematch.core.files import code_hash, hashed, replacing
+from saematch.core.code import code_of
+from saematch.core.files import hashed
 from saematch.core.pairs import SaeKey
+from saematch.core.store import is_kept, write
 from saematch.lm.hooks import LanguageModel
+from saematch.lm.source import LmSource
 from saematch.sae.activations import SparseFeatures, encode
 from saematch.sae.params import SaeOrigin
 from saematch.sae.suites import Saes, SaeShelf
-from saematch.texts.sums import missing
 from saematch.texts.text_pass import TrainerSpec, run_batches
 from saematch.texts.tokens import TokenBatch
 
@@ -193,16 +194,16 @@ def _collect(
 ) -> dict[SaeKey, KeptContexts]:
     work = _Peaks(saes)
     lm, trainer = texts.lm, texts.trainer
-    own = Path(__file__).read_text(encoding="utf-8")
-    about = [code_hash(), own, lm.name, lm.revision, str(next(lm.parameters()).dtype)]
+    code = code_of(collect_contexts, LmSource)
+    about = [code, lm.name, lm.revision, str(next(lm.parameters()).dtype)]
     about += [trainer.precision, trainer.device_type]
-    about += [[list(key), repr(sae.origin)] for key, sae in saes.facts.items()]
+    about += [[list(key), sae.identity] for key, sae in saes.facts.items()]
     keys = {
         name: [hashed([*about, *b.content()]) for b in batches]
         for name, batches in texts.tokens.items()
     }
     path = folder / f"{hashed([keys, n_top, n_samples])}.safetensors"
-    if missing([path]):
+    if not is_kept(path):
         every = {n: [texts.left / f"{k}.safetensors" for k in of] for n, of in keys.items()}
         for name, batches in texts.tokens.items():
             run_batches(trainer, work, lm, batches, f"contexts in {name}", every[name])
@@ -243,8 +244,7 @@ def _write(path: Path, kept: Mapping[SaeKey, KeptContexts]) -> None:
         for kind in ("top", "sample")
         for name in _TENSORS
     }
-    with replacing(path, keep=True) as part:
-        save_file(tensors, part)
+    write(path, tensors)
 
 
 def _read(path: Path, keys: Iterable[SaeKey]) -> dict[SaeKey, KeptContexts]:

@@ -178,7 +178,7 @@ def keep_export(server: Server, name: str, path: Path, refresh: bool) -> None:
     table = pa.concat_tables([kept.filter(still), *tables])
     if empty := table["text"].null_count:
         log.info("%s: %d empty explanations of the export are left out", name, empty)
-    with replacing(path, keep=not refresh) as part:
+    with replacing(path, None if refresh else Path.exists) as part:
         pq.write_table(table.filter(pc.is_valid(table["text"])), part, compression="zstd")
     shutil.rmtree(folder, ignore_errors=True)
 

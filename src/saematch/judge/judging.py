@@ -230,8 +230,8 @@ def explain_tables(
         items = table_items(role, rows, path)
         shown = _shown(items, explanations)
         for row, item in zip(rows, items, strict=True):
-            for end, said in zip(("from", "to"), shown[item], strict=True):
-                row[f"explanation_{end}"] = said and said.text
-                row[f"explainer_{end}"] = said and said.explainer
+            for end, said in zip(("source", "target"), shown[item], strict=True):
+                row[f"{end}_explanation"] = said and said.text
+                row[f"{end}_explainer"] = said and said.explainer
             if judgements:
                 row["label"] = labels.get(item)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from saematch.core.match import Match
 from saematch.core.pairs import Pair
+from saematch.core.store import is_kept
 from saematch.matching.arm import Arm
 from saematch.matching.store import MatchStore
 from saematch.sae.suites import Saes, SaeShelf
@@ -61,5 +62,5 @@ def match_pairs(
 
 
 def _keep(match: Match, arm: Arm, path: Path) -> None:
-    if not path.exists() or Match.load(path)[0].hash != match.hash:
+    if not is_kept(path) or Match.load(path)[0].hash != match.hash:
         match.save(path, {"arm": repr(arm)})

@@ -9,12 +9,13 @@ from functools import partial, reduce
 from itertools import pairwise
 from pathlib import Path
 
-from saematch.core.files import code_hash, hashed
+from saematch.core.code import code_of
+from saematch.core.files import hashed
 from saematch.core.match import Match
 from saematch.core.pairs import SaeKey
+from saematch.core.store import is_kept
 from saematch.matching.arm import Arm
-from saematch.sae.params import SaeOrigin
-from saematch.sae.suites import SaeShelf
+from saematch.sae.suites import SaeFacts, SaeShelf
 
 
 @dataclass
@@ -32,21 +33,21 @@ class MatchStore:
 
         A match under a limit of time depends on the machine's load, so other runs don't get it.
         """
-        origins = saes.facts[source].origin, saes.facts[target].origin
-        key = match_key(*origins, arm)
+        facts = saes.facts[source], saes.facts[target]
+        key = match_key(*facts, arm)
         if key in self._known:
             self.counts["reused"] += 1
             return self._known[key]
         path = self.folder / f"{key}.safetensors"
         shared = getattr(arm.matcher, "time_limit", None) is None
-        if shared and path.exists():
+        if shared and is_kept(path):
             match = Match.load(path)[0]
             self.counts["read"] += 1
         else:
             match = arm.match(saes[source], saes[target])
             self.counts["solved"] += 1
-            if shared and not path.exists():  # another run may have solved it meanwhile
-                match.save(path, about(*origins, arm))
+            if shared:
+                match.save(path, about(*facts, arm), keep=True)
         self._known[key] = match
         return match
 
@@ -64,18 +65,18 @@ class MatchStore:
         )
 
 
-def match_key(source: SaeOrigin, target: SaeOrigin, arm: Arm) -> str:
+def match_key(source: SaeFacts, target: SaeFacts, arm: Arm) -> str:
     """Return a hash of everything that determines a match."""
     return hashed(list(about(source, target, arm).values()))
 
 
-def about(source: SaeOrigin, target: SaeOrigin, arm: Arm) -> dict[str, object]:
+def about(source: SaeFacts, target: SaeFacts, arm: Arm) -> dict[str, object]:
     """Return what determines a match: both SAEs, fold, objective, matcher and code."""
     return {
-        "source": repr(source),
-        "target": repr(target),
+        "source": source.identity,
+        "target": target.identity,
         "fold": arm.fold,
         "objective": repr(arm.objective),
         "matcher": repr(arm.matcher),
-        "code": code_hash(),
+        "code": code_of(arm),
     }

@@ -198,7 +198,7 @@ def explained_pairs(tables: Tables) -> Figure | None:
     shown = [*rows[:N_EXPLAINED], *rows[-N_EXPLAINED:]] if len(rows) > 2 * N_EXPLAINED else rows
     heads = ["error", f"layer {first['source_layer']}", f"layer {first['target_layer']}"]
     cells = [
-        [_error(row), _said(row, "from", 52), _said(row, "to", 52)]
+        [_error(row), _said(row, "source", 52), _said(row, "target", 52)]
         for row in shown
     ]  # fmt: skip
     return _text_table(heads, cells, [0.1, 0.45, 0.45], [row.get("label") for row in shown])
@@ -221,8 +221,8 @@ def explained_paths(tables: Tables) -> Figure | None:
     for layer in layers:
         line = [f"layer\n{layer}"]
         for path in paths:
-            ends = [("from", r) for r in where(rows, path=path, source_layer=layer)]
-            ends += [("to", r) for r in where(rows, path=path, target_layer=layer)]
+            ends = [("source", r) for r in where(rows, path=path, source_layer=layer)]
+            ends += [("target", r) for r in where(rows, path=path, target_layer=layer)]
             came = [row.get("label") for row in where(rows, path=path, target_layer=layer)]
             judged = f"\n{came[0]}" if came and came[0] else ""
             line.append(_said(ends[0][1], ends[0][0], 32) + judged if ends else "")
@@ -234,8 +234,8 @@ def explained_paths(tables: Tables) -> Figure | None:
 
 
 def _said(row: Row, end: str, width: int) -> str:
-    text = str(row[f"explanation_{end}"] or "no explanation")
-    lines = textwrap.wrap(f"{row[f'feature_{end}']}: {text}", width)
+    text = str(row[f"{end}_explanation"] or "no explanation")
+    lines = textwrap.wrap(f"{row[f'{end}_feature']}: {text}", width)
     return "\n".join(lines[:4]) + (" …" if len(lines) > 4 else "")
 
 

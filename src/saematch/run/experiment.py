@@ -32,8 +32,6 @@ from saematch.training.state import TrainingRecipe
 TASKS = ("match", "collect", "train_saes")
 """What a run does; all but ``match`` make SAEs."""
 EVALUATIONS = ("skipping", "co_activation", "features", "paths", "explain", "planted")
-RENAMED = {"activations": "co_activation", "evaluate": "skipping"}
-"""Names of evaluations before version 0.2."""
 ON_TEXTS = {"co_activation", "skipping"}
 """Evaluations that need the language model and texts."""
 NEEDS_ONE_PARTNER = {"features": "gives each feature one error"}
@@ -47,8 +45,8 @@ class Experiment:
     name: Text
     seed: Seed
     task: str
-    """``match``, ``collect`` (hidden states of the model, kept on disk) or ``train_saes`` (that, and
-    SAEs trained on them)."""
+    """``match``, ``collect`` (hidden states of the model, kept on disk) or ``train_saes`` (that,
+    and SAEs trained on them)."""
     evaluations: Unique[str]
     """Questions put to the matches: ``co_activation`` (which features fire together), ``skipping``
     (that, and skipped layers), ``features`` (errors of single features), ``paths``, ``explain``
@@ -103,7 +101,6 @@ class Experiment:
         if unknown:
             raise InputError(
                 f"evaluations holds {unknown[0]!r}: choose among {', '.join(EVALUATIONS)}"
-                + (f" ({unknown[0]} is now {RENAMED[unknown[0]]})" if unknown[0] in RENAMED else "")
             )
         if self.trains and self.evaluations:
             raise InputError(

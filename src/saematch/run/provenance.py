@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from saematch.core.files import MEASURING, PRESETS, code_hash, hashed
+from saematch.core.code import codes_of
 from saematch.core.pairs import DEFAULT, SaeKey
 from saematch.lm.hooks import LanguageModel
 from saematch.run.experiment import Experiment
@@ -39,24 +39,33 @@ def _sae_name(key: SaeKey) -> str:
     return str(key.layer) if key.suite == DEFAULT else f"{key.suite}/{key.layer}"
 
 
-def made_with(seed: int | None) -> dict[str, Any]:
-    """Return seed, versions, commit, a hash of the code that makes numbers, and platform."""
+SHOWING = ("saematch.app", "saematch.compare", "saematch.report", "saematch.run.tracking")
+"""Code that shows numbers and makes none."""
+
+
+def made_with(experiment: Experiment | None) -> dict[str, Any]:
+    """Return seed, versions, commit, hashes of the code that makes numbers, and platform.
+
+    ``code`` is the hash of what all runs share. ``specs`` has the hash of the code of each class
+    in the config, such as a matcher of another package; without an experiment it is empty.
+    """
+    from saematch.run import run  # which imports this file
+
+    (code,) = codes_of(run, outside=SHOWING).values()
     packages = ("saematch", "torch", "transformers", "sae-lens", "lightning", "scipy", "wandb")
     return {
-        "seed": seed,
+        "seed": None if experiment is None else experiment.seed,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
         "git_commit": _git_commit(),
-        "code": _code(),
+        "code": code,
+        "specs": {} if experiment is None else _specs(experiment),
         "platform": platform.platform(),
     }
 
 
-def _code() -> str:
-    """Return a hash of the code and the presets that numbers come from, not of what shows them."""
-    presets = sorted(PRESETS.rglob("*.yaml"))
-    top = sorted(Path(__file__).parent.glob("*.py"))
-    parts = [path.read_text(encoding="utf-8") for path in (*presets, *top)]
-    return hashed([code_hash((*MEASURING, "explain", "judge", "tasks")), *parts])
+def _specs(experiment: Experiment) -> dict[str, str]:
+    values = [value for name, value in vars(experiment).items() if name != "logger"]
+    return codes_of(values, outside=SHOWING)
 
 
 def _git_commit() -> str | None:

@@ -33,9 +33,14 @@ _MEANS = tuple(
 
 
 def refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:
-    """Keep one run's parts apart from another's: refuse a folder that began with other settings."""
+    """Keep one run's parts apart from another's: refuse a folder that began with other settings.
+
+    Refuses results of another schema too (``SchemaError``).
+    """
     if not (folder / "run.json").exists():
         return
+    if (folder / "results.json").exists():
+        Results.load(folder / "results.json")
     theirs = _settings_in(folder)
     differing = [k for k in settings.keys() | theirs.keys() if settings.get(k) != theirs.get(k)]
     if differing:

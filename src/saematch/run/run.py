@@ -81,7 +81,7 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
     started = time.monotonic()
     path = folder / "results.json"
     finished = path.exists() and Results.load(path).status == "finished"
-    results = Results(experiment.name, config, made_with(experiment.seed))
+    results = Results(experiment.name, config, made_with(experiment))
     tracker: Tracker | None = None
     judges: list[Judge | None] = []
     torch.manual_seed(experiment.seed)

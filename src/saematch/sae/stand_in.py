@@ -13,11 +13,13 @@ from jaxtyping import Float, Int64
 from safetensors import safe_open
 from torch import Tensor
 
+from saematch.core.code import code_of
 from saematch.core.errors import InputError
-from saematch.core.files import code_hash, hashed
+from saematch.core.files import hashed
 from saematch.core.pairs import SaeKey
 from saematch.core.specs import spec
 from saematch.lm.hooks import LanguageModel
+from saematch.lm.source import LmSource
 from saematch.sae.activations import encode
 from saematch.sae.folding import fold_scale
 from saematch.sae.params import SaeParams
@@ -94,10 +96,8 @@ def by_activation(
         return saes
     batches = _some(spec, tokens)
     n_tokens = sum(int(batch.counts.sum()) for batch in batches)
-    own = Path(__file__).read_text(encoding="utf-8")
     about = [
-        code_hash(),
-        own,
+        code_of(by_activation, LmSource),
         trainer.device_type,
         lm.name,
         lm.revision,
@@ -108,7 +108,7 @@ def by_activation(
     scales = {}
     for part in saes.parts([{key} for key in needed]):
         some = saes.only([key for key in needed if key in part])
-        kept = [[list(key), repr(known.origin)] for key, known in some.facts.items()]
+        kept = [[list(key), known.identity] for key, known in some.facts.items()]
         names = [f"{hashed([sample, kept, n])}.safetensors" for n in range(len(batches))]
         paths = [folder / name for name in names]
         run_batches(trainer, _Active(some), lm, batches, "activations for folding", paths)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
 from tqdm import tqdm
 
+from saematch.core.code import code_of
 from saematch.core.errors import InputError
+from saematch.core.files import hashed
 from saematch.core.pairs import SaeKey
 from saematch.sae.folding import FOLDS, fold_scale
 from saematch.sae.params import SaeOrigin, SaeParams
@@ -34,6 +36,13 @@ class SaeFacts:
     """Their kind, mean and spread and the share of biases, as ``threshold_summary`` has them."""
     unfoldable: Mapping[str, str]
     """Fold -> why the SAE cannot be folded by it."""
+    code: str = ""
+    """Hash of the code of its source and of later changes; empty for an SAE given in memory."""
+
+    @property
+    def identity(self) -> str:
+        """What tells the SAE's weights apart, for the keys of files computed from them."""
+        return f"{self.origin!r} {self.code}"
 
     @classmethod
     def of(cls, sae: SaeParams) -> SaeFacts:
@@ -73,7 +82,7 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
             source = partial(suites[key.suite].load, key.layer)
             sae = source()
             if sae.origin not in once:
-                once[sae.origin] = SaeFacts.of(sae)
+                once[sae.origin] = replace(SaeFacts.of(sae), code=code_of(suites[key.suite]))
                 held.add(sae, source)
             facts[key] = once[sae.origin]
         return cls(facts, held)
@@ -89,7 +98,8 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
             if known.origin not in once:
                 held.make_room(known.n_bytes)
                 sae = source()
-                once[known.origin] = SaeFacts.of(sae)
+                code = hashed([known.code, code_of(change)])
+                once[known.origin] = replace(SaeFacts.of(sae), code=code)
                 held.add(sae, source)
             facts[key] = once[known.origin]
         return SaeShelf(facts, held)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from saematch.core.errors import InputError
-from saematch.core.files import content_hash, expand_home, hashed, parse_json, write_json
+from saematch.core.files import content_hash, expand_home, hashed
 from saematch.core.specs import AtLeast1, Seed, Text, spec
+from saematch.core.store import read_note, write_note
 from saematch.texts.reading import check_text
 from saematch.texts.sources import TextSet, check_sizes
 
@@ -55,9 +56,10 @@ class HubSet:
         try:
             found = HfApi().dataset_info(self.path, revision=self.revision, timeout=TIMEOUT)
         except (OSError, ValueError, HTTPError) as error:
-            if not noted.exists():
+            note = read_note(noted)
+            if note is None:
                 raise self.unreadable(error) from error
-            commit = parse_json(noted.read_bytes())["commit"]
+            commit = note["commit"]
             log.warning(
                 "%s is taken at commit %s, as last time, since the hub gives no answer (%s)",
                 self.path,
@@ -65,7 +67,7 @@ class HubSet:
                 _first_line(error),
             )
             return replace(self, revision=commit)
-        write_json(noted, {"path": self.path, "revision": self.revision, "commit": found.sha})
+        write_note(noted, {"path": self.path, "revision": self.revision, "commit": found.sha})
         return replace(self, revision=found.sha)
 
     def described(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from saematch.core.errors import InputError
 from saematch.core.memory import is_out_of_memory
+from saematch.core.store import is_kept
 from saematch.lm.hooks import LanguageModel
 from saematch.texts.sums import write_sums
 from saematch.texts.text_pass import BatchWork, Kept, Todo, TrainerSpec
@@ -130,7 +131,7 @@ class _Runner(L.LightningModule):
 
     def test_step(self, batch: Todo, batch_idx: int) -> None:
         path = Path(batch.path)
-        if not path.exists():  # another run may be at the same work
+        if not is_kept(path):  # another run may be at the same work
             write_sums(path, self._done(batch.tokens))
 
     def _done(self, tokens: TokenBatch) -> Kept:

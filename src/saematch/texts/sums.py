@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
-from saematch.core.errors import InputError
-from saematch.core.files import replacing
+from saematch.core.store import write
 
 SMALL = 2**15
 """Counts by text and feature below this are stored in 16 bits."""
@@ -46,22 +44,7 @@ class TextSums:
 
 def write_sums(path: Path, sums: Mapping[str, Tensor]) -> None:
     """Write the sums of one batch."""
-    with replacing(path, keep=True) as part:
-        save_file({name: _stored(name, value) for name, value in sums.items()}, part)
-
-
-def missing(paths: Sequence[Path]) -> list[int]:
-    """Return which of the files are not there; ``InputError`` for a damaged one."""
-    lost = []
-    for number, path in enumerate(paths):
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except FileNotFoundError:
-            lost.append(number)
-        except SafetensorError as error:
-            raise InputError(f"{path} is damaged ({error}); delete it and run again") from error
-    return lost
+    write(path, {name: _stored(name, value) for name, value in sums.items()})
 
 
 def _stored(name: str, sums: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from saematch.core.errors import InputError
 from saematch.core.memory import keep_freed_memory
 from saematch.core.specs import AtLeast1, spec
+from saematch.core.store import missing
 from saematch.lm.hooks import LanguageModel
-from saematch.texts.sums import missing
 from saematch.texts.tokens import TokenBatch
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def run_batches(
 ) -> None:
     """Do the work on every batch; ``paths`` hold what is kept of each afterwards.
 
-    A batch whose file is there already is not done again. A batch that does not fit into the
+    A batch whose file is there and whole is not done again. A batch that does not fit into the
     device's memory is done in halves, and later ones in pieces of the size that fitted. Raises
     ``InputError`` if a single text does not fit, or the work and the language model do not.
     """
@@ -123,6 +123,6 @@ def run_batches(
         run_with_lightning(
             trainer.at_most(len(left)), work.to(torch.device("cpu")), lm, left, label
         )
-        lost = missing(paths)
+        lost = [path for path in paths if not path.exists()]
         if lost:
-            raise RuntimeError(f"{paths[lost[0]]} was not written by the runner")
+            raise RuntimeError(f"{lost[0]} was not written by the runner")

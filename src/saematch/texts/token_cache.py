@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from saematch.core.files import code_hash, hashed, replacing
+from saematch.core.code import code_of
+from saematch.core.files import hashed
+from saematch.core.store import read, write
 from saematch.lm.hooks import LanguageModel
+from saematch.lm.source import LmSource
 from saematch.texts.sources import TextSource, warn_of_fewer
 from saematch.texts.tokens import TokenisedTexts, tokenise
 
@@ -34,9 +35,11 @@ def load_texts(source: TextSource, lm: LanguageModel, folder: Path) -> LoadedTex
     """
     resolved = source.resolve(folder / "revisions")
     about = resolved.described()
-    key = [code_hash(("texts",)), about, source.max_tokens, lm.name, lm.revision, lm.bos_id]
+    code = code_of(load_texts, source, LmSource)
+    key = [code, about, source.max_tokens, lm.name, lm.revision, lm.bos_id]
     path = folder / f"{hashed([*key, sorted(lm.special_ids)])}.safetensors"
-    kept = _read(path, list(about))
+    stored = read(path)
+    kept = None if stored is None else _tokens(stored, list(about))
     if kept is None:
         kept = {texts.name: tokenise(texts, lm, source.max_tokens) for texts in resolved.load()}
         _write(path, kept)
@@ -58,30 +61,15 @@ def _write(path: Path, tokens: dict[str, TokenisedTexts]) -> None:
     for name, kept in tokens.items():
         parts = {"ids": kept.ids.int(), "counts": kept.counts, "lengths": kept.lengths}
         tensors |= {f"{name}|{part}": tensor for part, tensor in parts.items()}
-    with replacing(path, keep=True) as part:
-        save_file(tensors, part)
+    write(path, tensors)
 
 
-def _read(path: Path, names: list[str]) -> dict[str, TokenisedTexts] | None:
-    """Return what is kept; None if nothing is, or a damaged file, which is removed."""
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        return None
-    except SafetensorError as error:
-        log.warning("%s is damaged (%s); its tokens are made again", path, error)
-        path.unlink(missing_ok=True)
-        return None
-    try:
-        return {
-            name: TokenisedTexts(
-                tensors[f"{name}|ids"].to(torch.int64),
-                tensors[f"{name}|counts"],
-                tensors[f"{name}|lengths"],
-            )
-            for name in names
-        }
-    except KeyError as error:
-        log.warning("%s holds other texts (it lacks %s); its tokens are made again", path, error)
-        path.unlink(missing_ok=True)
-        return None
+def _tokens(stored: dict[str, torch.Tensor], names: list[str]) -> dict[str, TokenisedTexts]:
+    return {
+        name: TokenisedTexts(
+            stored[f"{name}|ids"].to(torch.int64),
+            stored[f"{name}|counts"],
+            stored[f"{name}|lengths"],
+        )
+        for name in names
+    }

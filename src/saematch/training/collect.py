@@ -12,25 +12,25 @@ from typing import Any
 
 import torch
 from jaxtyping import Int64
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from saematch.core.code import code_of
 from saematch.core.errors import InputError
-from saematch.core.files import (
-    code_hash,
-    expand_home,
-    hashed,
-    read_json,
-    readable_size,
-    replacing,
-    write_json,
-)
+from saematch.core.files import expand_home, hashed, readable_size
 from saematch.core.specs import AtLeast1, Seed, spec
+from saematch.core.store import (
+    DamagedError,
+    missing,
+    read,
+    read_facts,
+    read_note,
+    write,
+    write_note,
+)
 from saematch.lm.hooks import LanguageModel
+from saematch.lm.source import LmSource
 from saematch.lm.states import HiddenStates, states_name
 from saematch.texts.sources import TextSource, warn_of_fewer
-from saematch.texts.sums import missing
 from saematch.texts.text_pass import TrainerSpec, run_batches
 from saematch.texts.tokens import TokenBatch, whole_windows
 from saematch.texts.windows import windows
@@ -144,9 +144,8 @@ def collect(
         "context": spec.context,
         "seed": spec.seed,
     }
-    own = Path(__file__).read_text(encoding="utf-8")
-    special_ids = sorted(lm.special_ids)
-    key = hashed([code_hash(("texts", "lm")), own, about, trainer.batch_size, special_ids])
+    code = code_of(collect, texts, LmSource)
+    key = hashed([code, about, trainer.batch_size, sorted(lm.special_ids)])
     folder = Path(spec.folder) / key
     ids = _windows(folder / "windows.safetensors", texts, lm, spec)
     lm.refuse_ids(int(ids.max()), "the collection's texts")
@@ -164,16 +163,15 @@ def _windows(
     path: Path, texts: TextSource, lm: LanguageModel, spec: Collection
 ) -> Int64[Tensor, "n context"]:
     """Return the windows kept at ``path``, drawn from the texts if there are none."""
-    if missing([path]):
-        drawn = (spec.context, spec.n_tokens, spec.seed)
-        sets = texts.load()
-        for of_set in sets:
-            warn_of_fewer(of_set.name, len(of_set.texts), texts.n_texts)
-        ids = windows(sets, lm, *drawn)
-        with replacing(path, keep=True) as part:
-            save_file({"ids": ids.int()}, part)
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor("ids").long()
+    kept = read(path)
+    if kept is not None:
+        return kept["ids"].long()
+    sets = texts.load()
+    for of_set in sets:
+        warn_of_fewer(of_set.name, len(of_set.texts), texts.n_texts)
+    ids = windows(sets, lm, spec.context, spec.n_tokens, spec.seed)
+    write(path, {"ids": ids.int()})
+    return ids.long()
 
 
 def keep_states(
@@ -188,7 +186,7 @@ def keep_states(
     _check_space(paths, batches, about, folder)
     work = KeepStates(tuple(about["layers"]), about["dtype"])
     run_batches(trainer, work, lm, batches, "collect", paths)
-    write_json(folder / "store.json", dict(about))
+    write_note(folder / "store.json", about)
     return Store(folder, paths, dict(about))
 
 
@@ -197,13 +195,14 @@ def _check_space(
 ) -> None:
     """Say how much is going to be written, and refuse what the disk has no room for."""
     width = about["d_model"] * getattr(torch, about["dtype"]).itemsize
-    left = [b for path, b in zip(paths, batches, strict=True) if not path.exists()]
+    left = [batches[number] for number in missing(paths)]
     tokens = sum(int(b.counts.sum()) for b in left)
     needed = tokens * (len(about["layers"]) * width + 4)
     if not left:
         log.info("%s holds the hidden states already", folder)
         return
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "store.json").unlink(missing_ok=True)  # until all files are there
     free = shutil.disk_usage(folder).free
     size = f"{readable_size(needed)} of hidden states ({tokens:,} tokens)"
     if needed > 0.95 * free:
@@ -216,8 +215,15 @@ def _check_space(
 
 def open_store(folder: Path) -> Store:
     """Open a complete store; ``InputError`` if it is none."""
-    path = folder / "store.json"
-    if not path.exists():
+    about = read_note(folder / "store.json")
+    if about is None:
         raise InputError(f"{folder} holds no complete set of hidden states: collect them again")
     files = tuple(sorted(folder.glob("[0-9]*.safetensors")))
-    return Store(folder, files, read_json(path, dict, "collect the hidden states again"))
+    for path in files:
+        try:
+            read_facts(path)
+        except DamagedError as error:
+            raise InputError(
+                f"{path} is damaged ({error}): collect the hidden states again"
+            ) from error
+    return Store(folder, files, about)

@@ -35,7 +35,7 @@ def sweep(tiny, tmp_path, monkeypatch, capsys):
 
     def run(
         *arguments,
-        parameters='{matching: {values: ["both", "decoder"]}}',
+        parameters='{objective: {values: ["both", "decoder"]}}',
         settings=("+experiment=mse",),
         metric="mse_W_dec/folded",
         logger="none",
@@ -89,14 +89,14 @@ def test_a_jobs_wandb_run_holds_permutations_curves_and_judgements(sweep):
     assert sweep(*judge, **about, logger="wandb") is None
     server.close()
     told = json.loads((FOLDER / "sweep.json").read_text())
-    for number, matching in enumerate(("both", "decoder")):
+    for number, objective in enumerate(("both", "decoder")):
         folder = FOLDER / str(number) / "wandb"
         found = list(records(folder))
         (run,) = [r.run for r in found if r.WhichOneof("record_type") == "run"]
         assert run.run_id == f"s-{told['begun']}-{number}"
         assert run.display_name == f"s-{number}"
         assert run.run_group == f"s-{told['begun']}"
-        assert config(folder)["choices"]["matching"] == matching
+        assert config(folder)["choices"]["objective"] == objective
         logged = history(folder)
         curves = {row["layer"]: row["mse_W_dec/folded"] for row in logged
                   if "mse_W_dec/folded" in row}  # fmt: skip
@@ -113,7 +113,7 @@ def test_a_jobs_wandb_run_holds_permutations_curves_and_judgements(sweep):
             summary(folder)["judge_score/folded"] == results(number).metrics["judge_score/folded"]
         )
         assert list(folder.glob("offline-run-*/files/media/table/tables/judge_scores_*.json"))
-    scores = {row["matching"]: row for row in comparison()
+    scores = {row["objective"]: row for row in comparison()
               if row["metric"] == "judge_score" and row["arm"] == "folded"}  # fmt: skip
     assert set(scores) == {"both", "decoder"}
 
@@ -147,8 +147,8 @@ def test_a_job_that_fails_is_told_and_keeps_no_other_from_being_done(sweep):
 
 
 def test_settings_that_do_not_go_together_are_refused_before_the_first_job(sweep):
-    said = sweep(parameters="{matching: {values: [both, sideways]}}")
-    assert "there is no matching=sideways" in said
+    said = sweep(parameters="{objective: {values: [both, sideways]}}")
+    assert "there is no objective=sideways" in said
     assert not (FOLDER / "sweep.json").exists()
     assert sweep() is None, "mended, it can be done in the same place"
 
@@ -164,7 +164,7 @@ def test_the_command_line_replaces_parameters_and_prints_commands(sweep):
     assert sweep("--dry-run", "++objective=decoder", "seed=4") is None
     (line,) = sweep.said().out.splitlines()
     assert line.endswith("objective=decoder")
-    assert line.count("matching") == 1
+    assert line.count("objective") == 1
     for line, seed in zip(lines, (1, 2), strict=True):
         assert line.startswith("python -m saematch ")
         assert f"objective=encoder seed={seed}" in line
@@ -221,7 +221,7 @@ def test_a_launcher_that_there_is_not_leaves_nothing(sweep):
 
 def test_names_with_other_signs(sweep):
     folder = Path("a=b (c) {d}, 'e'")
-    one = "{matching: {values: [both]}}"
+    one = "{objective: {values: [both]}}"
     assert sweep("--folder", str(folder), parameters=one) is None
     assert (folder / "0/results.json").exists()
 
@@ -250,7 +250,7 @@ def test_a_search_asks_for_each_point_after_the_one_before(sweep, monkeypatch):
     assert sweep(**search, text=SWEEP.replace("grid", "bayes")) is None
     first = {"objective.W_enc": 0.5}
     assert asked == [[], [(first, results(0).metrics["mse_W_dec/folded"])]]
-    assert results(1).config["matching"]["W_enc"] == 2.0
+    assert results(1).config["objective"]["W_enc"] == 2.0
     assert yaml.safe_load((FOLDER / "sweep.json").read_text())["jobs"][1]["point"] == {
         "objective.W_enc": 2.0
     }

@@ -23,7 +23,7 @@ def test_a_grid_is_in_the_engines_order():
     with warnings.catch_warnings(action="ignore"):
         from sweeps import SweepRun, next_run
 
-    for path in (Path(__file__).parents[2] / "sweeps").glob("*.yaml"):
+    for path in (Path(__file__).parents[3] / "sweeps").glob("*.yaml"):
         told = yaml.safe_load(path.read_text())
         if told["method"] != "grid":
             continue

@@ -13,7 +13,7 @@ GOOD = {
     "program": "saematch",
     "method": "grid",
     "metric": {"name": "recall/folded", "goal": "maximize"},
-    "parameters": {"matching": {"values": ["both", "decoder"]}, "layers": {"values": [[1, 2]]}},
+    "parameters": {"objective": {"values": ["both", "decoder"]}, "layers": {"values": [[1, 2]]}},
     "command": ["${env}", "${interpreter}", "-m", "saematch", "+experiment=mse",
                 "${args_no_hyphens}"],
 }  # fmt: skip
@@ -48,7 +48,7 @@ def agents_command(command, point):
 
 
 def test_the_settings_of_a_job_are_those_of_the_agents_command(tmp_path):
-    point = {"layers": [1, 3], "f": [0.1], "matching": "both", "x": 0.25, "b": False,
+    point = {"layers": [1, 3], "f": [0.1], "objective": "both", "x": 0.25, "b": False,
              "decode": ["permute"], "path": "a/b:c"}  # fmt: skip
     sweep = read_sweep(written(tmp_path))
     command = agents_command(GOOD["command"], point)

@@ -13,7 +13,7 @@ SWEEP = """\
 method: grid
 metric: {name: explained_variance/folded, goal: maximize}
 parameters:
-  matching: {values: [both, decoder]}
+  objective: {values: [both, decoder]}
   arms.folded.fold: {values: [threshold, decoder_norm]}
 command: ["${env}", "${interpreter}", "-m", "saematch", "+experiment=skip_layers",
           "arms=[folded,random]", "figures=[]", "${args_no_hyphens}"]
@@ -25,7 +25,7 @@ def begin(tiny, tmp_path, monkeypatch):
     """Start a sweep with a cache of its own in a process of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3] / "src"))
     Path("s.yaml").write_text(SWEEP)
 
     def start(folder, *arguments):

@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from app.sweep.test_file import agents_command
-from saematch.app.main import build
+from saematch.app.configuration import build
 from saematch.app.sweep.file import read_sweep
 from saematch.report.summary import history_by_layer
 from saematch.run.run import run
 
-SWEEPS = Path(__file__).parents[2] / "sweeps"
+SWEEPS = Path(__file__).parents[3] / "sweeps"
 STUDIES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
 SMALL = ["dataset.n_texts=2", "dataset.max_tokens=12", "intervals.n_replicates=5", "logger=none",
          "trainer.accelerator=cpu", "figures=[]"]  # fmt: skip

@@ -97,7 +97,7 @@ def from_cache(folder):
 
 def ran_on(name, folder):
     """Match and skip a layer with a release's SAEs of layers 2 and 3; return what came of it."""
-    from saematch.app.main import build
+    from saematch.app.configuration import build
     from saematch.run.run import run
 
     tiny = Path(os.environ["TINY"])
@@ -165,7 +165,7 @@ def from_hub(folder):
 
 def in_its_own_process(what, folder, **settings):
     paths = os.pathsep.join(sys.path)
-    code = f"import sys; from sae.test_hub import main; main({what!r}, sys.argv[1])"
+    code = f"import sys; from sae.sources.test_hub import main; main({what!r}, sys.argv[1])"
     environment = {**os.environ, "HF_HUB_CACHE": str(folder / "hub"), "PYTHONPATH": paths,
                    "TQDM_POSITION": "-1", **settings}  # fmt: skip
     return subprocess.Popen(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saematch.app.main import build
+from saematch.app.configuration import build
 from saematch.sae.sources import registry
 from saematch.sae.sources.registry import ExplainedSae, explained_as, explained_near
 from saematch.sae.sources.released import ReleasedSaes

@@ -15,7 +15,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from saematch.app.compare import compare
-from saematch.app.main import check_launcher, spread
+from saematch.app.configuration import spread
+from saematch.app.launching import check_launcher
 from saematch.app.sweep.file import SweepFile, read_sweep, studies
 from saematch.app.sweep.jobs import Sweep
 from saematch.core.errors import InputError

@@ -25,6 +25,7 @@ def next_point(sweep: SweepFile, tried: Sequence[tuple[Point, float | None]], se
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # its models are written for old pydantic
+            import sweeps.bayes_search  # noqa: F401 - else its import draws from the seeded generator
             from jsonschema import ValidationError
             from sweeps import SweepRun, next_run
     except ImportError as error:

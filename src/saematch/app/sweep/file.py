@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from saematch.app.renaming import renamed
 from saematch.core.errors import InputError
 from saematch.core.files import SWEEPS
 
@@ -92,12 +93,17 @@ def read_sweep(path: Path) -> SweepFile:
         raise InputError(f"{path}: 'parameters' must name at least one setting and its values")
     for name, given in parameters.items():
         _check(path, name, given)
+    settings = _settings(path, told["command"])
+    named = [f"{name}={given.get('value', '...')}" for name, given in parameters.items()]
+    listed = [f"{name}={v}" for name, given in parameters.items() for v in given.get("values", ())]
+    for sentence in filter(None, map(renamed, [*settings, *listed, *named])):
+        raise InputError(f"{path}: {sentence}")
     return SweepFile(
         study=path.stem,
         method=told["method"],
         metric=_metric(path, told["metric"]),
         parameters=parameters,
-        settings=_settings(path, told["command"]),
+        settings=settings,
         run_cap=_run_cap(path, told),
     )
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from saematch.app.main import build, launch, quoted
+from saematch.app.configuration import build, quoted
+from saematch.app.launching import launch
 from saematch.app.sweep.engine import next_point
 from saematch.app.sweep.file import Point, SweepFile
 from saematch.core.errors import InputError

@@ -1,0 +1,145 @@
+"""From settings to an ``Experiment``: Hydra's composition, and the checks of what it gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from saematch.app.renaming import refuse_old_names, refuse_old_presets
+from saematch.app.secrets import refuse_secrets
+from saematch.core.errors import InputError
+from saematch.core.files import PRESETS
+from saematch.core.specs import check_fields
+from saematch.run.run_folders import new_run_id, run_folder
+
+if TYPE_CHECKING:
+    from saematch.run.experiment import Experiment
+
+CONF = str(PRESETS)
+
+# Files in conf/hydra/launcher have the names of the plugins' launchers on purpose
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore")
+
+OmegaConf.register_new_resolver("new_run_id", new_run_id, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("run_folder", lambda *names: str(run_folder(*names)), replace=True)
+
+REFERRED = ("run_id", "objective", "matcher", "setting")
+"""Settings that are no part of a run themselves: other settings refer to them."""
+
+
+def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
+    """Return the experiment that the settings of a command line make, and its configuration."""
+    refuse_secrets(overrides)
+    refuse_old_names(overrides)
+    GlobalHydra.instance().clear()
+    check_choices(overrides)
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        config = hydra.compose("config", overrides, return_hydra_config=True)
+    about = config.hydra
+    with open_dict(config):
+        del config["hydra"]
+    return built(config, about)
+
+
+def built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str, Any]]:
+    """Return the experiment, and the configuration with what was chosen; ``about`` is Hydra's."""
+    from saematch.run.experiment import Experiment
+
+    refuse_old_presets(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
+    run_folder(config.name, config.run_id)
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    fields = [field.name for field in dataclasses.fields(Experiment)]
+    _check_settings(Experiment, fields, resolved, about.overrides.task)
+    resolved["overrides"] = list(about.overrides.task)
+    choices = OmegaConf.to_container(about.runtime.choices)
+    assert isinstance(choices, dict)
+    chosen = {str(k): v for k, v in choices.items() if not str(k).startswith("hydra/")}
+    resolved["choices"] = {**chosen, "arms": list(resolved["arms"])}
+    parts = hydra.utils.instantiate(config, _convert_="object")
+    for name in REFERRED:
+        del parts[name]
+    return Experiment(**parts), resolved
+
+
+def _check_settings(
+    experiment: type[Experiment],
+    fields: Sequence[str],
+    resolved: Mapping[str, Any],
+    overrides: Sequence[str],
+) -> None:
+    """Refuse settings that are unknown, missing, of a wrong type, or without effect."""
+    for override in overrides:
+        if override.endswith("={}"):
+            raise InputError(
+                f"{override} has no effect: it adds nothing to what is chosen already. Choose "
+                "others by name, as in arms=[folded,random]"
+            )
+    unknown = [name for name in resolved if name not in (*fields, *REFERRED)]
+    if unknown:
+        raise InputError(f"there is no setting {unknown[0]!r}; see python -m saematch --help")
+    missing = [name for name in fields if name not in resolved]
+    if missing:
+        raise InputError(
+            f"{missing[0]} is missing: choose at least one, as in arms=[folded,random]"
+            if missing[0] == "arms"
+            else f"{missing[0]} is missing: leave its default, or choose another"
+        )
+    if isinstance(resolved["second_judge"], str):
+        choice = resolved["second_judge"]
+        raise InputError(f"second_judge={choice}: it is chosen by judge@second_judge={choice}")
+    plain = {name: resolved[name] for name in fields if not isinstance(resolved[name], Mapping)}
+    check_fields(experiment, plain)
+
+
+def check_choices(settings: Sequence[str]) -> None:
+    """Refuse a number as the name of a preset, since Hydra raises a traceback for it."""
+    for choice in OverridesParser.create().parse_overrides(list(settings)):
+        group = choice.key_or_group
+        if choice.is_sweep_override() or not (PRESETS / group).is_dir():
+            continue
+        value = choice.value()
+        names = value if isinstance(value, list) else [value]
+        if not isinstance(value, dict) and not all(isinstance(name, str) for name in names):
+            there = ", ".join(sorted(path.stem for path in (PRESETS / group).glob("*.yaml")))
+            raise InputError(f"{choice.input_line}: choose one of {there}")
+
+
+def quoted(value: str) -> str:
+    """Return a value as Hydra reads it back, whatever signs it holds."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def spread(setting: str) -> tuple[str, list[str]]:
+    """Return the setting's key, and all settings that ``key=a,b`` or ``key=range(0,3)`` means."""
+    if "=" not in setting or "glob(" in setting:
+        raise InputError(f"{setting!r} is no setting: write key=value, or key=a,b to sweep over it")
+    (parsed,) = OverridesParser.create().parse_overrides([setting])
+    key = parsed.get_key_element()
+    if not parsed.is_sweep_override():
+        return key, [setting]
+    if not parsed.is_discrete_sweep():
+        raise InputError(f"{setting}: give the values one by one, as {key}=1,2,3")
+    return key, [f"{key}={value}" for value in parsed.sweep_string_iterator()]
+
+
+def known_keys() -> list[str]:
+    """Return every setting and config group."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        config = OmegaConf.to_container(hydra.compose("config"), resolve=False)
+    keys, todo = [], [("", config)]
+    while todo:
+        prefix, value = todo.pop()
+        if isinstance(value, dict):
+            todo += [(f"{prefix}.{k}" if prefix else str(k), inner) for k, inner in value.items()]
+        if prefix:
+            keys.append(prefix)
+    return [*keys, *(path.name for path in PRESETS.iterdir() if path.is_dir())]

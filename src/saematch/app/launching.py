@@ -1,0 +1,165 @@
+"""Do what Hydra composed: one run, the jobs of ``--multirun``, and those of a sweep."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import hydra
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
+from hydra.experimental.callback import Callback
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+
+from saematch.app.configuration import CONF, built
+from saematch.app.messages import MISTAKES, one_line
+from saematch.core.errors import InputError
+from saematch.run.interruption import Interrupted, interruptible, record_interruption
+from saematch.run.run_folders import is_held, remove_unused
+
+if TYPE_CHECKING:
+    from saematch.core.results import Results
+
+log = logging.getLogger(__name__)
+
+
+class Begun(Callback):
+    """Keeps the configuration of what Hydra runs, which Hydra itself forgets when it is left."""
+
+    config: ClassVar[DictConfig | None] = None
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Keep the configuration of a single run."""
+        Begun.config = config
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Keep the configuration that the jobs of a ``--multirun`` share."""
+        Begun.config = config
+
+    @classmethod
+    def folder_of_jobs(cls) -> Path | None:
+        """Return the folder of the jobs of a ``--multirun``, None of a single run."""
+        config = cls.config
+        multirun = config is not None and config.hydra.mode == RunMode.MULTIRUN
+        return Path(config.hydra.sweep.dir) if multirun else None
+
+
+def run_once() -> None:
+    """Do what the words of the command line say: a run, or the jobs of ``--multirun``."""
+    with _known_plugins():
+        _run()
+
+
+@contextmanager
+def _known_plugins() -> Iterator[None]:
+    """Raise ``InputError`` where Hydra finds no plug-in of the launcher or sweeper."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("Unknown plugin class"):
+            raise
+        raise InputError(str(error)) from error
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def _run(config: DictConfig) -> None:
+    from saematch.report.terminal import print_results
+
+    folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
+    try:
+        results = _do(config, folder)
+    except MISTAKES as error:  # leave before Hydra prints its own lines about them
+        if os.environ.get("SAEMATCH_TRACEBACK") or HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # the launcher goes on with the other jobs
+        sys.exit(f"saematch: {one_line(error)}")
+    print_results(results, folder)
+
+
+def _do(config: DictConfig, folder: Path) -> Results:
+    """Do the run. One that fails before any work leaves no folder, or, as a job, its error."""
+    about = HydraConfig.get()
+    overrides = list(about.overrides.task)
+    with interruptible():  # a launcher's job has a process of its own
+        try:
+            from saematch.run.run import record_failure, run
+
+            try:
+                experiment, resolved = built(config, about)
+                return run(experiment, resolved, folder)
+            except MISTAKES as error:
+                if about.mode == RunMode.MULTIRUN and not (folder / "run.json").exists():
+                    record_failure(folder, config.name, overrides, one_line(error))
+                raise
+        except Interrupted as cause:  # before the run could record it
+            with suppress(OSError, ValueError):  # the exit code matters more
+                if not (folder.exists() and is_held(folder)):
+                    record_interruption(folder, config.name, overrides, cause)
+            raise
+        finally:
+            remove_unused(folder)
+
+
+def _job(n_jobs: int, config: DictConfig) -> None:
+    """Do one job of a sweep; its mistakes are told by its log and its ``results.json``."""
+    about = HydraConfig.get()
+    folder = Path(os.path.relpath(about.runtime.output_dir))
+    told = " ".join(about.overrides.task)
+    log.info("\n[%d/%d] %s: %s", about.job.num + 1, n_jobs, folder, told)
+    try:
+        _do(config, folder)
+    except MISTAKES as error:
+        log.error("%s failed: %s", folder, one_line(error))
+
+
+_OF_SWEEPS = (
+    "hydra.mode=MULTIRUN",
+    "hydra.hydra_logging.root.level=WARNING",  # each job says itself which it is
+    "hydra.hydra_logging.formatters.simple.format='%(message)s'",
+    "hydra.hydra_logging.handlers.console.stream='ext://sys.stderr'",
+)
+
+
+def launch(jobs: Sequence[Sequence[str]], settings: Sequence[str]) -> None:
+    """Do jobs, each of its own settings, by the launcher that ``settings`` choose.
+
+    ``settings`` are Hydra's own, as ``hydra/launcher=joblib``. What becomes of a job is in its
+    folder; a job that fails keeps no other from being done.
+    """
+    with _launcher(len(jobs), settings) as launcher:
+        for done in launcher.launch([list(job) for job in jobs], initial_job_idx=0):
+            if done.status == JobStatus.FAILED:
+                log.error("a job failed unexpectedly", exc_info=done._return_value)
+
+
+def check_launcher(settings: Sequence[str]) -> None:
+    """Refuse a launcher that there is not, before any job is planned."""
+    with _launcher(0, settings):
+        pass
+
+
+@contextmanager
+def _launcher(n_jobs: int, settings: Sequence[str]) -> Iterator[Launcher]:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration(
+            "config", [*_OF_SWEEPS, *settings], run_mode=RunMode.MULTIRUN
+        )
+        with _known_plugins():
+            launcher = Plugins.instance().instantiate_launcher(
+                config=config,
+                hydra_context=HydraContext(loader, Callbacks(config)),
+                task_function=partial(_job, n_jobs),
+            )
+        yield launcher

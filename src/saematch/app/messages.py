@@ -1,0 +1,57 @@
+"""What the command line says about a caller's mistake: one line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+import yaml
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from saematch.app.configuration import known_keys
+from saematch.app.renaming import renamed
+from saematch.core.errors import InputError
+from saematch.core.safe_text import visible
+
+MISTAKES = (HydraException, OmegaConfBaseException, yaml.YAMLError, InputError, OSError)
+"""What a caller's mistake ends in; anything else is ours and shows its traceback."""
+
+_LAUNCHER = re.compile(
+    r"class : 'hydra_plugins\.hydra_(\w+)_launcher\.|(?:find|load) 'hydra/launcher/(submitit)_"
+)
+"""What Hydra says of a launcher whose package is missing."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return what the caller did wrong, without what Hydra wraps around it; safe to print."""
+    return visible(_sentence(error))
+
+
+def _sentence(error: BaseException) -> str:
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    while isinstance(error, InterpolationResolutionError) and error.__context__ is not None:
+        error = error.__context__  # what a resolver of ours raised
+    if launcher := _LAUNCHER.search(str(error)):
+        name = launcher[1] or launcher[2]
+        extra = {"submitit": "slurm"}.get(name, name)
+        return f"hydra/launcher={name} is not installed: pip install 'saematch[{extra}]'"
+    if isinstance(error, MissingConfigException) and error.options:
+        wanted = str(error.missing_cfg_file).rsplit("/", 1)
+        return f"there is no {wanted[0]}={wanted[-1]}: choose one of {', '.join(error.options)}"
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    if text.startswith(("mismatched input", "no viable alternative", "token recognition")):
+        quoted = "'sae.path=\"saes/layer_{layer}\"'"
+        return f"{text.partition(' See ')[0]}: a value with other signs wants quotes, as {quoted}"
+    old = re.match(r"(In '[^']+': )Could not override '([^']+)'", text)
+    if old and (sentence := renamed(f"{old[2]}=...")):
+        return old[1] + sentence
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    if unknown:
+        close = difflib.get_close_matches(unknown[1], known_keys(), n=1)
+        close = ["+experiment"] if unknown[1] == "experiment" else close
+        close = ["intervals.n_replicates"] if unknown[1].startswith("bootstrap") else close
+        hint = f"did you mean {close[0]}?" if close else "see python -m saematch --help"
+        return f"there is no setting {unknown[1]!r}; {hint}"
+    return text or type(error).__name__

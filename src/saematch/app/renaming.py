@@ -1,0 +1,146 @@
+"""Names of version 0.1 that have changed: each is refused with the line to write instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from saematch.core.errors import InputError
+
+KEYS = {
+    "assignment": "matcher",
+    "matching": "objective",
+    "tasks": "evaluations",
+    "starts": "pairing.starts",
+    "reach": "pairing.reach",
+}
+"""Settings and groups: old and new name."""
+EVALUATIONS = {"evaluate": "skipping", "activations": "co_activation"}
+"""Evaluations: old and new name."""
+TASKS = ("collect", "train_saes")
+"""Values of ``tasks`` that are values of ``task`` now."""
+CLASSES = {
+    "saematch.data.hub": "saematch.texts.hub",
+    "saematch.data.texts": "saematch.texts.sources",
+    "saematch.evals.intervals": "saematch.evaluate.intervals",
+    "saematch.evals.runner": "saematch.texts.text_pass",
+    "saematch.judge.model": "saematch.chat.model",
+    "saematch.matching.assignment": "saematch.matching.matchers",
+    "saematch.matching.objectives.Parts": "saematch.matching.objectives.parts.Parts",
+    "saematch.sae.disk": "saematch.sae.sources.disk",
+    "saematch.sae.planted": "saematch.sae.sources.planted",
+    "saematch.sae.released": "saematch.sae.sources.released",
+    "saematch.sae.selection": "saematch.sae.sources.selection",
+    "saematch.sae.source": "saematch.sae.sources.source",
+    "saematch.sae.training_state": "saematch.training.state",
+    "saematch.tasks.collect": "saematch.training.collect",
+    "saematch.tasks.judged": "saematch.judge.design",
+    "saematch.tasks.paths": "saematch.evaluate.paths",
+    "saematch.tasks.stand_in": "saematch.sae.stand_in",
+    "saematch.tracking": "saematch.run.tracking",
+}
+"""Modules and classes that a preset's ``_target_`` may name: old and new path."""
+
+_SETTING = re.compile(r"(?P<sign>[+~]*)(?P<key>[\w./@]+)=(?P<value>.*)", re.DOTALL)
+
+
+def refuse_old_names(settings: Sequence[str]) -> None:
+    """Refuse settings of a command line that use an old name; the error names the new one."""
+    for setting in settings:
+        if sentence := renamed(setting):
+            raise InputError(sentence)
+
+
+def refuse_old_presets(config: Mapping[str, Any]) -> None:
+    """Refuse a composed configuration in which a preset uses an old name."""
+    for key in ("evaluations", *KEYS):
+        if key in config and (sentence := renamed(f"{key}={_written(config[key])}")):
+            raise InputError(f"a preset has {sentence}")
+    for place, value in _leaves(config):
+        if arm := re.match(r"(arms\..+?)\.assignment(?![^.])", place):
+            raise InputError(
+                f"a preset has {arm[0]}: 'assignment' is now 'matcher': write {arm[1]}.matcher"
+            )
+        if place.endswith("_target_") and (path := _new_class(str(value))):
+            raise InputError(f"{place}={value}: the class has moved: write _target_: {path}")
+
+
+def renamed(setting: str) -> str | None:
+    """Return what is wrong with a setting that uses an old name, None if it uses none.
+
+    The sentence names the old spelling, the new name, and the setting to write instead.
+    """
+    parsed = _SETTING.fullmatch(setting)
+    if parsed is None:
+        return None
+    sign, key, value = parsed.groups()
+    top, *fields = key.split(".")
+    if top in ("tasks", "evaluations"):
+        return _renamed_evaluations(setting, top, value)
+    if top == "arms" and len(fields) > 1 and fields[1] == "assignment":
+        return _sentence(
+            setting, "assignment", sign + ".".join([top, fields[0], "matcher", *fields[2:]]), value
+        )
+    if top in ("starts", "reach"):
+        if value == "null":
+            return f"{setting}: {top!r} is now {KEYS[top]!r}: write pairing=neighbours"
+        starts = value if top == "starts" else "[...]"
+        reach = "" if top == "starts" else f" pairing.reach={value}"
+        new = f"pairing=starts pairing.starts={starts}{reach}"
+        return f"{setting}: {top!r} is now {KEYS[top]!r}: write {new}"
+    group, at, package = top.partition("@")
+    if group in KEYS:
+        new = ".".join([KEYS[group] + at + package, *fields])
+        return _sentence(setting, group, sign + new, value)
+    return None
+
+
+def _sentence(setting: str, old: str, key: str, value: str) -> str:
+    return f"{setting}: {old!r} is now {KEYS[old]!r}: write {key}={value}"
+
+
+def _renamed_evaluations(setting: str, key: str, value: str) -> str | None:
+    names = re.findall(r"\w+", value)
+    task = next((name for name in names if name in TASKS), None)
+    if key == "tasks" and task is not None:
+        return f"{setting}: 'tasks' is now 'task': write task={task}"
+    new = re.sub(r"\[([^\]]*)\]", lambda lists: f"[{_evaluations(lists[1])}]", value)
+    new = new if "[" in new else f"[{_evaluations(new)}]"
+    if key == "tasks":
+        return f"{setting}: 'tasks' is now 'evaluations': write evaluations={new}"
+    old = next((name for name in names if name in EVALUATIONS), None)
+    if old is not None:
+        return f"{setting}: {old!r} is now {EVALUATIONS[old]!r}: write evaluations={new}"
+    if "match" in names:
+        return f"{setting}: 'match' is always done: write evaluations={new}"
+    return None
+
+
+def _evaluations(names: str) -> str:
+    """Return a list of old evaluations in the new names; matching is no evaluation any more."""
+    listed = [name for name in re.findall(r"\w+", names) if name not in ("match", "null")]
+    return ",".join(EVALUATIONS.get(name, name) for name in listed)
+
+
+def _new_class(path: str) -> str | None:
+    """Return where a class lies that had the dotted ``path``, None if it has not moved."""
+    for old, new in CLASSES.items():
+        if path == old or path.startswith(f"{old}."):
+            return new + path.removeprefix(old)
+    return None
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{place}.{key}" if place else str(key))
+    else:
+        yield place, value
+
+
+def _written(value: Any) -> str:
+    """Return a preset's value as the command line writes it, short of what is nested in it."""
+    if isinstance(value, Mapping):
+        return "..."
+    return "null" if value is None else re.sub(r"['\s]", "", str(value))

@@ -1,0 +1,34 @@
+"""Keys and passwords among settings, which are refused since settings are written to files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from saematch.core.errors import InputError
+
+_VARIABLES = r"['\"]?(null|(?-i:[A-Z][A-Z0-9_]*(,[A-Z][A-Z0-9_]*)*))?['\"]?$"
+_KEY = re.compile(
+    r"(\b|_)(api_?key|key|secret|password|token)[=:]|\bsk-[\w-]{16}"
+    rf"|://[^'\"\s]*@|base_url=.*[@?#]|key_variable=(?!{_VARIABLES})",
+    re.IGNORECASE,
+)
+"""What looks like a key in an argument."""
+
+_ENVIRONMENT = re.compile(r"[+~]*hydra\b.*\b(env_set|env_vars)\b", re.DOTALL)
+"""Settings of Hydra and its launchers that hold values of environment variables."""
+
+
+def refuse_secrets(settings: Sequence[str]) -> None:
+    """Refuse settings that may hold a key, since settings are written to files."""
+    if any(_KEY.search(setting) for setting in settings):
+        raise InputError(
+            "no key or password is taken from the command line: put it into an environment "
+            "variable, and that one's name into judge.key_variable"
+        )
+    environment = [match for match in map(_ENVIRONMENT.match, settings) if match]
+    if environment:
+        raise InputError(
+            f"{environment[0][1]} is no setting here, since Hydra writes its values to files: set "
+            "environment variables in the shell that starts the command"
+        )

@@ -1,0 +1,149 @@
+"""Hashes of source code: what a kept file depends on besides its inputs."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import sysconfig
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+from saematch.core.files import PACKAGE, hashed
+
+Source = type | FunctionType | ModuleType
+"""Something that a source file defines."""
+
+LIBRARIES = ("torch", "transformers")
+"""Packages whose versions count if the code imports them."""
+_INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
+
+
+def code_of(*things: Any) -> str:
+    """Return a hash of the code of classes, functions, modules and specs; see ``codes_of``."""
+    return hashed(sorted(codes_of(*things).values()))
+
+
+def codes_of(*things: Any, outside: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return a hash of the code of each class, function and module, by its full name.
+
+    A hash covers the source of the module and of the modules that it imports, directly or not, if
+    they belong to saematch, belong to the same package, or lie next to that package outside of
+    Python's folders of installed packages. Modules of the packages ``outside`` are left out. The
+    hash also covers the versions of torch and transformers if one of the modules imports them.
+
+    A spec (a dataclass instance) stands for its class and for the specs in its fields. What has no
+    source file, such as a class of a notebook, gets a hash that is never found in another process.
+    """
+    sources = (source for thing in things for source in _sources(thing))
+    return {_name(source): _hash(source, outside) for source in sources}
+
+
+def closure(source: Source, outside: tuple[str, ...] = ()) -> dict[str, Path | None]:
+    """Return the files of the modules that a hash covers, by name; None for a library.
+
+    Raises ``OSError`` or ``TypeError`` if the source is not defined in a file.
+    """
+    inspect.getsource(source)  # raises for a class that its module's file does not hold
+    name = source.__name__ if isinstance(source, ModuleType) else source.__module__
+    own = Path(str(inspect.getsourcefile(sys.modules[name])))
+    if name == "__main__" or not own.is_file():
+        raise OSError(f"{name} has no source file")
+    home = own.parents[name.count(".") + (own.name == "__init__.py")]
+    modules: dict[str, Path | None] = {name: own}
+    waiting = [(name, own)]
+    while waiting:
+        module, path = waiting.pop()
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        for names in _imports(path.read_bytes(), package):
+            imported, file = _find(names, name.partition(".")[0], home)
+            if imported in modules or f"{imported}.".startswith(tuple(f"{o}." for o in outside)):
+                continue
+            if imported in LIBRARIES:
+                modules[imported] = None
+            elif file is not None:
+                modules[imported] = file
+                waiting.append((imported, file))
+    return modules
+
+
+def _sources(thing: Any, nested: bool = False) -> Iterator[Source]:
+    if isinstance(thing, Source):
+        yield thing
+    elif isinstance(thing, Mapping | list | tuple):
+        for value in thing.values() if isinstance(thing, Mapping) else thing:
+            yield from _sources(value, True)
+    elif is_dataclass(thing):
+        yield type(thing)
+        yield from _sources([getattr(thing, field.name) for field in fields(thing)], True)
+    elif not nested:
+        yield type(thing)
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, ModuleType):
+        return source.__name__
+    return f"{source.__module__}.{source.__qualname__}"
+
+
+@cache
+def _hash(source: Source, outside: tuple[str, ...]) -> str:
+    """Return the hash of the code; a class of a reloaded module is another class."""
+    try:
+        modules = closure(source, outside)
+    except (OSError, TypeError):
+        return hashed([uuid.uuid4().hex])
+    parts = [
+        [name, version(name) if path is None else path.read_bytes().hex()]
+        for name, path in sorted(modules.items())
+    ]
+    return hashed(parts)
+
+
+@cache
+def _imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
+    """Return the absolute names of each import; the first name that is a module is meant.
+
+    ``from a import b`` imports the module ``a.b``, or else a name of the module ``a``.
+    """
+    found: list[tuple[str, ...]] = []
+
+    def visit(node: ast.AST) -> None:
+        children = list(ast.iter_child_nodes(node))
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            children = [] if ast.unparse(node.test).startswith("not") else list(node.orelse)
+        if isinstance(node, ast.Import):
+            found.extend((alias.name,) for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            depth = package.count(".") + 2 - node.level
+            parents = package.split(".")[:depth] if node.level else []
+            base = ".".join([*parents, *filter(None, [node.module])])
+            found.extend((f"{base}.{alias.name}", base) for alias in node.names)
+        for child in children:
+            visit(child)
+
+    visit(ast.parse(source))
+    return tuple(dict.fromkeys(found))
+
+
+def _find(names: tuple[str, ...], package: str, home: Path) -> tuple[str, Path | None]:
+    """Return the first name that is a module whose code counts, and its file; or a library."""
+    top = names[0].partition(".")[0]
+    if top in LIBRARIES:
+        return top, None
+    if top == "saematch":
+        home = PACKAGE.parent
+    elif top != package and home.resolve() in _INSTALLED:
+        return top, None
+    for name in names:
+        base = home.joinpath(*name.split("."))
+        for path in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
+            if path.is_file():
+                return name, path
+    return top, None

@@ -1,0 +1,68 @@
+"""Results of another schema are refused by every reader, with the version that reads them."""
+
+import json
+
+import pytest
+
+from saematch.compare.runs import find_runs
+from saematch.core.results import Results, SchemaError
+from saematch.run.resuming import finished_as, refuse_other_run
+
+
+def old_run(folder, schema):
+    """Write a finished run, then give its results another schema; None states none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    Results("x", {}, {}, "finished").save(folder / "results.json")
+    (folder / "run.json").write_text("{}")
+    path = folder / "results.json"
+    content = json.loads(path.read_text())
+    assert content.pop("schema") == 2
+    path.write_text(json.dumps(content if schema is None else {"schema": schema, **content}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        (None, "has schema 1 and this saematch reads schema 2: saematch 0.1 reads it"),
+        (1, "has schema 1 and this saematch reads schema 2: saematch 0.1 reads it"),
+        (3, "has schema 3 and this saematch reads schema 2: a later saematch may read it"),
+        ("two", "has schema 'two' and this saematch reads schema 2"),
+        ([2], "has schema [2] and this saematch reads schema 2"),
+    ],
+)
+def test_another_schema_is_refused(tmp_path, schema, words):
+    path = old_run(tmp_path / "a", schema)
+    readers = (
+        lambda: Results.load(path),
+        lambda: finished_as(path.parent, {}),
+        lambda: refuse_other_run(path.parent, {"seed": 1}),
+    )
+    for read in readers:
+        with pytest.raises(SchemaError) as caught:
+            read()
+        assert str(caught.value).startswith(f"{path} {words}")
+        assert str(caught.value).endswith("or run again with another run_id or folder")
+    (found,) = find_runs([tmp_path]).runs
+    assert (found.state, found.reason) == ("outdated", str(caught.value))
+
+
+def test_results_are_read_as_they_were_saved(tmp_path):
+    results = Results("x", {"seed": 1}, {"code": "a"}, "finished", None, {"m": 0.5}, {"t": [{}]})
+    results.save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json") == results
+
+
+def test_the_command_line_refuses_to_go_on_with_a_run_of_another_version(cli, tmp_path):
+    settings = ["logger=none", "evaluations=[]", "arms=[identity]", "run_id=a"]
+    assert cli(*settings)[0] is None
+    path = tmp_path / "outputs/match/a/results.json"
+    content = json.loads(path.read_text())
+    del content["schema"]
+    path.write_text(json.dumps(content))
+    message, _ = cli(*settings)
+    assert message.startswith("saematch: outputs/match/a/results.json has schema 1")
+    assert json.loads(path.read_text()) == content, "what was there is kept"
+    message, _ = cli("compare", str(tmp_path / "outputs/match"), base=[])
+    assert "no run can be compared: 1 outdated; " in message
+    assert "has schema 1" in message
