@@ -142,6 +142,12 @@ def test_weights_that_are_no_numbers_are_refused(weight):
               torch.tensor([1.0, weight], dtype=torch.float64), 2, 2)  # fmt: skip
 
 
+def test_weights_of_another_type_are_refused():
+    index = torch.arange(2)
+    with pytest.raises(InvalidMatch, match=r"weights float64, .* torch\.float32 on cpu$"):
+        Match(index, index, torch.ones(2), 2, 2)
+
+
 def test_gap_by_hand():
     assert Certificate(9.0, 10.0).gap == pytest.approx(0.1)
     assert Certificate(10.0, 10.0 - 1e-13).gap == 0.0

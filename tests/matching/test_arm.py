@@ -74,3 +74,11 @@ def test_the_matchers_of_the_package_give_one_partner(matcher):
 def test_a_composition_that_keeps_nothing_is_refused():
     with pytest.raises(InputError, match=r"composed_entries=0"):
         Arm("threshold", Parts(), Identity(), composed_entries=0)
+
+
+def test_a_matcher_that_does_not_declare_its_partners_is_told_what_it_lacks():
+    def matcher(factors):
+        return permutation(0)
+
+    with pytest.raises(InputError, match="must be of class Matcher, which has one_partner"):
+        Arm("threshold", Parts(), matcher)

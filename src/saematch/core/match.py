@@ -69,7 +69,8 @@ class Match:
     """A sparse, weighted ``[n_source, n_target]`` matrix with any number of entries in a row.
 
     A permutation has one entry in each row and column, of weight 1. Entries are sorted by row, then
-    column, no place has two, and weights are finite. Raises ``InvalidMatch`` otherwise.
+    column, no place has two, weights are finite, and all is on the CPU. Raises ``InvalidMatch``
+    otherwise.
     """
 
     rows: Int64[Tensor, " n"]
@@ -87,6 +88,12 @@ class Match:
     def __post_init__(self) -> None:
         if not len(self.rows) == len(self.columns) == len(self.weights):
             raise InvalidMatch("a match needs one row, column and weight for each entry")
+        parts = (self.rows, self.columns, self.weights)
+        if [(p.dtype, p.device.type) for p in parts] != _KINDS:
+            raise InvalidMatch(
+                "rows and columns of a match must be int64, its weights float64, all on the CPU; "
+                f"they are {', '.join(f'{p.dtype} on {p.device}' for p in parts)}"
+            )
         for name, index, size in (
             ("rows", self.rows, self.n_source),
             ("columns", self.columns, self.n_target),
@@ -241,6 +248,7 @@ class Match:
 
 
 _TENSORS = ("rows", "columns", "weights")
+_KINDS = [(dtype, "cpu") for dtype in (torch.int64, torch.int64, torch.float64)]
 _SIZES = ("n_source", "n_target", "dropped")
 
 

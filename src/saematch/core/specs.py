@@ -119,7 +119,10 @@ def _by_instance(hint: Any) -> Any:
 
 def _instance(cls: type, value: Any) -> Any:
     if not isinstance(value, cls):
-        raise PydanticCustomError("instance", f"Input should be of class {cls.__name__}")
+        declared = cls.__annotations__ if getattr(cls, "_is_protocol", False) else ()
+        lacking = [name for name in declared if not hasattr(value, name)]
+        more = f", which has {', '.join(lacking)}" if lacking else ""
+        raise PydanticCustomError("instance", f"Input should be of class {cls.__name__}{more}")
     return value
 
 
