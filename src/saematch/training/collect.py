@@ -21,6 +21,7 @@ from saematch.core.files import (
     code_hash,
     expand_home,
     hashed,
+    make_folder,
     read_json,
     readable_size,
     replacing,
@@ -203,7 +204,7 @@ def _check_space(
     if not left:
         log.info("%s holds the hidden states already", folder)
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     free = shutil.disk_usage(folder).free
     size = f"{readable_size(needed)} of hidden states ({tokens:,} tokens)"
     if needed > 0.95 * free:
