@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 import saematch
 from conftest import random_sae
 from saematch.core import store
+from saematch.core.errors import FileError
 from saematch.core.files import replacing, replacing_folder, write_json
 from saematch.core.results import Results
 from saematch.run.run_folders import LogFile
@@ -175,7 +176,7 @@ def test_B8_a_disk_that_fills_up_ends_a_run_in_one_line_and_it_goes_on(cli, tmp_
         f".safetensors cannot be written ({FULL}): free some space, and run the same command again"
     )
     results = Results.load(tmp_path / A / "results.json")
-    assert (results.status, results.error) == ("failed", f"OSError: {message[10:]}")
+    assert (results.status, results.error) == ("failed", f"FileError: {message[10:]}")
     assert not list(tmp_path.rglob("*.part"))
     message, output = cli(*SMALL)
     assert message is None
@@ -184,7 +185,7 @@ def test_B8_a_disk_that_fills_up_ends_a_run_in_one_line_and_it_goes_on(cli, tmp_
 
 def test_B8_where_not_even_the_error_can_be_saved_it_is_said(cli, tmp_path, monkeypatch):
     def full(self, path):
-        raise OSError(f"{path} cannot be written ({FULL})")
+        raise FileError(f"{path} cannot be written ({FULL})")
 
     monkeypatch.setattr(Results, "save", full)
     message, output = cli(*SMALL)

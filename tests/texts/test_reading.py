@@ -5,6 +5,7 @@ import json
 import pandas
 import pytest
 
+from saematch.texts.hub import HubSet, HubTexts
 from saematch.texts.sources import LocalTexts
 
 
@@ -48,15 +49,25 @@ def test_another_column_and_short_texts(tmp_path):
     }
 
 
+def test_null_in_a_column_is_a_text_of_no_characters_as_on_the_hub(tmp_path):
+    rows = pandas.DataFrame({"text": ["one", None, "three"]})
+    rows.to_parquet(tmp_path / "a.parquet")
+    rows.to_feather(tmp_path / "b.arrow", compression="uncompressed")
+    hub = HubTexts({"a": HubSet(str(tmp_path / "hub"))}, 9, 8, min_characters=1)
+    (tmp_path / "hub").mkdir()
+    rows.to_parquet(tmp_path / "hub/train.parquet")
+    for name in ("a.parquet", "b.arrow"):
+        assert load(tmp_path / name).popitem()[1] == ["one", "three"]
+    assert sorted(hub.load()[0].texts) == ["one", "three"]
+
+
 def test_what_cannot_be_read(tmp_path):
     pandas.DataFrame({"id": [3], "body": ["one"]}).to_parquet(tmp_path / "a.parquet")
-    pandas.DataFrame({"text": ["one", None]}).to_parquet(tmp_path / "b.parquet")
     (tmp_path / "c.parquet").write_text("no Parquet")
     (tmp_path / "d.json").write_text('["one"]')
     (tmp_path / "e").mkdir()
     for name, said in {
         "a.parquet": r"no field 'text', only id, body: set dataset\.column",
-        "b.parquet": r"b\.parquet, row 2: the field 'text' is null, not a text",
         "c.parquet": r"cannot read the texts in .*c\.parquet",
         "d.json": r"d\.json, entry 1: not a JSON object with a field 'text'",
         "e": r"holds no file ending in \.txt, \.jsonl",

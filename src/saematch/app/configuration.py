@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from saematch.app.renaming import refuse_old_names, refuse_old_presets
@@ -62,10 +64,32 @@ def built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str, 
     assert isinstance(choices, dict)
     chosen = {str(k): v for k, v in choices.items() if not str(k).startswith("hydra/")}
     resolved["choices"] = {**chosen, "arms": list(resolved["arms"])}
-    parts = hydra.utils.instantiate(config, _convert_="object")
+    parts = _instantiated(config)
     for name in REFERRED:
         del parts[name]
     return Experiment(**parts), resolved
+
+
+def _instantiated(config: DictConfig) -> dict[str, Any]:
+    """Return the parts of an experiment. An error in the code of a class is raised as it is.
+
+    Hydra wraps every error. It stays for what Hydra itself says of a setting, such as a class that
+    there is not or an argument too many, and for an ``InputError``.
+    """
+    try:
+        return hydra.utils.instantiate(config, _convert_="object")
+    except InstantiationException as wrapped:
+        cause = wrapped.__cause__
+        if cause is None or isinstance(cause, InputError) or _is_hydras(cause):
+            raise
+        cause.add_note(f"in stage configuration, {str(wrapped).splitlines()[-1]}")
+    raise cause
+
+
+def _is_hydras(error: BaseException) -> bool:
+    """Return whether Hydra raised the error, or Python when Hydra called the class."""
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].startswith(("hydra.", "omegaconf."))
 
 
 def _check_settings(

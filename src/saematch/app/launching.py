@@ -24,7 +24,8 @@ from omegaconf import DictConfig
 
 from saematch.app.configuration import CONF, built
 from saematch.app.messages import MISTAKES, one_line
-from saematch.core.errors import InputError
+from saematch.core.errors import InputError, described
+from saematch.core.files import unwritable
 from saematch.run.interruption import Interrupted, interruptible, record_interruption
 from saematch.run.run_folders import is_held, remove_unused
 
@@ -48,17 +49,28 @@ class Begun(Callback):
         Begun.config = config
 
     @classmethod
-    def folder_of_jobs(cls) -> Path | None:
-        """Return the folder of the jobs of a ``--multirun``, None of a single run."""
-        config = cls.config
-        multirun = config is not None and config.hydra.mode == RunMode.MULTIRUN
-        return Path(config.hydra.sweep.dir) if multirun else None
+    def is_multirun(cls) -> bool:
+        """Return whether Hydra runs the jobs of a ``--multirun``."""
+        return cls.config is not None and cls.config.hydra.mode == RunMode.MULTIRUN
+
+    @classmethod
+    def folder(cls) -> Path | None:
+        """Return the folder of the run or of all jobs; None before Hydra runs one."""
+        if cls.config is None:
+            return None
+        return Path((cls.config.hydra.sweep if cls.is_multirun() else cls.config.hydra.run).dir)
 
 
 def run_once() -> None:
     """Do what the words of the command line say: a run, or the jobs of ``--multirun``."""
-    with _known_plugins():
-        _run()
+    try:
+        with _known_plugins():
+            _run()
+    except OSError as error:
+        folder = Begun.folder()
+        if folder is None or error.filename not in map(str, (folder, *folder.parents)):
+            raise
+        raise unwritable(folder, error.strerror, "choose another run_id or folder") from error
 
 
 @contextmanager
@@ -97,9 +109,10 @@ def _do(config: DictConfig, folder: Path) -> Results:
             try:
                 experiment, resolved = built(config, about)
                 return run(experiment, resolved, folder)
-            except MISTAKES as error:
+            except Exception as error:
                 if about.mode == RunMode.MULTIRUN and not (folder / "run.json").exists():
-                    record_failure(folder, config.name, overrides, one_line(error))
+                    reason = one_line(error) if isinstance(error, MISTAKES) else described(error)
+                    record_failure(folder, config.name, overrides, reason)
                 raise
         except Interrupted as cause:  # before the run could record it
             with suppress(OSError, ValueError):  # the exit code matters more

@@ -35,10 +35,10 @@ def main() -> None:
         with interruptible():
             _command(sys.argv[1:])
     except Interrupted as cause:
-        jobs = Begun.folder_of_jobs()
-        if jobs is not None:
+        folder = Begun.folder()
+        if folder is not None and Begun.is_multirun():
             with suppress(OSError, ValueError):
-                record_killed(jobs, cause)
+                record_killed(folder, cause)
         sys.stderr.write(f"saematch: {cause}; continue with: {_continuation(sys.argv[1:])}\n")
         sys.exit(cause.exit_code)
     except MISTAKES as error:

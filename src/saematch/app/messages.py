@@ -14,7 +14,7 @@ from saematch.app.renaming import renamed
 from saematch.core.errors import InputError
 from saematch.core.safe_text import visible
 
-MISTAKES = (HydraException, OmegaConfBaseException, yaml.YAMLError, InputError, OSError)
+MISTAKES = (HydraException, OmegaConfBaseException, yaml.YAMLError, InputError)
 """What a caller's mistake ends in; anything else is ours and shows its traceback."""
 
 _LAUNCHER = re.compile(

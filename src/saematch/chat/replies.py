@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from saematch.chat.questions import Asked, Reply
 from saematch.core.errors import InputError
-from saematch.core.files import unwritable
+from saematch.core.files import make_folder, unwritable
 
 WAIT_SECONDS = 60.0
 """How long to wait for another process that writes."""
@@ -61,11 +61,11 @@ class ReplyStore:
 
     A claim says that a run is about to ask a question, so that another run waits instead of paying
     for it too. Claims of a process that is gone count for nothing. Raises ``InputError`` if the
-    file is no such store, and ``OSError`` if it cannot be written.
+    file is no such store, and ``FileError`` if it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self.path = path
         self.owner = f"{socket.gethostname()}:{os.getpid()}"
         with self._open() as database:

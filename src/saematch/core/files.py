@@ -55,12 +55,12 @@ def replacing(path: Path, keep: Callable[[Path], bool] | None = None) -> Iterato
     No other process, thread or machine gets the same temporary path. If ``keep`` accepts the file
     that another run has put there meanwhile, that file stays: on a shared file system, processes
     that are reading a file lose it when it is replaced. The file gets the permissions that the
-    umask leaves, whichever library writes it. Raises ``OSError``, which names ``path``, if the disk
-    is full or the file cannot be written for another reason.
+    umask leaves, whichever library writes it. Raises ``FileError``, which names ``path``, if the
+    disk is full or the file cannot be written for another reason.
     """
     part = _part(path)
     with _naming(path, part):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _remove_abandoned(path.parent)
         try:
             part.touch(exist_ok=False)
@@ -82,7 +82,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """
     part = _part(folder)
     with _naming(folder, part):
-        part.mkdir(parents=True)
+        make_folder(part)
         _remove_abandoned(folder.parent)
         try:
             mode = part.stat().st_mode & 0o666
@@ -98,7 +98,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _naming(path: Path, part: Path) -> Iterator[None]:
-    """Raise ``OSError`` that names ``path`` where the block cannot write its ``part``.
+    """Raise ``FileError`` that names ``path`` where the block cannot write its ``part``.
 
     Other errors pass, as of another file that the block reads or of a server that it asks.
     """
@@ -107,10 +107,39 @@ def _naming(path: Path, part: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         number = _error_number(error)
         named = getattr(error, "filename", None)
-        ours = named is None or str(named).startswith(str(part))
-        if number not in _REMEDIES or not ours:
+        ours = number in _REMEDIES if named is None else str(named).startswith(str(part))
+        if number is None or not ours or isinstance(error, FileError):
             raise
-        raise unwritable(path, os.strerror(number), _REMEDIES[number]) from error
+        remedy = _REMEDIES.get(number, "choose another folder")
+        raise unwritable(path, os.strerror(number), remedy) from error
+
+
+@contextmanager
+def reading(path: Path, content: str = "") -> Iterator[None]:
+    """Raise ``FileError`` that names ``path`` where the block cannot read it.
+
+    A folder, a device and a pipe are refused before the block opens them. ``content`` says what is
+    read, such as ``the texts in``.
+    """
+    what = f"{content} {path}".strip()
+    try:
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "no regular file"
+            raise FileError(f"cannot read {what}: it is {kind}")
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"cannot read {what}: {error.strerror or error}") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; ``FileError`` if that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "choose another folder")
+        raise unwritable(folder, error.strerror or str(error), remedy) from error
 
 
 def unwritable(path: Path, reason: str, remedy: str = _AGAIN) -> FileError:
@@ -126,11 +155,25 @@ def _error_number(error: OSError | SafetensorError) -> int | None:
     return int(number[1]) if number else None
 
 
+MAX_NAME = 255
+"""Most bytes of the name of a file or folder."""
+
+
 def expand_home(spec: object, field: str) -> None:
-    """Replace a leading ``~`` in the path, or the list of paths, that a frozen spec holds."""
+    """Replace a leading ``~`` in the path, or the list of paths, that a frozen spec holds.
+
+    Raises ``InputError`` for a path that no file system can hold.
+    """
 
     def at_home(path: Any) -> Any:
-        return os.path.expanduser(path) if isinstance(path, str) else path  # noqa: PTH111 - for patterns too
+        if not isinstance(path, str):
+            return path
+        if "\0" in path or any(len(os.fsencode(name)) > MAX_NAME for name in path.split("/")):
+            raise InputError(
+                f"{field}={path!r:.80} is no path: a name in it has at most {MAX_NAME} bytes, none "
+                "of them zero"
+            )
+        return os.path.expanduser(path)  # noqa: PTH111 - for patterns too
 
     value = getattr(spec, field)
     paths = isinstance(value, Sequence) and not isinstance(value, str)
@@ -203,7 +246,7 @@ def content_hash(paths: Sequence[Path]) -> str:
     """Return ``sha256:`` and a hash of the files' content, in this order."""
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             while part := file.read(2**24):
                 digest.update(part)
     return f"sha256:{digest.hexdigest()[:16]}"
@@ -215,8 +258,13 @@ def read_json(path: Path, kind: type, remedy: str) -> Any:
     Raises ``InputError``, which ends in ``remedy``, if the file is damaged.
     """
     try:
-        value = parse_json(path.read_bytes())
-    except (ValueError, IsADirectoryError) as error:
+        with reading(path):
+            value = parse_json(path.read_bytes())
+    except FileError as error:
+        if path.is_dir():
+            raise InputError(f"{path} is damaged (it is a folder): {remedy}") from error
+        raise
+    except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): {remedy}") from error
     if not isinstance(value, kind):
         found = type(value).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache, partial
@@ -90,7 +91,8 @@ def check_fields(cls: type, values: Mapping[str, Any], setting: str = "") -> Non
             key = error.errors()[0]["loc"][:1]
             if isinstance(value, Mapping) and key and key[0] in value:
                 place, value = f"{place}.{key[0]}", value[key[0]]
-            raise InputError(f"{place}={_short(value)} {_reason(error)}") from None
+            hint = ": give str(path)" if isinstance(value, os.PathLike) else ""
+            raise InputError(f"{place}={_short(value)} {_reason(error)}{hint}") from None
 
 
 @cache

@@ -126,7 +126,7 @@ class Replicates:
 
         ``values``: the metric, then its replicates. ``whole``: what a share is a share of. Texts
         that do not change it say nothing about the share, so they do not count as texts. There is
-        no interval from one text, nor where a replicate has no value.
+        no interval where each set has one text, nor where a replicate has no value.
         """
         value = values[0].item()
         if math.isnan(value):
@@ -145,7 +145,8 @@ class Replicates:
             tells = whole[1:] != whole[0]
         sets, of_set = self.of_set[tells].unique(return_inverse=True)
         moved = values[1:][tells]
-        if len(moved) < 2 or moved.isnan().any():
+        alone = torch.bincount(self.of_set, minlength=1).max() < 2
+        if alone or len(moved) < 2 or moved.isnan().any():
             return None
         n = torch.bincount(of_set, minlength=len(sets)).double()
         centres = torch.zeros_like(n).index_add_(0, of_set, moved) / n

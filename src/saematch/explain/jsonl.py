@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from saematch.core.errors import InputError
-from saematch.core.files import expand_home, parse_json
+from saematch.core.files import expand_home, parse_json, reading
 from saematch.core.pairs import SaeKey
 from saematch.core.specs import spec
 from saematch.explain.explanations import Explanation, FeatureKey, Means
@@ -125,9 +125,10 @@ class _Line(NamedTuple):
 def _lines(path: Path, of_file: int | None) -> Iterator[_Line]:
     """Read a file, which is of one layer or tells each line's layer."""
     try:
-        content = path.read_bytes()
+        with reading(path, "the explanations in"):
+            content = path.read_bytes()
         lines = content.decode("utf-8-sig").split("\n")  # other line ends may be part of a text
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"cannot read the explanations in {path}: {error}") from error
     tag = hashlib.sha256(content).hexdigest()[:16]
     for number, line in enumerate(lines, 1):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from saematch.core.errors import stage
 from saematch.core.match import Match
 from saematch.core.pairs import Pair
 from saematch.core.store import is_kept
@@ -54,7 +55,8 @@ def match_pairs(
         within = [k for k in shelf if pair.within_suite and k.suite == pair.source.suite]
         steps = [k for k in within if first <= k.layer <= last] if arm.compose else []
         steps = steps or [pair.source, pair.target]
-        found = store.chain(shelf, steps, arm)
+        with stage("match", arm=name, pair=pair.label):
+            found = store.chain(shelf, steps, arm)
         by_arm[name][pair] = found
         _keep(found, arm, folder / name / f"{pair.label}.safetensors")
     log.info(store.said())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 
 from saematch.chat.asking import Chat
 from saematch.chat.questions import Judge
-from saematch.core.errors import InputError
+from saematch.core.errors import InputError, described, stage
 from saematch.core.match import Match
 from saematch.core.memory import memory_shortage
 from saematch.core.pairs import POOLED, Pair
@@ -99,7 +100,8 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
             _compare(experiment, inputs, judges, folder, results)
         summaries = (mean_metrics, headline_metrics, agreement_metrics, optimal_to)
         results.metrics = {k: v for of in summaries for k, v in of(results.tables).items()}
-        figures = draw_figures(results.tables, experiment.figures, folder / "figures")
+        with stage("report"):
+            figures = draw_figures(results.tables, experiment.figures, folder / "figures")
         results.status = "finished"
         results.provenance["seconds"] = round(time.monotonic() - started, 1)
         results.save(path)
@@ -107,7 +109,7 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
         cause = interruption(error)
         if not finished and (claim.kept or cause is not None):
             results.status = "failed" if cause is None else "interrupted"
-            results.error = f"{type(error).__name__}: {error}" if cause is None else said_of(cause)
+            results.error = described(error) if cause is None else said_of(cause)
             try:
                 results.save(path)
             except OSError as unsaved:  # as on the full disk that the run failed for
@@ -150,6 +152,7 @@ class _Inputs(NamedTuple):
     texts: RunTexts
 
 
+@stage("load")
 @memory_shortage("loading the SAEs and texts", "lower sae_memory or take fewer texts")
 def _load(experiment: Experiment, folder: Path) -> _Inputs:
     """Load all that the run needs, and refuse what does not go together."""
@@ -178,6 +181,7 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
     return _Inputs(chosen, saes, lm, texts)
 
 
+@stage("train")
 @memory_shortage("training SAEs", "lower training.batch or training.n_features")
 def _train(
     experiment: Experiment, inputs: _Inputs, folder: Path, tracker: Tracker, results: Results
@@ -223,6 +227,7 @@ def _compare(
     results.tables["means"] = mean_rows(results.tables, None if tables is None else tables.means)
 
 
+@stage("match")
 def _match(
     experiment: Experiment,
     saes: SaeShelf,
@@ -263,6 +268,7 @@ def _truth_of(suites: dict[str, SaeSource]) -> Callable[[Pair], Match | None]:
     return truth
 
 
+@stage("evaluate")
 def _evaluate(
     experiment: Experiment,
     inputs: _Inputs,
@@ -289,17 +295,26 @@ def _evaluate(
     return tables
 
 
+@stage("load")
 def _connect(experiment: Experiment, folder: Path) -> list[Judge | None]:
     store = _cache(experiment, folder) / "judge.sqlite"
-    judge, second = (connect(spec, store) for spec in (experiment.judge, experiment.second_judge))
-    if judge is not None and second is not None and judge.model == second.model:
-        raise InputError(
-            f"both judges are called {judge.model}, so their answers cannot be told apart: choose "
-            "another second_judge.model"
-        )
-    return [judge, second]
+    with ExitStack() as opened:
+        judges = []
+        for spec in (experiment.judge, experiment.second_judge):
+            judges.append(connect(spec, store))
+            if judges[-1] is not None:
+                opened.callback(judges[-1].close)
+        judge, second = judges
+        if judge is not None and second is not None and judge.model == second.model:
+            raise InputError(
+                f"both judges are called {judge.model}, so their answers cannot be told apart: "
+                "choose another second_judge.model"
+            )
+        opened.pop_all()
+    return judges
 
 
+@stage("explain")
 def _explain(
     experiment: Experiment,
     saes: SaeShelf,
@@ -315,6 +330,7 @@ def _explain(
     return experiment.explain.open(saes, Means(_cache(experiment, folder), texts, chat))
 
 
+@stage("judge")
 def _judge(
     experiment: Experiment,
     saes: SaeShelf,

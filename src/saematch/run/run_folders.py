@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from saematch.core.errors import FileError, InputError
-from saematch.core.files import replacing, write_json
+from saematch.core.files import make_folder, replacing, write_json
 from saematch.run.resuming import refuse_other_run
 
 LOG = "saematch.log"
@@ -78,7 +78,7 @@ def claimed(folder: Path, settings: dict[str, Any]) -> Iterator[Claim]:
     the folder belongs to a run of other settings.
     """
     created = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = _locked(folder)
     try:
         refuse_other_run(folder, settings)

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from saematch.core.errors import InputError
-from saematch.core.files import parse_json
+from saematch.core.errors import FileError, InputError
+from saematch.core.files import parse_json, reading
 from saematch.texts.reading import SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -98,8 +98,11 @@ def _saved(folder: Path) -> list[Path]:
     """Return the files that ``save_to_disk`` wrote; the library's caches may lie beside them."""
     path = folder / "state.json"
     try:
-        state = parse_json(path.read_bytes())
+        with reading(path):
+            state = parse_json(path.read_bytes())
         files = [folder / file["filename"] for file in state["_data_files"]]
+    except FileError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not as the datasets library writes it ({error})") from error
     if state.get("_indices_data_files"):

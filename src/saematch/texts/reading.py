@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saematch.core.errors import InputError
-from saematch.core.files import parse_json
+from saematch.core.files import parse_json, reading
 
 
 class Text(NamedTuple):
@@ -63,9 +63,8 @@ def check_unicode(text: str, place: str) -> None:
 
 def _content(path: Path) -> str:
     try:
-        content = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read the texts in {path}: {error}") from error
+        with reading(path, "the texts in"):
+            content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} {_NO_TEXT} ({error})") from error
     if "\0" in content or content.startswith(("{\\rtf", "%PDF-", "%!PS")):
@@ -201,14 +200,15 @@ def _rows(path: Path, column: str, read: Callable[[], tuple[list[str], list[Any]
     import pyarrow
 
     try:
-        names, rows = read()
-    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+        with reading(path, "the texts in"):
+            names, rows = read()
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the texts in {path}: {error}") from error
     if column not in names:
         raise InputError(f"{path}: {_no_column(column, names)}")
     places = [f"{path}, row {n}" for n in range(1, len(rows) + 1)]
     return [
-        Text(check_text(value, column, place), place)
+        Text(check_text("" if value is None else value, column, place), place)  # as of the hub
         for value, place in zip(rows, places, strict=True)
     ]
 

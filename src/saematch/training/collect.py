@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saematch.core.code import code_of
 from saematch.core.errors import InputError
-from saematch.core.files import expand_home, hashed, readable_size
+from saematch.core.files import expand_home, hashed, make_folder, readable_size
 from saematch.core.specs import AtLeast1, Seed, spec
 from saematch.core.store import (
     DamagedError,
@@ -201,7 +201,7 @@ def _check_space(
     if not left:
         log.info("%s holds the hidden states already", folder)
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     (folder / "store.json").unlink(missing_ok=True)  # until all files are there
     free = shutil.disk_usage(folder).free
     size = f"{readable_size(needed)} of hidden states ({tokens:,} tokens)"

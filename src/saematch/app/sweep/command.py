@@ -20,6 +20,7 @@ from saematch.app.launching import check_launcher
 from saematch.app.sweep.file import SweepFile, read_sweep, studies
 from saematch.app.sweep.jobs import Sweep
 from saematch.core.errors import InputError
+from saematch.core.files import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
         )
     lock = FileLock(sweep.folder / ".lock", timeout=0)
     created = not sweep.folder.exists()
-    sweep.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(sweep.folder)
     try:
         with lock:
             try:
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def _is_begun(folder: Path) -> bool:
     """Whether the folder holds a sweep; ``InputError`` if it holds anything else."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: choose another --folder")
     there = [path.name for path in folder.iterdir()] if folder.exists() else []
     if "sweep.json" in there:
         return True

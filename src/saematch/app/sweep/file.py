@@ -12,7 +12,7 @@ import yaml
 
 from saematch.app.renaming import renamed
 from saematch.core.errors import InputError
-from saematch.core.files import SWEEPS
+from saematch.core.files import SWEEPS, reading
 
 METHODS = ("grid", "random", "bayes")
 BEGINNING = ["${env}", "${interpreter}", "-m", "saematch"]
@@ -73,7 +73,8 @@ def read_sweep(path: Path) -> SweepFile:
     if not path.is_file():
         raise InputError(f"there is no sweep file {path}; by name there are {studies()}")
     try:
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with reading(path):
+            told = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(told, dict):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from saematch.core.errors import InputError
+from saematch.core.files import reading
 
 log = logging.getLogger(__name__)
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
@@ -98,7 +99,7 @@ def _from_numpy(arrays: Any, name: str) -> Any:
 
 def refuse_pointer(path: Path) -> None:
     """Raise ``InputError`` if a file is a git-lfs pointer, which stands for the real file."""
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise InputError(
                 f"{path} is a git-lfs pointer, not the file itself: run 'git lfs pull' in its "
