@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from saematch.core.match import Match
 from saematch.core.pairs import Pair
 from saematch.core.results import Row
 from saematch.evaluate.weights import PARTS, squared_errors
@@ -25,7 +26,7 @@ def histogram_rows(saes: Saes, matches: MatchSet) -> list[Row]:
     """
     rows: list[Row] = []
     for pair in matches.pairs:
-        errors = {arm: _errors(saes, matches, arm, pair)["W_dec"].numpy() for arm in matches.by_arm}
+        errors = {a: _errors(saes, m, pair)["W_dec"].numpy() for a, m in matches.of(pair).items()}
         every = np.concatenate(list(errors.values()))
         edges = np.histogram_bin_edges(every, N_BINS)
         for arm, of_arm in errors.items():
@@ -40,24 +41,24 @@ def example_rows(saes: Saes, matches: MatchSet) -> list[Row]:
     """Return the rows of ``features``: the pairs of least and of greatest decoder error."""
     rows: list[Row] = []
     for pair in matches.pairs:
-        for arm, of_arm in matches.by_arm.items():
-            match, errors = of_arm[pair], _errors(saes, matches, arm, pair)
+        for arm, match in matches.of(pair).items():
+            errors = _errors(saes, match, pair)
             order = errors["W_dec"].argsort(stable=True).tolist()
             ends = order[:N_EXAMPLES] + order[N_EXAMPLES:][-N_EXAMPLES:]
-            for pair in ends:
+            for number in ends:
                 rows.append(
                     {
                         **pair.columns(),
                         "arm": arm,
-                        "rank": order.index(pair),
-                        "source_feature": int(match.rows[pair]),
-                        "target_feature": int(match.columns[pair]),
-                        **{f"mse_{part}": errors[part][pair].item() for part in PARTS},
+                        "rank": order.index(number),
+                        "source_feature": int(match.rows[number]),
+                        "target_feature": int(match.columns[number]),
+                        **{f"mse_{part}": errors[part][number].item() for part in PARTS},
                     }
                 )
     return rows
 
 
-def _errors(saes: Saes, matches: MatchSet, arm: str, pair: Pair) -> dict[str, torch.Tensor]:
+def _errors(saes: Saes, match: Match, pair: Pair) -> dict[str, torch.Tensor]:
     source, target = (fold(saes[key], "threshold") for key in (pair.source, pair.target))
-    return squared_errors(source, target, matches.by_arm[arm][pair])
+    return squared_errors(source, target, match)

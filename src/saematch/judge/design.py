@@ -112,8 +112,10 @@ def path_items(
         start = began[key] if follows else key.layer
         began[pair.target] = start
         for arm in judging.arms or matches.by_arm:
+            if pair not in matches.by_arm[arm]:
+                continue
             partners = matches.by_arm[arm][pair].partners()
-            here = at[arm, key] if follows else drawn[key]
+            here = at.get((arm, key), {}) if follows else drawn[key]
             there = {path: int(partners[f]) for path, f in here.items() if partners[f] >= 0}
             at[arm, pair.target] = there
             items += [Item("pair", pair, arm, start, p, here[p], j) for p, j in there.items()]

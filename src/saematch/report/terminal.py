@@ -52,6 +52,8 @@ def print_results(results: Results, folder: Path) -> None:
         console.print(table)
     for line in _live_recall(results.tables.get("means", [])):
         console.print(line, highlight=False, soft_wrap=True)
+    for line in _refused(results.tables.get("refused", [])):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     for line in _proven(results.tables):
         console.print(line, highlight=False, soft_wrap=True)
     if "hidden_states" in results.provenance:
@@ -63,6 +65,16 @@ def print_results(results: Results, folder: Path) -> None:
     for what in ("results.json", "figures", "matches", "saes"):
         if (folder / what).exists():
             console.print(f"written: {folder / what}", highlight=False, soft_wrap=True)
+
+
+def _refused(rows: list[Row]) -> Iterator[str]:
+    """Yield a line for each reason to leave out pairs, with the pairs."""
+    pairs: dict[tuple, list[str]] = defaultdict(list)
+    for row in rows:
+        pairs[row["evaluation"], row["arm"], row["reason"]].append(_label(pair_of(row)))
+    for (evaluation, arm, reason), labels in pairs.items():
+        of_arm = "" if arm is None else f" by {arm}"
+        yield f"{evaluation}{of_arm} leaves out {', '.join(labels)}: {reason}"
 
 
 def _proven(tables: Mapping[str, list[Row]]) -> Iterator[str]:

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saematch.core.errors import InputError
-from saematch.core.pairs import POOLED, Pair, SaeKey
+from saematch.core.pairs import POOLED, Pair, Refusal, SaeKey
 from saematch.evaluate.paths import check_paths
+from saematch.evaluate.plan import counting_refusal, layers_refusal
 from saematch.evaluate.planted import check_planted
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
+from saematch.matching.matches import matching_refusals, steps
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.pairing import FromStarts
-from saematch.run.experiment import Experiment
-from saematch.sae.sites import refuse_unskippable
+from saematch.run.experiment import ON_TEXTS, Experiment
+from saematch.sae.sites import skipping_refusal
 from saematch.sae.sources.hub import log_download
 from saematch.sae.sources.registry import release
 from saematch.sae.sources.released import ReleasedSaes
@@ -69,12 +71,29 @@ def choose_saes(experiment: Experiment) -> Chosen:
         by_suite[name] = _layers_of(source, experiment.layers)
     suites |= experiment.suites
     pairs = experiment.pairing(by_suite)
+    _refuse_one_label(pairs)
     if "planted" in experiment.evaluations:
         check_planted(suites)
-    reach = isinstance(experiment.pairing, FromStarts) and experiment.pairing.reach is not None
-    needed = {key for pair in pairs for key in pair} if reach else None
     keys = [SaeKey(name, layer) for name, some in by_suite.items() for layer in some]
-    return Chosen(suites, tuple(key for key in keys if needed is None or key in needed), pairs)
+    if isinstance(experiment.pairing, FromStarts) and experiment.pairing.reach is None:
+        return Chosen(suites, tuple(keys), pairs)
+    arms = experiment.arms.values()
+    needed = {key for pair in pairs for arm in arms for key in steps(keys, pair, arm)}
+    return Chosen(suites, tuple(key for key in keys if key in needed), pairs)
+
+
+def _refuse_one_label(pairs: Sequence[Pair]) -> None:
+    """Refuse suites whose names, joined by a hyphen, make one label of two pairs of suites."""
+    labels: dict[str, tuple[str, str]] = {}
+    for source, target in pairs:
+        pair = Pair(source, target)
+        ends = source.suite, target.suite
+        if labels.setdefault(pair.suites, ends) != ends:
+            raise InputError(
+                f"suites: the results of {' with '.join(ends)} and of "
+                f"{' with '.join(labels[pair.suites])} would both be called {pair.suites}: choose "
+                "another name for a suite"
+            )
 
 
 def _layers_of(source: SaeSource, wanted: Sequence[int] | None) -> list[int]:
@@ -93,7 +112,7 @@ def _layers_of(source: SaeSource, wanted: Sequence[int] | None) -> list[int]:
 
 
 def load_saes(chosen: Chosen, memory: float) -> SaeShelf:
-    """Load the chosen SAEs; refuse SAEs that do not go together.
+    """Load the chosen SAEs; refuse SAEs of several language models in one.
 
     Logs first how much is to be fetched from the hub. ``memory`` is what SAEs may take up at a
     time, in GiB.
@@ -105,51 +124,104 @@ def load_saes(chosen: Chosen, memory: float) -> SaeShelf:
     ]
     log_download((release(name), sae_id) for name, sae_id in released)
     saes = SaeShelf.load(chosen.keys, chosen.suites, memory)
-    facts = saes.facts
-    if len({sae.d_model for sae in facts.values()}) > 1:
-        sizes = ", ".join(f"layer {key.layer}: {sae.d_model}" for key, sae in facts.items())
-        raise InputError(f"the SAEs have different d_model ({sizes}), so they cannot be matched")
-    sites = {sae.origin.site for sae in facts.values()}
-    if len(sites) > 1:
-        raise InputError(
-            f"the SAEs read different places of the model ({', '.join(sorted(sites))}), so they "
-            "cannot be matched: choose SAEs of one site"
-        )
-    models = {sae.origin.model_name for sae in facts.values()}
+    models = {sae.origin.model_name for sae in saes.facts.values()}
     if len(models) > 1:
         raise InputError(f"the SAEs are of different language models: {', '.join(sorted(models))}")
     return saes
 
 
 def _check_fit(source: LmSource, lm: LanguageModel, saes: SaeShelf) -> None:
-    sae = next(iter(saes.facts.values()))
-    if sae.d_model != lm.d_model:
-        raise InputError(
-            f"the SAEs have d_model {sae.d_model}, but the language model {lm.name} has "
-            f"{lm.d_model}: choose the model that they were trained on"
-        )
-    trained_on = sae.origin.model_name
-    if trained_on and not source.is_called(trained_on):
-        raise InputError(
-            f"the SAEs were trained on {trained_on}, but the language model is {lm.name}: choose "
-            "the other model, or set model.name if it is the same under another name"
-        )
+    for key, sae in saes.facts.items():
+        if sae.d_model != lm.d_model:
+            raise InputError(
+                f"the SAE of {key.name} has d_model {sae.d_model}, but the language model "
+                f"{lm.name} has {lm.d_model}: choose the model that it was trained on"
+            )
+        trained_on = sae.origin.model_name
+        if trained_on and not source.is_called(trained_on):
+            raise InputError(
+                f"the SAE of {key.name} was trained on {trained_on}, but the language model is "
+                f"{lm.name}: choose the other model, or set model.name if it is the same under "
+                "another name"
+            )
     beyond = [key.layer for key in saes if key.layer >= lm.n_layers]
     if beyond:
         raise InputError(f"{lm.name} has {lm.n_layers} blocks, there is no layer {beyond[0]}")
 
 
-def check_sites(experiment: Experiment, saes: SaeShelf) -> None:
-    """Refuse SAEs that cannot be applied to hidden states between blocks, if they have to be."""
-    if not experiment.reads_texts:
+def find_refusals(
+    experiment: Experiment, pairs: Sequence[Pair], saes: SaeShelf
+) -> tuple[Refusal, ...]:
+    """Return what the run leaves out, from facts alone: matches of pairs, and their evaluations.
+
+    Raises ``InputError`` if no arm can match any pair, if no pair can be evaluated on texts though
+    the run is to, and if SAEs that texts are needed for cannot be applied to hidden states.
+    """
+    refused = matching_refusals(saes.facts, pairs, experiment.arms)
+    unmatched = {refusal.pair for refusal in refused if refusal.arm is None}
+    matched = [pair for pair in pairs if pair not in unmatched]
+    if not matched:
+        raise InputError(_nothing_matched(refused))
+    _check_sites(experiment, saes)
+    if ON_TEXTS & set(experiment.evaluations):
+        on_texts = _text_refusals(experiment, matched, saes)
+        counted = {r.pair for r in on_texts if r.evaluation == "co_activation"}
+        if counted >= set(matched):
+            raise InputError(on_texts[0].reason)
+        refused += on_texts
+    if "paths" in experiment.evaluations:
+        refused += _path_refusals(pairs, refused)
+    if "planted" in experiment.evaluations:
+        reason = "planted activations are known within one suite only"
+        across = [pair for pair in matched if not pair.within_suite]
+        refused += [Refusal(pair, "planted", reason) for pair in across]
+    return tuple(refused)
+
+
+def _nothing_matched(refused: Sequence[Refusal]) -> str:
+    reasons = {refusal.reason: refusal.pair for refusal in reversed(refused)}
+    each = [f"{pair.source.name} and {pair.target.name}: {why}" for why, pair in reasons.items()]
+    return f"no pair of SAEs can be matched; {'; '.join(reversed(each))}"
+
+
+def _check_sites(experiment: Experiment, saes: SaeShelf) -> None:
+    """Refuse SAEs that scales or explanations from texts are needed for, if they cannot be had."""
+    measured = isinstance(experiment.stand_in, ActivationQuantile)
+    if not (measured or (experiment.explains and experiment.explain.on_texts)):
         return
     for sae in saes.facts.values():
-        try:
-            refuse_unskippable(sae.origin)
-        except InputError as error:
-            if isinstance(experiment.stand_in, ActivationQuantile):
-                raise InputError(f"{error} and stand_in=decoder_norm") from error
-            raise
+        reason = skipping_refusal(sae.origin)
+        if reason is not None:
+            raise InputError(f"{reason} and stand_in=decoder_norm" if measured else reason)
+
+
+def _text_refusals(experiment: Experiment, pairs: Sequence[Pair], saes: SaeShelf) -> list[Refusal]:
+    """Return the pairs that cannot be counted, then those whose layers cannot be skipped."""
+    facts = saes.facts
+    counting = {pair: counting_refusal(facts[pair.source], facts[pair.target]) for pair in pairs}
+    refused = [Refusal(pair, "co_activation", why) for pair, why in counting.items() if why]
+    if "skipping" in experiment.evaluations:
+        skipping = {pair: counting[pair] or layers_refusal(pair, {}) for pair in pairs}
+        refused += [Refusal(pair, "skipping", why) for pair, why in skipping.items() if why]
+    return refused
+
+
+def _path_refusals(pairs: Sequence[Pair], refused: Sequence[Refusal]) -> list[Refusal]:
+    """Return the pairs that no path reaches: from a suite's first pair that the run leaves out."""
+    reasons = {
+        refusal.pair: refusal.reason
+        for refusal in refused
+        if refusal.evaluation in ("matching", "co_activation")
+    }
+    ended: dict[str, str] = {}
+    beyond = []
+    for pair in pairs:
+        if pair in reasons:
+            why = f"no path goes beyond {pair.source.name}: {reasons[pair]}"
+            ended.setdefault(pair.suites, why)
+        if pair.suites in ended:
+            beyond.append(Refusal(pair, "paths", ended[pair.suites]))
+    return beyond
 
 
 def check_saes(experiment: Experiment, saes: SaeShelf) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from saematch.chat.questions import Judge
 from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.memory import memory_shortage
-from saematch.core.pairs import POOLED, Pair
-from saematch.core.results import Results
+from saematch.core.pairs import POOLED, Pair, Refusal, pair_of
+from saematch.core.results import Results, Row
 from saematch.evaluate.features import example_rows, histogram_rows
 from saematch.evaluate.match_tables import exact_arms, live_recall, match_rows
 from saematch.evaluate.means import headline_metrics, mean_rows
@@ -38,9 +38,9 @@ from saematch.run.checks import (
     Chosen,
     RunTexts,
     check_saes,
-    check_sites,
     choose_layers,
     choose_saes,
+    find_refusals,
     load_saes,
     load_tokens,
 )
@@ -148,6 +148,8 @@ class _Inputs(NamedTuple):
     saes: SaeShelf
     lm: LanguageModel | None
     texts: RunTexts
+    refused: tuple[Refusal, ...] = ()
+    """What the run leaves out."""
 
 
 @memory_shortage("loading the SAEs and texts", "lower sae_memory or take fewer texts")
@@ -162,12 +164,12 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
     saes = load_saes(chosen, experiment.sae_memory)
     if isinstance(experiment.stand_in, DecoderNorm):
         saes = saes.dressed(by_decoder_norm)
-    check_sites(experiment, saes)
+    refused = find_refusals(experiment, chosen.pairs, saes)
     measured = isinstance(experiment.stand_in, ActivationQuantile)
     if not measured:
         check_saes(experiment, saes)
     if model is None:
-        return _Inputs(chosen, saes, None, nothing)
+        return _Inputs(chosen, saes, None, nothing, refused)
     lm = model.load()
     cache = _cache(experiment, folder)
     texts = load_tokens(experiment, lm, saes, cache / "tokens")
@@ -175,7 +177,7 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
         about = (experiment.stand_in, saes, lm, texts.batches, experiment.trainer)
         saes = by_activation(*about, cache / "activations")
         check_saes(experiment, saes)
-    return _Inputs(chosen, saes, lm, texts)
+    return _Inputs(chosen, saes, lm, texts, refused)
 
 
 @memory_shortage("training SAEs", "lower training.batch or training.n_features")
@@ -205,7 +207,9 @@ def _compare(
 ) -> None:
     """Match SAEs, and do with the matches what the run is for."""
     saes, lm, tokens = inputs.saes, inputs.lm, inputs.texts.batches
-    suites = inputs.chosen.suites
+    suites, refused = inputs.chosen.suites, inputs.refused
+    if refused:
+        results.tables["refused"] = [refusal.row() for refusal in refused]
     explanations = _explain(experiment, saes, lm, tokens, judges[0], folder)
     matches = _match(experiment, saes, inputs.chosen, folder, results)
     tables = None
@@ -215,12 +219,22 @@ def _compare(
         results.tables["feature_mse_histogram"] = histogram_rows(saes, matches)
         results.tables["features"] = example_rows(saes, matches)
     if "paths" in experiment.evaluations:
-        results.tables["paths"] = path_rows(saes, matches, experiment.paths, tables)
+        results.tables["paths"] = path_rows(
+            saes, _without(matches, refused, "paths"), experiment.paths, tables
+        )
     if "planted" in experiment.evaluations:
-        results.tables["planted"] = planted_rows(saes, suites, matches, experiment.arms)
+        results.tables["planted"] = planted_rows(
+            saes, suites, _without(matches, refused, "planted"), experiment.arms
+        )
     if explanations is not None:
         _judge(experiment, saes, matches, explanations, judges, results)
     results.tables["means"] = mean_rows(results.tables, None if tables is None else tables.means)
+
+
+def _without(matches: MatchSet, refused: Sequence[Refusal], evaluation: str) -> MatchSet:
+    """Return the matches of the pairs that an evaluation does not refuse."""
+    left_out = {refusal.pair for refusal in refused if refusal.evaluation == evaluation}
+    return matches.only(set(matches.pairs) - left_out)
 
 
 def _match(
@@ -274,19 +288,34 @@ def _evaluate(
     assert lm is not None
     splice = "skipping" in experiment.evaluations
     arms = experiment.arms if splice else {}
-    plan, cells = plan_splices(saes, matches, arms, experiment.strategies if splice else ())
+    strategies = experiment.strategies if splice else ()
+    plan, cells = plan_splices(saes, matches, arms, strategies, inputs.refused)
     sums = evaluate_texts(plan, lm, tokens, experiment.trainer, _cache(experiment, folder) / "sums")
     tables = Tables(plan, sums, experiment.intervals)
     if cells:
         results.tables |= tables.strategies(cells)
     results.tables |= tables.activations(matches)
-    pooled = [row for row in results.tables["activations"] if row["dataset"] == POOLED]
-    recall = live_recall(matches, _truth_of(inputs.chosen.suites), tables.fired)
-    for row, scores, live in zip(results.tables["matches"], pooled, recall, strict=True):
-        row |= {name: scores[name] for name in scores if name != "dataset"} | {"recall_live": live}
-    for known, measured in zip(results.tables["layers"], tables.layers(list(saes)), strict=True):
-        known.update(measured)
+    pooled = {
+        (pair_of(row), row["arm"]): {name: row[name] for name in row if name != "dataset"}
+        for row in results.tables["activations"]
+        if row["dataset"] == POOLED
+    }
+    counted = matches.only(filter(plan.counts, matches.pairs))
+    recall = live_recall(counted, _truth_of(inputs.chosen.suites), tables.fired)
+    _join(results.tables["matches"], lambda row: (pair_of(row), row["arm"]), pooled)
+    for row in results.tables["matches"]:
+        row["recall_live"] = recall.get((pair_of(row), str(row["arm"])))
+    by_key = {(row["suite"], row["layer"]): row for row in tables.layers(list(plan.twins))}
+    _join(results.tables["layers"], lambda row: (row["suite"], row["layer"]), by_key)
     return tables
+
+
+def _join(rows: list[Row], key: Callable[[Row], tuple], others: Mapping[tuple, Row]) -> None:
+    """Add to each row the columns of the other row with its key; None if there is no other row."""
+    columns = dict.fromkeys(name for other in others.values() for name in other)
+    for row in rows:
+        other = others.get(key(row), {})
+        row |= {name: other.get(name, row.get(name)) for name in columns}
 
 
 def _connect(experiment: Experiment, folder: Path) -> list[Judge | None]:
