@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from conftest import N_FEATURES, random_sae
-from saematch.core.pairs import SaeKey
-from saematch.run.checks import load_saes
+from saematch.core.pairs import Pair, SaeKey
+from saematch.matching.arm import Arm
+from saematch.matching.matchers import Random
+from saematch.matching.matches import matching_refusals
+from saematch.matching.objectives.parts import Parts
 from saematch.sae.sources.disk import SaeFolders
 from saematch.sae.suites import GIB, SaeFacts, SaeShelf
 
@@ -170,5 +173,9 @@ class TwoSites(Counting):
 
 
 def test_saes_of_two_sites_are_not_matched():
-    with pytest.raises(ValueError, match=r"different places of the model \(mlp_out, resid_post\)"):
-        load_saes([0, 1], {"default": TwoSites()}, 1.0)
+    source = TwoSites()
+    facts = {SaeKey("default", n): SaeFacts.of(source.load(n)) for n in (0, 1)}
+    pair = Pair.of_layers(0, 1)
+    (refusal,) = matching_refusals(facts, [pair], {"a": Arm("threshold", Parts(), Random(0))})
+    assert (refusal.pair, refusal.evaluation, refusal.arm) == (pair, "matching", None)
+    assert "places of the model (source: resid_post, target: mlp_out)" in refusal.reason
