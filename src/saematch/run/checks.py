@@ -26,6 +26,7 @@ from saematch.sae.sources.released import ReleasedSaes
 from saematch.sae.sources.source import SaeSource
 from saematch.sae.stand_in import ActivationQuantile
 from saematch.sae.suites import SaeShelf
+from saematch.texts.readers import Reader
 from saematch.texts.token_cache import load_texts
 from saematch.texts.tokens import TokenBatch
 
@@ -70,6 +71,11 @@ def choose_saes(experiment: Experiment) -> Chosen:
     for name, source in experiment.suites.items():
         by_suite[name] = _layers_of(source, experiment.layers)
     suites |= experiment.suites
+    astray = [name for name in experiment.models if name not in suites]
+    if astray:
+        raise InputError(
+            f"models.{astray[0]}: there is no such suite; the suites are {', '.join(suites)}"
+        )
     pairs = experiment.pairing(by_suite)
     _refuse_one_label(pairs)
     if "planted" in experiment.evaluations:
@@ -111,11 +117,11 @@ def _layers_of(source: SaeSource, wanted: Sequence[int] | None) -> list[int]:
     return layers
 
 
-def load_saes(chosen: Chosen, memory: float) -> SaeShelf:
-    """Load the chosen SAEs; refuse SAEs of several language models in one.
+def load_saes(chosen: Chosen, memory: float, labels: Mapping[str, str]) -> SaeShelf:
+    """Load the chosen SAEs; refuse SAEs of two language models where one model is set.
 
     Logs first how much is to be fetched from the hub. ``memory`` is what SAEs may take up at a
-    time, in GiB.
+    time, in GiB; ``labels`` has the models of suites, as ``Experiment.model_labels``.
     """
     released = [
         source.chosen(key.layer)
@@ -124,10 +130,20 @@ def load_saes(chosen: Chosen, memory: float) -> SaeShelf:
     ]
     log_download((release(name), sae_id) for name, sae_id in released)
     saes = SaeShelf.load(chosen.keys, chosen.suites, memory)
-    models = {sae.origin.model_name for sae in saes.facts.values()}
-    if len(models) > 1:
-        raise InputError(f"the SAEs are of different language models: {', '.join(sorted(models))}")
+    for label in sorted({"", *labels.values()}):
+        of_model = of_label(saes, label, labels)
+        names = sorted({sae.origin.model_name for sae in of_model.facts.values()})
+        if len(names) > 1:
+            raise InputError(
+                f"the SAEs are of different language models: {', '.join(names)}; give a suite its "
+                "own model by +model@models.SUITE=PRESET"
+            )
     return saes
+
+
+def of_label(saes: SaeShelf, label: str, labels: Mapping[str, str]) -> SaeShelf:
+    """Return the SAEs of one language model."""
+    return saes.only([key for key in saes if labels.get(key.suite, "") == label])
 
 
 def _check_fit(source: LmSource, lm: LanguageModel, saes: SaeShelf) -> None:
@@ -164,11 +180,8 @@ def find_refusals(
         raise InputError(_nothing_matched(refused))
     _check_sites(experiment, saes)
     if ON_TEXTS & set(experiment.evaluations):
-        on_texts = _text_refusals(experiment, matched, saes)
-        counted = {r.pair for r in on_texts if r.evaluation == "co_activation"}
-        if counted >= set(matched):
-            raise InputError(on_texts[0].reason)
-        refused += on_texts
+        refused += _text_refusals(experiment, matched, saes)
+        check_counted(pairs, refused)
     if "paths" in experiment.evaluations:
         refused += _path_refusals(pairs, refused)
     if "planted" in experiment.evaluations:
@@ -176,6 +189,37 @@ def find_refusals(
         across = [pair for pair in matched if not pair.within_suite]
         refused += [Refusal(pair, "planted", reason) for pair in across]
     return tuple(refused)
+
+
+def token_refusals(
+    pairs: Sequence[Pair], readers: Mapping[str, Reader], labels: Mapping[str, str]
+) -> tuple[Refusal, ...]:
+    """Return the pairs of two language models that read different tokens.
+
+    ``readers`` has the models by label.
+    """
+    refused = []
+    for pair in pairs:
+        source, target = (readers[labels.get(key.suite, "")] for key in pair)
+        if source.lm is not target.lm and not source.reads_like(target):
+            reason = (
+                f"{source.lm.name} and {target.lm.name} split the texts into different tokens, so "
+                "it cannot be counted which features fire on the same token"
+            )
+            refused.append(Refusal(pair, "co_activation", reason))
+    return tuple(refused)
+
+
+def check_counted(pairs: Sequence[Pair], refused: Sequence[Refusal]) -> None:
+    """Refuse a run on texts of which no pair can be evaluated on texts."""
+    reasons = {
+        refusal.pair: refusal.reason
+        for refusal in refused
+        if refusal.evaluation == "co_activation"
+        or (refusal.evaluation == "matching" and refusal.arm is None)
+    }
+    if reasons.keys() >= set(pairs):
+        raise InputError(next(iter(reasons.values())))
 
 
 def _nothing_matched(refused: Sequence[Refusal]) -> str:
@@ -201,7 +245,8 @@ def _text_refusals(experiment: Experiment, pairs: Sequence[Pair], saes: SaeShelf
     counting = {pair: counting_refusal(facts[pair.source], facts[pair.target]) for pair in pairs}
     refused = [Refusal(pair, "co_activation", why) for pair, why in counting.items() if why]
     if "skipping" in experiment.evaluations:
-        skipping = {pair: counting[pair] or layers_refusal(pair, {}) for pair in pairs}
+        labels = experiment.model_labels
+        skipping = {pair: counting[pair] or layers_refusal(pair, labels) for pair in pairs}
         refused += [Refusal(pair, "skipping", why) for pair, why in skipping.items() if why]
     return refused
 
@@ -247,10 +292,13 @@ class RunTexts(NamedTuple):
 
 
 def load_tokens(
-    experiment: Experiment, lm: LanguageModel, saes: SaeShelf, folder: Path
+    experiment: Experiment, source: LmSource, lm: LanguageModel, saes: SaeShelf, folder: Path
 ) -> RunTexts:
-    """Check all that evaluation needs, and return the texts; ``folder`` keeps their tokens."""
-    _check_fit(experiment.model, lm, saes)
+    """Check all that evaluation needs, and return the texts in the tokens of a language model.
+
+    ``saes`` are the SAEs of the model that ``source`` loads; ``folder`` keeps the tokens.
+    """
+    _check_fit(source, lm, saes)
     tokens, about = load_texts(experiment.dataset, lm, folder)
     for name, of_set in tokens.items():
         lm.refuse_ids(int(of_set.ids.max()), f"the text set {name!r}")

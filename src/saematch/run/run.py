@@ -30,6 +30,7 @@ from saematch.judge.connect import connect
 from saematch.judge.judging import explain_tables, explainers, judge_matches
 from saematch.judge.scores import judge_tables, score_matches
 from saematch.lm.hooks import LanguageModel
+from saematch.lm.source import OpenedModel
 from saematch.matching.matches import MatchSet, match_pairs
 from saematch.matching.store import MatchStore
 from saematch.report.figures import draw_figures
@@ -37,12 +38,15 @@ from saematch.report.summary import agreement_metrics, history_by_layer, mean_me
 from saematch.run.checks import (
     Chosen,
     RunTexts,
+    check_counted,
     check_saes,
     choose_layers,
     choose_saes,
     find_refusals,
     load_saes,
     load_tokens,
+    of_label,
+    token_refusals,
 )
 from saematch.run.experiment import ON_TEXTS, Experiment
 from saematch.run.interruption import interruption, said_of
@@ -58,7 +62,7 @@ from saematch.sae.stand_in import (
     by_decoder_norm,
 )
 from saematch.sae.suites import SaeShelf
-from saematch.texts.tokens import TokenBatch
+from saematch.texts.readers import Reader
 from saematch.training.collect import collect
 from saematch.training.train_saes import train_saes
 
@@ -92,7 +96,9 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
         if not finished:
             results.save(path)
         tracker = experiment.logger.start(experiment.name, folder, config)
-        results.provenance |= sources(experiment, inputs.saes, inputs.lm, inputs.texts.about)
+        results.provenance |= sources(
+            experiment, inputs.saes, inputs.lm, inputs.texts.about, inputs.others
+        )
         if experiment.trains:
             _train(experiment, inputs, folder, tracker, results)
         else:
@@ -150,6 +156,8 @@ class _Inputs(NamedTuple):
     texts: RunTexts
     refused: tuple[Refusal, ...] = ()
     """What the run leaves out."""
+    others: Mapping[str, Reader] = {}
+    """The language models of suites that have their own, by label, and the texts in their tokens."""
 
 
 @memory_shortage("loading the SAEs and texts", "lower sae_memory or take fewer texts")
@@ -160,24 +168,38 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
         lm = experiment.model.load()
         return _Inputs(Chosen({}, (), ()), SaeShelf.of({}), lm, nothing)
     chosen = choose_saes(experiment)
-    model = experiment.model.open() if experiment.reads_texts else None  # may be gated: before SAEs
-    saes = load_saes(chosen, experiment.sae_memory)
+    labels = experiment.model_labels
+    opened: dict[str, OpenedModel] = {}
+    if experiment.reads_texts:  # a model may be gated: before SAEs
+        opened = {"": experiment.model.open()}
+        opened |= {label: experiment.models[label].open() for label in set(labels.values())}
+    saes = load_saes(chosen, experiment.sae_memory, labels)
     if isinstance(experiment.stand_in, DecoderNorm):
         saes = saes.dressed(by_decoder_norm)
     refused = find_refusals(experiment, chosen.pairs, saes)
     measured = isinstance(experiment.stand_in, ActivationQuantile)
     if not measured:
         check_saes(experiment, saes)
-    if model is None:
+    if not opened:
         return _Inputs(chosen, saes, None, nothing, refused)
-    lm = model.load()
     cache = _cache(experiment, folder)
-    texts = load_tokens(experiment, lm, saes, cache / "tokens")
+    texts: dict[str, RunTexts] = {}
+    readers: dict[str, Reader] = {}
+    for label, model in opened.items():
+        lm, own = model.load(), of_label(saes, label, labels)
+        texts[label] = load_tokens(experiment, model.source, lm, own, cache / "tokens")
+        readers[label] = Reader(lm, texts[label].batches)
+    if ON_TEXTS & set(experiment.evaluations):
+        refused += token_refusals(chosen.pairs, readers, labels)
+        check_counted(chosen.pairs, refused)
     if measured:
-        about = (experiment.stand_in, saes, lm, texts.batches, experiment.trainer)
-        saes = by_activation(*about, cache / "activations")
+        for label, reader in readers.items():
+            about = (experiment.stand_in, saes, *reader, experiment.trainer)
+            keys = list(of_label(saes, label, labels))
+            saes = by_activation(*about, cache / "activations", keys)
         check_saes(experiment, saes)
-    return _Inputs(chosen, saes, lm, texts, refused)
+    first = readers.pop("")
+    return _Inputs(chosen, saes, first.lm, texts[""], refused, readers)
 
 
 @memory_shortage("training SAEs", "lower training.batch or training.n_features")
@@ -206,11 +228,11 @@ def _compare(
     results: Results,
 ) -> None:
     """Match SAEs, and do with the matches what the run is for."""
-    saes, lm, tokens = inputs.saes, inputs.lm, inputs.texts.batches
+    saes, lm = inputs.saes, inputs.lm
     suites, refused = inputs.chosen.suites, inputs.refused
     if refused:
         results.tables["refused"] = [refusal.row() for refusal in refused]
-    explanations = _explain(experiment, saes, lm, tokens, judges[0], folder)
+    explanations = _explain(experiment, inputs, judges[0], folder)
     matches = _match(experiment, saes, inputs.chosen, folder, results)
     tables = None
     if lm is not None and ON_TEXTS & set(experiment.evaluations):
@@ -289,8 +311,10 @@ def _evaluate(
     splice = "skipping" in experiment.evaluations
     arms = experiment.arms if splice else {}
     strategies = experiment.strategies if splice else ()
-    plan, cells = plan_splices(saes, matches, arms, strategies, inputs.refused)
-    sums = evaluate_texts(plan, lm, tokens, experiment.trainer, _cache(experiment, folder) / "sums")
+    labels = experiment.model_labels
+    plan, cells = plan_splices(saes, matches, arms, strategies, inputs.refused, labels)
+    kept = _cache(experiment, folder) / "sums"
+    sums = evaluate_texts(plan, lm, tokens, experiment.trainer, kept, inputs.others)
     tables = Tables(plan, sums, experiment.intervals)
     if cells:
         results.tables |= tables.strategies(cells)
@@ -330,18 +354,21 @@ def _connect(experiment: Experiment, folder: Path) -> list[Judge | None]:
 
 
 def _explain(
-    experiment: Experiment,
-    saes: SaeShelf,
-    lm: LanguageModel | None,
-    tokens: dict[str, tuple[TokenBatch, ...]],
-    judge: Judge | None,
-    folder: Path,
+    experiment: Experiment, inputs: _Inputs, judge: Judge | None, folder: Path
 ) -> Explanations | None:
     if not experiment.explains:
         return None
-    texts = None if lm is None else TextPass(lm, tokens, experiment.trainer, folder / "contexts")
+    texts = None
+    if inputs.lm is not None:
+        trainer, left = experiment.trainer, folder / "contexts"
+        passes = {
+            label: TextPass(*reader, trainer, folder / f"contexts_{label}")
+            for label, reader in inputs.others.items()
+        }
+        others = {suite: passes[label] for suite, label in experiment.model_labels.items()}
+        texts = TextPass(inputs.lm, inputs.texts.batches, trainer, left, others)
     chat = judge if isinstance(judge, Chat) else None
-    return experiment.explain.open(saes, Means(_cache(experiment, folder), texts, chat))
+    return experiment.explain.open(inputs.saes, Means(_cache(experiment, folder), texts, chat))
 
 
 def _judge(
