@@ -38,19 +38,17 @@ from saematch.report.summary import agreement_metrics, history_by_layer, mean_me
 from saematch.run.checks import (
     Chosen,
     RunTexts,
-    check_counted,
     check_saes,
     choose_layers,
     choose_saes,
-    find_refusals,
     load_saes,
     load_tokens,
     of_label,
-    token_refusals,
 )
 from saematch.run.experiment import ON_TEXTS, Experiment
 from saematch.run.interruption import interruption, said_of
 from saematch.run.provenance import made_with, sources
+from saematch.run.refusals import check_counted, find_refusals, token_refusals
 from saematch.run.resuming import settings_of
 from saematch.run.run_folders import Claim, claimed
 from saematch.run.tracking import Outcome, Tracker
@@ -157,7 +155,7 @@ class _Inputs(NamedTuple):
     refused: tuple[Refusal, ...] = ()
     """What the run leaves out."""
     others: Mapping[str, Reader] = {}
-    """The language models of suites that have their own, by label, and the texts in their tokens."""
+    """The language models of suites that have their own, with the texts, by label."""
 
 
 @memory_shortage("loading the SAEs and texts", "lower sae_memory or take fewer texts")
@@ -172,7 +170,8 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
     opened: dict[str, OpenedModel] = {}
     if experiment.reads_texts:  # a model may be gated: before SAEs
         opened = {"": experiment.model.open()}
-        opened |= {label: experiment.models[label].open() for label in set(labels.values())}
+        of_suites = dict.fromkeys(labels.values())
+        opened |= {label: experiment.models[label].open() for label in of_suites}
     saes = load_saes(chosen, experiment.sae_memory, labels)
     if isinstance(experiment.stand_in, DecoderNorm):
         saes = saes.dressed(by_decoder_norm)
@@ -190,7 +189,7 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
         texts[label] = load_tokens(experiment, model.source, lm, own, cache / "tokens")
         readers[label] = Reader(lm, texts[label].batches)
     if ON_TEXTS & set(experiment.evaluations):
-        refused += token_refusals(chosen.pairs, readers, labels)
+        refused += token_refusals(chosen.pairs, readers, labels, refused)
         check_counted(chosen.pairs, refused)
     if measured:
         for label, reader in readers.items():
