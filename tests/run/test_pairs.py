@@ -113,7 +113,7 @@ def test_two_saes_of_one_layer(cli, tiny, tmp_path, add_suite, n_features):
     assert (refusal["evaluation"], refusal["arm"]) == ("skipping", None)
     assert refusal["reason"] == "both SAEs are of layer 2, so there is no layer to skip"
     assert "skipping leaves out 2→2 default-wide: both SAEs are of layer 2" in output.out
-    assert "strategies" not in tables or not tables["strategies"]
+    assert "strategies" not in tables
     assert row_of(tables["means"], arm="folded", metric="matching_score", dataset="all")[
         "suites"
     ] == ("default-wide")
@@ -151,7 +151,7 @@ def test_listed_pairs_keep_their_order_and_may_go_back(cli, tmp_path, add_suite)
     assert {"mse_W_dec/folded", "mse_W_dec/folded/default-wide"} <= names.keys()
 
 
-def test_an_arm_that_composes_refuses_two_suites(cli, tmp_path, add_suite):
+def test_an_arm_that_composes_refuses_two_suites(cli, tiny, tmp_path, add_suite):
     pairs = "pairing.pairs=[0:2,3:0,0:wide/2]"
     message, _ = cli("logger=none", "run_id=a", *add_suite("wide"), "arms=[folded,composed]",
                      "pairing=listed", pairs, "figures=null", "judge=overlap")  # fmt: skip
@@ -162,11 +162,12 @@ def test_an_arm_that_composes_refuses_two_suites(cli, tmp_path, add_suite):
     assert "default and wide are two" in refusal["reason"]
     arms = [row["arm"] for row in tables["matches"]]
     assert arms == ["folded", "composed", "folded", "composed", "folded"]
+    source = SaeFolders(f"{tiny}/saes/layer_{{layer}}")
+    arm = Arm("threshold", Parts(), Optimal())
+    steps = [arm.match(source.load(n), source.load(n - 1)) for n in (3, 2, 1)]
     folder = tmp_path / "outputs/match/a/matches"
-    far = Match.load(folder / "composed/3-0.safetensors")[0]
-    source = SaeFolders(f"{folder.parents[3]}/wide/layer_{{layer}}")
-    assert source.layers() == list(range(N_LAYERS))
-    assert far.n_source == 24
+    back = Match.load(folder / "composed/3-0.safetensors")[0]
+    assert back.hash == steps[0].compose(steps[1]).compose(steps[2]).hash
 
 
 def test_saes_of_another_size_are_refused_by_pair_where_weights_decide(cli, tmp_path, add_suite):
@@ -242,6 +243,34 @@ def test_two_language_models(cli, tiny, tmp_path, add_suite, noisy_model):
     single = results_of(tmp_path, "match/b").tables["strategies"]
     values = [[(row["explained_variance"], row["loss"]) for row in rows] for rows in (same, single)]
     assert values[0] == values[1]
+
+
+def test_explanations_come_from_each_suites_own_model(cli, tiny, tmp_path, noisy_model):
+    other = f'sae.path="{tiny}/saes/layer_{{layer}}"'
+    suite = ("+sae@suites.other=disk", f"suites.other.{other[4:]}")
+    judged = ("judge=overlap", "explain=own", "evaluations=[]", "pairing=listed")
+    pairs = "pairing.pairs=[1:3,other/1:other/3]"
+    message, _ = cli(*QUIET, *suite, *model_of("other", noisy_model), *judged, pairs)
+    assert message is None
+    message, _ = cli(*QUIET, "run_id=b", f"model.path={noisy_model}", other, *judged,
+                     "pairing.pairs=[1:3]")  # fmt: skip
+    assert message is None
+
+    def explained(folder, suite):
+        rows = results_of(tmp_path, folder).tables["judgements"]
+        return {
+            (row[f"{end}_layer"], row[f"{end}_feature"]): row[f"{end}_explanation"]
+            for row in rows
+            for end in ("source", "target")
+            if row["source_suite"] == suite and row["role"] == "pair"
+        }
+
+    of_noisy, of_other = explained("match/b", "default"), explained("match/a", "other")
+    assert of_noisy.keys() == of_other.keys()
+    assert of_noisy == of_other
+    of_default = explained("match/a", "default")
+    shared = of_default.keys() & of_other.keys()
+    assert any(of_default[feature] != of_other[feature] for feature in shared)
 
 
 def test_one_suite_on_two_models_is_counted_apart(cli, tiny, tmp_path, noisy_model):
