@@ -148,7 +148,7 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
     path = f'sae.path="{tmp_path}/saes/layer_{{layer}}"'
     write_sae(tmp_path / "saes/layer_1", random_sae(1, d_model=8), layer=1)
     message, _ = cli(path, "logger=none", "run_id=a")
-    assert "different d_model (layer 0: 16, layer 1: 8" in message
+    assert "the SAE of layer 1 has d_model 8, but the language model tiny has 16" in message
     for layer in range(N_LAYERS):
         write_sae(tmp_path / f"saes/layer_{layer}", random_sae(layer), "gpt2", layer)
     message, _ = cli(path, "logger=none", "run_id=b")
@@ -156,7 +156,7 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
     for layer in range(N_LAYERS):
         write_sae(tmp_path / f"saes/layer_{layer}", random_sae(layer, d_model=8), layer=layer)
     message, _ = cli(path, "logger=none", "run_id=c")
-    assert "d_model 8, but the language model tiny has 16" in message
+    assert "the SAE of layer 0 has d_model 8, but the language model tiny has 16" in message
 
 
 @pytest.mark.parametrize(

@@ -78,10 +78,10 @@ def test_A14_recall_over_live_features_by_hand():
 
     matches = MatchSet((pair,), {"a": {pair: found}})
     assert found.agreement(truth) == 2 / 4
-    assert list(live_recall(matches, lambda _: truth, tokens)) == [2 / 3]
+    assert live_recall(matches, lambda _: truth, tokens) == {(pair, "a"): 2 / 3}
     assert asked == [SaeKey("default", 0)], "the source features"
-    assert list(live_recall(matches, lambda _: None, tokens)) == [None]
-    assert list(live_recall(matches, lambda _: truth, lambda _: 0 * fired)) == [None]
+    assert live_recall(matches, lambda _: None, tokens) == {}
+    assert live_recall(matches, lambda _: truth, lambda _: 0 * fired) == {}
 
 
 def test_A14_recall_over_live_features_is_in_a_run(cli, tmp_path):

@@ -9,7 +9,10 @@ import torch
 
 from conftest import N_FEATURES, random_sae
 from saematch.core.pairs import Pair, SaeKey
-from saematch.run.checks import Chosen, load_saes
+from saematch.matching.arm import Arm
+from saematch.matching.matchers import Random
+from saematch.matching.matches import matching_refusals
+from saematch.matching.objectives.parts import Parts
 from saematch.sae.sources.disk import SaeFolders
 from saematch.sae.suites import GIB, SaeFacts, SaeShelf
 
@@ -172,6 +175,9 @@ class TwoSites(Counting):
 
 
 def test_saes_of_two_sites_are_not_matched():
-    with pytest.raises(ValueError, match=r"different places of the model \(mlp_out, resid_post\)"):
-        keys = (SaeKey("default", 0), SaeKey("default", 1))
-        load_saes(Chosen({"default": TwoSites()}, keys, (Pair(*keys),)), 1.0)
+    source = TwoSites()
+    facts = {SaeKey("default", n): SaeFacts.of(source.load(n)) for n in (0, 1)}
+    pair = Pair.of_layers(0, 1)
+    (refusal,) = matching_refusals(facts, [pair], {"a": Arm("threshold", Parts(), Random(0))})
+    assert (refusal.pair, refusal.evaluation, refusal.arm) == (pair, "matching", None)
+    assert "places of the model (source: resid_post, target: mlp_out)" in refusal.reason

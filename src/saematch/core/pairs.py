@@ -60,6 +60,26 @@ class Pair(NamedTuple):
         return dict(zip(PAIR_COLUMNS, (*self.source, *self.target), strict=True))
 
 
+class Refusal(NamedTuple):
+    """What a run does not do for one pair, and why."""
+
+    pair: Pair
+    evaluation: str
+    """``matching``, or the evaluation that leaves the pair out."""
+    reason: str
+    arm: str | None = None
+    """The arm that cannot match the pair; None if the refusal does not depend on the arm."""
+
+    def row(self) -> dict[str, str | int | float | bool | None]:
+        """Return the row of the table ``refused``."""
+        return {
+            **self.pair.columns(),
+            "evaluation": self.evaluation,
+            "arm": self.arm,
+            "reason": self.reason,
+        }
+
+
 PAIR_COLUMNS = ("source_suite", "source_layer", "target_suite", "target_layer")
 SUITE_COLUMNS = ("source_suite", "target_suite")
 OF_DEFAULT = dict.fromkeys(SUITE_COLUMNS, DEFAULT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from saematch.core.match import Match
 from saematch.core.pairs import Pair
 from saematch.core.results import Row
 from saematch.evaluate.weights import PARTS, squared_errors
@@ -25,7 +26,7 @@ def histogram_rows(saes: Saes, matches: MatchSet) -> list[Row]:
     """
     rows: list[Row] = []
     for pair in matches.pairs:
-        errors = {arm: _errors(saes, matches, arm, pair)["W_dec"].numpy() for arm in matches.by_arm}
+        errors = {a: _errors(saes, m, pair)["W_dec"].numpy() for a, m in matches.of(pair).items()}
         every = np.concatenate(list(errors.values()))
         edges = np.histogram_bin_edges(every, N_BINS)
         for arm, of_arm in errors.items():
@@ -40,8 +41,8 @@ def example_rows(saes: Saes, matches: MatchSet) -> list[Row]:
     """Return the rows of ``features``: the pairs of least and of greatest decoder error."""
     rows: list[Row] = []
     for pair in matches.pairs:
-        for arm, of_arm in matches.by_arm.items():
-            match, errors = of_arm[pair], _errors(saes, matches, arm, pair)
+        for arm, match in matches.of(pair).items():
+            errors = _errors(saes, match, pair)
             order = errors["W_dec"].argsort(stable=True).tolist()
             ends = order[:N_EXAMPLES] + order[N_EXAMPLES:][-N_EXAMPLES:]
             for entry in ends:
@@ -58,6 +59,6 @@ def example_rows(saes: Saes, matches: MatchSet) -> list[Row]:
     return rows
 
 
-def _errors(saes: Saes, matches: MatchSet, arm: str, pair: Pair) -> dict[str, torch.Tensor]:
+def _errors(saes: Saes, match: Match, pair: Pair) -> dict[str, torch.Tensor]:
     source, target = (fold(saes[key], "threshold") for key in (pair.source, pair.target))
-    return squared_errors(source, target, matches.by_arm[arm][pair])
+    return squared_errors(source, target, match)

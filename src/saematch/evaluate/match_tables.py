@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,10 +41,9 @@ def _rows_of(
 ) -> list[Row]:
     source, target = saes[pair.source], saes[pair.target]
     rows: list[Row] = []
-    for arm, of_arm in matches.by_arm.items():
-        match = of_arm[pair]
+    for arm, match in matches.of(pair).items():
         proof = match.certificate
-        direct = matches.by_arm[exact[arm]][pair] if arm in exact else None
+        direct = matches.by_arm[exact[arm]].get(pair) if arm in exact else None
         rows.append(
             {
                 **pair.columns(),
@@ -71,17 +70,19 @@ def live_recall(
     matches: MatchSet,
     truth: Callable[[Pair], Match | None],
     fired: Callable[[SaeKey], Int64[Tensor, " n_features"]],
-) -> Iterator[float | None]:
-    """Yield the column ``recall_live`` in the order of ``match_rows``: recall of live features.
+) -> dict[tuple[Pair, str], float]:
+    """Return the column ``recall_live`` by pair and arm: recall of live features.
 
     A feature is live if it fired on the texts; ``fired`` returns the number of tokens for each
-    feature of an SAE. None where the truth is not known or has no live feature.
+    feature of an SAE. Pairs without a known truth or a live feature are absent.
     """
+    recall = {}
     for pair in matches.pairs:
         known = truth(pair)
         live = None if known is None else known.keep(fired(pair.source)[known.rows] > 0)
-        for of_arm in matches.by_arm.values():
-            yield of_arm[pair].agreement(live) if live is not None and len(live.rows) else None
+        if live is not None and len(live.rows):
+            recall |= {(pair, a): match.agreement(live) for a, match in matches.of(pair).items()}
+    return recall
 
 
 def exact_arms(arms: Mapping[str, Arm]) -> dict[str, str]:

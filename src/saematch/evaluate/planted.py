@@ -47,9 +47,8 @@ def _rows_of(
     x = decode(target, target_codes).double()
     truth = made.truth(pair.source.layer, pair.target.layer)
     rows: list[Row] = []
-    for name, arm in arms.items():
-        match = matches.by_arm[name][pair]
-        for strategy in arm.decode:
+    for name, match in matches.of(pair).items():
+        for strategy in arms[name].decode:
             by = DECODINGS[strategy]
             moved = transport(codes, match, fold_scale(source, by), fold_scale(target, by))
             error = decode(target, moved).double() - x

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -72,39 +73,81 @@ class SplicePlan:
     """Matches whose features are counted together."""
     splices: dict[Splice, Match | None]
     """Changes of the model; with each, the match of the features that go over."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Label of each suite's language model; suites that are absent have the label ``""``."""
+    model: str = ""
+    """Label of the model that runs on the texts and that splices change."""
+    others: Mapping[str, LanguageModel] = field(default_factory=dict)
+    """Models that read the same texts for pairs of SAEs of two models, by label."""
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers whose hidden states are read."""
         ends = {key.layer for splice in self.splices for key in splice.pair}
-        return tuple(sorted(ends | {key.layer for key in self.saes}))
+        return tuple(sorted(ends | set(self.layers_of(self.model))))
+
+    def layers_of(self, model: str) -> tuple[int, ...]:
+        """Return the layers of the SAEs of one model."""
+        return tuple(sorted({key.layer for key in self.saes if self.model_of(key) == model}))
+
+    def model_of(self, key: SaeKey) -> str:
+        """Return the label of an SAE's language model."""
+        return self.models.get(key.suite, "")
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the models of the plan's SAEs, in order."""
+        return sorted(set(map(self.model_of, self.saes)))
 
     def parts(self) -> list[SplicePlan]:
         """Return plans whose SAEs fit into memory together; everything is in one of them.
 
-        They take pairs in order.
+        The SAEs of a plan are of one language model, or of the two models of a pair. They take
+        pairs in order.
         """
         shelf = SaeShelf.of(self.saes)
-        ends = [
-            (matched_pair.pair.source, matched_pair.pair.target) for matched_pair in self.matched
-        ]
-        pairs = [{self.twins[key] for key in pair} for pair in ends]
-        groups = shelf.parts([*pairs, *({key} for key in shelf)])  # some are in no pair
-        chosen = [shelf.only([key for key in shelf if key in group]) for group in groups]
-        parts = [SplicePlan(some, self.twins, {}, {}) for some in chosen]
+        parts = []
+        for models, together in self._together().items():
+            for group in shelf.parts(together):
+                some = shelf.only([key for key in shelf if key in group])
+                parts.append(replace(self, saes=some, matched={}, splices={}, model=models[0]))
         for matched_pair, match in self.matched.items():
-            next(part for part in parts if part._covers(matched_pair.pair)).matched[
-                matched_pair
-            ] = match
+            part = next(part for part in parts if part._covers(matched_pair.pair))
+            part.matched[matched_pair] = match
         for splice, match in self.splices.items():
-            next(part for part in parts if part._covers(splice.pair)).splices[splice] = match
+            part = next(part for part in parts if part._runs(splice.pair))
+            part.splices[splice] = match
         return parts
 
+    def _together(self) -> dict[tuple[str, ...], list[set[SaeKey]]]:
+        """Return the SAEs that are needed together, by the models that a pass needs for them."""
+        together: dict[tuple[str, ...], list[set[SaeKey]]] = {}
+        for matched_pair in self.matched:
+            keys = set(self.own(matched_pair.pair))
+            models = tuple(sorted(set(map(self.model_of, keys))))
+            together.setdefault(models, []).append(keys)
+        spanned = {key for models, of in together.items() if models[1:] for key in set().union(*of)}
+        for key in self.saes:  # some are in no pair
+            if key not in spanned:
+                together.setdefault((self.model_of(key),), []).append({key})
+        return together
+
     def _covers(self, pair: Pair) -> bool:
-        """Whether the plan has both SAEs of a pair, or any SAEs of its layers where none count."""
-        if pair.source.suite:
-            return {self.twins[pair.source], self.twins[pair.target]} <= self.saes.keys()
-        return {pair.source.layer, pair.target.layer} <= set(self.layers)
+        """Whether the plan has both SAEs of a pair."""
+        return set(self.own(pair)) <= self.saes.keys()
+
+    def _runs(self, pair: Pair) -> bool:
+        """Whether the plan's model is the pair's; and has both SAEs, or layers if no SAE counts."""
+        if pair.source in self.twins:
+            return self.model_of(pair.source) == self.model and self._covers(pair)
+        here = pair.source.suite == labelled("", self.model)
+        return here and {key.layer for key in pair} <= set(self.layers)
+
+    def counts(self, pair: Pair) -> bool:
+        """Whether features of both SAEs of a pair are counted together."""
+        if not set(pair) <= self.twins.keys():
+            return False
+        return self.own(pair) in {matched_pair.pair for matched_pair in self.matched}
 
     def own(self, pair: Pair) -> Pair:
         """Return the same two SAEs under the keys that stand for them."""
@@ -119,8 +162,13 @@ class SplicePlan:
         return {key: known.origin for key, known in SaeShelf.of(self.saes).facts.items()}
 
     def to(self, device: torch.device) -> SplicePlan:
-        """Return the plan with its SAEs on another device."""
-        return replace(self, saes={key: sae.to(device) for key, sae in self.saes.items()})
+        """Return the plan with its SAEs, and the models besides the first one, on a device."""
+        others = {
+            label: other if other.is_dispatched else other.to(device)
+            for label, other in self.others.items()
+        }
+        saes = {key: sae.to(device) for key, sae in self.saes.items()}
+        return replace(self, saes=saes, others=others)
 
     def __call__(self, lm: LanguageModel, batch: TokenBatch) -> dict[str, Tensor]:
         """Evaluate one batch."""
@@ -141,26 +189,32 @@ def evaluate_batch(plan: SplicePlan, lm: LanguageModel, batch: TokenBatch) -> di
     or a feature and any of its partners, are active. Matches with several entries in a row also
     have ``entries``, tokens on which both features of an entry are active, and ``partners``, tokens
     on which any partner of a source feature is active. ``error`` is replaced minus true hidden
-    state.
+    state. ``lm`` is the plan's ``model``; names of sums of another model end in its label.
     """
     hidden, final = lm.capture(batch.ids, plan.layers)
     counted, predicting = _by_text(batch.counts), _by_text(batch.predicts)
     targets = batch.ids.roll(-1, dims=1)[batch.predicts]
     losses = lm.token_losses(final[batch.predicts], targets)
-    sums: dict[str, Tensor] = {
-        "n_tokens": batch.counts.sum(dim=1),
-        "n_special": batch.n_special,
-        "n_targets": batch.predicts.sum(dim=1),
-        "loss_original": predicting @ losses.double(),
-    }
+    sums = {labelled("loss_original", plan.model): predicting @ losses.double()}
     x = {layer: hidden[layer][batch.counts].float() for layer in plan.layers}
-    for layer, states in x.items():
-        square = states.double().square().sum(dim=1)
-        sums[f"x_sum|{layer}"] = counted @ states.double()
-        sums[f"x_square|{layer}"] = counted @ square
-        sums[f"x_norm|{layer}"] = counted @ square.sqrt()
+    of_models = {plan.model: x}
+    for label, other in plan.others.items():
+        states = other.states(batch.ids, plan.layers_of(label))
+        of_models[label] = {n: of_layer[batch.counts].float() for n, of_layer in states.items()}
+    for label, of_model in of_models.items():
+        sums[labelled("n_tokens", label)] = batch.counts.sum(dim=1)
+        sums[labelled("n_special", label)] = batch.n_special
+        sums[labelled("n_targets", label)] = batch.predicts.sum(dim=1)
+        for layer, of_layer in of_model.items():
+            square = of_layer.double().square().sum(dim=1)
+            sums[labelled(f"x_sum|{layer}", label)] = counted @ of_layer.double()
+            sums[labelled(f"x_square|{layer}", label)] = counted @ square
+            sums[labelled(f"x_norm|{layer}", label)] = counted @ square.sqrt()
     with torch.autocast(batch.ids.device.type, enabled=False):
-        active = {key: encode(sae, x[key.layer]) for key, sae in plan.saes.items()}
+        active = {
+            key: encode(sae, of_models[plan.model_of(key)][key.layer])
+            for key, sae in plan.saes.items()
+        }
         sums |= _count_features(plan, active, batch.counts)
     for splice, match in plan.splices.items():
         with torch.autocast(batch.ids.device.type, enabled=False):
@@ -175,6 +229,11 @@ def evaluate_batch(plan: SplicePlan, lm: LanguageModel, batch: TokenBatch) -> di
         sums[f"error_sum|{splice.name}"] = counted @ error
         sums[f"error_square|{splice.name}"] = counted @ error.square().sum(dim=1)
     return sums
+
+
+def labelled(name: str, model: str) -> str:
+    """Return the name of a sum of one language model, given by its label."""
+    return f"{name}|{model}" if model else name
 
 
 def _by_text(positions: Bool[Tensor, "batch seq"]) -> Float64[Tensor, "batch n"]:
@@ -289,7 +348,8 @@ def canonical(plan: SplicePlan, splice: Splice, match: Match | None) -> Splice:
     """Return the splice without what makes no difference to it, so that equal ones are equal."""
     pair = splice.pair
     if splice.strategy == "drop":
-        return Splice("drop", Pair(*(SaeKey("", key.layer) for key in pair)))
+        nobody = labelled("", plan.model_of(pair.target))
+        return Splice("drop", Pair(*(SaeKey(nobody, key.layer) for key in pair)))
     if splice.strategy == "reconstruct_current":
         return Splice("reconstruct", plan.own(Pair(pair.target, pair.target)))
     if splice.strategy == "reconstruct_previous":

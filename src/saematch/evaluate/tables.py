@@ -16,7 +16,7 @@ from saematch.evaluate.intervals import FEW_TEXTS, Intervals, Values, Weights
 from saematch.evaluate.means import SCORE_METRICS, SPLICE_METRICS, Means
 from saematch.evaluate.metrics import CoActivation, co_activation, explained_variance, mean, share
 from saematch.evaluate.plan import Cell
-from saematch.evaluate.splice import SplicePlan, counts_name
+from saematch.evaluate.splice import SplicePlan, counts_name, labelled
 from saematch.matching.matches import MatchSet
 from saematch.texts.sums import TextSums
 
@@ -43,7 +43,8 @@ class Tables:
     ) -> None:
         self.plan = plan
         self.by_set = dict(by_set)
-        sizes = {name: len(sums["n_tokens"]) for name, sums in by_set.items()}
+        first = labelled("n_tokens", next(iter(plan.labels), ""))
+        sizes = {name: len(sums[first]) for name, sums in by_set.items()}
         self.replicates = intervals.replicates(list(sizes.values()))
         self.weights: dict[str, Weights] = dict(zip(sizes, self.replicates.weights, strict=True))
         self.means = Means(self.replicates)
@@ -79,22 +80,27 @@ class Tables:
     def _cell(self, cell: Cell, dataset: str) -> dict[str, Values]:
         sums, weights = self.by_set[dataset], self.weights[dataset]
         name, layer = cell.evaluated.name, cell.splice.pair.target.layer
-        n_targets = sums["n_targets"]
+        model = self.plan.model_of(cell.splice.pair.target)
+        n_targets = sums[labelled("n_targets", model)]
         loss = mean(weights, sums[f"loss|{name}"], n_targets)
         variance = explained_variance(
             weights,
             sums[f"error_sum|{name}"],
             sums[f"error_square|{name}"],
-            sums[f"x_sum|{layer}"],
-            sums[f"x_square|{layer}"],
-            sums["n_tokens"],
+            sums[labelled(f"x_sum|{layer}", model)],
+            sums[labelled(f"x_square|{layer}", model)],
+            sums[labelled("n_tokens", model)],
         )
-        original = mean(weights, sums["loss_original"], n_targets)
+        original = mean(weights, sums[labelled("loss_original", model)], n_targets)
         return {"explained_variance": variance, "delta_loss": loss - original, "loss": loss}
 
     def _strategy_row(self, cell: Cell, dataset: str, measured: Mapping[str, Values]) -> Row:
         sums = self.by_set[dataset]
-        n_targets = int(sums["n_targets"].sum())
+        model = self.plan.model_of(cell.splice.pair.target)
+        n_tokens, n_special, n_targets, loss = (
+            sums[labelled(name, model)]
+            for name in ("n_tokens", "n_special", "n_targets", "loss_original")
+        )
         row: Row = {
             **cell.splice.pair.columns(),
             "arm": cell.arm,
@@ -105,27 +111,29 @@ class Tables:
         for metric, values in measured.items():
             row |= self.replicates.row(metric, values)
         return row | {
-            "loss_original": sums["loss_original"].sum().item() / n_targets,
-            "n_texts": len(sums["n_tokens"]),
-            "n_tokens": int(sums["n_tokens"].sum()),
-            "n_special": int(sums["n_special"].sum()),
-            "n_targets": n_targets,
+            "loss_original": loss.sum().item() / int(n_targets.sum()),
+            "n_texts": len(n_tokens),
+            "n_tokens": int(n_tokens.sum()),
+            "n_special": int(n_special.sum()),
+            "n_targets": int(n_targets.sum()),
         }
 
     def activations(self, matches: MatchSet) -> dict[str, list[Row]]:
         """Return the tables ``activations`` and ``activation_contrasts``: what fires together.
 
         ``activations`` has one row for each pair, arm and data set, ``activation_contrasts`` one
-        for each two arms. The last data set of each is ``all`` of them together.
+        for each two arms. The last data set of each is ``all`` of them together. Pairs of which
+        nothing was counted have no rows.
         """
         rows: list[Row] = []
         contrasts: list[Row] = []
-        for pair in matches.pairs:
+        for pair in filter(self.plan.counts, matches.pairs):
             by_match: dict[str, dict[str, CoActivation]] = {}
-            for arm, hashes in matches.hashes.items():
-                if hashes[pair] not in by_match:  # arms may have found the same match
-                    by_match[hashes[pair]] = self._scores(pair, matches.by_arm[arm][pair])
-            by_arm = {arm: by_match[of_arm[pair]] for arm, of_arm in matches.hashes.items()}
+            hashes = {arm: matches.hashes[arm][pair] for arm in matches.of(pair)}
+            for arm, found in hashes.items():
+                if found not in by_match:  # arms may have found the same match
+                    by_match[found] = self._scores(pair, matches.by_arm[arm][pair])
+            by_arm = {arm: by_match[found] for arm, found in hashes.items()}
             for arm, scores in by_arm.items():
                 for dataset, score in scores.items():
                     row: Row = {**pair.columns(), "arm": arm, "dataset": dataset}
@@ -167,15 +175,17 @@ class Tables:
         return row | {count: getattr(score, count) for count in COUNTS}
 
     def layers(self, keys: Sequence[SaeKey]) -> list[Row]:
-        """Return columns of ``layers``: each SAE as it was measured here, over all data sets."""
+        """Return rows of ``layers``: each SAE as it was measured here, over all data sets."""
         weights = self.replicates.pooled()
-        n_tokens = self._all("n_tokens")
         rows: list[Row] = []
         for key in keys:
+            model = self.plan.model_of(key)
+            n_tokens = self._all(labelled("n_tokens", model))
             fired = self._all(self._fired(key))
-            norm = mean(weights, self._all(f"x_norm|{key.layer}"), n_tokens)
+            norm = mean(weights, self._all(labelled(f"x_norm|{key.layer}", model)), n_tokens)
             rows.append(
                 {
+                    **key._asdict(),
                     **self.replicates.row(
                         "mean_l0", mean(weights, fired.sum(dim=1).double(), n_tokens)
                     ),
@@ -184,7 +194,7 @@ class Tables:
                     "n_dead": int((~fired.any(dim=0)).sum()),
                     "n_texts": len(n_tokens),
                     "n_tokens": int(n_tokens.sum()),
-                    "n_special": int(self._all("n_special").sum()),
+                    "n_special": int(self._all(labelled("n_special", model)).sum()),
                 }
             )
         return rows

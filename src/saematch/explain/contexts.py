@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,12 @@ class TextPass:
     trainer: TrainerSpec
     left: Path
     """Folder of what a killed pass goes on with: of this run alone, since the end removes it."""
+    others: Mapping[str, TextPass] = field(default_factory=dict)
+    """Of each suite that has a language model of its own, the pass of that model."""
+
+    def of(self, key: SaeKey) -> TextPass:
+        """Return the pass of an SAE's own language model."""
+        return self.others.get(key.suite, self)
 
     @cached_property
     def texts(self) -> list[Int64[Tensor, " n"]]:
@@ -173,13 +179,27 @@ def find_peaks(
 def collect_contexts(
     saes: Saes, texts: TextPass, n_top: int, n_samples: int, folder: Path
 ) -> dict[SaeKey, KeptContexts]:
-    """Return the contexts of every SAE from one pass over the texts.
+    """Return the contexts of every SAE from one pass over the texts for each language model.
 
     SAEs that do not fit into memory together are looked at in several passes. ``folder`` keeps the
     contexts by a hash of all that determines them: a pass that was made is read, one of this run
     that was killed goes on with the next batch.
     """
     shelf = SaeShelf.of(saes)
+    passes: dict[int, tuple[TextPass, list[SaeKey]]] = {}
+    for key in shelf:
+        own = texts.of(key)
+        passes.setdefault(id(own), (own, []))[1].append(key)
+    kept: dict[SaeKey, KeptContexts] = {}
+    for own, keys in passes.values():
+        kept |= _of_model(shelf.only(keys), own, n_top, n_samples, folder)
+    return {key: kept[key] for key in shelf}
+
+
+def _of_model(
+    shelf: SaeShelf, texts: TextPass, n_top: int, n_samples: int, folder: Path
+) -> dict[SaeKey, KeptContexts]:
+    """Return the contexts of SAEs of one language model."""
     first: dict[SaeOrigin, SaeKey] = {}
     twins = {key: first.setdefault(sae.origin, key) for key, sae in shelf.facts.items()}
     kept: dict[SaeKey, KeptContexts] = {}

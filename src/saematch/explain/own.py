@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -134,11 +133,12 @@ class OwnTexts:
                 halves.append((half, (top, sample)))
         return halves
 
-    def _tokens(self, _: FeatureKey, half: int, top: Contexts, __: Contexts) -> Explanation:
+    def _tokens(self, asked: FeatureKey, half: int, top: Contexts, __: Contexts) -> Explanation:
         """Name the tokens on which the feature is most active, by their share of the activation."""
+        texts = self.texts.of(asked.sae)
         mass: Counter[str] = Counter()
         for text, position, value in _rows(top):
-            token = self._decode(self.texts.texts[text][position : position + 1])
+            token = texts.lm.tokenizer.decode(texts.texts[text][position : position + 1])
             mass[token.strip() or repr(token)[1:-1]] += value
         total = sum(mass.values())
         named = [f'"{t}" ({v / total:.0%})' for t, v in mass.most_common(TOKENS_NAMED)]
@@ -148,7 +148,7 @@ class OwnTexts:
         self, chat: Chat, shown: Mapping[tuple[FeatureKey, int], tuple[Contexts, Contexts]]
     ) -> dict[tuple[FeatureKey, int], Explanation | None]:
         questions = {
-            asked: Question(EXPLAIN, (self._excerpts(*contexts),))
+            asked: Question(EXPLAIN, (self._excerpts(asked[0].sae, *contexts),))
             for asked, contexts in shown.items()
         }
         replies = chat.ask(list(questions.values()), "explanations")
@@ -163,8 +163,9 @@ class OwnTexts:
             log.warning("%d of %d explanations could not be read or were refused", lost, len(made))
         return made
 
-    def _excerpts(self, top: Contexts, sample: Contexts) -> str:
+    def _excerpts(self, sae: SaeKey, top: Contexts, sample: Contexts) -> str:
         """Return contexts as one text: the most active, then quantiles of the sample."""
+        texts = self.texts.of(sae)
         new = sample[~torch.isin(sample.text, top.text)]
         new = new[torch.argsort(new.value, descending=True)]
         ranks = torch.linspace(0, max(0, len(new.value) - 1), QUANTILES).round().long().unique()
@@ -172,17 +173,14 @@ class OwnTexts:
         highest = float(top.value[0])
         lines = []
         for text, position, value in _rows(every):
-            ids = self.texts.texts[text]
+            ids = texts.texts[text]
             start, end = max(1, position - self.spec.window), position + 1
             before, token, after = (
-                self._decode(ids[a:b])
+                texts.lm.tokenizer.decode(ids[a:b])
                 for a, b in ((start, position), (position, end), (end, end + self.spec.window // 2))
             )
             lines.append(f"{max(1, round(10 * value / highest))}: {before}⟦{token}⟧{after}")
         return " | ".join(lines)
-
-    def _decode(self, ids: Any) -> str:
-        return self.texts.lm.tokenizer.decode(ids)
 
 
 def _rows(contexts: Contexts) -> list[tuple[int, int, float]]:

@@ -117,7 +117,9 @@ def path_items(
         start = began[key] if follows else key.layer
         began[pair.target] = start
         for arm in judging.arms or matches.by_arm:
-            held = at[arm, key] if follows else drawn[key]
+            if pair not in matches.by_arm[arm]:
+                continue
+            held = at.get((arm, key), {}) if follows else drawn[key]
             steps, there = follow(held, matches.by_arm[arm][pair], judging.breadth)
             at[arm, pair.target] = there
             items += [

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 from tqdm import tqdm
 
 from saematch.core.errors import stage
 from saematch.core.match import Match
-from saematch.core.pairs import Pair
+from saematch.core.pairs import Pair, Refusal, SaeKey
 from saematch.core.store import is_kept
 from saematch.matching.arm import Arm
 from saematch.matching.store import MatchStore
-from saematch.sae.suites import Saes, SaeShelf
+from saematch.sae.sites import site_refusal
+from saematch.sae.suites import SaeFacts, Saes, SaeShelf
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,22 @@ class MatchSet:
     """The matches of a run."""
 
     pairs: tuple[Pair, ...]
+    """Pairs that at least one arm matched."""
     by_arm: dict[str, dict[Pair, Match]]
+    """An arm lacks the pairs that it refuses."""
+
+    def of(self, pair: Pair) -> dict[str, Match]:
+        """Return the match of each arm that matched the pair."""
+        return {arm: of_arm[pair] for arm, of_arm in self.by_arm.items() if pair in of_arm}
+
+    def only(self, pairs: Iterable[Pair]) -> MatchSet:
+        """Return the matches of some pairs."""
+        wanted = set(pairs)
+        by_arm = {
+            arm: {pair: match for pair, match in of_arm.items() if pair in wanted}
+            for arm, of_arm in self.by_arm.items()
+        }
+        return MatchSet(tuple(pair for pair in self.pairs if pair in wanted), by_arm)
 
     @cached_property
     def hashes(self) -> dict[str, dict[Pair, str]]:
@@ -44,23 +61,66 @@ def match_pairs(
     store: MatchStore,
     folder: Path,
 ) -> MatchSet:
-    """Match every pair in every arm, and keep each match in ``folder/<arm>/<pair>``."""
+    """Match every pair in every arm, and keep each match in ``folder/<arm>/<pair>``.
+
+    An arm leaves out the pairs that ``matching_refusals`` names.
+    """
     shelf = SaeShelf.of(saes)
     by_arm: dict[str, dict[Pair, Match]] = {name: {} for name in arms}
-    todo = [(pair, name) for pair in pairs for name in arms]
+    todo = [
+        (pair, name)
+        for pair in pairs
+        for name, arm in arms.items()
+        if _refusal(shelf.facts, pair, arm) is None
+    ]
     todo.sort(key=lambda each: arms[each[1]].compose)  # they load the layers between
     for pair, name in tqdm(todo, desc="match", unit="match"):
         arm = arms[name]
-        first, last = pair.source.layer, pair.target.layer
-        within = [k for k in shelf if pair.within_suite and k.suite == pair.source.suite]
-        steps = [k for k in within if first <= k.layer <= last] if arm.compose else []
-        steps = steps or [pair.source, pair.target]
         with stage("match", arm=name, pair=pair.label):
-            found = store.chain(shelf, steps, arm)
+            found = store.chain(shelf, steps(shelf, pair, arm), arm)
         by_arm[name][pair] = found
         _keep(found, arm, folder / name / f"{pair.label}.safetensors")
     log.info(store.said())
-    return MatchSet(pairs, by_arm)
+    return MatchSet(tuple(p for p in pairs if any(p in of for of in by_arm.values())), by_arm)
+
+
+def matching_refusals(
+    facts: Mapping[SaeKey, SaeFacts], pairs: Iterable[Pair], arms: Mapping[str, Arm]
+) -> list[Refusal]:
+    """Return the pairs that arms cannot match; a reason that all arms share is one refusal."""
+    refused = []
+    for pair in pairs:
+        reasons = {name: _refusal(facts, pair, arm) for name, arm in arms.items()}
+        shared = next(iter(reasons.values()))
+        if shared is not None and set(reasons.values()) == {shared}:
+            refused.append(Refusal(pair, "matching", shared))
+        else:
+            refused += [Refusal(pair, "matching", r, name) for name, r in reasons.items() if r]
+    return refused
+
+
+def steps(keys: Iterable[SaeKey], pair: Pair, arm: Arm) -> list[SaeKey]:
+    """Return the SAEs from source to target whose matches the arm composes."""
+    if not (arm.compose and pair.within_suite):
+        return [pair.source, pair.target]
+    low, high = sorted((pair.source.layer, pair.target.layer))
+    between = [k for k in keys if k.suite == pair.source.suite and low <= k.layer <= high]
+    return sorted(between, key=lambda k: k.layer, reverse=pair.source.layer > pair.target.layer)
+
+
+def _refusal(facts: Mapping[SaeKey, SaeFacts], pair: Pair, arm: Arm) -> str | None:
+    """Return why the arm cannot match the pair, None if it can."""
+    if arm.compose and not pair.within_suite:
+        return (
+            f"a composed match goes through the layers of one suite, and {pair.source.suite} and "
+            f"{pair.target.suite} are two"
+        )
+    for source, target in pairwise(steps(facts, pair, arm)):
+        one, other = facts[source], facts[target]
+        reason = site_refusal(one.origin, other.origin) or arm.objective.refusal(one, other)
+        if reason is not None:
+            return reason
+    return None
 
 
 def _keep(match: Match, arm: Arm, path: Path) -> None:

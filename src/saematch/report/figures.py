@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saematch.core.errors import InputError
-from saematch.core.pairs import DEFAULT, OF_DEFAULT
+from saematch.core.pairs import DEFAULT, OF_DEFAULT, SUITE_COLUMNS, suites_of
 from saematch.core.results import Row
 from saematch.report import judged, studies
 from saematch.report.style import (
@@ -23,6 +23,7 @@ from saematch.report.style import (
     dots,
     legend,
     line,
+    of_one_suite,
     panels,
     save,
     scale,
@@ -67,7 +68,9 @@ def check_figures(names: Sequence[str] | None) -> None:
 def norms(tables: Tables) -> Figure | None:
     """Figure 1: norms and thresholds by layer; change of norms of states and decoder vectors."""
     layers = [row for row in tables["layers"] if row["suite"] == DEFAULT]
-    if len(layers) < 2 or "mean_norm" not in layers[0]:
+    rows = where(tables["matches"], **OF_DEFAULT)
+    unknown = any(row.get("mean_norm") is None for row in layers)
+    if len(layers) < 2 or unknown or not rows:
         return None
     figure, (left, middle, right) = panels(3)
     at = [float(row["layer"] or 0) for row in layers]
@@ -78,7 +81,6 @@ def norms(tables: Tables) -> Figure | None:
     for axis in (left, middle):
         axis.set_ylim(bottom=0)
         axis.set_xlabel("layer")
-    rows = where(tables["matches"], **OF_DEFAULT)
     by_layer = {row["layer"]: float(row["mean_norm"] or 0) for row in layers}
     changes: list[Row] = [
         {**row, "change": by_layer[row["target_layer"]] - by_layer[row["source_layer"]]}
@@ -104,7 +106,7 @@ def norms(tables: Tables) -> Figure | None:
 
 def mse(tables: Tables) -> Figure | None:
     """Figure 3: squared error of matched features by part."""
-    rows = where(tables["matches"], **OF_DEFAULT)
+    rows = of_one_suite(tables["matches"])
     if not _by_layer(rows):
         return None
     figure, axes = panels(3)
@@ -121,7 +123,7 @@ def mse(tables: Tables) -> Figure | None:
 
 def matching(tables: Tables) -> Figure | None:
     """Figures 7 (right) and 12: recall, matching score and Jaccard index."""
-    rows = where(tables["matches"], **OF_DEFAULT)
+    rows = of_one_suite(tables["matches"])
     known = ("recall", "matching_score", "jaccard")
     shown = [m for m in known if any(row.get(m) is not None for row in rows)] or ["value"]
     one_pair = len(unique(rows, "source_layer", "target_layer")) == 1
@@ -136,6 +138,8 @@ def matching(tables: Tables) -> Figure | None:
             for arm in arms_of(rows):
                 by_pair(axis, where(rows, arm=arm), metric, **arm_style(arm, rows))
         pair = f", {rows[0]['source_layer']}→{rows[0]['target_layer']}" if one_pair else ""
+        if one_pair and suites_of(rows[0]) != DEFAULT:
+            pair += f" {suites_of(rows[0])}"
         axis.set_title(METRIC_LABELS[metric] + pair)
         if metric != "value":
             (axis.set_xlim if one_pair else axis.set_ylim)(-0.03, 1.03)
@@ -147,7 +151,7 @@ def matching(tables: Tables) -> Figure | None:
 def _strategies(tables: Tables, metric: str) -> Figure | None:
     """Figures 10 and 11: what happens when layers are skipped, by layer and data set."""
     rows = where(tables.get("strategies", []), quantile=None)
-    if not _by_layer(rows) or len(unique(rows, "source_suite")) > 1:
+    if not _by_layer(rows) or len(unique(rows, *SUITE_COLUMNS)) > 1:
         return None
     datasets = datasets_of(rows)
     figure, axes = panels(len(datasets), 3.9)
@@ -195,27 +199,27 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
 OF_TRAINING: dict[str, Callable[[Tables], Figure | None]] = {"training": training_curves}
 """Figures of a run that trains SAEs."""
 
-_BY_LAYER = "pairs of layers that each start at another layer, in one set of SAEs"
+_BY_LAYER = "pairs that each start at another layer, in one suite or one pair of suites"
 NEEDS = {
     "norms": "at least two layers and a run that reads texts",
     "mse": _BY_LAYER,
     "matching": _BY_LAYER,
-    "explained_variance": f"the task evaluate, and {_BY_LAYER}",
-    "delta_loss": f"the task evaluate, and {_BY_LAYER}",
-    "feature_mse": "the task features",
-    "persistence": "layers that are matched with several later ones (starts)",
-    "sparsity": "the task evaluate, one pair of layers and several sets of SAEs",
-    "similar_l0": "the task evaluate and two sets of SAEs (selection=similar_l0)",
-    "quantiles": "the task evaluate and an arm with quantiles",
-    "quantiles_loss": "the task evaluate and an arm with quantiles",
-    "folding": "the task evaluate and the arms folded and unfolded, each with two decodings",
-    "paths": "the task paths",
-    "planted": "the task planted",
+    "explained_variance": f"the evaluation skipping, and {_BY_LAYER}",
+    "delta_loss": f"the evaluation skipping, and {_BY_LAYER}",
+    "feature_mse": "the evaluation features",
+    "persistence": "layers that are matched with several others (pairing=starts)",
+    "sparsity": "the evaluation skipping, one pair of layers and several suites",
+    "similar_l0": "the evaluation skipping and two suites (selection=similar_l0)",
+    "quantiles": "the evaluation skipping and an arm with quantiles",
+    "quantiles_loss": "the evaluation skipping and an arm with quantiles",
+    "folding": "the evaluation skipping and the arms folded and unfolded, each with two decodings",
+    "paths": "the evaluation paths",
+    "planted": "the evaluation planted",
     "judge_layers": "a judge, and pairs of layers that each start at another layer",
     "judge_controls": "a judge that gave at least one label",
     "mse_by_label": "a judge that gave at least one label, and at most 8 pairs of layers",
-    "explained_pairs": "the task features and explanations",
-    "explained_paths": "the task paths and explanations",
+    "explained_pairs": "the evaluation features and explanations",
+    "explained_paths": "the evaluation paths and explanations",
     "training": "the task train_saes",
 }
 """What each figure is drawn from, for the message that says why it is missing."""

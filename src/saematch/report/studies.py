@@ -6,7 +6,7 @@ from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from saematch.core.pairs import DEFAULT, OF_DEFAULT
+from saematch.core.pairs import DEFAULT, OF_DEFAULT, SUITE_COLUMNS
 from saematch.core.results import Row
 from saematch.report.judged import judge_bounds
 from saematch.report.style import (
@@ -25,12 +25,15 @@ from saematch.report.style import (
     scale,
     unique,
     where,
+    within_suites,
 )
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", "--", ":")
+"""Lines of the first suite, the second and the third."""
 
 
 def feature_mse(tables: Tables) -> Figure | None:
@@ -109,7 +112,7 @@ def _has(rows: list[Row], metric: str) -> bool:
 
 def sparsity(tables: Tables) -> Figure | None:
     """Figure 14: explained variance and change in loss against mean L0."""
-    rows = where(tables.get("strategies", []), quantile=None)
+    rows = within_suites(where(tables.get("strategies", []), quantile=None))
     if (
         len(unique(rows, "source_suite")) < 2
         or len(unique(rows, "source_layer", "target_layer")) != 1
@@ -141,13 +144,13 @@ def sparsity(tables: Tables) -> Figure | None:
 
 def similar_l0(tables: Tables) -> Figure | None:
     """Figure 15: mean L0 by layer of two sets of SAEs, and what each explains."""
-    rows = where(tables.get("strategies", []), quantile=None)
+    rows = within_suites(where(tables.get("strategies", []), quantile=None))
     sets = [str(name) for (name,) in unique(rows, "source_suite")]
-    if len(sets) < 2 or DEFAULT not in sets:
+    if not 2 <= len(sets) <= len(DASHES) or DEFAULT not in sets:
         return None
     datasets = datasets_of(rows)
     figure, axes = panels(1 + len(datasets), 3.6)
-    dashes = dict(zip(sets, ("-", "--", ":"), strict=False))
+    dashes = dict(zip(sets, DASHES, strict=False))
     for name in sets:
         layers = where(tables["layers"], suite=name)
         at = [float(row["layer"] or 0) for row in layers]
@@ -173,7 +176,7 @@ def quantiles(tables: Tables, metric: str) -> Figure | None:
     """Figures 16 and 17: partial matches, by layer and by the share of features permuted."""
     permuted = where(tables.get("strategies", []), strategy="permute")
     rows = [row for row in permuted if row["quantile"] is not None]
-    if not rows or len(unique(rows, "source_suite")) > 1:
+    if not rows or len(unique(rows, *SUITE_COLUMNS)) > 1:
         return None
     import matplotlib
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saematch.core.files import replacing
-from saematch.core.pairs import NO_ARM
+from saematch.core.pairs import DEFAULT, NO_ARM, OF_DEFAULT, SUITE_COLUMNS, suites_of
 from saematch.core.results import Row
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ STRATEGY_STYLES = {
 }
 STRATEGY_LABELS = {"permute": "", "permute_raw": ", raw scale"}
 MATCHLESS_STYLES = {
-    "reconstruct_current": ("SAE of the later layer", "-", "^"),
-    "reconstruct_previous": ("SAE of the earlier layer", ":", "v"),
+    "reconstruct_current": ("SAE of the target", "-", "^"),
+    "reconstruct_previous": ("SAE of the source", ":", "v"),
     "drop": ("hidden state copied (drop)", "--", "x"),
 }
 """Label, line and marker."""
@@ -103,7 +103,9 @@ def by_pair(axis: Axes, rows: Sequence[Row], metric: str, **style: object) -> No
     step = 1 + len(rows) // 12
     labels = [f"{row['source_layer']}→{row['target_layer']}" for row in rows]
     axis.set_xticks(list(ticks)[::step], labels[::step])
-    axis.set_xlabel("layers")
+    suites = unique(rows, *SUITE_COLUMNS)
+    elsewhere = "" if suites in ([], [(DEFAULT, DEFAULT)]) else f", {'→'.join(suites[0])}"
+    axis.set_xlabel(f"layers{elsewhere}")
 
 
 def dots(axis: Axes, rows: Sequence[Row], labels: Sequence[str], metric: str,
@@ -128,6 +130,19 @@ def unique(rows: Sequence[Row], *columns: str) -> list[tuple]:
 def where(rows: Sequence[Row], **values: object) -> list[Row]:
     """Return the rows that have the values."""
     return [row for row in rows if all(row[name] == value for name, value in values.items())]
+
+
+def of_one_suite(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of the default suite; of a run without them, all rows if one suite, or one
+    pair of suites, has them all."""
+    if len({suites_of(row) for row in rows}) == 1:
+        return list(rows)
+    return where(rows, **OF_DEFAULT)
+
+
+def within_suites(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows whose source and target belong to one suite."""
+    return [row for row in rows if row["source_suite"] == row["target_suite"]]
 
 
 def arms_of(rows: Sequence[Row]) -> list[str]:

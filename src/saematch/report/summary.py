@@ -16,11 +16,11 @@ LAYER_METRICS = ("mean_l0", "n_dead", "mean_norm", "threshold_mean", "threshold_
 
 
 def history_by_layer(tables: Mapping[str, list[Row]]) -> dict[int, dict[str, float]]:
-    """Return every metric of each layer; those of a pair stand at its later layer.
+    """Return every metric of each layer; those of a pair stand at its target layer.
 
     Names: ``<metric>/<arm>``, ``<metric>/<data set>/<arm>/<strategy>`` and ``<metric>`` of a layer;
-    a partial match adds ``@<quantile>`` to the strategy, and at the end stand ``/from_<layer>``
-    where layers are matched with several earlier ones, and ``/<set>`` of SAEs but the default.
+    a partial match adds ``@<quantile>`` to the strategy. ``/from_<layer>`` follows where a target
+    has several sources, then ``/<suite>`` or ``/<suite>-<suite>`` outside the default suite.
     """
     history: dict[int, dict[str, float]] = defaultdict(dict)
     for layer, name, value in _values(tables):

@@ -19,8 +19,8 @@ from saematch.report.summary import optimal_to
 HEADINGS = {
     "permute": "",
     "permute_raw": "raw scale",
-    "reconstruct_current": "later\nSAE",
-    "reconstruct_previous": "earlier\nSAE",
+    "reconstruct_current": "target\nSAE",
+    "reconstruct_previous": "source\nSAE",
     "drop": "drop",
 }
 """Short names of strategies, for the heads of columns."""
@@ -52,6 +52,8 @@ def print_results(results: Results, folder: Path) -> None:
         console.print(table)
     for line in _live_recall(results.tables.get("means", [])):
         console.print(line, highlight=False, soft_wrap=True)
+    for line in _refused(results.tables.get("refused", [])):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     for line in _proven(results.tables):
         console.print(line, highlight=False, soft_wrap=True)
     if "hidden_states" in results.provenance:
@@ -63,6 +65,16 @@ def print_results(results: Results, folder: Path) -> None:
     for what in ("results.json", "figures", "matches", "saes"):
         if (folder / what).exists():
             console.print(f"written: {folder / what}", highlight=False, soft_wrap=True)
+
+
+def _refused(rows: list[Row]) -> Iterator[str]:
+    """Yield a line for each reason to leave out pairs, with the pairs."""
+    pairs: dict[tuple, list[str]] = defaultdict(list)
+    for row in rows:
+        pairs[row["evaluation"], row["arm"], row["reason"]].append(_label(pair_of(row)))
+    for (evaluation, arm, reason), labels in pairs.items():
+        of_arm = "" if arm is None else f" by {arm}"
+        yield f"{evaluation}{of_arm} leaves out {', '.join(labels)}: {reason}"
 
 
 def _proven(tables: Mapping[str, list[Row]]) -> Iterator[str]:
@@ -110,7 +122,7 @@ def _match_table(rows: list[Row]) -> tuple[str, Table]:
             table.add_column(f"{metrics[metric]}\n{arm}", justify="right")
     for pair in _pairs(rows):
         at = {r["arm"]: r for r in rows if pair_of(r) == pair}
-        cells = [_number(at[arm].get(metric)) for metric in shown for arm in arms]
+        cells = [_number(at.get(arm, {}).get(metric)) for metric in shown for arm in arms]
         table.add_row(_label(pair), *cells)
     return "Matches: " + ", ".join(TITLES[m] for m in shown), table
 
@@ -146,8 +158,7 @@ def _judge_table(rows: list[Row]) -> Table:
     for pair in _pairs([row for row in rows if row["role"] == "pair"]):
         at = {(row["role"], row["arm"]): row for row in rows if pair_of(row) == pair}
         cells = [at.get((role, arm)) for role, arm, _ in columns]
-        label = "all" if pair.source.layer is None else _label(pair)
-        table.add_row(label, *("–" if row is None else _judged(row) for row in cells))
+        table.add_row(_label(pair), *("–" if row is None else _judged(row) for row in cells))
     return table
 
 
@@ -166,15 +177,12 @@ def _strategy_table(rows: list[Row], metric: str) -> Table:
         share = "" if quantile is None else f"q={quantile:g}"
         table.add_column(f"{head}{share}".strip(), justify="right")
     for pair in _pairs(rows):
-        at = [row for row in rows if pair_of(row) == pair]
-        means = (
-            fmean(
-                float(r[metric] or 0)
-                for r in at
-                if (r["arm"], r["strategy"], r["quantile"]) == cell
-            )
-            for cell in cells
-        )
+        of_cell: dict[tuple, list[float]] = defaultdict(list)
+        for row in rows:
+            if pair_of(row) == pair:
+                cell = (row["arm"], row["strategy"], row["quantile"])
+                of_cell[cell].append(float(row[metric] or 0))
+        means = (fmean(of_cell[cell]) if cell in of_cell else None for cell in cells)
         table.add_row(_label(pair), *map(_number, means))
     return table
 
@@ -190,7 +198,8 @@ def _pairs(rows: list[Row]) -> list[Pair]:
 
 
 def _label(pair: Pair) -> str:
-    layers = f"{pair.source.layer}→{pair.target.layer}"
+    over_all = pair.source.layer is None  # as the judge's scores over all pairs are
+    layers = "all" if over_all else f"{pair.source.layer}→{pair.target.layer}"
     return layers if pair.suites == DEFAULT else f"{layers} {pair.suites}"
 
 

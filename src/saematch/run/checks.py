@@ -14,15 +14,14 @@ from saematch.evaluate.planted import check_planted
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
+from saematch.matching.matches import steps
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.pairing import FromStarts
 from saematch.run.experiment import Experiment
-from saematch.sae.sites import refuse_unskippable
 from saematch.sae.sources.hub import log_download
 from saematch.sae.sources.registry import release
 from saematch.sae.sources.released import ReleasedSaes
 from saematch.sae.sources.source import SaeSource
-from saematch.sae.stand_in import ActivationQuantile
 from saematch.sae.suites import SaeShelf
 from saematch.texts.token_cache import load_texts
 from saematch.texts.tokens import TokenBatch
@@ -68,13 +67,35 @@ def choose_saes(experiment: Experiment) -> Chosen:
     for name, source in experiment.suites.items():
         by_suite[name] = _layers_of(source, experiment.layers)
     suites |= experiment.suites
+    astray = [name for name in experiment.models if name not in suites]
+    if astray:
+        raise InputError(
+            f"models.{astray[0]}: there is no such suite; the suites are {', '.join(suites)}"
+        )
     pairs = experiment.pairing(by_suite)
+    _refuse_one_label(pairs)
     if "planted" in experiment.evaluations:
         check_planted(suites)
-    reach = isinstance(experiment.pairing, FromStarts) and experiment.pairing.reach is not None
-    needed = {key for pair in pairs for key in pair} if reach else None
     keys = [SaeKey(name, layer) for name, some in by_suite.items() for layer in some]
-    return Chosen(suites, tuple(key for key in keys if needed is None or key in needed), pairs)
+    if isinstance(experiment.pairing, FromStarts) and experiment.pairing.reach is None:
+        return Chosen(suites, tuple(keys), pairs)
+    arms = experiment.arms.values()
+    needed = {key for pair in pairs for arm in arms for key in steps(keys, pair, arm)}
+    return Chosen(suites, tuple(key for key in keys if key in needed), pairs)
+
+
+def _refuse_one_label(pairs: Sequence[Pair]) -> None:
+    """Refuse suites whose names, joined by a hyphen, make one label of two pairs of suites."""
+    labels: dict[str, tuple[str, str]] = {}
+    for source, target in pairs:
+        pair = Pair(source, target)
+        ends = source.suite, target.suite
+        if labels.setdefault(pair.suites, ends) != ends:
+            raise InputError(
+                f"suites: the results of {' with '.join(ends)} and of "
+                f"{' with '.join(labels[pair.suites])} would both be called {pair.suites}: choose "
+                "another name for a suite"
+            )
 
 
 def _layers_of(source: SaeSource, wanted: Sequence[int] | None) -> list[int]:
@@ -92,11 +113,11 @@ def _layers_of(source: SaeSource, wanted: Sequence[int] | None) -> list[int]:
     return layers
 
 
-def load_saes(chosen: Chosen, memory: float) -> SaeShelf:
-    """Load the chosen SAEs; refuse SAEs that do not go together.
+def load_saes(chosen: Chosen, memory: float, labels: Mapping[str, str]) -> SaeShelf:
+    """Load the chosen SAEs; refuse SAEs of two language models where one model is set.
 
     Logs first how much is to be fetched from the hub. ``memory`` is what SAEs may take up at a
-    time, in GiB.
+    time, in GiB; ``labels`` has the models of suites, as ``Experiment.model_labels``.
     """
     released = [
         source.chosen(key.layer)
@@ -105,51 +126,39 @@ def load_saes(chosen: Chosen, memory: float) -> SaeShelf:
     ]
     log_download((release(name), sae_id) for name, sae_id in released)
     saes = SaeShelf.load(chosen.keys, chosen.suites, memory)
-    facts = saes.facts
-    if len({sae.d_model for sae in facts.values()}) > 1:
-        sizes = ", ".join(f"layer {key.layer}: {sae.d_model}" for key, sae in facts.items())
-        raise InputError(f"the SAEs have different d_model ({sizes}), so they cannot be matched")
-    sites = {sae.origin.site for sae in facts.values()}
-    if len(sites) > 1:
-        raise InputError(
-            f"the SAEs read different places of the model ({', '.join(sorted(sites))}), so they "
-            "cannot be matched: choose SAEs of one site"
-        )
-    models = {sae.origin.model_name for sae in facts.values()}
-    if len(models) > 1:
-        raise InputError(f"the SAEs are of different language models: {', '.join(sorted(models))}")
+    for label in sorted({"", *labels.values()}):
+        of_model = of_label(saes, label, labels)
+        names = sorted({sae.origin.model_name for sae in of_model.facts.values()})
+        if len(names) > 1:
+            raise InputError(
+                f"the SAEs are of different language models: {', '.join(names)}; give a suite its "
+                "own model by +model@models.SUITE=PRESET"
+            )
     return saes
 
 
+def of_label(saes: SaeShelf, label: str, labels: Mapping[str, str]) -> SaeShelf:
+    """Return the SAEs of one language model."""
+    return saes.only([key for key in saes if labels.get(key.suite, "") == label])
+
+
 def _check_fit(source: LmSource, lm: LanguageModel, saes: SaeShelf) -> None:
-    sae = next(iter(saes.facts.values()))
-    if sae.d_model != lm.d_model:
-        raise InputError(
-            f"the SAEs have d_model {sae.d_model}, but the language model {lm.name} has "
-            f"{lm.d_model}: choose the model that they were trained on"
-        )
-    trained_on = sae.origin.model_name
-    if trained_on and not source.is_called(trained_on):
-        raise InputError(
-            f"the SAEs were trained on {trained_on}, but the language model is {lm.name}: choose "
-            "the other model, or set model.name if it is the same under another name"
-        )
+    for key, sae in saes.facts.items():
+        if sae.d_model != lm.d_model:
+            raise InputError(
+                f"the SAE of {key.name} has d_model {sae.d_model}, but the language model "
+                f"{lm.name} has {lm.d_model}: choose the model that it was trained on"
+            )
+        trained_on = sae.origin.model_name
+        if trained_on and not source.is_called(trained_on):
+            raise InputError(
+                f"the SAE of {key.name} was trained on {trained_on}, but the language model is "
+                f"{lm.name}: choose the other model, or set model.name if it is the same under "
+                "another name"
+            )
     beyond = [key.layer for key in saes if key.layer >= lm.n_layers]
     if beyond:
         raise InputError(f"{lm.name} has {lm.n_layers} blocks, there is no layer {beyond[0]}")
-
-
-def check_sites(experiment: Experiment, saes: SaeShelf) -> None:
-    """Refuse SAEs that cannot be applied to hidden states between blocks, if they have to be."""
-    if not experiment.reads_texts:
-        return
-    for sae in saes.facts.values():
-        try:
-            refuse_unskippable(sae.origin)
-        except InputError as error:
-            if isinstance(experiment.stand_in, ActivationQuantile):
-                raise InputError(f"{error} and stand_in=decoder_norm") from error
-            raise
 
 
 def check_saes(experiment: Experiment, saes: SaeShelf) -> None:
@@ -175,10 +184,13 @@ class RunTexts(NamedTuple):
 
 
 def load_tokens(
-    experiment: Experiment, lm: LanguageModel, saes: SaeShelf, folder: Path
+    experiment: Experiment, source: LmSource, lm: LanguageModel, saes: SaeShelf, folder: Path
 ) -> RunTexts:
-    """Check all that evaluation needs, and return the texts; ``folder`` keeps their tokens."""
-    _check_fit(experiment.model, lm, saes)
+    """Check all that evaluation needs, and return the texts in the tokens of a language model.
+
+    ``saes`` are the SAEs of the model that ``source`` loads; ``folder`` keeps the tokens.
+    """
+    _check_fit(source, lm, saes)
     tokens, about = load_texts(experiment.dataset, lm, folder)
     for name, of_set in tokens.items():
         lm.refuse_ids(int(of_set.ids.max()), f"the text set {name!r}")

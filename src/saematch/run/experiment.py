@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from saematch.chat.model import ChatModel, NoJudge
 from saematch.core.errors import InputError
 from saematch.core.files import expand_home
-from saematch.core.pairs import NO_ARM
+from saematch.core.pairs import DEFAULT, NO_ARM
 from saematch.core.specs import Positive, Seed, Some, Text, Unique, spec
 from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.paths import PathSpec
@@ -55,6 +55,8 @@ class Experiment:
     layers: Some[int] | None
     """Layers whose SAEs are matched; None for all that have one."""
     model: LmSource
+    models: Mapping[str, LmSource]
+    """Language models of suites that are not of ``model``, by suite."""
     sae: SaeSource
     selection: Selection
     suites: Mapping[str, SaeSource]
@@ -126,7 +128,12 @@ class Experiment:
         self._check_partners()
         check_strategies(self.strategies)
         check_figures(self.figures)
-        if self.model.device_map is not None and self.trainer.devices != 1:
+        if DEFAULT in self.models:
+            raise InputError(
+                f"models.{DEFAULT}: the default suite is of the run's own model: set model"
+            )
+        spread = [m for m in (self.model, *self.models.values()) if m.device_map is not None]
+        if spread and self.trainer.devices != 1:
             raise InputError(
                 f"model.device_map spreads one model over the devices in one process, but "
                 f"trainer.devices={self.trainer.devices} asks for a model on each: choose one"
@@ -157,6 +164,18 @@ class Experiment:
                         f"{type(arm.matcher).__name__}, may give a feature several partners: leave "
                         f"{evaluation} out, or choose another matcher for this arm"
                     )
+
+    @property
+    def model_labels(self) -> dict[str, str]:
+        """Suite -> label of its language model, for suites that are not of ``model``.
+
+        The label is the first suite of that model.
+        """
+        return {
+            suite: next(first for first, other in self.models.items() if other == model)
+            for suite, model in self.models.items()
+            if model != self.model
+        }
 
     @property
     def trains(self) -> bool:

@@ -14,6 +14,7 @@ from saematch.core.pairs import DEFAULT, SaeKey
 from saematch.lm.hooks import LanguageModel
 from saematch.run.experiment import Experiment
 from saematch.sae.suites import SaeShelf
+from saematch.texts.readers import Reader
 
 
 def sources(
@@ -21,18 +22,31 @@ def sources(
     saes: SaeShelf,
     lm: LanguageModel | None,
     texts: Mapping[str, Mapping[str, Any]],
+    others: Mapping[str, Reader],
 ) -> dict[str, Any]:
-    """Return what the results come from: SAEs, model, texts, and the objective of each arm.
+    """Return what the results come from: SAEs, models, texts, and the objective of each arm.
 
-    ``texts`` says of each text set what determines its texts.
+    ``texts`` holds what determines the texts of each text set; ``others`` has the language models
+    of suites that have their own, by label. ``models`` is there if a suite has one.
     """
     model = vars(experiment.model) | {"revision": lm.revision if lm else None}
+    labels = experiment.model_labels
+    models = {
+        suite: vars(source) | {"revision": _revision(others, labels.get(suite, ""), lm)}
+        for suite, source in experiment.models.items()
+    }
     return {
         "saes": {_sae_name(key): vars(sae.origin) for key, sae in saes.facts.items()},
         "model": model,
+        **({"models": models} if models else {}),
         "texts": dict(texts),
         "part_weights": {name: vars(arm.objective) for name, arm in experiment.arms.items()},
     }
+
+
+def _revision(others: Mapping[str, Reader], label: str, first: LanguageModel | None) -> str | None:
+    lm = others[label].lm if label in others else first
+    return lm.revision if lm else None
 
 
 def _sae_name(key: SaeKey) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +16,8 @@ from saematch.chat.questions import Judge
 from saematch.core.errors import InputError, described, stage
 from saematch.core.match import Match
 from saematch.core.memory import memory_shortage
-from saematch.core.pairs import POOLED, Pair
-from saematch.core.results import Results
+from saematch.core.pairs import POOLED, Pair, Refusal, pair_of
+from saematch.core.results import Results, Row
 from saematch.evaluate.features import example_rows, histogram_rows
 from saematch.evaluate.match_tables import exact_arms, live_recall, match_rows
 from saematch.evaluate.means import headline_metrics, mean_rows
@@ -31,6 +31,7 @@ from saematch.judge.connect import connect
 from saematch.judge.judging import explain_tables, explainers, judge_matches
 from saematch.judge.scores import judge_tables, score_matches
 from saematch.lm.hooks import LanguageModel
+from saematch.lm.source import OpenedModel
 from saematch.matching.matches import MatchSet, match_pairs
 from saematch.matching.store import MatchStore
 from saematch.report.figures import draw_figures
@@ -39,15 +40,16 @@ from saematch.run.checks import (
     Chosen,
     RunTexts,
     check_saes,
-    check_sites,
     choose_layers,
     choose_saes,
     load_saes,
     load_tokens,
+    of_label,
 )
 from saematch.run.experiment import ON_TEXTS, Experiment
 from saematch.run.interruption import interruption, said_of
 from saematch.run.provenance import made_with, sources
+from saematch.run.refusals import check_counted, find_refusals, token_refusals
 from saematch.run.resuming import settings_of
 from saematch.run.run_folders import Claim, claimed
 from saematch.run.tracking import Outcome, Tracker
@@ -59,7 +61,7 @@ from saematch.sae.stand_in import (
     by_decoder_norm,
 )
 from saematch.sae.suites import SaeShelf
-from saematch.texts.tokens import TokenBatch
+from saematch.texts.readers import Reader
 from saematch.training.collect import collect
 from saematch.training.train_saes import train_saes
 
@@ -93,7 +95,9 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
         if not finished:
             results.save(path)
         tracker = experiment.logger.start(experiment.name, folder, config)
-        results.provenance |= sources(experiment, inputs.saes, inputs.lm, inputs.texts.about)
+        results.provenance |= sources(
+            experiment, inputs.saes, inputs.lm, inputs.texts.about, inputs.others
+        )
         if experiment.trains:
             _train(experiment, inputs, folder, tracker, results)
         else:
@@ -150,6 +154,10 @@ class _Inputs(NamedTuple):
     saes: SaeShelf
     lm: LanguageModel | None
     texts: RunTexts
+    refused: tuple[Refusal, ...] = ()
+    """What the run leaves out."""
+    others: Mapping[str, Reader] = {}
+    """The language models of suites that have their own, with the texts, by label."""
 
 
 @stage("load")
@@ -161,24 +169,39 @@ def _load(experiment: Experiment, folder: Path) -> _Inputs:
         lm = experiment.model.load()
         return _Inputs(Chosen({}, (), ()), SaeShelf.of({}), lm, nothing)
     chosen = choose_saes(experiment)
-    model = experiment.model.open() if experiment.reads_texts else None  # may be gated: before SAEs
-    saes = load_saes(chosen, experiment.sae_memory)
+    labels = experiment.model_labels
+    opened: dict[str, OpenedModel] = {}
+    if experiment.reads_texts:  # a model may be gated: before SAEs
+        opened = {"": experiment.model.open()}
+        of_suites = dict.fromkeys(labels.values())
+        opened |= {label: experiment.models[label].open() for label in of_suites}
+    saes = load_saes(chosen, experiment.sae_memory, labels)
     if isinstance(experiment.stand_in, DecoderNorm):
         saes = saes.dressed(by_decoder_norm)
-    check_sites(experiment, saes)
+    refused = find_refusals(experiment, chosen.pairs, saes)
     measured = isinstance(experiment.stand_in, ActivationQuantile)
     if not measured:
         check_saes(experiment, saes)
-    if model is None:
-        return _Inputs(chosen, saes, None, nothing)
-    lm = model.load()
+    if not opened:
+        return _Inputs(chosen, saes, None, nothing, refused)
     cache = _cache(experiment, folder)
-    texts = load_tokens(experiment, lm, saes, cache / "tokens")
+    texts: dict[str, RunTexts] = {}
+    readers: dict[str, Reader] = {}
+    for label, model in opened.items():
+        lm, own = model.load(), of_label(saes, label, labels)
+        texts[label] = load_tokens(experiment, model.source, lm, own, cache / "tokens")
+        readers[label] = Reader(lm, texts[label].batches)
+    if ON_TEXTS & set(experiment.evaluations):
+        refused += token_refusals(chosen.pairs, readers, labels, refused)
+        check_counted(chosen.pairs, refused)
     if measured:
-        about = (experiment.stand_in, saes, lm, texts.batches, experiment.trainer)
-        saes = by_activation(*about, cache / "activations")
+        for label, reader in readers.items():
+            about = (experiment.stand_in, saes, *reader, experiment.trainer)
+            keys = list(of_label(saes, label, labels))
+            saes = by_activation(*about, cache / "activations", keys)
         check_saes(experiment, saes)
-    return _Inputs(chosen, saes, lm, texts)
+    first = readers.pop("")
+    return _Inputs(chosen, saes, first.lm, texts[""], refused, readers)
 
 
 @stage("train")
@@ -208,9 +231,11 @@ def _compare(
     results: Results,
 ) -> None:
     """Match SAEs, and do with the matches what the run is for."""
-    saes, lm, tokens = inputs.saes, inputs.lm, inputs.texts.batches
-    suites = inputs.chosen.suites
-    explanations = _explain(experiment, saes, lm, tokens, judges[0], folder)
+    saes, lm = inputs.saes, inputs.lm
+    suites, refused = inputs.chosen.suites, inputs.refused
+    if refused:
+        results.tables["refused"] = [refusal.row() for refusal in refused]
+    explanations = _explain(experiment, inputs, judges[0], folder)
     matches = _match(experiment, saes, inputs.chosen, folder, results)
     tables = None
     if lm is not None and ON_TEXTS & set(experiment.evaluations):
@@ -219,12 +244,22 @@ def _compare(
         results.tables["feature_mse_histogram"] = histogram_rows(saes, matches)
         results.tables["features"] = example_rows(saes, matches)
     if "paths" in experiment.evaluations:
-        results.tables["paths"] = path_rows(saes, matches, experiment.paths, tables)
+        results.tables["paths"] = path_rows(
+            saes, _without(matches, refused, "paths"), experiment.paths, tables
+        )
     if "planted" in experiment.evaluations:
-        results.tables["planted"] = planted_rows(saes, suites, matches, experiment.arms)
+        results.tables["planted"] = planted_rows(
+            saes, suites, _without(matches, refused, "planted"), experiment.arms
+        )
     if explanations is not None:
         _judge(experiment, saes, matches, explanations, judges, results)
     results.tables["means"] = mean_rows(results.tables, None if tables is None else tables.means)
+
+
+def _without(matches: MatchSet, refused: Sequence[Refusal], evaluation: str) -> MatchSet:
+    """Return the matches of the pairs that an evaluation does not refuse."""
+    left_out = {refusal.pair for refusal in refused if refusal.evaluation == evaluation}
+    return matches.only(set(matches.pairs) - left_out)
 
 
 @stage("match")
@@ -280,19 +315,36 @@ def _evaluate(
     assert lm is not None
     splice = "skipping" in experiment.evaluations
     arms = experiment.arms if splice else {}
-    plan, cells = plan_splices(saes, matches, arms, experiment.strategies if splice else ())
-    sums = evaluate_texts(plan, lm, tokens, experiment.trainer, _cache(experiment, folder) / "sums")
+    strategies = experiment.strategies if splice else ()
+    labels = experiment.model_labels
+    plan, cells = plan_splices(saes, matches, arms, strategies, inputs.refused, labels)
+    kept = _cache(experiment, folder) / "sums"
+    sums = evaluate_texts(plan, lm, tokens, experiment.trainer, kept, inputs.others)
     tables = Tables(plan, sums, experiment.intervals)
     if cells:
         results.tables |= tables.strategies(cells)
     results.tables |= tables.activations(matches)
-    pooled = [row for row in results.tables["activations"] if row["dataset"] == POOLED]
-    recall = live_recall(matches, _truth_of(inputs.chosen.suites), tables.fired)
-    for row, scores, live in zip(results.tables["matches"], pooled, recall, strict=True):
-        row |= {name: scores[name] for name in scores if name != "dataset"} | {"recall_live": live}
-    for known, measured in zip(results.tables["layers"], tables.layers(list(saes)), strict=True):
-        known.update(measured)
+    pooled = {
+        (pair_of(row), row["arm"]): {name: row[name] for name in row if name != "dataset"}
+        for row in results.tables["activations"]
+        if row["dataset"] == POOLED
+    }
+    counted = matches.only(filter(plan.counts, matches.pairs))
+    recall = live_recall(counted, _truth_of(inputs.chosen.suites), tables.fired)
+    _join(results.tables["matches"], lambda row: (pair_of(row), row["arm"]), pooled)
+    for row in results.tables["matches"]:
+        row["recall_live"] = recall.get((pair_of(row), str(row["arm"])))
+    by_key = {(row["suite"], row["layer"]): row for row in tables.layers(list(plan.twins))}
+    _join(results.tables["layers"], lambda row: (row["suite"], row["layer"]), by_key)
     return tables
+
+
+def _join(rows: list[Row], key: Callable[[Row], tuple], others: Mapping[tuple, Row]) -> None:
+    """Add to each row the columns of the other row with its key; None if there is no other row."""
+    columns = dict.fromkeys(name for other in others.values() for name in other)
+    for row in rows:
+        other = others.get(key(row), {})
+        row |= {name: other.get(name, row.get(name)) for name in columns}
 
 
 @stage("load")
@@ -316,18 +368,21 @@ def _connect(experiment: Experiment, folder: Path) -> list[Judge | None]:
 
 @stage("explain")
 def _explain(
-    experiment: Experiment,
-    saes: SaeShelf,
-    lm: LanguageModel | None,
-    tokens: dict[str, tuple[TokenBatch, ...]],
-    judge: Judge | None,
-    folder: Path,
+    experiment: Experiment, inputs: _Inputs, judge: Judge | None, folder: Path
 ) -> Explanations | None:
     if not experiment.explains:
         return None
-    texts = None if lm is None else TextPass(lm, tokens, experiment.trainer, folder / "contexts")
+    texts = None
+    if inputs.lm is not None:
+        trainer, left = experiment.trainer, folder / "contexts"
+        passes = {
+            label: TextPass(*reader, trainer, folder / f"contexts_{label}")
+            for label, reader in inputs.others.items()
+        }
+        others = {suite: passes[label] for suite, label in experiment.model_labels.items()}
+        texts = TextPass(inputs.lm, inputs.texts.batches, trainer, left, others)
     chat = judge if isinstance(judge, Chat) else None
-    return experiment.explain.open(saes, Means(_cache(experiment, folder), texts, chat))
+    return experiment.explain.open(inputs.saes, Means(_cache(experiment, folder), texts, chat))
 
 
 @stage("judge")

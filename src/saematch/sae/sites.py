@@ -103,20 +103,31 @@ def warn_unstated(where: str) -> None:
     log.warning("%s does not say what it reads: taken for %s", where, RESIDUAL)
 
 
+def site_refusal(source: SaeOrigin, target: SaeOrigin) -> str | None:
+    """Return why two SAEs cannot be matched if they read different sites, else None."""
+    if source.site == target.site:
+        return None
+    return (
+        f"the SAEs read different places of the model (source: {source.site}, target: "
+        f"{target.site}), so they cannot be matched: choose SAEs of one site"
+    )
+
+
 def is_skippable(origin: SaeOrigin) -> bool:
     """Whether the SAE's features stand for the hidden state between two blocks."""
     return origin.site == RESIDUAL
 
 
-def refuse_unskippable(origin: SaeOrigin) -> None:
-    """Raise ``InputError`` if an SAE cannot stand in for a hidden state where a layer is left out.
+def skipping_refusal(origin: SaeOrigin) -> str | None:
+    """Return why an SAE cannot be applied to hidden states between blocks, None if it can.
 
     It can be matched by weights all the same.
     """
-    if not is_skippable(origin):
-        raise InputError(
-            f"SAE {origin.where} reads {SITES[origin.site]} (site "
-            f"{origin.site}), so its features cannot stand for the hidden state between two "
-            "blocks, and no layer can be left out with them: match it by weights alone with "
-            "evaluations=[]"
-        )
+    if is_skippable(origin):
+        return None
+    return (
+        f"SAE {origin.where} reads {SITES[origin.site]} (site "
+        f"{origin.site}), so its features cannot stand for the hidden state between two "
+        "blocks, and no layer can be left out with them: match it by weights alone with "
+        "evaluations=[]"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,13 +85,19 @@ def by_activation(
     tokens: Mapping[str, Sequence[TokenBatch]],
     trainer: TrainerSpec,
     folder: Path,
+    keys: Collection[SaeKey] | None = None,
 ) -> SaeShelf:
     """Return the SAEs, those without thresholds with a quantile of their positive activations.
 
-    One pass over the tokens serves all SAEs that fit into memory together; ``folder`` keeps what
-    it found. A feature that is never active there gets the median of the others' scales.
+    ``keys`` are the SAEs of this language model, None for all; the others stay as they are. One
+    pass over the tokens serves all SAEs that fit into memory together; ``folder`` keeps what it
+    found. A feature that is never active there gets the median of the others' scales.
     """
-    needed = [key for key, known in saes.facts.items() if "threshold" in known.unfoldable]
+    needed = [
+        key
+        for key, known in saes.facts.items()
+        if "threshold" in known.unfoldable and (keys is None or key in keys)
+    ]
     if not needed:
         return saes
     batches = _some(spec, tokens)
@@ -126,7 +132,7 @@ def by_activation(
         )
         return _stood_in(sae, scale, name)
 
-    return saes.dressed(dressed)
+    return saes.dressed(dressed, keys)
 
 
 def _some(spec: ActivationQuantile, tokens: Mapping[str, Sequence[TokenBatch]]) -> list[TokenBatch]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -87,25 +87,34 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
             facts[key] = once[sae.origin]
         return cls(facts, held)
 
-    def dressed(self, change: Callable[[SaeParams], SaeParams]) -> SaeShelf:
-        """Return the same SAEs, each changed as soon as it is loaded; this shelf is emptied."""
+    def dressed(
+        self, change: Callable[[SaeParams], SaeParams], keys: Container[SaeKey] | None = None
+    ) -> SaeShelf:
+        """Return the same SAEs, each changed as soon as it is loaded; this shelf is emptied.
+
+        ``keys`` are the SAEs to change, None for all.
+        """
         held = _Held(self._held.limit)
         self._held.clear()
         facts: dict[SaeKey, SaeFacts] = {}
-        once: dict[SaeOrigin, SaeFacts] = {}
+        once: dict[tuple[SaeOrigin, bool], SaeFacts] = {}
         for key, known in self.facts.items():
-            source = partial(self._changed, key, change)
-            if known.origin not in once:
+            changes = keys is None or key in keys
+            source = partial(self._changed, known.origin, change if changes else None)
+            if (known.origin, changes) not in once:
                 held.make_room(known.n_bytes)
                 sae = source()
-                code = hashed([known.code, code_of(change)])
-                once[known.origin] = replace(SaeFacts.of(sae), code=code)
+                code = hashed([known.code, code_of(change)]) if changes else known.code
+                once[known.origin, changes] = replace(SaeFacts.of(sae), code=code)
                 held.add(sae, source)
-            facts[key] = once[known.origin]
+            facts[key] = once[known.origin, changes]
         return SaeShelf(facts, held)
 
-    def _changed(self, key: SaeKey, change: Callable[[SaeParams], SaeParams]) -> SaeParams:
-        return change(self._held.load(self.facts[key].origin))
+    def _changed(
+        self, origin: SaeOrigin, change: Callable[[SaeParams], SaeParams] | None
+    ) -> SaeParams:
+        sae = self._held.load(origin)
+        return sae if change is None else change(sae)
 
     @classmethod
     def of(cls, saes: Saes) -> SaeShelf:

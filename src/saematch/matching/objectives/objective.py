@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from saematch.matching.objectives.factors import Factors
 from saematch.sae.params import SaeParams
+from saematch.sae.suites import SaeFacts
 
 
 @runtime_checkable
@@ -14,4 +15,8 @@ class Objective(Protocol):
 
     def factors(self, source: SaeParams, target: SaeParams) -> Factors:
         """Return the vectors by which features are compared; both SAEs are folded already."""
+        ...
+
+    def refusal(self, source: SaeFacts, target: SaeFacts) -> str | None:
+        """Return why the objective cannot compare two SAEs, None if it can."""
         ...

@@ -12,6 +12,7 @@ from saematch.core.errors import InputError
 from saematch.core.specs import spec
 from saematch.matching.objectives.factors import Factors, by_distance
 from saematch.sae.params import SaeOrigin, SaeParams
+from saematch.sae.suites import SaeFacts
 
 
 @spec("objective")
@@ -45,6 +46,15 @@ class Parts:
         pair = f"{_name(source.origin)} -> {_name(target.origin)}"
         factors = Factors(self._vectors(source), self._vectors(target), pair)
         return factors if source.n_features == target.n_features else by_distance(factors)
+
+    def refusal(self, source: SaeFacts, target: SaeFacts) -> str | None:
+        """Refuse SAEs of different d_model."""
+        if source.d_model == target.d_model:
+            return None
+        return (
+            f"the SAEs have different d_model (source: {source.d_model}, target: "
+            f"{target.d_model}), so they cannot be matched by weights"
+        )
 
     def _vectors(self, sae: SaeParams) -> Float[Tensor, "n_features size"]:
         parts = (
