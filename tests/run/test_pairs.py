@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import N_LAYERS, TEXTS, random_sae, write_sae
+from matches import partners
 from saematch.core.match import Match
 from saematch.core.results import Results
 from saematch.lm.source import LmSource
@@ -62,7 +63,7 @@ def results_of(tmp_path, folder="match/a"):
 def plain_score(models, saes, layers, match):
     """Return the matching score over all texts, from plain hidden states and encodings."""
     hits = fired = 0
-    partners = match.partners()
+    columns = partners(match)
     for text in TEXTS:
         active = []
         for lm, sae, layer in zip(models, saes, layers, strict=True):
@@ -75,8 +76,8 @@ def plain_score(models, saes, layers, match):
             hidden = seen[0][0] if seen[0].dim() == 3 else seen[0]
             active.append(sae.encode(hidden[1:]) > 0)
         source, target = active
-        has = partners >= 0
-        together = target[:, partners.clamp(min=0)] & has & source
+        has = columns >= 0
+        together = target[:, columns.clamp(min=0)] & has & source
         hits, fired = hits + int(together.sum()), fired + int(source.sum())
     return hits / fired
 

@@ -22,6 +22,8 @@ from saematch.core.specs import spec
 
 @spec("matcher")
 class Mine:
+    one_partner = True
+
     def __call__(self, factors):
         return Match.from_columns(partners(len(factors.X_A)), len(factors.X_B))
 """

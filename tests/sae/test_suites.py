@@ -92,7 +92,7 @@ def test_facts_need_no_weights():
     saes.loads = 0
     for key, known in shelf.facts.items():
         sae = random_sae(key.layer, layer=key.layer)
-        assert known == SaeFacts.of(sae)
+        assert replace(known, code="") == SaeFacts.of(sae)
         assert (known.origin, known.d_model, known.n_features) == (sae.origin, 16, 24)
         assert known.n_bytes == SIZE
         assert known.thresholds["threshold_mean"] == pytest.approx(sae.threshold.mean().item())

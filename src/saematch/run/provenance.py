@@ -6,10 +6,10 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from saematch.core.code import codes_of
+from saematch.core.files import PACKAGE
 from saematch.core.pairs import DEFAULT, SaeKey
 from saematch.lm.hooks import LanguageModel
 from saematch.run.experiment import Experiment
@@ -87,10 +87,10 @@ def _git_commit() -> str | None:
 
     ``+changes`` follows it if the code or the presets were changed since.
     """
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here.parents[1])]
+    root = PACKAGE.parents[1]
+    git = ["git", "-C", str(root)]
     try:
-        if not (here.parents[1] / ".git").exists():
+        if not (root / ".git").exists():
             return None
         commit, changes = (
             subprocess.run([*git, *about], capture_output=True, text=True, check=True).stdout
