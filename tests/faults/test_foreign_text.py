@@ -119,7 +119,13 @@ def test_C2_C3_a_secret_on_the_command_line_is_refused_before_anything_is_writte
 
 
 @pytest.mark.parametrize(
-    "setting", ["judge.key_variable=OPENAI_API_KEY", "judge.key_variable=null", "dataset.n_texts=5"]
+    "setting",
+    [
+        "judge.key_variable=OPENAI_API_KEY",
+        "judge.key_variable=null",
+        "dataset.n_texts=5",
+        "dataset.paths=[data/token=8/x.parquet]",
+    ],
 )
 def test_C3_names_of_variables_are_taken(setting):
     from saematch.app.secrets import _KEY

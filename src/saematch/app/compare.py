@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from saematch.compare.comparison import Comparison, collect
 from saematch.compare.plan import metrics_of, plan_panels, too_many_panels
 from saematch.core.errors import InputError
-from saematch.core.files import replacing
+from saematch.core.files import check_path, replacing
 from saematch.core.results import Row
 from saematch.core.safe_text import for_spreadsheets
 
@@ -118,6 +118,7 @@ def compare(
     chosen = metrics_of(comparison, metrics)
     plan = plan_panels(comparison, against)
     out = comparison.out
+    check_path("--out", out)
     if (out / "results.json").exists():
         raise InputError(f"{out} is the folder of a run: choose another --out")
     from saematch.compare.figures import draw_comparison

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -100,6 +101,12 @@ def _check_settings(
 ) -> None:
     """Refuse settings that are unknown, missing, of a wrong type, or without effect."""
     for override in overrides:
+        number = re.fullmatch(r"(run_id|name)=(\d+_[\d_]+)", override)
+        if number:  # Hydra drops the underscores
+            raise InputError(
+                f"{override} is read as a number: quote the name, as in "
+                f"\"{number[1]}='{number[2]}'\""
+            )
         if override.endswith("={}"):
             raise InputError(
                 f"{override} has no effect: it adds nothing to what is chosen already. Choose "

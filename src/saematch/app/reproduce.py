@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from saematch.app.configuration import build
 from saematch.app.messages import MISTAKES, one_line
+from saematch.core.files import check_path
 from saematch.report.reproduction import Run, write_page
 from saematch.run.run_folders import LOG, LogFile, check_name, remove_unused, run_folder
 
@@ -84,6 +85,8 @@ def main(arguments: Sequence[str]) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     default = "reproduction" if options.model == "zoo" else f"reproduction_{options.model}"
     run_id = check_name("--run-id", default if options.run_id is None else options.run_id)
+    page = options.page or Path("outputs") / run_id / "index.md"
+    check_path("--page", page)
     plan = planned(options.model, run_id, options.settings, options.judge)
     chosen = [one for one in plan if _is_chosen(one, options.only, options.families)]
     if not chosen:
@@ -100,7 +103,6 @@ def main(arguments: Sequence[str]) -> None:
             log.info("\n[%d/%d] %s on %s", number, len(chosen), one.experiment, one.family)
         run = _done(one) or (_do(one) if one in chosen else None)
         runs += [run] if run else []
-    page = options.page or Path("outputs") / run_id / "index.md"
     agreeing, decided = write_page(runs, options.model, page)
     log.info("\n%d of %d statements agree with their rules", agreeing, decided)
     log.info("written: %s\nwritten: %s", page, page.with_suffix(".html"))

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from saematch.core.errors import InputError
 
 _VARIABLES = r"['\"]?(null|(?-i:[A-Z][A-Z0-9_]*(,[A-Z][A-Z0-9_]*)*))?['\"]?$"
+_WORDS = r"(\b|_)(api_?key|key|secret|password|token)[=:]"
 _KEY = re.compile(
-    r"(\b|_)(api_?key|key|secret|password|token)[=:]|\bsk-[\w-]{16}"
+    rf"(?<!/){_WORDS}|://.*{_WORDS}|\bsk-[\w-]{{16}}"
     rf"|://[^'\"\s]*@|base_url=.*[@?#]|key_variable=(?!{_VARIABLES})",
     re.IGNORECASE,
 )
-"""What looks like a key in an argument."""
+"""What looks like a key in an argument. A folder such as ``token=8`` of a path does not."""
 
 _ENVIRONMENT = re.compile(r"[+~]*hydra\b.*\b(env_set|env_vars)\b", re.DOTALL)
 """Settings of Hydra and its launchers that hold values of environment variables."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saematch.core.errors import InputError
-from saematch.core.files import parse_json
+from saematch.core.files import check_path, parse_json
 from saematch.core.results import Results, SchemaError
 from saematch.core.safe_text import visible
 
@@ -72,6 +72,7 @@ def find_runs(folders: Sequence[Path]) -> Found:
     """
     began, planned, objectives, notes = {}, {}, [], []
     for top in folders:
+        check_path("folder", top)
         if not top.is_dir():
             raise InputError(
                 f"{top} is no folder: name folders of runs or of sweeps, or a folder above them"

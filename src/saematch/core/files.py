@@ -159,6 +159,16 @@ MAX_NAME = 255
 """Most bytes of the name of a file or folder."""
 
 
+def check_path(setting: str, path: str | Path) -> None:
+    """Refuse a path that no file system can hold."""
+    text = str(path)
+    if "\0" in text or any(len(os.fsencode(name)) > MAX_NAME for name in text.split("/")):
+        raise InputError(
+            f"{setting}={text!r:.80} is no path: a name in it has at most {MAX_NAME} bytes, and "
+            "none of them is zero"
+        )
+
+
 def expand_home(spec: object, field: str) -> None:
     """Replace a leading ``~`` in the path, or the list of paths, that a frozen spec holds.
 
@@ -168,11 +178,7 @@ def expand_home(spec: object, field: str) -> None:
     def at_home(path: Any) -> Any:
         if not isinstance(path, str):
             return path
-        if "\0" in path or any(len(os.fsencode(name)) > MAX_NAME for name in path.split("/")):
-            raise InputError(
-                f"{field}={path!r:.80} is no path: a name in it has at most {MAX_NAME} bytes, none "
-                "of them zero"
-            )
+        check_path(field, path)
         return os.path.expanduser(path)  # noqa: PTH111 - for patterns too
 
     value = getattr(spec, field)

@@ -26,6 +26,7 @@ LOG = "saematch.log"
 MAX_NAME = 100
 """Most characters of a name: W&B calls an artifact ``matches-<run>`` and allows 128."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_QUOTED = "\"run_id='12e4567'\""
 _LOCK, _WRITER = ".lock", ".writer"
 
 
@@ -47,6 +48,7 @@ def check_name(setting: str, value: object) -> str:
         raise InputError(
             f"{setting}={value!r:.120}: a name has 1 to {MAX_NAME} characters, each an English "
             "letter, a digit, '.', '_' or '-', and begins with a letter, a digit or '_'"
+            + (f". Quote a name that looks like a number: {_QUOTED}" * isinstance(value, float))
         )
     return name
 

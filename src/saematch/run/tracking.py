@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from saematch.core.errors import InputError
 from saematch.core.files import hashed, replacing
 from saematch.core.results import Results
 from saematch.core.safe_text import for_spreadsheets
@@ -109,12 +110,14 @@ class WandbLogging:
 
         if os.environ.get("WANDB_MODE") == "disabled":
             return _NoTracker()
-        with _environment_kept("WANDB_SILENT"):
+        with _environment_kept("WANDB_SILENT"), _settings_accepted():
             os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours says what matters
             server = wandb.setup().settings.base_url
         reason = self._why_offline(server)
         if reason:
             log.info("Weights & Biases runs offline into %s: %s", folder / "wandb", reason)
+        with _settings_accepted():
+            settings = wandb.Settings(mode="offline" if reason else "online", console="off")
         logger = WandbLogger(  # W&B reads the environment once, and jobs of a sweep share a process
             project=self.project,
             entity=self.entity,
@@ -128,9 +131,12 @@ class WandbLogging:
             log_model=False,
             resume="allow",
             config=config,
-            settings=wandb.Settings(mode="offline" if reason else "online", console="off"),
+            settings=settings,
         )
-        with _environment_kept("WANDB_MODE"):  # Lightning sets it to dryrun for an offline run
+        with (
+            _environment_kept("WANDB_MODE"),
+            _settings_accepted(),
+        ):  # Lightning sets it to dryrun for an offline run
             run = logger.experiment
         run.define_metric("layer")
         run.define_metric("*", step_metric="layer")
@@ -157,7 +163,7 @@ class WandbLogging:
         try:
             if not wandb.login(prompt=False, timeout=LOGIN_SECONDS):
                 return "no API key; set WANDB_API_KEY, or 'wandb login' and 'wandb sync' later"
-        except wandb.errors.Error as error:
+        except (wandb.errors.Error, ValueError) as error:
             return f"its server refuses the API key ({str(error).splitlines()[0]})"
         return ""
 
@@ -265,6 +271,20 @@ def _environment_kept(name: str) -> Iterator[None]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@contextmanager
+def _settings_accepted() -> Iterator[None]:
+    """Raise ``InputError`` where W&B refuses a setting, of the logger or of the environment."""
+    import wandb
+
+    try:
+        yield
+    except (wandb.errors.Error, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"Weights & Biases refuses a setting, of logger or of a variable WANDB_...: {reason}"
+        ) from error
 
 
 def _set_aside(folder: Path, last: str) -> None:

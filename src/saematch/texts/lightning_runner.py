@@ -62,7 +62,7 @@ def _trainer(spec: TrainerSpec, label: str) -> L.Trainer:
             callbacks=[_Bar(label)],
             plugins=[LightningEnvironment()],  # Slurm's would requeue the job by itself
         )
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise InputError(f"trainer: {error}") from error
 
 

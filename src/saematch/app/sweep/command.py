@@ -20,7 +20,7 @@ from saematch.app.launching import check_launcher
 from saematch.app.sweep.file import SweepFile, read_sweep, studies
 from saematch.app.sweep.jobs import Sweep
 from saematch.core.errors import InputError
-from saematch.core.files import make_folder
+from saematch.core.files import check_path, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _is_begun(folder: Path) -> bool:
     """Whether the folder holds a sweep; ``InputError`` if it holds anything else."""
+    check_path("--folder", folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: choose another --folder")
     there = [path.name for path in folder.iterdir()] if folder.exists() else []

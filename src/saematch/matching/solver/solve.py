@@ -193,6 +193,19 @@ def check_device(device: str | torch.device) -> torch.device:
         ) from error
 
 
+def _usable_device(device: str | torch.device) -> torch.device:
+    """Return the device of a name; ``InputError`` if it computes nothing here."""
+    place = check_device(device)
+    try:
+        torch.empty(1, device=place).cpu()
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device={str(device)!r} cannot be used here ({str(error).splitlines()[0]}): take cpu, "
+            "or leave it out for a GPU where there is one"
+        ) from error
+    return place
+
+
 def _missed(proof: Proof, tolerance: float) -> bool:
     gap = proof.certificate.optimal_to
     assert gap is not None
@@ -209,7 +222,7 @@ def _regime(
     chosen = None if regime is None else Regime(regime)
     place = CPU
     if device is not None:
-        place = check_device(device)
+        place = _usable_device(device)
     elif chosen in (None, Regime.DEVICE):
         place = torch.device("cuda") if a.is_cpu and torch.cuda.is_available() else a.device
     if place != CPU and chosen not in (None, Regime.DEVICE):
