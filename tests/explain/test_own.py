@@ -28,6 +28,9 @@ class Texts(TextPass):
     texts = (torch.arange(11),) * 20
     lm = SimpleNamespace(tokenizer=Tokenizer())
 
+    def of(self, _):
+        return self
+
     def __init__(self):
         pass
 
@@ -83,10 +86,10 @@ def test_quantiles_of_the_sample_follow_the_top(kept):
     top = contexts((5, 0, 3, 100.0))
     rows = [(5, 2 * n, 1, float(n)) for n in range(1, 10)]
     own = OwnTexts(OwnExplanations("llm"), {}, Texts(), None)
-    said = own._excerpts(top, contexts(*rows[::-1]))
+    said = own._excerpts(SAE, top, contexts(*rows[::-1]))
     assert [int(part.split(":")[0]) for part in said.split(" | ")] == [10, 1, 1, 1, 1, 1]
     values = [9, 7, 5, 3, 1]
-    assert own._excerpts(top, contexts(*rows)) == said
+    assert own._excerpts(SAE, top, contexts(*rows)) == said
     assert len(values) + 1 == len(said.split(" | "))
 
 
