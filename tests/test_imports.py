@@ -35,7 +35,7 @@ HOMES = {
     "PIL": {"report/reproduction.py"},
     "markdown_it": {"report/reproduction.py"},
     "numba": {"matching/solver/auction.py"},
-    "psutil": {"matching/solver/products.py"},
+    "psutil": {"core/files.py", "matching/solver/products.py"},
     "datasets": {"texts/hub.py"},
     "huggingface_hub": {
         "core/downloads.py",

@@ -86,7 +86,7 @@ TRAIN = [
 ]  # fmt: skip
 TEXTS = "saematch.texts.lightning_runner:write_sums"
 STAGES = {
-    "loading": ("saematch.run.run:choose_saes", 1, signal.SIGTERM, MATCH),
+    "loading": ("saematch.run.stages:choose_saes", 1, signal.SIGTERM, MATCH),
     "solver": ("saematch.matching.solver.auction:Auction.stage", 5, signal.SIGHUP, MATCH),
     "texts": (TEXTS, 3, signal.SIGTERM, MATCH),
     "texts by Ctrl-C": (TEXTS, 3, signal.SIGINT, MATCH),

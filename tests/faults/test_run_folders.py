@@ -19,7 +19,7 @@ from saematch.app.configuration import build
 from saematch.compare.runs import find_runs
 from saematch.core.errors import InputError
 from saematch.core.results import Results
-from saematch.run import run, run_folders, tracking
+from saematch.run import run, run_folders, stages, tracking
 from saematch.run.resuming import finished_as, settings_of
 from saematch.run.run_folders import claimed, run_folder
 
@@ -142,7 +142,7 @@ def test_B25_an_attempt_that_fails_before_any_work_leaves_no_folder(cli, tmp_pat
     assert "evaluations holds 'nothing'" in message
     assert runs(tmp_path) == []
     with monkeypatch.context() as patched:
-        patched.setattr(run, "_load", load)
+        patched.setattr(stages, "load", load)
         assert cli(*SMALL, "seed=3", "run_id=a")[0] == "saematch: no such SAE"
     assert runs(tmp_path) == []
     assert cli(*SMALL, "seed=4", "run_id=a")[0] is None, "the name is free for other settings"
@@ -159,7 +159,7 @@ def test_B25_an_attempt_that_did_work_keeps_its_folder(cli, tmp_path, monkeypatc
     assert (failed.status, failed.error) == ("failed", "InputError: no ink")
     assert (tmp_path / A / "matches/folded/0-1.safetensors").exists()
     with monkeypatch.context() as patched:
-        patched.setattr(run, "_load", fail)
+        patched.setattr(stages, "load", fail)
         assert cli(*SMALL, "run_id=a")[0] == "saematch: no ink"
     assert (tmp_path / A / "matches/folded/0-1.safetensors").exists()
     message, output = cli(*SMALL, "run_id=a")

@@ -1,4 +1,4 @@
-"""Skip layers: replace a hidden state by what the features of an source say it is."""
+"""Skip layers: replace a hidden state by what the features of an earlier layer say it is."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
+from saematch.evaluate.counting import MatchedPair, count_features
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.arm import DECODINGS
-from saematch.matching.transport import crossings, transport
+from saematch.matching.transport import transport
 from saematch.sae.activations import SparseFeatures, decode, encode
 from saematch.sae.folding import fold_scale
 from saematch.sae.params import SaeOrigin
@@ -24,14 +25,6 @@ from saematch.texts.tokens import TokenBatch
 MATCHLESS = ("reconstruct_previous", "reconstruct_current", "drop")
 """Strategies that use no match (paper, section 5.5): SAE_t's reconstruction of ``x_t``,
 SAE_{t+1}'s of the true ``x_{t+1}``, and ``x_t`` itself."""
-
-
-class MatchedPair(NamedTuple):
-    """One match at one pair; arms that found the same match share it."""
-
-    pair: Pair
-    match: str
-    """The match's hash."""
 
 
 class Splice(NamedTuple):
@@ -215,7 +208,7 @@ def evaluate_batch(plan: SplicePlan, lm: LanguageModel, batch: TokenBatch) -> di
             key: encode(sae, of_models[plan.model_of(key)][key.layer])
             for key, sae in plan.saes.items()
         }
-        sums |= _count_features(plan, active, batch.counts)
+        sums |= count_features(plan.matched, active, batch.counts)
     for splice, match in plan.splices.items():
         with torch.autocast(batch.ids.device.type, enabled=False):
             replacement = _replacement(plan, splice, match, x, active)
@@ -268,80 +261,6 @@ def _replacement(
     own = torch.ones(source.n_features, dtype=torch.bool, device=replaced.device)
     own[match.rows.to(own.device)] = False
     return replaced + decode(source, active[key].keep(own)) - source.b_dec
-
-
-def _count_features(
-    plan: SplicePlan, active: dict[SaeKey, SparseFeatures], counts: Bool[Tensor, "batch seq"]
-) -> dict[str, Tensor]:
-    """Count, by text, activations of features, and of features together with their partners."""
-    text = torch.nonzero(counts)[:, 0]
-    n_texts = len(counts)
-    sums = {}
-    for key, entries in active.items():
-        fired = _count(text[entries.tokens()], entries.features, n_texts, entries.n_features)
-        sums[f"fired|{key.suite}|{key.layer}"] = fired
-    of, dense = None, torch.empty(0)  # one layer's at a time: tokens times features are many
-    for matched_pair, match in plan.matched.items():
-        target = plan.twins[matched_pair.pair.target]
-        if target != of:
-            of, dense = target, active[target].dense()
-        entries = active[plan.twins[matched_pair.pair.source]]
-        sums |= _count_partners(matched_pair, match, entries, dense, text, n_texts)
-        if not match.one_partner:
-            name = counts_name("partners", matched_pair)
-            sums[name] = _count_any(match.inverse(), active[target], text, n_texts)
-    return sums
-
-
-def _count_partners(
-    matched_pair: MatchedPair,
-    match: Match,
-    active: SparseFeatures,
-    target: Bool[Tensor, "n_tokens n_target"],
-    text: Int64[Tensor, " n_tokens"],
-    n_texts: int,
-) -> dict[str, Tensor]:
-    """Count, by text, tokens on which a source feature and a partner are active."""
-    tokens = active.tokens()
-    origins, entries = crossings(match, active.features)[1:]
-    hit = target[tokens[origins], match.columns.to(tokens.device)[entries]]
-    hits, n_source = origins[hit], match.n_source
-    if match.one_partner:
-        both = _count(text[tokens[hits]], active.features[hits], n_texts, n_source)
-        return {counts_name("both", matched_pair): both}
-    by_entry = _count(text[tokens[hits]], entries[hit], n_texts, len(match.rows))
-    hits = hits.unique_consecutive()  # an active feature with several active partners counts once
-    both = _count(text[tokens[hits]], active.features[hits], n_texts, n_source)
-    return {
-        counts_name("both", matched_pair): both,
-        counts_name("entries", matched_pair): by_entry,
-    }
-
-
-def _count_any(
-    match: Match, active: SparseFeatures, text: Int64[Tensor, " n_tokens"], n_texts: int
-) -> Int64[Tensor, "n_texts n_target"]:
-    """Count, by text, tokens on which any source feature that leads to a target one is active."""
-    origins, entries = crossings(match, active.features)[1:]
-    reached = torch.zeros(
-        active.n_tokens, match.n_target, dtype=torch.bool, device=active.features.device
-    )
-    reached[active.tokens()[origins], match.columns.to(entries.device)[entries]] = True
-    tokens, features = torch.nonzero(reached, as_tuple=True)
-    return _count(text[tokens], features, n_texts, match.n_target)
-
-
-def counts_name(kind: str, matched_pair: MatchedPair) -> str:
-    """Return the name of the counts of a kind: ``both``, ``entries`` or ``partners``."""
-    pair, match = matched_pair
-    return "|".join(map(str, (kind, *pair.source, *pair.target, match)))
-
-
-def _count(
-    texts: Int64[Tensor, " n"], features: Int64[Tensor, " n"], n_texts: int, n_features: int
-) -> Int64[Tensor, "n_texts n_features"]:
-    counts = torch.bincount(texts * n_features + features, minlength=n_texts * n_features)
-    return counts.view(n_texts, n_features)
 
 
 def canonical(plan: SplicePlan, splice: Splice, match: Match | None) -> Splice:

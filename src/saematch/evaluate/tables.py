@@ -12,11 +12,12 @@ from saematch.core.match import Match
 from saematch.core.pairs import POOLED, Pair, SaeKey
 from saematch.core.results import Row
 from saematch.evaluate.contrasts import arm_contrasts, strategy_contrasts
+from saematch.evaluate.counting import counts_name
 from saematch.evaluate.intervals import FEW_TEXTS, Intervals, Values, Weights
 from saematch.evaluate.means import SCORE_METRICS, SPLICE_METRICS, Means
 from saematch.evaluate.metrics import CoActivation, co_activation, explained_variance, mean, share
 from saematch.evaluate.plan import Cell
-from saematch.evaluate.splice import SplicePlan, counts_name, labelled
+from saematch.evaluate.splice import SplicePlan, labelled
 from saematch.matching.matches import MatchSet
 from saematch.texts.sums import TextSums
 
