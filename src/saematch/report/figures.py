@@ -13,10 +13,10 @@ from saematch.core.pairs import DEFAULT, OF_DEFAULT, SUITE_COLUMNS, suites_of
 from saematch.core.results import Row
 from saematch.report import judged, studies
 from saematch.report.style import (
-    METRIC_LABELS,
     Tables,
     arm_style,
     arms_of,
+    axis_label,
     by_pair,
     cell_style,
     datasets_of,
@@ -140,7 +140,7 @@ def matching(tables: Tables) -> Figure | None:
         pair = f", {rows[0]['source_layer']}→{rows[0]['target_layer']}" if one_pair else ""
         if one_pair and suites_of(rows[0]) != DEFAULT:
             pair += f" {suites_of(rows[0])}"
-        axis.set_title(METRIC_LABELS[metric] + pair)
+        axis.set_title(axis_label(metric) + pair)
         if metric != "value":
             (axis.set_xlim if one_pair else axis.set_ylim)(-0.03, 1.03)
     if not one_pair:
@@ -162,7 +162,7 @@ def _strategies(tables: Tables, metric: str) -> Figure | None:
             by_pair(axis, of_cell, metric, **cell_style(arm, strategy, rows))
         axis.set_title(dataset)
         scale(axis, metric, values)
-    axes[0].set_ylabel(METRIC_LABELS[metric])
+    axes[0].set_ylabel(axis_label(metric))
     legend(figure, axes[0])
     return figure
 

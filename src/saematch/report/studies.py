@@ -11,10 +11,10 @@ from saematch.core.results import Row
 from saematch.report.judged import judge_bounds
 from saematch.report.style import (
     COLOURS,
-    METRIC_LABELS,
     Tables,
     arm_style,
     arms_of,
+    axis_label,
     by_pair,
     cell_style,
     datasets_of,
@@ -75,7 +75,7 @@ def persistence(tables: Tables) -> Figure | None:
     for axis, metric in zip(axes, shown, strict=False):
         for arm in arms_of(rows):
             _by_distance(axis, where(rows, arm=arm), metric, starts, arm_style(arm, rows))
-        axis.set_title(METRIC_LABELS[metric])
+        axis.set_title(axis_label(metric))
         if metric == "judge_score":
             judge_bounds(axis, tables)
         else:
@@ -137,7 +137,7 @@ def sparsity(tables: Tables) -> Figure | None:
         axis.set_xlabel(f"mean L0 of layer {rows[0]['source_layer']}")
         scale(axis, metric, [float(row[metric] or 0) for row in rows])
     for axis, metric in zip(axes[:: len(datasets)], metrics, strict=True):
-        axis.set_ylabel(METRIC_LABELS[metric])
+        axis.set_ylabel(axis_label(metric))
     legend(figure, axes[0])
     return figure
 
@@ -214,7 +214,7 @@ def quantiles(tables: Tables, metric: str) -> Figure | None:
         axis.set_xlabel(f"q, share permuted{others}")
         scale(axis, metric, every)
     for axis in axes[:: len(datasets)]:
-        axis.set_ylabel(METRIC_LABELS[metric])
+        axis.set_ylabel(axis_label(metric))
     axes[0].legend(frameon=False, fontsize=7)
     axes[len(datasets)].legend(frameon=False, fontsize=7)
     return figure

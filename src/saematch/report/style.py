@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saematch.core.columns import column_of
 from saematch.core.files import replacing
 from saematch.core.pairs import DEFAULT, NO_ARM, OF_DEFAULT, SUITE_COLUMNS, suites_of
 from saematch.core.results import Row
@@ -218,14 +219,10 @@ def scale(axis: Axes, metric: str, values: Sequence[float]) -> None:
     axis.yaxis.set_major_formatter("{x:g}")
 
 
-METRIC_LABELS = {
-    "explained_variance": "explained variance (log scale below −1)",
-    "delta_loss": "change in loss (nats, log scale above 0.1)",
-    "matching_score": "matching score",
-    "jaccard": "Jaccard index",
-    "recall": "recall of the hidden permutation",
-    "recall_live": "recall over features that fired",
-    "agreement": "pairs shared with the match at once",
-    "value": "value of the match",
-    "judge_score": "judge score",
-}
+_SCALES = {"explained_variance": "log scale below −1", "delta_loss": "log scale above 0.1"}
+
+
+def axis_label(metric: str) -> str:
+    """Return the label of an axis that ``scale`` scales, or of any other metric's."""
+    remarks = ", ".join(filter(None, [column_of(metric).unit, _SCALES.get(metric)]))
+    return f"{column_of(metric).label} ({remarks})" if remarks else column_of(metric).label
