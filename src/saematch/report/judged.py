@@ -55,8 +55,13 @@ def judge_layers(tables: Tables) -> Figure | None:
         axis.set_title(arm)
     axes[0].set_ylabel("judgements")
     mean = axes[-1]
+    matched = [  # in the order of the run
+        row
+        for row in where(tables["matches"], **OF_DEFAULT)
+        if (row["source_layer"], row["target_layer"]) in pairs
+    ]
     for arm in arms:
-        by_pair(mean, where(rows, arm=arm), "judge_score", **arm_style(arm, rows))
+        by_pair(mean, where(rows, arm=arm), "judge_score", matched, **arm_style(arm, rows))
     judge_bounds(mean, tables)
     mean.set_title("mean judge score (bands: over paths)")
     legend(figure, axes[0], mean)
