@@ -15,7 +15,7 @@ from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.weights import feature_mse
 from saematch.explain.explanations import Explanation
 from saematch.judge.connect import connect
-from saematch.judge.design import Item, Judging, path_items
+from saematch.judge.design import Item, Judging, path_items, table_items
 from saematch.judge.judging import Judgement, judge_matches
 from saematch.judge.scores import judge_tables, score_matches
 from saematch.judge.verdicts import Verdict
@@ -259,6 +259,25 @@ def test_errors_by_label_are_those_of_the_pairs(saes):
     assert rows["DIFFERENT"]["mse_q25"] == pytest.approx(errors[2])
     assert [rows[label]["n_pairs"] for label in ("DIFFERENT", "MAYBE", "SAME")] == [1, 0, 2]
     assert rows["MAYBE"]["mse_mean"] is None
+
+
+def test_a_pair_that_two_paths_go_through_counts_once_by_label(saes):
+    """The mean score still counts both paths."""
+    judgements = [judgement("pair", path, "SAME", feature=4) for path in (0, 1)]
+    judgements.append(judgement("pair", 2, "SAME", feature=5))
+    tables = judge_tables(judgements, saes, Intervals(n_replicates=0))
+    errors = [row["mse_W_dec"] for row in tables["judgements"]]
+    (same,) = (row for row in tables["mse_by_label"] if row["label"] == "SAME")
+    assert (same["n_pairs"], same["mse_mean"]) == (2, pytest.approx((errors[0] + errors[2]) / 2))
+    assert tables["judge_scores"][0]["n_judgements"] == 3
+
+
+def test_paths_of_each_suite_begin_at_its_own_first_layer():
+    features = {"path": 0, "source_feature": 1, "target_feature": 2, "arm": "same"}
+    pairs = [Pair.of_layers(0, 1), Pair.of_layers(1, 2), Pair.of_layers(4, 5, "wide"),
+             Pair.of_layers(5, 6, "wide")]  # fmt: skip
+    items = table_items("pair", [{**pair.columns(), **features} for pair in pairs], "path")
+    assert [item.start for item in items] == [0, 0, 4, 4]
 
 
 def test_scores_are_told_by_explainer_pair(saes):
