@@ -138,6 +138,17 @@ def test_every_item_has_a_verdict_and_equal_questions_are_asked_once(matches, se
     assert max(server.delivered.values()) == 2, "what is repeated is asked twice, all else once"
 
 
+def test_an_arm_of_which_nothing_is_judged_is_named(matches, server, tmp_path, caplog):
+    """Paths begin at the first layer, where this arm has no match."""
+    pairs = matches.pairs
+    by_arm = matches.by_arm | {"late": {pairs[1]: matches.by_arm["same"][pairs[1]]}}
+    rows = judged(MatchSet(pairs, by_arm), server, tmp_path)
+    assert not [row for row in rows if row.item.arm == "late"]
+    assert caplog.messages.count(
+        "no pair of late is judged: no feature of its paths has a partner"
+    ) == 1  # fmt: skip
+
+
 def test_the_ceiling_is_another_explainer_or_a_paraphrase(matches, server, tmp_path):
     judgements = judged(matches, server, tmp_path)
     ceiling = [j for j in judgements if j.item.role == "ceiling"]
