@@ -156,10 +156,13 @@ def control_items(
 def table_items(role: str, rows: Sequence[Row], path: str) -> list[Item]:
     """Return what a table of the run shows, as items; ``path`` names the column of its number."""
     items = []
+    began: dict[str, int] = {}
+    """First layer of each suite's paths."""
     for row in rows:
         columns = (path, "source_feature", "target_feature")
         number, one, other = (int(row[name] or 0) for name in columns)
         pair = pair_of(row)
-        start = int(rows[0]["source_layer"] or 0) if role == "pair" else pair.source.layer
+        first = began.setdefault(pair.suites, pair.source.layer)
+        start = first if role == "pair" else pair.source.layer
         items.append(Item(role, pair, str(row["arm"]), start, number, one, other))
     return items

@@ -46,6 +46,8 @@ def feature_mse(tables: Tables) -> Figure | None:
     for axis, (earlier, later) in zip(axes, pairs, strict=True):
         for arm in arms_of(rows):
             bins = where(rows, arm=arm, source_layer=earlier, target_layer=later)
+            if not bins:  # the arm has no match of this pair
+                continue
             edges = [float(row["mse_low"] or 0) for row in bins] + [
                 float(bins[-1]["mse_high"] or 0)
             ]
@@ -54,8 +56,8 @@ def feature_mse(tables: Tables) -> Figure | None:
             axis.stairs(counts, edges, color=style["color"], label=arm, linewidth=1.4)  # type: ignore[arg-type]
         axis.set_title(f"layers {earlier}→{later}")
         axis.set_xlabel("squared error of the folded decoder vector")
-    axes[0].set_ylabel("features")
-    legend(figure, axes[0])
+    axes[0].set_ylabel("matched pairs of features")
+    legend(figure, *axes)
     return figure
 
 
@@ -119,6 +121,7 @@ def sparsity(tables: Tables) -> Figure | None:
     ):
         return None
     l0 = {(r["suite"], r["layer"]): float(r["mean_l0"] or 0) for r in tables["layers"]}
+    ticks = sorted({l0[row["source_suite"], row["source_layer"]] for row in rows})
     datasets = datasets_of(rows)
     figure, axes = panels(len(datasets), rows=2)
     metrics = ("explained_variance", "delta_loss")
@@ -132,7 +135,7 @@ def sparsity(tables: Tables) -> Figure | None:
             line(axis, at, of_cell, metric, **cell_style(arm, strategy, rows))
         axis.set_title(dataset)
         axis.set_xscale("log")
-        axis.set_xticks(at, [f"{value:.0f}" for value in at])
+        axis.set_xticks(ticks, [f"{value:.0f}" for value in ticks])
         axis.minorticks_off()
         axis.set_xlabel(f"mean L0 of layer {rows[0]['source_layer']}")
         scale(axis, metric, [float(row[metric] or 0) for row in rows])
@@ -165,7 +168,7 @@ def similar_l0(tables: Tables) -> Figure | None:
             of_cell = where(rows, arm=arm, strategy=strategy, source_suite=name, dataset=dataset)
             label = f"{style['label']} ({name})"
             style |= {"label": label, "linestyle": dashes[name]}
-            by_pair(axis, of_cell, "explained_variance", **style)
+            by_pair(axis, of_cell, "explained_variance", rows, **style)
         axis.set_title(f"explained variance, {dataset}")
         scale(axis, "explained_variance", [float(row["explained_variance"] or 0) for row in rows])
     legend(figure, axes[1])
@@ -196,7 +199,7 @@ def quantiles(tables: Tables, metric: str) -> Figure | None:
         for number, share in enumerate(shares):
             of_share = where(rows, arm=arms[0], dataset=dataset, quantile=share)
             colour = colours(0.9 * number / max(len(shares) - 1, 1))
-            by_pair(axis, of_share, metric, color=colour, label=f"q = {share:g}")
+            by_pair(axis, of_share, metric, rows, color=colour, label=f"q = {share:g}")
         axis.set_title(f"{dataset}, {arms[0]}")
         scale(axis, metric, of_first)
     for axis, dataset in zip(axes[len(datasets) :], datasets, strict=True):
@@ -243,7 +246,7 @@ def folding(tables: Tables) -> Figure | None:
             of_kind = where(rows, dataset=dataset, arm=arm, strategy=strategy,
                             against_arm=against_arm, against_strategy=against)  # fmt: skip
             dash = "-" if plain else "--"
-            by_pair(axis, of_kind, metric, color=colour, label=label, linestyle=dash)
+            by_pair(axis, of_kind, metric, rows, color=colour, label=label, linestyle=dash)
         axis.set_title(dataset)
         axis.axhline(0, color="#999999", linewidth=0.8)
         axis.set_yscale("symlog", linthresh=0.5, linscale=1.5)
@@ -277,8 +280,7 @@ def planted(tables: Tables) -> Figure | None:
             of_arm = where(shown, arm=arm, source_suite=name)
             style = arm_style(arm, rows)
             label = arm if name == DEFAULT else f"{arm}, {name.replace('_', ' ')}"
-            if of_arm:
-                by_pair(axis, of_arm, metric, **{**style, "linestyle": dash, "label": label})
+            by_pair(axis, of_arm, metric, rows, **{**style, "linestyle": dash, "label": label})
         if metric == "explained_variance":
             scale(axis, metric, [float(row[metric] or 0) for row in shown])
         else:
@@ -335,7 +337,7 @@ def paths(tables: Tables) -> Figure | None:
         ]
         for row in by_step:  # the intervals are of single paths
             row.pop(f"{metric}_low", None)
-        by_pair(means, by_step, metric, **arm_style(arm, rows))
+        by_pair(means, by_step, metric, rows, **arm_style(arm, rows))
     means.set_title(f"mean {label}")
     means.set_ylim(-0.03, 1.03)
     means.legend(frameon=False)

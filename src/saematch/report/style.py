@@ -91,22 +91,35 @@ def _point(axis: Axes, at: int | float, row: Row, metric: str, style: Mapping[st
         axis.vlines(at, float(low), float(high), color=drawn[0].get_color(), linewidth=1.4)
 
 
-def by_pair(axis: Axes, rows: Sequence[Row], metric: str, **style: object) -> None:
-    """Draw a metric against the layer pair; with one pair, points from left to right."""
-    if len(rows) == 1:
+def by_pair(
+    axis: Axes, rows: Sequence[Row], metric: str, panel: Sequence[Row], **style: object
+) -> None:
+    """Draw a metric against the layer pair; with one pair, points from left to right.
+
+    ``panel`` has the rows of everything that the panel shows. Its pairs of layers are the ticks,
+    so that an arm without a match of some pair has no point there.
+    """
+    if not rows:
+        return
+    pairs = unique(panel, "source_layer", "target_layer")
+    if len(pairs) == 1:
         shift = 0.1 * len(axis.lines)
         line(axis, [shift], rows, metric, **style)
         ticks: Sequence[float] = [shift / 2]
         axis.set_xlim(-0.2, shift + 0.2)
     else:
-        ticks = range(len(rows))
-        line(axis, ticks, rows, metric, **style)
-    step = 1 + len(rows) // 12
-    labels = [f"{row['source_layer']}→{row['target_layer']}" for row in rows]
+        ticks = range(len(pairs))
+        at = [pairs.index((row["source_layer"], row["target_layer"])) for row in rows]
+        line(axis, at, rows, metric, **style)
+    step = 1 + len(pairs) // 12
+    labels = [f"{source}→{target}" for source, target in pairs]
     axis.set_xticks(list(ticks)[::step], labels[::step])
-    suites = unique(rows, *SUITE_COLUMNS)
-    elsewhere = "" if suites in ([], [(DEFAULT, DEFAULT)]) else f", {'→'.join(suites[0])}"
+    suites = unique(panel, *SUITE_COLUMNS)
+    elsewhere = f", {'→'.join(suites[0])}" if len(suites) == 1 and suites[0] != _HERE else ""
     axis.set_xlabel(f"layers{elsewhere}")
+
+
+_HERE = (DEFAULT, DEFAULT)
 
 
 def dots(axis: Axes, rows: Sequence[Row], labels: Sequence[str], metric: str,

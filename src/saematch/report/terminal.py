@@ -83,7 +83,7 @@ def _proven(tables: Mapping[str, list[Row]]) -> Iterator[str]:
         if certain:
             least = math.floor(1000 * min(certain)) / 10  # a lower bound is not rounded up
             line += f"; at least {least} % of its pairs are in every optimal match"
-        shares = [int(row["n_90"]) / int(row["n_matched"]) for row in rows if row["n_90"]]
+        shares = [int(row["n_90"]) / int(row["n_entries"]) for row in rows if row["n_90"]]
         if shares:
             line += f"; 90 % of the value over chance is in as few as {min(shares):.0%} of them"
         yield line
