@@ -5,7 +5,7 @@ import torch
 
 from conftest import random_sae
 from saematch.core.match import Match
-from saematch.evaluate.weights import mse
+from saematch.evaluate.weights import decoder_norm_change, feature_mse, mse
 from saematch.sae.folding import fold
 from saematch.sae.thresholds import threshold_summary
 
@@ -33,6 +33,18 @@ def test_the_same_sae_shuffled_has_no_error_through_its_own_permutation():
     )
     assert set(mse(a, b, Match.from_columns(columns, 24)).values()) == {0.0}
     assert mse(a, b, Match.from_columns(inverse, 24))["W_dec"] > 0.1
+
+
+def test_vectors_of_two_sizes_have_no_error_but_norms():
+    """As of an objective of somebody else, which compares SAEs of two language models."""
+    a, b = random_sae(0), random_sae(1, d_model=20)
+    match = Match.from_columns(torch.arange(24), 24)
+    assert set(mse(a, b, match).values()) == {None}
+    assert feature_mse(a, b, match).isnan().all()
+    norms = (torch.linalg.vector_norm(fold(sae, "threshold").W_dec, dim=1) for sae in (b, a))
+    expected = torch.sub(*norms).mean().item()
+    found = decoder_norm_change(a, b, match)["decoder_norm_change"]
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_threshold_summary_by_hand():

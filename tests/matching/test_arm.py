@@ -82,3 +82,12 @@ def test_a_matcher_that_does_not_declare_its_partners_is_told_what_it_lacks():
 
     with pytest.raises(InputError, match="must be of class Matcher, which has one_partner"):
         Arm("threshold", Parts(), matcher)
+
+
+def test_entries_of_weight_0_are_left_out():
+    weights = torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64)
+    columns = torch.tensor([3, 4, 5])
+    given = Match(torch.tensor([0, 0, 1]), columns, weights, 24, 24)
+    arm = Arm("threshold", Parts(), ReturningSeveral(given))
+    match = arm.match(random_sae(0), random_sae(1))
+    assert (match.columns.tolist(), match.weights.tolist()) == ([3, 5], [1.0, 0.5])

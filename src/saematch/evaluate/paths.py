@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import groupby
 
 import torch
@@ -95,7 +96,10 @@ def _scores(
     chosen[entries] = True
     some = match.keep(chosen)
     errors = feature_mse(source, target, some).tolist()
-    cosine = cosine_similarity(source.W_dec[some.rows], target.W_dec[some.columns], dim=1).tolist()
+    cosine = [math.nan] * len(errors)
+    if source.d_model == target.d_model:
+        vectors = source.W_dec[some.rows], target.W_dec[some.columns]
+        cosine = cosine_similarity(*vectors, dim=1).tolist()
     found: list[Row] = [
         {"mse_W_dec": error, "cosine_W_dec": alike}
         for error, alike in zip(errors, cosine, strict=True)

@@ -25,8 +25,12 @@ def squared_errors(
     """Return, by part, the squared error of each entry's two features, mean over coordinates.
 
     Weights are not used. Both SAEs must be in the gauge in which the error is meant; the paper
-    measures it on folded parameters whatever the match was found on.
+    measures it on folded parameters whatever the match was found on. NaN if the SAEs have different
+    ``d_model``: then nothing can be subtracted.
     """
+    if source.d_model != target.d_model:
+        nothing = torch.full((len(match.rows),), torch.nan, dtype=torch.float64)
+        return dict.fromkeys(PARTS, nothing)
     errors: dict[str, list[Tensor]] = {part: [] for part in PARTS}
     for i, j in zip(
         match.rows.split(ENTRIES_AT_ONCE), match.columns.split(ENTRIES_AT_ONCE), strict=True
@@ -42,8 +46,10 @@ def mse(source: SaeParams, target: SaeParams, match: Match) -> dict[str, float |
     """Return the paper's MSE by part (figure 3), on folded parameters.
 
     The mean over coordinates and over entries, these weighted by their absolute weight. None where
-    nothing is matched.
+    nothing is matched or the SAEs have different ``d_model``.
     """
+    if source.d_model != target.d_model:
+        return dict.fromkeys(PARTS)
     errors = squared_errors(fold(source, "threshold"), fold(target, "threshold"), match)
     return {part: _weighted_mean(errors[part], match) for part in PARTS}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -210,9 +211,10 @@ def _mse_by_label(
     of_label: dict[tuple[Pair, str, str], dict[tuple, float]] = defaultdict(dict)
     for judgement in judgements:
         item = judgement.item
-        if item.role == "pair" and judgement.verdict.score is not None:
+        error = errors[_pair(item)]
+        if item.role == "pair" and judgement.verdict.score is not None and not math.isnan(error):
             errors_of = of_label[item.pair, item.arm, judgement.verdict.label]
-            errors_of[_pair(item)] = errors[_pair(item)]
+            errors_of[_pair(item)] = error
     rows: list[Row] = []
     for pair, arm in dict.fromkeys((pair, arm) for pair, arm, _ in of_label):
         for label in SCORES:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from saematch.core.errors import InputError
 from saematch.core.match import InvalidMatch, Match
 from saematch.core.specs import AtLeast1, Unique, spec
@@ -53,7 +55,7 @@ class Arm:
             raise InputError(f"quantile {beyond[0]} of an arm: shares lie between 0 and 1")
 
     def match(self, source: SaeParams, target: SaeParams) -> Match:
-        """Match the features of two SAEs at once.
+        """Match the features of two SAEs at once; entries of weight 0 are left out.
 
         Raises ``InputError`` with the matcher's class if what it returns breaks its contract.
         """
@@ -77,4 +79,6 @@ class Arm:
                 f"the matcher {name} gave some features several partners: let it give one, or "
                 "declare one_partner = False in its class"
             )
+        if not match.weights.all():  # an entry of weight 0 carries nothing
+            match = replace(match.keep(match.weights != 0), certificate=match.certificate)
         return match

@@ -34,6 +34,10 @@ def find_refusals(
         check_counted(pairs, refused)
     if "paths" in experiment.evaluations:
         refused += _path_refusals(pairs, refused)
+    if "features" in experiment.evaluations:
+        reason = "vectors of different d_model have no squared error"
+        unequal = [pair for pair in matched if len({saes.facts[key].d_model for key in pair}) > 1]
+        refused += [Refusal(pair, "features", reason) for pair in unequal]
     if "planted" in experiment.evaluations:
         reason = "planted activations are known within one suite only"
         across = [pair for pair in matched if not pair.within_suite]

@@ -148,8 +148,9 @@ def compare(
     if lm is not None and ON_TEXTS & set(experiment.evaluations):
         tables = _evaluate(experiment, inputs, matches, folder, results)
     if "features" in experiment.evaluations:
-        results.tables["feature_mse_histogram"] = histogram_rows(saes, matches)
-        results.tables["features"] = example_rows(saes, matches)
+        comparable = _without(matches, refused, "features")
+        results.tables["feature_mse_histogram"] = histogram_rows(saes, comparable)
+        results.tables["features"] = example_rows(saes, comparable)
     if "paths" in experiment.evaluations:
         results.tables["paths"] = path_rows(
             saes, _without(matches, refused, "paths"), experiment.paths, tables
