@@ -199,6 +199,12 @@ def test_a_stage_says_where_an_error_happened(error, text, notes):
     assert getattr(error, "__notes__", []) == notes
 
 
+def test_a_stage_within_itself_is_noted_once():
+    with pytest.raises(KeyError) as caught, stage("match"), stage("match", "folded", "3-4"):
+        raise KeyError("x")
+    assert caught.value.__notes__ == ["in stage match, arm folded, pair 3-4"]
+
+
 def test_a_stage_without_arm_leaves_a_callers_mistake_as_it_is():
     @stage("load")
     def load():
