@@ -217,4 +217,5 @@ def test_a_runs_code_is_all_that_makes_numbers():
               "matching.arm", "training.steps", "run.run", "chat.client")  # fmt: skip
     assert {f"saematch.{name}" for name in stages} <= modules
     assert not {name for name in modules if name.startswith(SHOWING)}
+    assert {n for n in modules if n.startswith("saematch.report")} == {"saematch.report.summary"}
     assert "saematch.matching.matchers.optimal" not in modules, "specs have hashes of their own"

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from saematch.core import store
+from saematch.core.errors import FileError
 from saematch.core.store import is_kept, missing, read, read_note, write, write_note
 
 TENSORS = {"a": torch.arange(5), "b": torch.tensor([[0.5, -1.0]]), "none": torch.zeros(0, 3)}
@@ -174,3 +175,24 @@ def test_the_digest_is_the_sha_256_with_zeros_in_its_place(tmp_path):
     text = path.read_text()
     digest = json.loads(text)["digest"]
     assert hashlib.sha256(text.replace(digest, "0" * 64).encode()).hexdigest() == digest
+
+
+def test_a_note_that_holds_the_same_is_not_written_again(tmp_path):
+    path = tmp_path / "revisions" / "a.json"
+    write_note(path, {"commit": "1", "layers": (0, 1)})
+    before = path.stat()
+    write_note(path, {"commit": "1", "layers": (0, 1)})
+    assert path.stat().st_ino == before.st_ino, "the folder may be read only"
+    write_note(path, {"commit": "2", "layers": (0, 1)})
+    assert read_note(path) == {"commit": "2", "layers": [0, 1]}
+
+
+def test_a_kept_file_that_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "sums" / "k.safetensors"
+    path.mkdir(parents=True)
+    with pytest.raises(FileError, match=f"cannot read {path}: Is a directory"):
+        is_kept(path)
+    beyond = tmp_path / "file" / "sums" / "k.safetensors"
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=f"cannot read {beyond}: Not a directory"):
+        is_kept(beyond)

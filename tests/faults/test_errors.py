@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conftest import tiny_overrides
 from saematch.core.errors import FileError, InputError, stage
 from saematch.core.results import Results
 
@@ -183,6 +184,29 @@ def test_a_job_with_a_failing_plug_in_is_recorded(cli, tmp_path, monkeypatch):
     )
 
 
+def test_each_job_with_a_bug_shows_its_traceback(cli, tiny, tmp_path, monkeypatch):
+    (tmp_path / "broken_plugin.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    target = "arms.identity.matcher._target_=broken_plugin.Broken"
+    message, _ = cli(*SMALL, target, "evaluations=[]", "arms.identity.fold=nonsense,threshold",
+                     "--multirun")  # fmt: skip
+    assert message.startswith("saematch: unknown fold 'nonsense'"), "Hydra shows the first failure"
+    log = (tmp_path / "outputs/match/a/1/saematch.log").read_text()
+    assert "outputs/match/a/1 failed unexpectedly" in log
+    assert "broken_plugin.py" in log
+    assert "in stage match, arm identity, pair 0-1" in log
+    (tmp_path / "s.yaml").write_text(
+        "method: grid\nmetric: {name: x, goal: minimize}\n"
+        "command: ['${env}', '${interpreter}', '-m', saematch, '${args_no_hyphens}']\n"
+        "parameters: {seed: {values: [0, 1]}}\n"
+    )
+    settings = ["figures=[]", *tiny_overrides(tiny), *SMALL[:-1], target, "evaluations=[]"]
+    message, _ = cli("sweep", "s.yaml", *settings, base=[])
+    assert "2 of 2 jobs failed" in message
+    for job in "01":
+        assert "broken_plugin.py" in (tmp_path / f"outputs/sweeps/s/{job}/saematch.log").read_text()
+
+
 @pytest.mark.parametrize(
     ("error", "text", "notes"),
     [
@@ -197,6 +221,12 @@ def test_a_stage_says_where_an_error_happened(error, text, notes):
     assert caught.value is error
     assert str(error) == text
     assert getattr(error, "__notes__", []) == notes
+
+
+def test_a_stage_within_itself_is_noted_once():
+    with pytest.raises(KeyError) as caught, stage("match"), stage("match", "folded", "3-4"):
+        raise KeyError("x")
+    assert caught.value.__notes__ == ["in stage match, arm folded, pair 3-4"]
 
 
 def test_a_stage_without_arm_leaves_a_callers_mistake_as_it_is():

@@ -261,3 +261,14 @@ def test_files_of_the_zoo_are_whole_too(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=f"{path} is not a whole match file"):
             Match.load(path)
         match.save(path)
+
+
+def test_scales_by_almost_equal_quantiles_are_told_apart(world, tmp_path):
+    relu = {k: replace(sae, threshold=None, activation="relu") for k, sae in world.saes.items()}
+    identities = set()
+    for quantile in (0.1234567, 0.1234568):
+        spec = ActivationQuantile(quantile=quantile, n_tokens=10_000)
+        about = (world.lm, {"t": world.batches}, CPU, tmp_path)
+        shelf = by_activation(spec, SaeShelf.of(relu), *about)
+        identities.add(shelf.facts[KEYS[0]].identity)
+    assert len(identities) == 2

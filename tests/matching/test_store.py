@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from conftest import random_sae
+from saematch.core.code import code_of
+from saematch.core.match import Match
 from saematch.core.pairs import SaeKey
 from saematch.matching.arm import Arm
-from saematch.matching.matchers import ChanceLevel, Optimal, Random
+from saematch.matching.matchers import ChanceLevel, Identity, Optimal, Random
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.store import MatchStore, match_key
 from saematch.sae.suites import SaeShelf
@@ -75,3 +77,36 @@ def test_a_chain_is_the_composition_of_its_steps(tmp_path):
     assert dict(store.counts) == {"solved": 2}
     one = store.chain(SAES, [A, B], ARM)
     assert one.certificate is not None, "of one step it is the match itself"
+
+
+class Plain:
+    """A matcher without a text of its settings."""
+
+    one_partner = True
+
+    def __init__(self, shift, inner=None):
+        self.shift = shift
+        self.inner = inner
+
+    def __call__(self, factors):
+        n = len(factors.X_A)
+        return Match.from_columns((torch.arange(n) + self.shift) % n, n)
+
+
+def test_the_key_has_the_settings_of_a_matcher_that_is_no_dataclass(tmp_path):
+    arms = [replace(ARM, matcher=Plain(shift)) for shift in (1, 2, 1)]
+    keys = [match_key(OF_A, OF_B, arm) for arm in arms]
+    assert keys[0] == keys[2] != keys[1]
+    assert code_of(arms[0]) != code_of(replace(ARM, matcher=Identity()))
+    stores = MatchStore(tmp_path), MatchStore(tmp_path)
+    assert [stores[n].match(SAES, A, B, arms[0]).columns[0] for n in (0, 1)] == [1, 1]
+    assert dict(stores[1].counts) == {"read": 1}
+
+
+def test_a_match_whose_settings_have_no_text_is_not_shared(tmp_path):
+    arm = replace(ARM, matcher=Plain(1, inner=object()))
+    for _ in range(2):
+        store = MatchStore(tmp_path)
+        store.match(SAES, A, B, arm)
+        assert dict(store.counts) == {"solved": 1}
+    assert not list(tmp_path.iterdir())

@@ -74,3 +74,22 @@ def test_a_run_that_fails_does_not_stop_the_others(command, tmp_path, monkeypatc
 
 def test_wrong_names(command):
     assert command("--only", "mes").startswith("saematch: nothing to do; --only takes")
+
+
+def test_a_bug_in_one_run_does_not_stop_the_others(command, tmp_path, monkeypatch, caplog):
+    from saematch.run import stages
+
+    compare = stages.compare
+
+    def fails(experiment, *rest):
+        if experiment.name == "mse":
+            raise RuntimeError("a bug")
+        compare(experiment, *rest)
+
+    monkeypatch.setattr(stages, "compare", fails)
+    message = command(*ONLY, "--families", "tiny")
+    assert message == "failed: mse on tiny: RuntimeError: a bug"
+    assert (tmp_path / "outputs/reproduction/index.html").exists()
+    assert "2 runs, 1 of them finished" in (tmp_path / "outputs/reproduction/index.md").read_text()
+    traces = [record for record in caplog.records if record.exc_info]
+    assert [str(record.exc_info[1]) for record in traces] == ["a bug"]

@@ -181,3 +181,22 @@ def test_saes_of_two_sites_are_not_matched():
     (refusal,) = matching_refusals(facts, [pair], {"a": Arm("threshold", Parts(), Random(0))})
     assert (refusal.pair, refusal.evaluation, refusal.arm) == (pair, "matching", None)
     assert "places of the model (source: resid_post, target: mlp_out)" in refusal.reason
+
+
+def test_the_settings_of_a_source_of_another_package_tell_its_saes_apart(tiny):
+    @dataclass(frozen=True)
+    class Scaled(SaeFolders):
+        scale: float = 1.0
+
+        def load(self, layer):
+            sae = super().load(layer)
+            return replace(sae, W_dec=sae.W_dec * self.scale)
+
+    def identity(source):
+        return SaeShelf.load([SaeKey("s", 1)], {"s": source}, 1.0).facts[SaeKey("s", 1)].identity
+
+    path = str(tiny / "saes/layer_{layer}")
+    one, two, again = (identity(Scaled(path, scale=scale)) for scale in (1.0, 2.0, 1.0))
+    assert one == again != two
+    elsewhere = replace(SaeFolders(path), path=str(tiny / "saes/../saes/layer_{layer}"))
+    assert identity(elsewhere).split()[-1] == identity(SaeFolders(path)).split()[-1]

@@ -1,16 +1,21 @@
 """What the runner does when memory runs out."""
 
 import logging
+import traceback
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.multiprocessing import ProcessRaisedException
 
 from conftest import TEXTS, random_sae
+from saematch.core.errors import FileError, InputError
 from saematch.core.pairs import SaeKey
 from saematch.explain.contexts import _Peaks, find_peaks
 from saematch.lm.source import LmSource
 from saematch.sae.activations import SparseFeatures
+from saematch.texts import lightning_runner
 from saematch.texts.sources import TextSet
 from saematch.texts.sums import TextSums, write_sums
 from saematch.texts.text_pass import TrainerSpec, run_batches
@@ -129,3 +134,35 @@ def test_a_batch_that_another_run_does_meanwhile_is_not_done_again(lm, tmp_path)
     found = done(work, lm, tmp_path)
     assert work.asked == [5]
     assert found.tolist() == [8] * 5 + [7] * 5, "all runs read the file that was there first"
+
+
+class Unusable(InputError):
+    """A mistake with a class of its own, as many libraries' errors get."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (Unusable("the file is damaged:\nfetch it again"), InputError,
+         "the file is damaged: fetch it again"),
+        (FileError("no space"), InputError, "no space"),
+        (KeyError("x"), ProcessRaisedException, "KeyError"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_one_of_several_processes_ends_in_its_sentence(error, kind, text, monkeypatch):
+    def fails(*_, **__):
+        try:
+            try:
+                raise InputError("an earlier one")
+            except InputError as first:
+                raise error from first
+        except (InputError, KeyError):
+            printed = f"\n\n-- Process 1 terminated:\n{traceback.format_exc()}"
+            raise ProcessRaisedException(printed, 1, 2) from None
+
+    trainer = lightning_runner._trainer(CPU, "")
+    monkeypatch.setattr(trainer, "test", fails)
+    runner = SimpleNamespace(put_down=lambda: None)
+    with pytest.raises(kind) as caught:
+        lightning_runner._test(trainer, runner)
+    assert str(caught.value) == text or (kind is ProcessRaisedException)

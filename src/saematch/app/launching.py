@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from saematch.core.results import Results
 
 log = logging.getLogger(__name__)
+_BUG = "%s failed unexpectedly"
 
 
 class Begun(Callback):
@@ -95,6 +96,10 @@ def _run(config: DictConfig) -> None:
         if os.environ.get("SAEMATCH_TRACEBACK") or HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # the launcher goes on with the other jobs
         sys.exit(f"saematch: {one_line(error)}")
+    except Exception:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # of several failures Hydra shows the first
+            log.exception(_BUG, folder)
+        raise
     print_results(results, folder)
 
 
@@ -124,7 +129,7 @@ def _do(config: DictConfig, folder: Path) -> Results:
 
 
 def _job(n_jobs: int, config: DictConfig) -> None:
-    """Do one job of a sweep; its mistakes are told by its log and its ``results.json``."""
+    """Do one job of a sweep; its log and its ``results.json`` say why it failed."""
     about = HydraConfig.get()
     folder = Path(os.path.relpath(about.runtime.output_dir))
     told = " ".join(about.overrides.task)
@@ -133,6 +138,8 @@ def _job(n_jobs: int, config: DictConfig) -> None:
         _do(config, folder)
     except MISTAKES as error:
         log.error("%s failed: %s", folder, one_line(error))
+    except Exception:  # logged here, since a process of its own cannot hand its traceback over
+        log.exception(_BUG, folder)
 
 
 _OF_SWEEPS = (

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from saematch.app.configuration import build
 from saematch.app.messages import MISTAKES, one_line
+from saematch.core.errors import described
 from saematch.core.files import check_path
+from saematch.core.safe_text import visible
 from saematch.report.reproduction import Run, write_page
 from saematch.run.run_folders import LOG, LogFile, check_name, remove_unused, run_folder
 
@@ -156,8 +158,8 @@ def _done(one: Planned) -> Run | None:
         folder = run_folder(config["name"], config["run_id"])
         if not finished_as(folder, config):
             return None
-    except MISTAKES:
-        return None  # doing it says what is wrong
+    except Exception:  # noqa: BLE001 - a mistake or a bug: doing it says what is wrong
+        return None
     log.info("finished before: %s", folder)
     return Run(one.experiment, one.family, _command(one), folder)
 
@@ -183,6 +185,9 @@ def _do(one: Planned) -> Run:
     except MISTAKES as error:
         log.error("failed: %s", one_line(error))
         return Run(one.experiment, one.family, _command(one), folder, one_line(error))
+    except Exception as error:  # ours: the other runs go on all the same
+        log.exception("failed unexpectedly")
+        return Run(one.experiment, one.family, _command(one), folder, visible(described(error)))
     log.info("%s: %.0f s", folder, time.monotonic() - started)
     return Run(one.experiment, one.family, _command(one), folder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 import sysconfig
 import uuid
@@ -24,6 +25,9 @@ LIBRARIES = ("torch", "transformers")
 """Packages whose versions count if the code imports them."""
 _HOMES: Mapping[str, str] = sys.modules["saematch"]._HOMES
 """Public name -> its module. An import statement would put the list itself into each closure."""
+_HEAP_TYPE = 1 << 9
+"""Flag of classes that Python code makes; classes of C libraries mostly lack it."""
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
 
 
@@ -40,8 +44,9 @@ def codes_of(*things: Any, outside: tuple[str, ...] = ()) -> dict[str, str]:
     Python's folders of installed packages. Modules of the packages ``outside`` are left out. The
     hash also covers the versions of torch and transformers if one of the modules imports them.
 
-    A spec (a dataclass instance) stands for its class and for the specs in its fields. What has no
-    source file, such as a class of a notebook, gets a hash that is never found in another process.
+    A spec (a dataclass instance) stands for its class and for the specs and other objects in its
+    fields. What has no source file, such as a class of a notebook, gets a hash that is never found
+    in another process.
     """
     sources = (source for thing in things for source in _sources(thing))
     return {_name(source): _hash(source, outside) for source in sources}
@@ -75,6 +80,19 @@ def closure(source: Source, outside: tuple[str, ...] = ()) -> dict[str, Path | N
     return modules
 
 
+def settings_text(thing: Any) -> str:
+    """Return the settings of a spec as text: its ``repr``, or its attributes if it has none."""
+    text = repr(thing)
+    if not has_address(text):
+        return text
+    return f"{type(thing).__qualname__}({getattr(thing, '__dict__', text)})"
+
+
+def has_address(text: str) -> bool:
+    """Return whether a text names a place in memory, which means nothing later."""
+    return _ADDRESS.search(text) is not None
+
+
 def _sources(thing: Any, nested: bool = False) -> Iterator[Source]:
     if isinstance(thing, Source):
         yield thing
@@ -84,8 +102,18 @@ def _sources(thing: Any, nested: bool = False) -> Iterator[Source]:
     elif is_dataclass(thing):
         yield type(thing)
         yield from _sources([getattr(thing, field.name) for field in fields(thing)], True)
-    elif not nested:
+    elif not nested or _is_plugged(type(thing)):
         yield type(thing)
+
+
+def _is_plugged(cls: type) -> bool:
+    """Return whether Python code outside of the standard library defines a class."""
+    if cls.__module__ == "__main__":
+        return True
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
+    package = cls.__module__.partition(".")[0]
+    is_ours = file.endswith(".py") and package not in sys.stdlib_module_names
+    return is_ours and bool(cls.__flags__ & _HEAP_TYPE)
 
 
 def _name(source: Source) -> str:

@@ -36,7 +36,9 @@ class stage(ContextDecorator):
             if self.place and not isinstance(error, FileError):
                 error.args = (f"{self.place}: {error}",)
         elif isinstance(error, Exception):
-            error.add_note(f"in stage {self.name}" + (self.place and f", {self.place}"))
+            note = f"in stage {self.name}"
+            if not any(n.startswith(note) for n in getattr(error, "__notes__", ())):
+                error.add_note(note + (self.place and f", {self.place}"))
 
 
 def described(error: BaseException) -> str:

@@ -56,10 +56,16 @@ def write(
 
 
 def write_note(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write facts that JSON can hold with key and digest; an older note is replaced."""
+    """Write facts that JSON can hold with key and digest; an older note is replaced.
+
+    A note that holds the same facts stays, so that a folder that is read only can be used.
+    """
     note = {"digest": BLANK, "key": key_of(path), **facts}
+    text = json.dumps(note, indent=1, allow_nan=False) + "\n"
+    if is_kept(path) and {**read_facts(path), "digest": BLANK} == json.loads(text):
+        return
     with replacing(path) as part:
-        part.write_text(json.dumps(note, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         _seal(part, is_json=True)
 
 
@@ -85,7 +91,7 @@ def is_kept(path: Path) -> bool:
 
     A file under another name than its own is damaged too. The damaged file stays until ``write``
     replaces it, so that no run removes what another run has made again. A process reads each file
-    only once for this, unless the file changes.
+    only once for this, unless the file changes. Raises ``FileError`` if it cannot be read.
     """
     try:
         version = _version(path.stat())
@@ -95,7 +101,7 @@ def is_kept(path: Path) -> bool:
     except DamagedError as error:
         _warn(path, version, str(error))
         return False
-    except OSError as error:
+    except OSError as error:  # another user's file, or a folder of this name
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     if key != key_of(path):
         _warn(path, version, f"it is a copy of {key}")

@@ -9,7 +9,7 @@ from functools import partial, reduce
 from itertools import pairwise
 from pathlib import Path
 
-from saematch.core.code import code_of
+from saematch.core.code import code_of, has_address, settings_text
 from saematch.core.files import hashed
 from saematch.core.match import Match
 from saematch.core.pairs import SaeKey
@@ -31,7 +31,8 @@ class MatchStore:
     def match(self, saes: SaeShelf, source: SaeKey, target: SaeKey, arm: Arm) -> Match:
         """Return the arm's match of two layers; load and solve it if nobody has.
 
-        A match under a limit of time depends on the machine's load, so other runs don't get it.
+        A match under a limit of time depends on the machine's load, so other runs don't get it. The
+        same holds for an objective or matcher whose settings have no text.
         """
         facts = saes.facts[source], saes.facts[target]
         key = match_key(*facts, arm)
@@ -39,7 +40,9 @@ class MatchStore:
             self.counts["reused"] += 1
             return self._known[key]
         path = self.folder / f"{key}.safetensors"
-        shared = getattr(arm.matcher, "time_limit", None) is None
+        shared = getattr(arm.matcher, "time_limit", None) is None and not has_address(
+            settings_text(arm.objective) + settings_text(arm.matcher)
+        )
         if shared and is_kept(path):
             match = Match.load(path)[0]
             self.counts["read"] += 1
@@ -76,7 +79,7 @@ def about(source: SaeFacts, target: SaeFacts, arm: Arm) -> dict[str, object]:
         "source": source.identity,
         "target": target.identity,
         "fold": arm.fold,
-        "objective": repr(arm.objective),
-        "matcher": repr(arm.matcher),
+        "objective": settings_text(arm.objective),
+        "matcher": settings_text(arm.matcher),
         "code": code_of(arm),
     }

@@ -53,8 +53,8 @@ def _sae_name(key: SaeKey) -> str:
     return str(key.layer) if key.suite == DEFAULT else f"{key.suite}/{key.layer}"
 
 
-SHOWING = ("saematch.app", "saematch.compare", "saematch.report", "saematch.run.tracking")
-"""Code that shows numbers and makes none."""
+SHOWING = ("saematch.app", "saematch.compare", "saematch.report.figures", "saematch.run.tracking")
+"""Code that shows numbers and makes none. ``saematch.report.summary`` makes a run's metrics."""
 
 
 def made_with(experiment: Experiment | None) -> dict[str, Any]:

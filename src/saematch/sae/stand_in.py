@@ -127,7 +127,7 @@ def by_activation(
             return sae
         scale, n_never = scales[sae.origin]
         name = (
-            f"quantile {spec.quantile:g} of the positive activations on {n_tokens:,} tokens "
+            f"quantile {spec.quantile} of the positive activations on {n_tokens:,} tokens "
             f"({n_never} features never active: the others' median), {sample}"
         )
         return _stood_in(sae, scale, name)

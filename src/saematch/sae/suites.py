@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from functools import partial
 from torch import Tensor
 from tqdm import tqdm
 
-from saematch.core.code import code_of
+from saematch.core.code import code_of, codes_of, has_address, settings_text
 from saematch.core.errors import InputError
 from saematch.core.files import hashed
 from saematch.core.pairs import SaeKey
@@ -77,12 +78,13 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
         facts: dict[SaeKey, SaeFacts] = {}
         once: dict[SaeOrigin, SaeFacts] = {}  # sets may share SAEs
         held = _Held(memory * GIB)
+        codes = {name: _code(source) for name, source in suites.items()}
         for key in tqdm(keys, desc="load SAEs", unit="SAE", leave=False):
             held.make_room(max((known.n_bytes for known in once.values()), default=0))
             source = partial(suites[key.suite].load, key.layer)
             sae = source()
             if sae.origin not in once:
-                once[sae.origin] = replace(SaeFacts.of(sae), code=code_of(suites[key.suite]))
+                once[sae.origin] = replace(SaeFacts.of(sae), code=codes[key.suite])
                 held.add(sae, source)
             facts[key] = once[sae.origin]
         return cls(facts, held)
@@ -203,6 +205,18 @@ class _Held:
         if sae.origin != origin:
             raise InputError(f"the SAE {origin.where} was changed while it was in use; start again")
         return sae
+
+
+def _code(source: SaeSource) -> str:
+    """Return a hash of a source's code; for a source of another package, of its settings too.
+
+    Such a source may change SAEs by its settings and leave their origin as it is.
+    """
+    code = code_of(source)
+    if all(name.startswith("saematch.") for name in codes_of(source)):
+        return code
+    text = settings_text(source)
+    return hashed([code, text, uuid.uuid4().hex if has_address(text) else ""])
 
 
 def _size(sae: SaeParams) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from itertools import dropwhile
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,8 @@ def _test(trainer: L.Trainer, runner: _Runner) -> None:
             "trainer=large spreads the language model"
         ) from error
     except ProcessRaisedException as error:  # in one of several processes
-        last = [line for line in str(error).splitlines() if line.strip()][-1]
-        kind, _, reason = last.partition(": ")
-        if kind.rpartition(".")[2] in ("InputError", "FileError"):
+        kind, reason = _last_error(str(error))
+        if kind in map(_full_name, _with_subclasses(InputError)):
             raise InputError(reason) from error
         if kind.endswith("MemoryError") or is_out_of_memory(RuntimeError(reason)):
             raise InputError(f"a device's memory is too small: {LESS} {reason}") from error
@@ -94,6 +94,28 @@ def _test(trainer: L.Trainer, runner: _Runner) -> None:
             if process not in others:
                 process.kill()
         runner.put_down()
+
+
+def _last_error(text: str) -> tuple[str, str]:
+    """Return the full name and the message of the error that a printed traceback ends in."""
+    lines = text.rpartition("Traceback (most recent call last):\n")[2].splitlines()
+    said = " ".join(line.strip() for line in dropwhile(_is_frame, lines) if line.strip())
+    kind, _, reason = said.partition(": ")
+    return kind, reason
+
+
+def _is_frame(line: str) -> bool:
+    return not line or line[0] == " "
+
+
+def _with_subclasses(cls: type) -> Iterator[type]:
+    yield cls
+    for inner in cls.__subclasses__():
+        yield from _with_subclasses(inner)
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 LESS = "lower sae_memory, set model.dtype=bfloat16, or trainer.precision=bf16-mixed;"
