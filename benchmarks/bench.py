@@ -37,8 +37,8 @@ from saematch.matching.store import MatchStore
 from saematch.sae.activations import decode, encode
 from saematch.sae.sources.source import ZooSaes
 from saematch.texts.sources import ZooTexts
-from saematch.texts.text_pass import TrainerSpec
 from saematch.texts.tokens import TokenBatch, tokenise
+from saematch.texts.trainer import TrainerSpec
 
 BOTH_SCALES = ("permute", "permute_raw")
 ARMS = {

@@ -26,8 +26,9 @@ from saematch.sae.params import SaeOrigin
 from saematch.sae.sources.disk import SaeFolders
 from saematch.texts.sources import TextSet
 from saematch.texts.sums import TextSums
-from saematch.texts.text_pass import TrainerSpec, run_batches
+from saematch.texts.text_pass import run_batches
 from saematch.texts.tokens import TokenBatch, tokenise
+from saematch.texts.trainer import TrainerSpec
 
 PAIRS = (Pair.of_layers(0, 1), Pair.of_layers(1, 3))
 ARMS = {

@@ -11,8 +11,8 @@ from saematch.sae.activations import SparseFeatures
 from saematch.sae.sources.disk import SaeFolders
 from saematch.texts import lightning_runner
 from saematch.texts.sources import TextSet
-from saematch.texts.text_pass import TrainerSpec
 from saematch.texts.tokens import tokenise
+from saematch.texts.trainer import TrainerSpec
 
 KEYS = (SaeKey("default", 1), SaeKey("default", 2))
 

@@ -32,9 +32,9 @@ from saematch.sae.suites import SaeShelf
 from saematch.texts import lightning_runner
 from saematch.texts.hub import HubSet
 from saematch.texts.sources import LocalTexts, TextSet
-from saematch.texts.text_pass import TrainerSpec
 from saematch.texts.token_cache import load_texts
 from saematch.texts.tokens import tokenise
+from saematch.texts.trainer import TrainerSpec
 from saematch.training.collect import Collection, collect, open_store
 
 CPU = TrainerSpec(accelerator="cpu", batch_size=2)

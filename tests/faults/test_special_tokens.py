@@ -27,9 +27,9 @@ from saematch.sae.sources.disk import SaeFolders
 from saematch.sae.stand_in import ActivationQuantile, by_activation
 from saematch.sae.suites import SaeShelf
 from saematch.texts.sources import LocalTexts, TextSet
-from saematch.texts.text_pass import TrainerSpec
 from saematch.texts.token_cache import load_texts
 from saematch.texts.tokens import tokenise
+from saematch.texts.trainer import TrainerSpec
 from saematch.training.collect import Collection, collect
 
 SPECIAL = ("<bos>", "<unk>", "<|endoftext|>", "<pad>", "<s>")

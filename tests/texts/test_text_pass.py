@@ -18,8 +18,9 @@ from saematch.sae.activations import SparseFeatures
 from saematch.texts import lightning_runner
 from saematch.texts.sources import TextSet
 from saematch.texts.sums import TextSums, write_sums
-from saematch.texts.text_pass import TrainerSpec, run_batches
+from saematch.texts.text_pass import run_batches
 from saematch.texts.tokens import tokenise
+from saematch.texts.trainer import TrainerSpec
 
 CPU = TrainerSpec(accelerator="cpu")
 

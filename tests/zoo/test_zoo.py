@@ -21,8 +21,8 @@ from saematch.matching.store import MatchStore
 from saematch.sae.folding import fold
 from saematch.sae.sources.source import ZooSaes
 from saematch.texts.sources import ZooTexts
-from saematch.texts.text_pass import TrainerSpec
 from saematch.texts.tokens import tokenise
+from saematch.texts.trainer import TrainerSpec
 
 ZOO = Path(saematch.__file__).parent / "zoo"
 SETS = [

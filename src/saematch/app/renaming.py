@@ -24,7 +24,7 @@ CLASSES = {
     "saematch.data.hub": "saematch.texts.hub",
     "saematch.data.texts": "saematch.texts.sources",
     "saematch.evals.intervals": "saematch.evaluate.intervals",
-    "saematch.evals.runner": "saematch.texts.text_pass",
+    "saematch.evals.runner": "saematch.texts.trainer",
     "saematch.judge.model": "saematch.chat.model",
     "saematch.matching.assignment": "saematch.matching.matchers",
     "saematch.matching.objectives.Parts": "saematch.matching.objectives.parts.Parts",

@@ -22,8 +22,9 @@ from saematch.sae.sites import is_skippable, skipping_refusal
 from saematch.sae.suites import SaeFacts, Saes, SaeShelf
 from saematch.texts.readers import Reader
 from saematch.texts.sums import TextSums
-from saematch.texts.text_pass import TrainerSpec, run_batches
+from saematch.texts.text_pass import run_batches
 from saematch.texts.tokens import TokenBatch
+from saematch.texts.trainer import TrainerSpec
 
 
 @dataclass(frozen=True)

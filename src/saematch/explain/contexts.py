@@ -24,8 +24,9 @@ from saematch.lm.source import LmSource
 from saematch.sae.activations import SparseFeatures, encode
 from saematch.sae.params import SaeOrigin
 from saematch.sae.suites import Saes, SaeShelf
-from saematch.texts.text_pass import TrainerSpec, run_batches
+from saematch.texts.text_pass import run_batches
 from saematch.texts.tokens import TokenBatch
+from saematch.texts.trainer import TrainerSpec
 
 HALVES = 2
 """Texts are dealt out to two halves, by even and odd number, so that a feature can be explained

@@ -25,7 +25,7 @@ from saematch.sae.sources.selection import Selection
 from saematch.sae.sources.source import SaeSource
 from saematch.sae.stand_in import ActivationQuantile, StandIn
 from saematch.texts.sources import TextSource, ZooTexts
-from saematch.texts.text_pass import TrainerSpec
+from saematch.texts.trainer import TrainerSpec
 from saematch.training.collect import Collection
 from saematch.training.state import TrainingRecipe
 

@@ -9,9 +9,11 @@ from importlib.metadata import version
 from typing import Any
 
 from saematch.core.code import codes_of
-from saematch.core.files import PACKAGE
+from saematch.core.files import PACKAGE, hashed
 from saematch.core.pairs import DEFAULT, SaeKey
 from saematch.lm.hooks import LanguageModel
+from saematch.report import summary
+from saematch.run import stages
 from saematch.run.experiment import Experiment
 from saematch.sae.suites import SaeShelf
 from saematch.texts.readers import Reader
@@ -63,9 +65,7 @@ def made_with(experiment: Experiment | None) -> dict[str, Any]:
     ``code`` is the hash of what all runs share. ``specs`` has the hash of the code of each class
     in the config, such as a matcher of another package; without an experiment it is empty.
     """
-    from saematch.run import run  # which imports this file
-
-    (code,) = codes_of(run, outside=SHOWING).values()
+    code = hashed(sorted(codes_of(stages, summary, outside=SHOWING).values()))
     packages = ("saematch", "torch", "transformers", "sae-lens", "lightning", "scipy", "wandb")
     return {
         "seed": None if experiment is None else experiment.seed,

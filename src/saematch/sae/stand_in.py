@@ -24,8 +24,9 @@ from saematch.sae.activations import encode
 from saematch.sae.folding import fold_scale
 from saematch.sae.params import SaeParams
 from saematch.sae.suites import Saes, SaeShelf
-from saematch.texts.text_pass import TrainerSpec, run_batches
+from saematch.texts.text_pass import run_batches
 from saematch.texts.tokens import TokenBatch
+from saematch.texts.trainer import TrainerSpec
 
 log = logging.getLogger(__name__)
 MOST = 0.5

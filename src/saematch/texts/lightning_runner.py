@@ -24,9 +24,10 @@ from saematch.core.errors import InputError
 from saematch.core.memory import is_out_of_memory
 from saematch.core.store import is_kept
 from saematch.lm.hooks import LanguageModel
+from saematch.texts.batch_work import BatchWork, Kept, Todo
 from saematch.texts.sums import write_sums
-from saematch.texts.text_pass import BatchWork, Kept, Todo, TrainerSpec
 from saematch.texts.tokens import TokenBatch
+from saematch.texts.trainer import TrainerSpec
 
 log = logging.getLogger(__name__)
 

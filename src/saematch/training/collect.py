@@ -31,8 +31,9 @@ from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.lm.states import HiddenStates, states_name
 from saematch.texts.sources import TextSource, warn_of_fewer
-from saematch.texts.text_pass import TrainerSpec, run_batches
+from saematch.texts.text_pass import run_batches
 from saematch.texts.tokens import TokenBatch, whole_windows
+from saematch.texts.trainer import TrainerSpec
 from saematch.texts.windows import windows
 
 log = logging.getLogger(__name__)

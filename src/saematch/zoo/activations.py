@@ -11,8 +11,8 @@ import torch
 
 from saematch.lm.hooks import LanguageModel
 from saematch.texts.sources import TextSet
-from saematch.texts.text_pass import TrainerSpec
 from saematch.texts.tokens import TokenBatch, tokenise, whole_windows
+from saematch.texts.trainer import TrainerSpec
 from saematch.training.collect import keep_states
 from saematch.zoo.language_model import LmRecipe
 
