@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saematch.core.errors import InputError
-from saematch.core.pairs import DEFAULT, OF_DEFAULT, SUITE_COLUMNS, suites_of
+from saematch.core.pairs import DEFAULT, OF_DEFAULT, SUITE_COLUMNS, pair_of, suites_of
 from saematch.core.results import Row
 from saematch.report import judged, studies
 from saematch.report.style import (
@@ -84,9 +84,9 @@ def norms(tables: Tables) -> Figure | None:
     by_layer = {row["layer"]: float(row["mean_norm"] or 0) for row in layers}
     changes: list[Row] = [
         {**row, "change": by_layer[row["target_layer"]] - by_layer[row["source_layer"]]}
-        for row in where(rows, arm=arms_of(rows)[0])
+        for row in {pair_of(row): row for row in rows}.values()
     ]
-    by_pair(right, changes, "change", color="#000000", label="hidden state")
+    by_pair(right, changes, "change", rows, color="#000000", label="hidden state")
     for number, arm in enumerate(arms_of(rows)):
         of_arm: list[Row] = [
             {
@@ -98,7 +98,7 @@ def norms(tables: Tables) -> Figure | None:
         ]
         style = arm_style(arm, rows)
         label = f"decoder vectors ({arm}; band: quartiles)" if not number else arm
-        by_pair(right, of_arm, "decoder_norm_change", **{**style, "label": label})
+        by_pair(right, of_arm, "decoder_norm_change", rows, **{**style, "label": label})
     right.set_title("change of norm from layer to layer")
     legend(figure, right)
     return figure
@@ -112,7 +112,7 @@ def mse(tables: Tables) -> Figure | None:
     figure, axes = panels(3)
     for axis, part in zip(axes, ("W_enc", "b_enc", "W_dec"), strict=True):
         for arm in arms_of(rows):
-            by_pair(axis, where(rows, arm=arm), f"mse_{part}", **arm_style(arm, rows))
+            by_pair(axis, where(rows, arm=arm), f"mse_{part}", rows, **arm_style(arm, rows))
         axis.set_title(part)
         axis.set_ylim(bottom=0)
         axis.ticklabel_format(axis="y", scilimits=(-2, 3))
@@ -136,7 +136,7 @@ def matching(tables: Tables) -> Figure | None:
             dots(axis, rows, [str(r["arm"]) if not number else "" for r in rows], metric, colours)
         else:
             for arm in arms_of(rows):
-                by_pair(axis, where(rows, arm=arm), metric, **arm_style(arm, rows))
+                by_pair(axis, where(rows, arm=arm), metric, rows, **arm_style(arm, rows))
         pair = f", {rows[0]['source_layer']}→{rows[0]['target_layer']}" if one_pair else ""
         if one_pair and suites_of(rows[0]) != DEFAULT:
             pair += f" {suites_of(rows[0])}"
@@ -159,7 +159,7 @@ def _strategies(tables: Tables, metric: str) -> Figure | None:
     for axis, dataset in zip(axes, datasets, strict=True):
         for arm, strategy in unique(rows, "arm", "strategy"):
             of_cell = where(rows, arm=arm, strategy=strategy, dataset=dataset)
-            by_pair(axis, of_cell, metric, **cell_style(arm, strategy, rows))
+            by_pair(axis, of_cell, metric, rows, **cell_style(arm, strategy, rows))
         axis.set_title(dataset)
         scale(axis, metric, values)
     axes[0].set_ylabel(METRIC_LABELS[metric])

@@ -56,7 +56,7 @@ def judge_layers(tables: Tables) -> Figure | None:
     axes[0].set_ylabel("judgements")
     mean = axes[-1]
     for arm in arms:
-        by_pair(mean, where(rows, arm=arm), "judge_score", **arm_style(arm, rows))
+        by_pair(mean, where(rows, arm=arm), "judge_score", rows, **arm_style(arm, rows))
     judge_bounds(mean, tables)
     mean.set_title("mean judge score (bands: over paths)")
     legend(figure, axes[0], mean)

@@ -143,7 +143,7 @@ def sparsity(tables: Tables) -> Figure | None:
 
 
 def similar_l0(tables: Tables) -> Figure | None:
-    """Figure 15: mean L0 by layer of two sets of SAEs, and what each explains."""
+    """Figure 15: mean L0 by layer of two suites, and what each explains."""
     rows = within_suites(where(tables.get("strategies", []), quantile=None))
     sets = [str(name) for (name,) in unique(rows, "source_suite")]
     if not 2 <= len(sets) <= len(DASHES) or DEFAULT not in sets:
@@ -165,7 +165,7 @@ def similar_l0(tables: Tables) -> Figure | None:
             of_cell = where(rows, arm=arm, strategy=strategy, source_suite=name, dataset=dataset)
             label = f"{style['label']} ({name})"
             style |= {"label": label, "linestyle": dashes[name]}
-            by_pair(axis, of_cell, "explained_variance", **style)
+            by_pair(axis, of_cell, "explained_variance", rows, **style)
         axis.set_title(f"explained variance, {dataset}")
         scale(axis, "explained_variance", [float(row["explained_variance"] or 0) for row in rows])
     legend(figure, axes[1])
@@ -243,7 +243,7 @@ def folding(tables: Tables) -> Figure | None:
             of_kind = where(rows, dataset=dataset, arm=arm, strategy=strategy,
                             against_arm=against_arm, against_strategy=against)  # fmt: skip
             dash = "-" if plain else "--"
-            by_pair(axis, of_kind, metric, color=colour, label=label, linestyle=dash)
+            by_pair(axis, of_kind, metric, rows, color=colour, label=label, linestyle=dash)
         axis.set_title(dataset)
         axis.axhline(0, color="#999999", linewidth=0.8)
         axis.set_yscale("symlog", linthresh=0.5, linscale=1.5)
@@ -278,7 +278,7 @@ def planted(tables: Tables) -> Figure | None:
             style = arm_style(arm, rows)
             label = arm if name == DEFAULT else f"{arm}, {name.replace('_', ' ')}"
             if of_arm:
-                by_pair(axis, of_arm, metric, **{**style, "linestyle": dash, "label": label})
+                by_pair(axis, of_arm, metric, rows, **{**style, "linestyle": dash, "label": label})
         if metric == "explained_variance":
             scale(axis, metric, [float(row[metric] or 0) for row in shown])
         else:
@@ -335,7 +335,7 @@ def paths(tables: Tables) -> Figure | None:
         ]
         for row in by_step:  # the intervals are of single paths
             row.pop(f"{metric}_low", None)
-        by_pair(means, by_step, metric, **arm_style(arm, rows))
+        by_pair(means, by_step, metric, rows, **arm_style(arm, rows))
     means.set_title(f"mean {label}")
     means.set_ylim(-0.03, 1.03)
     means.legend(frameon=False)

@@ -90,22 +90,34 @@ def _point(axis: Axes, at: int | float, row: Row, metric: str, style: Mapping[st
         axis.vlines(at, float(low), float(high), color=drawn[0].get_color(), linewidth=1.4)
 
 
-def by_pair(axis: Axes, rows: Sequence[Row], metric: str, **style: object) -> None:
-    """Draw a metric against the layer pair; with one pair, points from left to right."""
-    if len(rows) == 1:
+def by_pair(
+    axis: Axes,
+    rows: Sequence[Row],
+    metric: str,
+    among: Sequence[Row] | None = None,
+    **style: object,
+) -> None:
+    """Draw a metric against the layer pair; with one pair, points from left to right.
+
+    ``among`` has the rows of all lines of the panel, whose pairs the axis shows; None for ``rows``.
+    """
+    among = rows if among is None else among
+    pairs = unique(among, "source_layer", "target_layer")
+    if len(pairs) == 1:
         shift = 0.1 * len(axis.lines)
         line(axis, [shift], rows, metric, **style)
         ticks: Sequence[float] = [shift / 2]
         axis.set_xlim(-0.2, shift + 0.2)
     else:
-        ticks = range(len(rows))
-        line(axis, ticks, rows, metric, **style)
-    step = 1 + len(rows) // 12
-    labels = [f"{row['source_layer']}→{row['target_layer']}" for row in rows]
+        ticks = range(len(pairs))
+        at = [pairs.index((row["source_layer"], row["target_layer"])) for row in rows]
+        line(axis, at, rows, metric, **style)
+    step = 1 + len(pairs) // 12
+    labels = [f"{source}→{target}" for source, target in pairs]
     axis.set_xticks(list(ticks)[::step], labels[::step])
-    suites = unique(rows, *SUITE_COLUMNS)
-    elsewhere = "" if suites in ([], [(DEFAULT, DEFAULT)]) else f", {'→'.join(suites[0])}"
-    axis.set_xlabel(f"layers{elsewhere}")
+    suites = unique(among, *SUITE_COLUMNS)
+    elsewhere = "" if len(suites) != 1 or suites == [(DEFAULT, DEFAULT)] else "→".join(suites[0])
+    axis.set_xlabel(f"layers, {elsewhere}" if elsewhere else "layers")
 
 
 def dots(axis: Axes, rows: Sequence[Row], labels: Sequence[str], metric: str,
