@@ -125,8 +125,8 @@ def test_a_job_that_fails_keeps_no_other_from_being_done(cli, tiny, tmp_path):
 
 def test_a_job_whose_settings_do_not_go_together_leaves_its_error(cli, tiny, tmp_path):
     base = ["--multirun", *tiny_overrides(tiny), "run_id=a", "logger=none", "evaluations=[]"]
-    message, _ = cli("reach=2", base=base)
+    message, _ = cli("judge@second_judge=overlap", base=base)
     results = Results.load(tmp_path / "outputs/match/a/0/results.json")
     assert results.status == "failed"
     assert message == f"saematch: {results.error}"
-    assert "reach=2: it counts the layers" in message
+    assert "second_judge is set, but judge=none" in message

@@ -251,6 +251,16 @@ def test_quartiles_by_weight_by_hand():
     assert found["decoder_norm_change_q75"] == pytest.approx(1 + 2 * (2.75 - 2) / 1.5, rel=1e-5)
 
 
+def test_entries_of_weight_0_do_not_move_the_quartiles():
+    sae = random_sae(0, n_features=4)
+    target = scaled_to(sae, torch.tensor([100.0, 2.0, 4.0, 1.0]))
+    rows, columns = torch.tensor([[0, 3, 3, 3], [3, 0, 1, 2]])
+    weights = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    match = Match(rows, columns, weights, 4, 4)
+    whole = decoder_norm_change(target, target, match)
+    assert whole == pytest.approx(decoder_norm_change(target, target, match.keep(weights > 0)))
+
+
 def scaled_to(sae, norms):
     """Return the SAE with folded decoder vectors of these norms."""
     from dataclasses import replace

@@ -121,14 +121,14 @@ def test_B23_a_run_of_one_pair_draws_points_with_intervals(cli, tmp_path):
 
 def test_B23_a_figure_that_is_left_out_says_what_it_needs(tmp_path, caplog):
     assert set(NEEDS) == set(FIGURES) | set(OF_TRAINING)
-    pair = {"saes": "x", "source_layer": 0, "target_layer": 1}
-    match = {**pair, "arm": "folded", "value": 1.0}
-    tables = {"matches": [match], "layers": []}
+    pairs = (Pair.of_layers(0, 1, suite) for suite in ("x", "y"))
+    matches = [{**pair.columns(), "arm": "folded", "value": 1.0} for pair in pairs]
+    tables = {"matches": matches, "layers": []}
     with caplog.at_level(logging.WARNING):
         assert draw_figures(tables, ["persistence"], tmp_path) == {}
     assert caplog.messages == [
-        "figure persistence was not drawn: it needs layers that are matched with several later "
-        "ones (starts)"
+        "figure persistence was not drawn: it needs layers that are matched with several others "
+        "(pairing=starts)"
     ]
     caplog.clear()
     with caplog.at_level(logging.WARNING):

@@ -21,8 +21,8 @@ from saematch.report.reproduction import Run, write_page
 EVIL = "\x1b]0;owned\x07\x1b[31mred $x_{$"
 SHOWN = r"\x1b]0;owned\x07\x1b[31mred $x_{$"
 MEANS_ROW = {
-    "saes": "default", "arm": "folded", "dataset": "all", "strategy": None, "quantile": None,
-    "metric": "matching_score", "value": 0.5, "low": 0.4, "high": 0.6, "n_places": 3,
+    "suites": "default", "arm": "folded", "dataset": "all", "strategy": None, "quantile": None,
+    "metric": "matching_score", "value": 0.5, "low": 0.4, "high": 0.6, "n_pairs": 3,
 }  # fmt: skip
 
 

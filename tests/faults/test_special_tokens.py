@@ -105,7 +105,7 @@ def plain(lm, earlier, later, match, strategy):
     found = []
     for text in SPOILED:
         ids, counts = plain_ids(lm, text)
-        x_t, x = (resid_post(lm, ids)[n] for n in PAIR[1:])
+        x_t, x = (resid_post(lm, ids)[key.layer] for key in PAIR)
         if strategy == "permute":
             features = fold(earlier, "threshold").encode(x_t)
             x_hat = fold(later, "threshold").decode(features @ dense(match).float())
@@ -139,7 +139,7 @@ def test_A2_skipped_layers_equal_plain_hooks(lm, saes, batches, tmp_path):
     sums = evaluate_texts(plan, lm, {"t": batches}, CPU, tmp_path)
     tables = Tables(plan, sums, Intervals())
     match = matches.by_arm["a"][PAIR]
-    earlier, later = saes[PAIR.earlier], saes[PAIR.later]
+    earlier, later = saes[PAIR.source], saes[PAIR.target]
     masks = [plain_ids(lm, text)[1] for text in SPOILED]
     n_special = sum(len(counts) - 1 - int(counts.sum()) for counts in masks)
     rows = tables.strategies(cells)["strategies"]

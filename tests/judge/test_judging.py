@@ -15,7 +15,7 @@ from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.weights import feature_mse
 from saematch.explain.explanations import Explanation
 from saematch.judge.connect import connect
-from saematch.judge.design import Item, Judging, path_items
+from saematch.judge.design import Item, Judging, path_items, table_items
 from saematch.judge.judging import Judgement, judge_matches
 from saematch.judge.scores import judge_tables, score_matches
 from saematch.judge.verdicts import Verdict
@@ -136,6 +136,17 @@ def test_every_item_has_a_verdict_and_equal_questions_are_asked_once(matches, se
     }
     assert {arm for _, arm in unexplained} == {"same", "next"}
     assert max(server.delivered.values()) == 2, "what is repeated is asked twice, all else once"
+
+
+def test_an_arm_of_which_nothing_is_judged_is_named(matches, server, tmp_path, caplog):
+    """Paths begin at the first layer, where this arm has no match."""
+    pairs = matches.pairs
+    by_arm = matches.by_arm | {"late": {pairs[1]: matches.by_arm["same"][pairs[1]]}}
+    rows = judged(MatchSet(pairs, by_arm), server, tmp_path)
+    assert not [row for row in rows if row.item.arm == "late"]
+    assert caplog.messages.count(
+        "no pair of late is judged: no feature of its paths has a partner"
+    ) == 1  # fmt: skip
 
 
 def test_the_ceiling_is_another_explainer_or_a_paraphrase(matches, server, tmp_path):
@@ -259,6 +270,25 @@ def test_errors_by_label_are_those_of_the_pairs(saes):
     assert rows["DIFFERENT"]["mse_q25"] == pytest.approx(errors[2])
     assert [rows[label]["n_pairs"] for label in ("DIFFERENT", "MAYBE", "SAME")] == [1, 0, 2]
     assert rows["MAYBE"]["mse_mean"] is None
+
+
+def test_a_pair_that_two_paths_go_through_counts_once_by_label(saes):
+    """The mean score still counts both paths."""
+    judgements = [judgement("pair", path, "SAME", feature=4) for path in (0, 1)]
+    judgements.append(judgement("pair", 2, "SAME", feature=5))
+    tables = judge_tables(judgements, saes, Intervals(n_replicates=0))
+    errors = [row["mse_W_dec"] for row in tables["judgements"]]
+    (same,) = (row for row in tables["mse_by_label"] if row["label"] == "SAME")
+    assert (same["n_pairs"], same["mse_mean"]) == (2, pytest.approx((errors[0] + errors[2]) / 2))
+    assert tables["judge_scores"][0]["n_judgements"] == 3
+
+
+def test_paths_of_each_suite_begin_at_its_own_first_layer():
+    features = {"path": 0, "source_feature": 1, "target_feature": 2, "arm": "same"}
+    pairs = [Pair.of_layers(0, 1), Pair.of_layers(1, 2), Pair.of_layers(4, 5, "wide"),
+             Pair.of_layers(5, 6, "wide")]  # fmt: skip
+    items = table_items("pair", [{**pair.columns(), **features} for pair in pairs], "path")
+    assert [item.start for item in items] == [0, 0, 4, 4]
 
 
 def test_scores_are_told_by_explainer_pair(saes):

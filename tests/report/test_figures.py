@@ -1,75 +1,80 @@
-"""Figures of runs with several suites: every point has the label of its own pair."""
-
 import pytest
 
-from saematch.core.pairs import Pair
-from saematch.report.figures import mse
-from saematch.report.studies import similar_l0
-from saematch.report.style import by_pair, panels
+from saematch.report.figures import FIGURES, draw_figures
+
+PAIRS = [(0, 1), (1, 2), (2, 4)]
+ARMS = ("late", "whole")
+"""The first arm has no match of the first pair."""
 
 
-def strategy_rows(pairs, arm="folded"):
-    numbers = {"strategy": "permute", "dataset": "prose", "quantile": None}
+def placed(source, target, **columns):
+    return {"source_suite": "default", "source_layer": source, "target_suite": "default",
+            "target_layer": target, **columns}  # fmt: skip
+
+
+def of_arms(**columns):
     return [
-        {**pair.columns(), "arm": arm, **numbers, "explained_variance": 0.1 * n}
-        for n, pair in enumerate(pairs, 1)
+        placed(*pair, arm=arm, **columns)
+        for pair in PAIRS
+        for arm in ARMS
+        if (pair, arm) != (PAIRS[0], "late")
     ]
 
 
-def ticks(axis):
-    return dict(
-        zip(axis.get_xticks(), [label.get_text() for label in axis.get_xticklabels()], strict=True)
+def shown(axis, label):
+    """Return the pairs of layers at which an axis has points of a label."""
+    names = dict(
+        zip(axis.get_xticks(), [t.get_text() for t in axis.get_xticklabels()], strict=True)
     )
+    (drawn,) = [line for line in axis.lines if line.get_label() == label]
+    return [names[at] for at in drawn.get_xdata()]
 
 
-def labelled_points(axis):
-    """Return the label and the value of each point of the lines with a label."""
-    label = ticks(axis)
-    return {
-        (line.get_label(), label[x]): y
-        for line in axis.lines
-        if not line.get_label().startswith("_")
-        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
-    }
+@pytest.mark.parametrize("name", ["mse", "matching", "explained_variance"])
+def test_an_arm_without_some_match_has_no_point_there(name):
+    errors = dict.fromkeys(("mse_W_enc", "mse_b_enc", "mse_W_dec"), 1.0)
+    cell = {"dataset": "t", "strategy": "permute", "quantile": None, "explained_variance": 0.5}
+    tables = {"matches": of_arms(**errors, value=1.0), "strategies": of_arms(**cell)}
+    axis = FIGURES[name](tables).axes[0]
+    assert shown(axis, "late") == ["1→2", "2→4"]
+    assert shown(axis, "whole") == ["0→1", "1→2", "2→4"]
 
 
-@pytest.fixture
-def closing():
-    yield
-    import matplotlib.pyplot as plt
+def test_an_arm_of_one_pair_stands_at_that_pair():
+    tables = {"matches": [*of_arms(value=1.0)[:2], placed(2, 4, arm="late", value=1.0)]}
+    axis = FIGURES["matching"](tables).axes[0]
+    assert shown(axis, "late")[-1] == "2→4"
+    assert axis.get_xlim()[0] < 0 and axis.get_xlim()[1] > 2
 
-    plt.close("all")
+
+def test_the_judge_s_scores_stand_at_their_pairs():
+    labels = dict.fromkeys(
+        ("same", "maybe", "different", "unparsed", "refused", "unexplained", "unasked"), 1
+    )
+    counts = {f"n_{label}": n for label, n in labels.items()}
+    scores = sorted(of_arms(role="pair", judge_score=2.0, **counts), key=lambda row: row["arm"])
+    axes = FIGURES["judge_layers"]({"matches": of_arms(), "judge_scores": scores}).axes
+    assert shown(axes[2], "late") == ["1→2", "2→4"]
+    assert shown(axes[2], "whole") == ["0→1", "1→2", "2→4"]
 
 
-@pytest.mark.usefixtures("closing")
+def test_the_histogram_of_a_pair_has_the_arms_that_matched_it(tmp_path):
+    bins = of_arms(mse_low=0.0, mse_high=1.0, n_pairs=3)
+    drawn = draw_figures({"matches": [], "feature_mse_histogram": bins}, ("feature_mse",), tmp_path)
+    assert list(drawn) == ["feature_mse"]
+
+
 def test_suites_with_different_pairs_share_an_axis():
-    default = [Pair.of_layers(3, 4), Pair.of_layers(3, 5)]
-    wide = [Pair.of_layers(3, 5, "wide")]
-    keys = {key for pair in (*default, *wide) for key in pair}
-    layers = [{**key._asdict(), "mean_l0": 20.0} for key in sorted(keys)]
-    rows = strategy_rows(default) + strategy_rows(wide)
-    axis = similar_l0({"strategies": rows, "layers": layers}).axes[1]
-    assert labelled_points(axis) == {
-        ("folded (default)", "3→4"): pytest.approx(0.1),
-        ("folded (default)", "3→5"): pytest.approx(0.2),
-        ("folded (wide)", "3→5"): pytest.approx(0.1),
-    }
+    cell = {"arm": "folded", "strategy": "permute", "dataset": "t", "quantile": None}
+    wide = dict.fromkeys(("source_suite", "target_suite"), "wide")
+    rows = [placed(*pair, explained_variance=0.5, **cell) for pair in [(3, 4), (3, 5)]]
+    rows.append({**placed(3, 5, explained_variance=0.5, **cell), **wide})
+    layers = [
+        {"suite": suite, "layer": layer, "mean_l0": 20.0}
+        for suite in ("default", "wide")
+        for layer in (3, 4, 5)
+    ]
+    axis = FIGURES["similar_l0"]({"strategies": rows, "layers": layers}).axes[1]
+    assert shown(axis, "folded (default)") == ["3→4", "3→5"]
+    assert shown(axis, "folded (wide)") == ["3→5"]
     assert axis.get_xlabel() == "layers"  # of two suites
-
-
-@pytest.mark.usefixtures("closing")
-def test_an_arm_without_some_pairs_keeps_their_labels():
-    pairs = [Pair.of_layers(n, n + 1) for n in range(3)]
-    errors = {f"mse_{part}": 1.0 for part in ("W_enc", "b_enc", "W_dec")}
-    rows = [{**pair.columns(), "arm": "folded", **errors} for pair in pairs]
-    rows += [{**pair.columns(), "arm": "composed", **errors} for pair in pairs[1:]]
-    points = labelled_points(mse({"matches": rows}).axes[0])
-    assert [label for arm, label in points if arm == "composed"] == ["1→2", "2→3"]
-    assert [label for arm, label in points if arm == "folded"] == ["0→1", "1→2", "2→3"]
-
-
-@pytest.mark.usefixtures("closing")
-def test_the_axis_of_another_suite_names_it():
-    _, (axis, *_) = panels(2)
-    by_pair(axis, strategy_rows([Pair.of_layers(1, 2, "wide")]), "explained_variance")
-    assert axis.get_xlabel() == "layers, wide→wide"

@@ -104,7 +104,7 @@ def test_topk_and_what_is_refused(cli, tmp_path, monkeypatch):
     ):
         message, _ = cli(*SETTINGS, wrong, f"run_id=c{number}")
         assert words in message
-    message, _ = cli("evaluations=[paths]", "run_id=d")
+    message, _ = cli(*SETTINGS, "evaluations=[paths]", "run_id=d")
     assert "task=train_saes matches nothing" in message
 
 

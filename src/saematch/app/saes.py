@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from saematch.app.saes_listing import print_release, print_releases
+from saematch.app.saes_listing import Line, print_release, print_releases
 from saematch.core.errors import InputError
 from saematch.core.files import PRESETS
 from saematch.sae.sources.registry import RegisteredSae, Release, closest, releases
@@ -48,23 +48,6 @@ NAMED = {
     "vanilla|standard|panneal": "ReLU",
 }
 """Architectures that names tell."""
-
-
-class Line(NamedTuple):
-    """What the listing says about a release."""
-
-    release: str
-    model: str
-    site: str
-    kind: str
-    """Architecture; empty where only the files tell."""
-    layers: str
-    """Layers of each width."""
-    mean_l0: str
-    explained: str
-    """How many of its SAEs Neuronpedia explains."""
-    settings: str
-    """What takes the release on the command line."""
 
 
 class Preset(NamedTuple):

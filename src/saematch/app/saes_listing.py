@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from saematch.app.saes import Line
-
 HEADS = ("release", "model", "site", "kind", "layers of each width", "mean L0", "explained")
+
+
+class Line(NamedTuple):
+    """What the listing says about a release."""
+
+    release: str
+    model: str
+    site: str
+    kind: str
+    """Architecture; empty where only the files tell."""
+    layers: str
+    """Layers of each width."""
+    mean_l0: str
+    explained: str
+    """How many of its SAEs Neuronpedia explains."""
+    settings: str
+    """What takes the release on the command line."""
 
 
 def print_releases(lines: Sequence[Line], with_settings: bool) -> None:

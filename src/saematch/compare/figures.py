@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from saematch.compare.comparison import Comparison, shown
 from saematch.compare.plan import Panel, Plan, is_numeric, shown_rows, unique_values
 from saematch.compare.runs import Value
+from saematch.core.columns import COLUMNS, column_of
 from saematch.core.pairs import DEFAULT, NO_ARM
 from saematch.core.results import Row
 from saematch.report.style import (
     MATCHLESS_STYLES,
-    METRIC_LABELS,
     SIZE,
     arm_style,
+    axis_label,
     cell_style,
     legend,
     line,
@@ -27,7 +28,6 @@ from saematch.report.style import (
     unique,
     where,
 )
-from saematch.report.terminal import TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,7 +76,7 @@ def _figure(comparison: Comparison, metric: str, plan: Plan) -> Figure | None:
         axis.set_visible(False)
     logarithmic = _scale_values(axes, metric, rows)
     for axis in axes[::columns]:
-        axis.set_ylabel(METRIC_LABELS[metric] if logarithmic else label_of(metric))
+        axis.set_ylabel(axis_label(metric) if logarithmic else column_of(metric).with_unit)
     figure.suptitle(_heading(metric, rows), fontsize=10)
     if plan.panels[0].against is not None:
         legend(figure, *axes, columns=3 if columns < 3 else 2 * columns)
@@ -96,19 +96,12 @@ def cell_look(arm: str, strategy: str | None, rows: Sequence[Row]) -> dict[str, 
     return cell_style(arm, strategy, rows)
 
 
-def label_of(metric: str) -> str:
-    """Return what a metric is called on a linear axis and in headings."""
-    return METRIC_LABELS.get(metric, TITLES.get(metric, metric)).replace(
-        " (log scale below −1)", ""
-    ).replace(", log scale above 0.1", "")  # fmt: skip
-
-
 def _heading(metric: str, rows: Sequence[Row]) -> str:
     n = len(unique(rows, "run"))
-    over = ", mean over data sets" if metric in METRIC_LABELS and rows[0]["strategy"] else ""
+    over = ", mean over data sets" if metric in COLUMNS and rows[0]["strategy"] else ""
     intervals = any(row["low"] is not None for row in rows)
     runs = f"{n} run{'s' if n > 1 else ''}"
-    return f"{label_of(metric)}{over}; {runs}{', with intervals' if intervals else ''}"
+    return f"{column_of(metric).with_unit}{over}; {runs}{', with intervals' if intervals else ''}"
 
 
 def _title(panel: Panel) -> str:

@@ -7,9 +7,10 @@ from html import escape
 from pathlib import Path
 
 from saematch.compare.comparison import SUITES, Comparison, shown
-from saematch.compare.figures import cell_look, label_of
+from saematch.compare.figures import cell_look
 from saematch.compare.plan import shown_rows
 from saematch.compare.terminal import findings, headline, number, with_interval
+from saematch.core.columns import column_of
 from saematch.core.files import replacing
 from saematch.core.pairs import DEFAULT
 from saematch.report.style import unique, where
@@ -31,10 +32,10 @@ def _page(comparison: Comparison, metrics: Sequence[str]) -> Iterator[str]:
     yield '<a href="comparison.parquet">comparison.parquet</a>; '
     yield 'all runs: <a href="runs.csv">runs.csv</a>.</p>'
     for metric in metrics:
-        yield f"<h2>{escape(label_of(metric))}</h2>"
+        yield f"<h2>{escape(column_of(metric).with_unit)}</h2>"
         if metric in comparison.figures:
             name = escape(f"figures/{comparison.figures[metric].name}")
-            yield f'<img src="{name}" alt="{escape(label_of(metric))}">'
+            yield f'<img src="{name}" alt="{escape(column_of(metric).with_unit)}">'
         yield from _numbers(comparison, metric)
     yield "<h2>Runs</h2>"
     yield from _runs(comparison)

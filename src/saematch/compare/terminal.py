@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from saematch.compare.comparison import SUITES, Comparison, described, shown
-from saematch.compare.figures import label_of
 from saematch.compare.plan import metrics_of, shown_rows, unique_values
 from saematch.compare.runs import Value
+from saematch.core.columns import column_of
 from saematch.core.pairs import DEFAULT
 from saematch.core.results import Row
 from saematch.core.safe_text import visible
@@ -101,7 +101,7 @@ def baselines(comparison: Comparison, metrics: Sequence[str]) -> Iterator[str]:
             values = [float(row["value"] or 0) for row in rows]
             if values:
                 ends = dict.fromkeys((number(min(values)), number(max(values))))
-                said.append(f"{label_of(metric)} {' to '.join(ends)}")
+                said.append(f"{column_of(metric).with_unit} {' to '.join(ends)}")
         yield f"{arm}: {', '.join(said)}"
 
 

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saematch.core.errors import InputError
+from saematch.core.errors import FileError, InputError
 from saematch.core.files import replacing
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,8 @@ def is_kept(path: Path) -> bool:
     except DamagedError as error:
         _warn(path, version, str(error))
         return False
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     if key != key_of(path):
         _warn(path, version, f"it is a copy of {key}")
         return False

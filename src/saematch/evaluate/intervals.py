@@ -24,6 +24,7 @@ from jaxtyping import Float64, Int64
 from scipy.special import stdtrit
 from torch import Tensor
 
+from saematch.core.columns import column_of
 from saematch.core.errors import InputError
 from saematch.core.results import Row
 from saematch.core.specs import spec
@@ -33,25 +34,6 @@ Values = Float64[Tensor, " n_values"]
 
 FEW_TEXTS = 30
 """Intervals from fewer texts than this are often too narrow."""
-
-_SHARE, _ANY = (0.0, 1.0), (-math.inf, math.inf)
-RANGES = {
-    "matching_score": _SHARE,
-    "matching_score_entries": _SHARE,
-    "matching_score_live": _SHARE,
-    "matching_score_matched": _SHARE,
-    "matching_score_macro": _SHARE,
-    "jaccard": _SHARE,
-    "same_share": _SHARE,
-    "agreement": _SHARE,
-    "kappa": (-1.0, 1.0),
-    "judge_score": (1.0, 3.0),
-    "explained_variance": (-math.inf, 1.0),
-    "loss": (0.0, math.inf),
-    "mean_l0": (0.0, math.inf),
-    "mean_norm": (0.0, math.inf),
-}
-"""Least and greatest value that a metric can have; intervals end there."""
 
 
 class Interval(NamedTuple):
@@ -134,7 +116,7 @@ class Replicates:
         half = self._half_width(values, whole)
         if half is None:
             return Interval(value)
-        least, greatest = RANGES.get(metric, _ANY)
+        least, greatest = column_of(metric).least, column_of(metric).greatest
         return Interval(
             value, min(value, max(value - half, least)), max(value, min(value + half, greatest))
         )

@@ -112,11 +112,13 @@ def _weighted_quantile(
 ) -> float | None:
     """Interpolate between the sorted values, each at the middle of its stretch of mass.
 
-    Equal to the quantile without weights if all weights are equal.
+    Equal to the quantile without weights if all weights are equal. Entries of weight 0 have no
+    part in it.
     """
     mass = match.weights.abs()
     if not mass.any():
         return None
+    values, mass = values[mass > 0], mass[mass > 0]
     order = values.argsort()
     middles = mass[order].cumsum(0) - mass[order] / 2
     at = middles[0] + share * (middles[-1] - middles[0])

@@ -211,10 +211,9 @@ class _Source:
 
     def _kept(self) -> dict[str, list[dict[str, str | None]]]:
         """Return the features that were asked for one by one, with what the site said."""
-        try:
-            return read_json(self.sidecar, dict, "delete it; its features are fetched again")
-        except FileNotFoundError:
+        if not self.sidecar.exists():
             return {}
+        return read_json(self.sidecar, dict, "delete it; its features are fetched again")
 
 
 def _unexplained(key: SaeKey, origin: SaeOrigin) -> str:

@@ -30,7 +30,7 @@ from urllib3.util import parse_url
 
 from saematch import __version__
 from saematch.core.background import ENDING_SECONDS, in_background
-from saematch.core.errors import InputError
+from saematch.core.errors import FileError, InputError
 from saematch.core.files import parse_json, replacing
 
 log = logging.getLogger(__name__)
@@ -227,8 +227,12 @@ def _table(server: Server, pool: PoolManager, name: str, batch: _Batch, folder: 
         except _Broken as error:
             reason = error
             continue
-        with suppress(FileNotFoundError), replacing(path) as part:  # gone: another run has them all
-            part.write_bytes(content)
+        try:
+            with replacing(path) as part:
+                part.write_bytes(content)
+        except FileError:
+            if folder.exists():
+                raise  # else another run has all batches, and has removed the folder
         return table
     raise InputError(
         f"{server.address}/{batch.key} stays broken ({reason}) after {TRIES} fetches; what else "

@@ -113,7 +113,7 @@ def path_items(
             chosen = rng.permutation(known)[: judging.n_paths].tolist()
             drawn[key], began[key] = begin(chosen), key.layer
             if len(chosen) < judging.n_paths:
-                log.info("%s: only %d features are explained", key.name, len(known))
+                log.info("only %d features of layer %d are explained", len(known), key.layer)
         start = began[key] if follows else key.layer
         began[pair.target] = start
         for arm in judging.arms or matches.by_arm:
@@ -156,12 +156,13 @@ def control_items(
 def table_items(role: str, rows: Sequence[Row], path: str) -> list[Item]:
     """Return what a table of the run shows, as items; ``path`` names the column of its number."""
     items = []
-    first: dict[str, int] = {}
+    began: dict[str, int] = {}
+    """First layer of each suite's paths."""
     for row in rows:
         columns = (path, "source_feature", "target_feature")
         number, one, other = (int(row[name] or 0) for name in columns)
         pair = pair_of(row)
-        begins = first.setdefault(pair.suites, pair.source.layer)
-        start = begins if role == "pair" else pair.source.layer
+        first = began.setdefault(pair.suites, pair.source.layer)
+        start = first if role == "pair" else pair.source.layer
         items.append(Item(role, pair, str(row["arm"]), start, number, one, other))
     return items

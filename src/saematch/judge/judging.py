@@ -76,6 +76,10 @@ def judge_matches(
     )
     pairs = table_items("pair", steps, "path")
     pairs = pairs or path_items(matches, chains, judging, explanations, rng)
+    judged = {item.arm for item in pairs}
+    for arm in judging.arms or matches.by_arm:
+        if arm not in judged:
+            log.warning("no pair of %s is judged: no feature of its paths has a partner", arm)
     examples = table_items("example", examples, "rank")
     controls = control_items(matches, judging, explanations, rng)
     _announce(pairs, examples, controls, judging, explanations, judge, second)

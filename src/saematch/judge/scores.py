@@ -203,16 +203,20 @@ def _errors_of(saes: Saes, pair: Pair, pairs: Sequence[tuple]) -> list[float]:
 def _mse_by_label(
     judgements: Sequence[Judgement], errors: Mapping[tuple[Pair, int, int], float]
 ) -> list[Row]:
-    """Return the rows of ``mse_by_label``: the decoder's error of the pairs with each label."""
-    found: dict[tuple[Pair, str, str], list[float]] = defaultdict(list)
+    """Return the rows of ``mse_by_label``: the decoder's error of the pairs with each label.
+
+    Two features that several paths go through are one pair.
+    """
+    of_label: dict[tuple[Pair, str, str], dict[tuple, float]] = defaultdict(dict)
     for judgement in judgements:
         item = judgement.item
         if item.role == "pair" and judgement.verdict.score is not None:
-            found[item.pair, item.arm, judgement.verdict.label].append(errors[_pair(item)])
+            errors_of = of_label[item.pair, item.arm, judgement.verdict.label]
+            errors_of[_pair(item)] = errors[_pair(item)]
     rows: list[Row] = []
-    for pair, arm in dict.fromkeys((pair, arm) for pair, arm, _ in found):
+    for pair, arm in dict.fromkeys((pair, arm) for pair, arm, _ in of_label):
         for label in SCORES:
-            values = torch.tensor(found[pair, arm, label], dtype=torch.float64)
+            values = torch.tensor([*of_label[pair, arm, label].values()], dtype=torch.float64)
             row: Row = {**pair.columns(), "arm": arm, "label": label, "n_pairs": len(values)}
             row["mse_mean"] = values.mean().item() if len(values) else None
             for name, share in (("q25", 0.25), ("median", 0.5), ("q75", 0.75)):

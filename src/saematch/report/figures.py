@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saematch.core.errors import InputError
-from saematch.core.pairs import DEFAULT, OF_DEFAULT, SUITE_COLUMNS, pair_of, suites_of
+from saematch.core.pairs import DEFAULT, OF_DEFAULT, SUITE_COLUMNS, suites_of
 from saematch.core.results import Row
 from saematch.report import judged, studies
 from saematch.report.style import (
-    METRIC_LABELS,
     Tables,
     arm_style,
     arms_of,
+    axis_label,
     by_pair,
     cell_style,
     datasets_of,
@@ -82,9 +82,10 @@ def norms(tables: Tables) -> Figure | None:
         axis.set_ylim(bottom=0)
         axis.set_xlabel("layer")
     by_layer = {row["layer"]: float(row["mean_norm"] or 0) for row in layers}
+    each = {(row["source_layer"], row["target_layer"]): row for row in rows}
     changes: list[Row] = [
-        {**row, "change": by_layer[row["target_layer"]] - by_layer[row["source_layer"]]}
-        for row in {pair_of(row): row for row in rows}.values()
+        {**row, "change": by_layer[target] - by_layer[source]}
+        for (source, target), row in each.items()
     ]
     by_pair(right, changes, "change", rows, color="#000000", label="hidden state")
     for number, arm in enumerate(arms_of(rows)):
@@ -140,7 +141,7 @@ def matching(tables: Tables) -> Figure | None:
         pair = f", {rows[0]['source_layer']}→{rows[0]['target_layer']}" if one_pair else ""
         if one_pair and suites_of(rows[0]) != DEFAULT:
             pair += f" {suites_of(rows[0])}"
-        axis.set_title(METRIC_LABELS[metric] + pair)
+        axis.set_title(axis_label(metric) + pair)
         if metric != "value":
             (axis.set_xlim if one_pair else axis.set_ylim)(-0.03, 1.03)
     if not one_pair:
@@ -162,7 +163,7 @@ def _strategies(tables: Tables, metric: str) -> Figure | None:
             by_pair(axis, of_cell, metric, rows, **cell_style(arm, strategy, rows))
         axis.set_title(dataset)
         scale(axis, metric, values)
-    axes[0].set_ylabel(METRIC_LABELS[metric])
+    axes[0].set_ylabel(axis_label(metric))
     legend(figure, axes[0])
     return figure
 

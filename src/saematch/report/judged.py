@@ -55,8 +55,13 @@ def judge_layers(tables: Tables) -> Figure | None:
         axis.set_title(arm)
     axes[0].set_ylabel("judgements")
     mean = axes[-1]
+    matched = [  # in the order of the run
+        row
+        for row in where(tables["matches"], **OF_DEFAULT)
+        if (row["source_layer"], row["target_layer"]) in pairs
+    ]
     for arm in arms:
-        by_pair(mean, where(rows, arm=arm), "judge_score", rows, **arm_style(arm, rows))
+        by_pair(mean, where(rows, arm=arm), "judge_score", matched, **arm_style(arm, rows))
     judge_bounds(mean, tables)
     mean.set_title("mean judge score (bands: over paths)")
     legend(figure, axes[0], mean)
@@ -163,7 +168,7 @@ def mse_by_label(tables: Tables) -> Figure | None:
         for number, arm in enumerate(arms):
             style = arm_style(arm, rows)
             found = [
-                [float(r["mse_W_dec"] or 0) for r in where(of_pair, arm=arm, label=label)]
+                [float(r["mse_W_dec"] or 0) for r in _pairs_of(of_pair, arm, label)]
                 for label in SCORES
             ]
             at = [n + (number - (len(arms) - 1) / 2) * 0.7 / len(arms) for n in range(3)]
@@ -175,7 +180,7 @@ def mse_by_label(tables: Tables) -> Figure | None:
             for box in boxes["boxes"]:
                 box.set(facecolor=style["color"], alpha=0.5)
             axis.plot([], [], color=style["color"], linewidth=6, alpha=0.5, label=arm)  # type: ignore[arg-type]
-        counts = [len(where(of_pair, label=label, arm=arms[0])) for label in SCORES]
+        counts = [len(_pairs_of(of_pair, arms[0], label)) for label in SCORES]
         ticks = [f"{label}\n{n} {arms[0]}" for label, n in zip(SCORES, counts, strict=True)]
         axis.set_xticks(range(3), ticks, fontsize=7.5)
         axis.set_title(f"layers {earlier}→{later}")
@@ -185,6 +190,12 @@ def mse_by_label(tables: Tables) -> Figure | None:
     axes[0].set_ylabel("squared error of the folded decoder vectors")
     legend(figure, axes[0])
     return figure
+
+
+def _pairs_of(rows: list[Row], arm: str, label: str) -> list[Row]:
+    """Return one row for each pair of features, whatever number of paths goes through it."""
+    of_label = where(rows, arm=arm, label=label)
+    return list({(r["source_feature"], r["target_feature"]): r for r in of_label}.values())
 
 
 def explained_pairs(tables: Tables) -> Figure | None:

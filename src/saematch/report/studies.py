@@ -11,10 +11,10 @@ from saematch.core.results import Row
 from saematch.report.judged import judge_bounds
 from saematch.report.style import (
     COLOURS,
-    METRIC_LABELS,
     Tables,
     arm_style,
     arms_of,
+    axis_label,
     by_pair,
     cell_style,
     datasets_of,
@@ -46,6 +46,8 @@ def feature_mse(tables: Tables) -> Figure | None:
     for axis, (earlier, later) in zip(axes, pairs, strict=True):
         for arm in arms_of(rows):
             bins = where(rows, arm=arm, source_layer=earlier, target_layer=later)
+            if not bins:  # the arm has no match of this pair
+                continue
             edges = [float(row["mse_low"] or 0) for row in bins] + [
                 float(bins[-1]["mse_high"] or 0)
             ]
@@ -54,8 +56,8 @@ def feature_mse(tables: Tables) -> Figure | None:
             axis.stairs(counts, edges, color=style["color"], label=arm, linewidth=1.4)  # type: ignore[arg-type]
         axis.set_title(f"layers {earlier}→{later}")
         axis.set_xlabel("squared error of the folded decoder vector")
-    axes[0].set_ylabel("features")
-    legend(figure, axes[0])
+    axes[0].set_ylabel("matched pairs of features")
+    legend(figure, *axes)
     return figure
 
 
@@ -75,7 +77,7 @@ def persistence(tables: Tables) -> Figure | None:
     for axis, metric in zip(axes, shown, strict=False):
         for arm in arms_of(rows):
             _by_distance(axis, where(rows, arm=arm), metric, starts, arm_style(arm, rows))
-        axis.set_title(METRIC_LABELS[metric])
+        axis.set_title(axis_label(metric))
         if metric == "judge_score":
             judge_bounds(axis, tables)
         else:
@@ -119,6 +121,7 @@ def sparsity(tables: Tables) -> Figure | None:
     ):
         return None
     l0 = {(r["suite"], r["layer"]): float(r["mean_l0"] or 0) for r in tables["layers"]}
+    ticks = sorted({l0[row["source_suite"], row["source_layer"]] for row in rows})
     datasets = datasets_of(rows)
     figure, axes = panels(len(datasets), rows=2)
     metrics = ("explained_variance", "delta_loss")
@@ -132,12 +135,12 @@ def sparsity(tables: Tables) -> Figure | None:
             line(axis, at, of_cell, metric, **cell_style(arm, strategy, rows))
         axis.set_title(dataset)
         axis.set_xscale("log")
-        axis.set_xticks(at, [f"{value:.0f}" for value in at])
+        axis.set_xticks(ticks, [f"{value:.0f}" for value in ticks])
         axis.minorticks_off()
         axis.set_xlabel(f"mean L0 of layer {rows[0]['source_layer']}")
         scale(axis, metric, [float(row[metric] or 0) for row in rows])
     for axis, metric in zip(axes[:: len(datasets)], metrics, strict=True):
-        axis.set_ylabel(METRIC_LABELS[metric])
+        axis.set_ylabel(axis_label(metric))
     legend(figure, axes[0])
     return figure
 
@@ -196,7 +199,7 @@ def quantiles(tables: Tables, metric: str) -> Figure | None:
         for number, share in enumerate(shares):
             of_share = where(rows, arm=arms[0], dataset=dataset, quantile=share)
             colour = colours(0.9 * number / max(len(shares) - 1, 1))
-            by_pair(axis, of_share, metric, color=colour, label=f"q = {share:g}")
+            by_pair(axis, of_share, metric, rows, color=colour, label=f"q = {share:g}")
         axis.set_title(f"{dataset}, {arms[0]}")
         scale(axis, metric, of_first)
     for axis, dataset in zip(axes[len(datasets) :], datasets, strict=True):
@@ -214,7 +217,7 @@ def quantiles(tables: Tables, metric: str) -> Figure | None:
         axis.set_xlabel(f"q, share permuted{others}")
         scale(axis, metric, every)
     for axis in axes[:: len(datasets)]:
-        axis.set_ylabel(METRIC_LABELS[metric])
+        axis.set_ylabel(axis_label(metric))
     axes[0].legend(frameon=False, fontsize=7)
     axes[len(datasets)].legend(frameon=False, fontsize=7)
     return figure
@@ -277,8 +280,7 @@ def planted(tables: Tables) -> Figure | None:
             of_arm = where(shown, arm=arm, source_suite=name)
             style = arm_style(arm, rows)
             label = arm if name == DEFAULT else f"{arm}, {name.replace('_', ' ')}"
-            if of_arm:
-                by_pair(axis, of_arm, metric, rows, **{**style, "linestyle": dash, "label": label})
+            by_pair(axis, of_arm, metric, rows, **{**style, "linestyle": dash, "label": label})
         if metric == "explained_variance":
             scale(axis, metric, [float(row[metric] or 0) for row in shown])
         else:

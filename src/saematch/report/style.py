@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saematch.core.columns import column_of
 from saematch.core.files import replacing
 from saematch.core.pairs import DEFAULT, NO_ARM, OF_DEFAULT, SUITE_COLUMNS, suites_of
 from saematch.core.results import Row
@@ -91,18 +92,16 @@ def _point(axis: Axes, at: int | float, row: Row, metric: str, style: Mapping[st
 
 
 def by_pair(
-    axis: Axes,
-    rows: Sequence[Row],
-    metric: str,
-    among: Sequence[Row] | None = None,
-    **style: object,
+    axis: Axes, rows: Sequence[Row], metric: str, panel: Sequence[Row], **style: object
 ) -> None:
     """Draw a metric against the layer pair; with one pair, points from left to right.
 
-    ``among`` has the rows of all lines of the panel, whose pairs the axis shows; None for ``rows``.
+    ``panel`` has the rows of everything that the panel shows. Its pairs of layers are the ticks,
+    so that an arm without a match of some pair has no point there.
     """
-    among = rows if among is None else among
-    pairs = unique(among, "source_layer", "target_layer")
+    if not rows:
+        return
+    pairs = unique(panel, "source_layer", "target_layer")
     if len(pairs) == 1:
         shift = 0.1 * len(axis.lines)
         line(axis, [shift], rows, metric, **style)
@@ -115,9 +114,12 @@ def by_pair(
     step = 1 + len(pairs) // 12
     labels = [f"{source}→{target}" for source, target in pairs]
     axis.set_xticks(list(ticks)[::step], labels[::step])
-    suites = unique(among, *SUITE_COLUMNS)
-    elsewhere = "" if len(suites) != 1 or suites == [(DEFAULT, DEFAULT)] else "→".join(suites[0])
-    axis.set_xlabel(f"layers, {elsewhere}" if elsewhere else "layers")
+    suites = unique(panel, *SUITE_COLUMNS)
+    elsewhere = f", {'→'.join(suites[0])}" if len(suites) == 1 and suites[0] != _HERE else ""
+    axis.set_xlabel(f"layers{elsewhere}")
+
+
+_HERE = (DEFAULT, DEFAULT)
 
 
 def dots(axis: Axes, rows: Sequence[Row], labels: Sequence[str], metric: str,
@@ -230,14 +232,10 @@ def scale(axis: Axes, metric: str, values: Sequence[float]) -> None:
     axis.yaxis.set_major_formatter("{x:g}")
 
 
-METRIC_LABELS = {
-    "explained_variance": "explained variance (log scale below −1)",
-    "delta_loss": "change in loss (nats, log scale above 0.1)",
-    "matching_score": "matching score",
-    "jaccard": "Jaccard index",
-    "recall": "recall of the hidden permutation",
-    "recall_live": "recall over features that fired",
-    "agreement": "pairs shared with the match at once",
-    "value": "value of the match",
-    "judge_score": "judge score",
-}
+_SCALES = {"explained_variance": "log scale below −1", "delta_loss": "log scale above 0.1"}
+
+
+def axis_label(metric: str) -> str:
+    """Return the label of an axis that ``scale`` scales, or of any other metric's."""
+    remarks = ", ".join(filter(None, [column_of(metric).unit, _SCALES.get(metric)]))
+    return f"{column_of(metric).label} ({remarks})" if remarks else column_of(metric).label

@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from saematch.core.columns import column_of
 from saematch.core.pairs import DEFAULT, NO_ARM, Pair, pair_of
 from saematch.core.results import Results, Row
 from saematch.report.summary import optimal_to
@@ -34,11 +35,6 @@ SAE_COLUMNS = {
     "dead_features": "dead",
     "threshold_mean": "mean\nthreshold",
     "threshold_spread": "threshold\nspread",
-}
-TITLES = {
-    "recall": "recall of the hidden permutation",
-    "matching_score": "matching score",
-    "mse_W_dec": "mean squared error of W_dec, folded",
 }
 
 
@@ -87,7 +83,7 @@ def _proven(tables: Mapping[str, list[Row]]) -> Iterator[str]:
         if certain:
             least = math.floor(1000 * min(certain)) / 10  # a lower bound is not rounded up
             line += f"; at least {least} % of its pairs are in every optimal match"
-        shares = [int(row["n_90"]) / int(row["n_matched"]) for row in rows if row["n_90"]]
+        shares = [int(row["n_90"]) / int(row["n_entries"]) for row in rows if row["n_90"]]
         if shares:
             line += f"; 90 % of the value over chance is in as few as {min(shares):.0%} of them"
         yield line
@@ -124,7 +120,7 @@ def _match_table(rows: list[Row]) -> tuple[str, Table]:
         at = {r["arm"]: r for r in rows if pair_of(r) == pair}
         cells = [_number(at.get(arm, {}).get(metric)) for metric in shown for arm in arms]
         table.add_row(_label(pair), *cells)
-    return "Matches: " + ", ".join(TITLES[m] for m in shown), table
+    return "Matches: " + ", ".join(column_of(m).label for m in shown), table
 
 
 def _live_recall(rows: list[Row]) -> Iterator[str]:

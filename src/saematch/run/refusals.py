@@ -111,9 +111,14 @@ def _text_refusals(experiment: Experiment, pairs: Sequence[Pair], saes: SaeShelf
 
 
 def _path_refusals(pairs: Sequence[Pair], refused: Sequence[Refusal]) -> list[Refusal]:
-    """Return the pairs that no path reaches: from a suite's first pair that the run leaves out."""
+    """Return the pairs that no path reaches: from a suite's first pair that the run leaves out.
+
+    Paths go through all arms, so a pair that one arm cannot match ends those of every arm.
+    """
     reasons = {
         refusal.pair: refusal.reason
+        if refusal.arm is None
+        else f"the arm {refusal.arm} cannot match the next pair: {refusal.reason}"
         for refusal in refused
         if refusal.evaluation in ("matching", "co_activation")
     }
