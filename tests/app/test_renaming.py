@@ -20,6 +20,11 @@ PRESETS = Path(__file__).parents[2] / "conf"
     [
         ("assignment=partial", "'assignment' is now 'matcher': write matcher=partial"),
         ("+assignment.tolerance=0", "'assignment' is now 'matcher': write +matcher.tolerance=0"),
+        ("~assignment", "'assignment' is now 'matcher': write ~matcher"),
+        (
+            "+assignment@arms.mine.assignment=scipy",
+            "'assignment' is now 'matcher': write +matcher@arms.mine.matcher=scipy",
+        ),
         ("matching=both,decoder", "'matching' is now 'objective': write objective=both,decoder"),
         ("matching.W_dec=2", "'matching' is now 'objective': write objective.W_dec=2"),
         ("tasks=[match]", "'tasks' is now 'evaluations': write evaluations=[]"),
@@ -138,6 +143,20 @@ def test_an_old_name_in_a_sweep_file(tmp_path, parameters, command, sentence):
             "# @package _global_\ndefaults:\n  - override /matching: decoder",
             ["+experiment=mine"],
             "In 'experiment/mine': matching=...: 'matching' is now 'objective'",
+        ),
+        (
+            "experiment/mine.yaml",
+            "# @package _global_\ndefaults:\n  - /assignment: scipy",
+            ["+experiment=mine"],
+            "In 'experiment/mine': assignment=scipy: 'assignment' is now 'matcher': write "
+            "matcher=scipy",
+        ),
+        (
+            "arms/mine.yaml",
+            "mine:\n  _target_: saematch.matching.arm.Arm\n  fold: threshold\n"
+            "  objective: ${matching}\n  matcher: ${matcher}\n",
+            ["arms=[mine]"],
+            "arms.mine.objective: ${matching}: 'matching' is now 'objective': write ${objective}",
         ),
     ],
 )

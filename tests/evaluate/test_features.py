@@ -108,4 +108,5 @@ def test_wrong_paths():
     with pytest.raises(ValueError, match="at least one path"):
         PathSpec(n_paths=0)
     with pytest.raises(ValueError, match="holds 24, but layer 0 has features 0 to 23"):
-        check_paths(PathSpec(features=[23, 24]), SaeFacts.of(SAES[PAIRS[0].source]))
+        key = PAIRS[0].source
+        check_paths(PathSpec(features=[23, 24]), key, SaeFacts.of(SAES[key]))

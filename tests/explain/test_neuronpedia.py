@@ -428,7 +428,7 @@ def test_a_proxy_of_the_environment_is_used(server, tmp_path, monkeypatch):
 def test_saes_without_explanations_are_refused(server, tmp_path, monkeypatch):
     sae = random_sae(3, layer=3)
     monkeypatch.setattr(neuronpedia, "explained_near", lambda *_: [])
-    with pytest.raises(ValueError, match=r"layer 3 of 'default', random/3.*must not be joined"):
+    with pytest.raises(ValueError, match=r"layer 3, random/3.*must not be joined"):
         opened(server, tmp_path, {KEY: sae})
     with pytest.raises(ValueError, match=r"neuronpedia_id='\.\./x', no model/source"):
         opened(server, tmp_path, {KEY: explained("../x")})

@@ -49,6 +49,11 @@ def test_labels():
         (SameLayer("a", "b"), {"a": [4], "b": [5]}, "share no layer: .* pairing=listed"),
         (Listed(["3:9"]), {"default": [3]}, "no SAE default/9; .* default: 3"),
         (Listed(["3:3"]), {"default": [3]}, "default/3 is paired with itself"),
+        (
+            Listed(["3:5", "default/3:05"]),
+            {"default": [3, 5]},
+            "3:5 and default/3:05 are the same pair",
+        ),
     ],
 )
 def test_refused(pairing, layers, message):

@@ -62,3 +62,19 @@ def test_the_histogram_of_a_pair_has_the_arms_that_matched_it(tmp_path):
     bins = of_arms(mse_low=0.0, mse_high=1.0, n_pairs=3)
     drawn = draw_figures({"matches": [], "feature_mse_histogram": bins}, ("feature_mse",), tmp_path)
     assert list(drawn) == ["feature_mse"]
+
+
+def test_suites_with_different_pairs_share_an_axis():
+    cell = {"arm": "folded", "strategy": "permute", "dataset": "t", "quantile": None}
+    wide = dict.fromkeys(("source_suite", "target_suite"), "wide")
+    rows = [placed(*pair, explained_variance=0.5, **cell) for pair in [(3, 4), (3, 5)]]
+    rows.append({**placed(3, 5, explained_variance=0.5, **cell), **wide})
+    layers = [
+        {"suite": suite, "layer": layer, "mean_l0": 20.0}
+        for suite in ("default", "wide")
+        for layer in (3, 4, 5)
+    ]
+    axis = FIGURES["similar_l0"]({"strategies": rows, "layers": layers}).axes[1]
+    assert shown(axis, "folded (default)") == ["3→4", "3→5"]
+    assert shown(axis, "folded (wide)") == ["3→5"]
+    assert axis.get_xlabel() == "layers"  # of two suites

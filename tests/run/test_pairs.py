@@ -321,3 +321,16 @@ def test_models_that_split_texts_differently(cli, tmp_path, add_suite, noisy_mod
 def test_a_model_belongs_to_a_suite(cli, settings, words):
     message, _ = cli(*QUIET, *settings)
     assert words in message
+
+
+def test_paths_from_a_feature_that_one_suite_lacks_are_refused(cli, add_suite):
+    suite = add_suite("narrow", n_features=8)
+    message, _ = cli(*QUIET, *suite, "evaluations=[paths]", "paths.features=[8]")
+    assert "paths.features holds 8, but layer 0 of narrow has features 0 to 7" in message
+
+
+def test_a_suite_that_is_called_as_a_pair_of_suites_is_refused(cli, add_suite):
+    suites = [setting for name in ("a", "b", "a-b") for setting in add_suite(name)]
+    pairs = "pairing.pairs=[a/0:b/1,a-b/0:0]"
+    message, _ = cli(*QUIET, *suites, "evaluations=[]", "pairing=listed", pairs)
+    assert "a-b with a-b and of a with b would both be called a-b" in message

@@ -47,6 +47,9 @@ def _sentence(error: BaseException) -> str:
     old = re.match(r"(In '[^']+': )Could not override '([^']+)'", text)
     if old and (sentence := renamed(f"{old[2]}=...")):
         return old[1] + sentence
+    missing = re.match(r"(In '[^']+': )Could not find '(\w+)/(\w+)'", text)
+    if missing and (sentence := renamed(f"{missing[2]}={missing[3]}")):
+        return missing[1] + sentence
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:
         close = difflib.get_close_matches(unknown[1], known_keys(), n=1)

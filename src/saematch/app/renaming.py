@@ -21,6 +21,7 @@ EVALUATIONS = {"evaluate": "skipping", "activations": "co_activation"}
 TASKS = ("collect", "train_saes")
 """Values of ``tasks`` that are values of ``task`` now."""
 CLASSES = {
+    "saematch.cli.Begun": "saematch.app.launching.Begun",
     "saematch.data.hub": "saematch.texts.hub",
     "saematch.data.texts": "saematch.texts.sources",
     "saematch.evals.intervals": "saematch.evaluate.intervals",
@@ -42,7 +43,10 @@ CLASSES = {
 }
 """Modules and classes that a preset's ``_target_`` may name: old and new path."""
 
-_SETTING = re.compile(r"(?P<sign>[+~]*)(?P<key>[\w./@]+)=(?P<value>.*)", re.DOTALL)
+_SETTING = re.compile(r"([+~]*)([\w./@]+)=(.*)", re.DOTALL)
+_DELETED = re.compile(r"~(\w+)")
+_REFERENCE = re.compile(r"\$\{(" + "|".join(KEYS) + r")\b")
+"""A value that refers to a setting, as ``${matching}`` does."""
 
 
 def refuse_old_names(settings: Sequence[str]) -> None:
@@ -62,6 +66,12 @@ def refuse_old_presets(config: Mapping[str, Any]) -> None:
             raise InputError(
                 f"a preset has {arm[0]}: 'assignment' is now 'matcher': write {arm[1]}.matcher"
             )
+        if reference := _REFERENCE.search(str(value)):
+            new = _REFERENCE.sub(lambda old: "${" + KEYS[old[1]], str(value))
+            raise InputError(
+                f"a preset has {place}: {value}: {reference[1]!r} is now {KEYS[reference[1]]!r}: "
+                f"write {new}"
+            )
         if place.endswith("_target_") and (path := _new_class(str(value))):
             raise InputError(f"{place}={value}: the class has moved: write _target_: {path}")
 
@@ -71,6 +81,9 @@ def renamed(setting: str) -> str | None:
 
     The sentence names the old spelling, the new name, and the setting to write instead.
     """
+    deleted = _DELETED.fullmatch(setting)
+    if deleted and deleted[1] in KEYS:
+        return f"{setting}: {deleted[1]!r} is now {KEYS[deleted[1]]!r}: write ~{KEYS[deleted[1]]}"
     parsed = _SETTING.fullmatch(setting)
     if parsed is None:
         return None
@@ -91,6 +104,8 @@ def renamed(setting: str) -> str | None:
         return f"{setting}: {top!r} is now {KEYS[top]!r}: write {new}"
     group, at, package = top.partition("@")
     if group in KEYS:
+        if at:  # the rest is the package
+            fields = ["matcher" if field == "assignment" else field for field in fields]
         new = ".".join([KEYS[group] + at + package, *fields])
         return _sentence(setting, group, sign + new, value)
     return None

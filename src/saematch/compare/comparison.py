@@ -16,7 +16,7 @@ from saematch.core.safe_text import visible
 from saematch.run.resuming import settings_of
 
 SUITES = "suites"
-"""Stands among the parameters in a choice of runs: the name of a set of SAEs."""
+"""Parameter name that selects the SAE suite in a comparison."""
 
 
 @dataclass(frozen=True)

@@ -66,12 +66,12 @@ _COLUMNS = ("source_feature", "target_feature", "weight", "path_weight", "droppe
 """Fields of a step that are columns."""
 
 
-def check_paths(spec: PathSpec, sae: SaeFacts) -> None:
-    """Refuse features that the first layer's SAE does not have."""
+def check_paths(spec: PathSpec, key: SaeKey, sae: SaeFacts) -> None:
+    """Refuse features that a suite's first SAE does not have."""
     beyond = [f for f in spec.features or () if not 0 <= f < sae.n_features]
     if beyond:
         raise InputError(
-            f"paths.features holds {beyond[0]}, but layer {sae.origin.layer} has features 0 to "
+            f"paths.features holds {beyond[0]}, but {key.name} has features 0 to "
             f"{sae.n_features - 1}"
         )
 

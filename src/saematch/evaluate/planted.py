@@ -69,7 +69,7 @@ def _rows_of(
 def check_planted(sets: Mapping[str, SaeSource]) -> None:
     """Refuse SAEs whose true activations nobody knows."""
     if not all(isinstance(source, PlantedSaes) for source in sets.values()):
-        raise InputError("the task planted needs activations that are known: sae=planted")
+        raise InputError("the evaluation planted needs activations that are known: sae=planted")
 
 
 def _sparse(source: PlantedSaes, layer: int) -> SparseFeatures:

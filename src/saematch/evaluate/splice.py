@@ -31,7 +31,7 @@ class Splice(NamedTuple):
     """One change of the model: skip blocks ``t+1`` to ``u`` and replace the output of ``u``.
 
     At BOS and other special tokens the hidden state keeps its true value. Equal splices are the
-    same change: it is evaluated once, whatever number of arms and sets of SAEs asks for it.
+    same change: it is evaluated once, even if several arms and suites ask for it.
     """
 
     strategy: str

@@ -70,7 +70,9 @@ class NeuronpediaExplanations:
             if source is None:
                 raise InputError(_unexplained(key, sae.origin))
             if not SOURCE.fullmatch(source):
-                raise InputError(f"the SAE {key} has neuronpedia_id={source!r}, no model/source")
+                raise InputError(
+                    f"the SAE of {key.name} has neuronpedia_id={source!r}, no model/source"
+                )
 
     def open(self, saes: Saes, means: Means) -> NeuronpediaTexts:
         """Fetch what is not kept yet of each source's export.
@@ -88,7 +90,9 @@ class NeuronpediaExplanations:
                 path = means.folder / "explanations" / f"{name}.parquet"
                 sources[name] = _Source(self, name, path, sae.n_features)
             elif sources[name].n_features != sae.n_features:
-                raise InputError(f"{key} and another SAE of {name} differ in number of features")
+                raise InputError(
+                    f"the SAE of {key.name} and another SAE of {name} differ in number of features"
+                )
         return NeuronpediaTexts(
             {key: sources[str(sae.origin.neuronpedia_id)] for key, sae in facts.items()}
         )
@@ -220,7 +224,7 @@ def _unexplained(key: SaeKey, origin: SaeOrigin) -> str:
         for one in near
     )
     return (
-        f"Neuronpedia explains no SAE that is layer {key.layer} of {key.suite!r}, "
+        f"Neuronpedia explains no SAE that is {key.name}, "
         f"{origin.where}, and explanations of another SAE of that layer must not "
         f"be joined to it, since its features have other meanings{hint}; {ELSE}"
     )

@@ -79,10 +79,10 @@ class OwnExplanations:
             n_active = len(kept.top.feature.unique())
             if not n_active:
                 raise InputError(
-                    f"no feature of layer {key.layer} is active on these texts, so none can be "
+                    f"no feature of {key.name} is active on these texts, so none can be "
                     "explained: take more texts (dataset.n_texts)"
                 )
-            log.info("layer %d: %d of %d features are active", key.layer, n_active, n_features)
+            log.info("%s: %d of %d features are active", key.name, n_active, n_features)
         return OwnTexts(self, contexts, means.texts, means.chat if self.by == "llm" else None)
 
 

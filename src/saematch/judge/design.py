@@ -113,7 +113,7 @@ def path_items(
             chosen = rng.permutation(known)[: judging.n_paths].tolist()
             drawn[key], began[key] = begin(chosen), key.layer
             if len(chosen) < judging.n_paths:
-                log.info("only %d features of layer %d are explained", len(known), key.layer)
+                log.info("%s: only %d features are explained", key.name, len(known))
         start = began[key] if follows else key.layer
         began[pair.target] = start
         for arm in judging.arms or matches.by_arm:

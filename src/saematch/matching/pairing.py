@@ -127,8 +127,14 @@ class Listed:
 
     def __call__(self, layers: Layers) -> tuple[Pair, ...]:
         """Return the pairs in the order in which they are given."""
-        pairs = tuple(map(_parsed, self.pairs))
-        for pair in pairs:
+        given: dict[Pair, str] = {}
+        for text in self.pairs:
+            if (pair := _parsed(text)) in given:
+                raise InputError(
+                    f"pairing.pairs: {given[pair]} and {text} are the same pair: list it once"
+                )
+            given[pair] = text
+        for pair in given:
             for key in pair:
                 if key.layer not in layers.get(key.suite, ()):
                     there = "; ".join(f"{name}: {_listed(some)}" for name, some in layers.items())
@@ -138,7 +144,7 @@ class Listed:
                     )
             if pair.source == pair.target:
                 raise InputError(f"pairing.pairs: {key.suite}/{key.layer} is paired with itself")
-        return pairs
+        return tuple(given)
 
 
 def _parsed(text: str) -> Pair:

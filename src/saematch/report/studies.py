@@ -146,7 +146,7 @@ def sparsity(tables: Tables) -> Figure | None:
 
 
 def similar_l0(tables: Tables) -> Figure | None:
-    """Figure 15: mean L0 by layer of two sets of SAEs, and what each explains."""
+    """Figure 15: mean L0 by layer of two suites, and what each explains."""
     rows = within_suites(where(tables.get("strategies", []), quantile=None))
     sets = [str(name) for (name,) in unique(rows, "source_suite")]
     if not 2 <= len(sets) <= len(DASHES) or DEFAULT not in sets:

@@ -85,11 +85,14 @@ def choose_saes(experiment: Experiment) -> Chosen:
 
 
 def _refuse_one_label(pairs: Sequence[Pair]) -> None:
-    """Refuse suites whose names, joined by a hyphen, make one label of two pairs of suites."""
+    """Refuse suites whose names, joined by a hyphen, make one label of two pairs of suites.
+
+    A suite by itself counts as a pair with itself: it labels the rows of its SAEs.
+    """
     labels: dict[str, tuple[str, str]] = {}
-    for source, target in pairs:
-        pair = Pair(source, target)
-        ends = source.suite, target.suite
+    alone = [Pair(key, key) for pair in pairs for key in pair]
+    for pair in (*pairs, *alone):
+        ends = pair.source.suite, pair.target.suite
         if labels.setdefault(pair.suites, ends) != ends:
             raise InputError(
                 f"suites: the results of {' with '.join(ends)} and of "
@@ -164,7 +167,11 @@ def _check_fit(source: LmSource, lm: LanguageModel, saes: SaeShelf) -> None:
 def check_saes(experiment: Experiment, saes: SaeShelf) -> None:
     """Refuse before the first match what folding or following paths would refuse after it."""
     if "paths" in experiment.evaluations:
-        check_paths(experiment.paths, next(iter(saes.facts.values())))
+        first: dict[str, SaeKey] = {}
+        for key in saes:
+            first.setdefault(key.suite, key)
+        for key in first.values():
+            check_paths(experiment.paths, key, saes.facts[key])
     if experiment.explains:
         experiment.explain.check(saes)
     folds = {arm.fold for arm in experiment.arms.values()}
@@ -219,7 +226,7 @@ def warn_of_biases(saes: SaeShelf, arms: Mapping[str, Arm]) -> None:
     shares = {key: sae.thresholds["bias_share"] for key, sae in saes.facts.items()}
     most = {key: share for key, share in shares.items() if share and float(share) > BIAS_SHARE}
     if most:
-        listed = ", ".join(f"{share:.0%} in layer {key.layer}" for key, share in most.items())
+        listed = ", ".join(f"{share:.0%} in {key.name}" for key, share in most.items())
         log.warning(
             "matching: of the squared norm of the folded features, the encoder biases are %s, so "
             "the match of all parts is a match of the biases: set objective=decoder, or with "

@@ -186,7 +186,7 @@ def _scale(
     never = scale.isnan()
     if never.all():
         raise InputError(
-            f"no feature of layer {key.layer} is active on the texts, so there is no activation to "
+            f"no feature of {key.name} is active on the texts, so there is no activation to "
             "fold by: take other texts, or stand_in=decoder_norm"
         )
     return torch.where(never, scale[~never].median(), scale), int(never.sum())

@@ -23,7 +23,7 @@ class Selection(Protocol):
     """What every way of selecting offers."""
 
     def __call__(self, source: SaeSource, layers: Sequence[int]) -> dict[str, SaeSource]:
-        """Return the sets of SAEs by name; ``InputError`` if the release has no choice."""
+        """Return the suites by name; ``InputError`` if the release has no choice."""
         ...
 
 
