@@ -113,6 +113,15 @@ def test_files_that_are_refused(tmp_path):
         JsonlExplanations("")
 
 
+def test_a_file_for_each_suite(tmp_path):
+    wide = SaeKey("wide", 3)
+    saes = {THREE: SAES[THREE], wide: random_sae(5, n_features=30, layer=3)}
+    write(tmp_path / "default.jsonl", {"layer": 3, "feature": 2, "text": "of one"})
+    write(tmp_path / "wide.jsonl", {"layer": 3, "feature": 29, "text": "of the other"})
+    texts = opened(tmp_path / "{suite}.jsonl", saes)
+    assert (texts.features(THREE), texts.features(wide)) == ([2], [29])
+
+
 def test_a_line_means_one_sae_of_its_layer(tmp_path):
     path = write(tmp_path / "all.jsonl", GOOD)
     again = SaeKey("again", 3)

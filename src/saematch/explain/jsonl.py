@@ -35,7 +35,7 @@ class JsonlExplanations:
 
     path: str
     """One file a layer, with ``{layer}`` in the place of the layer's number; or one file for all
-    layers, whose lines then hold ``layer``."""
+    layers, whose lines then hold ``layer``. ``{suite}`` stands for the name of the suite."""
 
     def __post_init__(self) -> None:
         expand_home(self, "path")
@@ -47,37 +47,41 @@ class JsonlExplanations:
 
         ``InputError`` with file and line for a missing file, a line that is no JSON object, a
         missing or wrong field, an empty text and a feature that the SAE does not have; also for an
-        SAE of which no line speaks, and for two SAEs of one layer, which a line cannot tell apart.
+        SAE of which no line speaks, and for two SAEs of one layer in one file, which a line cannot
+        tell apart.
         """
         self._read(saes)
 
     def open(self, saes: Saes, means: Means) -> JsonlTexts:
         """Read the files again; ``InputError`` as in ``check``."""
-        by_layer = self._read(saes)
-        return JsonlTexts({key: by_layer[key.layer] for key in saes})
+        return JsonlTexts(self._read(saes))
 
-    def _read(self, saes: Saes) -> dict[int, Texts]:
-        one_a_layer = _one_a_layer(saes)
-        found: dict[int, dict[int, list[Explanation]]] = {layer: {} for layer in one_a_layer}
-        for layer in one_a_layer if "{layer}" in self.path else [None]:
-            for line in _lines(Path(self.path.replace("{layer}", str(layer))), layer):
-                if line.layer not in found:
-                    continue
-                n_features = one_a_layer[line.layer].n_features
-                if line.feature >= n_features:
-                    raise InputError(
-                        f"{line.where}: feature {line.feature} is none of the SAE of layer "
-                        f"{line.layer}, whose features are 0 to {n_features - 1}"
-                    )
-                found[line.layer].setdefault(line.feature, []).append(line.explanation)
-        for layer, of_layer in found.items():
-            if not of_layer:
-                path = self.path.replace("{layer}", str(layer))
-                raise InputError(f"{path} explains no feature of the SAE of layer {layer}")
+    def _read(self, saes: Saes) -> dict[SaeKey, Texts]:
+        facts = SaeShelf.of(saes).facts
+        if "{suite}" not in self.path:
+            _check_one_a_layer(facts)
+        by_file: dict[Path, list[SaeKey]] = {}
+        for key in facts:
+            by_file.setdefault(self._file(key), []).append(key)
+        texts: dict[SaeKey, dict[int, list[Explanation]]] = {key: {} for key in facts}
+        for path, keys in by_file.items():
+            for line in _lines(path, keys[0].layer if "{layer}" in self.path else None):
+                for key in keys:
+                    if key.layer != line.layer:
+                        continue
+                    _check_feature(line, key, facts[key])
+                    texts[key].setdefault(line.feature, []).append(line.explanation)
+        for key, of_sae in texts.items():
+            if not of_sae:
+                raise InputError(f"{self._file(key)} explains no feature of the SAE of {key.name}")
         return {
-            layer: {feature: tuple(texts) for feature, texts in sorted(of_layer.items())}
-            for layer, of_layer in found.items()
+            key: {feature: tuple(each) for feature, each in sorted(of_sae.items())}
+            for key, of_sae in texts.items()
         }
+
+    def _file(self, key: SaeKey) -> Path:
+        path = self.path.replace("{layer}", str(key.layer))
+        return Path(path.replace("{suite}", key.suite))
 
 
 @dataclass(frozen=True)
@@ -102,17 +106,24 @@ class JsonlTexts:
         }
 
 
-def _one_a_layer(saes: Saes) -> dict[int, SaeFacts]:
-    found: dict[int, SaeFacts] = {}
-    for key, sae in SaeShelf.of(saes).facts.items():
-        first = found.setdefault(key.layer, sae)
+def _check_one_a_layer(facts: Mapping[SaeKey, SaeFacts]) -> None:
+    by_layer: dict[int, SaeFacts] = {}
+    for key, sae in facts.items():
+        first = by_layer.setdefault(key.layer, sae)
         if first.origin != sae.origin:
             raise InputError(
                 f"the run has two SAEs of layer {key.layer}, {first.origin.where} and "
-                f"{sae.origin.where}, but a line of {{layer, feature}} means one; run each set "
-                "of SAEs by itself"
+                f"{sae.origin.where}, but a line of {{layer, feature}} means one: give each suite "
+                "a file of its own, with {suite} in explain.path"
             )
-    return found
+
+
+def _check_feature(line: _Line, key: SaeKey, sae: SaeFacts) -> None:
+    if line.feature >= sae.n_features:
+        raise InputError(
+            f"{line.where}: feature {line.feature} is none of the SAE of {key.name}, whose "
+            f"features are 0 to {sae.n_features - 1}"
+        )
 
 
 class _Line(NamedTuple):
