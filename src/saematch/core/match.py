@@ -141,7 +141,7 @@ class Match:
         return not (self.rows[1:] == self.rows[:-1]).any()
 
     def inverse(self) -> Match:
-        """Return the match from the target to the source one (the transpose)."""
+        """Return the match from the target to the source (the transpose)."""
         order = torch.argsort(self.columns * self.n_source + self.rows)
         return replace(
             self,
@@ -152,20 +152,20 @@ class Match:
             n_target=self.n_source,
         )
 
-    def compose(self, target: Match, most: int | None = None) -> Match:
-        """Return the match from this match's source to ``target``'s target.
+    def compose(self, second: Match, most: int | None = None) -> Match:
+        """Return the match from this match's source to ``second``'s target.
 
         The sparse product, ``P(A->C) = P(B->C) o P(A->B)`` (paper, section 3.2); it carries no
         certificate. It keeps the ``most`` entries of largest absolute weight in a row (of equal
         ones the first columns), all without ``most``. ``dropped`` is 1 - the product of the shares
         of mass that both matches and this product kept.
         """
-        if self.n_target != target.n_source:
+        if self.n_target != second.n_source:
             raise InputError(
                 f"cannot compose: the first match ends in {self.n_target} features, the second "
-                f"begins with {target.n_source}"
+                f"begins with {second.n_source}"
             )
-        product = self._sparse() @ target._sparse()
+        product = self._sparse() @ second._sparse()
         product.eliminate_zeros()  # weights that cancel
         rows, columns = (index.astype(np.int64) for index in product.tocoo().coords)
         order = np.lexsort((columns, rows))
@@ -174,8 +174,8 @@ class Match:
         mass = np.abs(weights)
         lost = mass[~kept].sum() / mass.sum() if len(mass) else 0.0
         entries = (torch.from_numpy(part[kept]) for part in (rows, columns, weights))
-        dropped = 1 - (1 - self.dropped) * (1 - target.dropped) * (1 - float(lost))
-        return Match(*entries, self.n_source, target.n_target, dropped=dropped)
+        dropped = 1 - (1 - self.dropped) * (1 - second.dropped) * (1 - float(lost))
+        return Match(*entries, self.n_source, second.n_target, dropped=dropped)
 
     def _sparse(self) -> csr_array:
         entries = self.weights.numpy(), (self.rows.numpy(), self.columns.numpy())
