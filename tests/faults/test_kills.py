@@ -29,7 +29,7 @@ SWEEP = """\
 method: grid
 metric: {name: explained_variance/folded, goal: maximize}
 parameters:
-  matching: {values: [both, decoder]}
+  objective: {values: [both, decoder]}
   arms.folded.fold: {values: [threshold, decoder_norm]}
 command: ["${env}", "${interpreter}", "-m", "saematch", "+experiment=skip_layers",
           "arms=[folded,random]", "${args_no_hyphens}"]
@@ -145,8 +145,16 @@ def tables(folder: Path) -> dict[str, dict]:
 
 
 def kept(folder: Path) -> dict[str, int]:
-    """Return the complete files of tensors in a folder, and when each was written."""
-    paths = [path for path in folder.rglob("*.safetensors") if not path.name.startswith(".")]
+    """Return the complete files of tensors in a folder, and when each was written.
+
+    A run's own contexts are left out: it removes them as soon as the cache has the whole of them.
+    """
+    paths = [
+        path
+        for path in folder.rglob("*.safetensors")
+        if not path.name.startswith(".")
+        and (path.parent.name != "contexts" or path.parent.parent.name == "cache")
+    ]
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in paths}
 
 
