@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from conftest import N_FEATURES, random_sae
+from saematch.core.errors import InputError
 from saematch.core.pairs import Pair, SaeKey
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Random
@@ -200,3 +201,18 @@ def test_the_settings_of_a_source_of_another_package_tell_its_saes_apart(tiny):
     assert one == again != two
     elsewhere = replace(SaeFolders(path), path=str(tiny / "saes/../saes/layer_{layer}"))
     assert identity(elsewhere).split()[-1] == identity(SaeFolders(path)).split()[-1]
+
+
+class Louder(Counting):
+    """SAEs of other decoder norms, under the names of the first ones."""
+
+    def load(self, layer):
+        sae = super().load(layer)
+        return replace(sae, W_dec=2 * sae.W_dec)
+
+
+def test_two_saes_of_one_origin_are_refused():
+    keys = [SaeKey("default", 1), SaeKey("loud", 1)]
+    with pytest.raises(InputError, match="layer 1 of loud has the origin of another SAE"):
+        SaeShelf.load(keys, {"default": Counting(), "loud": Louder()}, 1.0)
+    assert len(SaeShelf.load(keys, {"default": Counting(), "loud": Counting()}, 1.0)) == 2

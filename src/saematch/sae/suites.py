@@ -74,7 +74,10 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
     def load(
         cls, keys: Sequence[SaeKey], suites: Mapping[str, SaeSource], memory: float
     ) -> SaeShelf:
-        """Load each SAE once, to know its facts; ``memory`` is in GiB."""
+        """Load each SAE once, to know its facts; ``memory`` is in GiB.
+
+        Raises ``InputError`` if two suites have different SAEs of one origin: that would hide one.
+        """
         facts: dict[SaeKey, SaeFacts] = {}
         once: dict[SaeOrigin, SaeFacts] = {}  # sets may share SAEs
         held = _Held(memory * GIB)
@@ -86,6 +89,11 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
             if sae.origin not in once:
                 once[sae.origin] = replace(SaeFacts.of(sae), code=codes[key.suite])
                 held.add(sae, source)
+            elif replace(SaeFacts.of(sae), code=once[sae.origin].code) != once[sae.origin]:
+                raise InputError(
+                    f"the SAE of {key.name} has the origin of another SAE ({sae.origin.where}), "
+                    "but not its weights: let its source give it an origin of its own"
+                )
             facts[key] = once[sae.origin]
         return cls(facts, held)
 
