@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,13 @@ from safetensors.torch import save_file
 from saematch.core.store import write, write_note
 from saematch.lm.states import states_name
 from saematch.sae.params import SaeOrigin, SaeParams
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_arrive():
+    """Undo what ``nohup`` and the background of a shell do: there, signals are ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
