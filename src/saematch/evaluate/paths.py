@@ -94,11 +94,11 @@ def _scores(
     entries = sorted({step.entry for step in steps})
     chosen = torch.zeros(len(match.rows), dtype=torch.bool)
     chosen[entries] = True
-    some = match.keep(chosen)
-    errors = feature_mse(source, target, some).tolist()
+    followed = match.keep(chosen)
+    errors = feature_mse(source, target, followed).tolist()
     cosine = [math.nan] * len(errors)
     if source.d_model == target.d_model:
-        vectors = source.W_dec[some.rows], target.W_dec[some.columns]
+        vectors = source.W_dec[followed.rows], target.W_dec[followed.columns]
         cosine = cosine_similarity(*vectors, dim=1).tolist()
     found: list[Row] = [
         {"mse_W_dec": error, "cosine_W_dec": alike}

@@ -77,9 +77,9 @@ def match_pairs(
     for pair, name in tqdm(todo, desc="match", unit="match"):
         arm = arms[name]
         with stage("match", arm=name, pair=pair.label):
-            found = store.chain(shelf, steps(shelf, pair, arm), arm)
-        by_arm[name][pair] = found
-        _keep(found, arm, folder / name / f"{pair.label}.safetensors")
+            match = store.chain(shelf, steps(shelf, pair, arm), arm)
+        by_arm[name][pair] = match
+        _keep(match, arm, folder / name / f"{pair.label}.safetensors")
     log.info(store.said())
     return MatchSet(tuple(p for p in pairs if any(p in of for of in by_arm.values())), by_arm)
 

@@ -149,13 +149,13 @@ class Listed:
 
 def _parsed(text: str) -> Pair:
     end = r"(?:([A-Za-z0-9_][\w.-]*)/)?(\d+)"
-    found = re.fullmatch(f"{end}:{end}", text)
-    if not found:
+    ends = re.fullmatch(f"{end}:{end}", text)
+    if not ends:
         raise InputError(
             f"pairing.pairs holds {text!r}: a pair is source:target, each a layer or suite/layer, "
             "as in 3:5 or default/4:wide/4"
         )
-    source, target = (SaeKey(found[n] or DEFAULT, int(found[n + 1])) for n in (1, 3))
+    source, target = (SaeKey(ends[n] or DEFAULT, int(ends[n + 1])) for n in (1, 3))
     return Pair(source, target)
 
 

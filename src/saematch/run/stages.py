@@ -205,8 +205,8 @@ def _truth_of(suites: dict[str, SaeSource]) -> Callable[[Pair], Match | None]:
         if not pair.within_suite:
             return None
         first, last = sorted([pair.source.layer, pair.target.layer])
-        known = suites[pair.source.suite].truth(first, last)
-        return known if known is None or first == pair.source.layer else known.inverse()
+        match = suites[pair.source.suite].truth(first, last)
+        return match if match is None or first == pair.source.layer else match.inverse()
 
     return truth
 

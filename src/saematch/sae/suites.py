@@ -62,8 +62,8 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
     """SAEs by key, each loaded when it is asked for; ``InputError`` as its source raises it.
 
     As many are held as fit into the memory, but at least two; the least recently used goes first.
-    SAEs of one origin are held once. Go through places in order: each shares an SAE with the one
-    before it. Let go of a place's SAEs before taking the next one's, or memory holds both.
+    SAEs of one origin are held once. Go through pairs in order: each shares an SAE with the one
+    before it. Let go of a pair's SAEs before taking the next one's, or memory holds both.
     """
 
     def __init__(self, facts: Mapping[SaeKey, SaeFacts], held: _Held) -> None:
