@@ -122,6 +122,8 @@ def sparsity(tables: Tables) -> Figure | None:
         return None
     l0 = {(r["suite"], r["layer"]): float(r["mean_l0"] or 0) for r in tables["layers"]}
     ticks = sorted({l0[row["source_suite"], row["source_layer"]] for row in rows})
+    if len(set(map(round, ticks))) < 2:  # as of one sparsity on two language models
+        return None
     datasets = datasets_of(rows)
     figure, axes = panels(len(datasets), rows=2)
     metrics = ("explained_variance", "delta_loss")
