@@ -329,6 +329,6 @@ def test_the_mirror(write, tmp_path, command, monkeypatch):
         path.name.partition("_")[0]: json.loads(path.read_text())
         for path in folder.glob("offline-run-*/files/media/table/tables/*.json")
     }
-    assert len(tables["comparison"]["data"]) == 4 * len(means(0.5))
-    assert [row[0] for row in tables["runs"]["data"]] == ["0", "1", "2", "3"]
+    assert len(tables.rows("comparison")["data"]) == 4 * len(means(0.5))
+    assert [row[0] for row in tables.rows("runs")["data"]] == ["0", "1", "2", "3"]
     assert list(folder.glob("offline-run-*/files/media/images/figures/recall_*.png"))

@@ -71,7 +71,7 @@ def tables(path: Path) -> dict:
     """Return a finished run's tables, without how long a training took."""
     results = Results.load(path / "results.json")
     assert results.status == "finished"
-    for row in results.tables.get("saes", ()):
+    for row in results.tables.rows("saes"):
         del row["seconds"]
     return results.tables
 

@@ -13,7 +13,7 @@ from saematch.compare.plan import Panel, Plan, is_numeric, shown_rows, unique_va
 from saematch.compare.runs import Value
 from saematch.core.columns import COLUMNS, column_of
 from saematch.core.pairs import DEFAULT, NO_ARM
-from saematch.core.results import Row
+from saematch.core.tables import Row
 from saematch.report.style import (
     MATCHLESS_STYLES,
     SIZE,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from saematch.core.pairs import NO_ARM, Pair
-from saematch.core.results import Row
+from saematch.core.tables import Row
 from saematch.evaluate.intervals import Replicates, Values
 from saematch.evaluate.means import SPLICE_METRICS
 from saematch.evaluate.metrics import CoActivation

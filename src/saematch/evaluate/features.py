@@ -7,7 +7,7 @@ import torch
 
 from saematch.core.match import Match
 from saematch.core.pairs import Pair
-from saematch.core.results import Row
+from saematch.core.tables import Row
 from saematch.evaluate.weights import PARTS, squared_errors
 from saematch.matching.matches import MatchSet
 from saematch.sae.folding import fold

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from saematch.core.columns import column_of
 from saematch.core.errors import InputError
-from saematch.core.results import Row
 from saematch.core.specs import spec
+from saematch.core.tables import Row
 
 Weights = Float64[Tensor, "n_values n_texts"]
 Values = Float64[Tensor, " n_values"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
-from saematch.core.results import Row
+from saematch.core.tables import Row
 from saematch.evaluate.means import CERTIFICATE_METRICS
 from saematch.evaluate.weights import decoder_norm_change, mse
 from saematch.matching.arm import Arm

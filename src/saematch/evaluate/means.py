@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import fmean
 
 import torch
 
 from saematch.core.pairs import DEFAULT, NO_ARM, POOLED, Pair, suites_of
-from saematch.core.results import Row
+from saematch.core.tables import Row, Tables
 from saematch.evaluate.intervals import Replicates, Values
 
 SPLICE_METRICS = ("explained_variance", "delta_loss")
@@ -81,13 +81,13 @@ class Means:
         return rows
 
 
-def mean_rows(tables: Mapping[str, list[Row]], measured: Means | None) -> list[Row]:
+def mean_rows(tables: Tables, measured: Means | None) -> list[Row]:
     """Return the table ``means``: of weights, of what was measured on texts, and of a judge."""
-    rows = list(_of_weights(tables["matches"]))
+    rows = list(_of_weights(tables.rows("matches")))
     if measured is not None:
         rows += measured.rows()
     n_pairs: dict[tuple, int] = defaultdict(int)
-    scores = tables.get("judge_scores", [])
+    scores = tables.rows("judge_scores")
     for row in scores:
         n_pairs[suites_of(row), row["role"], row["arm"]] += row["target_layer"] is not None
     for row in scores:
@@ -119,7 +119,7 @@ def _row(*values: str | int | float | None) -> Row:
     return dict(zip(names, values, strict=True))
 
 
-def headline_metrics(tables: Mapping[str, list[Row]]) -> dict[str, float]:
+def headline_metrics(tables: Tables) -> dict[str, float]:
     """Return the metrics by which sweeps compare runs, as the table ``means`` has them.
 
     ``explained_variance/<arm>`` and ``delta_loss/<arm>``: the mean over pairs and data sets, of
@@ -127,7 +127,7 @@ def headline_metrics(tables: Mapping[str, list[Row]]) -> dict[str, float]:
     ``judge_score/<arm>``, ``same_share/<arm>`` and ``judge_control/<role>``: over all judgements.
     """
     found: dict[str, list[Row]] = defaultdict(list)
-    for row in tables.get("means", []):
+    for row in tables.rows("means"):
         told = row["metric"] in SPLICE_METRICS and row["dataset"] == POOLED
         if told and row["arm"] != NO_ARM and row["value"] is not None:
             suffix = "" if row["suites"] == DEFAULT else f"/{row['suites']}"
@@ -142,9 +142,9 @@ def headline_metrics(tables: Mapping[str, list[Row]]) -> dict[str, float]:
     return metrics | dict(_judged(tables))
 
 
-def _judged(tables: Mapping[str, list[Row]]) -> Iterator[tuple[str, float]]:
+def _judged(tables: Tables) -> Iterator[tuple[str, float]]:
     """Yield a judge's scores over all judgements, which stand in the place of means over pairs."""
-    for row in tables.get("means", []):
+    for row in tables.rows("means"):
         if row["metric"] in JUDGE_METRICS and row["value"] is not None:
             suffix = "" if row["suites"] == DEFAULT else f"/{row['suites']}"
             if row["strategy"] is None:

@@ -11,8 +11,8 @@ from torch.nn.functional import cosine_similarity
 from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
-from saematch.core.results import Row
 from saematch.core.specs import AtLeast1, Seed, Some, spec
+from saematch.core.tables import Row
 from saematch.evaluate.following import BREADTH, Step, begin, follow
 from saematch.evaluate.tables import Tables
 from saematch.evaluate.weights import feature_mse

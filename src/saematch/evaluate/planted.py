@@ -8,7 +8,7 @@ import torch
 
 from saematch.core.errors import InputError
 from saematch.core.pairs import Pair
-from saematch.core.results import Row
+from saematch.core.tables import Row
 from saematch.evaluate.metrics import explained_variance
 from saematch.matching.arm import DECODINGS, Arm
 from saematch.matching.matches import MatchSet

@@ -10,7 +10,7 @@ import torch
 
 from saematch.core.match import Match
 from saematch.core.pairs import POOLED, Pair, SaeKey
-from saematch.core.results import Row
+from saematch.core.tables import Row
 from saematch.evaluate.contrasts import arm_contrasts, strategy_contrasts
 from saematch.evaluate.counting import counts_name
 from saematch.evaluate.intervals import FEW_TEXTS, Intervals, Values, Weights

@@ -11,15 +11,16 @@ from saematch.chat.questions import Judge
 from saematch.core.errors import stage
 from saematch.core.match import Match
 from saematch.core.memory import memory_shortage
-from saematch.core.pairs import POOLED, Pair, Refusal, pair_of
-from saematch.core.results import Results, Row
+from saematch.core.pairs import POOLED, Pair, Refusal
+from saematch.core.results import Results
+from saematch.core.tables import Tables, frame_of
+from saematch.evaluate import tables as text_tables
 from saematch.evaluate.features import example_rows, histogram_rows
 from saematch.evaluate.match_tables import exact_arms, live_recall, match_rows
 from saematch.evaluate.means import mean_rows
 from saematch.evaluate.paths import path_rows
 from saematch.evaluate.plan import evaluate_texts, plan_splices
 from saematch.evaluate.planted import planted_rows
-from saematch.evaluate.tables import Tables
 from saematch.explain.contexts import TextPass
 from saematch.explain.explanations import Explanations, Means
 from saematch.judge.judging import explain_tables, explainers, judge_matches
@@ -126,7 +127,7 @@ def train(
     if experiment.task == "train_saes":
         about = (store, layers, experiment.training, experiment.collection, folder / "saes")
         device = "cuda" if trainer.device_type in ("gpu", "cuda") else "cpu"
-        results.tables |= train_saes(*about, tracker.log, device)
+        results.tables |= Tables.of(train_saes(*about, tracker.log, device))
 
 
 @memory_shortage("matching and evaluating SAEs", "lower sae_memory or trainer.batch_size")
@@ -141,7 +142,7 @@ def compare(
     saes, lm = inputs.saes, inputs.lm
     suites, refused = inputs.chosen.suites, inputs.refused
     if refused:
-        results.tables["refused"] = [refusal.row() for refusal in refused]
+        results.tables["refused"] = frame_of([refusal.row() for refusal in refused])
     explanations = _explain(experiment, inputs, judges[0], folder)
     matches = _match(experiment, saes, inputs.chosen, folder, results)
     tables = None
@@ -149,19 +150,20 @@ def compare(
         tables = _evaluate(experiment, inputs, matches, folder, results)
     if "features" in experiment.evaluations:
         comparable = _without(matches, refused, "features")
-        results.tables["feature_mse_histogram"] = histogram_rows(saes, comparable)
-        results.tables["features"] = example_rows(saes, comparable)
+        results.tables["feature_mse_histogram"] = frame_of(histogram_rows(saes, comparable))
+        results.tables["features"] = frame_of(example_rows(saes, comparable))
     if "paths" in experiment.evaluations:
-        results.tables["paths"] = path_rows(
-            saes, _without(matches, refused, "paths"), experiment.paths, tables
+        results.tables["paths"] = frame_of(
+            path_rows(saes, _without(matches, refused, "paths"), experiment.paths, tables)
         )
     if "planted" in experiment.evaluations:
-        results.tables["planted"] = planted_rows(
-            saes, suites, _without(matches, refused, "planted"), experiment.arms
+        results.tables["planted"] = frame_of(
+            planted_rows(saes, suites, _without(matches, refused, "planted"), experiment.arms)
         )
     if explanations is not None:
         _judge(experiment, saes, matches, explanations, judges, results)
-    results.tables["means"] = mean_rows(results.tables, None if tables is None else tables.means)
+    means = mean_rows(results.tables, None if tables is None else tables.means)
+    results.tables["means"] = frame_of(means)
 
 
 def _without(matches: MatchSet, refused: Sequence[Refusal], evaluation: str) -> MatchSet:
@@ -181,21 +183,20 @@ def _match(
     store = MatchStore(cache_of(experiment, folder) / "matches")
     matches = match_pairs(saes, chosen.pairs, experiment.arms, store, folder / "matches")
     results.provenance["matches"] = dict(store.counts)
-    results.tables["matches"] = match_rows(
-        saes,
-        matches,
-        _truth_of(chosen.suites),
-        exact_arms(experiment.arms),
+    results.tables["matches"] = frame_of(
+        match_rows(saes, matches, _truth_of(chosen.suites), exact_arms(experiment.arms))
     )
-    results.tables["layers"] = [
-        {
-            **key._asdict(),
-            "n_features": sae.n_features,
-            "stated_l0": sae.origin.mean_l0,
-            **sae.thresholds,
-        }
-        for key, sae in saes.facts.items()
-    ]
+    results.tables["layers"] = frame_of(
+        [
+            {
+                **key._asdict(),
+                "n_features": sae.n_features,
+                "stated_l0": sae.origin.mean_l0,
+                **sae.thresholds,
+            }
+            for key, sae in saes.facts.items()
+        ]
+    )
     return matches
 
 
@@ -218,7 +219,7 @@ def _evaluate(
     matches: MatchSet,
     folder: Path,
     results: Results,
-) -> Tables:
+) -> text_tables.Tables:
     saes, lm, tokens = inputs.saes, inputs.lm, inputs.texts.batches
     assert lm is not None
     splice = "skipping" in experiment.evaluations
@@ -228,31 +229,24 @@ def _evaluate(
     plan, cells = plan_splices(saes, matches, arms, strategies, inputs.refused, labels)
     kept = cache_of(experiment, folder) / "sums"
     sums = evaluate_texts(plan, lm, tokens, experiment.trainer, kept, inputs.others)
-    tables = Tables(plan, sums, experiment.intervals)
+    tables = text_tables.Tables(plan, sums, experiment.intervals)
     if cells:
-        results.tables |= tables.strategies(cells)
-    results.tables |= tables.activations(matches)
-    pooled = {
-        (pair_of(row), row["arm"]): {name: row[name] for name in row if name != "dataset"}
-        for row in results.tables["activations"]
-        if row["dataset"] == POOLED
-    }
+        results.tables |= Tables.of(tables.strategies(cells))
+    results.tables |= Tables.of(tables.activations(matches))
+    activations = results.tables["activations"]
+    if len(activations):
+        pooled = activations[activations["dataset"] == POOLED].drop(columns="dataset")
+        results.tables.add("matches", pooled)
     counted = matches.only(filter(plan.counts, matches.pairs))
     recall = live_recall(counted, _truth_of(inputs.chosen.suites), tables.fired)
-    _join(results.tables["matches"], lambda row: (pair_of(row), row["arm"]), pooled)
-    for row in results.tables["matches"]:
-        row["recall_live"] = recall.get((pair_of(row), str(row["arm"])))
-    by_key = {(row["suite"], row["layer"]): row for row in tables.layers(list(plan.twins))}
-    _join(results.tables["layers"], lambda row: (row["suite"], row["layer"]), by_key)
+    live = [
+        {**pair.columns(), "arm": arm, "recall_live": recall.get((pair, arm))}
+        for pair in matches.pairs
+        for arm in matches.of(pair)
+    ]
+    results.tables.add("matches", frame_of(live))
+    results.tables.add("layers", frame_of(tables.layers(list(plan.twins))))
     return tables
-
-
-def _join(rows: list[Row], key: Callable[[Row], tuple], others: Mapping[tuple, Row]) -> None:
-    """Add to each row the columns of the other row with its key; None if there is no other row."""
-    columns = dict.fromkeys(name for other in others.values() for name in other)
-    for row in rows:
-        other = others.get(key(row), {})
-        row |= {name: other.get(name, row.get(name)) for name in columns}
 
 
 @stage("explain")
@@ -295,8 +289,8 @@ def _judge(
             second,
         )
         judgements = judge_matches(*about, results.tables)
-        results.tables |= judge_tables(judgements, saes, experiment.intervals)
-        score_matches(results.tables["matches"], results.tables["judge_scores"])
+        results.tables |= Tables.of(judge_tables(judgements, saes, experiment.intervals))
+        score_matches(results.tables)
         results.provenance["explanations"] = explainers(judgements)
     explain_tables(results.tables, explanations, judgements)
     results.provenance["judges"] = [chat.provenance() for chat in judges if chat is not None]

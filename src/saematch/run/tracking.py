@@ -225,8 +225,8 @@ class _WandbTracker:
         run = self.logger.experiment
         for layer, metrics in outcome.history.items():
             self.logger.log_metrics({"layer": layer, **metrics})
-        for name, rows in outcome.results.tables.items():
-            if rows:
+        for name in outcome.results.tables:
+            if rows := outcome.results.tables.rows(name):
                 columns = list(rows[0])
                 data = [[row[column] for column in columns] for row in rows]
                 self.logger.log_table(f"tables/{name}", columns=columns, data=data)
