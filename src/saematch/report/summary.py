@@ -8,11 +8,10 @@ from statistics import fmean
 
 from saematch.core.pairs import DEFAULT, pair_of, suites_of
 from saematch.core.tables import Row, Tables
-from saematch.evaluate.means import JUDGE_METRICS, SCORE_METRICS, SPLICE_METRICS, WEIGHT_METRICS
 
-MATCH_METRICS = (*WEIGHT_METRICS, *SCORE_METRICS, *JUDGE_METRICS)
-SAE_METRICS = ("explained_variance", "explained_variance_standardised", "l0", "dead_features")
-LAYER_METRICS = ("mean_l0", "n_dead", "mean_norm", "threshold_mean", "threshold_spread")
+
+def _logged(tables: Tables, table: str) -> list[str]:
+    return [column.name for column in tables.columns.values() if table in column.logged]
 
 
 def history_by_layer(tables: Tables) -> dict[int, dict[str, float]]:
@@ -70,7 +69,7 @@ def _values(tables: Tables) -> Iterator[tuple[int, str, float]]:
         return start + ("" if suites == DEFAULT else f"/{suites}")
 
     for row in matches:
-        for metric in MATCH_METRICS:
+        for metric in _logged(tables, "matches"):
             yield from _value(row, "target_layer", metric, f"{metric}/{row['arm']}{tail(row)}")
     for row in tables.rows("judge_scores"):
         if row["role"] != "pair" and row["target_layer"] is not None:
@@ -79,13 +78,13 @@ def _values(tables: Tables) -> Iterator[tuple[int, str, float]]:
     for row in tables.rows("strategies"):
         share = "" if row["quantile"] is None else f"@{row['quantile']:g}"
         cell = f"{row['dataset']}/{row['arm']}/{row['strategy']}{share}{tail(row)}"
-        for metric in SPLICE_METRICS:
+        for metric in _logged(tables, "strategies"):
             yield from _value(row, "target_layer", metric, f"{metric}/{cell}")
     for row in tables.rows("layers"):
-        for metric in LAYER_METRICS:
+        for metric in _logged(tables, "layers"):
             yield from _value(row, "layer", metric, f"{metric}{tail(row)}")
     for row in tables.rows("saes"):
-        for metric in SAE_METRICS:
+        for metric in _logged(tables, "saes"):
             yield from _value(row, "layer", metric, f"sae/{metric}")
 
 

@@ -25,6 +25,7 @@ from saematch.training.trained import describe, finish, measure, save_sae
 
 log = logging.getLogger(__name__)
 
+COLUMNS: tuple = ()
 CARD_COLUMNS = (
     "layer",
     "explained_variance",
