@@ -43,7 +43,7 @@ def _rows_of(
     saes: Saes, made: PlantedSaes, matches: MatchSet, pair: Pair, arms: Mapping[str, Arm]
 ) -> list[Row]:
     source, target = saes[pair.source], saes[pair.target]
-    codes, target_codes = (_sparse(made, layer) for layer in (pair.source.layer, pair.target.layer))
+    codes, target_codes = (sparse_codes(made, key.layer) for key in pair)
     x = decode(target, target_codes).double()
     truth = made.truth(pair.source.layer, pair.target.layer)
     rows: list[Row] = []
@@ -72,7 +72,8 @@ def check_planted(sets: Mapping[str, SaeSource]) -> None:
         raise InputError("the evaluation planted needs activations that are known: sae=planted")
 
 
-def _sparse(source: PlantedSaes, layer: int) -> SparseFeatures:
+def sparse_codes(source: PlantedSaes, layer: int) -> SparseFeatures:
+    """Return the true activations at a layer, those of one token after those of another."""
     features, values = source.codes(layer)
     starts = torch.arange(len(features)) * features.shape[1]
     return SparseFeatures(starts, features.flatten(), values.flatten(), source.n_features)

@@ -33,7 +33,7 @@ def find_refusals(
         refused += _text_refusals(experiment, matched, saes)
         check_counted(pairs, refused)
     if "paths" in experiment.evaluations:
-        refused += _path_refusals(pairs, refused)
+        refused += path_refusals(pairs, refused)
     if "features" in experiment.evaluations:
         reason = "vectors of different d_model have no squared error"
         unequal = [pair for pair in matched if len({saes.facts[key].d_model for key in pair}) > 1]
@@ -114,7 +114,7 @@ def _text_refusals(experiment: Experiment, pairs: Sequence[Pair], saes: SaeShelf
     return refused
 
 
-def _path_refusals(pairs: Sequence[Pair], refused: Sequence[Refusal]) -> list[Refusal]:
+def path_refusals(pairs: Sequence[Pair], refused: Sequence[Refusal]) -> list[Refusal]:
     """Return the pairs that no path reaches: from a suite's first pair that the run leaves out.
 
     Paths go through all arms, so a pair that one arm cannot match ends those of every arm.
