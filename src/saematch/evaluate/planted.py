@@ -54,7 +54,7 @@ def _rows_of(subject: Subject, pair: Pair) -> list[Row]:
     suite = subject.sources[pair.source.suite]
     assert isinstance(suite, PlantedSaes), suite
     source, target = subject.saes[pair.source], subject.saes[pair.target]
-    codes, target_codes = (true_features(suite, key.layer) for key in pair)
+    codes, target_codes = (sparse_codes(suite, key.layer) for key in pair)
     x = decode(target, target_codes).double()
     truth = suite.truth(pair.source.layer, pair.target.layer)
     rows: list[Row] = []
@@ -77,7 +77,7 @@ def _rows_of(subject: Subject, pair: Pair) -> list[Row]:
     return rows
 
 
-def true_features(source: PlantedSaes, layer: int) -> SparseFeatures:
+def sparse_codes(source: PlantedSaes, layer: int) -> SparseFeatures:
     """Return the true activations of a layer."""
     features, values = source.codes(layer)
     starts = torch.arange(len(features)) * features.shape[1]
