@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from saematch.core.code import closure, code_of, codes_of
-from saematch.evaluate.plan import evaluate_texts
+from saematch.evaluate.counting import CountRecorder
+from saematch.evaluate.splice import SpliceRecorder
 from saematch.explain.contexts import collect_contexts
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
@@ -18,6 +19,7 @@ from saematch.matching.matchers import Greedy, Optimal, Random
 from saematch.matching.objectives.parts import Parts
 from saematch.run import run
 from saematch.run.provenance import SHOWING
+from saematch.sae.recorders import TextPass
 from saematch.sae.stand_in import by_activation
 from saematch.texts.token_cache import load_texts
 from saematch.training.collect import collect
@@ -190,7 +192,8 @@ def test_a_file_of_a_script_counts():
 
 KEPT = {
     "matches": (Arm, Parts, Optimal),
-    "sums": (evaluate_texts, LmSource),
+    "counts": (CountRecorder, TextPass, LmSource),
+    "sums": (SpliceRecorder, TextPass, LmSource),
     "tokens": (load_texts, LmSource),
     "contexts": (collect_contexts, LmSource),
     "scales": (by_activation, LmSource),

@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import TEXTS
+from evaluations import recorded, subject_of, sums_of
 from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.core.store import read_facts, write
-from saematch.evaluate.plan import evaluate_texts, plan_splices
+from saematch.evaluate.co_activation import CoActivation
+from saematch.evaluate.skipping import Skipping
 from saematch.explain.contexts import TextPass, collect_contexts
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
@@ -87,10 +89,13 @@ def sums(world: World, folder: Path) -> Any:
     of_pairs = match_pairs(
         world.saes, (PAIR,), {"a": ARM}, store, folder.with_name(f"m {folder.name}")
     )
-    plan, _ = plan_splices(world.saes, of_pairs, {"a": ARM}, ("drop",))
-    found = evaluate_texts(plan, world.lm, {"t": world.batches}, CPU, folder)["t"]
-    names = {name for files in found.parts for name in load_file(files[0])}
-    return {name: found[name].tolist() for name in sorted(names)}
+    evaluations = [CoActivation(), Skipping(("drop",))]
+    subject = subject_of(world.saes, of_pairs, {"a": ARM}, folder)
+    subject = recorded(subject, evaluations, world.lm, {"t": world.batches}, CPU)
+    return {
+        name: {tensor: values.tolist() for tensor, values in sums_of(recording).items()}
+        for name, recording in subject.recordings.items()
+    }
 
 
 def tokens(world: World, folder: Path) -> Any:

@@ -53,7 +53,10 @@ def test_A11_training_on_nothing_is_refused(setting, words):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("strategies=[drop,drop]", "strategies=['drop', 'drop'] names 'drop' twice"),
+        (
+            "evaluations.skipping.strategies=[drop,drop]",
+            "evaluations.skipping.strategies=['drop', 'drop'] names 'drop' twice",
+        ),
         ("arms.folded.decode=[permute,permute]", "arms.decode"),
         ("layers=[2,2]", "layers=[2, 2] names 2 twice"),
         ("evaluations=[paths,paths]", "names 'paths' twice"),
@@ -88,7 +91,10 @@ def test_A16_a_sweep_over_a_bad_seed_is_refused_by_the_plan(tmp_path, monkeypatc
     [
         ("seed=1.5", "seed=1.5 must be a valid integer"),
         ("seed=true", "seed=True must be a valid integer"),
-        ("strategies=null", "strategies=None must be a list"),
+        (
+            "evaluations.skipping.strategies=null",
+            "evaluations.skipping.strategies=None must be a list",
+        ),
         ("cache=5", "cache=5 must be a valid string"),
         ("paths.features=[a]", "paths.features=['a'] item 0 must be a valid integer"),
         ("matcher.device=foo", "device='foo' is not the name of a device"),

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from conftest import N_FEATURES, TEXTS, tiny_overrides
+from evaluations import recorded, subject_of, tables_of
 from matches import dense, partners
 from saematch.core.pairs import Pair, SaeKey
-from saematch.evaluate.intervals import Intervals
-from saematch.evaluate.plan import evaluate_texts, plan_splices
-from saematch.evaluate.tables import Tables
+from saematch.evaluate.co_activation import CoActivation
+from saematch.evaluate.skipping import Skipping
 from saematch.explain.contexts import TextPass, collect_contexts
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
@@ -135,14 +135,14 @@ def test_A2_what_the_tokenizer_marks_is_special_and_so_is_the_bos_that_is_named(
 def test_A2_skipped_layers_equal_plain_hooks(lm, saes, batches, tmp_path):
     arms = {"a": Arm("threshold", Parts(), Random(1), ("permute",))}
     matches = match_pairs(saes, (PAIR,), arms, MatchStore(tmp_path / "m"), tmp_path)
-    plan, cells = plan_splices(saes, matches, arms, ("drop", "reconstruct_current"))
-    sums = evaluate_texts(plan, lm, {"t": batches}, CPU, tmp_path)
-    tables = Tables(plan, sums, Intervals())
+    counting, skipping = CoActivation(), Skipping(("drop", "reconstruct_current"))
+    subject = subject_of(saes, matches, arms, tmp_path / "sums")
+    subject = recorded(subject, [counting, skipping], lm, {"t": batches})
     match = matches.by_arm["a"][PAIR]
     earlier, later = saes[PAIR.source], saes[PAIR.target]
     masks = [plain_ids(lm, text)[1] for text in SPOILED]
     n_special = sum(len(counts) - 1 - int(counts.sum()) for counts in masks)
-    rows = tables.strategies(cells)["strategies"]
+    rows = tables_of(subject, skipping).rows("strategies")
     for row in rows:
         x_hat, x, before, after = plain(lm, earlier, later, match, row["strategy"])
         wrong = (x_hat - x).var(dim=0, correction=0).sum()
@@ -154,16 +154,18 @@ def test_A2_skipped_layers_equal_plain_hooks(lm, saes, batches, tmp_path):
         assert row["n_special"] == n_special
     assert [row["strategy"] for row in rows] == ["permute", "drop", "reconstruct_current"]
 
-    (scored, _) = tables.activations(matches)["activations"]
-    found = []
+    tables = tables_of(subject, counting)
+    (scored, _) = tables.rows("activations")
+    active = []
     for text in SPOILED:
         ids, counts = plain_ids(lm, text)
         x = resid_post(lm, ids)
-        found.append([(saes[key].encode(x[key.layer]) > 0)[counts] for key in KEYS[1:3]])
-    own, partner = (torch.cat(part) for part in zip(*found, strict=True))
+        active.append([(saes[key].encode(x[key.layer]) > 0)[counts] for key in KEYS[1:3]])
+    own, partner = (torch.cat(part) for part in zip(*active, strict=True))
     both = own & partner[:, partners(match)]
     assert scored["matching_score"] == pytest.approx(both.sum().item() / own.sum().item())
-    layers = tables.layers(list(KEYS))
+    layers = tables.rows("layers")
+    assert [(row["suite"], row["layer"]) for row in layers] == list(KEYS)
     assert layers[1]["mean_l0"] == pytest.approx(own.sum().item() / len(own))
     assert {row["n_special"] for row in layers} == {n_special}
 
@@ -174,7 +176,12 @@ def test_A2_a_bos_in_front_of_every_text_changes_nothing(cli, tiny, tmp_path):
         lines = [json.dumps({"text": first + text}) for text in TEXTS]
         (tmp_path / "t.jsonl").write_text("\n".join(lines))
         base = [s for s in tiny_overrides(tiny) if not s.startswith("dataset.paths")]
-        base += ["figures=[]", "logger=none", "evaluations=[skipping]", "dataset.paths=[t.jsonl]"]
+        base += [
+            "figures=[]",
+            "logger=none",
+            "evaluations=[co_activation,skipping]",
+            "dataset.paths=[t.jsonl]",
+        ]
         base += ["layers=[1,2]"]
         assert cli(f"run_id={name}", base=base)[0] is None
         found = json.loads((tmp_path / f"outputs/match/{name}/results.json").read_text())

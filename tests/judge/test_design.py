@@ -5,13 +5,14 @@ import pytest
 
 from chat.judge_server import JudgeServer
 from conftest import N_FEATURES, random_sae
+from evaluations import subject_of
 from judge.test_judging import Words
 from matches import halves, permutation, soft
 from saematch.chat.model import ChatModel
 from saematch.core.pairs import Pair
 from saematch.evaluate.following import begin, follow
 from saematch.evaluate.intervals import Intervals
-from saematch.evaluate.paths import PathSpec, path_rows
+from saematch.evaluate.paths import Paths
 from saematch.judge.connect import connect
 from saematch.judge.design import Judging, path_items
 from saematch.judge.judging import explain_tables, judge_matches
@@ -61,7 +62,7 @@ def test_every_entry_has_a_verdict_in_the_tables(tmp_path):
     chat = connect(ChatModel("judge-1", server.url), tmp_path / "s")
     saes = {key: random_sae(key.layer, layer=key.layer) for pair in PAIRS for key in pair}
     spec = Judging(n_paths=4, breadth=2, random=2, identity=2, ceiling=1)
-    paths = path_rows(saes, MATCHES, PathSpec(n_paths=4, breadth=2), None)
+    paths = Paths(n_paths=4, breadth=2).tables(subject_of(saes, MATCHES), None).rows("paths")
     for tables, n_pairs in (({}, len(items_of(breadth=2))), ({"paths": paths}, len(paths))):
         judgements = judge_matches(MATCHES, True, spec, Words(), chat, None, tables)
         pairs = [j for j in judgements if j.item.role == "pair"]
@@ -83,7 +84,7 @@ def test_every_entry_has_a_verdict_in_the_tables(tmp_path):
 
 
 def test_a_breadth_that_holds_nothing_is_refused():
-    assert Judging().breadth == PathSpec().breadth == 5
+    assert Judging().breadth == Paths().breadth == 5
     with pytest.raises(ValueError, match=r"judging\.breadth=0"):
         Judging(breadth=0)
     assert len(items_of(n_paths=N_FEATURES)) > 0
