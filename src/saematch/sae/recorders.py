@@ -11,7 +11,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -95,7 +95,7 @@ class Recorder(Protocol):
         """Return the SAEs that each item needs."""
         ...
 
-    def only(self, items: Collection[Hashable]) -> Self:
+    def only(self, items: Collection[Hashable]) -> Recorder:
         """Return a recorder of some of the items."""
         ...
 
