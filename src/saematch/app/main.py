@@ -8,8 +8,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 
-from saematch.app.configuration import check_choices
+from saematch.app.configuration import check_choices, config_dir_of
 from saematch.app.launching import Begun, run_once
 from saematch.app.messages import MISTAKES, one_line
 from saematch.app.renaming import refuse_old_names
@@ -66,8 +67,15 @@ def _command(words: Sequence[str]) -> None:
 
         saes(words[1:])
     else:
+        config_dir_of(_values("--config-dir", words) + _values("-cd", words))
         check_choices([word for word in words if "=" in word and not word.startswith("-")])
         run_once()
+
+
+def _values(option: str, words: Sequence[str]) -> list[str]:
+    """Return the values of one of Hydra's options, which Hydra itself parses."""
+    joined = [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+    return joined + [value for name, value in pairwise(words) if name == option]
 
 
 def _continuation(words: Sequence[str]) -> str:
