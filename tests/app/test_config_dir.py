@@ -1,11 +1,13 @@
 """``--config-dir`` in every command that runs something, and how a wrong folder is refused."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from conftest import tiny_overrides
 from saematch.app import reproduce
+from saematch.app.main import console
 from saematch.core.results import Results
 
 EXPERIMENT = """\
@@ -73,7 +75,7 @@ def test_a_sweep_file_names_the_folder_in_its_command(command, presets):
     assert message is None
     assert output.out.startswith("python -m saematch --config-dir 'my presets, '")
     Path("s.yaml").write_text((SWEEP % "").replace("mine", 'mine", "--config-dir'))
-    assert "s.yaml: the command has argument --config-dir: " in command("sweep", "s.yaml")[0]
+    assert "s.yaml: argument --config-dir: " in command("sweep", "s.yaml")[0]
 
 
 def test_a_reproduction_runs_experiments_of_the_folder(command, presets, monkeypatch):
@@ -105,3 +107,30 @@ def test_a_wrong_folder_ends_in_one_line(cli, words, folders, sentence):
 def test_help_describes_the_option(cli, words):
     _, output = cli(*words, "--help", base=[])
     assert "--config-dir DIR" in output.out
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ("nowhere.Top", "ModuleNotFoundError: No module named 'nowhere'): install the package "
+         "nowhere, add its folder to PYTHONPATH, or start saematch in the folder that holds it"),
+        ("broken_matcher.Top", "ModuleNotFoundError: No module named 'nowhere')"),
+        ("saematch.matching.Top", "ModuleNotFoundError: No module named 'saematch.matching.Top')"),
+    ],
+)  # fmt: skip
+def test_a_class_that_cannot_be_imported(cli, tmp_path, monkeypatch, target, sentence):
+    (tmp_path / "broken_matcher.py").write_text("import nowhere")
+    (tmp_path / "presets/matcher").mkdir(parents=True)
+    (tmp_path / "presets/matcher/top.yaml").write_text(f"_target_: {target}")
+    monkeypatch.syspath_prepend(tmp_path)
+    message, _ = cli("matcher=top", "--config-dir", "presets", "logger=none", base=[])
+    assert message == f"saematch: matcher._target_={target}: cannot import it ({sentence}"
+
+
+def test_the_console_script_imports_from_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["installed"])
+    monkeypatch.setattr("sys.argv", ["saematch", "saes", "--help"])
+    with pytest.raises(SystemExit):
+        console()
+    assert sys.path == ["installed", str(tmp_path)]

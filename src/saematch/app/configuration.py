@@ -68,7 +68,7 @@ def add_config_dir(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def config_dir_of(folders: Sequence[str | Path]) -> Path | None:
+def config_dir_of(folders: Sequence[Path]) -> Path | None:
     """Return the folder in the values of ``--config-dir``, None without one.
 
     ``InputError`` for several folders, and for a folder that does not exist.
@@ -79,10 +79,21 @@ def config_dir_of(folders: Sequence[str | Path]) -> Path | None:
             "all presets into one folder"
         )
     for folder in folders:
-        if not Path(folder).is_dir():
+        if not folder.is_dir():
             raise InputError(f"--config-dir {folder}: there is no such folder")
-        return Path(folder)
+        return folder
     return None
+
+
+def without_config_dir(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Return the folder that ``--config-dir`` names among the words, and the other words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    add_config_dir(parser)
+    try:
+        options, others = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise InputError(str(error)) from error
+    return config_dir_of(options.config_dir), others
 
 
 def search_path(config_dir: Path | None) -> list[str]:

@@ -66,7 +66,7 @@ ONCE = {
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command. After all runs, exit with 1 if one of them failed."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("saematch").setLevel(logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)

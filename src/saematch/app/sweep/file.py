@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from saematch.app.configuration import add_config_dir, config_dir_of
+from saematch.app.configuration import without_config_dir
 from saematch.app.renaming import renamed
 from saematch.core.errors import InputError
 from saematch.core.files import SWEEPS, reading
@@ -143,13 +142,11 @@ def _command(path: Path, command: Any) -> tuple[Path | None, tuple[str, ...]]:
     middle = words[len(BEGINNING) : -1]
     if words != [*BEGINNING, *middle, END] or any("${" in str(word) for word in middle):
         raise InputError(f"{path}: the command must have this form, with any settings: {COMMAND}")
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    add_config_dir(parser)
     try:
-        options, settings = parser.parse_known_args(list(map(str, middle)))
-    except argparse.ArgumentError as error:
-        raise InputError(f"{path}: the command has {error}") from error
-    return config_dir_of(options.config_dir), tuple(settings)
+        config_dir, settings = without_config_dir(list(map(str, middle)))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return config_dir, tuple(settings)
 
 
 def _check(path: Path, name: str, given: Any) -> None:
