@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from saematch.evaluate.plan import evaluate_texts, plan_splices
 from safetensors.torch import load_file
 
 from conftest import TEXTS
@@ -17,7 +18,6 @@ from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.core.store import read_facts, write
-from saematch.evaluate.plan import evaluate_texts, plan_splices
 from saematch.explain.contexts import TextPass, collect_contexts
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
