@@ -150,10 +150,10 @@ def evaluate_texts(
         about += [[list(k), part.model_of(k), sae.identity] for k, sae in saes.items()]
         about += [list(part.matched), list(part.splices)]
         for name, batches in readers[part.model].tokens.items():
-            keys = [hashed([*about, *b.content()]) for b in batches]
+            keys = [hashed([*about, b.identity]) for b in batches]
             paths = tuple(folder / f"{key}.safetensors" for key in keys)
             label = f"evaluate {name}" + (f" {number}/{len(parts)}" if len(parts) > 1 else "")
-            run_batches(trainer, part, lm, batches, label, paths)
+            run_batches(trainer, part, lm, batches, label, {"sums": paths})
             files[name].append(paths)
     return {name: TextSums(tuple(of_set)) for name, of_set in files.items()}
 

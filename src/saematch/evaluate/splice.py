@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from saematch.sae.activations import SparseFeatures, decode, encode
 from saematch.sae.folding import fold_scale
 from saematch.sae.params import SaeOrigin
 from saematch.sae.suites import Saes, SaeShelf
+from saematch.texts.batch_work import Kept
 from saematch.texts.tokens import TokenBatch
 
 MATCHLESS = ("reconstruct_previous", "reconstruct_current", "drop")
@@ -163,15 +164,15 @@ class SplicePlan:
         saes = {key: sae.to(device) for key, sae in self.saes.items()}
         return replace(self, saes=saes, others=others)
 
-    def __call__(self, lm: LanguageModel, batch: TokenBatch) -> dict[str, Tensor]:
+    def __call__(
+        self, lm: LanguageModel, batch: TokenBatch, recorders: Collection[str]
+    ) -> dict[str, Kept]:
         """Evaluate one batch."""
-        return evaluate_batch(self, lm, batch)
+        return dict.fromkeys(recorders, evaluate_batch(self, lm, batch))
 
-    def join(
-        self, one: dict[str, Tensor], other: dict[str, Tensor], n_texts: int
-    ) -> dict[str, Tensor]:
+    def join(self, recorder: str, first: Kept, second: Kept, n_texts: int) -> Kept:
         """Return the sums of both halves: their first axis is the text."""
-        return {name: torch.cat([sums, other[name]]) for name, sums in one.items()}
+        return {name: torch.cat([sums, second[name]]) for name, sums in first.items()}
 
 
 @torch.inference_mode()

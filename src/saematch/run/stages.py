@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,6 @@ from saematch.evaluate.means import mean_rows
 from saematch.evaluate.paths import path_rows
 from saematch.evaluate.plan import evaluate_texts, plan_splices
 from saematch.evaluate.planted import planted_rows
-from saematch.explain.contexts import TextPass
 from saematch.explain.explanations import Explanations, Means
 from saematch.judge.judging import explain_tables, explainers, judge_matches
 from saematch.judge.scores import judge_tables, score_matches
@@ -42,6 +42,7 @@ from saematch.run.checks import (
 from saematch.run.experiment import ON_TEXTS, Experiment
 from saematch.run.refusals import check_counted, find_refusals, token_refusals
 from saematch.run.tracking import Tracker
+from saematch.sae.recorders import Models, TextPass
 from saematch.sae.sources.source import SaeSource
 from saematch.sae.stand_in import (
     ActivationQuantile,
@@ -103,10 +104,8 @@ def load(experiment: Experiment, folder: Path) -> Inputs:
         refused += token_refusals(chosen.pairs, readers, labels, refused)
         check_counted(chosen.pairs, refused)
     if measured:
-        for label, reader in readers.items():
-            about = (experiment.stand_in, saes, *reader, experiment.trainer)
-            keys = list(of_label(saes, label, labels))
-            saes = by_activation(*about, cache / "activations", keys)
+        text_pass = TextPass(readers, Models(labels), experiment.trainer)
+        saes = by_activation(experiment.stand_in, saes, text_pass, cache / "activations")
         check_saes(experiment, saes)
     first = readers.pop("")
     return Inputs(chosen, saes, first.lm, texts[""], refused, readers)
@@ -257,15 +256,16 @@ def _explain(
         return None
     texts = None
     if inputs.lm is not None:
-        trainer, left = experiment.trainer, folder / "contexts"
-        passes = {
-            label: TextPass(*reader, trainer, folder / f"contexts_{label}")
-            for label, reader in inputs.others.items()
-        }
-        others = {suite: passes[label] for suite, label in experiment.model_labels.items()}
-        texts = TextPass(inputs.lm, inputs.texts.batches, trainer, left, others)
+        readers = {"": Reader(inputs.lm, inputs.texts.batches), **inputs.others}
+        texts = TextPass(readers, Models(experiment.model_labels), experiment.trainer)
     chat = judge if isinstance(judge, Chat) else None
-    return experiment.explain.open(inputs.saes, Means(cache_of(experiment, folder), texts, chat))
+    means = Means(cache_of(experiment, folder), texts, folder / "contexts", chat=chat)
+    recorder = experiment.explain.recorder(inputs.saes, means)
+    if recorder is not None:
+        assert texts is not None
+        recordings = texts.record(inputs.saes, {"contexts": recorder}, "contexts")
+        means = replace(means, recording=recordings["contexts"])
+    return experiment.explain.open(inputs.saes, means)
 
 
 @stage("judge")
