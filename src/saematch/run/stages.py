@@ -167,10 +167,10 @@ def _means(context: Context) -> Means:
     judge = context.judges[0]
     return Means(
         context.cache,
-        context.text_pass if context.readers else None,
-        judge if isinstance(judge, Chat) else None,
-        context.folder / "contexts",
-        context.recordings.get(CONTEXTS),
+        texts=context.text_pass if context.readers else None,
+        left=context.folder / "contexts",
+        recording=context.recordings.get(CONTEXTS),
+        chat=judge if isinstance(judge, Chat) else None,
     )
 
 
