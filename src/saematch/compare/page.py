@@ -10,10 +10,10 @@ from saematch.compare.comparison import SUITES, Comparison, shown
 from saematch.compare.figures import cell_look
 from saematch.compare.plan import shown_rows
 from saematch.compare.terminal import findings, headline, number, with_interval
-from saematch.core.columns import column_of
 from saematch.core.files import replacing
 from saematch.core.pairs import DEFAULT
-from saematch.report.style import unique, where
+from saematch.core.tables import rows_of
+from saematch.report.frames import unique, where
 
 
 def write_page(comparison: Comparison, metrics: Sequence[str], path: Path) -> None:
@@ -32,10 +32,10 @@ def _page(comparison: Comparison, metrics: Sequence[str]) -> Iterator[str]:
     yield '<a href="comparison.parquet">comparison.parquet</a>; '
     yield 'all runs: <a href="runs.csv">runs.csv</a>.</p>'
     for metric in metrics:
-        yield f"<h2>{escape(column_of(metric).with_unit)}</h2>"
+        yield f"<h2>{escape(comparison.column(metric).with_unit)}</h2>"
         if metric in comparison.figures:
             name = escape(f"figures/{comparison.figures[metric].name}")
-            yield f'<img src="{name}" alt="{escape(column_of(metric).with_unit)}">'
+            yield f'<img src="{name}" alt="{escape(comparison.column(metric).with_unit)}">'
         yield from _numbers(comparison, metric)
     yield "<h2>Runs</h2>"
     yield from _runs(comparison)
@@ -48,7 +48,7 @@ def _numbers(comparison: Comparison, metric: str) -> Iterator[str]:
     cells = unique(rows, SUITES, "arm", "strategy")
     heads = []
     for of_set, arm, strategy in cells:
-        label = str(cell_look(arm, strategy, comparison.rows)["label"])
+        label = str(cell_look(arm, strategy, comparison.means)["label"])
         heads.append(label if of_set == DEFAULT else f"{label}, {of_set}")
     lines = []
     for run in comparison.compared:
@@ -57,7 +57,7 @@ def _numbers(comparison: Comparison, metric: str) -> Iterator[str]:
         for of_set, arm, strategy in cells:
             of_cell = {"run": run.name, SUITES: of_set, "arm": arm, "strategy": strategy}
             found = where(rows, **of_cell)
-            line.append(with_interval(found[0]) if found else "–")
+            line.append(with_interval(rows_of(found)[0]) if len(found) else "–")
         lines.append(line)
     yield from _table(["run", *comparison.parameters, *heads], lines)
 
