@@ -150,9 +150,9 @@ class OpenAiServer(Endpoint):
                     return reply
                 empty = reply
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                reply = read_refusal(error.code, str(error))
-                if reply is not None:
-                    return reply
+                refusal = read_refusal(error.code, str(error))
+                if refusal is not None:
+                    return refusal
                 if not self.give_up(body, str(error)):
                     raise self.refused(error) from None
                 continue

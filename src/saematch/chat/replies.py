@@ -102,17 +102,18 @@ class ReplyStore:
         with self._open() as database, database:
             database.execute("begin immediate")
             for key in keys:
-                row = database.execute("select owner, until from claims where key = ?", (key,))
-                held = row.fetchone()
+                claims = database.execute("select owner, until from claims where key = ?", (key,))
+                claim = claims.fetchone()
                 known = database.execute("select 1 from replies where key = ?", (key,)).fetchone()
-                if known or (held and self._stands(*held, now)):
+                if known or (claim and self._stands(claim, now)):
                     continue
                 row = (key, self.owner, now + CLAIM_SECONDS)
                 database.execute("insert or replace into claims values (?, ?, ?)", row)
                 mine.add(key)
         return mine
 
-    def _stands(self, owner: str, until: float, now: float) -> bool:
+    def _stands(self, claim: tuple[str, float], now: float) -> bool:
+        owner, until = claim
         return until >= now and self.is_other(owner)
 
     def is_other(self, owner: str) -> bool:

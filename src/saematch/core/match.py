@@ -12,6 +12,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -173,9 +174,14 @@ class Match:
         kept = np.ones(len(rows), bool) if most is None else _largest(rows, weights, most)
         mass = np.abs(weights)
         lost = mass[~kept].sum() / mass.sum() if len(mass) else 0.0
-        entries = (torch.from_numpy(part[kept]) for part in (rows, columns, weights))
-        dropped = 1 - (1 - self.dropped) * (1 - second.dropped) * (1 - float(lost))
-        return Match(*entries, self.n_source, second.n_target, dropped=dropped)
+        return Match(
+            rows=torch.from_numpy(rows[kept]),
+            columns=torch.from_numpy(columns[kept]),
+            weights=torch.from_numpy(weights[kept]),
+            n_source=self.n_source,
+            n_target=second.n_target,
+            dropped=1 - (1 - self.dropped) * (1 - second.dropped) * (1 - float(lost)),
+        )
 
     def _sparse(self) -> csr_array:
         entries = self.weights.numpy(), (self.rows.numpy(), self.columns.numpy())
@@ -233,12 +239,12 @@ class Match:
         try:
             metadata = read_facts(path)
             header = json.loads(metadata["match"])
-            sizes = {name: header[name] for name in _SIZES}
+            sizes: dict[str, Any] = {name: header[name] for name in _SIZES}
         except (DamagedError, KeyError) as error:
             raise InputError(
                 f"{path} is not a whole match file ({error}); delete it and match again"
             ) from error
-        tensors = load_file(path)
+        tensors: dict[str, Any] = load_file(path)
         certificate = None
         if "bound" in header:
             known = [field.name for field in fields(Certificate) if field.name in header]

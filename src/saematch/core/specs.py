@@ -68,13 +68,15 @@ def spec(setting: str) -> Callable[[type[Spec]], type[Spec]]:
         check_more = vars(cls).get("__post_init__")
 
         def __post_init__(self: Any) -> None:
-            check_fields(cls, {name: getattr(self, name) for name in _adapters(cls)}, setting)
+            names = _adapters(cls)  # type: ignore[arg-type]  # classes are hashable
+            check_fields(cls, {name: getattr(self, name) for name in names}, setting)
             if check_more is not None:
                 check_more(self)
 
         cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
         made = dataclasses.dataclass(frozen=True)(cls)
-        made.__init__.__no_type_check__ = True  # jaxtyping in tests would be there before us
+        # Else jaxtyping, in tests, would check the fields before this decorator does
+        made.__init__.__no_type_check__ = True  # type: ignore[attr-defined]
         return made
 
     return decorate
@@ -100,7 +102,7 @@ def _adapters(cls: type) -> dict[str, Any]:
     hints = get_type_hints(cls, include_extras=True)
     return {
         field.name: TypeAdapter(_by_instance(hints[field.name]), config=_CONFIG)
-        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        for field in dataclasses.fields(cls)
     }
 
 

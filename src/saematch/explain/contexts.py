@@ -216,7 +216,7 @@ def _collect(
     work = _Peaks(saes)
     lm, trainer = texts.lm, texts.trainer
     code = code_of(collect_contexts, LmSource)
-    about = [code, lm.name, lm.revision, str(next(lm.parameters()).dtype)]
+    about: list[Any] = [code, lm.name, lm.revision, str(next(lm.parameters()).dtype)]
     about += [trainer.precision, trainer.device_type]
     about += [[list(key), sae.identity] for key, sae in saes.facts.items()]
     keys = {

@@ -114,7 +114,9 @@ class OwnTexts:
             for half, contexts in self._halves(feature)[: HALVES if others else 1]
         }
         if self.chat is None:
-            made = {asked: self._tokens(*asked, *contexts) for asked, contexts in shown.items()}
+            made: Mapping[tuple[FeatureKey, int], Explanation | None] = {
+                asked: self._tokens(*asked, *contexts) for asked, contexts in shown.items()
+            }
         else:
             made = self._by_llm(self.chat, shown)
         for (feature, _), explanation in made.items():
@@ -139,7 +141,7 @@ class OwnTexts:
         mass: Counter[str] = Counter()
         for text, position, value in _rows(top):
             token = texts.lm.tokenizer.decode(texts.texts[text][position : position + 1])
-            mass[token.strip() or repr(token)[1:-1]] += value
+            mass[token.strip() or repr(token)[1:-1]] += value  # type: ignore[assignment]  # a float
         total = sum(mass.values())
         named = [f'"{t}" ({v / total:.0%})' for t, v in mass.most_common(TOKENS_NAMED)]
         return Explanation(f"active on {', '.join(named)}", "tokens", "tokens", f"half {half}")

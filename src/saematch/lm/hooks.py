@@ -28,6 +28,9 @@ cache with a small vocabulary, and for any memory with a large one."""
 class LanguageModel(nn.Module):
     """A causal language model whose residual stream can be read and replaced."""
 
+    model: Any
+    """Model of transformers."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -49,15 +52,15 @@ class LanguageModel(nn.Module):
         self.revision = revision
         self.bos_id = bos_id
         self.special_ids = special_ids
-        config = model.config.get_text_config()
-        self.decoder, self.blocks = find_blocks(model.get_decoder(), config.num_hidden_layers)
+        config = self.model.config.get_text_config()
+        self.decoder, self.blocks = find_blocks(self.model.get_decoder(), config.num_hidden_layers)
         self._output_type: type | None = None
         self._block_container: tuple[type, int] | None = None
         self.runs_earlier_blocks = False
         """Whether ``continue_from`` runs the blocks before the replaced one, because later blocks
         read more of them than the hidden state; ``self_test`` finds out."""
         self.d_model: int = config.hidden_size
-        self.n_embeddings: int = len(model.get_input_embeddings().weight)
+        self.n_embeddings: int = len(self.model.get_input_embeddings().weight)
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
 
     @property

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ def by_activation(
         return saes
     batches = _some(spec, tokens)
     n_tokens = sum(int(batch.counts.sum()) for batch in batches)
-    about = [
+    about: list[Any] = [
         code_of(by_activation, LmSource),
         trainer.device_type,
         lm.name,

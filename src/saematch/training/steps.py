@@ -95,8 +95,12 @@ def _saelens_sae(d_model: int, recipe: TrainingRecipe, device: str) -> Any:
         TopKTrainingSAEConfig,
     )
 
-    size = {"d_in": d_model, "d_sae": recipe.n_features}
-    size |= {"apply_b_dec_to_input": False, "device": device}
+    size = {
+        "d_in": d_model,
+        "d_sae": recipe.n_features,
+        "apply_b_dec_to_input": False,
+        "device": device,
+    }
     if recipe.architecture == "topk":
         return TopKTrainingSAE(TopKTrainingSAEConfig(**size, k=int(recipe.target_l0)))
     return JumpReLUTrainingSAE(

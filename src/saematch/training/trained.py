@@ -120,6 +120,7 @@ def threshold_factor(sae: SaeParams, states: HiddenStates, target_l0: float) -> 
     A feature is active under the factor ``c`` where pre-activation over threshold is above ``c``,
     so ``c`` is that ratio's value of rank ``target_l0 * tokens``.
     """
+    assert sae.threshold is not None
     sample = states.spread(SAMPLE)
     wanted = round(target_l0 * len(sample))
     parts = []

@@ -57,7 +57,9 @@ def _family(folder: Path) -> list[dict[str, Any]]:
 
 def _texts(work: Path) -> list[dict[str, Any]]:
     """Count documents and characters of each wheel and kind of text."""
-    documents, characters, held_out = Counter(), Counter(), Counter()
+    documents: Counter[tuple[str, str]] = Counter()
+    characters: Counter[tuple[str, str]] = Counter()
+    held_out: Counter[tuple[str, str]] = Counter()
     for name in ("train", "held_out"):
         with (work / f"{name}.jsonl").open(encoding="utf-8") as lines:
             for row in map(json.loads, lines):

@@ -7,6 +7,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ def build_model(recipe: LmRecipe) -> torch.nn.Module:
 def train_language_model(recipe: LmRecipe, tokens: Path, out: Path, state: Path) -> None:
     """Train and save the model in bfloat16; goes on from ``state`` if a run was cut off."""
     stream = np.load(tokens, mmap_mode="r")
-    model = build_model(recipe)
+    model: Any = build_model(recipe)
     blocks = [p for n, p in model.named_parameters() if "layers" in n and p.ndim == 2]
     inside = {id(p) for p in blocks}
     rest = [p for p in model.parameters() if id(p) not in inside]
@@ -117,12 +118,13 @@ def train_language_model(recipe: LmRecipe, tokens: Path, out: Path, state: Path)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda s: _schedule(s, recipe)) for o in optimizers
     ]
+    parts: list[Any] = [*optimizers, *schedules]
     first = 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
         first = saved["step"]
         model.load_state_dict(saved["model"])
-        for part, values in zip([*optimizers, *schedules], saved["parts"], strict=True):
+        for part, values in zip(parts, saved["parts"], strict=True):
             part.load_state_dict(values)
     bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="language model")
     smooth = math.nan
@@ -130,15 +132,15 @@ def train_language_model(recipe: LmRecipe, tokens: Path, out: Path, state: Path)
         loss = _step_loss(model, stream, recipe, step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(rest, 1.0)
-        for part in (*optimizers, *schedules):
+        for part in parts:
             part.step()
         model.zero_grad(set_to_none=True)
         smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
         bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
         if (step + 1) % 250 == 0:
             log.info("step %d: training loss %.3f nats", step + 1, smooth)
-            parts = [part.state_dict() for part in (*optimizers, *schedules)]
-            saved = {"step": step + 1, "model": model.state_dict(), "parts": parts}
+            part_states = [part.state_dict() for part in parts]
+            saved = {"step": step + 1, "model": model.state_dict(), "parts": part_states}
             with replacing(state) as path:
                 torch.save(saved, path)
     with replacing_folder(out) as folder:
