@@ -263,7 +263,7 @@ def _handler(state: JudgeServer) -> type[BaseHTTPRequestHandler]:
 
 
 def _complete(state: JudgeServer, batch: dict) -> None:
-    """Answer a batch, in another order than it was handed in."""
+    """Answer a batch in another order than the questions have."""
     if batch["status"] == "completed":
         return
     lines = [json.loads(line) for line in state.files[batch["input_file_id"]].splitlines()]

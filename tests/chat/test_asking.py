@@ -113,7 +113,7 @@ def test_a_server_without_schemas_is_asked_without(served, tmp_path, caplog):
     chat = connect(spec(server, limits={"concurrency": 1}), tmp_path / "s")
     assert len(chat.ask(questions(5), "x")) == 5
     assert sum("response_format" in body for body in server.bodies) == 1
-    assert "does not take response_format" in caplog.text
+    assert "does not support response_format" in caplog.text
     server = served()
     connect(spec(server, structured=False), tmp_path / "t").ask(questions(2), "x")
     assert not any("response_format" in body for body in server.bodies)
@@ -182,7 +182,7 @@ def test_money_is_never_spent_beyond_its_cap(served, tmp_path, caplog):
         chat.ask(questions(20), "judgements")
     assert chat.spent.cost == pytest.approx(6 * 0.74)
     assert len(server.bodies) == 6
-    assert "20 in all, 0 known, 20 to ask" in caplog.text
+    assert "20 in total, 0 stored, 20 to ask" in caplog.text
     assert re.search(r"at most \$1\d\.\d\d", caplog.text)
     assert "this may stop at judge.limits.max_cost" in caplog.text
 
@@ -223,7 +223,7 @@ def test_one_line_for_each_thing_that_is_wrong(served, tmp_path, monkeypatch):
     chat = connect(spec(served(models=()), model="judge-7"), store)
     with pytest.raises(AskingError, match="has no model 'judge-7'"):
         chat.ask(questions(3), "x")
-    with pytest.raises(AskingError, match=r"names 2 models \(a, b\): set judge.model"):
+    with pytest.raises(AskingError, match=r"lists 2 models \(a, b\): set judge.model"):
         connect(spec(served(models=("a", "b")), model=None), store)
     assert connect(spec(served(models=("only",)), model=None), store).model == "only"
 
@@ -261,7 +261,7 @@ def test_with_cached_only_nobody_is_asked(served, tmp_path):
 
 def test_a_store_that_is_none_is_refused(tmp_path):
     (tmp_path / "s").write_text("this is no database, " * 100)
-    with pytest.raises(ValueError, match="is no store of answers"):
+    with pytest.raises(ValueError, match="is not a store of answers"):
         connect(ChatModel("m", "http://x/v1", cached_only=True), tmp_path / "s")
 
 

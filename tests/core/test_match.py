@@ -97,7 +97,7 @@ def test_partial_matches_lose_features_and_compose():
 
 
 def test_matches_of_sizes_that_do_not_fit_are_not_composed():
-    with pytest.raises(ValueError, match="ends in 5 features, the second begins with 4"):
+    with pytest.raises(ValueError, match="has 5 features, the source of the second has 4"):
         permutation(0, 5).compose(permutation(0, 4))
 
 

@@ -51,7 +51,7 @@ from saematch.sae.stand_in import (
 from saematch.sae.suites import SaeShelf
 from saematch.texts.readers import Reader
 from saematch.training.collect import collect
-from saematch.training.train_saes import train_saes
+from saematch.training.train_saes import SaeTraining, train_saes
 
 
 class Inputs(NamedTuple):
@@ -124,9 +124,9 @@ def train(
     store = collect(lm, experiment.dataset, layers, experiment.collection, trainer, cache)
     results.provenance["hidden_states"] = {"folder": str(store.folder), **store.about}
     if experiment.task == "train_saes":
-        about = (store, layers, experiment.training, experiment.collection, folder / "saes")
         device = "cuda" if trainer.device_type in ("gpu", "cuda") else "cpu"
-        results.tables |= train_saes(*about, tracker.log, device)
+        training = SaeTraining(store, experiment.training, experiment.collection, device)
+        results.tables |= train_saes(training, layers, folder / "saes", tracker.log)
 
 
 @memory_shortage("matching and evaluating SAEs", "lower sae_memory or trainer.batch_size")

@@ -1,4 +1,4 @@
-"""The embedded language model: an 8-block Llama of d_model 128, with its own BPE tokenizer."""
+"""The embedded language model: an 8-block Llama with d_model 128 and its own BPE tokenizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BOS, PAD = "<|bos|>", "<|pad|>"
 
 @dataclass(frozen=True)
 class LmRecipe:
-    """Everything that determines the embedded language model."""
+    """All settings that determine the embedded language model."""
 
     vocab_size: int = 4096
     d_model: int = 128
@@ -30,14 +30,14 @@ class LmRecipe:
     n_layers: int = 8
     n_heads: int = 4
     context: int = 256
-    """Tokens of a training sequence."""
+    """Number of tokens in a training sequence."""
     batch: int = 8
-    """Sequences in a step."""
+    """Number of sequences in a step."""
     steps: int = 4000
     lr_matrices: float = 0.02
-    """Muon's learning rate, for the weight matrices of the blocks."""
+    """Learning rate of Muon, which trains the weight matrices of the blocks."""
     lr_rest: float = 3e-3
-    """AdamW's, for the embedding and the norms."""
+    """Learning rate of AdamW, which trains the embedding and the norms."""
     warm_up: int = 100
     decay_from: float = 0.5
     """Share of the steps after which the learning rate falls linearly to zero."""
@@ -68,7 +68,7 @@ def train_tokenizer(corpus: Path, out: Path, vocab_size: int) -> None:
 
 
 def tokenise(corpus: Path, tokenizer: Path, out: Path) -> None:
-    """Write the training tokens, BOS before each document, as one uint16 array."""
+    """Write the training tokens as one uint16 array, with BOS before each document."""
     from transformers import AutoTokenizer
 
     encode = AutoTokenizer.from_pretrained(tokenizer).backend_tokenizer
@@ -105,7 +105,7 @@ def build_model(recipe: LmRecipe) -> torch.nn.Module:
 
 
 def train_language_model(recipe: LmRecipe, tokens: Path, out: Path, state: Path) -> None:
-    """Train and save the model in bfloat16; goes on from ``state`` if a run was cut off."""
+    """Train the model and save it in bfloat16; continues an interrupted training from ``state``."""
     stream = np.load(tokens, mmap_mode="r")
     model: Any = build_model(recipe)
     blocks = [p for n, p in model.named_parameters() if "layers" in n and p.ndim == 2]
@@ -150,7 +150,8 @@ def train_language_model(recipe: LmRecipe, tokens: Path, out: Path, state: Path)
 def _step_loss(
     model: torch.nn.Module, stream: np.ndarray, recipe: LmRecipe, step: int
 ) -> torch.Tensor:
-    """Next-token loss of the step's own random windows: the same after a restart."""
+    """Return the next-token loss on the random windows of a step, which a restart does not
+    change."""
     rng = np.random.default_rng((recipe.seed, step))
     starts = rng.integers(0, len(stream) - recipe.context, recipe.batch)
     windows = np.stack([stream[s : s + recipe.context] for s in starts]).astype(np.int64)
@@ -161,6 +162,6 @@ def _step_loss(
 
 
 def _schedule(step: int, recipe: LmRecipe) -> float:
-    """Warm-up, constant, then linear to zero."""
+    """Return the factor on the learning rate: warm-up, constant, then linear to zero."""
     left = (recipe.steps - step) / (recipe.steps * (1 - recipe.decay_from))
     return min(1.0, (step + 1) / recipe.warm_up, max(left, 1e-3))
