@@ -31,7 +31,7 @@ Spec = TypeVar("Spec")
 def _unique(items: Sequence[Item]) -> Sequence[Item]:
     twice = [item for n, item in enumerate(items) if item in items[:n]]
     if twice:
-        raise PydanticCustomError("twice", f"Input lists {twice[0]!r} twice: list it once")
+        raise PydanticCustomError("twice", f"Input names {twice[0]!r} twice: name it once")
     return items
 
 
