@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from saematch.evaluate.plan import evaluate_texts, plan_splices
 from safetensors.torch import load_file
 
 from conftest import TEXTS
@@ -17,7 +18,6 @@ from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.core.store import read_facts, write
-from saematch.evaluate.plan import evaluate_texts, plan_splices
 from saematch.explain.contexts import TextPass, collect_contexts
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
@@ -89,7 +89,8 @@ def sums(world: World, folder: Path) -> Any:
     )
     plan, _ = plan_splices(world.saes, of_pairs, {"a": ARM}, ("drop",))
     found = evaluate_texts(plan, world.lm, {"t": world.batches}, CPU, folder)["t"]
-    return {name: found[name].tolist() for name in found._part_of}
+    names = {name for files in found.parts for name in load_file(files[0])}
+    return {name: found[name].tolist() for name in sorted(names)}
 
 
 def tokens(world: World, folder: Path) -> Any:

@@ -23,14 +23,22 @@ _LAUNCHER = re.compile(
 """What Hydra says of a launcher whose package is missing."""
 
 
+_TARGET = re.compile(r"Error loading '([^']+)'")
+"""What Hydra says of a ``_target_`` that it cannot import."""
+
+
 def one_line(error: BaseException) -> str:
     """Return what the caller did wrong, without what Hydra wraps around it; safe to print."""
     return visible(_sentence(error))
 
 
 def _sentence(error: BaseException) -> str:
+    key = ""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        key = key or str(error).rpartition("full_key: ")[2]
         error = error.__cause__
+    if isinstance(error, ImportError) and (target := _TARGET.match(str(error))):
+        return _not_imported(f"{key}._target_={target[1]}", target[1], error.__cause__)
     while isinstance(error, InterpolationResolutionError) and error.__context__ is not None:
         error = error.__context__  # what a resolver of ours raised
     if launcher := _LAUNCHER.search(str(error)):
@@ -58,3 +66,14 @@ def _sentence(error: BaseException) -> str:
         hint = f"did you mean {close[0]}?" if close else "see python -m saematch --help"
         return f"there is no setting {unknown[1]!r}; {hint}"
     return text or type(error).__name__
+
+
+def _not_imported(setting: str, target: str, cause: BaseException | None) -> str:
+    package = target.partition(".")[0]
+    sentence = f"{setting}: cannot import it ({type(cause).__name__}: {cause})"
+    if isinstance(cause, ModuleNotFoundError) and cause.name == package:
+        sentence += (
+            f": install the package {package}, add its folder to PYTHONPATH, or start saematch in "
+            "the folder that holds it"
+        )
+    return " ".join(sentence.split())
