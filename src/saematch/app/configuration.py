@@ -240,7 +240,7 @@ def known_keys() -> list[str]:
     while todo:
         prefix, value = todo.pop()
         if isinstance(value, dict):
-            todo += [(f"{prefix}.{k}" if prefix else str(k), inner) for k, inner in value.items()]
+            todo += [(f"{prefix}.{k!s}" if prefix else str(k), inner) for k, inner in value.items()]
         if prefix:
             keys.append(prefix)
     return [*keys, *(path.name for path in PRESETS.iterdir() if path.is_dir())]

@@ -34,7 +34,7 @@ from saematch.sae.stand_in import ActivationQuantile, DecoderNorm, by_activation
 from saematch.texts.readers import Reader
 from saematch.training.collect import collect
 from saematch.training.train_saes import COLUMNS as SAE_COLUMNS
-from saematch.training.train_saes import train_saes
+from saematch.training.train_saes import SaeTraining, train_saes
 
 MATCHING = "matching and evaluating SAEs"
 
@@ -112,10 +112,8 @@ def train(context: Context) -> None:
     if experiment.task == "train_saes":
         assert context.tracker is not None
         device = "cuda" if trainer.device_type in ("gpu", "cuda") else "cpu"
-        tables = train_saes(
-            store, layers, experiment.training, experiment.collection, context.folder / "saes",
-            context.tracker.log, device,
-        )  # fmt: skip
+        training = SaeTraining(store, experiment.training, experiment.collection, device)
+        tables = train_saes(training, layers, context.folder / "saes", context.tracker.log)
         context.results.tables |= Tables.of(tables)
         context.results.tables.define(SAE_COLUMNS)
 

@@ -110,9 +110,9 @@ class Sweep:
     def do(self, jobs: Sequence[Job], launcher: Sequence[str]) -> None:
         """Do jobs. One that was interrupted, or ended without a word, is recorded as such."""
         try:
-            folder = f"hydra.sweep.dir={quoted(str(self.folder))}"
+            target = f"hydra.sweep.dir={quoted(str(self.folder))}"
             presets = search_path(self.file.config_dir)
-            launch([self._told(job) for job in jobs], [*launcher, *presets, folder])
+            launch([self._told(job) for job in jobs], [*launcher, *presets, target])
         except RuntimeError as error:  # a worker was killed, and with it the launcher
             log.error("the launcher gave up: %s", " ".join(str(error).split()))
         except Interrupted as cause:  # a launcher kills the processes of its jobs
