@@ -14,8 +14,8 @@ from saematch.evaluate.measures import Measures
 from saematch.explain.explanations import Means
 from saematch.judge.connect import connect
 from saematch.judge.judging import explain_tables, explainers, judge_matches
+from saematch.judge.means import COLUMNS as JUDGE_COLUMNS
 from saematch.judge.means import judge_means
-from saematch.judge.scores import COLUMNS as JUDGE_COLUMNS
 from saematch.judge.scores import judge_tables, score_matches
 from saematch.lm.source import OpenedModel
 from saematch.matching.matches import match_pairs
