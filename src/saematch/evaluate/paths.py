@@ -15,7 +15,7 @@ from saematch.core.results import Row
 from saematch.core.specs import AtLeast1, Seed, Some, spec
 from saematch.evaluate.following import BREADTH, Step, begin, follow
 from saematch.evaluate.tables import Tables
-from saematch.evaluate.weights import feature_mse
+from saematch.evaluate.weights import FoldedPair, feature_mse
 from saematch.matching.matches import MatchSet
 from saematch.sae.suites import SaeFacts, Saes
 
@@ -51,13 +51,15 @@ def path_rows(saes: Saes, matches: MatchSet, spec: PathSpec, tables: Tables | No
         held = dict.fromkeys(matches.by_arm, first)
         found: dict[str, list[Row]] = {arm: [] for arm in matches.by_arm}
         for number, pair in enumerate(pairs):
+            folded = FoldedPair(saes[pair.source], saes[pair.target])
             for arm, of_arm in matches.by_arm.items():
                 steps, held[arm] = follow(held[arm], of_arm[pair], spec.breadth)
-                scores = _scores(saes, of_arm[pair], pair, steps, tables)
+                scores = _scores(folded, of_arm[pair], pair, steps, tables)
                 for step, score in zip(steps, scores, strict=True):
                     row: Row = {**pair.columns(), "arm": arm, "path": step.path, "step": number}
                     row |= {name: getattr(step, name) for name in _COLUMNS}
                     found[arm].append(row | score)
+            del folded  # so that memory never holds two pairs
         rows += [row for of_arm in found.values() for row in of_arm]
     return rows
 
@@ -87,18 +89,18 @@ def _choose(n_features: int, key: SaeKey, spec: PathSpec, tables: Tables | None)
 
 
 def _scores(
-    saes: Saes, match: Match, pair: Pair, steps: list[Step], tables: Tables | None
+    folded: FoldedPair, match: Match, pair: Pair, steps: list[Step], tables: Tables | None
 ) -> list[Row]:
     """Return how alike the two features of each step are."""
-    source, target = saes[pair.source], saes[pair.target]
     entries = sorted({step.entry for step in steps})
     chosen = torch.zeros(len(match.rows), dtype=torch.bool)
     chosen[entries] = True
     followed = match.keep(chosen)
-    errors = feature_mse(source, target, followed).tolist()
+    errors = feature_mse(folded, followed).tolist()
     cosine = [math.nan] * len(errors)
-    if source.d_model == target.d_model:
-        vectors = source.W_dec[followed.rows], target.W_dec[followed.columns]
+    if folded.is_comparable:
+        source, target = folded.source.W_dec, folded.target.W_dec
+        vectors = source[followed.rows], target[followed.columns]
         cosine = cosine_similarity(*vectors, dim=1).tolist()
     found: list[Row] = [
         {"mse_W_dec": error, "cosine_W_dec": alike}

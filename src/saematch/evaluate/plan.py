@@ -6,13 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from saematch.core.code import code_of
 from saematch.core.errors import InputError
 from saematch.core.files import hashed
 from saematch.core.match import Match
 from saematch.core.pairs import NO_ARM, Pair, Refusal, SaeKey
 from saematch.evaluate.splice import MATCHLESS, Splice, SplicePlan, canonical
-from saematch.evaluate.weights import of_least_error, row_errors
+from saematch.evaluate.weights import FoldedPair, of_least_error, row_errors
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
@@ -93,11 +95,12 @@ def plan_splices(
     cells = []
     for pair in matches.pairs:
         skips = (pair, "skipping") not in left_out
+        errors = _row_errors(shelf, matches, pair, arms) if skips else {}
         for name, match in matches.of(pair).items():
             found = matches.hashes[name][pair]
             if (pair, "co_activation") not in left_out:
                 plan.matched.setdefault(plan.matched_pair(pair, found), match)
-            asked = _of_arm(shelf, arms[name], pair, match, found) if arms and skips else ()
+            asked = _of_arm(arms[name], pair, match, found, errors) if arms and skips else ()
             for splice, moved in asked:
                 cells.append(Cell(name, splice, canonical(plan, splice, match)))
                 plan.splices.setdefault(cells[-1].evaluated, moved)
@@ -108,18 +111,33 @@ def plan_splices(
     return plan, cells
 
 
+def _row_errors(
+    saes: SaeShelf, matches: MatchSet, pair: Pair, arms: Mapping[str, Arm]
+) -> dict[str, Tensor]:
+    """Return the row errors of the matches whose arms have quantiles, by the match's hash."""
+    ranked = {
+        matches.hashes[name][pair]: match
+        for name, match in matches.of(pair).items()
+        if name in arms and arms[name].decode and arms[name].quantiles
+    }
+    if not ranked:
+        return {}
+    folded = FoldedPair(saes[pair.source], saes[pair.target])
+    return {key: row_errors(folded, match) for key, match in ranked.items()}
+
+
 def _of_arm(
-    saes: SaeShelf, arm: Arm, pair: Pair, match: Match, found: str
+    arm: Arm, pair: Pair, match: Match, key: str, errors: Mapping[str, Tensor]
 ) -> Iterable[tuple[Splice, Match]]:
-    """Yield the splices of an arm, each with the match of the features that go over."""
-    errors = None
+    """Yield the splices of an arm, each with the match of the features that it transports.
+
+    ``key`` is the match's hash; ``errors`` holds the row errors by hash.
+    """
     for strategy in arm.decode:
-        yield Splice(strategy, pair, found), match
+        yield Splice(strategy, pair, key), match
         for quantile in map(float, arm.quantiles):
-            if errors is None:
-                errors = row_errors(saes[pair.source], saes[pair.target], match)
-            moved = of_least_error(match, errors, quantile)
-            yield Splice(strategy, pair, found, quantile), moved
+            moved = of_least_error(match, errors[key], quantile)
+            yield Splice(strategy, pair, key, quantile), moved
 
 
 def evaluate_texts(
