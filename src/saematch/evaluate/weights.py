@@ -27,7 +27,7 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class FoldedPair:
-    """Sides SAEs, folded by their thresholds (eq. 4), with one feature in each row.
+    """Two SAEs, folded by their thresholds (eq. 4), with one feature in each row.
 
     Every part is folded once, when it is first used. All parts together take as much memory as the
     two SAEs. Raises ``InputError`` at first use for an SAE that cannot be folded by its thresholds.
