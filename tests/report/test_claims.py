@@ -321,7 +321,10 @@ def test_every_rule_has_a_case():
 def test_a_verdict_states_its_numbers():
     claim = the_claim("matching_score", "folded above")
     tables = CASES["matching_score", "folded above"]
-    assert [claim.check(Tables.of(case)).seen for case in tables] == ["4 of 5 pairs", "3 of 5 pairs"]
+    assert [claim.check(Tables.of(case)).seen for case in tables] == [
+        "4 of 5 pairs",
+        "3 of 5 pairs",
+    ]
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.says)
