@@ -222,10 +222,8 @@ def test_A2_contexts_equal_plain_hooks(lm, saes, batches, tmp_path):
     kept = store.contexts(texts.record(store.saes, {"r": recorder}, "contexts")["r"])
     every = [plain_ids(lm, text) for text in SPOILED]
     order = sorted(range(len(every)), key=lambda n: -every[n][0].shape[1])
-    for number, n in enumerate(order):
-        assert texts.readers[""].texts[number].tolist() == every[n][0][0].tolist(), (
-            "special tokens included"
-        )
+    for ids, n in zip(texts.readers[""].texts, order, strict=True):
+        assert ids.tolist() == every[n][0][0].tolist(), "special tokens included"
     for key in KEYS[1:3]:
         expected = {}
         for number, n in enumerate(order):
