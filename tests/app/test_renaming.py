@@ -44,7 +44,8 @@ PRESETS = Path(__file__).parents[2] / "conf"
         ("tasks=[train_saes]", "'tasks' is now 'task': write task=train_saes"),
         (
             "evaluations=[evaluate]",
-            "'evaluate' is now 'co_activation,skipping': write evaluations=[co_activation,skipping]",
+            "'evaluate' is now 'co_activation,skipping': write "
+            "evaluations=[co_activation,skipping]",
         ),
         (
             "evaluations=[paths,activations]",
@@ -146,13 +147,14 @@ def test_an_old_name_in_a_sweep_file(tmp_path, parameters, command, sentence):
             "experiment/mine.yaml",
             "# @package _global_\ntasks: [match, evaluate]",
             ["+experiment=mine"],
-            "tasks=[match,evaluate]: 'tasks' is now 'evaluations': write evaluations=[co_activation,skipping]",
+            "tasks=[match,evaluate]: 'tasks' is now 'evaluations': write "
+            "evaluations=[co_activation,skipping]",
         ),
         (
             "experiment/mine.yaml",
             "# @package _global_\nevaluations: [activations]",
             ["+experiment=mine"],
-            "'activations' is now 'co_activation': write evaluations=[co_activation]",
+            "In 'experiment/mine': a list is where named parts belong",
         ),
         (
             "experiment/mine.yaml",

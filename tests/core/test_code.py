@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from saematch.evaluate.plan import evaluate_texts
 
 from saematch.core.code import closure, code_of, codes_of
-from saematch.evaluate.plan import evaluate_texts
-from saematch.explain.contexts import collect_contexts
+from saematch.explain.contexts import ContextRecorder, ContextStore
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.levels import ChanceLevel
@@ -18,7 +18,8 @@ from saematch.matching.matchers import Greedy, Optimal, Random
 from saematch.matching.objectives.parts import Parts
 from saematch.run import run
 from saematch.run.provenance import SHOWING
-from saematch.sae.stand_in import by_activation
+from saematch.sae.recorders import TextPass
+from saematch.sae.stand_in import ActivationRecorder, by_activation
 from saematch.texts.token_cache import load_texts
 from saematch.training.collect import collect
 
@@ -192,8 +193,8 @@ KEPT = {
     "matches": (Arm, Parts, Optimal),
     "sums": (evaluate_texts, LmSource),
     "tokens": (load_texts, LmSource),
-    "contexts": (collect_contexts, LmSource),
-    "scales": (by_activation, LmSource),
+    "contexts": (ContextRecorder, ContextStore, TextPass, LmSource),
+    "scales": (ActivationRecorder, by_activation, LmSource),
     "collections": (collect, LmSource),
 }
 UNRELATED = ("app", "compare", "report", "judge", "run", "zoo", "conf")
@@ -213,7 +214,7 @@ def test_keys_of_kept_files_hold_no_unrelated_code(kind):
 
 def test_a_runs_code_is_all_that_makes_numbers():
     modules = set(closure(run, SHOWING))
-    stages = ("evaluate.splice", "evaluate.intervals", "judge.judging", "explain.contexts",
+    stages = ("evaluate.splice", "evaluate.intervals", "judge.judging", "sae.recorders",
               "matching.arm", "training.steps", "run.run", "chat.client")  # fmt: skip
     assert {f"saematch.{name}" for name in stages} <= modules
     assert not {name for name in modules if name.startswith(SHOWING)}

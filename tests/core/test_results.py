@@ -5,7 +5,9 @@ import json
 import pytest
 
 from saematch.compare.runs import find_runs
+from saematch.core.columns import Column
 from saematch.core.results import Results, SchemaError
+from saematch.core.tables import Tables
 from saematch.run.resuming import finished_as, refuse_other_run
 
 
@@ -48,9 +50,16 @@ def test_another_schema_is_refused(tmp_path, schema, words):
 
 
 def test_results_are_read_as_they_were_saved(tmp_path):
-    results = Results("x", {"seed": 1}, {"code": "a"}, "finished", None, {"m": 0.5}, {"t": [{}]})
+    column = Column("m", "metric m", "lower", "nats", 0.0, interval=True, logged=("t",))
+    tables = Tables.of({"t": [{"arm": "a", "m": 0.5}, {"arm": "b", "m": None}], "u": []}, [column])
+    results = Results("x", {"seed": 1}, {"code": "a"}, "finished", None, {"m": 0.5}, tables)
     results.save(tmp_path / "results.json")
-    assert Results.load(tmp_path / "results.json") == results
+    loaded = Results.load(tmp_path / "results.json")
+    assert list(loaded.tables) == ["t", "u"]
+    assert loaded.tables["t"].equals(tables["t"])
+    assert loaded.tables.columns == {"m": column}
+    rest = [name for name in vars(results) if name != "tables"]
+    assert [getattr(loaded, name) for name in rest] == [getattr(results, name) for name in rest]
 
 
 def test_the_command_line_refuses_to_go_on_with_a_run_of_another_version(cli, tmp_path):

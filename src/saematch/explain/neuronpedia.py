@@ -74,6 +74,9 @@ class NeuronpediaExplanations:
                     f"the SAE of {key.name} has neuronpedia_id={source!r}, no model/source"
                 )
 
+    def recorder(self, saes: Saes, means: Means) -> None:
+        """Return None: nothing is recorded."""
+
     def open(self, saes: Saes, means: Means) -> NeuronpediaTexts:
         """Fetch what is not kept yet of each source's export.
 
