@@ -222,7 +222,7 @@ def test_B3_a_model_that_reads_later_tokens_is_refused():
 
     sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = BertLMHeadModel(BertConfig(**sizes, intermediate_size=64)).eval()
-    with pytest.raises(ValueError, match="depend on the tokens after it, so this is no causal"):
+    with pytest.raises(ValueError, match="depend on later tokens, so it is not a causal"):
         self_test(LanguageModel(model, None, "encoder"))
 
 

@@ -119,7 +119,7 @@ def test_B8_every_kind_of_writer_names_the_file_and_the_cause(tmp_path):
     for line, name in zip(lines, names, strict=True):
         assert line.startswith(f"{tmp_path / name}"), line
         assert line.endswith(
-            " cannot be written (File too large): raise the limit (ulimit -f), and run the same "
+            " cannot be written (File too large): raise the limit (ulimit -f) and run the same "
             "command again"
         )
     assert answers.startswith(f"{tmp_path / 'answers.sqlite'} cannot be written (")
