@@ -1,4 +1,4 @@
-"""A made-up population of texts, and the metrics of text sets drawn from it."""
+"""A synthetic population of texts, and the metrics of text sets sampled from it."""
 
 from __future__ import annotations
 
@@ -62,11 +62,13 @@ def metrics(weights: torch.Tensor, sums: dict[str, torch.Tensor]) -> dict[str, t
     fired = (sums["own"], sums["partner"])
     score = co_activation(weights, both, *fired, both.sum(dim=1), one_each)
     names = ("error_sum", "error_square", "x_sum", "x_square", "counts")
-    found = {
+    quantities = {
         "explained_variance": explained_variance(weights, *(sums[name] for name in names)),
         "loss": mean(weights, sums["loss"], counts),
         "mean_l0": mean(weights, sums["own"].sum(dim=1).double(), counts),
     }
     for name in ("matching_score", "matching_score_live", "matching_score_macro", "jaccard"):
-        found[name] = getattr(score, name)
-    return found | {"difference": found["matching_score_macro"] - found["matching_score"]}
+        quantities[name] = getattr(score, name)
+    return quantities | {
+        "difference": quantities["matching_score_macro"] - quantities["matching_score"]
+    }

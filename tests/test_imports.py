@@ -1,4 +1,4 @@
-"""That ``import saematch`` stays light, and its front door."""
+"""``import saematch`` is light and exports every public name."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Features without a partner are no dead partners; recall over features that fired."""
+"""Features without a partner do not count as dead partners; recall over features that fired."""
 
 import logging
 
@@ -68,18 +68,18 @@ def test_A14_a_partial_match_counts_its_unmatched_features(cli, tmp_path):
 def test_A14_recall_over_live_features_by_hand():
     pair = Pair.of_layers(0, 1)
     truth = Match.from_columns(torch.tensor([0, 1, 2, -1, 4]), 5)
-    found = Match.from_columns(torch.tensor([0, 2, 1, 3, 4]), 5)  # 0 and 4 are right
+    half_right = Match.from_columns(torch.tensor([0, 2, 1, 3, 4]), 5)  # 0 and 4 are right
     fired = torch.tensor([3, 1, 0, 7, 2])  # live are 0, 1, 3 and 4; 3 has no true partner
-    asked = []
+    queries = []
 
     def tokens(key):
-        asked.append(key)
+        queries.append(key)
         return fired
 
-    matches = MatchSet((pair,), {"a": {pair: found}})
-    assert found.agreement(truth) == 2 / 4
+    matches = MatchSet((pair,), {"a": {pair: half_right}})
+    assert half_right.agreement(truth) == 2 / 4
     assert live_recall(matches, lambda _: truth, tokens) == {(pair, "a"): 2 / 3}
-    assert asked == [SaeKey("default", 0)], "the source features"
+    assert queries == [SaeKey("default", 0)], "the source features"
     assert live_recall(matches, lambda _: None, tokens) == {}
     assert live_recall(matches, lambda _: truth, lambda _: 0 * fired) == {}
 

@@ -1,4 +1,4 @@
-"""Intervals contain their estimate and, as often as they say, the expected value."""
+"""Intervals contain their estimate, and cover the expected value as often as stated."""
 
 import logging
 import math
@@ -91,12 +91,12 @@ def test_A13_the_interval_over_several_sets_is_that_of_a_stratified_sample():
     replicates = Intervals().replicates([3, 5])
     pooled = mean(replicates.pooled(), torch.cat(sets), torch.ones(8, dtype=torch.int64))
     # the variance of a sum of independent parts, with the deletions computed one by one
-    every = torch.cat(sets).tolist()
+    terms = torch.cat(sets).tolist()
     variances = []
     for first, of_set in ((0, sets[0]), (3, sets[1])):
         n = len(of_set)
-        left = [every[:i] + every[i + 1 :] for i in range(first, first + n)]
-        means = torch.tensor([sum(some) / len(some) for some in left]).double()
+        left = [terms[:i] + terms[i + 1 :] for i in range(first, first + n)]
+        means = torch.tensor([sum(part) / len(part) for part in left]).double()
         variances.append((n - 1) / n * (means - means.mean()).square().sum().item())
     freedom = sum(variances) ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2 / 4)
     half = student.ppf(0.975, freedom) * math.sqrt(sum(variances))
@@ -170,8 +170,8 @@ def test_A14_contrasts_with_copying_the_hidden_state_are_paired():
     variance = (n - 1) / n * sum((value - sum(left) / n) ** 2 for value in left)
     half = student.ppf(0.975, n - 1) * math.sqrt(variance)
     value = difference(range(n))
-    found = [row[f"delta_loss_difference{end}"] for end in ("", "_low", "_high")]
-    assert found == pytest.approx([value, value - half, value + half], rel=1e-9)
+    ends = [row[f"delta_loss_difference{end}"] for end in ("", "_low", "_high")]
+    assert ends == pytest.approx([value, value - half, value + half], rel=1e-9)
     alone = replicates.interval("delta_loss", values[0]["delta_loss"])
     assert half < 0.8 * (alone.high - alone.value), "narrower than the arm's own interval"
 
@@ -190,13 +190,13 @@ def tables_of(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("n_texts", "settings", "said"),
+    ("n_texts", "settings", "n_warnings"),
     [(29, {}, 1), (30, {}, 0), (29, {"n_replicates": 0}, 0)],
 )
-def test_A13_fewer_than_30_texts_give_one_warning(tables_of, caplog, n_texts, settings, said):
+def test_A13_fewer_than_30_texts_give_one_warning(tables_of, caplog, n_texts, settings, n_warnings):
     with caplog.at_level(logging.WARNING):
         tables_of(n_texts, **settings)
-    assert caplog.text.count("fewer than 30 texts are often too narrow: a has 29") == said
+    assert caplog.text.count("fewer than 30 texts are often too narrow: a has 29") == n_warnings
 
 
 def test_A13_every_interval_of_a_run_contains_its_estimate(cli, tmp_path):

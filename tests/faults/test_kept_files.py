@@ -1,4 +1,4 @@
-"""A flipped byte in any kind of kept file: the right result comes out, and a warning names it."""
+"""A flipped byte in a kept file causes a warning that names the file, and the right result."""
 
 import json
 import logging
@@ -60,7 +60,7 @@ def world(tiny):
 
 
 def listed(value: Any) -> Any:
-    """Return something that ``==`` compares."""
+    """Return a value that ``==`` can compare."""
     if isinstance(value, torch.Tensor):
         return value.tolist()
     if isinstance(value, dict):
@@ -76,10 +76,10 @@ def matches(world: World, folder: Path) -> Any:
 def run_matches(world: World, folder: Path) -> Any:
     """The matches in a run's folder; those of the store are new each time."""
     store = MatchStore(folder.with_name(f"other {folder.name}"))
-    found = match_pairs(world.saes, (PAIR,), {"a": ARM}, store, folder)
+    result = match_pairs(world.saes, (PAIR,), {"a": ARM}, store, folder)
     (path,) = folder.rglob("*.safetensors")
-    assert Match.load(path)[0].hash == found.hashes["a"][PAIR]
-    return found.hashes["a"][PAIR]
+    assert Match.load(path)[0].hash == result.hashes["a"][PAIR]
+    return result.hashes["a"][PAIR]
 
 
 def sums(world: World, folder: Path) -> Any:
@@ -88,9 +88,9 @@ def sums(world: World, folder: Path) -> Any:
         world.saes, (PAIR,), {"a": ARM}, store, folder.with_name(f"m {folder.name}")
     )
     plan, _ = plan_splices(world.saes, of_pairs, {"a": ARM}, ("drop",))
-    found = evaluate_texts(plan, world.lm, {"t": world.batches}, CPU, folder)["t"]
-    names = {name for files in found.parts for name in load_file(files[0])}
-    return {name: found[name].tolist() for name in sorted(names)}
+    result = evaluate_texts(plan, world.lm, {"t": world.batches}, CPU, folder)["t"]
+    names = {name for files in result.parts for name in load_file(files[0])}
+    return {name: result[name].tolist() for name in sorted(names)}
 
 
 def tokens(world: World, folder: Path) -> Any:
@@ -111,11 +111,11 @@ def scales(world: World, folder: Path) -> Any:
 
 def collection(world: World, folder: Path) -> Any:
     spec = Collection(40, 10, "float32", str(folder))
-    found = collect(world.lm, world.texts, (1, 3), spec, CPU, folder)
-    opened = open_store(found.folder)
-    assert opened.about == found.about
-    assert opened.files == found.files
-    return [found.layer(n).rows(torch.arange(len(found.layer(n)))).tolist() for n in (1, 3)]
+    result = collect(world.lm, world.texts, (1, 3), spec, CPU, folder)
+    opened = open_store(result.folder)
+    assert opened.about == result.about
+    assert opened.files == result.files
+    return [result.layer(n).rows(torch.arange(len(result.layer(n)))).tolist() for n in (1, 3)]
 
 
 KINDS: dict[str, Callable[[World, Path], Any]] = {
@@ -151,9 +151,9 @@ def test_a_flipped_byte_is_noticed_and_the_file_made_again(world, tmp_path, kind
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             assert KINDS[kind](world, folder) == expected
-        said = [r.getMessage() for r in caplog.records if "damaged" in r.getMessage()]
-        assert len(said) == 1
-        assert said[0].startswith(f"{path} is damaged (")
+        warnings = [r.getMessage() for r in caplog.records if "damaged" in r.getMessage()]
+        assert len(warnings) == 1
+        assert warnings[0].startswith(f"{path} is damaged (")
         assert sorted(folder.rglob("*.safetensors")) == files
     caplog.clear()
     assert KINDS[kind](world, folder) == expected
@@ -234,21 +234,21 @@ def test_a_damaged_revision_note_is_ignored(tmp_path, monkeypatch, caplog):
         return answers[0]
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
-    asked = HubSet("some/web")
-    assert asked.resolve(tmp_path).revision == "c" * 40
+    hub_set = HubSet("some/web")
+    assert hub_set.resolve(tmp_path).revision == "c" * 40
     (note,) = tmp_path.iterdir()
     size = note.stat().st_size
     online, offline = list(answers), []
     for position in (0, 20, size // 2, size - 30, size - 1):
         answers[:] = offline
-        assert asked.resolve(tmp_path).revision == "c" * 40
+        assert hub_set.resolve(tmp_path).revision == "c" * 40
         flip(note, position)
         with pytest.raises(InputError, match="cannot read the data set 'some/web'"):
-            asked.resolve(tmp_path)
+            hub_set.resolve(tmp_path)
         assert f"{note} is damaged (" in caplog.text
         caplog.clear()
         answers[:] = online
-        assert asked.resolve(tmp_path).revision == "c" * 40
+        assert hub_set.resolve(tmp_path).revision == "c" * 40
     assert json.loads(note.read_text())["commit"] == "c" * 40
 
 
@@ -269,7 +269,7 @@ def test_scales_by_almost_equal_quantiles_are_told_apart(world, tmp_path):
     identities = set()
     for quantile in (0.1234567, 0.1234568):
         spec = ActivationQuantile(quantile=quantile, n_tokens=10_000)
-        about = (world.lm, {"t": world.batches}, CPU, tmp_path)
-        shelf = by_activation(spec, SaeShelf.of(relu), *about)
+        inputs = (world.lm, {"t": world.batches}, CPU, tmp_path)
+        shelf = by_activation(spec, SaeShelf.of(relu), *inputs)
         identities.add(shelf.facts[KEYS[0]].identity)
     assert len(identities) == 2
