@@ -90,7 +90,7 @@ STAGES = {
     "solver": ("saematch.matching.solver.auction:Auction.stage", 5, signal.SIGHUP, MATCH),
     "texts": (TEXTS, 3, signal.SIGTERM, MATCH),
     "texts by Ctrl-C": (TEXTS, 3, signal.SIGINT, MATCH),
-    "judge": ("saematch.chat.asking:_Round._collect", 3, signal.SIGINT, JUDGED),
+    "judge": ("saematch.chat.asking:Chat.keep", 3, signal.SIGINT, JUDGED),
     "collect": (TEXTS, 2, signal.SIGTERM, TRAIN),
     "training": ("saematch.training.train_saes:save_sae", 2, signal.SIGTERM, TRAIN),
 }

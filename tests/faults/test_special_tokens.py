@@ -209,14 +209,14 @@ def test_A2_a_text_with_no_two_tokens_side_by_side_is_refused_with_its_line(lm, 
 def test_A2_contexts_equal_plain_hooks(lm, saes, batches, tmp_path):
     texts = TextPass(lm, {"t": batches}, CPU, tmp_path / "left")
     kept = collect_contexts(saes, texts, 99, 1, tmp_path)
-    values = [plain_ids(lm, text) for text in SPOILED]
-    order = sorted(range(len(values)), key=lambda n: -values[n][0].shape[1])
+    tokens = [plain_ids(lm, text) for text in SPOILED]
+    order = sorted(range(len(tokens)), key=lambda n: -tokens[n][0].shape[1])
     for number, n in enumerate(order):
-        assert texts.texts[number].tolist() == values[n][0][0].tolist(), "special tokens included"
+        assert texts.texts[number].tolist() == tokens[n][0][0].tolist(), "special tokens included"
     for key in KEYS[1:3]:
         expected = {}
         for number, n in enumerate(order):
-            ids, counts = values[n]
+            ids, counts = tokens[n]
             active = saes[key].encode(resid_post(lm, ids)[key.layer]) * counts[:, None]
             values, positions = active.max(dim=0)
             for feature in torch.nonzero(values).flatten().tolist():

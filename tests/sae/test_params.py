@@ -59,7 +59,7 @@ def test_what_goes_with_topk_and_with_a_stand_in():
     for wrong in ({}, {"k": 0}, {"k": 5}, {"k": 2, "rank_scale": torch.tensor([1.0, 1, 0, 1])}):
         with pytest.raises(ValueError, match=r"have k and may|k=0 must|k=5 must|must be positive"):
             topk(**wrong)
-    with pytest.raises(ValueError, match="no other has them"):
+    with pytest.raises(ValueError, match="only they, have k"):
         dataclasses.replace(random_sae(1), k=3)
     with pytest.raises(ValueError, match="go together"):
         dataclasses.replace(random_sae(1), stand_in=torch.ones(24))

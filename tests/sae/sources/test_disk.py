@@ -58,7 +58,7 @@ def test_several_that_fit_are_offers_and_no_set(tmp_path):
     assert [offer.mean_l0 for offer in offers] == [24.0, 141.0]
     assert offers[1].source == SaeFolders(f"{tmp_path}/layer_{{layer}}/average_l0_141")
     assert offers[1].source.load(2).origin.mean_l0 == 141.0
-    with pytest.raises(ValueError, match=r"no SAE for layer 3: .*; layers that do: 2"):
+    with pytest.raises(ValueError, match=r"no SAE for layer 3: .*; layers that exist: 2"):
         source.load(3)
 
 

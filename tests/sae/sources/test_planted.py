@@ -59,5 +59,5 @@ def test_folding_finds_what_directions_do_not_tell():
 def test_wrong_settings():
     with pytest.raises(ValueError, match="not a multiple of"):
         PlantedSaes(n_features=10, group=4)
-    with pytest.raises(ValueError, match="for sae=planted"):
+    with pytest.raises(ValueError, match="requires sae=planted"):
         TwoGauges()(ZooSaes("chain", 1024, 20), [0, 1])

@@ -49,7 +49,7 @@ def test_wrong_names_list_close_ones():
     wrong = ReleasedSaes(GEMMA.release, "layer_{layer}/width_16k/canonica")
     with pytest.raises(ValueError, match="it has layer_3/width_16k/canonical"):
         wrong.load(3)
-    with pytest.raises(ValueError, match="must hold"):
+    with pytest.raises(ValueError, match="must contain"):
         ReleasedSaes(GEMMA.release, "layer_3/width_16k/canonical")
 
 
