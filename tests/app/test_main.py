@@ -194,7 +194,7 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
         (["arms.folded.fold=theta"], "unknown fold 'theta'"),
         (["trainer.batch_size=0"], "batch_size=0"),
         (['sae.path="/nowhere/layer_{layer}"'], "/nowhere/layer_0 does not exist; layers"),
-        (["sae.path=/nowhere"], "must hold {layer} once"),
+        (["sae.path=/nowhere"], "must contain {layer} once"),
     ],
 )
 def test_bad_settings_end_in_one_line(cli, tmp_path, settings, words):
