@@ -1,4 +1,4 @@
-"""The package of docs/extending.md: written as the page shows it, and run by the page's commands."""
+"""The package that docs/extending.md shows, written from the page and run by its commands."""
 
 import re
 import shlex
