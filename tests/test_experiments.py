@@ -87,8 +87,8 @@ def finished(tiny, judge, tmp_path_factory):
 def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
     parts, results, _ = finished(experiment)
     tables = results.tables
-    pairs = {pair_of(r) for r in tables["matches"]}
-    keys = {(r["suite"], r["layer"]) for r in tables["layers"]}
+    pairs = {pair_of(r) for r in tables.rows("matches")}
+    keys = {(r["suite"], r["layer"]) for r in tables.rows("layers")}
     n_arms, n_pairs = len(parts.arms), len(pairs)
     expected = {"matches": n_pairs * n_arms, "layers": len(keys)}
     n_sets = 1 if experiment not in ("sparsity", "similar_l0", "llama") else 3
@@ -111,7 +111,7 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
         expected["feature_mse_histogram"] = n_pairs * n_arms * 60
         expected["features"] = n_pairs * n_arms * 20
     if "paths" in parts.evaluations:
-        expected["paths"] = n_pairs * n_arms * min(20, tables["layers"][0]["n_live"])
+        expected["paths"] = n_pairs * n_arms * min(20, tables.rows("layers")[0]["n_live"])
     if "planted" in parts.evaluations:
         expected["planted"] = n_pairs * sum(len(a.decode) for a in parts.arms.values())
     if experiment in JUDGED:
@@ -142,7 +142,7 @@ def test_the_docs_of_tracking_name_every_metric_and_column(finished, experiment)
 def test_flat_metrics_are_those_of_the_table_means(finished, experiment):
     _, results, _ = finished(experiment)
     compared = set()
-    for row in results.tables["means"]:
+    for row in results.tables.rows("means"):
         if row["strategy"] is None and row["dataset"] in (None, "all"):
             suffix = "" if row["suites"] == "default" else f"/{row['suites']}"
             name = f"{row['metric']}/{row['arm']}{suffix}"
@@ -155,31 +155,31 @@ def rows_of_means(parts, tables, n_sets):
     """Rows that the docs promise: sets x metrics x what each was measured of."""
     weights = {
         (suites_of(row), row["arm"], metric)
-        for row in tables["matches"]
+        for row in tables.rows("matches")
         for metric in WEIGHT_METRICS
         if row.get(metric) is not None
     }
-    keys = {suites_of(row) for row in tables["matches"]}
+    keys = {suites_of(row) for row in tables.rows("matches")}
     n_rows = len(weights)
     if "activations" in tables:
         n_rows += len(keys) * len(parts.arms) * (n_sets + 1) * len(SCORE_METRICS)
     cells = {(suites_of(r), r["arm"], r["strategy"], r["quantile"])
-             for r in tables.get("strategies", [])}  # fmt: skip
+             for r in tables.rows("strategies")}  # fmt: skip
     n_rows += len(cells) * (n_sets + 1) * 2
-    return n_rows + 2 * sum(row["target_layer"] is None for row in tables.get("judge_scores", []))
+    return n_rows + 2 * sum(row["target_layer"] is None for row in tables.rows("judge_scores"))
 
 
 def judged_rows(parts, tables):
     """Rows that the docs promise of a judged run without partial matches."""
-    pairs = {(r["source_layer"], r["target_layer"]) for r in tables["matches"]}
+    pairs = {(r["source_layer"], r["target_layer"]) for r in tables.rows("matches")}
     layers = {layer for pair in pairs for layer in pair}
     arms = parts.judging.arms or list(parts.arms)
     n_pairs = len(arms)
-    items = Counter(row["role"] for row in tables["judgements"])
+    items = Counter(row["role"] for row in tables.rows("judgements"))
     assert items["pair"] == len(pairs) * n_pairs * 6
     assert items["random"] == len(pairs) * 4
     assert items["identity"] == len(pairs) * 3
-    twice = {(row["source_layer"], row["role"]) for row in tables["judgements"]
+    twice = {(row["source_layer"], row["role"]) for row in tables.rows("judgements")
              if row["role"] in ("ceiling", "paraphrase")}  # fmt: skip
     assert items["ceiling"] + items["paraphrase"] == len(layers) * 2
     assert {layer for layer, _ in twice} == layers
@@ -196,7 +196,7 @@ def judged_rows(parts, tables):
         "judge_explainers": len(
             {
                 (row["role"], row["arm"], row["source_explainer"], row["target_explainer"])
-                for row in tables["judgements"]
+                for row in tables.rows("judgements")
                 if row["role"] in ("pair", "random", "identity", "ceiling", "paraphrase")
                 and row["source_explainer"]
                 and row["target_explainer"]
@@ -214,7 +214,7 @@ def test_figures_and_intervals(finished, experiment):
     assert drawn == set(parts.figures) - without
     measured = [m.removesuffix("_low") for r in results.tables.get("strategies", [{}])[:1]
                 for m in r if m.endswith("_low")]  # fmt: skip
-    for row in results.tables.get("strategies", []):
+    for row in results.tables.rows("strategies"):
         for metric in measured:
             assert row[f"{metric}_low"] <= row[f"{metric}_high"], metric
     assert "skipping" not in parts.evaluations or "explained_variance" in measured

@@ -61,7 +61,7 @@ def test_any_run_can_have_a_judge_and_its_scores_reach_wandb_and_its_key_no_file
     assert "Judge score (share of SAME)" in output.out
     results = loaded(tmp_path)
     assert results.status == "finished"
-    rows = results.tables["matches"]
+    rows = results.tables.rows("matches")
     assert all(1 <= row["judge_score_low"] <= row["judge_score_high"] <= 3 for row in rows)
     (about,) = results.provenance["judges"]
     assert about["served_by"] == {"judge-1-0613": about["requests"]}
@@ -72,9 +72,11 @@ def test_any_run_can_have_a_judge_and_its_scores_reach_wandb_and_its_key_no_file
     names = {name for row in logged for name in row}
     assert {"judge_score/folded", "judge_score/random", "judge_control/random"} <= names
     assert {"tables/judgements.path", "tables/judge_scores.path"} <= names
-    unexplained = [r for r in results.tables["judgements"] if r["label"] == "UNEXPLAINED"]
+    unexplained = [r for r in results.tables.rows("judgements") if r["label"] == "UNEXPLAINED"]
     assert all(5 in (r["source_feature"], r["target_feature"]) for r in unexplained)
-    pairs = [r for r in results.tables["judgements"] if r["role"] == "pair" and r["judge_score"]]
+    pairs = [
+        r for r in results.tables.rows("judgements") if r["role"] == "pair" and r["judge_score"]
+    ]
     assert {pair["label"] for pair in pairs} == {"MAYBE"}, "all texts share the word 'of'"
     for pair in pairs:
         texts = [pair[f"{end}_explanation"] for end in ("source", "target")]
@@ -135,12 +137,14 @@ def test_explanations_from_neuronpedia_join_the_saes_that_they_are_of(
     server.close()
     assert message is None
     tables = loaded(tmp_path).tables
-    roles = {row["role"] for row in tables["judgements"]}
+    roles = {row["role"] for row in tables.rows("judgements")}
     assert "paraphrase" in roles
     assert "ceiling" not in roles, "the two explainers say the same here"
-    pairs = {(r["source_explainer"], r["target_explainer"]) for r in tables["judge_explainers"]}
+    pairs = {
+        (r["source_explainer"], r["target_explainer"]) for r in tables.rows("judge_explainers")
+    }
     assert ("gpt-4o-mini", "gemini") in pairs, "equal coverage: the first by name is used"
-    for judgement in tables["judgements"]:
+    for judgement in tables.rows("judgements"):
         if judgement["role"] == "pair":
             known = judgement["source_feature"] < 20 and judgement["target_feature"] < 20
             assert (judgement["label"] == "UNEXPLAINED") != known
@@ -151,7 +155,7 @@ def test_paths_and_examples_carry_what_is_said_of_them(judged, labels, tmp_path)
     assert judged(*labels, "evaluations=[features,paths,explain]", drawn)[0] is None
     tables = loaded(tmp_path).tables
     for name in ("features", "paths"):
-        for shown in tables[name]:
+        for shown in tables.rows(name):
             for end, layer in (
                 ("source", shown["source_layer"]),
                 ("target", shown["target_layer"]),
@@ -160,8 +164,8 @@ def test_paths_and_examples_carry_what_is_said_of_them(judged, labels, tmp_path)
                 told = None if (layer, feature) == (2, 5) else f"word{feature % 5} of {layer}"
                 assert shown[f"{end}_explanation"] == told
             assert shown["label"] in ("SAME", "MAYBE", "DIFFERENT", "UNEXPLAINED")
-    judged_steps = [r for r in tables["judgements"] if r["role"] == "pair"]
-    assert len(judged_steps) == len(tables["paths"])
+    judged_steps = [r for r in tables.rows("judgements") if r["role"] == "pair"]
+    assert len(judged_steps) == len(tables.rows("paths"))
 
 
 def test_explanations_without_a_judge(cli, labels, tmp_path):
@@ -170,8 +174,8 @@ def test_explanations_without_a_judge(cli, labels, tmp_path):
     assert cli(*MATCH, *about, *labels)[0] is None
     tables = loaded(tmp_path).tables
     assert "judgements" not in tables
-    assert "label" not in tables["features"][0]
-    assert tables["features"][0]["source_explanation"].startswith("word")
+    assert "label" not in tables.rows("features")[0]
+    assert tables.rows("features")[0]["source_explanation"].startswith("word")
 
 
 @pytest.mark.parametrize(
@@ -231,5 +235,5 @@ def test_a_second_judge(judged, labels, tmp_path):
     assert message is None
     results = loaded(tmp_path)
     assert [about["model"] for about in results.provenance["judges"]] == ["judge-1", "judge-2"]
-    rows = {row["compared"]: row for row in results.tables["judge_agreement"]}
+    rows = {row["compared"]: row for row in results.tables.rows("judge_agreement")}
     assert rows["second"]["agreement"] == 0, "one says MAYBE throughout, the other SAME"

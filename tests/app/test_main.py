@@ -90,7 +90,7 @@ def test_settings_reach_the_run(cli, tmp_path):
     )
     assert message is None
     results = Results.load(tmp_path / "outputs/match/a/results.json")
-    pairs = [(row["source_layer"], row["target_layer"]) for row in results.tables["matches"]]
+    pairs = [(row["source_layer"], row["target_layer"]) for row in results.tables.rows("matches")]
     assert pairs == [(0, 2), (2, 3)]
     assert results.provenance["seed"] == 7
     assert results.provenance["part_weights"]["unfolded"]["W_enc"] == 0.0
@@ -103,7 +103,7 @@ def test_a_folder_of_another_run_is_refused(cli, tmp_path):
     assert "holds a run with other settings (objective.W_enc: 1.0 -> 0.0" in message
     results = Results.load(tmp_path / "outputs/match/a/results.json")
     assert results.status == "finished", "what was there is kept"
-    assert results.tables["matches"]
+    assert results.tables.rows("matches")
 
 
 def damage(tmp_path, tiny, change):
@@ -277,8 +277,8 @@ def test_half_precision_gives_nearly_the_same(cli, tmp_path):
     for name, settings in runs.items():
         cli(f"run_id={name}", "logger=none", "arms=[folded]", *settings)
         tables[name] = Results.load(tmp_path / f"outputs/match/{name}/results.json").tables
-    full = tables["full"]
-    for half in (tables["dtype"], tables["mixed"]):
+    full = tables.rows("full")
+    for half in (tables.rows("dtype"), tables.rows("mixed")):
         for one, other in zip(full["strategies"], half["strategies"], strict=True):
             assert other["loss"] == pytest.approx(one["loss"], rel=0.03)
             assert other["n_tokens"] == one["n_tokens"]

@@ -94,7 +94,7 @@ def test_a_matcher_of_several_partners_goes_through_a_whole_run(cli, outside, tm
     results = Results.load(folder / "results.json")
     tables = results.tables
     far = N_LAYERS - 1
-    matches = {(r["target_layer"], r["arm"]): r for r in tables["matches"]}
+    matches = {(r["target_layer"], r["arm"]): r for r in tables.rows("matches")}
     for (layer, arm), row in matches.items():
         match, _ = Match.load(folder / f"matches/{arm}/0-{layer}.safetensors")
         assert (row["n_matched"], row["n_entries"]) == (N_FEATURES, len(match.rows))
@@ -109,9 +109,9 @@ def test_a_matcher_of_several_partners_goes_through_a_whole_run(cli, outside, tm
     assert matches[far, "soft_composed"]["agreement"] is not None
     assert all(0 <= results.metrics[f"matching_score_entries/{arm}"] <= 1 for arm in
                ("soft", "soft_composed", "folded"))  # fmt: skip
-    cells = Counter(r["arm"] for r in tables["strategies"])
+    cells = Counter(r["arm"] for r in tables.rows("strategies"))
     assert cells["soft"] == far * 2 * 2, "two strategies, whole and half"
-    judged = Counter((r["arm"], r["target_layer"]) for r in tables["judgements"]
+    judged = Counter((r["arm"], r["target_layer"]) for r in tables.rows("judgements")
                      if r["role"] == "pair")  # fmt: skip
     assert judged["folded", far] * 3 == judged["soft", far] > 0
 
@@ -125,14 +125,14 @@ def test_paths_of_several_partners_are_followed_judged_and_drawn(cli, outside, t
     assert message is None
     folder = tmp_path / "outputs/match/a"
     tables = Results.load(folder / "results.json").tables
-    n_rows = Counter((r["arm"], r["step"]) for r in tables["paths"])
+    n_rows = Counter((r["arm"], r["step"]) for r in tables.rows("paths"))
     assert [n_rows["folded", step] for step in range(3)] == [3, 3, 3]
     assert [n_rows["soft", step] for step in range(3)] == [9, 18, 18]
-    for row in tables["paths"]:
+    for row in tables.rows("paths"):
         assert row["jaccard_low"] <= row["jaccard"] <= row["jaccard_high"]
         assert row["label"]
-    judged = [r for r in tables["judgements"] if r["role"] == "pair"]
-    assert len(judged) == len(tables["paths"])
+    judged = [r for r in tables.rows("judgements") if r["role"] == "pair"]
+    assert len(judged) == len(tables.rows("paths"))
     assert (folder / "figures/paths.png").stat().st_size > 2000
 
 

@@ -49,19 +49,22 @@ def test_a_batch_is_handed_in_fetched_and_half_as_dear(server, tmp_path):
     assert all(batch["completion_window"] == "24h" for batch in server.batches.values())
 
 
-def test_a_killed_run_comes_back_for_its_batches(server, tmp_path, monkeypatch):
-    server.slow_polls = 10**6
+def killed_while_waiting(judge, server, n):
+    """Hand in questions with a run that is killed before it has fetched an answer."""
 
     def killed(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(batches.time, "sleep", killed)
-    with pytest.raises(KeyboardInterrupt):
-        chat(server, tmp_path).ask(questions(12), "x")
-    monkeypatch.undo()
-    monkeypatch.setattr(batches, "POLL_SECONDS", 0.01)
-    assert len(server.batches) == 2
+    server.slow_polls = 10**6
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(batches.time, "sleep", killed)
+        judge.ask(questions(n), "x")
     server.slow_polls = 1
+
+
+def test_a_killed_run_comes_back_for_its_batches(server, tmp_path):
+    killed_while_waiting(chat(server, tmp_path), server, 12)
+    assert len(server.batches) == 2
     replies = chat(server, tmp_path).ask(questions(12), "x")
     assert len(replies) == 12
     assert len(server.batches) == 2
@@ -69,8 +72,7 @@ def test_a_killed_run_comes_back_for_its_batches(server, tmp_path, monkeypatch):
 
 
 def test_a_run_without_batches_waits_for_those_of_an_earlier_one(server, tmp_path):
-    judge = chat(server, tmp_path)
-    judge.batches._hand_in(questions(5))
+    killed_while_waiting(chat(server, tmp_path), server, 5)
     plain = connect(ChatModel("judge-1", server.url), tmp_path / "s")
     assert len(plain.ask(questions(9), "x")) == 9
     assert len(server.batches) == 1
@@ -80,7 +82,7 @@ def test_a_run_without_batches_waits_for_those_of_an_earlier_one(server, tmp_pat
 
 def test_a_batch_is_found_whose_id_was_not_kept(server, tmp_path):
     judge = chat(server, tmp_path)
-    judge.batches._hand_in(questions(5))
+    killed_while_waiting(judge, server, 5)
     (noted,) = judge.store.batches("judge-1")
     judge.store.note_batch("judge-1", noted._replace(id=""))
     assert len(chat(server, tmp_path).ask(questions(5), "x")) == 5
@@ -112,11 +114,12 @@ def test_a_batch_that_another_run_is_handing_in_is_waited_for(server, tmp_path):
     judge = chat(server, tmp_path)
     other = batches.Batch("x", tuple(q.asked("judge-1") for q in questions(3)), "", "elsewhere:1")
     judge.store.note_batch("judge-1", other)
-    runner = judge.batches
-    runner._find_lost()
-    assert judge.store.batches("judge-1") == [other], "it is not this run's to drop"
-    runner._hand_in(questions(5))
-    assert [len(b.asked) for b in judge.store.batches("judge-1")] == [3, 2]
+    killed_while_waiting(judge, server, 5)
+    first, second = judge.store.batches("judge-1")
+    assert first == other, "it is not this run's to drop"
+    assert [question.key for question in second.asked] == [
+        question.key("judge-1") for question in questions(5)[3:]
+    ]
 
 
 def test_a_server_without_batches(server, tmp_path):
@@ -129,7 +132,7 @@ def test_a_server_without_batches(server, tmp_path):
 
 def test_a_batch_that_failed_says_why(server, tmp_path):
     judge = chat(server, tmp_path)
-    judge.batches._hand_in(questions(3))
+    killed_while_waiting(judge, server, 3)
     (batch,) = server.batches.values()
     error = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}
     batch |= {"status": "failed", "errors": {"object": "list", "data": [error]}}

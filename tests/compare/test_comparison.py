@@ -9,7 +9,7 @@ import pytest
 from saematch.app.compare import compare
 from saematch.app.main import main
 from saematch.compare.comparison import collect
-from saematch.compare.figures import _series
+from saematch.compare.figures import run_series
 from saematch.compare.plan import metrics_of, plan_panels, unique_values
 from saematch.compare.runs import MEANS
 from saematch.core.results import Results
@@ -281,7 +281,7 @@ def test_a_search_has_a_panel_for_each_parameter_with_all_its_runs(write, tmp_pa
     assert [panel.against for panel in panels] == ["objective.W_enc", "objective.b_enc"]
     for panel in panels:
         values = unique_values(comparison, panel.against)
-        series = _series(comparison, panel, values)
+        series = run_series(comparison, panel, values)
         assert len(series) == 9
         assert {value for ((value, _),) in series} == set(values)
     assert list(comparison.figures) == ["recall"]
@@ -329,6 +329,6 @@ def test_the_mirror(write, tmp_path, command, monkeypatch):
         path.name.partition("_")[0]: json.loads(path.read_text())
         for path in folder.glob("offline-run-*/files/media/table/tables/*.json")
     }
-    assert len(tables["comparison"]["data"]) == 4 * len(means(0.5))
-    assert [row[0] for row in tables["runs"]["data"]] == ["0", "1", "2", "3"]
+    assert len(tables.rows("comparison")["data"]) == 4 * len(means(0.5))
+    assert [row[0] for row in tables.rows("runs")["data"]] == ["0", "1", "2", "3"]
     assert list(folder.glob("offline-run-*/files/media/images/figures/recall_*.png"))

@@ -94,13 +94,15 @@ def test_other_files_are_made_again(tmp_path, content):
 def test_a_file_is_looked_at_once_unless_it_changes(tmp_path, monkeypatch):
     path = tmp_path / "k.safetensors"
     write(path, TENSORS)
-    looked, real = [], store._digest
-    monkeypatch.setattr(store, "_digest", lambda *a: looked.append(1) or real(*a))
+    changed = flipped(path.read_bytes(), 9)
+    opened, real = [], Path.open
+    monkeypatch.setattr(Path, "open", lambda *a, **k: opened.append(a[1:]) or real(*a, **k))
     assert missing([path] * 3) == []
-    assert len(looked) == 1
-    change(path, flipped(path.read_bytes(), 9))
+    assert opened == [("rb",)]
+    change(path, changed)
+    opened.clear()
     assert missing([path]) == [0]
-    assert len(looked) == 2
+    assert opened == [("rb",)]
 
 
 def test_a_good_file_stays_and_a_bad_one_is_replaced(tmp_path):

@@ -87,7 +87,7 @@ def sums(planned, lm, batches, tmp_path_factory):
 @pytest.fixture(scope="module")
 def rows(planned, sums):
     tables = Tables(planned.plan, {"t": sums}, Intervals()).strategies(planned.cells)
-    return tables["strategies"]
+    return tables.rows("strategies")
 
 
 def names(sums):
@@ -251,10 +251,10 @@ def test_contrasts_switch_one_thing(planned, sums):
     """Equal matches differ by nothing, whatever text is left out."""
     tables = Tables(planned.plan, {"t": sums}, Intervals()).strategies(planned.cells)
     rows = {(*(r[k] for k in ("source_layer", "arm", "strategy", "against_arm", "against_strategy",
-                              "quantile")),): r for r in tables["contrasts"]}  # fmt: skip
-    assert len(tables["contrasts"]) == len(rows) == 2 * (4 + 3 + 10 * 3)
+                              "quantile")),): r for r in tables.rows("contrasts")}  # fmt: skip
+    assert len(tables.rows("contrasts")) == len(rows) == 2 * (4 + 3 + 10 * 3)
     strategies = {(r["source_layer"], r["arm"], r["strategy"], r["quantile"]): r
-                  for r in tables["strategies"]}  # fmt: skip
+                  for r in tables.rows("strategies")}  # fmt: skip
     for (start, arm, strategy, against, other, quantile), row in rows.items():
         expected = (
             strategies[start, arm, strategy, quantile]["delta_loss"]

@@ -82,15 +82,19 @@ def test_an_llm_sees_marked_tokens_with_how_active_they_are(kept, tmp_path):
     ]
 
 
-def test_quantiles_of_the_sample_follow_the_top(kept):
-    top = contexts((5, 0, 3, 100.0))
+def test_quantiles_of_the_sample_follow_the_top(tmp_path):
+    top = contexts((5, 0, 3, 10.0))
     rows = [(5, 2 * n, 1, float(n)) for n in range(1, 10)]
-    own = OwnTexts(OwnExplanations("llm"), {}, Texts(), None)
-    said = own._excerpts(SAE, top, contexts(*rows[::-1]))
-    assert [int(part.split(":")[0]) for part in said.split(" | ")] == [10, 1, 1, 1, 1, 1]
-    values = [9, 7, 5, 3, 1]
-    assert own._excerpts(SAE, top, contexts(*rows)) == said
-    assert len(values) + 1 == len(said.split(" | "))
+    server = JudgeServer()
+    for order in (rows, rows[::-1]):
+        kept = {SAE: KeptContexts(top, contexts(*order))}
+        chat = connect(ChatModel("judge-1", server.url), tmp_path / f"{order[0][3]}")
+        OwnTexts(OwnExplanations("llm"), kept, Texts(), chat).of([FeatureKey(SAE, 5)])
+    server.close()
+    first, second = (body["messages"][-1]["content"] for body in server.bodies)
+    assert first == second, "whatever the order of the sample"
+    excerpts = first.split('"')[1].split(" | ")
+    assert [int(excerpt.split(":")[0]) for excerpt in excerpts] == [10, 9, 7, 5, 3, 1]
 
 
 def test_an_explanation_that_cannot_be_read_is_absent_and_counted(kept, tmp_path, caplog):

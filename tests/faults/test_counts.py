@@ -49,7 +49,7 @@ def test_A14_a_partial_match_counts_its_unmatched_features(cli, tmp_path):
     assert message is None
     folder = tmp_path / "outputs/match/a"
     tables = Results.load(folder / "results.json").tables
-    for row in tables["activations"]:
+    for row in tables.rows("activations"):
         match, _ = Match.load(folder / f"matches/{row['arm']}/0-1.safetensors")
         parts = row["n_unmatched"] + row["n_dead_partners"] + row["n_both_live"]
         assert parts == row["n_live"]
@@ -57,7 +57,7 @@ def test_A14_a_partial_match_counts_its_unmatched_features(cli, tmp_path):
         n_without = int((partners(match) < 0).sum())
         assert row["n_unmatched"] <= n_without
         assert n_without - row["n_unmatched"] <= row["n_dead"]
-    partial, whole = ([r for r in tables["activations"] if r["arm"] == arm]
+    partial, whole = ([r for r in tables.rows("activations") if r["arm"] == arm]
                       for arm in ("mutual_nearest", "random"))  # fmt: skip
     assert all(row["n_unmatched"] > 0 for row in partial)
     assert all(row["n_unmatched"] == 0 for row in whole)
@@ -90,13 +90,13 @@ def test_A14_recall_over_live_features_is_in_a_run(cli, tmp_path):
                           "trainer.accelerator=cpu", "figures=[]", base=[])  # fmt: skip
     assert message is None
     results = Results.load(tmp_path / "outputs/match/a/results.json")
-    rows = {row["arm"]: row for row in results.tables["matches"]}
+    rows = {row["arm"]: row for row in results.tables.rows("matches")}
     assert rows["folded"]["n_live"] < 1024, "so that recall over live features is another number"
     assert 0.9 < rows["folded"]["recall_live"] <= 1
     share = rows["folded"]["recall_live"] * rows["folded"]["n_live"]
     assert share == pytest.approx(round(share)), "a share of the live features"
     assert results.metrics["recall_live/folded"] == rows["folded"]["recall_live"]
-    means = {(r["metric"], r["arm"]): r["value"] for r in results.tables["means"]}
+    means = {(r["metric"], r["arm"]): r["value"] for r in results.tables.rows("means")}
     assert means["recall_live", "random"] == rows["random"]["recall_live"]
     assert f"fired, mean over pairs: folded {rows['folded']['recall_live']:.3f}" in output.out
 
@@ -109,7 +109,7 @@ def test_B23_a_run_of_one_pair_draws_points_with_intervals(cli, tmp_path):
     assert names == {"norms", "mse", "matching", "explained_variance", "delta_loss"}
     tables = Results.load(folder.parent / "results.json").tables
     axis = FIGURES["explained_variance"](tables).axes[0]
-    rows = tables["strategies"]
+    rows = tables.rows("strategies")
     points = [line.get_ydata()[0] for line in axis.lines if line.get_marker() not in ("None", "")]
     assert points == [row["explained_variance"] for row in rows]
     ends = [bar.get_segments()[0][:, 1].tolist() for bar in axis.collections]

@@ -216,7 +216,7 @@ def test_A13_every_interval_of_a_run_contains_its_estimate(cli, tmp_path):
                 if value is not None and low is not None and not name.startswith("mse"):
                     assert low <= value <= high, f"{table}: {row}"
                     n_intervals += 1
-    for row in tables["means"]:
+    for row in tables.rows("means"):
         assert row["low"] is None or row["low"] <= row["value"] <= row["high"], row
     assert n_intervals > 500
     check_contrasts(tables)
@@ -225,22 +225,22 @@ def test_A13_every_interval_of_a_run_contains_its_estimate(cli, tmp_path):
 def check_contrasts(tables):
     """Each difference is that of the two estimates."""
     keys = ("source_layer", "dataset", "arm", "strategy", "quantile")
-    cells = {tuple(row[key] for key in keys): row for row in tables["strategies"]}
-    for row in tables["contrasts"]:
+    cells = {tuple(row[key] for key in keys): row for row in tables.rows("strategies")}
+    for row in tables.rows("contrasts"):
         cell = cells[tuple(row[key] for key in keys)]
         pair = (row["source_layer"], row["dataset"])
         other = cells[*pair, row["against_arm"], row["against_strategy"], None]
         for metric in ("explained_variance", "delta_loss"):
             expected = cell[metric] - other[metric]
             assert row[f"{metric}_difference"] == pytest.approx(expected, abs=1e-12)
-    against = {(row["arm"], row["against_strategy"]) for row in tables["contrasts"]
+    against = {(row["arm"], row["against_strategy"]) for row in tables.rows("contrasts")
                if row["against_arm"] == "none"}  # fmt: skip
     matchless = ("drop", "reconstruct_current", "reconstruct_previous")
     assert against == {(a, s) for a in ("folded", "random", "as_trained") for s in matchless}
     keys = ("source_layer", "dataset", "arm")
-    scores = {tuple(row[key] for key in keys): row for row in tables["activations"]}
-    assert len(tables["activation_contrasts"]) == len(scores)  # three arms make three pairs
-    for row in tables["activation_contrasts"]:
+    scores = {tuple(row[key] for key in keys): row for row in tables.rows("activations")}
+    assert len(tables.rows("activation_contrasts")) == len(scores)  # three arms make three pairs
+    for row in tables.rows("activation_contrasts"):
         score = scores[tuple(row[key] for key in keys)]
         other = scores[row["source_layer"], row["dataset"], row["against_arm"]]
         for metric in ("matching_score", "matching_score_macro", "jaccard"):

@@ -89,7 +89,8 @@ def sums(world: World, folder: Path) -> Any:
     )
     plan, _ = plan_splices(world.saes, of_pairs, {"a": ARM}, ("drop",))
     found = evaluate_texts(plan, world.lm, {"t": world.batches}, CPU, folder)["t"]
-    return {name: found[name].tolist() for name in found._part_of}
+    names = {name for files in found.parts for name in load_file(files[0])}
+    return {name: found[name].tolist() for name in sorted(names)}
 
 
 def tokens(world: World, folder: Path) -> Any:

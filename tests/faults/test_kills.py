@@ -138,7 +138,7 @@ def tables(folder: Path) -> dict[str, dict]:
     for path in folder.rglob("results.json"):
         results = Results.load(path)
         assert results.status == "finished", path
-        for row in results.tables.get("saes", ()):
+        for row in results.tables.rows("saes"):
             del row["seconds"]
         found[str(path.relative_to(folder))] = results.tables | {"metrics": results.metrics}
     return found

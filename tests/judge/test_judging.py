@@ -217,7 +217,7 @@ def test_scores_by_hand(saes):
                   for path, label in enumerate(of_pair)]  # fmt: skip
     judgements += [judgement("random", n, "DIFFERENT", arm=NO_ARM) for n in range(4)]
     tables = judge_tables(judgements, saes, Intervals())
-    rows = {(row["role"], row["source_layer"]): row for row in tables["judge_scores"]}
+    rows = {(row["role"], row["source_layer"]): row for row in tables.rows("judge_scores")}
     first, overall = rows["pair", 0], rows["pair", None]
     assert first["judge_score"] == 2.5
     assert first["same_share"] == 0.5
@@ -229,7 +229,7 @@ def test_scores_by_hand(saes):
     assert first["judge_score_low"] <= 2.5 <= first["judge_score_high"]
     matched = [Pair.of_layers(0, 1).columns() | {"arm": arm}
                for arm in ("same", "other")]  # fmt: skip
-    score_matches(matched, tables["judge_scores"])
+    score_matches(matched, tables.rows("judge_scores"))
     assert (matched[0]["judge_score"], matched[0]["n_same"]) == (2.5, 1)
     assert matched[1]["judge_score"] is None
 
@@ -263,8 +263,8 @@ def test_errors_by_label_are_those_of_the_pairs(saes):
     tables = judge_tables(judgements, saes, Intervals(n_replicates=0))
     errors = feature_mse(saes[SaeKey("default", 0)], saes[SaeKey("default", 1)],
                          match_of(list(range(N_FEATURES)))).tolist()  # fmt: skip
-    assert [row["mse_W_dec"] for row in tables["judgements"]] == pytest.approx(errors[:4])
-    rows = {row["label"]: row for row in tables["mse_by_label"]}
+    assert [row["mse_W_dec"] for row in tables.rows("judgements")] == pytest.approx(errors[:4])
+    rows = {row["label"]: row for row in tables.rows("mse_by_label")}
     assert rows["SAME"]["mse_mean"] == pytest.approx((errors[0] + errors[1]) / 2)
     assert rows["SAME"]["mse_median"] == pytest.approx((errors[0] + errors[1]) / 2)
     assert rows["DIFFERENT"]["mse_q25"] == pytest.approx(errors[2])
@@ -277,10 +277,10 @@ def test_a_pair_that_two_paths_go_through_counts_once_by_label(saes):
     judgements = [judgement("pair", path, "SAME", feature=4) for path in (0, 1)]
     judgements.append(judgement("pair", 2, "SAME", feature=5))
     tables = judge_tables(judgements, saes, Intervals(n_replicates=0))
-    errors = [row["mse_W_dec"] for row in tables["judgements"]]
-    (same,) = (row for row in tables["mse_by_label"] if row["label"] == "SAME")
+    errors = [row["mse_W_dec"] for row in tables.rows("judgements")]
+    (same,) = (row for row in tables.rows("mse_by_label") if row["label"] == "SAME")
     assert (same["n_pairs"], same["mse_mean"]) == (2, pytest.approx((errors[0] + errors[2]) / 2))
-    assert tables["judge_scores"][0]["n_judgements"] == 3
+    assert tables.rows("judge_scores")[0]["n_judgements"] == 3
 
 
 def test_paths_of_each_suite_begin_at_its_own_first_layer():

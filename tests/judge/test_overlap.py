@@ -106,14 +106,14 @@ def test_a_run_judged_twice_by_words_alone(cli, tmp_path):
     assert "writes no paraphrases: 40 features with one explanation" in output.out + output.err
     results = loaded(tmp_path)
     assert results.status == "finished"
-    rows = results.tables["judgements"]
+    rows = results.tables.rows("judgements")
     roles = {row["role"] for row in rows}
     assert roles == {"pair", "random", "identity", "swapped", "repeated", "second"}
     for row in rows:
         alike = row["source_feature"] % 5 == row["target_feature"] % 5
         label = "MAYBE" if row["role"] == "second" else "SAME"
         assert row["label"] == (label if alike else "DIFFERENT")
-    again = {row["compared"]: row for row in results.tables["judge_agreement"]}
+    again = {row["compared"]: row for row in results.tables.rows("judge_agreement")}
     for name in ("swapped", "repeated"):
         assert (again[name]["agreement"], again[name]["score_difference"]) == (1, 0)
     twice = [row for row in rows if row["role"] == "second"]
@@ -123,13 +123,13 @@ def test_a_run_judged_twice_by_words_alone(cli, tmp_path):
     names = [about["model"] for about in results.provenance["judges"]]
     assert names == ["overlap 0.1/0.3", "overlap 0.1/0.5"]
     for name in ("judge_contrasts", "judge_explainers", "mse_by_label"):
-        assert results.tables[name]
+        assert results.tables.rows(name)
     assert "judge_score/folded" in results.metrics
 
 
 def test_own_explanations_have_a_ceiling_from_other_texts(cli, tmp_path):
     assert cli(*RUN, "judging.ceiling=24")[0] is None
-    rows = loaded(tmp_path).tables["judgements"]
+    rows = loaded(tmp_path).tables.rows("judgements")
     ceiling = [row for row in rows if row["role"] == "ceiling"]
     assert ceiling
     assert "paraphrase" not in {row["role"] for row in rows}

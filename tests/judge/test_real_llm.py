@@ -60,7 +60,7 @@ def test_a_served_model_judges_and_the_counts_add_up(url, tmp_path, capsys):
          f"cache={tmp_path / 'cache'}"]
     )  # fmt: skip
     results = run(experiment, config, tmp_path / "run")
-    judgements = results.tables["judgements"]
+    judgements = results.tables.rows("judgements")
     labels = Counter(str(row["label"]) for row in judgements)
     assert set(labels) <= set(LABELS)
     assert labels.total() == len(judgements)
@@ -69,10 +69,10 @@ def test_a_served_model_judges_and_the_counts_add_up(url, tmp_path, capsys):
     assert sum(row["role"] == "pair" for row in judgements) == 12
     (about,) = results.provenance["judges"]
     assert about["tokens_in"] > 0
-    again = {row["compared"]: row for row in results.tables["judge_agreement"]}
+    again = {row["compared"]: row for row in results.tables.rows("judge_agreement")}
     with capsys.disabled():
         print(f"\n{labels}")  # noqa: T201
-        for row in results.tables["judge_scores"]:
+        for row in results.tables.rows("judge_scores"):
             if row["source_layer"] is None:
                 print(row["role"], row["arm"], row["judge_score"])  # noqa: T201
         for compared, row in again.items():

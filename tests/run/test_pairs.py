@@ -93,7 +93,7 @@ def test_two_saes_of_one_layer(cli, tiny, tmp_path, add_suite, n_features):
     message, output = cli(*QUIET, *suite, "pairing=same_layer", "pairing.target=wide", "layers=[2]")
     assert message is None
     tables = results_of(tmp_path).tables
-    row = row_of(tables["matches"], arm="folded")
+    row = row_of(tables.rows("matches"), arm="folded")
     ends = ("source_suite", "source_layer", "target_suite", "target_layer")
     assert [row[name] for name in ends] == ["default", 2, "wide", 2]
     assert row["recall"] is None
@@ -110,12 +110,12 @@ def test_two_saes_of_one_layer(cli, tiny, tmp_path, add_suite, n_features):
     assert 0 < score < 1
     assert row["matching_score"] == pytest.approx(score, rel=1e-12)
 
-    (refusal,) = tables["refused"]
+    (refusal,) = tables.rows("refused")
     assert (refusal["evaluation"], refusal["arm"]) == ("skipping", None)
     assert refusal["reason"] == "both SAEs are of layer 2, so there is no layer to skip"
     assert "skipping leaves out 2→2 default-wide: both SAEs are of layer 2" in output.out
     assert "strategies" not in tables
-    assert row_of(tables["means"], arm="folded", metric="matching_score", dataset="all")[
+    assert row_of(tables.rows("means"), arm="folded", metric="matching_score", dataset="all")[
         "suites"
     ] == ("default-wide")
 
@@ -127,16 +127,16 @@ def test_listed_pairs_keep_their_order_and_may_go_back(cli, tmp_path, add_suite)
     assert message is None
     tables = results_of(tmp_path).tables
     found = [(r["source_suite"], r["source_layer"], r["target_suite"], r["target_layer"])
-             for r in tables["matches"] if r["arm"] == "folded"]  # fmt: skip
+             for r in tables.rows("matches") if r["arm"] == "folded"]  # fmt: skip
     assert found == [
         ("default", 3, "default", 1),
         ("default", 1, "default", 3),
         ("default", 2, "wide", 0),
         ("wide", 0, "default", 2),
     ]
-    skipped = {(r["source_layer"], r["target_suite"]) for r in tables["strategies"]}
+    skipped = {(r["source_layer"], r["target_suite"]) for r in tables.rows("strategies")}
     assert skipped == {(1, "default"), (0, "default")}
-    refused = {(r["source_layer"], r["reason"].split(",")[0]) for r in tables["refused"]}
+    refused = {(r["source_layer"], r["reason"].split(",")[0]) for r in tables.rows("refused")}
     assert refused == {
         (3, "layer 1 comes before layer 3"),
         (2, "layer 0 comes before layer 2"),
@@ -146,7 +146,7 @@ def test_listed_pairs_keep_their_order_and_may_go_back(cli, tmp_path, add_suite)
         for name in ("3-1", "1-3")
     )
     assert back.hash == forth.inverse().hash
-    layers = {(row["suite"], row["layer"]) for row in tables["layers"]}
+    layers = {(row["suite"], row["layer"]) for row in tables.rows("layers")}
     assert layers == {("default", 1), ("default", 2), ("default", 3), ("wide", 0)}
     names = results_of(tmp_path).metrics
     assert {"mse_W_dec/folded", "mse_W_dec/folded/default-wide"} <= names.keys()
@@ -158,10 +158,10 @@ def test_an_arm_that_composes_refuses_two_suites(cli, tiny, tmp_path, add_suite)
                      "pairing=listed", pairs, "figures=null", "judge=overlap")  # fmt: skip
     assert message is None
     tables = results_of(tmp_path).tables
-    refusal = row_of(tables["refused"], evaluation="matching")
+    refusal = row_of(tables.rows("refused"), evaluation="matching")
     assert (refusal["arm"], refusal["target_suite"]) == ("composed", "wide")
     assert "default and wide are two" in refusal["reason"]
-    arms = [row["arm"] for row in tables["matches"]]
+    arms = [row["arm"] for row in tables.rows("matches")]
     assert arms == ["folded", "composed", "folded", "composed", "folded"]
     source = SaeFolders(f"{tiny}/saes/layer_{{layer}}")
     arm = Arm("threshold", Parts(), Optimal())
@@ -177,8 +177,8 @@ def test_saes_of_another_size_are_refused_by_pair_where_weights_decide(cli, tmp_
     message, _ = cli(*QUIET, *suite, "evaluations=[]", "pairing=listed", pairs)
     assert message is None
     tables = results_of(tmp_path).tables
-    assert {row["target_suite"] for row in tables["matches"]} == {"default"}
-    (refusal,) = tables["refused"]
+    assert {row["target_suite"] for row in tables.rows("matches")} == {"default"}
+    (refusal,) = tables.rows("refused")
     assert (refusal["evaluation"], refusal["arm"]) == ("matching", None)
     assert "different d_model (source: 16, target: 8)" in refusal["reason"]
 
@@ -197,9 +197,9 @@ def test_paths_end_where_a_pair_is_refused(cli, tiny, tmp_path):
     message, _ = cli(*QUIET, f'sae.path="{tmp_path}/saes/layer_{{layer}}"', "evaluations=[paths]")
     assert message is None
     tables = results_of(tmp_path).tables
-    refused = {(r["evaluation"], r["source_layer"]) for r in tables["refused"]}
+    refused = {(r["evaluation"], r["source_layer"]) for r in tables.rows("refused")}
     assert refused == {("matching", 2), ("paths", 2)}
-    assert {row["source_layer"] for row in tables["paths"]} == {0, 1}
+    assert {row["source_layer"] for row in tables.rows("paths")} == {0, 1}
 
 
 def test_two_language_models(cli, tiny, tmp_path, add_suite, noisy_model):
@@ -220,17 +220,19 @@ def test_two_language_models(cli, tiny, tmp_path, add_suite, noisy_model):
         ("default-other/2-1", (0, 1), (2, 1)),
     ):
         names = [("default", "other")[end] for end in ends]
-        row = row_of(tables["matches"], arm="folded", source_suite=names[0], target_suite=names[1])
+        row = row_of(
+            tables.rows("matches"), arm="folded", source_suite=names[0], target_suite=names[1]
+        )
         match = Match.load(matches / f"{label}.safetensors")[0]
         saes = [sources[end].load(layer) for end, layer in zip(ends, layers, strict=True)]
         score = plain_score([models[end] for end in ends], saes, layers, match)
         assert row["matching_score"] == pytest.approx(score, rel=1e-12), label
-    assert {row["source_suite"] for row in tables["strategies"]} == {"default", "other"}
-    loss = {row["source_suite"]: row["loss_original"] for row in tables["strategies"]}
+    assert {row["source_suite"] for row in tables.rows("strategies")} == {"default", "other"}
+    loss = {row["source_suite"]: row["loss_original"] for row in tables.rows("strategies")}
     assert loss["default"] != loss["other"]
-    (refusal,) = tables["refused"]
+    (refusal,) = tables.rows("refused")
     assert refusal["reason"] == "default and other are SAEs of two language models"
-    norms = {(row["suite"], row["layer"]): row["mean_norm"] for row in tables["layers"]}
+    norms = {(row["suite"], row["layer"]): row["mean_norm"] for row in tables.rows("layers")}
     assert norms["default", 1] != norms["other", 1]
     other = results.provenance["models"]["other"]
     assert other["path"] == str(noisy_model)
@@ -240,8 +242,8 @@ def test_two_language_models(cli, tiny, tmp_path, add_suite, noisy_model):
                    f"model.path={noisy_model}", f'sae.path="{tmp_path}/other/layer_{{layer}}"',
                    "pairing=listed", "pairing.pairs=[1:3]")  # fmt: skip
     assert alone is None
-    same = [row for row in tables["strategies"] if row["source_suite"] == "other"]
-    single = results_of(tmp_path, "match/b").tables["strategies"]
+    same = [row for row in tables.rows("strategies") if row["source_suite"] == "other"]
+    single = results_of(tmp_path, "match/b").tables.rows("strategies")
     values = [[(row["explained_variance"], row["loss"]) for row in rows] for rows in (same, single)]
     assert values[0] == values[1]
 
@@ -258,7 +260,7 @@ def test_explanations_come_from_each_suites_own_model(cli, tiny, tmp_path, noisy
     assert message is None
 
     def explained(folder, suite):
-        rows = results_of(tmp_path, folder).tables["judgements"]
+        rows = results_of(tmp_path, folder).tables.rows("judgements")
         return {
             (row[f"{end}_layer"], row[f"{end}_feature"]): row[f"{end}_explanation"]
             for row in rows
@@ -279,7 +281,7 @@ def test_one_suite_on_two_models_is_counted_apart(cli, tiny, tmp_path, noisy_mod
     message, _ = cli(*QUIET, *suite, *model_of("other", noisy_model), "pairing=same_layer",
                      "pairing.target=other", "layers=[2]")  # fmt: skip
     assert message is None
-    row = row_of(results_of(tmp_path).tables["matches"], arm="folded")
+    row = row_of(results_of(tmp_path).tables.rows("matches"), arm="folded")
     sae = SaeFolders(f"{tiny}/saes/layer_{{layer}}").load(2)
     models = [LmSource(str(folder), "tiny").load() for folder in (tiny / "lm", noisy_model)]
     same = Match.from_columns(torch.arange(24), 24)
@@ -298,13 +300,15 @@ def test_models_that_split_texts_differently(cli, tmp_path, add_suite, noisy_mod
     message, _ = cli(*QUIET, *suite, "pairing=listed", pairs)
     assert message is None
     tables = results_of(tmp_path).tables
-    refused = {row["evaluation"]: row for row in tables["refused"]}
+    refused = {row["evaluation"]: row for row in tables.rows("refused")}
     assert refused.keys() == {"co_activation", "skipping"}
     assert "split the texts into different tokens" in refused["co_activation"]["reason"]
-    spanning = row_of(tables["matches"], arm="folded", target_suite="other", source_suite="default")
+    spanning = row_of(
+        tables.rows("matches"), arm="folded", target_suite="other", source_suite="default"
+    )
     assert spanning["matching_score"] is None
     assert spanning["mse_W_dec"] is not None
-    n_tokens = {row["source_suite"]: row["n_tokens"] for row in tables["strategies"]}
+    n_tokens = {row["source_suite"]: row["n_tokens"] for row in tables.rows("strategies")}
     assert n_tokens["other"] > n_tokens["default"]
 
     message, _ = cli(*QUIET, "run_id=b", *suite, "pairing=same_layer", "pairing.target=other")

@@ -3,7 +3,6 @@
 import logging
 import traceback
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch.multiprocessing import ProcessRaisedException
 from conftest import TEXTS, random_sae
 from saematch.core.errors import FileError, InputError
 from saematch.core.pairs import SaeKey
-from saematch.explain.contexts import _Peaks, find_peaks
+from saematch.explain.contexts import Peaks, find_peaks
 from saematch.lm.source import LmSource
 from saematch.sae.activations import SparseFeatures
 from saematch.texts import lightning_runner
@@ -108,7 +107,7 @@ def test_halves_of_contexts_are_joined_as_the_whole(lm):
         return {f"default|1|{name}": value for name, value in vars(found).items()}
 
     expected = find_peaks(whole, text, position)
-    joined = _Peaks({key: random_sae(0)}).join(kept(0, 3, 0), kept(3, 4, 2), 2)
+    joined = Peaks({key: random_sae(0)}).join(kept(0, 3, 0), kept(3, 4, 2), 2)
     for name, value in vars(expected).items():
         assert torch.equal(joined[f"default|1|{name}"], value), name
 
@@ -150,7 +149,9 @@ class Unusable(InputError):
         (KeyError("x"), ProcessRaisedException, "KeyError"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_one_of_several_processes_ends_in_its_sentence(error, kind, text, monkeypatch):
+def test_a_mistake_in_one_of_several_processes_ends_in_its_sentence(
+    error, kind, text, lm, tmp_path, monkeypatch
+):
     def fails(*_, **__):
         try:
             try:
@@ -161,9 +162,7 @@ def test_a_mistake_in_one_of_several_processes_ends_in_its_sentence(error, kind,
             printed = f"\n\n-- Process 1 terminated:\n{traceback.format_exc()}"
             raise ProcessRaisedException(printed, 1, 2) from None
 
-    trainer = lightning_runner._trainer(CPU, "")
-    monkeypatch.setattr(trainer, "test", fails)
-    runner = SimpleNamespace(put_down=lambda: None)
+    monkeypatch.setattr(lightning_runner.L.Trainer, "test", fails)
     with pytest.raises(kind) as caught:
-        lightning_runner._test(trainer, runner)
+        done(Greedy(5), lm, tmp_path)
     assert str(caught.value) == text or (kind is ProcessRaisedException)

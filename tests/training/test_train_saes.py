@@ -37,10 +37,10 @@ def test_train_resume_and_match(cli, tiny, tmp_path):
     assert message is None
     folder = tmp_path / "outputs/train_saes/a"
     results = Results.load(folder / "results.json")
-    rows = results.tables["saes"]
+    rows = results.tables.rows("saes")
     assert [row["layer"] for row in rows] == [1, 2]
     assert [row["seed"] for row in rows] == [1, 2]
-    curve = [row for row in results.tables["training"] if row["layer"] == 1]
+    curve = [row for row in results.tables.rows("training") if row["layer"] == 1]
     assert [row["samples"] for row in curve] == [50 * 16, 100 * 16]
     assert (folder / "figures/training.png").exists()
     card = (folder / "saes/README.md").read_text()

@@ -98,7 +98,7 @@ def test_the_match_beats_chance_on_every_kind_of_text(tmp_path):
     cpu = TrainerSpec(accelerator="cpu")
     sums = evaluate_texts(plan, lm, tokens, cpu, tmp_path / "evaluation")
     tables = Tables(plan, sums, Intervals()).strategies(cells)
-    rows = {(row["dataset"], row["arm"]): row for row in tables["strategies"]}
+    rows = {(row["dataset"], row["arm"]): row for row in tables.rows("strategies")}
     for kind in ("prose", "docs", "code"):
         folded, chance = rows[kind, "folded"], rows[kind, "random"]
         assert folded["explained_variance_low"] > chance["explained_variance_high"]

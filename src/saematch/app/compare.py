@@ -13,8 +13,8 @@ from saematch.compare.comparison import Comparison, collect
 from saematch.compare.plan import metrics_of, plan_panels, too_many_panels
 from saematch.core.errors import InputError
 from saematch.core.files import check_path, replacing
-from saematch.core.results import Row
 from saematch.core.safe_text import for_spreadsheets
+from saematch.core.tables import Row
 
 if TYPE_CHECKING:
     from pandas import DataFrame

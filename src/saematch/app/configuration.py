@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import re
 import traceback
 import warnings
@@ -15,7 +16,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from saematch.app.renaming import refuse_old_names, refuse_old_presets
 from saematch.app.secrets import refuse_secrets
@@ -26,6 +27,8 @@ from saematch.run.run_folders import new_run_id, run_folder
 
 if TYPE_CHECKING:
     from saematch.run.experiment import Experiment
+
+log = logging.getLogger(__name__)
 
 CONF = str(PRESETS)
 
@@ -109,6 +112,7 @@ def built(config: DictConfig, hydra_config: DictConfig) -> tuple[Experiment, dic
 
     refuse_old_presets(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
     run_folder(config.name, config.run_id)
+    _leave_unchosen(config)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     fields = [field.name for field in dataclasses.fields(Experiment)]
     _check_settings(Experiment, fields, resolved, hydra_config.overrides.task)
@@ -117,10 +121,30 @@ def built(config: DictConfig, hydra_config: DictConfig) -> tuple[Experiment, dic
     assert isinstance(choices, dict)
     chosen = {str(k): v for k, v in choices.items() if not str(k).startswith("hydra/")}
     resolved["choices"] = {**chosen, "arms": list(resolved["arms"])}
+    if resolved["evaluations"]:
+        resolved["choices"]["evaluations"] = list(resolved["evaluations"])
     parts = _instantiated(config)
     for name in REFERRED:
         del parts[name]
     return Experiment(**parts), resolved
+
+
+def _leave_unchosen(config: DictConfig) -> None:
+    """Remove settings that a preset makes for an evaluation that the run does not choose."""
+    evaluations = config.get("evaluations")
+    if isinstance(evaluations, ListConfig):
+        names = ", ".join(map(str, evaluations))
+        raise InputError(
+            f"evaluations is a list in a preset: evaluations are chosen in its defaults, as in "
+            f"'defaults: [override /evaluations: [{names}]]'"
+        )
+    if not isinstance(evaluations, DictConfig):
+        return
+    for name in [str(name) for name in evaluations]:
+        if isinstance(evaluations[name], DictConfig) and "_target_" not in evaluations[name]:
+            with open_dict(evaluations):
+                del evaluations[name]
+            log.info("evaluations.%s: not chosen, so its settings are not used", name)
 
 
 def _instantiated(config: DictConfig) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from saematch.compare.checks import compared, keep_comparable
 from saematch.compare.runs import MEANS, Objective, RunFolder, Value, find_runs
 from saematch.core.errors import InputError
-from saematch.core.results import Row
 from saematch.core.safe_text import visible
+from saematch.core.tables import Row
 from saematch.run.resuming import settings_of
 
 SUITES = "suites"
@@ -225,7 +225,7 @@ def _tidy(run: RunFolder, parameters: Sequence[str]) -> list[Row]:
     about: Row = {"run": run.name} | {column(name): run.parameters[name] for name in parameters}
     return [
         about | {name: row[name] for name in MEANS}
-        for row in run.results.tables["means"]
+        for row in run.results.tables.rows("means")
     ]  # fmt: skip
 
 
@@ -270,7 +270,7 @@ def _says_settings(run: RunFolder) -> bool:
 def _same(runs: Sequence[RunFolder]) -> str:
     names = ", ".join(run.name for run in runs)
     results = [run.results for run in runs if run.results is not None]
-    identical = all(one.tables["means"] == results[0].tables["means"] for one in results)
+    identical = all(one.tables["means"].equals(results[0].tables["means"]) for one in results)
     configs = [settings_of(one.config) for one in results]
     keys = dict.fromkeys(key for config in configs for key in config if is_parameter(key))
     missing = object()

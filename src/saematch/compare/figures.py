@@ -13,7 +13,7 @@ from saematch.compare.plan import Panel, Plan, is_numeric, shown_rows, unique_va
 from saematch.compare.runs import Value
 from saematch.core.columns import COLUMNS, column_of
 from saematch.core.pairs import DEFAULT, NO_ARM
-from saematch.core.results import Row
+from saematch.core.tables import Row
 from saematch.report.style import (
     MATCHLESS_STYLES,
     SIZE,
@@ -69,7 +69,7 @@ def _figure(comparison: Comparison, metric: str, plan: Plan) -> Figure | None:
             _by_cell(axis, of_panel, styles)
         else:
             known = unique_values(comparison, panel.against)
-            _by_parameter(axis, of_panel, _series(comparison, panel, known), known, styles)
+            _by_parameter(axis, of_panel, run_series(comparison, panel, known), known, styles)
             axis.set_xlabel(panel.against)
         axis.set_title(_title(panel))
     for axis in axes[len(plan.panels) :]:
@@ -109,7 +109,7 @@ def _title(panel: Panel) -> str:
     return "\n".join(([] if panel.suites == DEFAULT else [panel.suites]) + parts)
 
 
-def _series(
+def run_series(
     comparison: Comparison, panel: Panel, values: Sequence[Value]
 ) -> list[list[tuple[Value, str]]]:
     """Return value and name of runs that make one line each: of like runs, each is in another."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from saematch.compare.comparison import Comparison
 from saematch.core.files import hashed
 from saematch.core.results import Results
+from saematch.core.tables import Tables
 from saematch.run.tracking import Outcome, WandbLogging
 
 
@@ -18,7 +19,7 @@ def mirror_comparison(comparison: Comparison, project: str, entity: str | None) 
         "folders": [str(run.folder) for run in comparison.compared],
         "parameters": list(comparison.parameters),
     }
-    tables = {"comparison": list(comparison.rows), "runs": comparison.run_rows()}
+    tables = Tables.of({"comparison": comparison.rows, "runs": comparison.run_rows()})
     outcome = Outcome(
         Results("compare", config, {}, tables=tables), {}, comparison.figures, folder / "matches"
     )

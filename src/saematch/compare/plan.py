@@ -11,7 +11,7 @@ from saematch.compare.comparison import SUITES, Comparison, shown
 from saematch.compare.runs import Value
 from saematch.core.errors import InputError
 from saematch.core.pairs import POOLED
-from saematch.core.results import Row
+from saematch.core.tables import Row
 from saematch.report.style import unique, where
 
 FAMILIES = (

@@ -131,7 +131,7 @@ def _read(folder: Path) -> RunFolder:
     try:
         results = Results(**visible(vars(Results.load(path))))
         settings = tuple(map(str, results.config.get("overrides", ())))
-        means = results.tables.get("means", [])
+        means = results.tables.rows("means")
         if any(set(MEANS) - set(row) for row in means):
             raise InputError(f"{path} has a table of means without all of {', '.join(MEANS)}")
     except SchemaError as error:

@@ -14,8 +14,8 @@ from saematch.compare.plan import metrics_of, shown_rows, unique_values
 from saematch.compare.runs import Value
 from saematch.core.columns import column_of
 from saematch.core.pairs import DEFAULT
-from saematch.core.results import Row
 from saematch.core.safe_text import visible
+from saematch.core.tables import Row
 from saematch.report.style import BASELINES, arms_of, unique, where
 
 N_METRICS = 3

@@ -1,31 +1,63 @@
-"""The one definition of each metric, for figures, terminal, comparisons and intervals."""
+"""What a metric is: the one definition that tables, figures, terminal and comparisons read."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Column:
-    """A metric: a column of tables, and a name among the flat metrics of a run."""
+    """A metric: a column of tables, and a name among the flat metrics of a run.
+
+    Each evaluation defines its metrics, and ``results.json`` repeats the definitions.
+    """
 
     name: str
     label: str
-    """What it is called in figures and headings."""
+    """Name in figures and headings."""
     better: str | None = None
     """``higher``, ``lower``, or None for what is neither good nor bad."""
     unit: str = ""
     least: float = -math.inf
     """Least value that the metric can have; an interval ends there."""
     greatest: float = math.inf
+    interval: bool = False
+    """Whether tables have the ends of its interval, as ``<name>_low`` and ``<name>_high``."""
+    logged: tuple[str, ...] = ()
+    """Tables from which it is logged against the layer. Runs are compared by its mean over pairs
+    if that is ``matches`` or ``strategies``."""
+    meaning: str = ""
+    """One sentence that defines it."""
 
     @property
     def with_unit(self) -> str:
         """The label and, in brackets, the unit, if there is one."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
+    @property
+    def difference(self) -> Column:
+        """The column of differences between two values of this metric."""
+        return replace(
+            self, name=f"{self.name}_difference", label=f"difference in {self.label}",
+            least=-math.inf, greatest=math.inf, logged=(),
+        )  # fmt: skip
 
+
+def share(name: str, label: str, meaning: str = "", **fields: bool | tuple[str, ...]) -> Column:
+    """Return the definition of a share, which lies between 0 and 1 and is better if higher."""
+    return Column(name, label, "higher", "", 0.0, 1.0, meaning=meaning, **fields)  # type: ignore[arg-type]
+
+
+EXPLAINED_VARIANCE = Column(
+    "explained_variance", "explained variance", "higher", greatest=1.0, interval=True,
+    logged=("strategies", "saes"),
+    meaning="1 - Var(x_hat - x) / Var(x), variances over tokens summed over coordinates",
+)  # fmt: skip
+"""Of replaced hidden states and of an SAE's reconstructions."""
+
+
+# Transitional: each evaluation will define its metrics, and readers take them from Tables
 def _share(name: str, label: str) -> Column:
     return Column(name, label, "higher", least=0.0, greatest=1.0)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from saematch.core.columns import Column
 from saematch.core.errors import InputError
 from saematch.core.files import read_json, write_json
-
-Row = dict[str, str | int | float | bool | None]
+from saematch.core.tables import Tables, rows_of
 
 SCHEMA = 2
 """Version of the names in ``results.json``: its tables, columns and settings."""
@@ -32,12 +32,16 @@ class Results:
     error: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     """Flat; the means that runs are compared by."""
-    tables: dict[str, list[Row]] = field(default_factory=dict)
+    tables: Tables = field(default_factory=Tables)
+    """With the definitions of the metrics, which the file has under ``columns``."""
 
     def save(self, path: Path) -> None:
         """Write ``results.json``; what is not a finite number is written as null."""
-        content = {name: _plain(value) for name, value in vars(self).items()}
-        write_json(path, {"schema": SCHEMA, **content})
+        content = vars(self) | {
+            "columns": [_written(column) for column in self.tables.columns.values()],
+            "tables": {name: rows_of(frame) for name, frame in self.tables.items()},
+        }
+        write_json(path, {"schema": SCHEMA, **{n: _plain(value) for n, value in content.items()}})
 
     @classmethod
     def load(cls, path: Path) -> Results:
@@ -52,6 +56,8 @@ class Results:
         if wrong:
             raise InputError(f"{path} is damaged ({wrong[0]} has the wrong type): {_AGAIN}")
         try:
+            columns = [Column(**column) for column in content.pop("columns", [])]
+            content["tables"] = Tables.of(content.get("tables", {}), columns)
             return cls(**content)
         except TypeError as error:  # a name is missing, or there is one too many
             raise InputError(f"{path} is damaged ({error}): {_AGAIN}") from error
@@ -75,7 +81,7 @@ def _check_schema(path: Path, schema: Any) -> None:
 
 _KINDS = {
     "name": str, "config": dict, "provenance": dict, "status": str, "error": str | None,
-    "metrics": dict, "tables": dict,
+    "metrics": dict, "columns": list, "tables": dict,
 }  # fmt: skip
 
 
@@ -87,6 +93,13 @@ def _of_wrong_type(content: dict[str, Any]) -> list[str]:
 
 def _is_table(rows: Any) -> bool:
     return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+
+
+def _written(column: Column) -> dict[str, Any]:
+    """Return a definition without what it leaves to the defaults."""
+    default = asdict(Column(column.name, column.label))
+    written = {name: value for name, value in asdict(column).items() if value != default[name]}
+    return {"name": column.name, "label": column.label, **written}
 
 
 def _plain(value: Any) -> Any:

@@ -131,16 +131,18 @@ class KeptContexts:
 
 
 @dataclass(frozen=True)
-class _Peaks:
-    """Work on one batch: of each feature and text, where the feature is most active."""
+class Peaks:
+    """Work on one batch: the token of each text on which a feature is most active."""
 
     saes: Saes
 
-    def to(self, device: torch.device) -> _Peaks:
+    def to(self, device: torch.device) -> Peaks:
+        """Move the SAEs to a device."""
         return replace(self, saes={key: sae.to(device) for key, sae in self.saes.items()})
 
     @torch.inference_mode()
     def __call__(self, lm: LanguageModel, batch: TokenBatch) -> dict[str, Tensor]:
+        """Return the columns of ``Contexts`` for each SAE, named by suite, layer and column."""
         layers = tuple(sorted({key.layer for key in self.saes}))
         hidden = lm.states(batch.ids, layers)
         text, position = torch.nonzero(batch.counts, as_tuple=True)
@@ -156,6 +158,7 @@ class _Peaks:
     def join(
         self, one: dict[str, Tensor], other: dict[str, Tensor], n_texts: int
     ) -> dict[str, Tensor]:
+        """Join the peaks of ``n_texts`` texts and of the texts that follow them in the batch."""
         after = {_name(key, "text"): n_texts for key in self.saes}
         return {n: torch.cat([found, other[n] + after.get(n, 0)]) for n, found in one.items()}
 
@@ -213,7 +216,7 @@ def _of_model(
 def _collect(
     saes: SaeShelf, texts: TextPass, n_top: int, n_samples: int, folder: Path
 ) -> dict[SaeKey, KeptContexts]:
-    work = _Peaks(saes)
+    work = Peaks(saes)
     lm, trainer = texts.lm, texts.trainer
     code = code_of(collect_contexts, LmSource)
     about = [code, lm.name, lm.revision, str(next(lm.parameters()).dtype)]

@@ -10,8 +10,8 @@ import numpy as np
 
 from saematch.core.errors import InputError
 from saematch.core.pairs import NO_ARM, Pair, SaeKey, pair_of
-from saematch.core.results import Row
 from saematch.core.specs import AtLeast1, Seed, Some, spec
+from saematch.core.tables import Row
 from saematch.evaluate.following import BREADTH, Held, begin, follow
 from saematch.explain.explanations import Explanations, FeatureKey
 from saematch.matching.matches import MatchSet

@@ -12,7 +12,7 @@ import numpy as np
 from saematch.chat.answers import read_text
 from saematch.chat.questions import Judge, Question, Reply
 from saematch.core.files import hashed
-from saematch.core.results import Row
+from saematch.core.tables import Row, Tables, frame_of
 from saematch.explain.explanations import Explanation, Explanations
 from saematch.explain.prompts import EXPLAIN
 from saematch.judge.design import Item, Judging, control_items, path_items, table_items
@@ -63,7 +63,7 @@ def judge_matches(
     explanations: Explanations,
     judge: Judge,
     second: Judge | None,
-    tables: Mapping[str, list[Row]],
+    tables: Tables,
 ) -> list[Judgement]:
     """Judge the paths of every arm, the examples and paths of the run's tables, and the controls.
 
@@ -71,7 +71,7 @@ def judge_matches(
     """
     rng = np.random.default_rng(judging.seed)
     steps, examples = (
-        [row for row in tables.get(name, []) if row["arm"] in (judging.arms or matches.by_arm)]
+        [row for row in tables.rows(name) if row["arm"] in (judging.arms or matches.by_arm)]
         for name in ("paths", "features")
     )
     pairs = table_items("pair", steps, "path")
@@ -225,12 +225,12 @@ def explainers(judgements: Sequence[Judgement]) -> dict[str, object]:
 
 
 def explain_tables(
-    tables: Mapping[str, list[Row]], explanations: Explanations, judgements: Sequence[Judgement]
+    tables: Tables, explanations: Explanations, judgements: Sequence[Judgement]
 ) -> None:
     """Add to each row of ``features`` and ``paths`` both explanations, and the label if judged."""
     labels = {judgement.item: judgement.verdict.label for judgement in judgements}
     for name, role, path in (("features", "example", "rank"), ("paths", "pair", "path")):
-        rows = tables.get(name, [])
+        rows = tables.rows(name)
         items = table_items(role, rows, path)
         shown = _shown(items, explanations)
         for row, item in zip(rows, items, strict=True):
@@ -239,3 +239,5 @@ def explain_tables(
                 row[f"{end}_explainer"] = said and said.explainer
             if judgements:
                 row["label"] = labels.get(item)
+        if rows:
+            tables[name] = frame_of(rows)

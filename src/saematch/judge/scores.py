@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 
 from saematch.core.match import Match
-from saematch.core.pairs import NO_ARM, PAIR_COLUMNS, Pair, pair_of
-from saematch.core.results import Row
+from saematch.core.pairs import NO_ARM, PAIR_COLUMNS, Pair
+from saematch.core.tables import Row, Tables
 from saematch.evaluate.intervals import Intervals, Values
 from saematch.evaluate.weights import feature_mse
 from saematch.judge.design import AGAIN, CONTROLS, Item
@@ -227,17 +227,12 @@ def _mse_by_label(
     return rows
 
 
-def score_matches(matches: list[Row], scores: Sequence[Row]) -> None:
-    """Add to the rows of ``matches`` what the judge said of their pairs."""
-    found = {
-        (pair_of(row), row["arm"]): row
-        for row in scores
-        if row["role"] == "pair" and row["arm"] != NO_ARM
-    }
-    for row in matches:
-        score = found.get((pair_of(row), row["arm"]), {})
-        for name in _IN_MATCHES:
-            row[name] = score.get(name)
+def score_matches(tables: Tables) -> None:
+    """Add the judge's scores of single pairs to the table ``matches``."""
+    scores = tables["judge_scores"]
+    if len(scores):
+        of_pairs = scores[(scores["role"] == "pair") & (scores["arm"] != NO_ARM)]
+        tables.add("matches", of_pairs[[*PAIR_COLUMNS, "arm", *_IN_MATCHES]])
 
 
 _IN_MATCHES = ("judge_score", "judge_score_low", "judge_score_high", "same_share",

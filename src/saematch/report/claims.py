@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from saematch.core.tables import Tables
 from saematch.report import judge_rules, rules
 from saematch.report.rules import MissingNumbersError, Verdict
-from saematch.report.style import Tables
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from saematch.core.errors import InputError
 from saematch.core.pairs import DEFAULT, OF_DEFAULT, SUITE_COLUMNS, suites_of
-from saematch.core.results import Row
+from saematch.core.tables import Row, Tables
 from saematch.report import judged, studies
 from saematch.report.style import (
-    Tables,
     arm_style,
     arms_of,
     axis_label,
@@ -67,8 +66,8 @@ def check_figures(names: Sequence[str] | None) -> None:
 
 def norms(tables: Tables) -> Figure | None:
     """Figure 1: norms and thresholds by layer; change of norms of states and decoder vectors."""
-    layers = [row for row in tables["layers"] if row["suite"] == DEFAULT]
-    rows = where(tables["matches"], **OF_DEFAULT)
+    layers = [row for row in tables.rows("layers") if row["suite"] == DEFAULT]
+    rows = where(tables.rows("matches"), **OF_DEFAULT)
     unknown = any(row.get("mean_norm") is None for row in layers)
     if len(layers) < 2 or unknown or not rows:
         return None
@@ -107,7 +106,7 @@ def norms(tables: Tables) -> Figure | None:
 
 def mse(tables: Tables) -> Figure | None:
     """Figure 3: squared error of matched features by part."""
-    rows = of_one_suite(tables["matches"])
+    rows = of_one_suite(tables.rows("matches"))
     if not _by_layer(rows):
         return None
     figure, axes = panels(3)
@@ -124,7 +123,7 @@ def mse(tables: Tables) -> Figure | None:
 
 def matching(tables: Tables) -> Figure | None:
     """Figures 7 (right) and 12: recall, matching score and Jaccard index."""
-    rows = of_one_suite(tables["matches"])
+    rows = of_one_suite(tables.rows("matches"))
     known = ("recall", "matching_score", "jaccard")
     shown = [m for m in known if any(row.get(m) is not None for row in rows)] or ["value"]
     one_pair = len(unique(rows, "source_layer", "target_layer")) == 1
@@ -151,7 +150,7 @@ def matching(tables: Tables) -> Figure | None:
 
 def _strategies(tables: Tables, metric: str) -> Figure | None:
     """Figures 10 and 11: what happens when layers are skipped, by layer and data set."""
-    rows = where(tables.get("strategies", []), quantile=None)
+    rows = where(tables.rows("strategies"), quantile=None)
     if not _by_layer(rows) or len(unique(rows, *SUITE_COLUMNS)) > 1:
         return None
     datasets = datasets_of(rows)

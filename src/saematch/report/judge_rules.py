@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from statistics import fmean
 
 from saematch.core.pairs import OF_DEFAULT
-from saematch.core.results import Row
+from saematch.core.tables import Row, Tables
 from saematch.report.rules import (
     MissingNumbersError,
     Verdict,
@@ -16,7 +16,7 @@ from saematch.report.rules import (
     _rows,
     _share,
 )
-from saematch.report.style import Tables, unique, where
+from saematch.report.style import unique, where
 
 
 def same_rises(tables: Tables) -> Verdict:
@@ -35,7 +35,7 @@ def judged_folded_above(tables: Tables) -> Verdict:
 def judged_above_random(tables: Tables) -> Verdict:
     """Lower end of the match's interval above the upper end of that of random pairs."""
     (match,), (floor,) = (
-        _rows(tables["judge_scores"], role=role, arm=arm, source_layer=None, **OF_DEFAULT)
+        _rows(tables.rows("judge_scores"), role=role, arm=arm, source_layer=None, **OF_DEFAULT)
         for role, arm in (("pair", "folded"), ("random", "none"))
     )
     low, high = _column([match], "judge_score_low")[0], _column([floor], "judge_score_high")[0]
@@ -44,7 +44,7 @@ def judged_above_random(tables: Tables) -> Verdict:
 
 def order_matters_little(tables: Tables) -> Verdict:
     """Mean change of score within 0.1, and kappa at least 0.6."""
-    (row,) = _rows(tables["judge_agreement"], compared="swapped")
+    (row,) = _rows(tables.rows("judge_agreement"), compared="swapped")
     (change,), (kappa,) = (_column([row], name) for name in ("score_difference", "kappa"))
     seen = f"mean change {change:+.2f}, kappa {kappa:.2f}"
     return Verdict(abs(change) <= 0.1 and kappa >= 0.6, seen)
@@ -52,7 +52,7 @@ def order_matters_little(tables: Tables) -> Verdict:
 
 def same_has_less_error(tables: Tables) -> Verdict:
     """Median error of SAME below that of DIFFERENT in two thirds of pairs."""
-    rows = [row for row in _rows(tables["mse_by_label"], arm="folded") if row["n_pairs"]]
+    rows = [row for row in _rows(tables.rows("mse_by_label"), arm="folded") if row["n_pairs"]]
     cases = []
     for earlier, later in unique(rows, "source_layer", "target_layer"):
         of_pair = where(rows, source_layer=earlier, target_layer=later)
@@ -97,7 +97,7 @@ def judged_composition_below(tables: Tables) -> Verdict:
 
 
 def _placed(tables: Tables, arm: str) -> list[Row]:
-    rows = _rows(tables["judge_scores"], role="pair", arm=arm, **OF_DEFAULT)
+    rows = _rows(tables.rows("judge_scores"), role="pair", arm=arm, **OF_DEFAULT)
     return [row for row in rows if row["source_layer"] is not None]
 
 

@@ -6,12 +6,11 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from saematch.core.pairs import NO_ARM, OF_DEFAULT
-from saematch.core.results import Row
+from saematch.core.tables import Row, Tables
 from saematch.judge.verdicts import SCORES, UNSCORED
 from saematch.report.style import (
     BASELINES,
     COLOURS,
-    Tables,
     arm_style,
     arms_of,
     by_pair,
@@ -42,9 +41,7 @@ N_EXPLAINED = 4
 
 def judge_layers(tables: Tables) -> Figure | None:
     """Figures 4 and 7 (left): labels by layer pair for each arm, and the mean score."""
-    rows = [
-        r for r in where(tables.get("judge_scores", []), role="pair", **OF_DEFAULT) if _placed(r)
-    ]
+    rows = [r for r in where(tables.rows("judge_scores"), role="pair", **OF_DEFAULT) if _placed(r)]
     pairs = unique(rows, "source_layer", "target_layer")
     if not pairs or len(pairs) > len({start for start, _ in pairs}):
         return None
@@ -57,7 +54,7 @@ def judge_layers(tables: Tables) -> Figure | None:
     mean = axes[-1]
     matched = [  # in the order of the run
         row
-        for row in where(tables["matches"], **OF_DEFAULT)
+        for row in where(tables.rows("matches"), **OF_DEFAULT)
         if (row["source_layer"], row["target_layer"]) in pairs
     ]
     for arm in arms:
@@ -90,7 +87,7 @@ def _bars(axis: Axes, rows: list[Row]) -> None:
 def judge_bounds(axis: Axes, tables: Tables) -> None:
     """Draw the floor and the ceiling of the run, and scale the axis to the labels."""
     for role, dash in (("random", ":"), ("ceiling", "--"), ("paraphrase", "-.")):
-        for row in where(tables["judge_scores"], role=role, source_layer=None, **OF_DEFAULT):
+        for row in where(tables.rows("judge_scores"), role=role, source_layer=None, **OF_DEFAULT):
             if row["judge_score"] is not None:
                 colour = BASELINES["identity"]
                 axis.axhline(row["judge_score"], color=colour, linestyle=dash, linewidth=1,  # type: ignore[arg-type]
@@ -101,13 +98,13 @@ def judge_bounds(axis: Axes, tables: Tables) -> None:
 
 def judge_controls(tables: Tables) -> Figure | None:
     """What judge scores are worth: floor, arms and ceiling; the same pairs judged once more."""
-    overall = where(tables.get("judge_scores", []), source_layer=None, **OF_DEFAULT)
+    overall = where(tables.rows("judge_scores"), source_layer=None, **OF_DEFAULT)
     scored = [row for row in overall if row["judge_score"] is not None]
     if not scored:
         return None
     order = {"random": 0, "identity": 1, "pair": 2, "ceiling": 3, "paraphrase": 4}
     scored.sort(key=lambda row: order[str(row["role"])])
-    again = [row for row in tables["judge_agreement"] if row["agreement"] is not None]
+    again = [row for row in tables.rows("judge_agreement") if row["agreement"] is not None]
     figure, axes = panels(1 + bool(again), 1.4 + 0.32 * max(len(scored), 2 * len(again)))
     figure.set_figwidth(9.5 if again else 6)
     scores = axes[0]
@@ -155,7 +152,7 @@ def mse_by_label(tables: Tables) -> Figure | None:
     """Figure 6: the decoder's squared error of judged pairs by label; dots are pairs."""
     rows = [
         row
-        for row in where(tables.get("judgements", []), role="pair", **OF_DEFAULT)
+        for row in where(tables.rows("judgements"), role="pair", **OF_DEFAULT)
         if row["judge_score"] is not None
     ]
     pairs = unique(rows, "source_layer", "target_layer")
@@ -200,7 +197,7 @@ def _pairs_of(rows: list[Row], arm: str, label: str) -> list[Row]:
 
 def explained_pairs(tables: Tables) -> Figure | None:
     """Figure 5's examples: explanations of the matched pairs of least and of greatest error."""
-    rows = [r for r in where(tables.get("features", []), **OF_DEFAULT) if "source_explanation" in r]
+    rows = [r for r in where(tables.rows("features"), **OF_DEFAULT) if "source_explanation" in r]
     if not rows:
         return None
     rows = where(rows, arm=arms_of(rows)[0])
@@ -222,7 +219,7 @@ def _error(row: Row) -> str:
 
 def explained_paths(tables: Tables) -> Figure | None:
     """Figures 18 and 19: features followed through the layers, with what is said about each."""
-    rows = [r for r in where(tables.get("paths", []), **OF_DEFAULT) if "source_explanation" in r]
+    rows = [r for r in where(tables.rows("paths"), **OF_DEFAULT) if "source_explanation" in r]
     if not rows:
         return None
     rows = main_line(where(rows, arm=arms_of(rows)[0]))

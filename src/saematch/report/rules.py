@@ -9,8 +9,8 @@ from statistics import correlation, fmean
 from typing import Any
 
 from saematch.core.pairs import DEFAULT, NO_ARM, OF_DEFAULT
-from saematch.core.results import Row
-from saematch.report.style import Tables, unique, where
+from saematch.core.tables import Row, Tables
+from saematch.report.style import unique, where
 from saematch.sae.sources.selection import SIMILAR
 
 MOST = 2 / 3
@@ -59,12 +59,12 @@ def _column(rows: Sequence[Row], name: str) -> list[float]:
 
 
 def _of_arm(tables: Tables, arm: str, metric: str, **values: object) -> list[float]:
-    return _column(_rows(tables["matches"], **{"arm": arm, **OF_DEFAULT, **values}), metric)
+    return _column(_rows(tables.rows("matches"), **{"arm": arm, **OF_DEFAULT, **values}), metric)
 
 
 def _skipped(tables: Tables, arm: str, strategy: str, metric: str, **values: object) -> list[float]:
     fixed: dict[str, Any] = {"quantile": None, **OF_DEFAULT, **values}
-    return _column(_rows(tables["strategies"], arm=arm, strategy=strategy, **fixed), metric)
+    return _column(_rows(tables.rows("strategies"), arm=arm, strategy=strategy, **fixed), metric)
 
 
 def _rise(values: Sequence[float], of: str) -> Verdict:
@@ -74,14 +74,14 @@ def _rise(values: Sequence[float], of: str) -> Verdict:
 
 def norms_grow(tables: Tables) -> Verdict:
     """Each rises in three quarters of the steps."""
-    layers = _rows(tables["layers"], suite=DEFAULT)
+    layers = _rows(tables.rows("layers"), suite=DEFAULT)
     norms, thresholds = (_column(layers, name) for name in ("mean_norm", "threshold_mean"))
     return _both(_rise(norms, "norm"), _rise(thresholds, "threshold"))
 
 
 def norm_changes(tables: Tables) -> Verdict:
     """Correlation over pairs of at least 0.5."""
-    norms = _column(_rows(tables["layers"], suite=DEFAULT), "mean_norm")
+    norms = _column(_rows(tables.rows("layers"), suite=DEFAULT), "mean_norm")
     states = [after - before for before, after in pairwise(norms)]
     vectors = _of_arm(tables, "folded", "decoder_norm_change")
     if len(states) < 3:
@@ -121,7 +121,7 @@ def long_tail(tables: Tables) -> Verdict:
     """Mean above the median, and identity's median above twice the median."""
     median = {}
     for arm in ("folded", "identity"):
-        bins = _rows(tables["feature_mse_histogram"], arm=arm)
+        bins = _rows(tables.rows("feature_mse_histogram"), arm=arm)
         middle = [(float(b["mse_low"] or 0) + float(b["mse_high"] or 0)) / 2 for b in bins]
         each = [m for m, b in zip(middle, bins, strict=True) for _ in range(int(b["n_pairs"] or 0))]
         median[arm] = each[len(each) // 2]
@@ -194,7 +194,7 @@ def decoder_equal(tables: Tables) -> Verdict:
 def fades(tables: Tables) -> Verdict:
     """The score falls in two thirds of steps (the paper: judge's score)."""
     cases = []
-    for (start,) in unique(tables["matches"], "source_layer"):
+    for (start,) in unique(tables.rows("matches"), "source_layer"):
         score = _of_arm(tables, "folded", "matching_score", source_layer=start)
         cases += [after < before for before, after in pairwise(score)]
     return _share(cases, "steps down")
@@ -206,14 +206,14 @@ def _distance(row: Row) -> float:
 
 def composition_close(tables: Tables) -> Verdict:
     """Half of the pairs shared at distance 2."""
-    composed = _rows(tables["matches"], arm="composed")
+    composed = _rows(tables.rows("matches"), arm="composed")
     agreement = fmean(_column([r for r in composed if _distance(r) == 2], "agreement"))
     return Verdict(agreement >= 0.5, f"{agreement:.2f} of pairs shared at distance 2")
 
 
 def composition_worse(tables: Tables) -> Verdict:
     """Lower matching score at the farthest."""
-    longest = max(_rows(tables["matches"], arm="composed"), key=_distance)
+    longest = max(_rows(tables.rows("matches"), arm="composed"), key=_distance)
     pair = {name: longest[name] for name in ("source_layer", "target_layer")}
     (exact,) = _of_arm(tables, "folded", "matching_score", **pair)
     score = float(longest["matching_score"] or 0)
@@ -241,7 +241,7 @@ def _explained_above(tables: Tables, unfolded: str) -> Verdict:
 
 def _depth(tables: Tables) -> tuple[list[int], list[int]]:
     """Return the earlier layers of the first 10/26 of the pairs, and of the others."""
-    starts = [start for (start,) in unique(tables["strategies"], "source_layer")]
+    starts = [start for (start,) in unique(tables.rows("strategies"), "source_layer")]
     cut = max(1, round(10 / 26 * len(starts)))
     if len(starts) < 2:
         raise MissingNumbersError("one pair")
@@ -300,9 +300,9 @@ def explained_below_zero(tables: Tables) -> Verdict:
 
 def gains_where_thresholds_grow(tables: Tables) -> Verdict:
     """Correlation over pairs of gain and growth of the mean threshold at least 0.5."""
-    thresholds = _column(_rows(tables["layers"], suite=DEFAULT), "threshold_mean")
+    thresholds = _column(_rows(tables.rows("layers"), suite=DEFAULT), "threshold_mean")
     growth = [later / earlier for earlier, later in pairwise(thresholds)]
-    rows = _rows(tables["contrasts"], arm="folded", against_arm="folded", quantile=None)
+    rows = _rows(tables.rows("contrasts"), arm="folded", against_arm="folded", quantile=None)
     gains = [
         fmean(_column(_rows(rows, source_layer=start), "explained_variance_difference"))
         for (start,) in unique(rows, "source_layer")
@@ -315,7 +315,7 @@ def gains_where_thresholds_grow(tables: Tables) -> Verdict:
 
 def peak_inside(tables: Tables) -> Verdict:
     """Highest (mean over data sets) at neither end."""
-    rows = _rows(tables["strategies"], arm="folded", strategy="permute", quantile=None)
+    rows = _rows(tables.rows("strategies"), arm="folded", strategy="permute", quantile=None)
     by_set = {
         name: fmean(_column(_rows(rows, source_suite=name), "explained_variance"))
         for (name,) in unique(rows, "source_suite")
@@ -327,7 +327,7 @@ def peak_inside(tables: Tables) -> Verdict:
 
 def dips_vanish(tables: Tables) -> Verdict:
     """Explained variance of the worst pair is higher."""
-    rows = _rows(tables["strategies"], arm="folded", strategy="permute", quantile=None)
+    rows = _rows(tables.rows("strategies"), arm="folded", strategy="permute", quantile=None)
     worst = {}
     for name in (DEFAULT, SIMILAR):
         of_set = _rows(rows, source_suite=name)
@@ -337,7 +337,7 @@ def dips_vanish(tables: Tables) -> Verdict:
         )
     changes = {}
     for name in worst:
-        l0 = _column(_rows(tables["layers"], suite=name), "stated_l0")
+        l0 = _column(_rows(tables.rows("layers"), suite=name), "stated_l0")
         change = sum(abs(b - a) for a, b in pairwise(l0))
         changes[name] = f"mean L0 {fmean(l0):.0f}, changes by {change:.1f} in all"
     seen = "; ".join(
@@ -356,7 +356,7 @@ def fewer_explain_more(tables: Tables) -> Verdict:
 
 def decoding_matters_more(tables: Tables) -> Verdict:
     """Changes explained variance twice as much in two thirds of (pair, data set)."""
-    rows = _rows(tables["contrasts"], **OF_DEFAULT, quantile=None)
+    rows = _rows(tables.rows("contrasts"), **OF_DEFAULT, quantile=None)
     finding = _rows(rows, arm="folded", against_arm="unfolded", strategy="permute")
     decoding = _rows(rows, arm="folded", against_arm="folded")
     name = "explained_variance_difference"
@@ -369,7 +369,7 @@ def decoding_matters_more(tables: Tables) -> Verdict:
 
 def decoding_gains(tables: Tables) -> Verdict:
     """A gain in two thirds of (pair, data set), for the folded match."""
-    rows = _rows(tables["contrasts"], arm="folded", against_arm="folded", quantile=None)
+    rows = _rows(tables.rows("contrasts"), arm="folded", against_arm="folded", quantile=None)
     gains = _column(rows, "explained_variance_difference")
     return _share([gain > 0 for gain in gains], "(pair, data set)")
 
@@ -377,7 +377,7 @@ def decoding_gains(tables: Tables) -> Verdict:
 def paths_hold(tables: Tables) -> Verdict:
     """Mean Jaccard index of a step higher by 0.05."""
     found = {
-        arm: fmean(_column(_rows(tables["paths"], arm=arm), "jaccard"))
+        arm: fmean(_column(_rows(tables.rows("paths"), arm=arm), "jaccard"))
         for arm in ("folded", "random")
     }
     seen = f"mean Jaccard index of a step {found['folded']:.2f}, random {found['random']:.2f}"
@@ -386,7 +386,7 @@ def paths_hold(tables: Tables) -> Verdict:
 
 def planted_found(tables: Tables) -> Verdict:
     """Higher recall at every (pair, gauge)."""
-    rows = _rows(tables["planted"], strategy="permute")
+    rows = _rows(tables.rows("planted"), strategy="permute")
     recall = {arm: _column(_rows(rows, arm=arm), "recall") for arm in ("folded", "unfolded")}
     pairs = zip(recall["folded"], recall["unfolded"], strict=True)
     share = _share([f > u for f, u in pairs], "(pair, gauge)", 1.0)
@@ -396,7 +396,7 @@ def planted_found(tables: Tables) -> Verdict:
 
 def planted_decoded(tables: Tables) -> Verdict:
     """More explained variance at every (pair, gauge)."""
-    rows = _rows(tables["planted"], arm="folded")
+    rows = _rows(tables.rows("planted"), arm="folded")
     explained = {
         strategy: _column(_rows(rows, strategy=strategy), "explained_variance")
         for strategy in ("permute", "permute_raw")
@@ -409,7 +409,7 @@ def planted_decoded(tables: Tables) -> Verdict:
 
 def gauge_is_nothing(tables: Tables) -> Verdict:
     """The same recall and explained variance at every pair."""
-    rows = _rows(tables["planted"], arm="folded", strategy="permute")
+    rows = _rows(tables.rows("planted"), arm="folded", strategy="permute")
     cases = []
     for metric in ("recall", "explained_variance"):
         one, other = (

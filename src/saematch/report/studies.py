@@ -7,11 +7,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from saematch.core.pairs import DEFAULT, OF_DEFAULT, SUITE_COLUMNS
-from saematch.core.results import Row
+from saematch.core.tables import Row, Tables
 from saematch.report.judged import judge_bounds
 from saematch.report.style import (
     COLOURS,
-    Tables,
     arm_style,
     arms_of,
     axis_label,
@@ -38,7 +37,7 @@ DASHES = ("-", "--", ":")
 
 def feature_mse(tables: Tables) -> Figure | None:
     """Figure 5: distribution of the decoder's squared error over matched features."""
-    rows = where(tables.get("feature_mse_histogram", []), **OF_DEFAULT)
+    rows = where(tables.rows("feature_mse_histogram"), **OF_DEFAULT)
     if not rows:
         return None
     pairs = unique(rows, "source_layer", "target_layer")
@@ -63,8 +62,8 @@ def feature_mse(tables: Tables) -> Figure | None:
 
 def persistence(tables: Tables) -> Figure | None:
     """Figure 8: a feature against its match in each later layer."""
-    rows = where(tables["matches"], **OF_DEFAULT)
-    strategies = where(tables.get("strategies", []), **OF_DEFAULT)
+    rows = where(tables.rows("matches"), **OF_DEFAULT)
+    strategies = where(tables.rows("strategies"), **OF_DEFAULT)
     starts = [start for (start,) in unique(rows, "source_layer")]
     if len(unique(rows, "source_layer", "target_layer")) == len(starts) or len(rows) < 2:
         return None
@@ -114,13 +113,13 @@ def _has(rows: list[Row], metric: str) -> bool:
 
 def sparsity(tables: Tables) -> Figure | None:
     """Figure 14: explained variance and change in loss against mean L0."""
-    rows = within_suites(where(tables.get("strategies", []), quantile=None))
+    rows = within_suites(where(tables.rows("strategies"), quantile=None))
     if (
         len(unique(rows, "source_suite")) < 2
         or len(unique(rows, "source_layer", "target_layer")) != 1
     ):
         return None
-    l0 = {(r["suite"], r["layer"]): float(r["mean_l0"] or 0) for r in tables["layers"]}
+    l0 = {(r["suite"], r["layer"]): float(r["mean_l0"] or 0) for r in tables.rows("layers")}
     ticks = sorted({l0[row["source_suite"], row["source_layer"]] for row in rows})
     if len(set(map(round, ticks))) < 2:  # as of one sparsity on two language models
         return None
@@ -149,7 +148,7 @@ def sparsity(tables: Tables) -> Figure | None:
 
 def similar_l0(tables: Tables) -> Figure | None:
     """Figure 15: mean L0 by layer of two suites, and what each explains."""
-    rows = within_suites(where(tables.get("strategies", []), quantile=None))
+    rows = within_suites(where(tables.rows("strategies"), quantile=None))
     sets = [str(name) for (name,) in unique(rows, "source_suite")]
     if not 2 <= len(sets) <= len(DASHES) or DEFAULT not in sets:
         return None
@@ -157,7 +156,7 @@ def similar_l0(tables: Tables) -> Figure | None:
     figure, axes = panels(1 + len(datasets), 3.6)
     dashes = dict(zip(sets, DASHES, strict=False))
     for name in sets:
-        layers = where(tables["layers"], suite=name)
+        layers = where(tables.rows("layers"), suite=name)
         at = [float(row["layer"] or 0) for row in layers]
         line(axes[0], at, layers, "mean_l0", color="#000000", linestyle=dashes[name], label=name)
     axes[0].set_title("mean L0")
@@ -179,7 +178,7 @@ def similar_l0(tables: Tables) -> Figure | None:
 
 def quantiles(tables: Tables, metric: str) -> Figure | None:
     """Figures 16 and 17: partial matches, by layer and by the share of features permuted."""
-    permuted = where(tables.get("strategies", []), strategy="permute")
+    permuted = where(tables.rows("strategies"), strategy="permute")
     rows = [row for row in permuted if row["quantile"] is not None]
     if not rows or len(unique(rows, *SUITE_COLUMNS)) > 1:
         return None
@@ -229,7 +228,7 @@ def folding(tables: Tables) -> Figure | None:
     """Find-time against decode-time folding: differences of one switch at a time."""
     rows = [
         row
-        for row in where(tables.get("contrasts", []), quantile=None, **OF_DEFAULT)
+        for row in where(tables.rows("contrasts"), quantile=None, **OF_DEFAULT)
         if {row["arm"], row["against_arm"]} <= {"folded", "unfolded"}
     ]
     kinds = unique(rows, "arm", "strategy", "against_arm", "against_strategy")
@@ -267,7 +266,7 @@ _UNITS = {"permute": "threshold", "permute_raw": "norm"}
 
 def planted(tables: Tables) -> Figure | None:
     """Recall and explained variance on planted SAEs, in two gauges of their decoder vectors."""
-    rows = tables.get("planted", [])
+    rows = tables.rows("planted")
     if not rows:
         return None
     figure, axes = panels(3)
@@ -299,7 +298,7 @@ def paths(tables: Tables) -> Figure | None:
     Of several partners the grid shows the one that carries the path on, and the curve the mean over
     all of them.
     """
-    rows = where(tables.get("paths", []), **OF_DEFAULT)
+    rows = where(tables.rows("paths"), **OF_DEFAULT)
     if not rows:
         return None
     import matplotlib

@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING
 from saematch.core.columns import column_of
 from saematch.core.files import replacing
 from saematch.core.pairs import DEFAULT, NO_ARM, OF_DEFAULT, SUITE_COLUMNS, suites_of
-from saematch.core.results import Row
+from saematch.core.tables import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Tables = Mapping[str, list[Row]]
-"""The tables of a run, by name."""
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Of arms, in their order (Okabe and Ito's set, told apart by colour-blind readers)."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from statistics import fmean
 
 from saematch.core.pairs import DEFAULT, pair_of, suites_of
-from saematch.core.results import Row
-from saematch.evaluate.means import JUDGE_METRICS, SCORE_METRICS, SPLICE_METRICS, WEIGHT_METRICS
-
-MATCH_METRICS = (*WEIGHT_METRICS, *SCORE_METRICS, *JUDGE_METRICS)
-SAE_METRICS = ("explained_variance", "explained_variance_standardised", "l0", "dead_features")
-LAYER_METRICS = ("mean_l0", "n_dead", "mean_norm", "threshold_mean", "threshold_spread")
+from saematch.core.tables import Row, Tables
 
 
-def history_by_layer(tables: Mapping[str, list[Row]]) -> dict[int, dict[str, float]]:
+def _logged(tables: Tables, table: str) -> list[str]:
+    return [column.name for column in tables.columns.values() if table in column.logged]
+
+
+def history_by_layer(tables: Tables) -> dict[int, dict[str, float]]:
     """Return every metric of each layer; those of a pair stand at its target layer.
 
     Names: ``<metric>/<arm>``, ``<metric>/<data set>/<arm>/<strategy>`` and ``<metric>`` of a layer;
@@ -28,7 +27,7 @@ def history_by_layer(tables: Mapping[str, list[Row]]) -> dict[int, dict[str, flo
     return dict(sorted(history.items()))
 
 
-def mean_metrics(tables: Mapping[str, list[Row]]) -> dict[str, float]:
+def mean_metrics(tables: Tables) -> dict[str, float]:
     """Return the mean of every metric over layers, under the same names."""
     values: dict[str, list[float]] = defaultdict(list)
     for _, name, value in _values(tables):
@@ -36,31 +35,31 @@ def mean_metrics(tables: Mapping[str, list[Row]]) -> dict[str, float]:
     return {name: fmean(of_name) for name, of_name in values.items()}
 
 
-def agreement_metrics(tables: Mapping[str, list[Row]]) -> dict[str, float]:
+def agreement_metrics(tables: Tables) -> dict[str, float]:
     """Return ``judge_agreement/<compared>`` and ``judge_kappa/<compared>``."""
     return {
         f"judge_{name}/{row['compared']}": float(row[name] or 0)
-        for row in tables.get("judge_agreement", [])
+        for row in tables.rows("judge_agreement")
         for name in ("agreement", "kappa")
         if row[name] is not None
     }
 
 
-def optimal_to(tables: Mapping[str, list[Row]]) -> dict[str, float]:
+def optimal_to(tables: Tables) -> dict[str, float]:
     """Return ``optimal_to/<arm>``: the largest gap of its matches, where all have one.
 
     Over chance; for partial matches, which have no chance value, the relative gap.
     """
     gaps: dict[str, list[float | None]] = defaultdict(list)
-    for row in tables.get("matches", []):
+    for row in tables.rows("matches"):
         over_chance = row["gap_over_chance"]
         gaps[f"optimal_to/{row['arm']}"].append(row["gap"] if over_chance is None else over_chance)
     proven = {name: [gap for gap in of_arm if gap is not None] for name, of_arm in gaps.items()}
     return {name: max(found) for name, found in proven.items() if len(found) == len(gaps[name])}
 
 
-def _values(tables: Mapping[str, list[Row]]) -> Iterator[tuple[int, str, float]]:
-    matches = tables.get("matches", [])
+def _values(tables: Tables) -> Iterator[tuple[int, str, float]]:
+    matches = tables.rows("matches")
     pairs = {pair_of(row) for row in matches}
     several = len(pairs) > len({(pair.suites, pair.target.layer) for pair in pairs})
 
@@ -70,22 +69,22 @@ def _values(tables: Mapping[str, list[Row]]) -> Iterator[tuple[int, str, float]]
         return start + ("" if suites == DEFAULT else f"/{suites}")
 
     for row in matches:
-        for metric in MATCH_METRICS:
+        for metric in _logged(tables, "matches"):
             yield from _value(row, "target_layer", metric, f"{metric}/{row['arm']}{tail(row)}")
-    for row in tables.get("judge_scores", []):
+    for row in tables.rows("judge_scores"):
         if row["role"] != "pair" and row["target_layer"] is not None:
             name = f"judge_control/{row['role']}{tail(row)}"
             yield from _value(row, "target_layer", "judge_score", name)
-    for row in tables.get("strategies", []):
+    for row in tables.rows("strategies"):
         share = "" if row["quantile"] is None else f"@{row['quantile']:g}"
         cell = f"{row['dataset']}/{row['arm']}/{row['strategy']}{share}{tail(row)}"
-        for metric in SPLICE_METRICS:
+        for metric in _logged(tables, "strategies"):
             yield from _value(row, "target_layer", metric, f"{metric}/{cell}")
-    for row in tables.get("layers", []):
-        for metric in LAYER_METRICS:
+    for row in tables.rows("layers"):
+        for metric in _logged(tables, "layers"):
             yield from _value(row, "layer", metric, f"{metric}{tail(row)}")
-    for row in tables.get("saes", []):
-        for metric in SAE_METRICS:
+    for row in tables.rows("saes"):
+        for metric in _logged(tables, "saes"):
             yield from _value(row, "layer", metric, f"sae/{metric}")
 
 

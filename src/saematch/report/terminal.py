@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -14,7 +14,8 @@ from rich.table import Table
 
 from saematch.core.columns import column_of
 from saematch.core.pairs import DEFAULT, NO_ARM, Pair, pair_of
-from saematch.core.results import Results, Row
+from saematch.core.results import Results
+from saematch.core.tables import Row, Tables
 from saematch.report.summary import optimal_to
 
 HEADINGS = {
@@ -46,9 +47,9 @@ def print_results(results: Results, folder: Path) -> None:
     for title, table in _tables(results):
         console.print(f"\n[bold]{title}[/]", soft_wrap=True, highlight=False)
         console.print(table)
-    for line in _live_recall(results.tables.get("means", [])):
+    for line in _live_recall(results.tables.rows("means")):
         console.print(line, highlight=False, soft_wrap=True)
-    for line in _refused(results.tables.get("refused", [])):
+    for line in _refused(results.tables.rows("refused")):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     for line in _proven(results.tables):
         console.print(line, highlight=False, soft_wrap=True)
@@ -73,11 +74,11 @@ def _refused(rows: list[Row]) -> Iterator[str]:
         yield f"{evaluation}{of_arm} leaves out {', '.join(labels)}: {reason}"
 
 
-def _proven(tables: Mapping[str, list[Row]]) -> Iterator[str]:
+def _proven(tables: Tables) -> Iterator[str]:
     """Say of each arm how good its matches are at least, and how few pairs carry their value."""
     for name, gap in optimal_to(tables).items():
         arm = name.partition("/")[2]
-        rows = [row for row in tables["matches"] if row["arm"] == arm]
+        rows = [row for row in tables.rows("matches") if row["arm"] == arm]
         line = f"every match of {arm} is proven optimal to {gap:.1e}"
         certain = [float(row["certain"]) for row in rows if row["certain"] is not None]
         if certain:
@@ -92,13 +93,13 @@ def _proven(tables: Mapping[str, list[Row]]) -> Iterator[str]:
 def _tables(results: Results) -> Iterator[tuple[str, Table]]:
     if "matches" not in results.tables:
         if "saes" in results.tables:
-            yield _sae_table(results.tables["saes"])
+            yield _sae_table(results.tables.rows("saes"))
         return
-    yield _match_table(results.tables["matches"])
-    judged = results.tables.get("judge_scores", [])
+    yield _match_table(results.tables.rows("matches"))
+    judged = results.tables.rows("judge_scores")
     if judged:
         yield "Judge score (share of SAME), from 1 different to 3 the same", _judge_table(judged)
-    strategies = results.tables.get("strategies", [])
+    strategies = results.tables.rows("strategies")
     if strategies:
         over = ", ".join(dict.fromkeys(str(row["dataset"]) for row in strategies))
         title = f"Explained variance of the replaced hidden state, mean over {over}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from saematch.report.style import Tables, panels, unique, where
+from saematch.core.tables import Tables
+from saematch.report.style import panels, unique, where
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +19,7 @@ PANELS = {
 
 def training_curves(tables: Tables) -> Figure | None:
     """Each layer's training: explained variance, L0 and dead features against samples seen."""
-    rows = tables.get("training", [])
+    rows = tables.rows("training")
     if not rows:
         return None
     import matplotlib

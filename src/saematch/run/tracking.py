@@ -93,7 +93,7 @@ class WandbLogging:
         if "WANDB_RUN_ID" in os.environ:
             run_id = check_name("WANDB_RUN_ID", os.environ["WANDB_RUN_ID"])
         else:
-            run_id = _wandb_id(name, folder)
+            run_id = wandb_id(name, folder)
         return self.open(name, folder, config, run_id)
 
     def open(
@@ -225,8 +225,8 @@ class _WandbTracker:
         run = self.logger.experiment
         for layer, metrics in outcome.history.items():
             self.logger.log_metrics({"layer": layer, **metrics})
-        for name, rows in outcome.results.tables.items():
-            if rows:
+        for name in outcome.results.tables:
+            if rows := outcome.results.tables.rows(name):
                 columns = list(rows[0])
                 data = [[row[column] for column in columns] for row in rows]
                 self.logger.log_table(f"tables/{name}", columns=columns, data=data)
@@ -250,7 +250,7 @@ class _WandbTracker:
             log.warning("Weights & Biases did not record the failure: %s", error)
 
 
-def _wandb_id(name: str, folder: Path) -> str:
+def wandb_id(name: str, folder: Path) -> str:
     """Return the W&B identifier of the run in ``folder``: its name and its folder's last parts."""
     parts = folder.parts[-2:]
     identifier = "-".join(parts if name in parts else (name, *parts))

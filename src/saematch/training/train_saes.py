@@ -15,7 +15,7 @@ from tqdm import tqdm
 from saematch.core.errors import InputError
 from saematch.core.files import read_json, replacing, write_json
 from saematch.core.memory import keep_freed_memory, memory_shortage
-from saematch.core.results import Row
+from saematch.core.tables import Row
 from saematch.lm.states import SAMPLE, HiddenStates
 from saematch.sae.params import SaeOrigin
 from saematch.training.collect import Collection, Store
@@ -25,6 +25,7 @@ from saematch.training.trained import describe, finish, measure, save_sae
 
 log = logging.getLogger(__name__)
 
+COLUMNS: tuple = ()
 CARD_COLUMNS = (
     "layer",
     "explained_variance",

@@ -100,7 +100,7 @@ def test_a_jobs_wandb_run_holds_permutations_curves_and_judgements(sweep):
         logged = history(folder)
         curves = {row["layer"]: row["mse_W_dec/folded"] for row in logged
                   if "mse_W_dec/folded" in row}  # fmt: skip
-        rows = [r for r in results(number).tables["matches"] if r["arm"] == "folded"]
+        rows = [r for r in results(number).tables.rows("matches") if r["arm"] == "folded"]
         assert curves == {row["target_layer"]: row["mse_W_dec"] for row in rows}
         judged = {row["layer"]: row["judge_score/folded"] for row in logged
                   if "judge_score/folded" in row}  # fmt: skip

@@ -119,9 +119,9 @@ def ran_on(name, folder):
     tables = results.tables
     return {
         "saes": results.provenance["saes"],
-        "thresholds": tables["layers"][0]["thresholds"],
-        "arms": [row["arm"] for row in tables["matches"]],
-        "values": [row["explained_variance"] for row in tables["strategies"]],
+        "thresholds": tables.rows("layers")[0]["thresholds"],
+        "arms": [row["arm"] for row in tables.rows("matches")],
+        "values": [row["explained_variance"] for row in tables.rows("strategies")],
     }
 
 

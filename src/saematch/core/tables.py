@@ -1,0 +1,99 @@
+"""The tables of a run: frames by name, with the definitions of the metrics in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+
+from saematch.core.columns import Column
+from saematch.core.pairs import PAIR_COLUMNS
+
+Value = str | int | float | bool | None
+Row = dict[str, Value]
+
+KEYS = (*PAIR_COLUMNS, "suite", "layer", "arm", "dataset", "strategy", "quantile")
+"""Columns that say what a row is about; tables are joined by those that they share."""
+
+
+class Tables(dict[str, pd.DataFrame]):
+    """Frames by name, and the definition of each metric."""
+
+    def __init__(
+        self, frames: Mapping[str, pd.DataFrame] | None = None, columns: Iterable[Column] = ()
+    ) -> None:
+        super().__init__(frames or {})
+        self.columns: dict[str, Column] = {}
+        self.define(columns)
+
+    @classmethod
+    def of(cls, rows: Mapping[str, Sequence[Row]], columns: Iterable[Column] = ()) -> Tables:
+        """Return the tables of these rows."""
+        return cls({name: frame_of(of_table) for name, of_table in rows.items()}, columns)
+
+    def rows(self, name: str) -> list[Row]:
+        """Return the rows of a table, none if the run does not have the table."""
+        return rows_of(self[name]) if name in self else []
+
+    def column(self, name: str) -> Column:
+        """Return the definition of a metric; a name without one is its own label."""
+        return self.columns.get(name, Column(name, name))
+
+    def define(self, columns: Iterable[Column]) -> None:
+        """Add definitions of metrics."""
+        self.columns |= {column.name: column for column in columns}
+
+    def add(self, name: str, frame: pd.DataFrame) -> None:
+        """Add a table, or new columns to a table that is there, joined by its key columns.
+
+        Rows of the table that have no match in ``frame`` get no value. Columns of ``frame`` replace
+        those of the same name.
+        """
+        if name not in self:
+            self[name] = frame
+            return
+        if frame.empty:
+            return
+        table = self[name]
+        keys = [key for key in KEYS if key in table and key in frame]
+        values = [column for column in frame if column not in keys]
+        kept = table.drop(columns=[column for column in values if column in table])
+        self[name] = kept.merge(frame, how="left", on=keys, validate="many_to_one")
+
+    def join(self, tables: Tables) -> None:
+        """Add tables, as ``add`` does, and their definitions."""
+        for name, frame in tables.items():
+            self.add(name, frame)
+        self.define(tables.columns.values())
+
+
+def frame_of(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    """Return a frame of rows that may lack columns.
+
+    Whole numbers are Int64 and truth values boolean, so that a missing value changes no type.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pd.DataFrame({name: _series([row.get(name) for row in rows]) for name in names})
+
+
+def rows_of(frame: pd.DataFrame) -> list[Row]:
+    """Return the rows of a frame; missing values and NaN are None."""
+    columns = {
+        str(name): [None if missing else value for value, missing in zip(values, gaps, strict=True)]
+        for name in frame
+        for values, gaps in [(frame[name].tolist(), frame[name].isna().tolist())]
+    }
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def _series(values: list[object]) -> pd.Series:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {bool}:
+        return pd.Series(values, dtype="boolean")
+    if kinds == {int}:
+        return pd.Series(values, dtype="Int64")
+    if kinds and kinds <= {int, float}:
+        return pd.Series(values, dtype="float64")
+    return pd.Series(values, dtype=object)
