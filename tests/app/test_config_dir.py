@@ -15,8 +15,8 @@ EXPERIMENT = """\
 defaults:
   - override /objective: sum
   - override /arms: [folded]
+  - override /evaluations: []
 name: mine
-evaluations: []
 figures: []
 """
 OBJECTIVE = "_target_: saematch.matching.objectives.parts.Parts\nW_dec: 2.0\n"
@@ -134,3 +134,13 @@ def test_the_console_script_imports_from_the_current_folder(tmp_path, monkeypatc
     with pytest.raises(SystemExit):
         console()
     assert sys.path == ["installed", str(tmp_path)]
+
+
+def test_evaluations_as_a_list_in_a_preset(cli, presets):
+    path = Path(presets, "experiment/mine.yaml")
+    path.write_text(EXPERIMENT + "evaluations: [skipping]")
+    message, _ = cli("+experiment=mine", "--config-dir", presets, base=[])
+    assert message == (
+        "saematch: In 'experiment/mine': a list where settings are expected: choose evaluations and "
+        "arms in the preset's defaults, as in 'override /evaluations: [co_activation]'"
+    )

@@ -54,6 +54,11 @@ def _sentence(error: BaseException) -> str:
         return (
             f"{text.partition(' See ')[0]}: a value with other characters needs quotes, as {quoted}"
         )
+    if preset := re.match(r"(In '[^']+': ).*Cannot merge DictConfig with ListConfig", text):
+        return (
+            f"{preset[1]}a list where settings are expected: choose evaluations and arms in the "
+            "preset's defaults, as in 'override /evaluations: [co_activation]'"
+        )
     old = re.match(r"(In '[^']+': )Could not override '([^']+)'", text)
     if old and (sentence := renamed(f"{old[2]}=...")):
         return old[1] + sentence
