@@ -134,13 +134,3 @@ def test_the_console_script_imports_from_the_current_folder(tmp_path, monkeypatc
     with pytest.raises(SystemExit):
         console()
     assert sys.path == ["installed", str(tmp_path)]
-
-
-def test_evaluations_as_a_list_in_a_preset(cli, presets):
-    path = Path(presets, "experiment/mine.yaml")
-    path.write_text(EXPERIMENT + "evaluations: [skipping]")
-    message, _ = cli("+experiment=mine", "--config-dir", presets, base=[])
-    assert message == (
-        "saematch: In 'experiment/mine': a list where settings are expected: choose evaluations and "
-        "arms in the preset's defaults, as in 'override /evaluations: [co_activation]'"
-    )

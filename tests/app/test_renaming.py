@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from saematch.app.configuration import build
-from saematch.app.renaming import EVALUATIONS, CLASSES, KEYS, renamed
+from saematch.app.renaming import CLASSES, EVALUATIONS, KEYS, renamed
 from saematch.app.sweep.file import read_sweep
 from saematch.core.errors import InputError
 from saematch.run.experiment import Experiment
@@ -44,7 +44,8 @@ PRESETS = Path(__file__).parents[2] / "conf"
         ("tasks=[train_saes]", "'tasks' is now 'task': write task=train_saes"),
         (
             "evaluations=[evaluate]",
-            "'evaluate' is now 'co_activation,skipping': write evaluations=[co_activation,skipping]",
+            "'evaluate' is now 'co_activation,skipping': write "
+            "evaluations=[co_activation,skipping]",
         ),
         (
             "evaluations=[paths,activations]",
@@ -146,13 +147,14 @@ def test_an_old_name_in_a_sweep_file(tmp_path, parameters, command, sentence):
             "experiment/mine.yaml",
             "# @package _global_\ntasks: [match, evaluate]",
             ["+experiment=mine"],
-            "tasks=[match,evaluate]: 'tasks' is now 'evaluations': write evaluations=[co_activation,skipping]",
+            "tasks=[match,evaluate]: 'tasks' is now 'evaluations': write "
+            "evaluations=[co_activation,skipping]",
         ),
         (
             "experiment/mine.yaml",
             "# @package _global_\nevaluations: [activations]",
             ["+experiment=mine"],
-            "'activations' is now 'co_activation': write evaluations=[co_activation]",
+            "In 'experiment/mine': a list where named parts are expected",
         ),
         (
             "experiment/mine.yaml",

@@ -13,14 +13,15 @@ from saematch.compare.figures import run_series
 from saematch.compare.plan import metrics_of, plan_panels, unique_values
 from saematch.compare.runs import MEANS
 from saematch.core.results import Results
+from saematch.core.tables import Tables, frame_of, rows_of
 from wandb_reader import records
 
 VERSIONS = {"torch": "2.9.0", "transformers": "5.0.0"}
 
 
-def mean(metric, value, arm="folded", low=None, high=None, **about):
+def mean(metric, value, arm="folded", low=None, high=None, **cell):
     row = dict.fromkeys(MEANS) | {"suites": "default", "arm": arm, "metric": metric}
-    return row | {"value": value, "low": low, "high": high, "n_pairs": 2, **about}
+    return row | {"value": value, "low": low, "high": high, "n_pairs": 2, **cell}
 
 
 def origin(layer, revision="sha256:1"):
@@ -49,11 +50,11 @@ def write(tmp_path):
     def write(name, *overrides, value=0.5, config=None, choices=None, provenance=None, **changed):
         base = {"sae": {"path": "mine"}, "dataset": {"paths": ["a"], "n_texts": 10}, "seed": 0}
         base |= {"overrides": list(overrides), "choices": {"objective": "both"} | (choices or {})}
-        about = {"code": "aaaa1111", "versions": VERSIONS, "git_commit": "c0ffee", "seconds": 3.5}
-        about |= {"saes": {"1": origin(1), "2": origin(2)}, "texts": {"a": {"sha256": "x"}}}
-        about |= {"model": {"revision": "r"}} | (provenance or {})
-        results = Results(name, base | (config or {}), about, status="finished")
-        results.tables["means"] = means(value)
+        facts = {"code": "aaaa1111", "versions": VERSIONS, "git_commit": "c0ffee", "seconds": 3.5}
+        facts |= {"saes": {"1": origin(1), "2": origin(2)}, "texts": {"a": {"sha256": "x"}}}
+        facts |= {"model": {"revision": "r"}} | (provenance or {})
+        results = Results(name, base | (config or {}), facts, status="finished")
+        results.tables["means"] = frame_of(means(value))
         results.metrics = {"matching_score/folded": value}
         for field, content in changed.items():
             setattr(results, field, content)
@@ -103,18 +104,18 @@ def test_parameters_and_numbers_of_a_grid(write, tmp_path, command):
     assert message is None
     assert "4 runs compared, 0 left out" in out
     folder = tmp_path / "sweep/comparison"
-    found = pandas.read_csv(folder / "comparison.csv", float_precision="round_trip")
-    assert list(found.columns) == ["run", "objective", "dataset.n_texts", *MEANS]
-    assert len(found) == 4 * len(means(0.5))
-    settings = found[["objective", "dataset.n_texts"]].drop_duplicates().values.tolist()
+    table = pandas.read_csv(folder / "comparison.csv", float_precision="round_trip")
+    assert list(table.columns) == ["run", "objective", "dataset.n_texts", *MEANS]
+    assert len(table) == 4 * len(means(0.5))
+    settings = table[["objective", "dataset.n_texts"]].drop_duplicates().values.tolist()
     assert settings == [["both", 10], ["decoder", 10], ["both", 20], ["decoder", 20]]
-    of_1 = found[(found.run == 1) & (found.metric == "matching_score")]
+    of_1 = table[(table.run == 1) & (table.metric == "matching_score")]
     assert of_1[["value", "low", "high"]].values.tolist() == [
         [0.6, 0.6 - 0.01, 0.6 + 0.02], [0.5, 0.4, 0.6], [0.1, 0.05, 0.15]
     ]  # fmt: skip
     parquet = pandas.read_parquet(folder / "comparison.parquet")
     parquet["run"] = parquet["run"].astype(int)
-    pandas.testing.assert_frame_equal(parquet, found, check_dtype=False)
+    pandas.testing.assert_frame_equal(parquet, table, check_dtype=False)
     runs = pandas.read_csv(folder / "runs.csv")
     assert runs["seconds"].tolist() == [3.5] * 4
     assert runs["code"].unique().tolist() == ["aaaa1111"]
@@ -144,8 +145,8 @@ def test_runs_that_did_not_finish_are_listed(write, tmp_path, command):
     (top / "6").mkdir(parents=True)
     (top / "6/run.json").write_text("{}")
     write("7").joinpath("results.json").write_text('{"name": ')
-    write("8", tables={"saes": []})
-    write("9", tables={"means": [{"metric": "recall"}]})
+    write("8", tables=Tables.of({"saes": []}))
+    write("9", tables=Tables.of({"means": [{"metric": "recall"}]}))
     jobs = [{"folder": str(n), "settings": [f"seed={n}"]} for n in (0, 6, 10)]
     metric = {"name": "matching_score/folded", "goal": "maximize"}
     plan = {"study": "s", "method": "grid", "metric": metric, "jobs": jobs}
@@ -205,8 +206,8 @@ def test_of_as_many_runs_the_newer_ones_are_kept(write, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"saes": {"2": origin(2, "sha256:2")}}, "its SAE of layer 2 is another one (mine layer_2"),
-        ({"texts": {"a": {"sha256": "y"}}}, "its text set a is another one (sha256 y"),
+        ({"saes": {"2": origin(2, "sha256:2")}}, "its SAE of layer 2 is a different one (mine layer_2"),
+        ({"texts": {"a": {"sha256": "y"}}}, "its text set a is a different one (sha256 y"),
         ({"model": {"revision": "s"}}, "model"),
     ],
 )
@@ -235,7 +236,7 @@ def test_a_group_named_as_a_column_and_lists(write, tmp_path):
           config={"layers": [2, 4]})  # fmt: skip
     write("c", config={"layers": None}, choices={"dataset": "zoo"})
     comparison = collect([tmp_path])
-    rows = {(row["run"], row["layers"], row["swept_dataset"]) for row in comparison.rows}
+    rows = {(row["run"], row["layers"], row["swept_dataset"]) for row in rows_of(comparison.means)}
     assert rows == {("a", "1→3", "zoo"), ("b", "2→4", "code"), ("c", "none", "zoo")}
     chosen = collect([tmp_path], ["layers=[1,3]", "layers=null"])
     assert names(chosen) == ["a", "c"]
@@ -308,7 +309,7 @@ def test_like_runs_are_kept_and_old_ones_told(write, tmp_path):
     del old["config"]["overrides"], old["config"]["choices"]
     path.write_text(json.dumps(old))
     notes = collect([tmp_path]).notes
-    assert any("1 of the runs compared do not say" in note for note in notes)
+    assert any("1 of the compared runs do not record" in note for note in notes)
     assert any(n.startswith("a, b, c: the same settings, different numbers") for n in notes)
     (twice,) = collect([tmp_path / "sweep/a", tmp_path / "sweep/b"]).notes
     assert twice.startswith("a, b: the same settings, identical numbers")
@@ -329,6 +330,6 @@ def test_the_mirror(write, tmp_path, command, monkeypatch):
         path.name.partition("_")[0]: json.loads(path.read_text())
         for path in folder.glob("offline-run-*/files/media/table/tables/*.json")
     }
-    assert len(tables.rows("comparison")["data"]) == 4 * len(means(0.5))
-    assert [row[0] for row in tables.rows("runs")["data"]] == ["0", "1", "2", "3"]
+    assert len(tables["comparison"]["data"]) == 4 * len(means(0.5))
+    assert [row[0] for row in tables["runs"]["data"]] == ["0", "1", "2", "3"]
     assert list(folder.glob("offline-run-*/files/media/images/figures/recall_*.png"))

@@ -1,16 +1,18 @@
-"""Results of another schema are refused by every reader, with the version that reads them."""
+"""Every reader refuses results of another schema and names the version that reads them."""
 
 import json
 
 import pytest
 
 from saematch.compare.runs import find_runs
+from saematch.core.columns import Column
 from saematch.core.results import Results, SchemaError
+from saematch.core.tables import Tables
 from saematch.run.resuming import finished_as, refuse_other_run
 
 
 def old_run(folder, schema):
-    """Write a finished run, then give its results another schema; None states none."""
+    """Write a finished run whose results have another schema; None removes the schema."""
     folder.mkdir(parents=True, exist_ok=True)
     Results("x", {}, {}, "finished").save(folder / "results.json")
     (folder / "run.json").write_text("{}")
@@ -43,14 +45,21 @@ def test_another_schema_is_refused(tmp_path, schema, words):
             read()
         assert str(caught.value).startswith(f"{path} {words}")
         assert str(caught.value).endswith("or run again with another run_id or folder")
-    (found,) = find_runs([tmp_path]).runs
-    assert (found.state, found.reason) == ("outdated", str(caught.value))
+    (run,) = find_runs([tmp_path]).runs
+    assert (run.state, run.reason) == ("outdated", str(caught.value))
 
 
 def test_results_are_read_as_they_were_saved(tmp_path):
-    results = Results("x", {"seed": 1}, {"code": "a"}, "finished", None, {"m": 0.5}, {"t": [{}]})
+    column = Column("m", "metric m", "lower", "nats", 0.0, interval=True, logged=("t",))
+    tables = Tables.of({"t": [{"arm": "a", "m": 0.5}, {"arm": "b", "m": None}], "u": []}, [column])
+    results = Results("x", {"seed": 1}, {"code": "a"}, "finished", None, {"m": 0.5}, tables)
     results.save(tmp_path / "results.json")
-    assert Results.load(tmp_path / "results.json") == results
+    loaded = Results.load(tmp_path / "results.json")
+    assert list(loaded.tables) == ["t", "u"]
+    assert loaded.tables["t"].equals(tables["t"])
+    assert loaded.tables.columns == {"m": column}
+    rest = [name for name in vars(results) if name != "tables"]
+    assert [getattr(loaded, name) for name in rest] == [getattr(results, name) for name in rest]
 
 
 def test_the_command_line_refuses_to_go_on_with_a_run_of_another_version(cli, tmp_path):
@@ -62,7 +71,7 @@ def test_the_command_line_refuses_to_go_on_with_a_run_of_another_version(cli, tm
     path.write_text(json.dumps(content))
     message, _ = cli(*settings)
     assert message.startswith("saematch: outputs/match/a/results.json has schema 1")
-    assert json.loads(path.read_text()) == content, "what was there is kept"
+    assert json.loads(path.read_text()) == content, "the file did not change"
     message, _ = cli("compare", str(tmp_path / "outputs/match"), base=[])
     assert "no run can be compared: 1 outdated; " in message
     assert "has schema 1" in message

@@ -1,7 +1,8 @@
-"""Every rule, on numbers made to agree and on numbers made not to."""
+"""Every rule, on numbers that agree with the claim and on numbers that do not."""
 
 import pytest
 
+from saematch.core.tables import Tables
 from saematch.report.claims import CLAIMS
 
 PAIRS = [(t, t + 1) for t in range(5)]
@@ -14,7 +15,7 @@ def at(pair, **values):
 
 
 def by_arm(metric, arms, pairs=PAIRS, **more):
-    """Rows of a metric: for each arm one number for all pairs or one a pair."""
+    """Rows of a metric: for each arm a number for all pairs or a list with one for each pair."""
     rows = []
     for arm, values in arms.items():
         values = values if isinstance(values, list) else [values] * len(pairs)
@@ -78,9 +79,9 @@ def fading(score=(2.5, 2.2, 2.0, 1.8), composed=None):
     for start in (0, 1):
         for distance, value in enumerate(score, 1):
             lower = (2.1, 1.8, 1.5)[distance - 2] if distance > 1 else value
-            for arm, found in (("folded", value), ("composed", composed or lower)):
+            for arm, judge_score in (("folded", value), ("composed", composed or lower)):
                 pair = at((start, start + distance), arm=arm, role="pair")
-                rows.append(pair | {"judge_score": found})
+                rows.append(pair | {"judge_score": judge_score})
     return {"judge_scores": rows}
 
 
@@ -88,11 +89,11 @@ def contrasts(find, decode):
     name = "explained_variance_difference"
     rows = []
     for pair in PAIRS:
-        one = at(pair, dataset="d", quantile=None, arm="folded", strategy="permute")
+        row = at(pair, dataset="d", quantile=None, arm="folded", strategy="permute")
         rows += [
-            one | {"against_arm": "unfolded", "against_strategy": "permute", name: find},
-            one | {"against_arm": "folded", "against_strategy": "permute_raw", name: decode},
-            one | {"against_arm": "random", "against_strategy": "permute", name: 9.0},
+            row | {"against_arm": "unfolded", "against_strategy": "permute", name: find},
+            row | {"against_arm": "folded", "against_strategy": "permute_raw", name: decode},
+            row | {"against_arm": "random", "against_strategy": "permute", name: 9.0},
         ]
     return rows
 
@@ -145,11 +146,11 @@ def shares(few, every):
 def planted(recall=(0.9, 0.3), explained=(0.99, 0.9), other=0.9):
     rows = []
     for suite in ("default", "other_gauge"):
-        for arm, found in (("folded", recall[0]), ("unfolded", recall[1])):
+        for arm, of_arm in (("folded", recall[0]), ("unfolded", recall[1])):
             for strategy, value in zip(("permute", "permute_raw"), explained, strict=True):
-                told = other if suite == "other_gauge" and arm == "folded" else found
+                shown = other if suite == "other_gauge" and arm == "folded" else of_arm
                 rows.append({**dict.fromkeys(DEFAULT, suite), "source_layer": 0,
-                             "target_layer": 1, "arm": arm, "strategy": strategy, "recall": told,
+                             "target_layer": 1, "arm": arm, "strategy": strategy, "recall": shown,
                              "explained_variance": value})  # fmt: skip
     return {"planted": rows}
 
@@ -300,14 +301,14 @@ CASES = {
 
 
 def the_claim(experiment, beginning):
-    found = [c for c in CLAIMS if c.experiment == experiment and c.says.startswith(beginning)]
-    return min(found, key=lambda claim: len(claim.says))
+    claims = [c for c in CLAIMS if c.experiment == experiment and c.says.startswith(beginning)]
+    return min(claims, key=lambda claim: len(claim.says))
 
 
 @pytest.mark.parametrize(("name", "tables"), CASES.items(), ids=lambda value: str(value)[:50])
-def test_a_rule_tells_agreement_from_disagreement(name, tables):
+def test_a_rule_distinguishes_agreement_from_disagreement(name, tables):
     claim = the_claim(*name)
-    agreeing, disagreeing = (claim.check(of_case) for of_case in tables)
+    agreeing, disagreeing = (claim.check(Tables.of(case)) for case in tables)
     assert agreeing.agrees, agreeing.seen
     assert not disagreeing.agrees, disagreeing.seen
 
@@ -317,27 +318,27 @@ def test_every_rule_has_a_case():
     assert {claim.rule_on for claim in CLAIMS} == checked
 
 
-def test_a_verdict_tells_its_numbers():
+def test_a_verdict_states_its_numbers():
     claim = the_claim("matching_score", "folded above")
     tables = CASES["matching_score", "folded above"]
-    assert [claim.check(of_case).seen for of_case in tables] == ["4 of 5 pairs", "3 of 5 pairs"]
+    assert [claim.check(Tables.of(case)).seen for case in tables] == ["4 of 5 pairs", "3 of 5 pairs"]
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.says)
-def test_without_numbers_nothing_is_decided(claim):
-    """Missing rows, and intervals or metrics that are empty, are no zeros."""
+def test_without_numbers_the_rule_is_undecided(claim):
+    """Missing rows and empty metrics do not count as zeros."""
     nothing = {
         name: []
         for name in ("matches", "layers", "strategies", "contrasts", "paths", "planted",
                      "feature_mse_histogram", "judge_scores", "judge_agreement", "mse_by_label")
     }  # fmt: skip
     for tables in ({}, nothing):
-        verdict = claim.check(tables)
+        verdict = claim.check(Tables.of(tables))
         assert verdict.agrees is None
         assert verdict.seen.startswith("undecided: ")
 
 
-def test_an_interval_that_was_not_computed_decides_nothing():
+def test_without_intervals_the_rule_is_undecided():
     rows = [row | {"matching_score_low": None} for row in scores(folded=[0.5], random=[0.1])]
-    verdict = the_claim("matching_score", "the match is above").check({"matches": rows})
+    verdict = the_claim("matching_score", "the match is above").check(Tables.of({"matches": rows}))
     assert verdict.seen == "undecided: no matching_score_low"

@@ -1,5 +1,6 @@
 import pytest
 
+from saematch.core.tables import Tables
 from saematch.report.figures import FIGURES, draw_figures
 
 PAIRS = [(0, 1), (1, 2), (2, 4)]
@@ -26,41 +27,42 @@ def shown(axis, label):
     names = dict(
         zip(axis.get_xticks(), [t.get_text() for t in axis.get_xticklabels()], strict=True)
     )
-    (drawn,) = [line for line in axis.lines if line.get_label() == label]
-    return [names[at] for at in drawn.get_xdata()]
+    (line,) = [line for line in axis.lines if line.get_label() == label]
+    return [names[at] for at in line.get_xdata()]
 
 
 @pytest.mark.parametrize("name", ["mse", "matching", "explained_variance"])
-def test_an_arm_without_some_match_has_no_point_there(name):
+def test_an_arm_has_no_point_at_a_pair_that_it_did_not_match(name):
     errors = dict.fromkeys(("mse_W_enc", "mse_b_enc", "mse_W_dec"), 1.0)
     cell = {"dataset": "t", "strategy": "permute", "quantile": None, "explained_variance": 0.5}
     tables = {"matches": of_arms(**errors, value=1.0), "strategies": of_arms(**cell)}
-    axis = FIGURES[name](tables).axes[0]
+    axis = FIGURES[name](Tables.of(tables)).axes[0]
     assert shown(axis, "late") == ["1→2", "2→4"]
     assert shown(axis, "whole") == ["0→1", "1→2", "2→4"]
 
 
-def test_an_arm_of_one_pair_stands_at_that_pair():
+def test_an_arm_with_one_pair_has_its_point_at_that_pair():
     tables = {"matches": [*of_arms(value=1.0)[:2], placed(2, 4, arm="late", value=1.0)]}
-    axis = FIGURES["matching"](tables).axes[0]
+    axis = FIGURES["matching"](Tables.of(tables)).axes[0]
     assert shown(axis, "late")[-1] == "2→4"
     assert axis.get_xlim()[0] < 0 and axis.get_xlim()[1] > 2
 
 
-def test_the_judge_s_scores_stand_at_their_pairs():
+def test_the_judge_s_scores_are_at_their_pairs():
     labels = dict.fromkeys(
         ("same", "maybe", "different", "unparsed", "refused", "unexplained", "unasked"), 1
     )
     counts = {f"n_{label}": n for label, n in labels.items()}
     scores = sorted(of_arms(role="pair", judge_score=2.0, **counts), key=lambda row: row["arm"])
-    axes = FIGURES["judge_layers"]({"matches": of_arms(), "judge_scores": scores}).axes
+    axes = FIGURES["judge_layers"](Tables.of({"matches": of_arms(), "judge_scores": scores})).axes
     assert shown(axes[2], "late") == ["1→2", "2→4"]
     assert shown(axes[2], "whole") == ["0→1", "1→2", "2→4"]
 
 
 def test_the_histogram_of_a_pair_has_the_arms_that_matched_it(tmp_path):
     bins = of_arms(mse_low=0.0, mse_high=1.0, n_pairs=3)
-    drawn = draw_figures({"matches": [], "feature_mse_histogram": bins}, ("feature_mse",), tmp_path)
+    tables = Tables.of({"matches": [], "feature_mse_histogram": bins})
+    drawn = draw_figures(tables, ("feature_mse",), tmp_path)
     assert list(drawn) == ["feature_mse"]
 
 
@@ -74,7 +76,7 @@ def test_suites_with_different_pairs_share_an_axis():
         for suite in ("default", "wide")
         for layer in (3, 4, 5)
     ]
-    axis = FIGURES["similar_l0"]({"strategies": rows, "layers": layers}).axes[1]
+    axis = FIGURES["similar_l0"](Tables.of({"strategies": rows, "layers": layers})).axes[1]
     assert shown(axis, "folded (default)") == ["3→4", "3→5"]
     assert shown(axis, "folded (wide)") == ["3→5"]
     assert axis.get_xlabel() == "layers"  # of two suites

@@ -1,13 +1,29 @@
-from pathlib import Path
-
-from saematch.core.pairs import Pair
+from saematch.core.columns import Column
 from saematch.core.results import Results
-from saematch.report.terminal import print_results
+from saematch.core.tables import Tables
+from saematch.report.metrics import print_metrics
+from saematch.report.terminal import optimality, print_results
+
+ROW = {"source_suite": "default", "source_layer": 0, "target_suite": "default", "target_layer": 1,
+       "gap": None, "gap_over_chance": 0.0, "certain": None, "n_90": 30, "n_matched": 20,
+       "n_entries": 60, "recall": 0.5}  # fmt: skip
+DRIFT = Column("drift", "drift of the norm", "lower", "nats", 0.0, logged=("drifts",), meaning="M")
 
 
-def test_the_share_that_carries_the_value_is_one_of_pairs_not_of_features(capsys):
-    row = {"arm": "a", "gap": None, "gap_over_chance": 0.0, "certain": None,
-           "n_90": 30, "n_matched": 20, "n_entries": 60}  # fmt: skip
-    results = Results("match", {}, {}, tables={"matches": [Pair.of_layers(0, 1).columns() | row]})
-    print_results(results, Path("run"))
-    assert "in as few as 50% of them" in capsys.readouterr().out
+def test_the_share_that_carries_the_value_is_one_of_pairs_not_of_features():
+    (line,) = optimality(Tables.of({"matches": [{**ROW, "arm": "a"}]}))
+    assert line.endswith("in as few as 50% of them")
+
+
+def test_a_metric_of_another_evaluation_has_its_label_and_unit(tmp_path, capsys):
+    rows = [{**ROW, "arm": arm, "drift": drift} for arm, drift in (("a", 1.0), ("a", 2.0), ("b", 4.0))]
+    tables = Tables.of({"matches": [{**ROW, "arm": "a"}], "drifts": rows}, [DRIFT])
+    print_results(Results("x", {}, {}, tables=tables), tmp_path)
+    assert "drift of the norm (nats), mean over pairs: a 1.500, b 4.000" in capsys.readouterr().out
+
+
+def test_the_definitions_of_metrics_are_printed(capsys):
+    print_metrics([DRIFT, Column("share", "a share", "higher", least=0.0, greatest=1.0, interval=True)])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["drift", "drift", "of", "the", "norm", "nats", "lower", "at", "least", "0", "no", "M"] in lines
+    assert ["share", "a", "share", "–", "higher", "0", "to", "1", "yes"] in lines

@@ -8,6 +8,7 @@ import pytest
 
 from saematch.core.match import Match
 from saematch.core.results import Results
+from saematch.core.tables import frame_of
 from saematch.run.tracking import Outcome, WandbLogging
 from wandb_reader import config, history, records, summary
 
@@ -36,9 +37,8 @@ def start(tmp_path, **settings):
 def test_everything_is_mirrored(tmp_path, wandb_folder):
     tracker, matches = start(tmp_path, offline=True)
     results = Results("skip", {"seed": 3}, {"git_commit": "abc"})
-    results.tables["matches"] = [
-        {"source_layer": 0, "target_layer": 1, "arm": "folded", "recall": 0.5}
-    ]
+    row = {"source_layer": 0, "target_layer": 1, "arm": "folded", "recall": 0.5}
+    results.tables["matches"] = frame_of([row])
     results.metrics = {"recall/folded": 0.5}
     figure = tmp_path / "f.png"
     figure.write_bytes(PNG)

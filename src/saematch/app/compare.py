@@ -14,7 +14,7 @@ from saematch.compare.plan import metrics_of, plan_panels, too_many_panels
 from saematch.core.errors import InputError
 from saematch.core.files import check_path, replacing
 from saematch.core.safe_text import for_spreadsheets
-from saematch.core.tables import Row
+from saematch.core.tables import frame_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -143,20 +143,18 @@ def _default_out(folders: Sequence[Path]) -> Path:
 
 
 def _write(comparison: Comparison, out: Path) -> None:
-    tidy = _frame(comparison.rows)
+    tidy = _typed(comparison.means)
     with replacing(out / "comparison.parquet") as part:
         tidy.to_parquet(part, index=False)
     with replacing(out / "comparison.csv") as part:
         for_spreadsheets(tidy).to_csv(part, index=False)
     with replacing(out / "runs.csv") as part:
-        for_spreadsheets(_frame(comparison.run_rows())).to_csv(part, index=False)
+        for_spreadsheets(_typed(frame_of(comparison.run_rows()))).to_csv(part, index=False)
 
 
-def _frame(rows: Sequence[Row]) -> DataFrame:
-    """Return a table. An empty column has the type text, unless it is one of ``NUMBERS``."""
-    import pandas
-
-    frame = pandas.DataFrame(list(rows))
+def _typed(frame: DataFrame) -> DataFrame:
+    """Return a copy in which empty columns have the type text, and ``NUMBERS`` are numbers."""
+    frame = frame.copy()
     for name in frame:
         if name in NUMBERS:
             frame[name] = frame[name].astype("float64")

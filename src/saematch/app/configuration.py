@@ -16,7 +16,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from saematch.app.renaming import refuse_old_names, refuse_old_presets
 from saematch.app.secrets import refuse_secrets
@@ -132,12 +132,6 @@ def built(config: DictConfig, hydra_config: DictConfig) -> tuple[Experiment, dic
 def _leave_unchosen(config: DictConfig) -> None:
     """Remove settings that a preset makes for an evaluation that the run does not choose."""
     evaluations = config.get("evaluations")
-    if isinstance(evaluations, ListConfig):
-        names = ", ".join(map(str, evaluations))
-        raise InputError(
-            f"evaluations is a list in a preset: evaluations are chosen in its defaults, as in "
-            f"'defaults: [override /evaluations: [{names}]]'"
-        )
     if not isinstance(evaluations, DictConfig):
         return
     for name in [str(name) for name in evaluations]:
@@ -248,7 +242,7 @@ def known_keys() -> list[str]:
     while todo:
         prefix, value = todo.pop()
         if isinstance(value, dict):
-            todo += [(f"{prefix}.{k}" if prefix else str(k), inner) for k, inner in value.items()]
+            todo += [(f"{prefix}.{k!s}" if prefix else str(k), inner) for k, inner in value.items()]
         if prefix:
             keys.append(prefix)
     return [*keys, *(path.name for path in PRESETS.iterdir() if path.is_dir())]

@@ -71,7 +71,7 @@ def run_once() -> None:
         folder = Begun.folder()
         if folder is None or error.filename not in map(str, (folder, *folder.parents)):
             raise
-        raise unwritable(folder, error.strerror, "choose another run_id or folder") from error
+        raise unwritable(folder, str(error.strerror), "choose another run_id or folder") from error
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def _do(config: DictConfig, folder: Path) -> Results:
 
     A run that fails before it does any work leaves no folder; a job of a sweep leaves its error.
     """
-    hydra_config = HydraConfig.get()
+    hydra_config: DictConfig = HydraConfig.get()  # type: ignore[assignment]
     overrides = list(hydra_config.overrides.task)
     with interruptible():  # a launcher's job may have its own process
         try:

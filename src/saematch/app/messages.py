@@ -12,6 +12,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from saematch.app.configuration import known_keys
 from saematch.app.renaming import renamed
 from saematch.core.errors import InputError
+from saematch.core.files import PRESETS
 from saematch.core.safe_text import visible
 
 MISTAKES = (HydraException, OmegaConfBaseException, yaml.YAMLError, InputError)
@@ -49,15 +50,14 @@ def _sentence(error: BaseException) -> str:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"there is no {group}={name}: choose one of {', '.join(error.options)}"
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    absent = re.search(r"Could not load '(\w+)/([^']+)'", text)
+    if absent and (PRESETS / absent[1]).is_dir():  # one of a list of presets
+        names = ", ".join(sorted(path.stem for path in (PRESETS / absent[1]).glob("*.yaml")))
+        return f"there is no {absent[1]}={absent[2]}: choose among {names}"
     if text.startswith(("mismatched input", "no viable alternative", "token recognition")):
         quoted = "'sae.path=\"saes/layer_{layer}\"'"
         return (
             f"{text.partition(' See ')[0]}: a value with other characters needs quotes, as {quoted}"
-        )
-    if preset := re.match(r"(In '[^']+': ).*Cannot merge DictConfig with ListConfig", text):
-        return (
-            f"{preset[1]}a list where settings are expected: choose evaluations and arms in the "
-            "preset's defaults, as in 'override /evaluations: [co_activation]'"
         )
     old = re.match(r"(In '[^']+': )Could not override '([^']+)'", text)
     if old and (sentence := renamed(f"{old[2]}=...")):
@@ -65,7 +65,18 @@ def _sentence(error: BaseException) -> str:
     missing = re.match(r"(In '[^']+': )Could not find '(\w+)/(\w+)'", text)
     if missing and (sentence := renamed(f"{missing[2]}={missing[3]}")):
         return missing[1] + sentence
+    if "Cannot merge DictConfig with ListConfig" in text:
+        return (
+            f"{text.partition(':')[0]}: a list where named parts are expected. Choose evaluations "
+            "and arms in the defaults, as in 'defaults: [override /evaluations: [skipping]]'"
+        )
     unknown = re.match(r"Could not override '([^']+)'", text)
+    chosen = unknown and re.match(r"evaluations\.(\w+)\.", unknown[1])
+    if unknown and chosen:
+        return (
+            f"{unknown[1]}: the evaluation {chosen[1]} is not chosen, or has no such setting: "
+            f"choose it with evaluations=[...,{chosen[1]}]"
+        )
     if unknown:
         close = difflib.get_close_matches(unknown[1], known_keys(), n=1)
         close = ["+experiment"] if unknown[1] == "experiment" else close

@@ -1,4 +1,4 @@
-"""Runs that must not be mixed: made by other code, or of other SAEs, models or texts."""
+"""Exclusion of runs with different code, SAEs, models or texts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from saematch.core.errors import InputError
 from saematch.core.results import Results
 
 Facts = Mapping[str, str]
-"""What a run rests on, by name."""
+"""Properties of a run's inputs, by name."""
 
 
 def keep_comparable(runs: Sequence[RunFolder], code: str | None) -> list[RunFolder]:
-    """Give a reason to each run that must not be compared with the others.
+    """Return the runs, each with a reason if it must not be compared with the others.
 
-    The side with the most runs is kept, of equal ones the newest; ``code`` is the beginning of the
-    hash of the code to keep instead. ``InputError`` if there is no such code.
+    If groups of runs conflict, the comparison keeps the largest group, or the newest of equally
+    large ones. ``code`` is the beginning of the hash of the code to keep instead. Raises
+    ``InputError`` if no run has this code.
     """
     runs = _of_one_code(runs, code)
-    for what, chosen_by, facts in (
+    for kind, settings, facts in (
         ("source code", lambda _: None, _specs),
         ("SAE", _sae_settings, _saes),
         ("model", lambda results: [results.config.get("model")], _model),
@@ -32,16 +33,16 @@ def keep_comparable(runs: Sequence[RunFolder], code: str | None) -> list[RunFold
         groups = defaultdict(list)
         for run in compared(runs):
             assert run.results is not None
-            groups[json.dumps(chosen_by(run.results), sort_keys=True)].append(run)
+            groups[json.dumps(settings(run.results), sort_keys=True)].append(run)
         left_out: dict[RunFolder, str] = {}
         for group in groups.values():
-            left_out |= _odd_ones(group, what, facts)
+            left_out |= _odd_ones(group, kind, facts)
         runs = [replace(run, reason=left_out.get(run, run.reason)) for run in runs]
     return list(runs)
 
 
 def compared(runs: Sequence[RunFolder]) -> list[RunFolder]:
-    """Return the runs that nothing speaks against."""
+    """Return the runs that have no reason to be excluded."""
     return [run for run in runs if not run.reason]
 
 
@@ -56,12 +57,12 @@ def _of_one_code(runs: Sequence[RunFolder], code: str | None) -> list[RunFolder]
         by_code[_made_by(run)].append(run)
     if not by_code:
         return list(runs)
-    sides = {made: of for made, of in by_code.items() if made[0].startswith(code or "")}
-    if not sides:
-        there = ", ".join(dict.fromkeys(made[0] for made in by_code))
-        raise InputError(f"no run was made by the code {code}; there are runs of {there}")
-    kept = max(sides, key=lambda made: _weight(sides[made]))
-    n = len(sides[kept])
+    groups = {made: of_code for made, of_code in by_code.items() if made[0].startswith(code or "")}
+    if not groups:
+        existing = ", ".join(dict.fromkeys(version[0] for version in by_code))
+        raise InputError(f"no run was made by the code {code}; there are runs of {existing}")
+    kept = max(groups, key=lambda made: _weight(groups[made]))
+    n = len(groups[kept])
     return [
         run if run.reason or _made_by(run) == kept else replace(run, reason=_other(run, kept, n))
         for run in runs
@@ -76,42 +77,40 @@ def _made_by(run: RunFolder) -> tuple[str, ...]:
 
 
 def _other(run: RunFolder, kept: Sequence[str], n: int) -> str:
-    theirs = ("code " + kept[0][:8], *kept[1:])
-    made = _made_by(run)
-    own = ("code " + made[0][:8], *made[1:])
-    pairs = [(mine, other) for mine, other in zip(own, theirs, strict=True) if mine != other]
-    mine, other = (", ".join(side) for side in zip(*pairs, strict=True))
-    return f"it was made by {mine}; the {n} compared by {other}"
+    """Return how a run's code and packages differ from those of the ``n`` runs that are kept."""
+    versions = [("code " + made[0][:8], *made[1:]) for made in (_made_by(run), kept)]
+    differing = [(own, other) for own, other in zip(*versions, strict=True) if own != other]
+    own, other = (", ".join(group) for group in zip(*differing, strict=True))
+    return f"it was made by {own}; the {n} compared by {other}"
 
 
-def _weight(side: Sequence[RunFolder]) -> tuple[int, float]:
-    return len(side), max(run.saved_at for run in side)
+def _weight(group: Sequence[RunFolder]) -> tuple[int, float]:
+    return len(group), max(run.saved_at for run in group)
 
 
 def _odd_ones(
-    group: Sequence[RunFolder], what: str, facts: Callable[[Results], Facts]
+    group: Sequence[RunFolder], kind: str, facts: Callable[[Results], Facts]
 ) -> dict[RunFolder, str]:
-    """Return why runs are left out of which one fact is not as in most of the group."""
+    """Return the runs that differ in a fact from most of the group, each with the reason."""
     of_run = {run: facts(run.results) for run in group if run.results is not None}
     kept, left_out = list(group), {}
-    for name in dict.fromkeys(name for known in of_run.values() for name in known):
-        sides: dict[str, list[RunFolder]] = defaultdict(list)
+    for name in dict.fromkeys(name for own in of_run.values() for name in own):
+        by_fact: dict[str, list[RunFolder]] = defaultdict(list)
         for run in kept:
             if name in of_run[run]:
-                sides[of_run[run][name]].append(run)
-        most = max(sides, key=lambda fact: _weight(sides[fact]), default="")
-        for fact, side in sides.items():
+                by_fact[of_run[run][name]].append(run)
+        most = max(by_fact, key=lambda fact: _weight(by_fact[fact]), default="")
+        for fact, odd in by_fact.items():
             if fact != most:
-                why = (
-                    f"its {what} {name} is another one ({fact}; in {len(sides[most])} runs {most})"
-                )
-                left_out |= dict.fromkeys(side, f"{why}, though the settings are equal")
+                n = len(by_fact[most])
+                why = f"its {kind} {name} is a different one ({fact}; in {n} runs {most})"
+                left_out |= dict.fromkeys(odd, f"{why}, though the settings are equal")
         kept = [run for run in kept if run not in left_out]
     return left_out
 
 
 def _specs(results: Results) -> Facts:
-    """Return the hashes of the code of matchers and other specs: runs may share some of them."""
+    """Return the hashes of the code of matchers and other specs, which runs may share."""
     specs = results.provenance.get("specs", {})
     return {f"of {name}": code[:8] for name, code in specs.items()}
 
@@ -120,11 +119,13 @@ def _sae_settings(results: Results) -> list[Any]:
     config = results.config
     chosen = [config.get(name) for name in ("sae", "selection", "stand_in")]
     as_released = str((config.get("selection") or {}).get("_target_", "")).endswith("AsReleased")
-    return chosen if as_released else [*chosen, config.get("layers")]  # others look at all layers
+    return (
+        chosen if as_released else [*chosen, config.get("layers")]
+    )  # other selections depend on all layers
 
 
 def _saes(results: Results) -> Facts:
-    names = ("release", "sae_id", "revision", "site")  # a stand-in also depends on texts
+    names = ("release", "sae_id", "revision", "site")  # stand-ins also depend on texts
     return {
         f"of layer {layer}": " ".join(str(origin[name]) for name in names if origin.get(name))
         for layer, origin in results.provenance.get("saes", {}).items()
@@ -137,7 +138,7 @@ def _model(results: Results) -> Facts:
 
 
 _DRAWN = ("n_texts", "n_special", "max_tokens", "seed")
-"""Settings that choose among the texts of a set, and what depends on the choice."""
+"""Settings that choose texts of a set, and properties that depend on the choice."""
 
 
 def _text_settings(results: Results) -> list[Any]:
@@ -147,6 +148,6 @@ def _text_settings(results: Results) -> list[Any]:
 
 def _texts(results: Results) -> Facts:
     return {
-        name: ", ".join(f"{k} {v}" for k, v in known.items() if k not in _DRAWN)
-        for name, known in results.provenance.get("texts", {}).items()
+        name: ", ".join(f"{k} {v}" for k, v in properties.items() if k not in _DRAWN)
+        for name, properties in results.provenance.get("texts", {}).items()
     }

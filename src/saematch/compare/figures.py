@@ -8,12 +8,14 @@ from math import ceil, exp, log
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from saematch.compare.comparison import Comparison, shown
 from saematch.compare.plan import Panel, Plan, is_numeric, shown_rows, unique_values
 from saematch.compare.runs import Value
-from saematch.core.columns import COLUMNS, column_of
 from saematch.core.pairs import DEFAULT, NO_ARM
-from saematch.core.tables import Row
+from saematch.core.tables import Row, rows_of
+from saematch.report.frames import has, numbers, unique, values_of, where
 from saematch.report.style import (
     MATCHLESS_STYLES,
     SIZE,
@@ -25,19 +27,18 @@ from saematch.report.style import (
     panels,
     save,
     scale,
-    unique,
-    where,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 LOG_SPAN = 20
-"""Positive numbers that span more than this factor stand on a log axis."""
+"""Positive numbers that span more than this factor get a log axis."""
 CONTROL_STYLES = {"random": (":", "x"), "identity": ("-.", "D"), "ceiling": ("-", "^"),
                   "paraphrase": ("--", "v")}  # fmt: skip
-"""Line and marker of a judge's controls."""
+"""Lines and markers of a judge's controls."""
 
 Cell = tuple[str, str | None]
 """Arm and strategy."""
@@ -57,51 +58,52 @@ def draw_comparison(
 
 def _figure(comparison: Comparison, metric: str, plan: Plan) -> Figure | None:
     rows = shown_rows(comparison, metric)
-    if not rows:
+    if rows.empty:
         return None
-    styles = {cell: cell_look(*cell, comparison.rows) for cell in unique(rows, "arm", "strategy")}
+    looks = {cell: cell_look(*cell, comparison.means) for cell in unique(rows, "arm", "strategy")}
     n_rows = ceil(len(plan.panels) / 4)
-    columns = ceil(len(plan.panels) / n_rows)
-    figure, axes = panels(columns, 3.7, n_rows)
+    n_columns = ceil(len(plan.panels) / n_rows)
+    figure, axes = panels(n_columns, 3.7, n_rows)
     for axis, panel in zip(axes, plan.panels, strict=False):
         of_panel = where(rows, suites=panel.suites)
         if panel.against is None:
-            _by_cell(axis, of_panel, styles)
+            _by_cell(axis, of_panel, looks)
         else:
-            known = unique_values(comparison, panel.against)
-            _by_parameter(axis, of_panel, run_series(comparison, panel, known), known, styles)
+            values = unique_values(comparison, panel.against)
+            _by_parameter(axis, of_panel, run_series(comparison, panel, values), values, looks)
             axis.set_xlabel(panel.against)
         axis.set_title(_title(panel))
     for axis in axes[len(plan.panels) :]:
         axis.set_visible(False)
     logarithmic = _scale_values(axes, metric, rows)
-    for axis in axes[::columns]:
-        axis.set_ylabel(axis_label(metric) if logarithmic else column_of(metric).with_unit)
-    figure.suptitle(_heading(metric, rows), fontsize=10)
+    column = comparison.column(metric)
+    for axis in axes[::n_columns]:
+        axis.set_ylabel(axis_label(column) if logarithmic else column.with_unit)
+    figure.suptitle(_heading(comparison, metric, rows), fontsize=10)
     if plan.panels[0].against is not None:
-        legend(figure, *axes, columns=3 if columns < 3 else 2 * columns)
+        legend(figure, *axes, columns=3 if n_columns < 3 else 2 * n_columns)
     return figure
 
 
-def cell_look(arm: str, strategy: str | None, rows: Sequence[Row]) -> dict[str, object]:
-    """Return the style of an arm, of its strategy, or of a judge's control, its label included."""
+def cell_look(arm: str, strategy: str | None, frame: DataFrame) -> dict[str, object]:
+    """Return the style and label of an arm, of its strategy, or of a judge's control."""
     if strategy is None:
-        return arm_style(arm, rows)
+        return arm_style(arm, frame)
     if arm == NO_ARM and strategy not in MATCHLESS_STYLES:
-        from saematch.report.judged import CONTROL_LABELS  # brings torch
+        from saematch.report.judged import CONTROL_LABELS  # imports torch
 
         dashes, marker = CONTROL_STYLES[strategy]
         label = CONTROL_LABELS[strategy]
         return {"color": "#000000", "label": label, "linestyle": dashes, "marker": marker}
-    return cell_style(arm, strategy, rows)
+    return cell_style(arm, strategy, frame)
 
 
-def _heading(metric: str, rows: Sequence[Row]) -> str:
-    n = len(unique(rows, "run"))
-    over = ", mean over data sets" if metric in COLUMNS and rows[0]["strategy"] else ""
-    intervals = any(row["low"] is not None for row in rows)
-    runs = f"{n} run{'s' if n > 1 else ''}"
-    return f"{column_of(metric).with_unit}{over}; {runs}{', with intervals' if intervals else ''}"
+def _heading(comparison: Comparison, metric: str, rows: DataFrame) -> str:
+    n = len(values_of(rows, "run"))
+    pooled = metric in comparison.columns and rows["strategy"].iloc[0]
+    parts = [f"{n} run{'s' if n > 1 else ''}"] + ["with intervals"] * has(rows, "low")
+    label = comparison.column(metric).with_unit
+    return f"{label}{', mean over data sets' if pooled else ''}; {', '.join(parts)}"
 
 
 def _title(panel: Panel) -> str:
@@ -112,15 +114,15 @@ def _title(panel: Panel) -> str:
 def run_series(
     comparison: Comparison, panel: Panel, values: Sequence[Value]
 ) -> list[list[tuple[Value, str]]]:
-    """Return value and name of runs that make one line each: of like runs, each is in another."""
+    """Return the value and name of the runs of each line; runs with equal values are in others."""
     assert panel.against is not None
-    of_run = {run: run.parameters[panel.against] for run in comparison.compared
+    by_run = {run: run.parameters[panel.against] for run in comparison.compared
               if panel.fixed.items() <= run.parameters.items()}  # fmt: skip
     if panel.scattered:
-        return [[(value, run.name)] for run, value in of_run.items()]
+        return [[(value, run.name)] for run, value in by_run.items()]
     lines: list[list[tuple[Value, str]]] = []
     for value in values:
-        for number, run in enumerate(run for run, its in of_run.items() if its == value):
+        for number, run in enumerate(run for run, of_run in by_run.items() if of_run == value):
             if number == len(lines):
                 lines.append([])
             lines[number].append((value, run.name))
@@ -129,47 +131,45 @@ def run_series(
 
 def _by_parameter(
     axis: Axes,
-    rows: Sequence[Row],
+    rows: DataFrame,
     series: Sequence[Sequence[tuple[Value, str]]],
     values: Sequence[Value],
-    styles: Mapping[Cell, dict[str, object]],
+    looks: Mapping[Cell, dict[str, object]],
 ) -> None:
-    """Draw a line with its band against numbers, dots with bars against anything else."""
+    """Draw lines with bands against numbers, or dots with bars against other values."""
     numeric = is_numeric(values) and len(values) > 1
-    width = 0.7 / len(styles)
-    for number, ((arm, strategy), style) in enumerate(styles.items()):
-        of_run = {row["run"]: row for row in where(rows, arm=arm, strategy=strategy)}
+    width = 0.7 / len(looks)
+    for number, ((arm, strategy), look) in enumerate(looks.items()):
+        of_cell = where(rows, arm=arm, strategy=strategy).set_index("run", drop=False)
         for of_line in series:
-            there = [(value, of_run[name]) for value, name in of_line if name in of_run]
-            if numeric and len(there) > 1:
-                at = [float(value) for value, _ in there]  # type: ignore[arg-type]
-                line(axis, at, [_named(row) for _, row in there], "value", **style)
+            points = [(value, name) for value, name in of_line if name in of_cell.index]
+            chosen = of_cell.loc[[name for _, name in points]]
+            if numeric and len(points) > 1:
+                ends = {"low": "value_low", "high": "value_high"}
+                at = [float(value) for value, _ in points]  # type: ignore[arg-type]
+                line(axis, at, chosen.rename(columns=ends), "value", **look)
                 continue
-            for value, row in there:
-                shift = 0 if numeric else (number - (len(styles) - 1) / 2) * width
-                at = float(value) if numeric else values.index(value)  # type: ignore[arg-type]
-                _dot(axis, at + shift, row, style)
+            for (value, _), row in zip(points, rows_of(chosen), strict=True):
+                shift = 0 if numeric else (number - (len(looks) - 1) / 2) * width
+                place = float(value) if numeric else values.index(value)  # type: ignore[arg-type]
+                _dot(axis, place + shift, row, look)
     if numeric:
         _scale_parameter(axis, [float(value) for value in values])  # type: ignore[arg-type]
     else:
         axis.set_xlim(-0.5, len(values) - 0.5)
-        for at in range(1, len(values)):
-            axis.axvline(at - 0.5, color="#EEEEEE", zorder=0)
+        for boundary in range(1, len(values)):
+            axis.axvline(boundary - 0.5, color="#EEEEEE", zorder=0)
         _name_ticks(axis, [shown(value) for value in values])
 
 
-def _by_cell(axis: Axes, rows: Sequence[Row], styles: Mapping[Cell, dict[str, object]]) -> None:
-    """Draw dots with bars, one a run, by arm."""
-    for number, ((arm, strategy), style) in enumerate(styles.items()):
-        of_cell = where(rows, arm=arm, strategy=strategy)
+def _by_cell(axis: Axes, rows: DataFrame, looks: Mapping[Cell, dict[str, object]]) -> None:
+    """Draw dots with bars by arm, a dot for each run."""
+    for number, ((arm, strategy), look) in enumerate(looks.items()):
+        of_cell = rows_of(where(rows, arm=arm, strategy=strategy))
         for place, row in enumerate(of_cell):
-            _dot(axis, number + 0.15 * (place - (len(of_cell) - 1) / 2), row, style)
-    axis.set_xlim(-0.5, len(styles) - 0.5)
-    _name_ticks(axis, [str(style["label"]) for style in styles.values()])
-
-
-def _named(row: Row) -> Row:
-    return {"value": row["value"], "value_low": row["low"], "value_high": row["high"]}
+            _dot(axis, number + 0.15 * (place - (len(of_cell) - 1) / 2), row, look)
+    axis.set_xlim(-0.5, len(looks) - 0.5)
+    _name_ticks(axis, [str(look["label"]) for look in looks.values()])
 
 
 def _dot(axis: Axes, at: float, row: Row, style: Mapping[str, object]) -> None:
@@ -180,14 +180,14 @@ def _dot(axis: Axes, at: float, row: Row, style: Mapping[str, object]) -> None:
 
 
 def _name_ticks(axis: Axes, labels: Sequence[str]) -> None:
-    room = 42 / len(labels)  # characters that a panel's width has for each
+    room = 42 / len(labels)  # characters for each label in a panel's width
     turned = any(len(label) > room for label in labels)
     how = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if turned else {}
     axis.set_xticks(range(len(labels)), labels, parse_math=False, **how)  # type: ignore[arg-type]
 
 
 def _scale_parameter(axis: Axes, values: Sequence[float]) -> None:
-    """Let the axis of a number show the values that were run, where there is room for them."""
+    """Scale the axis of a number; its ticks are the values of the runs if there is room."""
     from matplotlib.ticker import NullLocator
 
     is_log = min(values) > 0 and max(values) / min(values) > LOG_SPAN
@@ -203,11 +203,11 @@ def _scale_parameter(axis: Axes, values: Sequence[float]) -> None:
         axis.set_xticks(values, [shown(value) for value in values])
 
 
-def _scale_values(axes: Sequence[Axes], metric: str, rows: Sequence[Row]) -> bool:
+def _scale_values(axes: Sequence[Axes], metric: str, rows: DataFrame) -> bool:
     """Give all panels one scale that shows every interval; return whether it is logarithmic."""
-    known = [row[end] for row in rows for end in ("value", "low", "high")]
-    ends = [float(end) for end in known if end is not None]
-    lowest, highest = min(ends), max(ends)
+    ends = np.concatenate([numbers(rows, end) for end in ("value", "low", "high")])
+    ends = ends[~np.isnan(ends)]
+    lowest, highest = float(ends.min()), float(ends.max())
     if (metric == "explained_variance" and lowest < -1) or (metric == "delta_loss" and highest > 3):
         for axis in axes:
             scale(axis, metric, ends)

@@ -5,21 +5,22 @@ from __future__ import annotations
 from saematch.compare.comparison import Comparison
 from saematch.core.files import hashed
 from saematch.core.results import Results
-from saematch.core.tables import Tables
+from saematch.core.tables import Tables, frame_of
 from saematch.run.tracking import Outcome, WandbLogging
 
 
 def mirror_comparison(comparison: Comparison, project: str, entity: str | None) -> None:
-    """Mirror a comparison to W&B, as a run of the job type ``compare``, offline if it has to be.
+    """Mirror a comparison to W&B as a run of job type ``compare``, offline without a connection.
 
-    The same folder is the same W&B run.
+    Comparisons in the same folder are the same W&B run.
     """
     folder = comparison.out
     config = {
         "folders": [str(run.folder) for run in comparison.compared],
         "parameters": list(comparison.parameters),
     }
-    tables = Tables.of({"comparison": comparison.rows, "runs": comparison.run_rows()})
+    runs = frame_of(comparison.run_rows())
+    tables = Tables({"comparison": comparison.means, "runs": runs}, comparison.columns.values())
     outcome = Outcome(
         Results("compare", config, {}, tables=tables), {}, comparison.figures, folder / "matches"
     )

@@ -10,10 +10,10 @@ from saematch.compare.comparison import SUITES, Comparison, shown
 from saematch.compare.figures import cell_look
 from saematch.compare.plan import shown_rows
 from saematch.compare.terminal import findings, headline, number, with_interval
-from saematch.core.columns import column_of
 from saematch.core.pairs import DEFAULT
+from saematch.core.tables import rows_of
+from saematch.report.frames import unique, where
 from saematch.report.pages import write_template
-from saematch.report.style import unique, where
 
 
 class Table(NamedTuple):
@@ -42,7 +42,11 @@ def write_page(comparison: Comparison, metrics: Sequence[str], path: Path) -> No
         headline=headline(comparison),
         findings=findings(comparison),
         metrics=[
-            Metric(column_of(name).with_unit, figures.get(name, ""), _numbers(comparison, name))
+            Metric(
+                comparison.column(name).with_unit,
+                figures.get(name, ""),
+                _numbers(comparison, name),
+            )
             for name in metrics
         ],
         runs=_runs(comparison),
@@ -55,7 +59,7 @@ def _numbers(comparison: Comparison, metric: str) -> Table:
     cells = unique(rows, SUITES, "arm", "strategy")
     heads = []
     for suites, arm, strategy in cells:
-        label = str(cell_look(arm, strategy, comparison.rows)["label"])
+        label = str(cell_look(arm, strategy, comparison.means)["label"])
         heads.append(label if suites == DEFAULT else f"{label}, {suites}")
     lines = []
     for run in comparison.compared:
@@ -64,7 +68,7 @@ def _numbers(comparison: Comparison, metric: str) -> Table:
         for suites, arm, strategy in cells:
             key = {"run": run.name, SUITES: suites, "arm": arm, "strategy": strategy}
             matching = where(rows, **key)
-            line.append(with_interval(matching[0]) if matching else "–")
+            line.append(with_interval(rows_of(matching)[0]) if len(matching) else "–")
         lines.append(line)
     return Table(["run", *comparison.parameters, *heads], lines)
 

@@ -1,4 +1,4 @@
-"""Runs as they lie in folders: finished, failed, begun, planned."""
+"""Runs in folders: finished, failed, unfinished, planned."""
 
 from __future__ import annotations
 
@@ -8,48 +8,51 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from saematch.core.columns import Column
 from saematch.core.errors import InputError
 from saematch.core.files import check_path, parse_json
 from saematch.core.results import Results, SchemaError
 from saematch.core.safe_text import visible
+from saematch.core.tables import Tables, rows_of
+from saematch.report.frames import table
 
 MEANS = (
     "suites", "arm", "dataset", "strategy", "quantile", "metric", "value", "low", "high", "n_pairs",
 )  # fmt: skip
 """Columns of the table ``means`` of a run."""
 
-PASSED_OVER = ("wandb", "cache", "figures", "matches", "comparison")
-"""Folders that hold no runs, and may hold very many files."""
+NOT_SEARCHED = ("wandb", "cache", "figures", "matches", "comparison")
+"""Folders that are not searched: they have no runs and may have very many files."""
 
 Value = str | int | float | None
 
 
 @dataclass(frozen=True, eq=False)
 class RunFolder:
-    """A run as far as its folder tells of it."""
+    """A run, as read from its folder."""
 
     folder: Path
     state: str
-    """``finished``, ``failed``, ``unfinished`` (running or killed), ``missing`` (planned, and never
-    begun), ``outdated`` (another version of saematch wrote it) or ``damaged``."""
+    """``finished``, ``failed``, ``unfinished`` (running or killed), ``missing`` (planned and not
+    started), ``outdated`` (written by another version of saematch) or ``damaged``."""
     reason: str = ""
-    """Why it is not compared; empty if it is."""
+    """Why the run is not compared; empty if it is compared."""
     name: str = ""
-    """The folder below the one that all the runs share."""
+    """Path below the folder that all runs share."""
     settings: tuple[str, ...] = ()
-    """As they were given."""
+    """Overrides as the user gave them."""
     results: Results | None = None
     parameters: Mapping[str, Value] = field(default_factory=dict)
-    """Value of each swept parameter; None where there is none, or nobody knows."""
+    """Value of each swept parameter; None if the run has no value or it is not known."""
 
     @property
     def saved_at(self) -> float:
-        """When its results were saved."""
+        """Time when the results were saved, in seconds since the epoch."""
         return (self.folder / "results.json").stat().st_mtime
 
 
 class Objective(NamedTuple):
-    """What a sweep was for."""
+    """The metric that a sweep optimises."""
 
     metric: str
     """Name among the metrics of a run's results."""
@@ -57,62 +60,64 @@ class Objective(NamedTuple):
     """``minimize`` or ``maximize``."""
 
 
-class Found(NamedTuple):
-    """What folders hold."""
+class RunFolders(NamedTuple):
+    """Runs and sweep plans of folders."""
 
     runs: tuple[RunFolder, ...]
     objectives: tuple[Objective, ...]
     notes: tuple[str, ...]
 
 
-def find_runs(folders: Sequence[Path]) -> Found:
+def find_runs(folders: Sequence[Path]) -> RunFolders:
     """Read every run in or below the folders, and the plans of sweeps.
 
-    Raises ``InputError`` for what is no folder, or if no run is found.
+    Raises ``InputError`` for a path that is not a folder, and if there is no run.
     """
-    began, planned, objectives, notes = {}, {}, [], []
+    started, planned, objectives, notes = {}, {}, [], []
     for top in folders:
         check_path("folder", top)
         if not top.is_dir():
             raise InputError(
-                f"{top} is no folder: name folders of runs or of sweeps, or a folder above them"
+                f"{top} is no folder: name folders of runs or sweeps, or a folder above them"
             )
         for folder, is_sweep in _walk(top):
             if not is_sweep:
-                began[folder.resolve()] = folder
+                started[folder.resolve()] = folder
                 continue
             try:
                 jobs, objective = _plan(folder)
             except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-                notes.append(f"{folder / 'sweep.json'} is damaged ({error}): its plan is not known")
+                notes.append(
+                    f"{folder / 'sweep.json'} is damaged ({error}): its planned runs are not listed"
+                )
                 continue
             planned |= {job.resolve(): (job, settings) for job, settings in jobs.items()}
             objectives += objective
     runs = []
-    for place in [*planned, *(place for place in began if place not in planned)]:
-        folder, settings = planned.get(place, (began.get(place), ()))
+    for path in dict.fromkeys([*planned, *started]):
+        folder, settings = planned.get(path, (started.get(path), ()))
         assert folder is not None
         missing = RunFolder(folder, "missing", "it was planned, and never began")
-        run = _read(folder) if place in began else missing
+        run = _read(folder) if path in started else missing
         runs.append(run if run.settings else replace(run, settings=settings))
     if not runs:
         raise InputError(
             f"no run in {', '.join(map(str, folders))}: the folder of a run holds results.json"
         )
     runs = sorted(runs, key=lambda run: _in_order(run.folder))
-    return Found(tuple(_named(runs)), tuple(dict.fromkeys(objectives)), tuple(notes))
+    return RunFolders(tuple(_named(runs)), tuple(dict.fromkeys(objectives)), tuple(notes))
 
 
 def _walk(top: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield each folder of a run or of a sweep, and whether it is a sweep's."""
-    for here, inside, files in os.walk(top):
-        names = {*files, *inside}
-        inside[:] = [name for name in inside if name not in PASSED_OVER]
+    """Yield each folder of a run or sweep, and whether it is a sweep's."""
+    for folder, subfolders, files in os.walk(top):
+        names = {*files, *subfolders}
+        subfolders[:] = [name for name in subfolders if name not in NOT_SEARCHED]
         if "sweep.json" in names:
-            yield Path(here), True
+            yield Path(folder), True
         elif {"results.json", "run.json"} & names:
-            inside.clear()
-            yield Path(here), False
+            subfolders.clear()
+            yield Path(folder), False
 
 
 def _plan(folder: Path) -> tuple[dict[Path, tuple[str, ...]], list[Objective]]:
@@ -129,10 +134,10 @@ def _read(folder: Path) -> RunFolder:
     if not path.exists():
         return RunFolder(folder, "unfinished", "it began, and nothing is saved yet")
     try:
-        results = Results(**visible(vars(Results.load(path))))
+        results = _visible(Results.load(path))
         settings = tuple(map(str, results.config.get("overrides", ())))
-        means = results.tables.rows("means")
-        if any(set(MEANS) - set(row) for row in means):
+        means = table(results.tables, "means")
+        if len(means) and set(MEANS) - set(means):
             raise InputError(f"{path} has a table of means without all of {', '.join(MEANS)}")
     except SchemaError as error:
         return RunFolder(folder, "outdated", str(error))
@@ -144,20 +149,30 @@ def _read(folder: Path) -> RunFolder:
     if results.status == "interrupted":
         return replace(run, state="unfinished", reason=f"it was {results.error}")
     if results.status != "finished":
-        return replace(run, state="unfinished", reason="it is at work still, or was killed")
-    if not means:
+        return replace(run, state="unfinished", reason="it is still running, or was killed")
+    if means.empty:
         why = "it has no table of means: older code made it, or it matched no SAEs"
         return replace(run, reason=why)
     return run
 
 
+def _visible(results: Results) -> Results:
+    """Return the results with control characters of all texts written out."""
+    tables = results.tables
+    columns = [Column(**visible(vars(column))) for column in tables.columns.values()]
+    safe = Tables.of(visible({name: rows_of(frame) for name, frame in tables.items()}), columns)
+    rest = {name: visible(value) for name, value in vars(results).items() if name != "tables"}
+    return Results(**rest, tables=safe)
+
+
 def _in_order(folder: Path) -> tuple:
-    """Return what sorts 9 before 10."""
+    """Return a sort key that puts folder 9 before folder 10."""
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in folder.parts)
 
 
 def _named(runs: Sequence[RunFolder]) -> Iterator[RunFolder]:
-    places = [run.folder.resolve() for run in runs]
-    shared = places[0].parent if len(runs) == 1 else Path(os.path.commonpath(places))
-    for run, place in zip(runs, places, strict=True):
-        yield replace(run, name=visible(place.relative_to(shared).as_posix()))
+    """Yield the runs with their names."""
+    paths = [run.folder.resolve() for run in runs]
+    shared = paths[0].parent if len(runs) == 1 else Path(os.path.commonpath(paths))
+    for run, path in zip(runs, paths, strict=True):
+        yield replace(run, name=visible(path.relative_to(shared).as_posix()))

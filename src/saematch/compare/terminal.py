@@ -1,8 +1,9 @@
-"""What ``saematch compare`` says at its end."""
+"""Terminal output of ``saematch compare``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from textwrap import wrap
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,28 +13,32 @@ from rich.table import Table
 from saematch.compare.comparison import SUITES, Comparison, described, shown
 from saematch.compare.plan import metrics_of, shown_rows, unique_values
 from saematch.compare.runs import Value
-from saematch.core.columns import column_of
+from saematch.core.columns import Column
 from saematch.core.pairs import DEFAULT
 from saematch.core.safe_text import visible
-from saematch.core.tables import Row
-from saematch.report.style import BASELINES, arms_of, unique, where
+from saematch.core.tables import Row, rows_of
+from saematch.report.frames import arms_of, numbers, unique, where
+from saematch.report.style import BASELINES
 
 N_METRICS = 3
-"""As many fit a terminal beside the parameters."""
+"""Number of metrics that fit a terminal next to the parameters."""
 MAX_ROWS = 60
 MAX_VALUES = 8
-"""Of a parameter, named one by one."""
+"""Most values of a parameter that are listed one by one."""
 HEADS = {
     "matching_score": "matching\nscore",
     "explained_variance": "explained\nvariance",
     "delta_loss": "change in\nloss, nats",
     "mse_W_dec": "MSE W_dec",
     "judge_score": "judge\nscore",
+    "recall": "recall",
+    "jaccard": "jaccard",
 }
+"""Headings of metrics that are shorter than their labels."""
 
 
 def print_comparison(comparison: Comparison, metrics: Sequence[str] = ()) -> None:
-    """Print what was compared, the main numbers, what was left out, and where everything lies."""
+    """Print the compared runs, the main numbers, the excluded runs and the paths of the files."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
@@ -45,14 +50,14 @@ def print_comparison(comparison: Comparison, metrics: Sequence[str] = ()) -> Non
     for line in findings(comparison):
         say(line)
     chosen = metrics_of(comparison, metrics)[:N_METRICS]
-    rows = list(_lines(comparison, chosen))
-    console.print(_table(comparison, chosen, rows[:MAX_ROWS]))
-    if len(rows) > MAX_ROWS:
-        say(f"and {len(rows) - MAX_ROWS} more lines, in comparison.csv")
+    lines = list(_lines(comparison, chosen))
+    console.print(_table(comparison, chosen, lines[:MAX_ROWS]))
+    if len(lines) > MAX_ROWS:
+        say(f"and {len(lines) - MAX_ROWS} more lines, in comparison.csv")
     for line in baselines(comparison, chosen):
         say(line)
     if {"explained_variance", "delta_loss"} & set(chosen):
-        say("Of strategies the first of each arm; all are in comparison.csv and in the figures.")
+        say("Each arm is shown under its first strategy; comparison.csv and the figures have all.")
     if comparison.left_out:
         console.print(f"\n[bold]Left out: {len(comparison.left_out)}[/]", highlight=False)
     for run in comparison.left_out:
@@ -64,19 +69,19 @@ def print_comparison(comparison: Comparison, metrics: Sequence[str] = ()) -> Non
 
 
 def headline(comparison: Comparison) -> str:
-    """Say how many runs are compared."""
-    n, others = len(comparison.compared), len(comparison.left_out)
-    return f"{n} run{'' if n == 1 else 's'} compared, {others} left out"
+    """Return the number of runs that are compared and excluded."""
+    n, n_excluded = len(comparison.compared), len(comparison.left_out)
+    return f"{n} run{'' if n == 1 else 's'} compared, {n_excluded} left out"
 
 
 def findings(comparison: Comparison) -> Iterator[str]:
-    """Say which settings were swept, which run is best, and what a reader has to know."""
+    """Yield lines on the swept settings, the best run, and remarks that a reader needs."""
     for name in comparison.parameters:
         values = [brief(value) for value in unique_values(comparison, name)]
         several = f"{len(values)} values, {values[0]} to {values[-1]}"
         yield f"{name}: {'; '.join(values) if len(values) <= MAX_VALUES else several}"
     if not comparison.parameters:
-        yield "no setting that was given differs between these runs"
+        yield "no override differs between these runs"
     for objective in comparison.objectives:
         best = comparison.best(objective)
         if best is None:
@@ -84,36 +89,37 @@ def findings(comparison: Comparison) -> Iterator[str]:
             continue
         run, value = best
         settings = described(run, comparison.parameters)
-        about = f"run {run.name}" + (f" ({settings})" if settings else "")
-        yield f"best by {objective.metric} ({objective.goal}): {about}: {number(value)}"
+        best_run = f"run {run.name}" + (f" ({settings})" if settings else "")
+        yield f"best by {objective.metric} ({objective.goal}): {best_run}: {number(value)}"
     yield from comparison.notes
     if comparison.undrawn:
         yield comparison.undrawn
 
 
 def baselines(comparison: Comparison, metrics: Sequence[str]) -> Iterator[str]:
-    """Say for each baseline between which values it lies in all the runs."""
-    arms = arms_of(comparison.rows)
-    for arm in [arm for arm in arms if arm in BASELINES] if set(arms) - set(BASELINES) else []:
-        said = []
+    """Yield a line for each baseline with the range of its values over the runs."""
+    arms = arms_of(comparison.means)
+    if not set(arms) - set(BASELINES):
+        return
+    for arm in filter(BASELINES.__contains__, arms):
+        ranges = []
         for metric in metrics:
-            rows = where(shown_rows(comparison, metric), arm=arm)
-            values = [float(row["value"] or 0) for row in rows]
-            if values:
-                ends = dict.fromkeys((number(min(values)), number(max(values))))
-                said.append(f"{column_of(metric).with_unit} {' to '.join(ends)}")
-        yield f"{arm}: {', '.join(said)}"
+            values = numbers(where(shown_rows(comparison, metric), arm=arm), "value")
+            if len(values):
+                ends = dict.fromkeys((number(values.min()), number(values.max())))
+                ranges.append(f"{comparison.column(metric).with_unit} {' to '.join(ends)}")
+        yield f"{arm}: {', '.join(ranges)}"
 
 
 def brief(value: Value) -> str:
-    """Return a parameter's value, a number in four digits."""
+    """Return a parameter's value as text, numbers with four digits."""
     return f"{value:.4g}" if isinstance(value, float) else shown(value)
 
 
 def number(value: object) -> str:
-    """Return a number in a few digits."""
-    known = float(str(value))
-    return f"{known:.3f}" if known == 0 or 1e-2 <= abs(known) < 1e4 else f"{known:.3g}"
+    """Return a number as text with a few digits."""
+    plain = float(str(value))
+    return f"{plain:.3f}" if plain == 0 or 1e-2 <= abs(plain) < 1e4 else f"{plain:.3g}"
 
 
 def with_interval(row: Row, between: str = " ") -> str:
@@ -124,22 +130,27 @@ def with_interval(row: Row, between: str = " ") -> str:
 
 
 def _lines(comparison: Comparison, metrics: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the cells of each run, set and arm; of baselines only if there is nothing else."""
-    by_metric = {metric: shown_rows(comparison, metric) for metric in metrics}
-    arms = arms_of(comparison.rows)
+    """Yield the cells of each run, suite and arm; baselines only if there are no other arms."""
+    arms = arms_of(comparison.means)
     arms = [arm for arm in arms if arm not in BASELINES] or arms
+    by_metric = [_first_rows(comparison, metric) for metric in metrics]
     for run in comparison.compared:
         settings = [brief(run.parameters[name]) for name in comparison.parameters]
-        of_run = where(comparison.rows, run=run.name)
-        for of_set, arm in unique(of_run, SUITES, "arm"):
+        of_run = where(comparison.means, run=run.name)
+        for suites, arm in unique(of_run, SUITES, "arm"):
             if arm not in arms:
                 continue
-            found = [
-                where(rows, run=run.name, suites=of_set, arm=arm) for rows in by_metric.values()
-            ]
-            name = arm if of_set == DEFAULT else f"{arm}, {of_set}"
-            cells = [with_interval(rows[0], "\n") if rows else "–" for rows in found]
+            rows = [cells.get((run.name, suites, arm)) for cells in by_metric]
+            name = arm if suites == DEFAULT else f"{arm}, {suites}"
+            cells = [with_interval(row, "\n") if row else "–" for row in rows]
             yield [run.name, *settings, name, *cells]
+
+
+def _first_rows(comparison: Comparison, metric: str) -> dict[tuple, Row]:
+    """Return the first shown row of a metric by run, suites and arm."""
+    keys = ["run", SUITES, "arm"]
+    rows = rows_of(shown_rows(comparison, metric).drop_duplicates(keys))
+    return {tuple(row[key] for key in keys): row for row in rows}
 
 
 def _table(comparison: Comparison, metrics: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
@@ -147,7 +158,12 @@ def _table(comparison: Comparison, metrics: Sequence[str], lines: Sequence[Seque
     for name in ("run", *comparison.parameters, "arm"):
         table.add_column(escape(name.replace(".", ".\n")), overflow="fold")
     for metric in metrics:
-        table.add_column(HEADS.get(metric, metric), justify="right", no_wrap=True)
+        head = _heading(comparison.column(metric))
+        table.add_column(escape(head), justify="right", no_wrap=True)
     for cells in lines:
         table.add_row(*map(escape, cells))
     return table
+
+
+def _heading(column: Column) -> str:
+    return HEADS.get(column.name) or "\n".join(wrap(column.with_unit, 12))

@@ -1,4 +1,4 @@
-"""What the paper's figures show, statement by statement, each with the rule that decides it."""
+"""Claims of the paper's figures, each with the rule that decides it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from saematch.core.tables import Tables
-from saematch.report import judge_rules, rules
+from saematch.report import judge_rules, match_rules, skip_rules
 from saematch.report.rules import MissingNumbersError, Verdict
 
 
@@ -37,77 +37,85 @@ class Claim:
 _SKIPPED = (
     (
         "folded above unfolded in explained variance",
-        rules.explained_folded_above,
+        skip_rules.explained_folded_above,
     ),
     (
         "folded above unfolded in explained variance, each in its own scale",
-        rules.explained_own_scale_above,
+        skip_rules.explained_own_scale_above,
     ),
     (
         "explained variance near or above 0.7 in later layers",
-        rules.explained_late,
+        skip_rules.explained_late,
     ),
     (
         "the loss suffers in early layers, little in later ones",
-        rules.loss_falls,
+        skip_rules.loss_falls,
     ),
 )
 
 _FOLDED = (
-    ("follow-up", "folding matters for decoding, little for finding", rules.decoding_matters_more),
-    ("follow-up", "decoding in units of the thresholds is better", rules.decoding_gains),
-    ("observed", "folding hardly changes which pairs are found", rules.found_alike),
-    ("observed", "decoding folded gains where thresholds grow", rules.gains_where_thresholds_grow),
+    (
+        "follow-up",
+        "folding matters for decoding, little for finding",
+        skip_rules.decoding_matters_more,
+    ),
+    ("follow-up", "decoding in units of the thresholds is better", skip_rules.decoding_gains),
+    ("observed", "folding hardly changes which pairs are found", match_rules.found_alike),
+    (
+        "observed",
+        "decoding folded gains where thresholds grow",
+        skip_rules.gains_where_thresholds_grow,
+    ),
 )
 
 CLAIMS = (
     Claim("norms", "figure 1", "norms of hidden states and thresholds grow with the layer",
-          rules.norms_grow),
+          match_rules.norms_grow),
     Claim("norms", "figure 1", "norms of folded decoder vectors change as hidden states do",
-          rules.norm_changes),
+          match_rules.norm_changes),
     Claim("mse", "figure 3", "identity's error is far above both matchings' in every part",
-          rules.identity_far_above),
+          match_rules.identity_far_above),
     Claim("mse", "figure 3", "unfolded is above folded in W_dec",
-          rules.unfolded_above_in_decoder),
+          match_rules.unfolded_above_in_decoder),
     Claim("mse", "figure 3", "unfolded is below or near folded in W_enc",
-          rules.unfolded_near_in_encoder),
+          match_rules.unfolded_near_in_encoder),
     Claim("feature_mse", "figure 5", "most matched features have a small error, few a large one",
-          rules.long_tail),
+          match_rules.long_tail),
     Claim("matching_score", "figure 7", "the score rises with the layer",
-          rules.score_rises),
+          match_rules.score_rises),
     Claim("matching_score", "figure 7", "folded above unfolded",
-          rules.score_folded_above),
+          match_rules.score_folded_above),
     Claim("matching_score", "control", "the match is above identity and random",
-          rules.score_above_chance),
+          match_rules.score_above_chance),
     Claim("matching_score", "observed", "the hidden permutation is found almost wholly",
-          rules.recall_almost_whole),
+          match_rules.recall_almost_whole),
     Claim("parts", "figure 12", "the encoder alone is clearly worse",
-          rules.encoder_worse),
+          match_rules.encoder_worse),
     Claim("parts", "figure 12", "the decoder alone is about equal to both",
-          rules.decoder_equal),
+          match_rules.decoder_equal),
     Claim("persistence", "figure 8", "likeness fades with the distance",
-          rules.fades),
+          match_rules.fades),
     Claim("persistence", "figure 8", "composition is close to the match at once for near layers",
-          rules.composition_close),
+          match_rules.composition_close),
     Claim("persistence", "figure 8", "composition is worse for far layers",
-          rules.composition_worse),
+          match_rules.composition_worse),
     *(Claim("skip_layers", "figures 10, 11", *claim) for claim in _SKIPPED),
     Claim("skip_layers", "control", "the match is above a random permutation",
-          rules.explained_above_chance),
+          skip_rules.explained_above_chance),
     Claim("skip_layers", "observed", "the match explains more than copying the hidden state",
-          rules.explained_above_copying),
+          skip_rules.explained_above_copying),
     Claim("skip_layers", "observed", "pairs forced by a bijection explain less than nothing",
-          rules.explained_below_zero),
+          skip_rules.explained_below_zero),
     *(Claim("llama", "as figures 10, 11", *claim) for claim in _SKIPPED),
     Claim("sparsity", "figure 14", "explained variance peaks at a middling mean L0",
-          rules.peak_inside),
+          skip_rules.peak_inside),
     Claim("similar_l0", "figure 15", "SAEs of similar L0 remove the dips",
-          rules.dips_vanish),
+          skip_rules.dips_vanish),
     Claim("quantiles", "figures 16, 17", "permuting fewer features explains more",
-          rules.fewer_explain_more),
+          skip_rules.fewer_explain_more),
     *(Claim(name, *claim) for name in ("skip_layers", "folding") for claim in _FOLDED),
     Claim("paths", "control", "paths hold together better than random ones",
-          rules.paths_hold),
+          match_rules.paths_hold),
     Claim("judge_layers", "figure 4", "SAME is rarer in early layers than in later ones",
           judge_rules.same_rises),
     Claim("judge_layers", "figure 7", "folded judged more alike than unfolded",
@@ -125,10 +133,10 @@ CLAIMS = (
     Claim("persistence_judged", "figure 8", "composition is judged below for far layers",
           judge_rules.judged_composition_below),
     Claim("planted", "mechanism", "folding finds pairs that only thresholds tell apart",
-          rules.planted_found),
+          match_rules.planted_found),
     Claim("planted", "mechanism", "decoding folded keeps up with growing thresholds",
-          rules.planted_decoded),
+          match_rules.planted_decoded),
     Claim("planted", "mechanism", "the norms of decoder vectors do not matter to folding",
-          rules.gauge_is_nothing),
+          match_rules.gauge_is_nothing),
 )  # fmt: skip
 """Everything that a reproduction decides."""

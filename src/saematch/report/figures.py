@@ -1,38 +1,46 @@
-"""Figures of a run, drawn from its tables; what is shown by layer stands here."""
+"""Figures of a run, drawn from its tables; this file has those by layer."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from saematch.core.errors import InputError
-from saematch.core.pairs import DEFAULT, OF_DEFAULT, SUITE_COLUMNS, suites_of
-from saematch.core.tables import Row, Tables
-from saematch.report import judged, studies
+from saematch.core.pairs import DEFAULT, OF_DEFAULT, SUITE_COLUMNS, suites_label
+from saematch.core.tables import Tables
+from saematch.report import decoding, judged, paths, studies
+from saematch.report.frames import (
+    arms_of,
+    datasets_of,
+    has,
+    layer_pairs,
+    numbers,
+    of_one_suite,
+    table,
+    unique,
+    where,
+)
 from saematch.report.style import (
     arm_style,
-    arms_of,
     axis_label,
     by_pair,
     cell_style,
-    datasets_of,
     dots,
     legend,
     line,
-    of_one_suite,
     panels,
     save,
     scale,
-    unique,
-    where,
 )
 from saematch.report.training import training_curves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +48,7 @@ log = logging.getLogger(__name__)
 def draw_figures(tables: Tables, names: Sequence[str] | None, folder: Path) -> dict[str, Path]:
     """Draw the named figures, or all that the tables allow; return the PNG files by name.
 
-    If a named figure cannot be drawn, or if none can, a warning says what is missing.
+    A warning names the missing numbers if a named figure, or every figure, cannot be drawn.
     """
     drawn = {}
     possible = FIGURES if "matches" in tables else OF_TRAINING
@@ -57,22 +65,23 @@ def draw_figures(tables: Tables, names: Sequence[str] | None, folder: Path) -> d
 
 
 def check_figures(names: Sequence[str] | None) -> None:
-    """Refuse a figure that there is not."""
-    known = [*FIGURES, *OF_TRAINING]
-    unknown = [name for name in names or () if name not in known]
+    """Refuse the name of a figure that does not exist."""
+    existing = [*FIGURES, *OF_TRAINING]
+    unknown = [name for name in names or () if name not in existing]
     if unknown:
-        raise InputError(f"unknown figure {unknown[0]!r}: choose among {', '.join(known)}")
+        raise InputError(f"unknown figure {unknown[0]!r}: choose among {', '.join(existing)}")
 
 
 def norms(tables: Tables) -> Figure | None:
     """Figure 1: norms and thresholds by layer; change of norms of states and decoder vectors."""
-    layers = [row for row in tables.rows("layers") if row["suite"] == DEFAULT]
-    rows = where(tables.rows("matches"), **OF_DEFAULT)
-    unknown = any(row.get("mean_norm") is None for row in layers)
-    if len(layers) < 2 or unknown or not rows:
+    layers = where(table(tables, "layers"), suite=DEFAULT)
+    matches = where(table(tables, "matches"), **OF_DEFAULT)
+    if len(layers) < 2 or "mean_norm" not in layers or layers["mean_norm"].isna().any():
+        return None
+    if matches.empty:
         return None
     figure, (left, middle, right) = panels(3)
-    at = [float(row["layer"] or 0) for row in layers]
+    at = list(layers["layer"])
     line(left, at, layers, "mean_norm", color="#000000")
     left.set_title("mean norm of the hidden state")
     line(middle, at, layers, "threshold_mean", color="#000000")
@@ -80,25 +89,21 @@ def norms(tables: Tables) -> Figure | None:
     for axis in (left, middle):
         axis.set_ylim(bottom=0)
         axis.set_xlabel("layer")
-    by_layer = {row["layer"]: float(row["mean_norm"] or 0) for row in layers}
-    each = {(row["source_layer"], row["target_layer"]): row for row in rows}
-    changes: list[Row] = [
-        {**row, "change": by_layer[target] - by_layer[source]}
-        for (source, target), row in each.items()
-    ]
-    by_pair(right, changes, "change", rows, color="#000000", label="hidden state")
-    for number, arm in enumerate(arms_of(rows)):
-        of_arm: list[Row] = [
-            {
-                **row,
-                "decoder_norm_change_low": row["decoder_norm_change_q25"],
-                "decoder_norm_change_high": row["decoder_norm_change_q75"],
-            }
-            for row in where(rows, arm=arm)
-        ]
-        style = arm_style(arm, rows)
-        label = f"decoder vectors ({arm}; band: quartiles)" if not number else arm
-        by_pair(right, of_arm, "decoder_norm_change", rows, **{**style, "label": label})
+    norm = layers.set_index("layer")["mean_norm"]
+    changes = matches.drop_duplicates(["source_layer", "target_layer"])
+    change = changes["target_layer"].map(norm) - changes["source_layer"].map(norm)
+    style = {"color": "#000000", "label": "hidden state"}
+    by_pair(right, changes.assign(change=change), "change", matches, **style)
+    vectors = matches.rename(
+        columns={
+            "decoder_norm_change_q25": "decoder_norm_change_low",
+            "decoder_norm_change_q75": "decoder_norm_change_high",
+        }
+    )
+    for number, arm in enumerate(arms_of(matches)):
+        label = arm if number else f"decoder vectors ({arm}; band: quartiles)"
+        style = {**arm_style(arm, matches), "label": label}
+        by_pair(right, where(vectors, arm=arm), "decoder_norm_change", matches, **style)
     right.set_title("change of norm from layer to layer")
     legend(figure, right)
     return figure
@@ -106,13 +111,14 @@ def norms(tables: Tables) -> Figure | None:
 
 def mse(tables: Tables) -> Figure | None:
     """Figure 3: squared error of matched features by part."""
-    rows = of_one_suite(tables.rows("matches"))
-    if not _by_layer(rows):
+    matches = of_one_suite(table(tables, "matches"))
+    if not _by_layer(matches):
         return None
     figure, axes = panels(3)
     for axis, part in zip(axes, ("W_enc", "b_enc", "W_dec"), strict=True):
-        for arm in arms_of(rows):
-            by_pair(axis, where(rows, arm=arm), f"mse_{part}", rows, **arm_style(arm, rows))
+        for arm in arms_of(matches):
+            style = arm_style(arm, matches)
+            by_pair(axis, where(matches, arm=arm), f"mse_{part}", matches, **style)
         axis.set_title(part)
         axis.set_ylim(bottom=0)
         axis.ticklabel_format(axis="y", scilimits=(-2, 3))
@@ -123,24 +129,23 @@ def mse(tables: Tables) -> Figure | None:
 
 def matching(tables: Tables) -> Figure | None:
     """Figures 7 (right) and 12: recall, matching score and Jaccard index."""
-    rows = of_one_suite(tables.rows("matches"))
-    known = ("recall", "matching_score", "jaccard")
-    shown = [m for m in known if any(row.get(m) is not None for row in rows)] or ["value"]
-    one_pair = len(unique(rows, "source_layer", "target_layer")) == 1
-    if not (one_pair or _by_layer(rows)):
+    matches = of_one_suite(table(tables, "matches"))
+    one_pair = len(layer_pairs(matches)) == 1
+    if not (one_pair or _by_layer(matches)):
         return None
-    figure, axes = panels(len(shown))
-    for number, (axis, metric) in enumerate(zip(axes, shown, strict=True)):
+    scores = ("recall", "matching_score", "jaccard")
+    metrics = [metric for metric in scores if has(matches, metric)] or ["value"]
+    figure, axes = panels(len(metrics))
+    for number, (axis, metric) in enumerate(zip(axes, metrics, strict=True)):
         if one_pair:
-            colours = [arm_style(str(row["arm"]), rows)["color"] for row in rows]
-            dots(axis, rows, [str(r["arm"]) if not number else "" for r in rows], metric, colours)
+            arms = list(matches["arm"])
+            colours = [arm_style(arm, matches)["color"] for arm in arms]
+            dots(axis, matches, ["" for _ in arms] if number else arms, metric, colours)
         else:
-            for arm in arms_of(rows):
-                by_pair(axis, where(rows, arm=arm), metric, rows, **arm_style(arm, rows))
-        pair = f", {rows[0]['source_layer']}→{rows[0]['target_layer']}" if one_pair else ""
-        if one_pair and suites_of(rows[0]) != DEFAULT:
-            pair += f" {suites_of(rows[0])}"
-        axis.set_title(axis_label(metric) + pair)
+            for arm in arms_of(matches):
+                by_pair(axis, where(matches, arm=arm), metric, matches, **arm_style(arm, matches))
+        title = axis_label(tables.column(metric))
+        axis.set_title(title + _place(matches) if one_pair else title)
         if metric != "value":
             (axis.set_xlim if one_pair else axis.set_ylim)(-0.03, 1.03)
     if not one_pair:
@@ -148,29 +153,36 @@ def matching(tables: Tables) -> Figure | None:
     return figure
 
 
+def _place(matches: DataFrame) -> str:
+    """Return the only layer pair of a table, for a title; with suites other than the default."""
+    ((source, target),) = layer_pairs(matches)
+    suites = suites_label(*unique(matches, *SUITE_COLUMNS)[0])
+    return f", {source}→{target}" + ("" if suites == DEFAULT else f" {suites}")
+
+
 def _strategies(tables: Tables, metric: str) -> Figure | None:
-    """Figures 10 and 11: what happens when layers are skipped, by layer and data set."""
-    rows = where(tables.rows("strategies"), quantile=None)
-    if not _by_layer(rows) or len(unique(rows, *SUITE_COLUMNS)) > 1:
+    """Figures 10 and 11: a metric of skipped layers, by layer and data set."""
+    cells = where(table(tables, "strategies"), quantile=None)
+    if not _by_layer(cells) or len(unique(cells, *SUITE_COLUMNS)) > 1:
         return None
-    datasets = datasets_of(rows)
+    datasets = datasets_of(cells)
     figure, axes = panels(len(datasets), 3.9)
-    values = [v for row in rows if math.isfinite(v := float(row[metric] or 0))]
+    values = numbers(cells, metric, 0)
     for axis, dataset in zip(axes, datasets, strict=True):
-        for arm, strategy in unique(rows, "arm", "strategy"):
-            of_cell = where(rows, arm=arm, strategy=strategy, dataset=dataset)
-            by_pair(axis, of_cell, metric, rows, **cell_style(arm, strategy, rows))
+        for arm, strategy in unique(cells, "arm", "strategy"):
+            of_cell = where(cells, arm=arm, strategy=strategy, dataset=dataset)
+            by_pair(axis, of_cell, metric, cells, **cell_style(arm, strategy, cells))
         axis.set_title(dataset)
-        scale(axis, metric, values)
-    axes[0].set_ylabel(axis_label(metric))
+        scale(axis, metric, values[np.isfinite(values)])
+    axes[0].set_ylabel(axis_label(tables.column(metric)))
     legend(figure, axes[0])
     return figure
 
 
-def _by_layer(rows: Sequence[Row]) -> bool:
+def _by_layer(frame: DataFrame) -> bool:
     """Whether there are rows, and each pair of layers starts at another layer."""
-    pairs = unique(rows, "source_layer", "target_layer")
-    return 0 < len(pairs) == len({start for start, _ in pairs})
+    pairs = layer_pairs(frame)
+    return 0 < len(pairs) == len({source for source, _ in pairs})
 
 
 FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
@@ -183,23 +195,23 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
     "persistence": studies.persistence,
     "sparsity": studies.sparsity,
     "similar_l0": studies.similar_l0,
-    "quantiles": lambda tables: studies.quantiles(tables, "explained_variance"),
-    "quantiles_loss": lambda tables: studies.quantiles(tables, "delta_loss"),
-    "folding": studies.folding,
-    "paths": studies.paths,
-    "planted": studies.planted,
+    "quantiles": lambda tables: decoding.quantiles(tables, "explained_variance"),
+    "quantiles_loss": lambda tables: decoding.quantiles(tables, "delta_loss"),
+    "folding": decoding.folding,
+    "paths": paths.paths,
+    "planted": decoding.planted,
     "judge_layers": judged.judge_layers,
     "judge_controls": judged.judge_controls,
     "mse_by_label": judged.mse_by_label,
-    "explained_pairs": judged.explained_pairs,
-    "explained_paths": judged.explained_paths,
+    "explained_pairs": paths.explained_pairs,
+    "explained_paths": paths.explained_paths,
 }
-"""By name; each returns None where the tables do not allow it."""
+"""Figures by name; each function returns None if the tables lack its numbers."""
 
 OF_TRAINING: dict[str, Callable[[Tables], Figure | None]] = {"training": training_curves}
 """Figures of a run that trains SAEs."""
 
-_BY_LAYER = "pairs that each start at another layer, in one suite or one pair of suites"
+_BY_LAYER = "layer pairs that start at different layers, in one suite or one pair of suites"
 NEEDS = {
     "norms": "at least two layers and a run that reads texts",
     "mse": _BY_LAYER,
@@ -207,19 +219,19 @@ NEEDS = {
     "explained_variance": f"the evaluation skipping, and {_BY_LAYER}",
     "delta_loss": f"the evaluation skipping, and {_BY_LAYER}",
     "feature_mse": "the evaluation features",
-    "persistence": "layers that are matched with several others (pairing=starts)",
-    "sparsity": "the evaluation skipping, one pair of layers and several suites",
+    "persistence": "source layers with several target layers (pairing=starts)",
+    "sparsity": "the evaluation skipping, one layer pair, and several suites of different mean L0",
     "similar_l0": "the evaluation skipping and two suites (selection=similar_l0)",
     "quantiles": "the evaluation skipping and an arm with quantiles",
     "quantiles_loss": "the evaluation skipping and an arm with quantiles",
     "folding": "the evaluation skipping and the arms folded and unfolded, each with two decodings",
     "paths": "the evaluation paths",
     "planted": "the evaluation planted",
-    "judge_layers": "a judge, and pairs of layers that each start at another layer",
+    "judge_layers": "a judge, and layer pairs that start at different layers",
     "judge_controls": "a judge that gave at least one label",
-    "mse_by_label": "a judge that gave at least one label, and at most 8 pairs of layers",
+    "mse_by_label": "a judge that gave at least one label, and at most 8 layer pairs",
     "explained_pairs": "the evaluation features and explanations",
     "explained_paths": "the evaluation paths and explanations",
     "training": "the task train_saes",
 }
-"""What each figure is drawn from, for the message that says why it is missing."""
+"""Requirements of each figure, for the message about a figure that was not drawn."""

@@ -1,30 +1,38 @@
-"""Figures of what a judge said, and of what explanations say about features."""
+"""Figures of a judge's verdicts."""
 
 from __future__ import annotations
 
-import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from saematch.core.pairs import NO_ARM, OF_DEFAULT
-from saematch.core.tables import Row, Tables
+from saematch.core.tables import Tables, rows_of
 from saematch.judge.verdicts import SCORES, UNSCORED
+from saematch.report.frames import (
+    among,
+    arms_of,
+    layer_pairs,
+    numbers,
+    table,
+    where,
+    with_metric,
+)
 from saematch.report.style import (
     BASELINES,
     COLOURS,
     arm_style,
-    arms_of,
     by_pair,
     dots,
     legend,
-    main_line,
     panels,
-    unique,
-    where,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 LABEL_COLOURS = {"SAME": "#0072B2", "MAYBE": "#56B4E9", "DIFFERENT": "#D55E00"}
 UNSCORED_COLOUR = "#CCCCCC"
@@ -35,152 +43,140 @@ CONTROL_LABELS = {
     "paraphrase": "paraphrase",
 }
 AGAIN_LABELS = {"swapped": "order swapped", "repeated": "asked again", "second": "second judge"}
-N_EXPLAINED = 4
-"""Paths, and pairs of each end, in a figure of explanations."""
+ROLES = ("random", "identity", "pair", "ceiling", "paraphrase")
+"""Roles in the order of the figure of controls."""
 
 
 def judge_layers(tables: Tables) -> Figure | None:
     """Figures 4 and 7 (left): labels by layer pair for each arm, and the mean score."""
-    rows = [r for r in where(tables.rows("judge_scores"), role="pair", **OF_DEFAULT) if _placed(r)]
-    pairs = unique(rows, "source_layer", "target_layer")
-    if not pairs or len(pairs) > len({start for start, _ in pairs}):
+    scores = where(table(tables, "judge_scores"), role="pair", **OF_DEFAULT)
+    scores = with_metric(scores, "source_layer")
+    pairs = layer_pairs(scores)
+    if not pairs or len(pairs) > len({source for source, _ in pairs}):
         return None
-    arms = arms_of(rows)
+    arms = arms_of(scores)
     figure, axes = panels(len(arms) + 1, 3.6)
     for axis, arm in zip(axes, arms, strict=False):
-        _bars(axis, where(rows, arm=arm))
+        _bars(axis, where(scores, arm=arm))
         axis.set_title(arm)
     axes[0].set_ylabel("judgements")
     mean = axes[-1]
-    matched = [  # in the order of the run
-        row
-        for row in where(tables.rows("matches"), **OF_DEFAULT)
-        if (row["source_layer"], row["target_layer"]) in pairs
-    ]
+    matches = where(table(tables, "matches"), **OF_DEFAULT)  # in the order of the run
+    panel = among(matches, scores[["source_layer", "target_layer"]])
     for arm in arms:
-        by_pair(mean, where(rows, arm=arm), "judge_score", matched, **arm_style(arm, rows))
+        by_pair(mean, where(scores, arm=arm), "judge_score", panel, **arm_style(arm, scores))
     judge_bounds(mean, tables)
     mean.set_title("mean judge score (bands: over paths)")
     legend(figure, axes[0], mean)
     return figure
 
 
-def _placed(row: Row) -> bool:
-    return row["source_layer"] is not None
-
-
-def _bars(axis: Axes, rows: list[Row]) -> None:
-    at = range(len(rows))
-    bottom = [0] * len(rows)
-    missing = [sum(int(row[f"n_{label.lower()}"] or 0) for label in UNSCORED) for row in rows]
-    stacks = {label: [int(r[f"n_{label.lower()}"] or 0) for r in rows] for label in LABEL_COLOURS}
-    for label, counts in {**stacks, "without a label": missing}.items():
+def _bars(axis: Axes, scores: DataFrame) -> None:
+    """Draw the numbers of judgements by label, stacked, a bar for each layer pair."""
+    at = range(len(scores))
+    stacks = {label: numbers(scores, f"n_{label.lower()}", 0) for label in LABEL_COLOURS}
+    stacks["without a label"] = _counts_of(scores, UNSCORED)
+    bottom = 0 * stacks["SAME"]
+    for label, counts in stacks.items():
         colour = LABEL_COLOURS.get(label, UNSCORED_COLOUR)
         axis.bar(at, counts, 0.8, bottom, color=colour, label=label, zorder=2)
-        bottom = [low + n for low, n in zip(bottom, counts, strict=True)]
-    step = 1 + len(rows) // 10
-    labels = [f"{row['source_layer']}→{row['target_layer']}" for row in rows]
+        bottom = bottom + counts
+    step = 1 + len(scores) // 10
+    labels = [f"{source}→{target}" for source, target in layer_pairs(scores)]
     axis.set_xticks(list(at)[::step], labels[::step])
     axis.set_xlabel("layers")
 
 
+def _counts_of(scores: DataFrame, labels: Iterable[str]) -> np.ndarray:
+    """Return the number of judgements with one of the labels, by row."""
+    return scores[[f"n_{label.lower()}" for label in labels]].sum(axis=1).to_numpy(dtype=int)
+
+
 def judge_bounds(axis: Axes, tables: Tables) -> None:
     """Draw the floor and the ceiling of the run, and scale the axis to the labels."""
+    overall = where(table(tables, "judge_scores"), source_layer=None, **OF_DEFAULT)
     for role, dash in (("random", ":"), ("ceiling", "--"), ("paraphrase", "-.")):
-        for row in where(tables.rows("judge_scores"), role=role, source_layer=None, **OF_DEFAULT):
-            if row["judge_score"] is not None:
-                colour = BASELINES["identity"]
-                axis.axhline(row["judge_score"], color=colour, linestyle=dash, linewidth=1,  # type: ignore[arg-type]
-                             label=CONTROL_LABELS[role])  # fmt: skip
+        for score in with_metric(where(overall, role=role), "judge_score")["judge_score"]:
+            style = {"color": BASELINES["identity"], "linestyle": dash, "linewidth": 1}
+            axis.axhline(score, label=CONTROL_LABELS[role], **style)
     axis.set_ylim(0.95, 3.05)
     axis.set_yticks([1, 2, 3], ["1 DIFFERENT", "2 MAYBE", "3 SAME"])
 
 
 def judge_controls(tables: Tables) -> Figure | None:
-    """What judge scores are worth: floor, arms and ceiling; the same pairs judged once more."""
-    overall = where(tables.rows("judge_scores"), source_layer=None, **OF_DEFAULT)
-    scored = [row for row in overall if row["judge_score"] is not None]
-    if not scored:
+    """Scores of arms next to floor and ceiling; agreement on pairs that were judged again."""
+    overall = where(table(tables, "judge_scores"), source_layer=None, **OF_DEFAULT)
+    scored = with_metric(overall, "judge_score")
+    if scored.empty:
         return None
-    order = {"random": 0, "identity": 1, "pair": 2, "ceiling": 3, "paraphrase": 4}
-    scored.sort(key=lambda row: order[str(row["role"])])
-    again = [row for row in tables.rows("judge_agreement") if row["agreement"] is not None]
-    figure, axes = panels(1 + bool(again), 1.4 + 0.32 * max(len(scored), 2 * len(again)))
-    figure.set_figwidth(9.5 if again else 6)
+    scored = scored.sort_values("role", kind="stable", key=lambda role: role.map(ROLES.index))
+    again = with_metric(table(tables, "judge_agreement"), "agreement")
+    n_panels = 1 if again.empty else 2
+    figure, axes = panels(n_panels, 1.4 + 0.32 * max(len(scored), 2 * len(again)))
+    figure.set_figwidth(6 if again.empty else 9.5)
     scores = axes[0]
     colours = [
-        BASELINES["identity"] if row["arm"] == NO_ARM
-        else arm_style(str(row["arm"]), overall)["color"] for row in scored
-    ]  # fmt: skip
-    labels = [CONTROL_LABELS.get(str(row["role"]), str(row["arm"])) for row in scored]
-    counted = [f"{name} ({_n_scored(row)})" for name, row in zip(labels, scored, strict=True)]
-    dots(scores, scored, counted, "judge_score", colours)
+        BASELINES["identity"] if arm == NO_ARM else arm_style(arm, overall)["color"]
+        for arm in scored["arm"]
+    ]
+    n_scored = _counts_of(scored, SCORES)
+    labels = [
+        f"{CONTROL_LABELS.get(role, arm)} ({n})"
+        for role, arm, n in zip(scored["role"], scored["arm"], n_scored, strict=True)
+    ]
+    dots(scores, scored, labels, "judge_score", colours)
     scores.set_xlim(0.95, 3.05)
     scores.set_xticks([1, 2, 3], ["1\nDIFFERENT", "2\nMAYBE", "3\nSAME"])
     scores.set_title("mean score (number of judgements with a label)")
-    if again:
+    if not again.empty:
         _agreements(axes[1], again)
         legend(figure, axes[1])
     return figure
 
 
-def _agreements(agreement: Axes, again: list[Row]) -> None:
-    """Draw how often the same pairs got the same label once more, and kappa."""
-    names = [f"{AGAIN_LABELS[str(row['compared'])]} ({row['n_pairs']})" for row in again]
-    for metric, colour, shift in (("agreement", COLOURS[0], -0.12), ("kappa", COLOURS[1], 0.12)):
-        for at, row in enumerate(again):
+def _agreements(axis: Axes, again: DataFrame) -> None:
+    """Draw how often pairs got the same label when judged again, and kappa."""
+    rows = rows_of(again)
+    for metric, label, colour, shift in (
+        ("agreement", "same label", COLOURS[0], -0.12),
+        ("kappa", "Cohen's kappa", COLOURS[1], 0.12),
+    ):
+        for at, row in enumerate(rows):
             if row[metric] is None:
                 continue
             ends = [row[f"{metric}_low"], row[f"{metric}_high"]]
             if None not in ends:
-                agreement.plot(ends, [at + shift] * 2, color=colour, linewidth=2.5, alpha=0.4)  # type: ignore[arg-type]
-            label = {"agreement": "same label", "kappa": "Cohen's kappa"}[metric]
-            agreement.plot([row[metric]], [at + shift], color=colour, marker="o", linestyle="",  # type: ignore[arg-type]
-                           label=None if at else label)  # fmt: skip
-    agreement.set_yticks(range(len(names)), names)
-    agreement.set_ylim(len(names) - 0.5, -0.5)
-    agreement.set_xlim(min([-0.05, *(float(r["kappa_low"] or 0) for r in again)]), 1.05)
-    agreement.set_title("the same pairs judged once more")
-    agreement.grid(axis="x", color="#EEEEEE", zorder=0)
-
-
-def _n_scored(row: Row) -> int:
-    return sum(int(row[f"n_{label.lower()}"] or 0) for label in SCORES)
+                axis.plot(ends, [at + shift] * 2, color=colour, linewidth=2.5, alpha=0.4)  # type: ignore[arg-type]
+            axis.plot([row[metric]], [at + shift], color=colour, marker="o", linestyle="",  # type: ignore[arg-type]
+                      label=None if at else label)  # fmt: skip
+    names = [f"{AGAIN_LABELS[str(row['compared'])]} ({row['n_pairs']})" for row in rows]
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_xlim(min(-0.05, *numbers(again, "kappa_low", 0)), 1.05)
+    axis.set_title("the same pairs judged once more")
+    axis.grid(axis="x", color="#EEEEEE", zorder=0)
 
 
 def mse_by_label(tables: Tables) -> Figure | None:
     """Figure 6: the decoder's squared error of judged pairs by label; dots are pairs."""
-    rows = [
-        row
-        for row in where(tables.rows("judgements"), role="pair", **OF_DEFAULT)
-        if row["judge_score"] is not None
-    ]
-    pairs = unique(rows, "source_layer", "target_layer")
-    if not rows or len(pairs) > 8:
+    judged = with_metric(
+        where(table(tables, "judgements"), role="pair", **OF_DEFAULT), "judge_score"
+    )
+    pairs = layer_pairs(judged)
+    if judged.empty or len(pairs) > 8:
         return None
     figure, axes = panels(len(pairs), 3.4)
-    arms = arms_of(rows)
-    for axis, (earlier, later) in zip(axes, pairs, strict=True):
-        of_pair = where(rows, source_layer=earlier, target_layer=later)
+    arms = arms_of(judged)
+    for axis, (source, target) in zip(axes, pairs, strict=True):
+        of_pair = where(judged, source_layer=source, target_layer=target)
         for number, arm in enumerate(arms):
-            style = arm_style(arm, rows)
-            found = [
-                [float(r["mse_W_dec"] or 0) for r in _pairs_of(of_pair, arm, label)]
-                for label in SCORES
-            ]
-            at = [n + (number - (len(arms) - 1) / 2) * 0.7 / len(arms) for n in range(3)]
-            boxes = axis.boxplot(
-                found, positions=at, widths=0.55 / len(arms), patch_artist=True,
-                flierprops={"marker": ".", "markersize": 3, "markeredgecolor": style["color"]},
-                medianprops={"color": "black"}, manage_ticks=False,
-            )  # fmt: skip
-            for box in boxes["boxes"]:
-                box.set(facecolor=style["color"], alpha=0.5)
-            axis.plot([], [], color=style["color"], linewidth=6, alpha=0.5, label=arm)  # type: ignore[arg-type]
-        counts = [len(_pairs_of(of_pair, arms[0], label)) for label in SCORES]
+            errors = _errors_by_label(of_pair, arm)
+            shift = (number - (len(arms) - 1) / 2) * 0.7 / len(arms)
+            _boxes(axis, errors, shift, 0.55 / len(arms), arm_style(arm, judged))
+        counts = map(len, _errors_by_label(of_pair, arms[0]))
         ticks = [f"{label}\n{n} {arms[0]}" for label, n in zip(SCORES, counts, strict=True)]
         axis.set_xticks(range(3), ticks, fontsize=7.5)
-        axis.set_title(f"layers {earlier}→{later}")
+        axis.set_title(f"layers {source}→{target}")
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("")
@@ -189,82 +185,24 @@ def mse_by_label(tables: Tables) -> Figure | None:
     return figure
 
 
-def _pairs_of(rows: list[Row], arm: str, label: str) -> list[Row]:
-    """Return one row for each pair of features, whatever number of paths goes through it."""
-    of_label = where(rows, arm=arm, label=label)
-    return list({(r["source_feature"], r["target_feature"]): r for r in of_label}.values())
+def _boxes(
+    axis: Axes, errors: list[np.ndarray], shift: float, width: float, style: dict[str, Any]
+) -> None:
+    """Draw one arm's box plot of errors by label."""
+    boxes = axis.boxplot(
+        errors, positions=[at + shift for at in range(len(errors))], widths=width,
+        flierprops={"marker": ".", "markersize": 3, "markeredgecolor": style["color"]},
+        medianprops={"color": "black"}, manage_ticks=False, patch_artist=True,
+    )  # fmt: skip
+    for box in boxes["boxes"]:
+        box.set(facecolor=style["color"], alpha=0.5)
+    axis.plot([], [], color=style["color"], linewidth=6, alpha=0.5, label=style["label"])
 
 
-def explained_pairs(tables: Tables) -> Figure | None:
-    """Figure 5's examples: explanations of the matched pairs of least and of greatest error."""
-    rows = [r for r in where(tables.rows("features"), **OF_DEFAULT) if "source_explanation" in r]
-    if not rows:
-        return None
-    rows = where(rows, arm=arms_of(rows)[0])
-    first = {name: rows[0][name] for name in ("source_layer", "target_layer")}
-    rows = where(rows, **first)
-    shown = [*rows[:N_EXPLAINED], *rows[-N_EXPLAINED:]] if len(rows) > 2 * N_EXPLAINED else rows
-    heads = ["error", f"layer {first['source_layer']}", f"layer {first['target_layer']}"]
-    cells = [
-        [_error(row), _said(row, "source", 52), _said(row, "target", 52)]
-        for row in shown
-    ]  # fmt: skip
-    return _text_table(heads, cells, [0.1, 0.45, 0.45], [row.get("label") for row in shown])
-
-
-def _error(row: Row) -> str:
-    label = row.get("label")
-    return f"{float(row['mse_W_dec'] or 0):.3g}" + (f"\n{label}" if label else "")
-
-
-def explained_paths(tables: Tables) -> Figure | None:
-    """Figures 18 and 19: features followed through the layers, with what is said about each."""
-    rows = [r for r in where(tables.rows("paths"), **OF_DEFAULT) if "source_explanation" in r]
-    if not rows:
-        return None
-    rows = main_line(where(rows, arm=arms_of(rows)[0]))
-    paths = [path for (path,) in unique(rows, "path")][:N_EXPLAINED]
-    layers = sorted({layer for row in rows for layer in (row["source_layer"], row["target_layer"])})
-    cells, colours = [], []
-    for layer in layers:
-        line = [f"layer\n{layer}"]
-        for path in paths:
-            ends = [("source", r) for r in where(rows, path=path, source_layer=layer)]
-            ends += [("target", r) for r in where(rows, path=path, target_layer=layer)]
-            came = [row.get("label") for row in where(rows, path=path, target_layer=layer)]
-            judged = f"\n{came[0]}" if came and came[0] else ""
-            line.append(_said(ends[0][1], ends[0][0], 32) + judged if ends else "")
-        cells.append(line)
-        colours.append(None)
-    heads = ["", *(f"path {path}" for path in paths)]
-    width = 0.94 / len(paths)
-    return _text_table(heads, cells, [0.06, *[width] * len(paths)], colours)
-
-
-def _said(row: Row, end: str, width: int) -> str:
-    text = str(row[f"{end}_explanation"] or "no explanation")
-    lines = textwrap.wrap(f"{row[f'{end}_feature']}: {text}", width)
-    return "\n".join(lines[:4]) + (" …" if len(lines) > 4 else "")
-
-
-def _text_table(
-    heads: list[str], cells: list[list[str]], widths: list[float], labels: list
-) -> Figure:
-    heights = [max(text.count("\n") + 1 for text in line) for line in cells]
-    figure, axes = panels(1, 0.5 + 0.17 * (sum(heights) + 0.8 * len(heights)))
-    axis = axes[0]
-    figure.set_figwidth(9.5)
-    axis.axis("off")
-    axis.set_xlim(0, 1)
-    axis.set_ylim(sum(heights) + 0.8 * len(heights), -1.2)
-    starts = [sum(widths[:n]) for n in range(len(widths))]
-    for x, head in zip(starts, heads, strict=True):
-        axis.text(x, -0.4, head, weight="bold", va="center", fontsize=8)
-    y = 0.0
-    for line, height, label in zip(cells, heights, labels, strict=True):
-        axis.axhline(y, color="#DDDDDD", linewidth=0.8)
-        for x, text in zip(starts, line, strict=True):
-            colour = LABEL_COLOURS.get(str(label), "black") if not x else "black"
-            axis.text(x, y + 0.3, text, va="top", fontsize=7, color=colour, parse_math=False)
-        y += height + 0.8
-    return figure
+def _errors_by_label(judged: DataFrame, arm: str) -> list[np.ndarray]:
+    """Return the errors of an arm's feature pairs with each label; several paths count once."""
+    features = ["source_feature", "target_feature"]
+    return [
+        numbers(where(judged, arm=arm, label=label).drop_duplicates(features), "mse_W_dec", 0)
+        for label in SCORES
+    ]

@@ -1,94 +1,125 @@
-"""Flat numbers from tables: what runs are compared by, and what is logged against the layer."""
+"""Flat numbers from tables: metrics by layer, and the means that runs are compared by."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
-from statistics import fmean
+import pandas as pd
 
-from saematch.core.pairs import DEFAULT, pair_of, suites_of
-from saematch.core.tables import Row, Tables
+from saematch.core.pairs import DEFAULT, PAIR_COLUMNS, suites_label
+from saematch.core.tables import Tables
+from saematch.report.frames import has, table, with_metric
 
-
-def _logged(tables: Tables, table: str) -> list[str]:
-    return [column.name for column in tables.columns.values() if table in column.logged]
+IN_NAMES = ("dataset", "arm", "strategy")
+"""Key columns that are parts of a metric's name."""
+PREFIXES = {"saes": "sae/"}
+"""Beginning of the names of a table's metrics."""
 
 
 def history_by_layer(tables: Tables) -> dict[int, dict[str, float]]:
-    """Return every metric of each layer; those of a pair stand at its target layer.
+    """Return every logged metric of each layer; a pair's metrics belong to its target layer.
 
-    Names: ``<metric>/<arm>``, ``<metric>/<data set>/<arm>/<strategy>`` and ``<metric>`` of a layer;
-    a partial match adds ``@<quantile>`` to the strategy. ``/from_<layer>`` follows where a target
-    has several sources, then ``/<suite>`` or ``/<suite>-<suite>`` outside the default suite.
+    A name is the metric, then data set, arm and strategy if the table has them, separated by ``/``:
+    ``<metric>/<arm>``, ``<metric>/<data set>/<arm>/<strategy>``, ``<metric>``. A partial match adds
+    ``@<quantile>``. ``/from_<layer>`` follows if a target has several sources, then ``/<suite>`` or
+    ``/<suite>-<suite>`` outside the default suite.
     """
-    history: dict[int, dict[str, float]] = defaultdict(dict)
-    for layer, name, value in _values(tables):
-        history[layer][name] = value
-    return dict(sorted(history.items()))
+    history: dict[int, dict[str, float]] = {}
+    for layer, of_layer in _logged(tables).groupby("layer"):
+        history[int(layer)] = dict(zip(of_layer["name"], of_layer["value"], strict=True))  # type: ignore[call-overload]
+    return history
 
 
 def mean_metrics(tables: Tables) -> dict[str, float]:
-    """Return the mean of every metric over layers, under the same names."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for _, name, value in _values(tables):
-        values[name].append(value)
-    return {name: fmean(of_name) for name, of_name in values.items()}
+    """Return the mean of every logged metric over layers, under the names of the history."""
+    return _logged(tables).groupby("name", sort=False)["value"].mean().to_dict()
 
 
 def agreement_metrics(tables: Tables) -> dict[str, float]:
     """Return ``judge_agreement/<compared>`` and ``judge_kappa/<compared>``."""
+    agreement = table(tables, "judge_agreement")
     return {
-        f"judge_{name}/{row['compared']}": float(row[name] or 0)
-        for row in tables.rows("judge_agreement")
-        for name in ("agreement", "kappa")
-        if row[name] is not None
+        f"judge_{metric}/{compared}": float(value)
+        for metric in ("agreement", "kappa")
+        for compared, value in _by(with_metric(agreement, metric), "compared", metric)
     }
 
 
+def _by(frame: pd.DataFrame, key: str, metric: str) -> zip:
+    return zip(frame[key], frame[metric], strict=True) if len(frame) else zip(strict=True)
+
+
 def optimal_to(tables: Tables) -> dict[str, float]:
-    """Return ``optimal_to/<arm>``: the largest gap of its matches, where all have one.
+    """Return ``optimal_to/<arm>``: the largest gap of an arm whose matches all have a gap.
 
-    Over chance; for partial matches, which have no chance value, the relative gap.
+    The gap is over chance, or relative for partial matches, which have no chance value.
     """
-    gaps: dict[str, list[float | None]] = defaultdict(list)
-    for row in tables.rows("matches"):
-        over_chance = row["gap_over_chance"]
-        gaps[f"optimal_to/{row['arm']}"].append(row["gap"] if over_chance is None else over_chance)
-    proven = {name: [gap for gap in of_arm if gap is not None] for name, of_arm in gaps.items()}
-    return {name: max(found) for name, found in proven.items() if len(found) == len(gaps[name])}
+    matches = table(tables, "matches")
+    if matches.empty:
+        return {}
+    gap = matches["gap_over_chance"].astype("Float64").fillna(matches["gap"].astype("Float64"))
+    gaps = gap.groupby(matches["arm"], sort=False).max(skipna=False)
+    return {f"optimal_to/{arm}": float(value) for arm, value in gaps.items() if value is not pd.NA}
 
 
-def _values(tables: Tables) -> Iterator[tuple[int, str, float]]:
-    matches = tables.rows("matches")
-    pairs = {pair_of(row) for row in matches}
-    several = len(pairs) > len({(pair.suites, pair.target.layer) for pair in pairs})
-
-    def tail(row: Row) -> str:
-        start = f"/from_{row['source_layer']}" if several and "source_layer" in row else ""
-        suites = str(row["suite"]) if "suite" in row else suites_of(row)
-        return start + ("" if suites == DEFAULT else f"/{suites}")
-
-    for row in matches:
-        for metric in _logged(tables, "matches"):
-            yield from _value(row, "target_layer", metric, f"{metric}/{row['arm']}{tail(row)}")
-    for row in tables.rows("judge_scores"):
-        if row["role"] != "pair" and row["target_layer"] is not None:
-            name = f"judge_control/{row['role']}{tail(row)}"
-            yield from _value(row, "target_layer", "judge_score", name)
-    for row in tables.rows("strategies"):
-        share = "" if row["quantile"] is None else f"@{row['quantile']:g}"
-        cell = f"{row['dataset']}/{row['arm']}/{row['strategy']}{share}{tail(row)}"
-        for metric in _logged(tables, "strategies"):
-            yield from _value(row, "target_layer", metric, f"{metric}/{cell}")
-    for row in tables.rows("layers"):
-        for metric in _logged(tables, "layers"):
-            yield from _value(row, "layer", metric, f"{metric}{tail(row)}")
-    for row in tables.rows("saes"):
-        for metric in _logged(tables, "saes"):
-            yield from _value(row, "layer", metric, f"sae/{metric}")
+def _logged(tables: Tables) -> pd.DataFrame:
+    """Return the columns ``layer``, ``name`` and ``value`` of every logged metric."""
+    several = _has_several_sources(table(tables, "matches"))
+    parts = [pd.DataFrame({"layer": [], "name": [], "value": []})]
+    for name, frame in tables.items():
+        logged = [metric for metric, column in tables.columns.items() if name in column.logged]
+        for metric in logged:
+            if has(frame, metric):
+                rows = with_metric(frame, metric)
+                names = PREFIXES.get(name, "") + metric + _parts(rows) + _tail(rows, several)
+                parts.append(_values(rows, names, metric))
+    controls = _controls(tables)
+    if len(controls):
+        names = "judge_control/" + controls["role"] + _tail(controls, several)
+        parts.append(_values(controls, names, "judge_score"))
+    return pd.concat([part for part in parts if len(part)] or parts)
 
 
-def _value(row: Row, layer: str, metric: str, name: str) -> Iterator[tuple[int, str, float]]:
-    value = row.get(metric)  # a run without evaluation, or an SAE without thresholds, has fewer
-    if value is not None:
-        yield int(row[layer] or 0), name, float(value)
+def _values(rows: pd.DataFrame, names: pd.Series, metric: str) -> pd.DataFrame:
+    layer = rows["target_layer" if "target_layer" in rows else "layer"]
+    value = rows[metric].astype(float)
+    return pd.DataFrame({"layer": layer.astype(int), "name": names, "value": value})
+
+
+def _controls(tables: Tables) -> pd.DataFrame:
+    """Return the scores of a judge's controls at each pair."""
+    scores = table(tables, "judge_scores")
+    if scores.empty:
+        return scores
+    controls = scores[(scores["role"] != "pair") & scores["target_layer"].notna()]
+    return with_metric(controls, "judge_score")
+
+
+def _has_several_sources(matches: pd.DataFrame) -> bool:
+    """Whether a target SAE is matched with several source layers."""
+    if matches.empty:
+        return False
+    targets = ["source_suite", "target_suite", "target_layer"]
+    pairs = matches[list(PAIR_COLUMNS)].drop_duplicates()
+    return len(pairs) > len(pairs[targets].drop_duplicates())
+
+
+def _parts(rows: pd.DataFrame) -> pd.Series:
+    """Return the parts of names that are keys, as ``/<data set>/<arm>/<strategy>@<quantile>``."""
+    parts = pd.Series("", index=rows.index, dtype=object)
+    for key in IN_NAMES:
+        if key in rows:
+            parts += "/" + rows[key].astype(object)
+    if has(rows, "quantile"):
+        parts += [f"@{share:g}" if pd.notna(share) else "" for share in rows["quantile"]]
+    return parts
+
+
+def _tail(rows: pd.DataFrame, several: bool) -> pd.Series:
+    """Return the ends of names: the source layer if a target has several, then the suites."""
+    tail = pd.Series("", index=rows.index, dtype=object)
+    if several and "source_layer" in rows:
+        tail += "/from_" + rows["source_layer"].astype(str)
+    suites = ("suite", "suite") if "suite" in rows else ("source_suite", "target_suite")
+    if suites[0] in rows:
+        labels = map(suites_label, *(rows[name] for name in suites))
+        tail += ["" if label == DEFAULT else f"/{label}" for label in labels]
+    return tail

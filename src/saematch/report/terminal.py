@@ -1,21 +1,29 @@
-"""What a run says at its end."""
+"""Output of a run at its end."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean
 
+import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from saematch.core.columns import column_of
-from saematch.core.pairs import DEFAULT, NO_ARM, Pair, pair_of
+from saematch.core.pairs import DEFAULT, NO_ARM, PAIR_COLUMNS, Pair, pair_of
 from saematch.core.results import Results
-from saematch.core.tables import Row, Tables
+from saematch.core.tables import Tables, rows_of
+from saematch.report.frames import (
+    datasets_of,
+    has,
+    numbers,
+    table,
+    unique,
+    values_of,
+    where,
+    with_metric,
+)
 from saematch.report.summary import optimal_to
 
 HEADINGS = {
@@ -25,11 +33,13 @@ HEADINGS = {
     "reconstruct_previous": "source\nSAE",
     "drop": "drop",
 }
-"""Short names of strategies, for the heads of columns."""
+"""Headings of strategies."""
 CONTROLS = {"random": "random\npairs", "identity": "equal\nindex", "ceiling": "same\ntwice",
             "paraphrase": "para-\nphrase"}  # fmt: skip
-"""Heads of the controls of a judge."""
-SAE_COLUMNS = {
+"""Headings of a judge's controls."""
+MATCH_HEADINGS = {"recall": "recall", "matching_score": "score", "mse_W_dec": "MSE W_dec"}
+"""Headings of the metrics of the table of matches, of which the first two with values are shown."""
+SAE_HEADINGS = {
     "explained_variance": "explained\nvariance",
     "explained_variance_standardised": "standard-\nised",
     "l0": "L0",
@@ -37,166 +47,183 @@ SAE_COLUMNS = {
     "threshold_mean": "mean\nthreshold",
     "threshold_spread": "threshold\nspread",
 }
+BUILT_IN = ("matches", "strategies", "layers", "saes")
+"""Tables of the package's own evaluations, with terminal tables and figures of their own."""
 
 
 def print_results(results: Results, folder: Path) -> None:
-    """Print the run's tables and where everything was written."""
+    """Print the run's tables and the paths of its files."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=100)
-    for title, table in _tables(results):
+    tables = results.tables
+    for title, printed in _printed(tables):
         console.print(f"\n[bold]{title}[/]", soft_wrap=True, highlight=False)
-        console.print(table)
-    for line in _live_recall(results.tables.rows("means")):
-        console.print(line, highlight=False, soft_wrap=True)
-    for line in _refused(results.tables.rows("refused")):
+        console.print(printed)
+    for line in (*_live_recall(table(tables, "means")), *_own_tables(tables)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    for line in _proven(results.tables):
+    for line in _refused(table(tables, "refused")):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    for line in optimality(tables):
         console.print(line, highlight=False, soft_wrap=True)
     if "hidden_states" in results.provenance:
-        kept = results.provenance["hidden_states"]["folder"]
-        console.print(f"hidden states: {kept}", highlight=False, soft_wrap=True)
-    if "saes" in results.tables:
-        taken = f"sae=disk 'sae.path=\"{folder}/saes/layer_{{layer}}\"'"
-        console.print(f"to match them: {taken}", highlight=False, soft_wrap=True, markup=False)
-    for what in ("results.json", "figures", "matches", "saes"):
-        if (folder / what).exists():
-            console.print(f"written: {folder / what}", highlight=False, soft_wrap=True)
+        states = results.provenance["hidden_states"]["folder"]
+        console.print(f"hidden states: {states}", highlight=False, soft_wrap=True)
+    if "saes" in tables:
+        setting = f"sae=disk 'sae.path=\"{folder}/saes/layer_{{layer}}\"'"
+        console.print(f"to match them: {setting}", highlight=False, soft_wrap=True, markup=False)
+    for name in ("results.json", "figures", "matches", "saes"):
+        if (folder / name).exists():
+            console.print(f"written: {folder / name}", highlight=False, soft_wrap=True)
 
 
-def _refused(rows: list[Row]) -> Iterator[str]:
+def _refused(refused: pd.DataFrame) -> Iterator[str]:
     """Yield a line for each reason to leave out pairs, with the pairs."""
-    pairs: dict[tuple, list[str]] = defaultdict(list)
-    for row in rows:
-        pairs[row["evaluation"], row["arm"], row["reason"]].append(_label(pair_of(row)))
-    for (evaluation, arm, reason), labels in pairs.items():
-        of_arm = "" if arm is None else f" by {arm}"
-        yield f"{evaluation}{of_arm} leaves out {', '.join(labels)}: {reason}"
+    for evaluation, arm, reason in unique(refused, "evaluation", "arm", "reason"):
+        pairs = _pairs(where(refused, evaluation=evaluation, arm=arm, reason=reason))
+        by_arm = "" if arm is None else f" by {arm}"
+        yield f"{evaluation}{by_arm} leaves out {', '.join(map(_label, pairs))}: {reason}"
 
 
-def _proven(tables: Tables) -> Iterator[str]:
-    """Say of each arm how good its matches are at least, and how few pairs carry their value."""
+def optimality(tables: Tables) -> Iterator[str]:
+    """Yield a line for each arm on how good its matches are at least, and where their value is."""
     for name, gap in optimal_to(tables).items():
         arm = name.partition("/")[2]
-        rows = [row for row in tables.rows("matches") if row["arm"] == arm]
+        matches = where(tables["matches"], arm=arm)
         line = f"every match of {arm} is proven optimal to {gap:.1e}"
-        certain = [float(row["certain"]) for row in rows if row["certain"] is not None]
-        if certain:
-            least = math.floor(1000 * min(certain)) / 10  # a lower bound is not rounded up
+        if has(matches, "certain"):
+            least = matches["certain"].astype(float).min()
+            least = math.floor(1000 * least) / 10  # a lower bound is not rounded up
             line += f"; at least {least} % of its pairs are in every optimal match"
-        shares = [int(row["n_90"]) / int(row["n_entries"]) for row in rows if row["n_90"]]
-        if shares:
-            line += f"; 90 % of the value over chance is in as few as {min(shares):.0%} of them"
+        if has(matches, "n_90"):
+            counted = matches[matches["n_90"] > 0]
+            share = (counted["n_90"] / counted["n_entries"]).astype(float).min()
+            line += f"; 90 % of the value over chance is in as few as {share:.0%} of them"
         yield line
 
 
-def _tables(results: Results) -> Iterator[tuple[str, Table]]:
-    if "matches" not in results.tables:
-        if "saes" in results.tables:
-            yield _sae_table(results.tables.rows("saes"))
+def _printed(tables: Tables) -> Iterator[tuple[str, Table]]:
+    """Yield titles and terminal tables."""
+    if "matches" not in tables:
+        if "saes" in tables:
+            yield "SAEs, measured on tokens that they were not trained on", _sae_table(tables)
         return
-    yield _match_table(results.tables.rows("matches"))
-    judged = results.tables.rows("judge_scores")
-    if judged:
-        yield "Judge score (share of SAME), from 1 different to 3 the same", _judge_table(judged)
-    strategies = results.tables.rows("strategies")
-    if strategies:
-        over = ", ".join(dict.fromkeys(str(row["dataset"]) for row in strategies))
-        title = f"Explained variance of the replaced hidden state, mean over {over}"
+    yield _match_table(tables)
+    scores = table(tables, "judge_scores")
+    if len(scores):
+        yield "Judge score (share of SAME), from 1 different to 3 the same", _judge_table(scores)
+    strategies = table(tables, "strategies")
+    if len(strategies):
+        datasets = ", ".join(datasets_of(strategies))
+        title = f"Explained variance of the replaced hidden state, mean over {datasets}"
         yield title, _strategy_table(strategies, "explained_variance")
-        title = f"Change in loss, nats a token, mean over {over}"
+        title = f"Change in loss, nats a token, mean over {datasets}"
         yield title, _strategy_table(strategies, "delta_loss")
 
 
-def _match_table(rows: list[Row]) -> tuple[str, Table]:
-    arms = list(dict.fromkeys(str(row["arm"]) for row in rows))
-    metrics = {"recall": "recall", "matching_score": "score", "mse_W_dec": "MSE W_dec"}
-    known = [m for m in metrics if any(row.get(m) is not None for row in rows)]
-    shown = known[:2]  # of three metrics times the arms, what fits a terminal
-    table = _table()
-    for metric in shown:
-        for arm in arms:
-            table.add_column(f"{metrics[metric]}\n{arm}", justify="right")
-    for pair in _pairs(rows):
-        at = {r["arm"]: r for r in rows if pair_of(r) == pair}
-        cells = [_number(at.get(arm, {}).get(metric)) for metric in shown for arm in arms]
-        table.add_row(_label(pair), *cells)
-    return "Matches: " + ", ".join(column_of(m).label for m in shown), table
+def _match_table(tables: Tables) -> tuple[str, Table]:
+    matches = tables["matches"]
+    arms = values_of(matches, "arm")
+    metrics = [metric for metric in MATCH_HEADINGS if has(matches, metric)][:2]  # fits a terminal
+    printed = _table(*(f"{MATCH_HEADINGS[metric]}\n{arm}" for metric in metrics for arm in arms))
+    for pair in _pairs(matches):
+        rows = {row["arm"]: row for row in rows_of(where(matches, **pair.columns()))}
+        cells = [_number(rows.get(arm, {}).get(metric)) for metric in metrics for arm in arms]
+        printed.add_row(_label(pair), *cells)
+    labels = ", ".join(tables.column(metric).label for metric in metrics)
+    return f"Matches: {labels}", printed
 
 
-def _live_recall(rows: list[Row]) -> Iterator[str]:
+def _live_recall(means: pd.DataFrame) -> Iterator[str]:
     """Yield a line on the recall over features that fired, where recall is known."""
-    by_set: dict[object, list[str]] = defaultdict(list)
-    for row in rows:
-        if row["metric"] == "recall_live":
-            by_set[row["suites"]].append(f"{row['arm']} {_number(row['value'])}")
-    for saes, arms in by_set.items():
-        label = "" if saes == DEFAULT else f" of {saes}"
-        yield f"recall over features{label} that fired, mean over pairs: {', '.join(arms)}"
+    recall = where(means, metric="recall_live")
+    for suites in values_of(recall, "suites"):
+        label = "" if suites == DEFAULT else f" of {suites}"
+        arms = _by_arm(where(recall, suites=suites), "value")
+        yield f"recall over features{label} that fired, mean over pairs: {arms}"
 
 
-def _sae_table(rows: list[Row]) -> tuple[str, Table]:
-    table = _table()
-    for head in SAE_COLUMNS.values():
-        table.add_column(head, justify="right")
-    for row in rows:
-        table.add_row(str(row["layer"]), *(_plain(row[name]) for name in SAE_COLUMNS))
-    return "SAEs, measured on tokens that they were not trained on", table
+def _own_tables(tables: Tables) -> Iterator[str]:
+    """Yield a line for each logged metric of a table that only the user's evaluation has."""
+    for name, column in tables.columns.items():
+        for own in column.logged:
+            frame = with_metric(table(tables, own), name) if own not in BUILT_IN else None
+            if frame is None or frame.empty:
+                continue
+            if "arm" not in frame:
+                yield f"{column.with_unit}, mean: {_number(numbers(frame, name).mean())}"
+                continue
+            means = frame.groupby("arm", sort=False, as_index=False)[name].mean()
+            yield f"{column.with_unit}, mean over pairs: {_by_arm(means, name)}"
 
 
-def _judge_table(rows: list[Row]) -> Table:
-    arms = list(dict.fromkeys(str(row["arm"]) for row in rows if row["role"] == "pair"))
-    columns = [("pair", arm, arm) for arm in arms]
-    known = {row["role"] for row in rows}
-    columns += [(role, NO_ARM, head) for role, head in CONTROLS.items() if role in known]
-    table = _table()
-    for _, _, head in columns:
-        table.add_column(head, justify="right")
-    for pair in _pairs([row for row in rows if row["role"] == "pair"]):
-        at = {(row["role"], row["arm"]): row for row in rows if pair_of(row) == pair}
-        cells = [at.get((role, arm)) for role, arm, _ in columns]
-        table.add_row(_label(pair), *("–" if row is None else _judged(row) for row in cells))
-    return table
+def _by_arm(frame: pd.DataFrame, metric: str) -> str:
+    values = zip(frame["arm"], numbers(frame, metric), strict=True)
+    return ", ".join(f"{arm} {_number(value)}" for arm, value in values)
 
 
-def _judged(row: Row) -> str:
-    return f"{_number(row['judge_score'])} ({float(row['same_share'] or 0):.0%})"
+def _sae_table(tables: Tables) -> Table:
+    printed = _table(*SAE_HEADINGS.values())
+    for row in rows_of(tables["saes"]):
+        printed.add_row(str(row["layer"]), *(_plain(row[name]) for name in SAE_HEADINGS))
+    return printed
 
 
-def _strategy_table(rows: list[Row], metric: str) -> Table:
-    curves = [row for row in rows if row["quantile"] is not None]
-    if curves:  # of the first arm that has one
-        rows = [row for row in curves if row["arm"] == curves[0]["arm"]]
-    cells = list(dict.fromkeys((str(r["arm"]), str(r["strategy"]), r["quantile"]) for r in rows))
-    table = _table()
+def _judge_table(scores: pd.DataFrame) -> Table:
+    columns = [("pair", arm, arm) for arm in values_of(where(scores, role="pair"), "arm")]
+    roles = values_of(scores, "role")
+    columns += [(role, NO_ARM, heading) for role, heading in CONTROLS.items() if role in roles]
+    printed = _table(*(heading for _, _, heading in columns))
+    for pair in _pairs(where(scores, role="pair")):
+        of_pair = rows_of(where(scores, **pair.columns()))
+        cells = {
+            (row["role"], row["arm"]):
+            f"{_number(row['judge_score'])} ({float(row['same_share'] or 0):.0%})"
+            for row in of_pair
+        }  # fmt: skip
+        printed.add_row(_label(pair), *(cells.get((role, arm), "–") for role, arm, _ in columns))
+    return printed
+
+
+def _strategy_table(strategies: pd.DataFrame, metric: str) -> Table:
+    partial = strategies[strategies["quantile"].notna()]
+    if len(partial):  # those of the first arm that has one
+        strategies = where(partial, arm=partial["arm"].iloc[0])
+    keys = ["arm", "strategy", "quantile"]
+    cells = unique(strategies, *keys)
+    headings = []
     for arm, strategy, quantile in cells:
-        head = HEADINGS[strategy] if arm == NO_ARM else f"{arm}\n{HEADINGS[strategy]}"
+        heading = HEADINGS[strategy] if arm == NO_ARM else f"{arm}\n{HEADINGS[strategy]}"
         share = "" if quantile is None else f"q={quantile:g}"
-        table.add_column(f"{head}{share}".strip(), justify="right")
-    for pair in _pairs(rows):
-        of_cell: dict[tuple, list[float]] = defaultdict(list)
-        for row in rows:
-            if pair_of(row) == pair:
-                cell = (row["arm"], row["strategy"], row["quantile"])
-                of_cell[cell].append(float(row[metric] or 0))
-        means = (fmean(of_cell[cell]) if cell in of_cell else None for cell in cells)
-        table.add_row(_label(pair), *map(_number, means))
-    return table
+        headings.append(f"{heading}{share}".strip())
+    printed = _table(*headings)
+    filled = strategies.assign(**{metric: numbers(strategies, metric, 0)})
+    by_cell = filled.groupby([*PAIR_COLUMNS, *keys], sort=False, dropna=False, as_index=False)
+    means = by_cell[metric].mean()
+    for pair in _pairs(strategies):
+        rows = rows_of(where(means, **pair.columns()))
+        values = {tuple(row[key] for key in keys): row[metric] for row in rows}
+        printed.add_row(_label(pair), *(_number(values.get(cell)) for cell in cells))
+    return printed
 
 
-def _table() -> Table:
+def _table(*headings: str) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("layers")
+    for heading in headings:
+        table.add_column(heading, justify="right")
     return table
 
 
-def _pairs(rows: list[Row]) -> list[Pair]:
-    return list(dict.fromkeys(map(pair_of, rows)))
+def _pairs(frame: pd.DataFrame) -> list[Pair]:
+    return [
+        pair_of(dict(zip(PAIR_COLUMNS, key, strict=True))) for key in unique(frame, *PAIR_COLUMNS)
+    ]
 
 
 def _label(pair: Pair) -> str:
-    over_all = pair.source.layer is None  # as the judge's scores over all pairs are
-    layers = "all" if over_all else f"{pair.source.layer}→{pair.target.layer}"
+    all_layers = pair.source.layer is None  # as in a judge's scores over all pairs
+    layers = "all" if all_layers else f"{pair.source.layer}→{pair.target.layer}"
     return layers if pair.suites == DEFAULT else f"{layers} {pair.suites}"
 
 

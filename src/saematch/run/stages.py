@@ -14,6 +14,7 @@ from saematch.evaluate.measures import Measures
 from saematch.explain.explanations import Means
 from saematch.judge.connect import connect
 from saematch.judge.judging import explain_tables, explainers, judge_matches
+from saematch.judge.means import COLUMNS as JUDGE_COLUMNS
 from saematch.judge.means import judge_means
 from saematch.judge.scores import judge_tables, score_matches
 from saematch.lm.source import OpenedModel
@@ -34,7 +35,7 @@ from saematch.sae.stand_in import ActivationQuantile, DecoderNorm, by_activation
 from saematch.texts.readers import Reader
 from saematch.training.collect import collect
 from saematch.training.train_saes import COLUMNS as SAE_COLUMNS
-from saematch.training.train_saes import train_saes
+from saematch.training.train_saes import SaeTraining, train_saes
 
 MATCHING = "matching and evaluating SAEs"
 
@@ -112,10 +113,10 @@ def train(context: Context) -> None:
     if experiment.task == "train_saes":
         assert context.tracker is not None
         device = "cuda" if trainer.device_type in ("gpu", "cuda") else "cpu"
-        tables = train_saes(
-            store, layers, experiment.training, experiment.collection, context.folder / "saes",
-            context.tracker.log, device,
-        )  # fmt: skip
+        training = SaeTraining(store, experiment.training, experiment.collection, device)
+        training = SaeTraining(store, experiment.training, experiment.collection, device)
+        folder = context.folder / "saes"
+        tables = train_saes(training, layers, folder, context.tracker.log)
         context.results.tables |= Tables.of(tables)
         context.results.tables.define(SAE_COLUMNS)
 
@@ -167,10 +168,10 @@ def _means(context: Context) -> Means:
     judge = context.judges[0]
     return Means(
         context.cache,
-        context.text_pass if context.readers else None,
-        judge if isinstance(judge, Chat) else None,
-        context.folder / "contexts",
-        context.recordings.get(CONTEXTS),
+        texts=context.text_pass if context.readers else None,
+        left=context.folder / "contexts",
+        recording=context.recordings.get(CONTEXTS),
+        chat=judge if isinstance(judge, Chat) else None,
     )
 
 
@@ -201,9 +202,10 @@ def judge(context: Context) -> None:
     if first is not None:
         judgements = judge_matches(
             context.matches, experiment.pairing.chains, experiment.judging, context.explanations,
-            (first, second), results.tables,
+            first, second, results.tables,
         )  # fmt: skip
-        results.tables.join(judge_tables(judgements, context.saes, experiment.intervals))
+        tables = judge_tables(judgements, context.saes, experiment.intervals)
+        results.tables.join(Tables.of(tables, JUDGE_COLUMNS))
         score_matches(results.tables)
         results.provenance["explanations"] = explainers(judgements)
         means = results.tables.rows("means") + judge_means(results.tables)

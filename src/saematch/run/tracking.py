@@ -18,6 +18,7 @@ from saematch.core.files import hashed, replacing
 from saematch.core.results import Results
 from saematch.core.safe_text import for_spreadsheets
 from saematch.core.specs import spec
+from saematch.core.tables import frame_of, rows_of
 from saematch.run.run_folders import MAX_NAME, check_name
 
 log = logging.getLogger(__name__)
@@ -187,12 +188,11 @@ class _CsvTracker:
         pass  # the table of the curves becomes a file of its own
 
     def finish(self, outcome: Outcome) -> None:
-        import pandas
-
         history = [{"layer": layer, **metrics} for layer, metrics in outcome.history.items()]
-        for name, rows in {"metrics": history, **outcome.results.tables}.items():
+        tables = {"metrics": frame_of(history), **outcome.results.tables}
+        for name, frame in tables.items():
             with replacing(self.folder / "csv" / f"{name}.csv") as part:
-                for_spreadsheets(pandas.DataFrame(rows)).to_csv(part, index=False)
+                for_spreadsheets(frame).to_csv(part, index=False)
 
     def fail(self) -> None:
         pass
@@ -225,11 +225,10 @@ class _WandbTracker:
         run = self.logger.experiment
         for layer, metrics in outcome.history.items():
             self.logger.log_metrics({"layer": layer, **metrics})
-        for name in outcome.results.tables:
-            if rows := outcome.results.tables.rows(name):
-                columns = list(rows[0])
-                data = [[row[column] for column in columns] for row in rows]
-                self.logger.log_table(f"tables/{name}", columns=columns, data=data)
+        for name, frame in outcome.results.tables.items():
+            if len(frame):
+                data = [list(row.values()) for row in rows_of(frame)]
+                self.logger.log_table(f"tables/{name}", columns=list(frame), data=data)
         for name, path in outcome.figures.items():
             self.logger.log_image(f"figures/{name}", images=[str(path)])
         if outcome.matches.exists():  # a run that trains SAEs has none

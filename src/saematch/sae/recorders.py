@@ -1,13 +1,15 @@
-"""One pass over the texts for many recorders: each keeps something of every batch.
+"""One pass over the texts for many recorders, each of which keeps something of every batch.
 
-All recorders of a pass share one forward of the language model for each batch, and the activations
-of each SAE. Each has files of its own, named by a hash of all that determines their content, so
-that a run takes what another run has kept, whatever else that run recorded.
+All recorders of a pass share one forward of the language model for each batch, and the active
+features of each SAE. Each recorder writes its own files. The name of a file is a hash of everything
+that determines its content, so a run uses the files of earlier runs. The other recorders of a pass
+do not change these names, unless the SAEs do not fit into memory together: then the items of all
+recorders determine which SAEs share a part of the pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
+from safetensors import safe_open
 from torch import Tensor
 
 from saematch.core.code import code_of
@@ -23,7 +26,7 @@ from saematch.core.pairs import SaeKey
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.sae.activations import SparseFeatures, encode
-from saematch.sae.params import SaeParams
+from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.suites import Saes, SaeShelf
 from saematch.texts.batch_work import Kept
 from saematch.texts.readers import Reader
@@ -38,16 +41,27 @@ class Models:
     """Which language model each suite of a run belongs to."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Label of the model of each suite; suites that are absent have the run's model, ``""``."""
+    """Label of each suite's model. Suites without a label have the run's own model, ``""``."""
 
     def of(self, key: SaeKey) -> str:
         """Return the label of an SAE's language model."""
         return self.labels.get(key.suite, "")
 
+    def twins(self, saes: SaeShelf) -> dict[SaeKey, SaeKey]:
+        """Map each SAE to the first SAE of the same origin and language model.
+
+        Suites may share SAEs: such an SAE is recorded once.
+        """
+        first: dict[tuple[str, SaeOrigin], SaeKey] = {}
+        return {
+            key: first.setdefault((self.of(key), facts.origin), key)
+            for key, facts in saes.facts.items()
+        }
+
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward of a language model on one batch, and what is computed from it."""
+    """One forward of a language model on one batch, and values that recorders share."""
 
     lm: LanguageModel
     batch: TokenBatch
@@ -58,18 +72,18 @@ class Forward:
     hidden: Mapping[int, Float[Tensor, "batch seq d_model"]]
     """``resid_post`` of ``lm`` by layer."""
     final: Float[Tensor, "batch seq d_model"] | None
-    """Final hidden state, if a recorder of the pass needs it."""
+    """Final hidden state; None if no recorder runs the model from a hidden state on."""
     states: Mapping[str, Mapping[int, Float[Tensor, "n_tokens _"]]]
-    """By model and layer: ``resid_post`` in float32 at the tokens that count, also of other models
-    that read the same batch."""
-    _active: dict[SaeKey, SparseFeatures] = field(default_factory=dict)
+    """``resid_post`` in float32 at the tokens that count, by model and layer. Other models that
+    read the same batch are included."""
+    _active: dict[SaeKey, SparseFeatures] = field(default_factory=dict, init=False, repr=False)
 
     def x(self, key: SaeKey) -> Float[Tensor, "n_tokens d_model"]:
         """Return the hidden states that an SAE reads, at the tokens that count."""
         return self.states[self.models.of(key)][key.layer]
 
     def active(self, key: SaeKey) -> SparseFeatures:
-        """Return the active features of an SAE at the tokens that count."""
+        """Return the active features of an SAE at the tokens that count; computed once."""
         if key not in self._active:
             with torch.autocast(self.batch.ids.device.type, enabled=False):
                 self._active[key] = encode(self.saes[key], self.x(key))
@@ -83,16 +97,24 @@ class Forward:
 
 @runtime_checkable
 class Recorder(Protocol):
-    """Keeps something of each batch: items that each need some SAEs at the same time."""
+    """Keeps tensors of each batch, for items that need one or more SAEs at the same time."""
 
-    folder: Path
-    """Folder of its files."""
-    runs_model: bool
-    """Whether it runs the model from a hidden state on, so that the pass has to be of the model of
-    its SAEs, and to have the final hidden state."""
+    @property
+    def folder(self) -> Path:
+        """Folder of the files."""
+        ...
+
+    @property
+    def runs_model(self) -> bool:
+        """Whether ``record`` runs ``forward.lm`` or reads ``forward.final``.
+
+        The SAEs of each item must then belong to one language model, and ``forward.lm`` is that
+        model.
+        """
+        ...
 
     def needs(self) -> Mapping[Hashable, frozenset[SaeKey]]:
-        """Return the SAEs that each item needs."""
+        """Return the SAEs that each item needs, at least one."""
         ...
 
     def only(self, items: Collection[Hashable]) -> Recorder:
@@ -100,32 +122,56 @@ class Recorder(Protocol):
         ...
 
     def facts(self) -> list[Any]:
-        """Return what determines its content besides SAEs, models and texts: JSON values."""
+        """Return what determines the tensors besides code, SAEs, models and texts: JSON values."""
         ...
 
     def record(self, forward: Forward) -> Kept:
-        """Return what is kept of a batch; names of tensors are unique among all items."""
+        """Return the tensors of a batch. Two items never share a tensor's name."""
         ...
 
     def join(self, first: Kept, second: Kept, n_texts: int) -> Kept:
-        """Return what is kept of two halves of a batch; ``n_texts`` are in the first."""
+        """Return the tensors of a batch from those of its halves; the first has ``n_texts``."""
         ...
 
 
 @dataclass(frozen=True)
 class Recording:
-    """The files of one recorder: for each text set, those of each part of the pass."""
+    """The files of one recorder."""
 
     files: Mapping[str, tuple[tuple[Path, ...], ...]]
+    """For each text set and each part of the pass: one file for each batch."""
 
     def sums(self) -> dict[str, TextSums]:
-        """Return the sums by text of each text set, if that is what was recorded."""
+        """Return the recorded sums by text of each text set."""
         return {name: TextSums(parts) for name, parts in self.files.items()}
+
+    def batches(self, names: Sequence[str]) -> Iterator[list[Tensor]]:
+        """Yield the named tensors of each batch, one text set after another.
+
+        They come from the first part of the pass that recorded them; ``KeyError`` if no part did.
+        """
+        for parts in self.files.values():
+            having = [paths for paths in parts if set(names) <= _tensor_names(paths[0])]
+            if not having:
+                raise KeyError(*names)
+            for path in having[0]:
+                with safe_open(path, framework="pt") as file:
+                    yield [file.get_tensor(name) for name in names]
+
+
+def _tensor_names(path: Path) -> set[str]:
+    with safe_open(path, framework="pt") as file:
+        return set(file.keys())
+
+
+def tensor_name(key: SaeKey, name: str) -> str:
+    """Return the name of an SAE's tensor in the file of a recorder."""
+    return f"{key.suite}|{key.layer}|{name}"
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Work on batches: the share of a pass whose SAEs fit into memory together."""
+    """The work of a part of a pass: items whose SAEs fit into memory together."""
 
     saes: Saes
     recorders: Mapping[str, Recorder]
@@ -173,17 +219,17 @@ class TextPass:
     """A pass over the texts: language models with their texts, and how they are run."""
 
     readers: Mapping[str, Reader]
-    """By label; the run's own model has the label ``""``."""
+    """Language models and their batches, by label; the run's own model has the label ``""``."""
     models: Models
     trainer: TrainerSpec
 
     def record(
         self, saes: SaeShelf, recorders: Mapping[str, Recorder], label: str
     ) -> dict[str, Recording]:
-        """Record every text set; ``label`` names the pass on its progress bar.
+        """Record every text set; ``label`` is the name on the progress bar.
 
-        The pass is made in as few parts as memory allows: one for each group of SAEs that fit into
-        memory together. A file that an earlier pass has kept is not made again.
+        The pass has as few parts as memory allows: one for each group of SAEs that fit into memory
+        together. It skips files of earlier passes, and batches of which no file is missing.
         """
         files: dict[str, dict[str, list[tuple[Path, ...]]]] = {
             name: {text_set: [] for text_set in self.readers[""].tokens} for name in recorders
@@ -193,7 +239,7 @@ class TextPass:
             reader = self.readers[part.model]
             of = f" {number}/{len(parts)}" if len(parts) > 1 else ""
             for text_set, batches in reader.tokens.items():
-                paths = self._paths(part, SaeShelf.of(saes), batches)
+                paths = self._paths(part, saes, batches)
                 title = f"{label} {text_set}{of}"
                 run_batches(self.trainer, part, reader.lm, batches, title, paths)
                 for name, of_set in paths.items():
@@ -203,62 +249,72 @@ class TextPass:
             for name, of_sets in files.items()
         }
 
+    def identity(self, label: str) -> list[str | None]:
+        """Return everything that determines the hidden states of a model, but for the texts."""
+        lm = self.readers[label].lm
+        dtype = str(next(lm.parameters()).dtype)
+        return [lm.name, lm.revision, dtype, self.trainer.precision, self.trainer.device_type]
+
     def _paths(
         self, part: _Part, saes: SaeShelf, batches: Sequence[TokenBatch]
     ) -> dict[str, tuple[Path, ...]]:
         """Return the file of each recorder for each batch."""
         paths = {}
         for name, recorder in part.recorders.items():
-            keys = [key for key in saes if key in frozenset().union(*recorder.needs().values())]
-            labels = sorted({part.model, *map(self.models.of, keys)})
+            needed = frozenset().union(*recorder.needs().values())
+            keys = [key for key in saes if key in needed]
             facts = [code_of(type(recorder), TextPass, LmSource), *recorder.facts()]
-            facts += [self.trainer.precision, self.trainer.device_type]
-            facts += [[label, *_named(self.readers[label].lm)] for label in labels]
+            facts += [[label, self.identity(label)] for label in sorted(self._labels(keys))]
             facts += [[list(k), self.models.of(k), saes.facts[k].identity] for k in keys]
-            hashes = [hashed([*facts, *batch.content()]) for batch in batches]
+            hashes = [hashed([*facts, batch.identity]) for batch in batches]
             paths[name] = tuple(recorder.folder / f"{key}.safetensors" for key in hashes)
         return paths
 
     def _parts(self, saes: SaeShelf, recorders: Mapping[str, Recorder]) -> list[_Part]:
-        """Divide the items of all recorders among parts whose SAEs fit into memory together.
-
-        The SAEs of a part are of one language model, or of the models of one item.
-        """
-        together: dict[tuple[str, ...], list[frozenset[SaeKey]]] = {}
+        """Assign each item of each recorder to one part whose SAEs fit into memory together."""
         needs = {name: recorder.needs() for name, recorder in recorders.items()}
-        sets = [
-            (keys, recorders[name].runs_model) for name in needs for keys in needs[name].values()
-        ]
-        spanned = {key for keys, _ in sets if len(self._labels(keys)) > 1 for key in keys}
-        for keys, runs_model in sorted(sets, key=lambda item: -len(item[0])):
-            if len(keys) > 1 or runs_model or not keys <= spanned:
-                together.setdefault(tuple(sorted(self._labels(keys))), []).append(keys)
-        parts = []
-        for labels, groups in together.items():
-            for group in saes.parts(groups):
-                own = saes.only([key for key in saes if key in group])
-                others = {label: self.readers[label].lm for label in labels[1:]}
-                parts.append(_Part(own, {}, self.models, labels[0], others))
-        chosen: list[dict[str, list[Hashable]]] = [{} for _ in parts]
-        for name, items in needs.items():
-            for item, keys in items.items():
+        groups = self._groups(
+            saes,
+            [(keys, recorders[name].runs_model) for name in needs for keys in needs[name].values()],
+        )
+        items: list[dict[str, list[Hashable]]] = [{} for _ in groups]
+        for name, of_recorder in needs.items():
+            for item, keys in of_recorder.items():
                 number = next(
                     number
-                    for number, part in enumerate(parts)
-                    if keys <= part.saes.keys()
-                    and not (recorders[name].runs_model and {part.model} != self._labels(keys))
+                    for number, (labels, group) in enumerate(groups)
+                    if keys <= group
+                    and not (recorders[name].runs_model and {labels[0]} != self._labels(keys))
                 )
-                chosen[number].setdefault(name, []).append(item)
-        return [
-            replace(part, recorders={name: recorders[name].only(of) for name, of in items.items()})
-            for part, items in zip(parts, chosen, strict=True)
-            if items
-        ]
+                items[number].setdefault(name, []).append(item)
+        parts = []
+        for (labels, _), chosen in zip(groups, items, strict=True):
+            needed = {key for name in chosen for item in chosen[name] for key in needs[name][item]}
+            parts.append(
+                _Part(
+                    saes.only([key for key in saes if key in needed]),
+                    {name: recorders[name].only(of_name) for name, of_name in chosen.items()},
+                    self.models,
+                    labels[0],
+                    {label: self.readers[label].lm for label in labels[1:]},
+                )
+            )
+        return [part for part in parts if part.recorders]
+
+    def _groups(
+        self, saes: SaeShelf, needs: Sequence[tuple[frozenset[SaeKey], bool]]
+    ) -> list[tuple[tuple[str, ...], set[SaeKey]]]:
+        """Return groups of SAEs that fit into memory together, each with labels of its models.
+
+        ``needs`` has the SAEs of each item, and whether the item runs the model. The SAEs of a
+        group belong to one model, or to the models that one item spans.
+        """
+        together: dict[tuple[str, ...], list[frozenset[SaeKey]]] = {}
+        spanned = {key for keys, _ in needs if len(self._labels(keys)) > 1 for key in keys}
+        for keys, runs_model in sorted(needs, key=lambda item: -len(item[0])):  # pairs first
+            if len(keys) > 1 or runs_model or not keys <= spanned:
+                together.setdefault(tuple(sorted(self._labels(keys))), []).append(keys)
+        return [(labels, group) for labels, sets in together.items() for group in saes.parts(sets)]
 
     def _labels(self, keys: Collection[SaeKey]) -> set[str]:
         return set(map(self.models.of, keys))
-
-
-def _named(lm: LanguageModel) -> list[str | None]:
-    """Return what determines a model's hidden states."""
-    return [lm.name, lm.revision, str(next(lm.parameters()).dtype)]

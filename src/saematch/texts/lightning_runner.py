@@ -56,7 +56,7 @@ def _trainer(spec: TrainerSpec, label: str) -> L.Trainer:
             accelerator=spec.accelerator,
             devices=spec.devices,
             strategy=spec.strategy,
-            precision=spec.precision,  # type: ignore[arg-type]
+            precision=spec.precision,
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -111,7 +111,8 @@ def _is_frame(line: str) -> bool:
 
 def _with_subclasses(cls: type) -> Iterator[type]:
     yield cls
-    for inner in cls.__subclasses__():
+    subclasses: list[type] = cls.__subclasses__()
+    for inner in subclasses:
         yield from _with_subclasses(inner)
 
 

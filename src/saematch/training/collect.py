@@ -134,7 +134,7 @@ def collect(
             f"tokens: set collection.context={lm.max_positions} at most"
         )
     texts = texts.resolve(cache / "tokens" / "revisions")
-    about = {
+    about: dict[str, Any] = {
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "model": lm.name,
         "revision": lm.revision,

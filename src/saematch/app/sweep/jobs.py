@@ -113,9 +113,9 @@ class Sweep:
     def do(self, jobs: Sequence[Job], launcher: Sequence[str]) -> None:
         """Do jobs. Record the jobs that were interrupted or ended without writing a result."""
         try:
-            folder = f"hydra.sweep.dir={quoted(str(self.folder))}"
+            target = f"hydra.sweep.dir={quoted(str(self.folder))}"
             presets = search_path(self.file.config_dir)
-            launch([self._launched(job) for job in jobs], [*launcher, *presets, folder])
+            launch([self._launched(job) for job in jobs], [*launcher, *presets, target])
         except RuntimeError as error:  # a killed worker ends the launcher too
             log.error("the launcher gave up: %s", " ".join(str(error).split()))
         except Interrupted as cause:  # a launcher kills the processes of its jobs

@@ -1,0 +1,208 @@
+"""Rules on layers, matches and paths."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from statistics import correlation, fmean
+
+import numpy as np
+
+from saematch.core.pairs import DEFAULT
+from saematch.core.tables import Tables
+from saematch.report.frames import numbers, values_of, where
+from saematch.report.rules import (
+    MissingNumbersError,
+    Verdict,
+    both,
+    distance,
+    of_arm,
+    paired,
+    rise,
+    rises,
+    rows,
+    share,
+    values,
+)
+
+
+def norms_grow(tables: Tables) -> Verdict:
+    """Each rises in three quarters of the steps."""
+    layers = rows(tables["layers"], suite=DEFAULT)
+    norms, thresholds = (values(layers, name) for name in ("mean_norm", "threshold_mean"))
+    return both(rise(norms, "norm"), rise(thresholds, "threshold"))
+
+
+def norm_changes(tables: Tables) -> Verdict:
+    """Correlation over pairs of at least 0.5."""
+    layers = rows(tables["layers"], suite=DEFAULT)
+    norm = dict(zip(layers["layer"], values(layers, "mean_norm"), strict=True))
+    matches = of_arm(tables, "folded")
+    vectors = values(matches, "decoder_norm_change")
+    if len(vectors) < 3:
+        raise MissingNumbersError("fewer than three pairs")
+    states = matches["target_layer"].map(norm) - matches["source_layer"].map(norm)
+    strength = correlation(states.tolist(), vectors)
+    return Verdict(strength >= 0.5, f"correlation {strength:.2f} over {len(vectors)} pairs")
+
+
+def identity_far_above(tables: Tables) -> Verdict:
+    """1.2 times, in 9 of 10 (pair, part, matching)."""
+    identity = of_arm(tables, "identity")
+    cases = [
+        baseline > 1.2 * match
+        for part in ("W_enc", "b_enc", "W_dec")
+        for arm in ("folded", "unfolded")
+        for baseline, match in paired(identity, of_arm(tables, arm), f"mse_{part}")
+    ]
+    return share(cases, "(pair, part, matching)", 0.9)
+
+
+def unfolded_above_in_decoder(tables: Tables) -> Verdict:
+    """Higher in two thirds of pairs."""
+    pairs = _folded_and_unfolded(tables, "mse_W_dec")
+    return share([unfolded > folded for folded, unfolded in pairs], "pairs")
+
+
+def unfolded_near_in_encoder(tables: Tables) -> Verdict:
+    """At most 1.1 times in two thirds of pairs."""
+    pairs = _folded_and_unfolded(tables, "mse_W_enc")
+    return share([unfolded <= 1.1 * folded for folded, unfolded in pairs], "pairs")
+
+
+def _folded_and_unfolded(tables: Tables, metric: str) -> list[tuple[float, float]]:
+    return paired(of_arm(tables, "folded"), of_arm(tables, "unfolded"), metric)
+
+
+def long_tail(tables: Tables) -> Verdict:
+    """Mean above the median, and identity's median above twice the median."""
+    median, mean = {}, {}
+    for arm in ("folded", "identity"):
+        bins = rows(tables["feature_mse_histogram"], arm=arm)
+        middle = (numbers(bins, "mse_low", 0) + numbers(bins, "mse_high", 0)) / 2
+        errors = np.repeat(middle, numbers(bins, "n_pairs", 0).astype(int))
+        median[arm], mean[arm] = errors[len(errors) // 2], fmean(errors)
+    seen = f"median {median['folded']:.3g}, mean {mean['folded']:.3g}, identity's median "
+    agrees = mean["folded"] > median["folded"] and median["identity"] > 2 * median["folded"]
+    return Verdict(bool(agrees), f"{seen}{median['identity']:.3g}")
+
+
+def score_rises(tables: Tables) -> Verdict:
+    """Mean of the later half of the pairs above that of the earlier half."""
+    return rises(values(of_arm(tables, "folded"), "matching_score"))
+
+
+def recall_almost_whole(tables: Tables) -> Verdict:
+    """Recall of at least 0.95 in two thirds of pairs."""
+    recall = values(of_arm(tables, "folded"), "recall")
+    verdict = share([value >= 0.95 for value in recall], "pairs")
+    return Verdict(verdict.agrees, f"{verdict.seen}; mean recall {fmean(recall):.3f}")
+
+
+def found_alike(tables: Tables) -> Verdict:
+    """Matching scores of folded and unfolded at most 0.03 apart in two thirds of pairs."""
+    pairs = _folded_and_unfolded(tables, "matching_score")
+    verdict = share([abs(folded - unfolded) <= 0.03 for folded, unfolded in pairs], "pairs")
+    folded, unfolded = (fmean(scores) for scores in zip(*pairs, strict=True))
+    return Verdict(verdict.agrees, f"{verdict.seen}; mean {folded:.3f}, unfolded {unfolded:.3f}")
+
+
+def score_folded_above(tables: Tables) -> Verdict:
+    """Higher in two thirds of pairs."""
+    pairs = _folded_and_unfolded(tables, "matching_score")
+    return share([folded > unfolded for folded, unfolded in pairs], "pairs")
+
+
+def score_above_chance(tables: Tables) -> Verdict:
+    """95 % intervals apart at every pair."""
+    match = of_arm(tables, "folded")
+    ends = ("matching_score_low", "matching_score_high")
+    cases = [
+        low > high
+        for arm in ("identity", "random")
+        for low, high in paired(match, of_arm(tables, arm), *ends)
+    ]
+    return share(cases, "(pair, baseline), intervals apart", 1.0)
+
+
+def encoder_worse(tables: Tables) -> Verdict:
+    """Its interval below that of both parts."""
+    (high,) = values(of_arm(tables, "encoder"), "matching_score_high")
+    (low,) = values(of_arm(tables, "both"), "matching_score_low")
+    return Verdict(high < low, f"encoder at most {high:.2f}, both at least {low:.2f}")
+
+
+def decoder_equal(tables: Tables) -> Verdict:
+    """Matching scores at most 0.05 apart."""
+    (decoder,) = values(of_arm(tables, "decoder"), "matching_score")
+    (two,) = values(of_arm(tables, "both"), "matching_score")
+    return Verdict(abs(decoder - two) <= 0.05, f"decoder {decoder:.3f}, both {two:.3f}")
+
+
+def fades(tables: Tables) -> Verdict:
+    """The score falls in two thirds of steps (the paper: judge's score)."""
+    cases = []
+    for source in values_of(tables["matches"], "source_layer"):
+        scores = values(of_arm(tables, "folded", source_layer=source), "matching_score")
+        cases += [after < before for before, after in pairwise(scores)]
+    return share(cases, "steps down")
+
+
+def composition_close(tables: Tables) -> Verdict:
+    """Half of the pairs shared at distance 2."""
+    composed = rows(tables["matches"], arm="composed")
+    agreement = fmean(values(composed[distance(composed) == 2], "agreement"))
+    return Verdict(agreement >= 0.5, f"{agreement:.2f} of pairs shared at distance 2")
+
+
+def composition_worse(tables: Tables) -> Verdict:
+    """Lower matching score at the farthest."""
+    composed = rows(tables["matches"], arm="composed")
+    farthest = composed.loc[[distance(composed).astype(float).idxmax()]]
+    pair = {name: farthest[name].item() for name in ("source_layer", "target_layer")}
+    (exact,) = values(of_arm(tables, "folded", **pair), "matching_score")
+    (score,) = values(farthest, "matching_score")
+    return Verdict(score < exact, f"score {score:.2f} composed, {exact:.2f} at once")
+
+
+def paths_hold(tables: Tables) -> Verdict:
+    """Mean Jaccard index of a step higher by 0.05."""
+    paths = tables["paths"]
+    folded, random = (fmean(values(rows(paths, arm=a), "jaccard")) for a in ("folded", "random"))
+    seen = f"mean Jaccard index of a step {folded:.2f}, random {random:.2f}"
+    return Verdict(folded > random + 0.05, seen)
+
+
+def planted_found(tables: Tables) -> Verdict:
+    """Higher recall at every (pair, gauge)."""
+    planted = rows(tables["planted"], strategy="permute")
+    arms = (rows(planted, arm=arm) for arm in ("folded", "unfolded"))
+    pairs = paired(*arms, "recall")
+    verdict = share([folded > unfolded for folded, unfolded in pairs], "(pair, gauge)", 1.0)
+    folded, unfolded = (fmean(recall) for recall in zip(*pairs, strict=True))
+    means = f"; mean recall {folded:.2f}, unfolded {unfolded:.2f}"
+    return Verdict(verdict.agrees, verdict.seen + means)
+
+
+def planted_decoded(tables: Tables) -> Verdict:
+    """More explained variance at every (pair, gauge)."""
+    folded = rows(tables["planted"], arm="folded")
+    strategies = (rows(folded, strategy=name) for name in ("permute", "permute_raw"))
+    pairs = paired(*strategies, "explained_variance")
+    verdict = share([threshold > norm for threshold, norm in pairs], "(pair, gauge)", 1.0)
+    threshold, norm = (fmean(explained) for explained in zip(*pairs, strict=True))
+    return Verdict(verdict.agrees, f"{verdict.seen}; mean {threshold:.3f}, by norm {norm:.3f}")
+
+
+def gauge_is_nothing(tables: Tables) -> Verdict:
+    """The same recall and explained variance at every pair."""
+    planted = rows(tables["planted"], arm="folded", strategy="permute")
+    gauges = [where(planted, source_suite=suite) for suite in values_of(planted, "source_suite")]
+    if len(gauges) != 2:
+        raise MissingNumbersError("not two gauges")
+    layers = ("source_layer", "target_layer")
+    cases = [
+        abs(first - second) <= 1e-6
+        for metric in ("recall", "explained_variance")
+        for first, second in paired(*gauges, metric, keys=layers)
+    ]
+    return share(cases, "(pair, metric) the same", 1.0)
