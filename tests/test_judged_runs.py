@@ -186,7 +186,7 @@ def test_explanations_without_a_judge(cli, labels, tmp_path):
         (["judge.model=judge-9"], "has no model 'judge-9', but judge-1"),
         (["judge.limits.max_cost=0.0"], "max_cost=0.0 allows no judgement"),
         (["judging.arms=[greedy]"], "judging.arms holds 'greedy'"),
-        (["second_judge=gpt_4o"], "it is chosen by judge@second_judge=gpt_4o"),
+        (["second_judge=gpt_4o"], "second_judge=gpt_4o: write judge@second_judge=gpt_4o"),
         (["explain=jsonl", "explain.path=nowhere.jsonl"], "nowhere.jsonl"),
         (["explain=neuronpedia"], "Neuronpedia explains no SAE that is layer 0"),
     ],
@@ -214,7 +214,7 @@ def test_an_empty_explanation_is_refused_with_its_line(judged, labels, tmp_path)
 )  # fmt: skip
 def test_a_key_on_the_command_line_is_refused_and_not_written(cli, tmp_path, argument):
     message, _ = cli(argument)
-    assert message.startswith("saematch: no key or password is taken from the command line")
+    assert message.startswith("saematch: the command line accepts no key or password")
     assert not (tmp_path / "outputs").exists()
 
 

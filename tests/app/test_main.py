@@ -172,7 +172,7 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
         (["+foo=1"], "there is no setting 'foo'"),
         (["trainer.precision=bf16-true"], "set model.dtype=bfloat16"),
         (["trainer.devices=2"], "needs trainer.strategy=ddp_spawn"),
-        (["sae.path=x/{layer}"], "a value with other signs wants quotes"),
+        (["sae.path=x/{layer}"], "a value with other characters needs quotes"),
         (["dataset.paths=[a/x.jsonl,b/x.jsonl]"], "cannot read the texts in a/x.jsonl"),
         (["lay=[0]"], "there is no setting 'lay'; did you mean layers?"),
         (["sae.widht=3"], "there is no setting 'sae.widht'"),

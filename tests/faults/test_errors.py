@@ -249,7 +249,7 @@ def test_a_path_object_where_a_text_is_wanted_is_named():
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("run_id=2024_01", "run_id=2024_01 is read as a number: quote the name, as in "
+        ("run_id=2024_01", "run_id=2024_01 is parsed as a number: quote the name, as in "
                            "\"run_id='2024_01'\""),
         ("run_id=12e4567", "Quote a name that looks like a number: \"run_id='12e4567'\""),
     ],

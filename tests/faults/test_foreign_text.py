@@ -112,7 +112,7 @@ def test_C2_C3_a_secret_on_the_command_line_is_refused_before_anything_is_writte
     setting, cli, tmp_path
 ):
     message, output = cli(setting)
-    assert "no key or password is taken from the command line" in message
+    assert "the command line accepts no key or password" in message
     assert not list(tmp_path.iterdir())
     for secret in ("pass/word", "AbCdEf", "abc", "0123456789abcdef"):
         assert secret not in message + output.out + output.err
