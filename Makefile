@@ -71,10 +71,11 @@ reproduction-page: $(READY) ## Make docs/reproduction.md from the last reproduct
 	$(BIN)/python -m saematch reproduce --model $(MODEL) --page docs/reproduction.md $(ARGS)
 	rm docs/reproduction.html
 
-test: $(READY) ## Check style and imports, and run the tests
+test: $(READY) ## Check style, imports and types, and run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(READY) ## Run the tests that take long

@@ -1,9 +1,13 @@
-"""That ``import saematch`` stays light, and its front door."""
+"""That ``import saematch`` stays light, and its public names."""
 
+import ast
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
+from mypy import api
 
 import saematch
 
@@ -41,8 +45,64 @@ def test_the_listing_of_saes_needs_no_torch():
     assert "gpt2-small-res-jb: sae=gpt2_res_jb\n" in done.stdout
 
 
-def test_the_front_door_leads_to_every_name():
+def test_every_public_name_is_listed_and_leads_to_its_definition():
+    assert set(saematch.__all__) <= set(dir(saematch))
     for name in saematch.__all__:
         assert getattr(saematch, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = saematch.Nothing
+
+
+def test_type_checkers_import_the_same_names_from_the_same_modules():
+    tree = ast.parse(Path(saematch.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    imports = {
+        alias.asname: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert {"__version__", *imports} == set(saematch.__all__)
+    for name, module in imports.items():
+        assert getattr(import_module(module), name) is getattr(saematch, name)
+
+
+SNIPPET = """
+import saematch
+from saematch import Column, Match, Pair, SaeKey
+
+def invert(match: Match) -> Match:
+    reveal_type(match.compose(match.inverse()))
+    reveal_type(match.certificate)
+    return match.inverse()
+
+reveal_type(Pair(SaeKey("a", 0), SaeKey("a", 1)).source)
+reveal_type(saematch.Results.load)
+Column(name=1, label="one")
+saematch.Nothing
+"""
+ALONE = """
+[mypy]
+follow_imports = skip
+[mypy-saematch.*]
+follow_imports = silent
+"""
+
+
+def test_a_type_checker_sees_the_types_of_public_names(tmp_path, monkeypatch):
+    (tmp_path / "snippet.py").write_text(SNIPPET)
+    (tmp_path / "mypy.ini").write_text(ALONE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MYPYPATH", str(Path(saematch.__file__).parents[1]))
+    output, errors, _ = api.run(["--config-file", "mypy.ini", "snippet.py"])
+    lines = [line.removeprefix("snippet.py:") for line in output.splitlines()[:-1]]
+    assert not errors
+    assert lines == [
+        '6: note: Revealed type is "saematch.core.match.Match"',
+        '7: note: Revealed type is "saematch.core.match.Certificate | None"',
+        '10: note: Revealed type is "tuple[str, int, fallback=saematch.core.pairs.SaeKey]"',
+        '11: note: Revealed type is "def (path: pathlib.Path) -> saematch.core.results.Results"',
+        '12: error: Argument "name" to "Column" has incompatible type "int"; expected "str"  '
+        "[arg-type]",
+        '13: error: Module has no attribute "Nothing"  [attr-defined]',
+    ]

@@ -91,7 +91,7 @@ def test_any_run_can_have_a_judge_and_its_scores_reach_wandb_and_its_key_no_file
 def test_a_capped_run_goes_on_with_a_higher_cap(judged, labels, server, tmp_path):
     message, _ = judged(*labels, "judge.limits.max_requests=10")
     assert "judge.limits.max_requests=10 is used up" in message
-    assert "the same command goes on" in message
+    assert "the same command continues" in message
     assert loaded(tmp_path).status == "failed"
     assert len(server.bodies) == 10
     assert judged(*labels)[0] is None
@@ -184,7 +184,7 @@ def test_explanations_without_a_judge(cli, labels, tmp_path):
         (["judge.key_variable=NO_KEY"], "the environment variable NO_KEY is not set"),
         (["judge.base_url=http://127.0.0.1:9/v1"], "cannot reach the judge at http://127.0.0.1:9"),
         (["judge.model=judge-9"], "has no model 'judge-9', but judge-1"),
-        (["judge.limits.max_cost=0.0"], "max_cost=0.0 pays for no judgement"),
+        (["judge.limits.max_cost=0.0"], "max_cost=0.0 allows no judgement"),
         (["judging.arms=[greedy]"], "judging.arms holds 'greedy'"),
         (["second_judge=gpt_4o"], "it is chosen by judge@second_judge=gpt_4o"),
         (["explain=jsonl", "explain.path=nowhere.jsonl"], "nowhere.jsonl"),

@@ -39,6 +39,8 @@ def test_wheel(tmp_path):
     assert "saematch/conf/config.yaml" in names
     assert "saematch/sweeps/sparsity.yaml" in names
     assert "saematch/zoo/lm/model.safetensors" in names
+    assert "saematch/py.typed" in names
+    assert "saematch/report/templates/style.css" in names
     assert not [n for n in names if n.startswith(("tests", "outputs"))]
     subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
     for name in ("empty", "checkout"):

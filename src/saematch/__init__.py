@@ -1,47 +1,100 @@
 """Follow the features of a language model from layer to layer.
 
-The names below are the library's front door; each is imported when it is first used, so that
-``import saematch`` costs nothing.
+The names below are the library's public interface. Python imports each name when it is first used,
+so ``import saematch`` is fast; type checkers and editors read the imports under ``TYPE_CHECKING``.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saematch.core.columns import Column as Column
+    from saematch.core.errors import InputError as InputError
+    from saematch.core.match import Certificate as Certificate
+    from saematch.core.match import Match as Match
+    from saematch.core.pairs import Pair as Pair
+    from saematch.core.pairs import SaeKey as SaeKey
+    from saematch.core.results import Results as Results
+    from saematch.core.specs import spec as spec
+    from saematch.lm.hooks import LanguageModel as LanguageModel
+    from saematch.lm.source import LmSource as LmSource
+    from saematch.matching.arm import Arm as Arm
+    from saematch.matching.matchers import ChanceLevel as ChanceLevel
+    from saematch.matching.matchers import Greedy as Greedy
+    from saematch.matching.matchers import Identity as Identity
+    from saematch.matching.matchers import Matcher as Matcher
+    from saematch.matching.matchers import MutualNearest as MutualNearest
+    from saematch.matching.matchers import Optimal as Optimal
+    from saematch.matching.matchers import Random as Random
+    from saematch.matching.matchers import Scipy as Scipy
+    from saematch.matching.objectives.factors import Factors as Factors
+    from saematch.matching.objectives.objective import Objective as Objective
+    from saematch.matching.objectives.parts import Parts as Parts
+    from saematch.matching.pairing import Pairing as Pairing
+    from saematch.matching.solver.solve import solve_assignment as solve_assignment
+    from saematch.matching.transport import transport as transport
+    from saematch.sae.folding import fold as fold
+    from saematch.sae.params import SaeOrigin as SaeOrigin
+    from saematch.sae.params import SaeParams as SaeParams
+    from saematch.sae.sources.disk import SaeFolders as SaeFolders
+    from saematch.sae.sources.source import SaeOffer as SaeOffer
+    from saematch.sae.sources.source import SaeSource as SaeSource
+    from saematch.sae.sources.source import ZooSaes as ZooSaes
+    from saematch.sae.suites import SaeFacts as SaeFacts
+    from saematch.texts.sources import TextSource as TextSource
 
 __version__ = "0.2.0"
 
 _HOMES = {
-    "SaeParams": "saematch.sae.params",
-    "SaeOrigin": "saematch.sae.params",
-    "fold": "saematch.sae.folding",
-    "Parts": "saematch.matching.objectives.parts",
-    "Factors": "saematch.matching.objectives.factors",
-    "Pair": "saematch.core.pairs",
-    "SaeKey": "saematch.core.pairs",
-    "InputError": "saematch.core.errors",
-    "Match": "saematch.core.match",
-    "Certificate": "saematch.core.match",
     "Arm": "saematch.matching.arm",
-    "solve_assignment": "saematch.matching.solver.solve",
-    "Optimal": "saematch.matching.matchers",
+    "Certificate": "saematch.core.match",
     "ChanceLevel": "saematch.matching.matchers",
-    "Scipy": "saematch.matching.matchers",
+    "Column": "saematch.core.columns",
+    "Factors": "saematch.matching.objectives.factors",
     "Greedy": "saematch.matching.matchers",
-    "MutualNearest": "saematch.matching.matchers",
     "Identity": "saematch.matching.matchers",
-    "Random": "saematch.matching.matchers",
-    "SaeFolders": "saematch.sae.sources.disk",
-    "ZooSaes": "saematch.sae.sources.source",
-    "LmSource": "saematch.lm.source",
+    "InputError": "saematch.core.errors",
     "LanguageModel": "saematch.lm.hooks",
+    "LmSource": "saematch.lm.source",
+    "Match": "saematch.core.match",
+    "Matcher": "saematch.matching.matchers",
+    "MutualNearest": "saematch.matching.matchers",
+    "Objective": "saematch.matching.objectives.objective",
+    "Optimal": "saematch.matching.matchers",
+    "Pair": "saematch.core.pairs",
+    "Pairing": "saematch.matching.pairing",
+    "Parts": "saematch.matching.objectives.parts",
+    "Random": "saematch.matching.matchers",
     "Results": "saematch.core.results",
+    "SaeFacts": "saematch.sae.suites",
+    "SaeFolders": "saematch.sae.sources.disk",
+    "SaeKey": "saematch.core.pairs",
+    "SaeOffer": "saematch.sae.sources.source",
+    "SaeOrigin": "saematch.sae.params",
+    "SaeParams": "saematch.sae.params",
+    "SaeSource": "saematch.sae.sources.source",
+    "Scipy": "saematch.matching.matchers",
+    "TextSource": "saematch.texts.sources",
+    "ZooSaes": "saematch.sae.sources.source",
+    "fold": "saematch.sae.folding",
+    "solve_assignment": "saematch.matching.solver.solve",
+    "spec": "saematch.core.specs",
+    "transport": "saematch.matching.transport",
 }
+"""Module that defines each public name."""
 
 __all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'saematch' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+if not TYPE_CHECKING:  # else a type checker would accept any name
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'saematch' has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

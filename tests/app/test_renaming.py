@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from saematch.app.configuration import build
-from saematch.app.renaming import CLASSES, KEYS, renamed
+from saematch.app.renaming import CLASSES, EVALUATIONS, KEYS, renamed
 from saematch.app.sweep.file import read_sweep
 from saematch.core.errors import InputError
-from saematch.run.experiment import EVALUATIONS, Experiment
+from saematch.run.experiment import Experiment
 
 PRESETS = Path(__file__).parents[2] / "conf"
 
@@ -30,16 +30,23 @@ PRESETS = Path(__file__).parents[2] / "conf"
         ("tasks=[match]", "'tasks' is now 'evaluations': write evaluations=[]"),
         (
             "tasks=[match,evaluate,paths]",
-            "'tasks' is now 'evaluations': write evaluations=[skipping,paths]",
+            "'tasks' is now 'evaluations': write evaluations=[co_activation,skipping,paths]",
         ),
         (
             "tasks=[match],[match,activations]",
             "'tasks' is now 'evaluations': write evaluations=[],[co_activation]",
         ),
-        ("tasks=evaluate", "'tasks' is now 'evaluations': write evaluations=[skipping]"),
+        (
+            "tasks=evaluate",
+            "'tasks' is now 'evaluations': write evaluations=[co_activation,skipping]",
+        ),
         ("tasks=[collect]", "'tasks' is now 'task': write task=collect"),
         ("tasks=[train_saes]", "'tasks' is now 'task': write task=train_saes"),
-        ("evaluations=[evaluate]", "'evaluate' is now 'skipping': write evaluations=[skipping]"),
+        (
+            "evaluations=[evaluate]",
+            "'evaluate' is now 'co_activation,skipping': write "
+            "evaluations=[co_activation,skipping]",
+        ),
         (
             "evaluations=[paths,activations]",
             "'activations' is now 'co_activation': write evaluations=[paths,co_activation]",
@@ -48,6 +55,15 @@ PRESETS = Path(__file__).parents[2] / "conf"
         (
             "starts=[1,3]",
             "'starts' is now 'pairing.starts': write pairing=starts pairing.starts=[1,3]",
+        ),
+        (
+            "strategies=[drop]",
+            "'strategies' is now 'evaluations.skipping.strategies': write "
+            "evaluations.skipping.strategies=[drop]",
+        ),
+        (
+            "paths.features=[7]",
+            "'paths' is now 'evaluations.paths': write evaluations.paths.features=[7]",
         ),
         ("starts=null", "'starts' is now 'pairing.starts': write pairing=neighbours"),
         (
@@ -77,14 +93,15 @@ def test_an_old_name_on_the_command_line(cli, setting, sentence):
 
 def test_names_of_today_are_not_old():
     settings = ["matcher=partial", "objective=both", "evaluations=[skipping]", "evaluations=[]",
-                "task=match", "pairing.starts=[1]", "arms.folded.matcher=partial",
+                "task=match", "pairing.starts=[1]", "dataset.paths=[a]", "evaluations.paths.seed=1",
+                "arms.folded.matcher=partial",
                 "name=matching", "--config-dir=assignment", "sae.path=starts/reach=1"]  # fmt: skip
     assert [renamed(setting) for setting in settings] == [None] * len(settings)
     fields = Experiment.__dataclass_fields__
     groups = {*fields, "objective", "matcher"}
     assert {new.partition(".")[0] for new in KEYS.values()} <= groups
     assert not groups & set(KEYS)
-    assert all(renamed(f"evaluations=[{name}]") is None for name in EVALUATIONS)
+    assert all(renamed(f"evaluations=[{names}]") is None for names in EVALUATIONS.values())
 
 
 @pytest.mark.parametrize(
@@ -130,13 +147,14 @@ def test_an_old_name_in_a_sweep_file(tmp_path, parameters, command, sentence):
             "experiment/mine.yaml",
             "# @package _global_\ntasks: [match, evaluate]",
             ["+experiment=mine"],
-            "tasks=[match,evaluate]: 'tasks' is now 'evaluations': write evaluations=[skipping]",
+            "tasks=[match,evaluate]: 'tasks' is now 'evaluations': write "
+            "evaluations=[co_activation,skipping]",
         ),
         (
             "experiment/mine.yaml",
             "# @package _global_\nevaluations: [activations]",
             ["+experiment=mine"],
-            "'activations' is now 'co_activation': write evaluations=[co_activation]",
+            "In 'experiment/mine': a list is where named parts belong",
         ),
         (
             "experiment/mine.yaml",

@@ -30,13 +30,15 @@ def same_text(body: dict) -> str:
 
     A note is paraphrased by itself, and excerpts are explained by the tokens that are marked.
     """
-    said = body["messages"][-1]["content"]
-    if said.startswith("<note>"):
-        return json.dumps({"paraphrase": said[7:-8]})
-    if said.startswith("<excerpts>"):
-        return json.dumps({"explanation": " ".join(sorted(set(re.findall("⟦(.*?)⟧", said))))})
-    told = re.findall(r"<explanation_.>(.*?)</explanation_.>", said)
-    a, b = (set(re.findall(r'[^\s"\\]+', re.sub(r"\(\d+%\)|active on|,", "", t))) for t in told)
+    content = body["messages"][-1]["content"]
+    if content.startswith("<note>"):
+        return json.dumps({"paraphrase": content[7:-8]})
+    if content.startswith("<excerpts>"):
+        return json.dumps({"explanation": " ".join(sorted(set(re.findall("⟦(.*?)⟧", content))))})
+    explanations = re.findall(r"<explanation_.>(.*?)</explanation_.>", content)
+    a, b = (
+        set(re.findall(r'[^\s"\\]+', re.sub(r"\(\d+%\)|active on|,", "", t))) for t in explanations
+    )
     label = 3 if a == b else 2 if a & b else 1
     return json.dumps({"evaluation": f"{len(a & b)} words shared", "label": label})
 
@@ -193,9 +195,9 @@ def _handler(state: JudgeServer) -> type[BaseHTTPRequestHandler]:
                 self._send({"id": name, "object": "file", "bytes": 1, "created_at": 1,
                             "filename": "x.jsonl", "purpose": "batch"})  # fmt: skip
             elif self.path == "/v1/batches":
-                told = json.loads(content)
+                settings = json.loads(content)
                 batch = {"id": f"batch-{len(state.batches)}", "object": "batch", "created_at": 1,
-                         "status": "in_progress", **told}  # fmt: skip
+                         "status": "in_progress", **settings}  # fmt: skip
                 state.batches[batch["id"]] = batch
                 self._send(batch)
 
@@ -263,7 +265,7 @@ def _handler(state: JudgeServer) -> type[BaseHTTPRequestHandler]:
 
 
 def _complete(state: JudgeServer, batch: dict) -> None:
-    """Answer a batch, in another order than it was handed in."""
+    """Answer a batch in another order than the questions have."""
     if batch["status"] == "completed":
         return
     lines = [json.loads(line) for line in state.files[batch["input_file_id"]].splitlines()]

@@ -1,4 +1,4 @@
-"""Nothing asked is lost, nothing is paid for twice, and what is wrong is said in one line."""
+"""No question is lost or paid for twice, and every mistake ends in one line."""
 
 import logging
 import multiprocessing
@@ -65,9 +65,9 @@ def spec(server, **options):
 def test_under_every_fault_none_of_2000_is_lost_or_paid_twice(served, tmp_path):
     server = served(faults=MIX)
     chat = connect(spec(server), tmp_path / "store.sqlite")
-    asked = questions(2000)
-    replies = chat.ask(asked, "judgements")
-    assert set(replies) == set(asked)
+    batch = questions(2000)
+    replies = chat.ask(batch, "judgements")
+    assert set(replies) == set(batch)
     delivered = Counter(server.delivered.values())
     filtered = server.faulted["filter"] + server.faulted["too long"]
     assert delivered == {1: 2000 - filtered}, "every answer was delivered once"
@@ -81,8 +81,8 @@ def test_under_every_fault_none_of_2000_is_lost_or_paid_twice(served, tmp_path):
     assert 700 * answered <= chat.spent.tokens_in <= 700 * 2000
     assert all(server.faulted[name] for name in MIX), "every fault was met"
     requests = len(server.bodies)
-    assert chat.ask(asked, "judgements") == replies
-    assert len(server.bodies) == requests, "known answers are not asked for again"
+    assert chat.ask(batch, "judgements") == replies
+    assert len(server.bodies) == requests, "stored answers are not asked for again"
 
 
 def test_no_more_requests_in_flight_than_allowed(served, tmp_path):
@@ -113,7 +113,7 @@ def test_a_server_without_schemas_is_asked_without(served, tmp_path, caplog):
     chat = connect(spec(server, limits={"concurrency": 1}), tmp_path / "s")
     assert len(chat.ask(questions(5), "x")) == 5
     assert sum("response_format" in body for body in server.bodies) == 1
-    assert "does not take response_format" in caplog.text
+    assert "does not support response_format" in caplog.text
     server = served()
     connect(spec(server, structured=False), tmp_path / "t").ask(questions(2), "x")
     assert not any("response_format" in body for body in server.bodies)
@@ -138,7 +138,7 @@ def test_a_killed_run_loses_only_what_is_in_flight(served, tmp_path):
     assert 60 <= len(before) < 400
     connect(spec(server), tmp_path / "s").ask(questions(400), "x")
     again = [text for text, n in server.delivered.items() if n > 1]
-    assert len(again) <= 2, "two were in flight"
+    assert len(again) <= 2, "two requests were running"
     assert len(server.delivered) == 400
 
 
@@ -173,7 +173,7 @@ def test_a_cap_on_requests_stops_cleanly_and_goes_on(served, tmp_path):
 
 
 def test_money_is_never_spent_beyond_its_cap(served, tmp_path, caplog):
-    """An answer costs 740 tokens here, and 774 may be needed: $0.74 of at most about $0.78."""
+    """An answer costs 740 tokens here and at most 774, so $0.74 and at most about $0.78."""
     caplog.set_level(logging.INFO)
     server = served()
     prices = {"price_input": 1000.0, "price_output": 1000.0}
@@ -182,7 +182,7 @@ def test_money_is_never_spent_beyond_its_cap(served, tmp_path, caplog):
         chat.ask(questions(20), "judgements")
     assert chat.spent.cost == pytest.approx(6 * 0.74)
     assert len(server.bodies) == 6
-    assert "20 in all, 0 known, 20 to ask" in caplog.text
+    assert "20 in total, 0 stored, 20 to ask" in caplog.text
     assert re.search(r"at most \$1\d\.\d\d", caplog.text)
     assert "this may stop at judge.limits.max_cost" in caplog.text
 
@@ -193,7 +193,7 @@ def test_a_server_that_stays_broken_ends_the_round_with_the_count(served, tmp_pa
     chat = connect(spec(server, limits={"retries": 1, "concurrency": 2}), tmp_path / "s")
     with pytest.raises(AskingError, match=r"requests to .* after 1 retries .* 0 of 60 answers"):
         chat.ask(questions(60), "x")
-    assert len(server.bodies) < 20, "the rest is not tried"
+    assert len(server.bodies) < 20, "the other questions are not asked"
     server.faults = {}
     assert len(chat.ask(questions(60), "x")) == 60
 
@@ -223,23 +223,23 @@ def test_one_line_for_each_thing_that_is_wrong(served, tmp_path, monkeypatch):
     chat = connect(spec(served(models=()), model="judge-7"), store)
     with pytest.raises(AskingError, match="has no model 'judge-7'"):
         chat.ask(questions(3), "x")
-    with pytest.raises(AskingError, match=r"names 2 models \(a, b\): set judge.model"):
+    with pytest.raises(AskingError, match=r"lists 2 models \(a, b\): set judge.model"):
         connect(spec(served(models=("a", "b")), model=None), store)
     assert connect(spec(served(models=("only",)), model=None), store).model == "only"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"base_url": "127.0.0.1:8000"}, "must begin with http"),
-        ({"base_url": "https://me:secret@host/v1"}, "base_url holds a password"),
-        ({"base_url": "me:secret@host"}, "base_url holds a password"),
-        ({"base_url": "https://host/v1?api_key=secret"}, "base_url holds a password or a query"),
+        ({"base_url": "https://me:secret@host/v1"}, "base_url contains a password"),
+        ({"base_url": "me:secret@host"}, "base_url contains a password"),
+        ({"base_url": "https://host/v1?api_key=secret"}, "base_url contains a password or a query"),
         ({"cached_only": True, "model": None}, "needs judge.model"),
     ],
 )
-def test_specs_refuse_what_cannot_work(options, said):
-    with pytest.raises(ValueError, match=said) as refused:
+def test_specs_refuse_what_cannot_work(options, message):
+    with pytest.raises(ValueError, match=message) as refused:
         ChatModel(**{"model": "m", "base_url": "http://x/v1"} | options)
     assert "secret" not in str(refused.value)
 
@@ -261,7 +261,7 @@ def test_with_cached_only_nobody_is_asked(served, tmp_path):
 
 def test_a_store_that_is_none_is_refused(tmp_path):
     (tmp_path / "s").write_text("this is no database, " * 100)
-    with pytest.raises(ValueError, match="is no store of answers"):
+    with pytest.raises(ValueError, match="is not a store of answers"):
         connect(ChatModel("m", "http://x/v1", cached_only=True), tmp_path / "s")
 
 

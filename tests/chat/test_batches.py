@@ -1,4 +1,4 @@
-"""The Batch API: handed in once, fetched whenever the run comes back, failures counted."""
+"""The Batch API: questions are submitted once, fetched by a later start, and failures counted."""
 
 import pytest
 
@@ -49,19 +49,22 @@ def test_a_batch_is_handed_in_fetched_and_half_as_dear(server, tmp_path):
     assert all(batch["completion_window"] == "24h" for batch in server.batches.values())
 
 
-def test_a_killed_run_comes_back_for_its_batches(server, tmp_path, monkeypatch):
-    server.slow_polls = 10**6
+def killed_while_waiting(judge, server, n):
+    """Hand in questions with a run that is killed before it has fetched an answer."""
 
     def killed(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(batches.time, "sleep", killed)
-    with pytest.raises(KeyboardInterrupt):
-        chat(server, tmp_path).ask(questions(12), "x")
-    monkeypatch.undo()
-    monkeypatch.setattr(batches, "POLL_SECONDS", 0.01)
-    assert len(server.batches) == 2
+    server.slow_polls = 10**6
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(batches.time, "sleep", killed)
+        judge.ask(questions(n), "x")
     server.slow_polls = 1
+
+
+def test_a_killed_run_comes_back_for_its_batches(server, tmp_path):
+    killed_while_waiting(chat(server, tmp_path), server, 12)
+    assert len(server.batches) == 2
     replies = chat(server, tmp_path).ask(questions(12), "x")
     assert len(replies) == 12
     assert len(server.batches) == 2
@@ -69,23 +72,22 @@ def test_a_killed_run_comes_back_for_its_batches(server, tmp_path, monkeypatch):
 
 
 def test_a_run_without_batches_waits_for_those_of_an_earlier_one(server, tmp_path):
-    judge = chat(server, tmp_path)
-    judge.batches._hand_in(questions(5))
+    killed_while_waiting(chat(server, tmp_path), server, 5)
     plain = connect(ChatModel("judge-1", server.url), tmp_path / "s")
     assert len(plain.ask(questions(9), "x")) == 9
     assert len(server.batches) == 1
-    assert len(server.bodies) == 4, "what was not handed in is asked at once"
+    assert len(server.bodies) == 4, "questions that were not submitted are asked at once"
     assert max(server.delivered.values()) == 1
 
 
 def test_a_batch_is_found_whose_id_was_not_kept(server, tmp_path):
     judge = chat(server, tmp_path)
-    judge.batches._hand_in(questions(5))
+    killed_while_waiting(judge, server, 5)
     (noted,) = judge.store.batches("judge-1")
     judge.store.note_batch("judge-1", noted._replace(id=""))
     assert len(chat(server, tmp_path).ask(questions(5), "x")) == 5
     assert len(server.batches) == 1
-    never = noted._replace(name="never handed in", id="")
+    never = noted._replace(name="never submitted", id="")
     judge.store.note_batch("judge-1", never)
     more = [*questions(5), Question(JUDGE, ("quince", "pear"))]
     assert len(chat(server, tmp_path).ask(more, "x")) == 6
@@ -98,7 +100,7 @@ def test_rows_that_failed_are_counted_and_handed_in_again(server, tmp_path):
         chat(server, tmp_path).ask(questions(8), "x")
     server.faults = {}
     assert len(chat(server, tmp_path).ask(questions(8), "x")) == 8
-    assert max(server.delivered.values()) == 1, "answers that came are kept"
+    assert max(server.delivered.values()) == 1, "answers that arrived are stored"
 
 
 def test_a_filtered_row_is_refused_once_and_for_all(server, tmp_path):
@@ -110,26 +112,27 @@ def test_a_filtered_row_is_refused_once_and_for_all(server, tmp_path):
 
 def test_a_batch_that_another_run_is_handing_in_is_waited_for(server, tmp_path):
     judge = chat(server, tmp_path)
-    other = batches.Batch("x", tuple(q.asked("judge-1") for q in questions(3)), "", "elsewhere:1")
+    other = batches.Batch("x", tuple(q.record("judge-1") for q in questions(3)), "", "elsewhere:1")
     judge.store.note_batch("judge-1", other)
-    runner = judge.batches
-    runner._find_lost()
-    assert judge.store.batches("judge-1") == [other], "it is not this run's to drop"
-    runner._hand_in(questions(5))
-    assert [len(b.asked) for b in judge.store.batches("judge-1")] == [3, 2]
+    killed_while_waiting(judge, server, 5)
+    first, second = judge.store.batches("judge-1")
+    assert first == other, "it is not this run's to drop"
+    assert [question.key for question in second.questions] == [
+        question.key("judge-1") for question in questions(5)[3:]
+    ]
 
 
 def test_a_server_without_batches(server, tmp_path):
     server.files = None
     judge = chat(server, tmp_path)
-    with pytest.raises(AskingError, match=r"has no Batch API: take judge\.batch=false"):
+    with pytest.raises(AskingError, match=r"has no Batch API: set judge\.batch=false"):
         judge.ask(questions(3), "x")
     assert judge.store.claim([question.key("judge-1") for question in questions(3)])
 
 
 def test_a_batch_that_failed_says_why(server, tmp_path):
     judge = chat(server, tmp_path)
-    judge.batches._hand_in(questions(3))
+    killed_while_waiting(judge, server, 3)
     (batch,) = server.batches.values()
     error = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}
     batch |= {"status": "failed", "errors": {"object": "list", "data": [error]}}
@@ -139,7 +142,7 @@ def test_a_batch_that_failed_says_why(server, tmp_path):
 
 def test_a_batch_beyond_a_cap_is_not_handed_in(server, tmp_path):
     for limits in ({"max_cost": 0.001}, {"max_requests": 10}):
-        with pytest.raises(AskingError, match="nothing was handed in"):
+        with pytest.raises(AskingError, match="nothing was submitted"):
             chat(server, tmp_path, **limits).ask(questions(12), "x")
     assert not server.batches
     assert len(chat(server, tmp_path).ask(questions(12), "x")) == 12

@@ -9,7 +9,7 @@ import pytest
 from saematch.app.compare import compare
 from saematch.app.main import main
 from saematch.compare.comparison import collect
-from saematch.compare.figures import _series
+from saematch.compare.figures import run_series
 from saematch.compare.plan import metrics_of, plan_panels, unique_values
 from saematch.compare.runs import MEANS
 from saematch.core.results import Results
@@ -206,7 +206,10 @@ def test_of_as_many_runs_the_newer_ones_are_kept(write, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"saes": {"2": origin(2, "sha256:2")}}, "its SAE of layer 2 is a different one (mine layer_2"),
+        (
+            {"saes": {"2": origin(2, "sha256:2")}},
+            "its SAE of layer 2 is a different one (mine layer_2",
+        ),
         ({"texts": {"a": {"sha256": "y"}}}, "its text set a is a different one (sha256 y"),
         ({"model": {"revision": "s"}}, "model"),
     ],
@@ -282,7 +285,7 @@ def test_a_search_has_a_panel_for_each_parameter_with_all_its_runs(write, tmp_pa
     assert [panel.against for panel in panels] == ["objective.W_enc", "objective.b_enc"]
     for panel in panels:
         values = unique_values(comparison, panel.against)
-        series = _series(comparison, panel, values)
+        series = run_series(comparison, panel, values)
         assert len(series) == 9
         assert {value for ((value, _),) in series} == set(values)
     assert list(comparison.figures) == ["recall"]

@@ -1,4 +1,4 @@
-"""The hash of a thing's code follows what the thing imports, and nothing else."""
+"""The hash of code depends on its imports and on nothing else."""
 
 import importlib
 import subprocess
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from saematch.evaluate.plan import evaluate_texts
 
 from saematch.core.code import closure, code_of, codes_of
-from saematch.evaluate.plan import evaluate_texts
-from saematch.explain.contexts import collect_contexts
+from saematch.explain.contexts import ContextRecorder, ContextStore
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.levels import ChanceLevel
@@ -18,7 +18,8 @@ from saematch.matching.matchers import Greedy, Optimal, Random
 from saematch.matching.objectives.parts import Parts
 from saematch.run import run
 from saematch.run.provenance import SHOWING
-from saematch.sae.stand_in import by_activation
+from saematch.sae.recorders import TextPass
+from saematch.sae.stand_in import ActivationRecorder, by_activation
 from saematch.texts.token_cache import load_texts
 from saematch.training.collect import collect
 
@@ -66,12 +67,12 @@ def solve():
 COVERED = {"plug.top", "plug", "plug.helper", "plug.inner.deep", "plug.inner.deepest",
            "plug.further", "plug.lazy", "plug.untyped", "plug.unrelated", "beside",
            "saematch.core.pairs"}  # fmt: skip
-"""By hand; ``plug`` itself is named by ``from plug import *``, ``plug.inner`` only as a parent."""
+"""Expected modules. ``from plug import *`` imports ``plug``; ``plug.inner`` is only a parent."""
 
 
 @pytest.fixture
 def plug(tmp_path, monkeypatch):
-    """A package of somebody else; the call returns its module ``top`` as a new process has it."""
+    """A package from outside; the call returns its module ``top`` as a new process imports it."""
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -110,7 +111,7 @@ def test_a_comment_counts_where_it_is_imported(plug, tmp_path, name):
 def test_what_a_hash_is_of(plug):
     top = plug()
     hashes = {code_of(top.TopK), code_of(top.TopK()), code_of(top.solve), code_of(top)}
-    assert len(hashes) == 1, "all are of one module"
+    assert len(hashes) == 1, "all are in one module"
     assert set(codes_of(top.Wrapper(top.TopK()), {"a": [top.Wrapper(None)]})) == {
         "plug.top.Wrapper", "plug.top.TopK",
     }  # fmt: skip
@@ -181,7 +182,7 @@ def test_without_a_source_file_nothing_is_found_again(tmp_path):
 
 @dataclass(frozen=True)
 class Local:
-    """A spec of this very file."""
+    """A spec in this file."""
 
 
 def test_a_file_of_a_script_counts():
@@ -192,8 +193,8 @@ KEPT = {
     "matches": (Arm, Parts, Optimal),
     "sums": (evaluate_texts, LmSource),
     "tokens": (load_texts, LmSource),
-    "contexts": (collect_contexts, LmSource),
-    "scales": (by_activation, LmSource),
+    "contexts": (ContextRecorder, ContextStore, TextPass, LmSource),
+    "scales": (ActivationRecorder, by_activation, LmSource),
     "collections": (collect, LmSource),
 }
 UNRELATED = ("app", "compare", "report", "judge", "run", "zoo", "conf")
@@ -213,9 +214,9 @@ def test_keys_of_kept_files_hold_no_unrelated_code(kind):
 
 def test_a_runs_code_is_all_that_makes_numbers():
     modules = set(closure(run, SHOWING))
-    stages = ("evaluate.splice", "evaluate.intervals", "judge.judging", "explain.contexts",
+    stages = ("evaluate.splice", "evaluate.intervals", "judge.judging", "sae.recorders",
               "matching.arm", "training.steps", "run.run", "chat.client")  # fmt: skip
     assert {f"saematch.{name}" for name in stages} <= modules
     assert not {name for name in modules if name.startswith(SHOWING)}
     assert {n for n in modules if n.startswith("saematch.report")} == {"saematch.report.summary"}
-    assert "saematch.matching.matchers.optimal" not in modules, "specs have hashes of their own"
+    assert "saematch.matching.matchers.optimal" not in modules, "specs have their own hashes"

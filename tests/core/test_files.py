@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, whoever writes beside whom."""
+"""Files are complete or absent, also if several processes write at the same time."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

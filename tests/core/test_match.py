@@ -42,16 +42,16 @@ def test_compose_is_the_product_of_the_matrices(data, first):
 @given(st.data(), matches(), st.integers(1, 3))
 def test_composition_keeps_the_largest_weights_of_each_row(data, first, most):
     second = data.draw(matches(n=first.n_target))
-    every, found = first.compose(second), first.compose(second, most)
-    weights = dense(every)
+    product, kept = first.compose(second), first.compose(second, most)
+    weights = dense(product)
     expected = torch.zeros_like(weights)
     for i, row in enumerate(weights):  # of equal weights the first columns
         largest = sorted(range(len(row)), key=lambda j, row=row: (-abs(row[j]), j))[:most]
         expected[i, largest] = row[largest]
-    assert torch.equal(dense(found), expected)
+    assert torch.equal(dense(kept), expected)
     mass = weights.abs().sum()
     lost = (weights - expected).abs().sum()
-    assert found.dropped == pytest.approx((lost / mass).item() if mass else 0.0, abs=1e-12)
+    assert kept.dropped == pytest.approx((lost / mass).item() if mass else 0.0, abs=1e-12)
 
 
 def test_dropped_mass_adds_up_over_a_chain_and_is_kept(tmp_path):
@@ -97,22 +97,22 @@ def test_partial_matches_lose_features_and_compose():
 
 
 def test_matches_of_sizes_that_do_not_fit_are_not_composed():
-    with pytest.raises(ValueError, match="ends in 5 features, the second begins with 4"):
+    with pytest.raises(ValueError, match="has 5 features, the source of the second has 4"):
         permutation(0, 5).compose(permutation(0, 4))
 
 
 def test_agreement_is_recall_of_the_other():
     truth = Match.from_columns(torch.tensor([2, 0, -1, 1]), 4)
-    found = Match.from_columns(torch.tensor([2, 1, 3, 0]), 4)
-    assert found.agreement(truth) == pytest.approx(1 / 3)
+    match = Match.from_columns(torch.tensor([2, 1, 3, 0]), 4)
+    assert match.agreement(truth) == pytest.approx(1 / 3)
     assert truth.agreement(truth) == 1.0
 
 
 def test_saving_and_loading_gives_the_same(tmp_path):
     match = Match.from_columns(torch.tensor([1, -1, 0]), 5, CERTIFICATE)
     match.save(tmp_path / "m" / "0-1.safetensors", {"key": "k"})
-    loaded, about = Match.load(tmp_path / "m" / "0-1.safetensors")
-    assert about == {"key": "k"}
+    loaded, facts = Match.load(tmp_path / "m" / "0-1.safetensors")
+    assert facts == {"key": "k"}
     assert torch.equal(loaded.rows, match.rows)
     assert torch.equal(loaded.columns, match.columns)
     assert (loaded.n_source, loaded.n_target, loaded.certificate) == (3, 5, CERTIFICATE)

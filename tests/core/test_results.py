@@ -1,4 +1,4 @@
-"""Results of another schema are refused by every reader, with the version that reads them."""
+"""Every reader refuses results of another schema and names the version that reads them."""
 
 import json
 
@@ -12,7 +12,7 @@ from saematch.run.resuming import finished_as, refuse_other_run
 
 
 def old_run(folder, schema):
-    """Write a finished run, then give its results another schema; None states none."""
+    """Write a finished run whose results have another schema; None removes the schema."""
     folder.mkdir(parents=True, exist_ok=True)
     Results("x", {}, {}, "finished").save(folder / "results.json")
     (folder / "run.json").write_text("{}")
@@ -45,8 +45,8 @@ def test_another_schema_is_refused(tmp_path, schema, words):
             read()
         assert str(caught.value).startswith(f"{path} {words}")
         assert str(caught.value).endswith("or run again with another run_id or folder")
-    (found,) = find_runs([tmp_path]).runs
-    assert (found.state, found.reason) == ("outdated", str(caught.value))
+    (run,) = find_runs([tmp_path]).runs
+    assert (run.state, run.reason) == ("outdated", str(caught.value))
 
 
 def test_results_are_read_as_they_were_saved(tmp_path):
@@ -71,7 +71,7 @@ def test_the_command_line_refuses_to_go_on_with_a_run_of_another_version(cli, tm
     path.write_text(json.dumps(content))
     message, _ = cli(*settings)
     assert message.startswith("saematch: outputs/match/a/results.json has schema 1")
-    assert json.loads(path.read_text()) == content, "what was there is kept"
+    assert json.loads(path.read_text()) == content, "the file did not change"
     message, _ = cli("compare", str(tmp_path / "outputs/match"), base=[])
     assert "no run can be compared: 1 outdated; " in message
     assert "has schema 1" in message

@@ -1,4 +1,4 @@
-"""A kept file holds what was written under its name, or is made again."""
+"""A kept file has the content that was written under its name, or is computed again."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ TENSORS = {"a": torch.arange(5), "b": torch.tensor([[0.5, -1.0]]), "none": torch
 
 
 def change(path: Path, content: bytes) -> None:
-    """Replace a file, as another process would."""
+    """Replace a file as another process does."""
     part = path.with_name("changed")
     part.write_bytes(content)
     part.replace(path)
@@ -33,12 +33,12 @@ def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "sums" / "k.safetensors"
     assert read(path) is None
     write(path, TENSORS, {"about": "x"})
-    found = read(path)
-    assert found.keys() == TENSORS.keys()
-    assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
+    tensors = read(path)
+    assert tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
     facts = store.read_facts(path)
     assert (facts["about"], facts["key"]) == ("x", "sums/k")
-    assert load_file(path).keys() == TENSORS.keys(), "others can read it too"
+    assert load_file(path).keys() == TENSORS.keys(), "other programs can read it too"
     write_note(tmp_path / "n.json", {"commit": "c", "digest_of": ["ü"]})
     assert read_note(tmp_path / "n.json") == {"commit": "c", "digest_of": ["ü"]}
     write_note(tmp_path / "n.json", {"commit": "d"})
@@ -94,13 +94,15 @@ def test_other_files_are_made_again(tmp_path, content):
 def test_a_file_is_looked_at_once_unless_it_changes(tmp_path, monkeypatch):
     path = tmp_path / "k.safetensors"
     write(path, TENSORS)
-    looked, real = [], store._digest
-    monkeypatch.setattr(store, "_digest", lambda *a: looked.append(1) or real(*a))
+    changed = flipped(path.read_bytes(), 9)
+    opened, real = [], Path.open
+    monkeypatch.setattr(Path, "open", lambda *a, **k: opened.append(a[1:]) or real(*a, **k))
     assert missing([path] * 3) == []
-    assert len(looked) == 1
-    change(path, flipped(path.read_bytes(), 9))
+    assert opened == [("rb",)]
+    change(path, changed)
+    opened.clear()
     assert missing([path]) == [0]
-    assert len(looked) == 2
+    assert opened == [("rb",)]
 
 
 def test_a_good_file_stays_and_a_bad_one_is_replaced(tmp_path):
@@ -182,7 +184,7 @@ def test_a_note_that_holds_the_same_is_not_written_again(tmp_path):
     write_note(path, {"commit": "1", "layers": (0, 1)})
     before = path.stat()
     write_note(path, {"commit": "1", "layers": (0, 1)})
-    assert path.stat().st_ino == before.st_ino, "the folder may be read only"
+    assert path.stat().st_ino == before.st_ino, "the folder may be read-only"
     write_note(path, {"commit": "2", "layers": (0, 1)})
     assert read_note(path) == {"commit": "2", "layers": [0, 1]}
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from saematch.evaluate.plan import Cell, evaluate_texts, plan_splices
+from saematch.evaluate.tables import Tables
 from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 
@@ -13,8 +15,6 @@ from matches import dense, partners
 from saematch.core.pairs import Pair, SaeKey, pair_of
 from saematch.evaluate import splice
 from saematch.evaluate.intervals import Intervals
-from saematch.evaluate.plan import Cell, evaluate_texts, plan_splices
-from saematch.evaluate.tables import Tables
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Random

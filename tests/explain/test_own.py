@@ -1,17 +1,27 @@
 """Own explanations: from the tokens on which a feature is active, or by an LLM that sees them."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
 
 from chat.judge_server import JudgeServer
+from conftest import TEXTS
 from saematch.chat.model import ChatModel
 from saematch.core.pairs import SaeKey
-from saematch.explain.contexts import Contexts, KeptContexts, TextPass
-from saematch.explain.explanations import ExplanationSource, FeatureKey
+from saematch.explain.contexts import Contexts, KeptContexts
+from saematch.explain.explanations import ExplanationSource, FeatureKey, Means
 from saematch.explain.own import OwnExplanations, OwnTexts
 from saematch.judge.connect import connect
+from saematch.lm.hooks import LanguageModel
+from saematch.lm.source import LmSource
+from saematch.sae.recorders import Models, TextPass
+from saematch.sae.sources.disk import SaeFolders
+from saematch.sae.suites import SaeShelf
+from saematch.texts.readers import Reader
+from saematch.texts.sources import TextSet
+from saematch.texts.tokens import TokenBatch, tokenise
+from saematch.texts.trainer import TrainerSpec
 
 SAE = SaeKey("default", 3)
 WORDS = ["<bos>", "the", "red", "river", "ran", "past", "a", "blue", "lake", "at", "dawn"]
@@ -22,17 +32,20 @@ class Tokenizer:
         return "".join(f" {WORDS[i]}" for i in ids.tolist())
 
 
-class Texts(TextPass):
-    """Texts of ten words each, in the order of WORDS."""
-
-    texts = (torch.arange(11),) * 20
-    lm = SimpleNamespace(tokenizer=Tokenizer())
-
-    def of(self, _):
-        return self
+class Wordy(LanguageModel):
+    """A model of which only the tokenizer is used."""
 
     def __init__(self):
-        pass
+        torch.nn.Module.__init__(self)
+        self.tokenizer = Tokenizer()
+
+
+def text_pass():
+    """Twenty texts of ten words each, in the order of WORDS."""
+    ids = torch.arange(11).repeat(20, 1)
+    batch = TokenBatch(ids, ids > 0, torch.full((20,), 11))
+    trainer = TrainerSpec(accelerator="cpu")
+    return TextPass({"": Reader(Wordy(), {"t": (batch,)})}, Models(), trainer)
 
 
 def contexts(*rows):
@@ -49,7 +62,7 @@ def kept():
 
 
 def test_tokens_are_named_by_their_share_of_the_activation(kept):
-    own = OwnTexts(OwnExplanations("tokens"), kept, Texts(), None)
+    own = OwnTexts(OwnExplanations("tokens"), kept, text_pass(), None)
     assert own.features(SAE) == [5, 7]
     both = [FeatureKey(SAE, 5), FeatureKey(SAE, 7), FeatureKey(SAE, 6)]
     first = own.of(both)
@@ -68,35 +81,42 @@ def test_tokens_are_named_by_their_share_of_the_activation(kept):
 def test_an_llm_sees_marked_tokens_with_how_active_they_are(kept, tmp_path):
     server = JudgeServer()
     chat = connect(ChatModel("judge-1", server.url), tmp_path / "s")
-    own = OwnTexts(OwnExplanations("llm", window=2), kept, Texts(), chat)
+    own = OwnTexts(OwnExplanations("llm", window=2), kept, text_pass(), chat)
     explained = own.of([FeatureKey(SAE, 5)], others=True)[FeatureKey(SAE, 5)]
     server.close()
     assert [(e.text, e.explainer) for e in explained] == [
         ("lake  river", "judge-1"),
         ("river", "judge-1"),
     ]
-    said = sorted(body["messages"][-1]["content"] for body in server.bodies)
-    assert said == [
+    contents = sorted(body["messages"][-1]["content"] for body in server.bodies)
+    assert contents == [
         '<excerpts>"10: the red⟦ river⟧ ran | 3: a blue⟦ lake⟧ at"</excerpts>',
         '<excerpts>"10: the red⟦ river⟧ ran"</excerpts>',
     ]
 
 
-def test_quantiles_of_the_sample_follow_the_top(kept):
+def test_quantiles_of_the_sample_follow_the_top(tmp_path):
     top = contexts((5, 0, 3, 100.0))
-    rows = [(5, 2 * n, 1, float(n)) for n in range(1, 10)]
-    own = OwnTexts(OwnExplanations("llm"), {}, Texts(), None)
-    said = own._excerpts(SAE, top, contexts(*rows[::-1]))
-    assert [int(part.split(":")[0]) for part in said.split(" | ")] == [10, 1, 1, 1, 1, 1]
-    values = [9, 7, 5, 3, 1]
-    assert own._excerpts(SAE, top, contexts(*rows)) == said
-    assert len(values) + 1 == len(said.split(" | "))
+    rows = [(5, 2 * n, n, float(n)) for n in range(1, 10)]
+    server = JudgeServer()
+    for number, sample in enumerate((rows, rows[::-1])):
+        kept = {SAE: KeptContexts(top, contexts(*sample))}
+        chat = connect(ChatModel("judge-1", server.url), tmp_path / str(number))
+        OwnTexts(OwnExplanations("llm"), kept, text_pass(), chat).of([FeatureKey(SAE, 5)])
+    server.close()
+    first, again = (body["messages"][-1]["content"] for body in server.bodies)
+    assert again == first, "the order of the sample does not matter"
+    excerpts = first.removeprefix('<excerpts>"').split(" | ")
+    strengths, words = zip(*(excerpt.split(": ", 1) for excerpt in excerpts), strict=True)
+    assert strengths == ("10", "1", "1", "1", "1", "1")
+    marked = [text.partition("⟦ ")[2].partition("⟧")[0] for text in words[1:]]
+    assert marked == [WORDS[n] for n in (9, 7, 5, 3, 1)], "from most to least active"
 
 
 def test_an_explanation_that_cannot_be_read_is_absent_and_counted(kept, tmp_path, caplog):
     server = JudgeServer(faults={"refusal": 1.0})
     chat = connect(ChatModel("judge-1", server.url), tmp_path / "s")
-    own = OwnTexts(OwnExplanations("llm"), kept, Texts(), chat)
+    own = OwnTexts(OwnExplanations("llm"), kept, text_pass(), chat)
     assert own.of([FeatureKey(SAE, 5)], others=True) == {}
     server.close()
     assert "2 of 2 explanations could not be read or were refused" in caplog.text
@@ -109,3 +129,45 @@ def test_bad_settings():
     with pytest.raises(ValueError, match="n_top=0"):
         OwnExplanations("tokens", n_top=0)
     assert (OwnExplanations("llm").asks_llm, OwnExplanations("tokens").asks_llm) == (True, False)
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    """SAEs and means of a run on the tiny language model."""
+    lm = LmSource(str(tiny / "lm"), "tiny").load()
+    batches = tokenise(TextSet("t", tuple(TEXTS)), lm, 10).batches(2)
+    source = SaeFolders(str(tiny / "saes/layer_{layer}"))
+    saes = SaeShelf.of({SaeKey("default", layer): source.load(layer) for layer in (1, 2)})
+    texts = TextPass({"": Reader(lm, {"t": batches})}, Models(), TrainerSpec(accelerator="cpu"))
+    return saes, Means(tmp_path / "cache", texts, tmp_path / "run")
+
+
+def record(saes, means, recorder):
+    recordings = means.texts.record(saes, {"contexts": recorder}, "contexts")
+    return replace(means, recording=recordings["contexts"])
+
+
+def test_a_run_records_contexts_once_and_a_second_run_none(run):
+    saes, means = run
+    spec = OwnExplanations("tokens", n_top=2)
+    recorder = spec.recorder(saes, means)
+    opened = spec.open(saes, record(saes, means, recorder))
+    assert not means.left.exists(), "the files of batches are deleted"
+    assert spec.recorder(saes, means) is None
+    again = spec.open(saes, means)
+    for key in saes:
+        features = [FeatureKey(key, feature) for feature in opened.features(key)]
+        explanations = opened.of(features, others=True)
+        assert list(explanations) == features
+        assert again.of(features, others=True) == explanations
+
+
+def test_an_sae_without_active_features_is_refused(run):
+    saes, means = run
+    dead = {
+        key: replace(saes[key], threshold=torch.full_like(saes[key].threshold, 1e9)) for key in saes
+    }
+    spec = OwnExplanations("tokens")
+    recorder = spec.recorder(dead, means)
+    with pytest.raises(ValueError, match=r"no feature of layer 1 is active .*dataset\.n_texts"):
+        spec.open(dead, record(SaeShelf.of(dead), means, recorder))

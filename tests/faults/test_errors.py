@@ -262,8 +262,7 @@ def test_a_name_that_looks_like_a_number_is_to_be_quoted(cli, setting, words):
     assert Path(f"outputs/match/{name}/results.json").exists()
 
 
-def test_judges_are_closed_if_the_second_one_cannot_be_connected(monkeypatch, tmp_path):
-    from saematch.app.configuration import build
+def test_judges_are_closed_if_the_second_one_cannot_be_connected(cli, monkeypatch):
     from saematch.run import run
 
     closed = []
@@ -280,8 +279,8 @@ def test_judges_are_closed_if_the_second_one_cannot_be_connected(monkeypatch, tm
         return First()
 
     judges = ["judge=gpt_4o_mini", "judge.model=first", "judge@second_judge=gpt_4o",
-              "second_judge.model=second", f"cache='{tmp_path}'"]  # fmt: skip
+              "second_judge.model=second"]  # fmt: skip
     monkeypatch.setattr(run, "connect", connect)
-    with pytest.raises(InputError, match="no server"):
-        run._connect(build(judges)[0], tmp_path)
+    message, _ = cli(*judges, "logger=none")
+    assert "no server" in message
     assert closed == ["first"]

@@ -120,5 +120,5 @@ def test_B14_a_repository_of_pickled_weights_is_refused_before_they_are_fetched(
 
 
 def test_C1_a_repository_with_its_own_code_is_refused_and_its_code_not_fetched(found):
-    assert "it brings code of its own" in found["code"]["refused"]
+    assert "it has its own code" in found["code"]["refused"]
     assert not any("own.py" in request for request in found["asked first"])

@@ -6,17 +6,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from saematch.evaluate.contrasts import strategy_contrasts
+from saematch.evaluate.plan import Cell
+from saematch.evaluate.tables import Tables
 from scipy.stats import t as student
 
 from populations import Population, metrics
 from saematch.core.pairs import Pair
 from saematch.core.results import Results
-from saematch.evaluate.contrasts import strategy_contrasts
 from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.metrics import mean
-from saematch.evaluate.plan import Cell
 from saematch.evaluate.splice import Splice, SplicePlan
-from saematch.evaluate.tables import Tables
 from saematch.texts.sums import TextSums, write_sums
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from saematch.evaluate.plan import evaluate_texts, plan_splices
 from safetensors.torch import load_file
 
 from conftest import TEXTS
@@ -17,20 +18,21 @@ from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.core.store import read_facts, write
-from saematch.evaluate.plan import evaluate_texts, plan_splices
-from saematch.explain.contexts import TextPass, collect_contexts
+from saematch.explain.contexts import ContextStore
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Optimal
 from saematch.matching.matches import match_pairs
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.store import MatchStore
+from saematch.sae.recorders import Models, TextPass
 from saematch.sae.sources.disk import SaeFolders
 from saematch.sae.sources.source import ZooSaes
 from saematch.sae.stand_in import ActivationQuantile, by_activation
 from saematch.sae.suites import SaeShelf
 from saematch.texts import lightning_runner
 from saematch.texts.hub import HubSet
+from saematch.texts.readers import Reader
 from saematch.texts.sources import LocalTexts, TextSet
 from saematch.texts.token_cache import load_texts
 from saematch.texts.tokens import tokenise
@@ -96,15 +98,22 @@ def tokens(world: World, folder: Path) -> Any:
     return listed(load_texts(world.texts, world.lm, folder).tokens)
 
 
+def text_pass(world: World) -> TextPass:
+    return TextPass({"": Reader(world.lm, {"t": world.batches})}, Models(), CPU)
+
+
 def contexts(world: World, folder: Path) -> Any:
-    texts = TextPass(world.lm, {"t": world.batches}, CPU, folder.with_name(f"left {folder.name}"))
-    return listed(collect_contexts(world.saes, texts, 2, 1, folder))
+    store = ContextStore(SaeShelf.of(world.saes), text_pass(world), folder, 2, 1)
+    recorder, recording = store.recorder(folder.with_name(f"left {folder.name}")), None
+    if recorder is not None:
+        recording = store.texts.record(store.saes, {"r": recorder}, "contexts")["r"]
+    return listed(store.contexts(recording))
 
 
 def scales(world: World, folder: Path) -> Any:
     relu = {k: replace(sae, threshold=None, activation="relu") for k, sae in world.saes.items()}
     spec = ActivationQuantile(quantile=0.5, n_tokens=10_000)
-    shelf = by_activation(spec, SaeShelf.of(relu), world.lm, {"t": world.batches}, CPU, folder)
+    shelf = by_activation(spec, SaeShelf.of(relu), text_pass(world), folder)
     return [shelf[key].stand_in.tolist() for key in KEYS]
 
 
@@ -268,7 +277,6 @@ def test_scales_by_almost_equal_quantiles_are_told_apart(world, tmp_path):
     identities = set()
     for quantile in (0.1234567, 0.1234568):
         spec = ActivationQuantile(quantile=quantile, n_tokens=10_000)
-        about = (world.lm, {"t": world.batches}, CPU, tmp_path)
-        shelf = by_activation(spec, SaeShelf.of(relu), *about)
+        shelf = by_activation(spec, SaeShelf.of(relu), text_pass(world), tmp_path)
         identities.add(shelf.facts[KEYS[0]].identity)
     assert len(identities) == 2

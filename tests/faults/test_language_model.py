@@ -89,7 +89,7 @@ def test_A1_more_or_fewer_blocks_than_the_file_are_refused(folder, n_layers, wor
     configure(folder, num_hidden_layers=n_layers)
     message = refusal(folder)
     assert words in message
-    assert "Take the config.json that belongs to the weights" in message
+    assert "Use the config.json that belongs to the weights" in message
 
 
 def test_A1_an_untied_head_without_a_weight_is_refused_and_a_tied_one_is_not(folder):
@@ -212,7 +212,7 @@ def test_B2_several_residual_streams_are_refused():
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     model = DeepseekV4ForCausalLM(config).eval()
-    with pytest.raises(ValueError, match=r"block 0 puts out hidden states of the shape \[2, 8, 4"):
+    with pytest.raises(ValueError, match=r"block 0 returns hidden states of shape \[2, 8, 4"):
         self_test(LanguageModel(model, None, "streams"))
 
 
@@ -252,7 +252,7 @@ def test_B3_a_model_whose_blocks_have_a_way_past_the_hidden_state_is_refused(tin
 
     before.forward = forward
     last.register_forward_pre_hook(lambda _, args: (noted[-1], *args[1:]))
-    with pytest.raises(ValueError, match="another hidden state leaves the logits as they are"):
+    with pytest.raises(ValueError, match="another hidden state does not change the logits"):
         self_test(lm)
 
 
@@ -264,7 +264,7 @@ def resize(folder, rows):
 
 def test_B4_a_tokenizer_with_more_ids_than_the_model_is_refused(folder):
     resize(folder, 50)
-    assert "for the ids 0 to 49 only: take a tokenizer that belongs to the model" in refusal(folder)
+    assert "only for the ids 0 to 49: use the tokenizer of the model" in refusal(folder)
 
 
 def test_B4_an_added_token_without_an_embedding_is_refused_where_a_text_holds_it(
@@ -282,7 +282,7 @@ def test_B4_an_added_token_without_an_embedding_is_refused_where_a_text_holds_it
     lines = [*TEXTS[:4], f"{TEXTS[4]} <image> and more"]
     texts.write_text("\n".join(json.dumps({"text": line}) for line in lines))
     message, output = cli(f"model.path={folder}", f"dataset.paths=[{texts}]")
-    assert f"'images' holds the token '<image>' with the id {rows}, but tiny has" in message
+    assert f"'images' has the token '<image>' with the id {rows}, but tiny has" in message
     assert "Traceback" not in output.err
 
 
@@ -371,7 +371,7 @@ def no_terminal(monkeypatch):
 def test_C1_a_model_folder_with_its_own_code_is_refused(folder, tmp_path):
     own_code(folder, tmp_path / "ran", model_type="own")
     message = refusal(folder)
-    assert "it brings code of its own (auto_map in its configuration)" in message
+    assert "it has its own code (auto_map in its configuration)" in message
     assert not (tmp_path / "ran").exists()
 
 

@@ -241,10 +241,10 @@ def test_C5_names_stay_below_outputs(cli, tmp_path):
 
 
 def test_C5_a_folder_of_any_name_gives_wandb_an_identifier_that_it_takes():
-    assert tracking._wandb_id("match", Path("outputs/match/a")) == "match-a"
-    assert tracking._wandb_id("mse", Path("outputs/match/a")) == "mse-match-a"
+    assert tracking.wandb_id("match", Path("outputs/match/a")) == "match-a"
+    assert tracking.wandb_id("mse", Path("outputs/match/a")) == "mse-match-a"
     spoilt = {
-        tracking._wandb_id("m", Path(path)) for path in ("/m/a b", "/m/a?b", "/m/" + 200 * "a")
+        tracking.wandb_id("m", Path(path)) for path in ("/m/a b", "/m/a?b", "/m/" + 200 * "a")
     }
     assert len(spoilt) == 3
     for identifier in spoilt:

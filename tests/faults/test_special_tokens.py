@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from saematch.evaluate.plan import evaluate_texts, plan_splices
+from saematch.evaluate.tables import Tables
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
@@ -13,9 +15,7 @@ from conftest import N_FEATURES, TEXTS, tiny_overrides
 from matches import dense, partners
 from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate.intervals import Intervals
-from saematch.evaluate.plan import evaluate_texts, plan_splices
-from saematch.evaluate.tables import Tables
-from saematch.explain.contexts import TextPass, collect_contexts
+from saematch.explain.contexts import ContextStore
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Random
@@ -23,9 +23,11 @@ from saematch.matching.matches import match_pairs
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.store import MatchStore
 from saematch.sae.folding import fold
+from saematch.sae.recorders import Models, TextPass
 from saematch.sae.sources.disk import SaeFolders
 from saematch.sae.stand_in import ActivationQuantile, by_activation
 from saematch.sae.suites import SaeShelf
+from saematch.texts.readers import Reader
 from saematch.texts.sources import LocalTexts, TextSet
 from saematch.texts.token_cache import load_texts
 from saematch.texts.tokens import tokenise
@@ -207,12 +209,16 @@ def test_A2_a_text_with_no_two_tokens_side_by_side_is_refused_with_its_line(lm, 
 
 
 def test_A2_contexts_equal_plain_hooks(lm, saes, batches, tmp_path):
-    texts = TextPass(lm, {"t": batches}, CPU, tmp_path / "left")
-    kept = collect_contexts(saes, texts, 99, 1, tmp_path)
+    texts = TextPass({"": Reader(lm, {"t": batches})}, Models(), CPU)
+    store = ContextStore(SaeShelf.of(saes), texts, tmp_path / "kept", 99, 1)
+    recorder = store.recorder(tmp_path / "left")
+    kept = store.contexts(texts.record(store.saes, {"r": recorder}, "contexts")["r"])
     every = [plain_ids(lm, text) for text in SPOILED]
     order = sorted(range(len(every)), key=lambda n: -every[n][0].shape[1])
     for number, n in enumerate(order):
-        assert texts.texts[number].tolist() == every[n][0][0].tolist(), "special tokens included"
+        assert texts.readers[""].texts[number].tolist() == every[n][0][0].tolist(), (
+            "special tokens included"
+        )
     for key in KEYS[1:3]:
         expected = {}
         for number, n in enumerate(order):
@@ -237,7 +243,8 @@ def test_A2_folding_by_activations_leaves_special_tokens_out(lm, saes, batches, 
         for key in KEYS[1:2]
     }
     spec = ActivationQuantile(quantile=1.0, n_tokens=10_000)
-    shelf = by_activation(spec, SaeShelf.of(relu), lm, {"t": batches}, CPU, tmp_path)
+    texts = TextPass({"": Reader(lm, {"t": batches})}, Models(), CPU)
+    shelf = by_activation(spec, SaeShelf.of(relu), texts, tmp_path)
     highest = torch.zeros(N_FEATURES)
     for text in SPOILED:
         ids, counts = plain_ids(lm, text)

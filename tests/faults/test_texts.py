@@ -9,11 +9,12 @@ import datasets
 import pandas
 import pytest
 
-from conftest import TEXTS, tiny_overrides
+from conftest import TEXTS, random_sae, tiny_overrides
 from saematch.chat.answers import json_object
 from saematch.core.files import parse_json
+from saematch.core.pairs import SaeKey
 from saematch.core.results import Results
-from saematch.explain.jsonl import JsonlExplanations, _lines
+from saematch.explain.jsonl import JsonlExplanations
 from saematch.lm.source import LmSource
 from saematch.run.resuming import refuse_other_run
 from saematch.sae.sources.disk import SaeFolders
@@ -29,6 +30,10 @@ DEEP = "[" * 100_000
 def load(*paths, **settings):
     spec = LocalTexts([str(path) for path in paths], None, 8, **settings)
     return {texts.name: texts.texts for texts in spec.load()}
+
+
+def check_labels(path):
+    JsonlExplanations(str(path)).check({SaeKey("default", 1): random_sae(1, layer=1)})
 
 
 def refused(path, content=None, **settings):
@@ -78,7 +83,7 @@ def test_B6_a_lone_surrogate_is_refused_with_its_line_before_a_model_runs(
     assert "t.json, entry 2: character 0" in listed
     (tmp_path / "labels.jsonl").write_text('{"feature": 0, "layer": 1, "text": "\\ud83d"}')
     with pytest.raises(ValueError, match=r"labels\.jsonl, line 1: character 0 of the text is half"):
-        list(_lines(tmp_path / "labels.jsonl", None))
+        check_labels(tmp_path / "labels.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +113,7 @@ def test_B15_deeply_nested_json_is_refused_elsewhere(tmp_path):
     assert "nested too deeply" in refused(tmp_path / "t.json", DEEP)
     (tmp_path / "labels.jsonl").write_text(DEEP)
     with pytest.raises(ValueError, match=r"labels\.jsonl, line 1 is no JSON object: it is nested"):
-        list(_lines(tmp_path / "labels.jsonl", None))
+        check_labels(tmp_path / "labels.jsonl")
     assert json_object('{"a":' + DEEP + "}") is None, "what an LLM answers"
 
 

@@ -43,7 +43,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from saematch.core.files import replacing, replacing_folder, write_json
-from saematch.chat.questions import Asked, Reply
+from saematch.chat.questions import QuestionRecord, Reply
 from saematch.chat.replies import ReplyStore
 from saematch.core.match import Match
 from saematch.report.style import save
@@ -81,7 +81,7 @@ def sae(path):
 
 def answers(path):
     reply = Reply("x" * 90_000, False, "stop", 1, 1, "m")
-    store.keep("m", [(Asked("k", "p", ("a",), 0), reply)])
+    store.keep("m", [(QuestionRecord("k", "p", ("a",), 0), reply)])
 
 writers = {
     "a.json": lambda path: write_json(path, "x" * 90_000),
@@ -173,7 +173,7 @@ def test_B8_a_disk_that_fills_up_ends_a_run_in_one_line_and_it_goes_on(cli, tmp_
         message, _ = cli(*SMALL)
     assert message.startswith("saematch: outputs/cache/matches/")
     assert message.endswith(
-        f".safetensors cannot be written ({FULL}): free some space, and run the same command again"
+        f".safetensors cannot be written ({FULL}): free some space and run the same command again"
     )
     results = Results.load(tmp_path / A / "results.json")
     assert (results.status, results.error) == ("failed", f"FileError: {message[10:]}")

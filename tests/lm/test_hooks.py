@@ -1,4 +1,4 @@
-"""Continuing from a hidden state gives the model's own logits, whatever the architecture."""
+"""Continuing from a hidden state gives the model's own logits in every architecture."""
 
 from contextlib import contextmanager
 
@@ -96,8 +96,8 @@ def test_the_model_is_whole_again_after_a_splice(lm, ids):
 
 
 PRECISIONS = {torch.float32: 1e-5, torch.bfloat16: 0.02}
-"""How far a batch may be from its texts one by one, relative to the largest hidden state: in
-bfloat16, which keeps 8 bits, sums in another order differ by some units in the last place."""
+"""Largest difference of a batch from its single texts, relative to the largest hidden state. In
+bfloat16, with 8 bits, sums in another order differ by some units in the last place."""
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -116,7 +116,7 @@ def test_a_batch_of_unequal_lengths_equals_its_texts_one_by_one(lm, ids, dtype):
 
 
 def _through(lm, ids):
-    """What evaluation uses: hidden states, those after a splice, and losses of both."""
+    """Return hidden states, hidden states after a splice, and the losses of both."""
     seen, final = lm.capture(ids, (0, 2, 3))
     seen = {f"layer {layer}": states for layer, states in seen.items()}
     seen["final"] = final

@@ -1,4 +1,4 @@
-"""Which model is loaded, what texts begin with, and what is said if there is none."""
+"""The loaded model, the first token of texts, and messages for missing models."""
 
 import json
 import shutil
@@ -48,13 +48,13 @@ def test_spellings_of_one_name():
 
 
 def test_the_revision_of_a_folder_is_its_content(tiny, without_bos):
-    one, other = load(tiny / "lm").revision, load(without_bos, bos="none").revision
-    assert one.startswith("sha256:") and other.startswith("sha256:")
-    assert one != other, "the tokenizer belongs to it"
+    first, second = load(tiny / "lm").revision, load(without_bos, bos="none").revision
+    assert first.startswith("sha256:") and second.startswith("sha256:")
+    assert first != second, "the tokenizer belongs to it"
 
 
 @pytest.mark.parametrize(
-    ("path", "made_by", "said"),
+    ("path", "made_by", "message"),
     [
         (
             "outputs/models/none",
@@ -62,12 +62,12 @@ def test_the_revision_of_a_folder_is_its_content(tiny, without_bos):
             "'outputs/models/none': there is no such folder; run make smollm2",
         ),
         ("outputs/models/none", None, "there is no such folder; set model.path"),
-        ("nobody/nothing", None, "'nobody/nothing': .*connect.*or take a copy .*model=local"),
+        ("nobody/nothing", None, "'nobody/nothing': .*connect.*or use a copy .*model=local"),
     ],
 )
-def test_a_missing_model_in_one_line(path, made_by, said, tmp_path, monkeypatch):
+def test_a_missing_model_in_one_line(path, made_by, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=message) as error:
         LmSource(path, "none", made_by=made_by).load()
     assert "\n" not in str(error.value)
 

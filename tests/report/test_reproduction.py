@@ -73,7 +73,7 @@ def test_a_run_that_fails_does_not_stop_the_others(command, tmp_path, monkeypatc
 
 
 def test_wrong_names(command):
-    assert command("--only", "mes").startswith("saematch: nothing to do; --only takes")
+    assert command("--only", "mes").startswith("saematch: nothing to run: choose --only from")
 
 
 def test_a_bug_in_one_run_does_not_stop_the_others(command, tmp_path, monkeypatch, caplog):

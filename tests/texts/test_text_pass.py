@@ -3,19 +3,15 @@
 import logging
 import traceback
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
+import lightning
 import pytest
 import torch
 from torch.multiprocessing import ProcessRaisedException
 
-from conftest import TEXTS, random_sae
+from conftest import TEXTS
 from saematch.core.errors import FileError, InputError
-from saematch.core.pairs import SaeKey
-from saematch.explain.contexts import _Peaks, find_peaks
 from saematch.lm.source import LmSource
-from saematch.sae.activations import SparseFeatures
-from saematch.texts import lightning_runner
 from saematch.texts.sources import TextSet
 from saematch.texts.sums import TextSums, write_sums
 from saematch.texts.text_pass import run_batches
@@ -35,28 +31,52 @@ class Greedy:
     """Work that fits up to ``fits`` texts; keeps each text's sum of token ids."""
 
     fits: int
-    asked: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    """Number of texts in each call."""
+    recorders: list[list[str]] = field(default_factory=list)
+    """Recorders of each call."""
 
     def to(self, device):
         return self
 
-    def __call__(self, lm, batch):
-        self.asked.append(len(batch.ids))
+    def __call__(self, lm, batch, recorders):
+        self.sizes.append(len(batch.ids))
+        self.recorders.append(sorted(recorders))
         if len(batch.ids) > self.fits:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return {"sum": (batch.ids * batch.counts).sum(dim=1)}
+        sums = (batch.ids * batch.counts).sum(dim=1)
+        return {name: {"sum": sums * (n + 1)} for n, name in enumerate(recorders)}
 
-    def join(self, one, other, n_texts):
-        assert n_texts == len(one["sum"])
-        return {"sum": torch.cat([one["sum"], other["sum"]])}
+    def join(self, recorder, first, second, n_texts):
+        assert n_texts == len(first["sum"])
+        return {"sum": torch.cat([first["sum"], second["sum"]])}
 
 
-def done(work, lm, folder, batch_size=5):
-    texts = TextSet("t", (*TEXTS, *TEXTS))
-    batches = tokenise(texts, lm, 10).batches(batch_size)
-    paths = tuple(folder / f"{n}.safetensors" for n in range(len(batches)))
+def batches_of(lm, batch_size=5):
+    return tokenise(TextSet("t", (*TEXTS, *TEXTS)), lm, 10).batches(batch_size)
+
+
+def paths_in(folder, batches):
+    return tuple(folder / f"{n}.safetensors" for n in range(len(batches)))
+
+
+def done(work, lm, folder, recorders=("r",)):
+    """Do the work; return the sums of the first recorder."""
+    batches = batches_of(lm)
+    paths = {name: paths_in(folder / name, batches) for name in recorders}
     run_batches(CPU, work, lm, batches, "t", paths)
-    return TextSums((paths,))["sum"]
+    return TextSums((paths[recorders[0]],))["sum"]
+
+
+def test_a_batch_is_done_once_for_the_recorders_that_lack_a_file(lm, tmp_path):
+    work = Greedy(5)
+    first = done(work, lm, tmp_path, ("a",))
+    assert work.recorders == [["a"]] * 2
+    (tmp_path / "a/1.safetensors").unlink()
+    done(work, lm, tmp_path, ("a", "b"))
+    assert work.recorders[2:] == [["b"], ["a", "b"]]
+    assert torch.equal(done(work, lm, tmp_path, ("a", "b")), first)
+    assert len(work.sizes) == 4, "no file is missing"
 
 
 def test_out_of_memory_halves_the_batch_and_says_so(lm, tmp_path, caplog):
@@ -66,9 +86,9 @@ def test_out_of_memory_halves_the_batch_and_says_so(lm, tmp_path, caplog):
         halves = done(work, lm, tmp_path / "halves")
     assert torch.equal(halves, whole)
     # 5 do not fit, nor 3; the rest of the first batch and the second go on with 2 at a time
-    assert work.asked == [5, 3, 2, 1, 2, 2, 1, 2]
-    said = [record.getMessage() for record in caplog.records]
-    assert said == [
+    assert work.sizes == [5, 3, 2, 1, 2, 2, 1, 2]
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
         "5 texts of 10 tokens do not fit into memory: going on with 3 at a time",
         "3 texts of 10 tokens do not fit into memory: going on with 2 at a time",
     ]
@@ -77,7 +97,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(lm, tmp_path, caplog):
 def test_one_text_that_does_not_fit_ends_in_what_to_lower(lm, tmp_path):
     with pytest.raises(ValueError, match=r"one text of 10 tokens does not fit.*max_tokens"):
         done(Greedy(0), lm, tmp_path)
-    assert not list(tmp_path.glob("*.safetensors"))
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_saes_that_do_not_fit_end_in_what_to_lower(lm, tmp_path):
@@ -94,25 +114,6 @@ def test_saes_that_do_not_fit_end_in_what_to_lower(lm, tmp_path):
         done(Large(5), lm, tmp_path)
 
 
-def test_halves_of_contexts_are_joined_as_the_whole(lm):
-    """The second half's texts are counted on."""
-    features = torch.tensor([0, 1, 1, 0])
-    values = torch.tensor([0.5, 2.0, 2.5, 0.1])
-    whole = SparseFeatures(torch.arange(4), features, values, 2)
-    text, position = torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 1, 1])
-    key = SaeKey("default", 1)
-
-    def kept(start, end, first):
-        some = SparseFeatures(torch.arange(end - start), features[start:end], values[start:end], 2)
-        found = find_peaks(some, text[start:end] - first, position[start:end])
-        return {f"default|1|{name}": value for name, value in vars(found).items()}
-
-    expected = find_peaks(whole, text, position)
-    joined = _Peaks({key: random_sae(0)}).join(kept(0, 3, 0), kept(3, 4, 2), 2)
-    for name, value in vars(expected).items():
-        assert torch.equal(joined[f"default|1|{name}"], value), name
-
-
 def test_no_more_devices_than_batches():
     two = TrainerSpec(accelerator="cpu", devices=2, strategy="ddp_spawn")
     assert two.at_most(2) == two
@@ -123,18 +124,18 @@ def test_no_more_devices_than_batches():
 
 def test_a_batch_that_another_run_does_meanwhile_is_not_done_again(lm, tmp_path):
     @dataclass
-    class Beside(Greedy):
-        def __call__(self, lm, batch):
-            kept = super().__call__(lm, batch)
-            if len(self.asked) == 1:
-                write_sums(tmp_path / "1.safetensors", {"sum": torch.full((5,), 7)})
-                write_sums(tmp_path / "0.safetensors", {"sum": torch.full((5,), 8)})
+    class Interfering(Greedy):
+        def __call__(self, lm, batch, recorders):
+            kept = super().__call__(lm, batch, recorders)
+            if len(self.sizes) == 1:
+                write_sums(tmp_path / "r/1.safetensors", {"sum": torch.full((5,), 7)})
+                write_sums(tmp_path / "r/0.safetensors", {"sum": torch.full((5,), 8)})
             return kept
 
-    work = Beside(5)
-    found = done(work, lm, tmp_path)
-    assert work.asked == [5]
-    assert found.tolist() == [8] * 5 + [7] * 5, "all runs read the file that was there first"
+    work = Interfering(5)
+    sums = done(work, lm, tmp_path)
+    assert work.sizes == [5]
+    assert sums.tolist() == [8] * 5 + [7] * 5, "all runs read the file that was there first"
 
 
 class Unusable(InputError):
@@ -150,7 +151,9 @@ class Unusable(InputError):
         (KeyError("x"), ProcessRaisedException, "KeyError"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_one_of_several_processes_ends_in_its_sentence(error, kind, text, monkeypatch):
+def test_a_mistake_in_one_of_several_processes_ends_in_its_sentence(
+    error, kind, text, lm, tmp_path, monkeypatch
+):
     def fails(*_, **__):
         try:
             try:
@@ -161,9 +164,7 @@ def test_a_mistake_in_one_of_several_processes_ends_in_its_sentence(error, kind,
             printed = f"\n\n-- Process 1 terminated:\n{traceback.format_exc()}"
             raise ProcessRaisedException(printed, 1, 2) from None
 
-    trainer = lightning_runner._trainer(CPU, "")
-    monkeypatch.setattr(trainer, "test", fails)
-    runner = SimpleNamespace(put_down=lambda: None)
+    monkeypatch.setattr(lightning.Trainer, "test", fails)
     with pytest.raises(kind) as caught:
-        lightning_runner._test(trainer, runner)
+        done(Greedy(5), lm, tmp_path)
     assert str(caught.value) == text or (kind is ProcessRaisedException)

@@ -69,14 +69,14 @@ def test_refresh_takes_exactly_the_given_features(activations):
     is_new = torch.isin(torch.arange(32), features)
     for name, dim in (("W_dec", 0), ("W_enc", 1), ("b_enc", 0), ("threshold", 0)):
         for source, rows in ((new, features), (old, torch.nonzero(~is_new).flatten())):
-            wanted = source.parameters[name].index_select(dim, rows)
-            assert torch.equal(mixed[name].index_select(dim, rows), wanted)
+            expected = source.parameters[name].index_select(dim, rows)
+            assert torch.equal(mixed[name].index_select(dim, rows), expected)
     assert torch.equal(mixed["b_dec"], old.parameters["b_dec"])
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_train_save_and_go_on(activations, tmp_path):
-    """What needs SAELens, in one test since importing it takes seconds."""
+    """All tests with SAELens, in one function since its import takes seconds."""
     from sae_lens import SAE
 
     first = start(activations, RECIPE)

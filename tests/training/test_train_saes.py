@@ -117,8 +117,8 @@ def test_rows_of_extreme_norm_are_left_out_and_the_last_held_out():
     kept = torch.cat([x[:7], x[8:]])
     assert torch.equal(parts.training.rows(torch.arange(34)), kept[:34])
     assert torch.equal(parts.held_out.rows(torch.arange(5)), kept[34:])
-    some = torch.tensor([30, 2, 2, 6])
-    assert torch.equal(parts.training.rows(some), kept[some])
+    numbers = torch.tensor([30, 2, 2, 6])
+    assert torch.equal(parts.training.rows(numbers), kept[numbers])
     assert torch.equal(states.spread(8), x[::5])
 
 

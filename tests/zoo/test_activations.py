@@ -29,12 +29,12 @@ def test_training_states_are_those_of_windows_without_bos(model, tmp_path):
     with torch.inference_mode():
         hidden, _ = model.capture(windows, (1, 3))
     for layer in (1, 3):
-        wanted = hidden[layer][windows != 0].half().float()
+        expected = hidden[layer][windows != 0].half().float()
         stored = torch.cat(open_store(tmp_path / "states").layer(layer).parts).float()
-        assert stored.shape == wanted.shape == (80 - 5 - 2, model.d_model)
-        distances = torch.cdist(stored, wanted)  # the windows come in random order
+        assert stored.shape == expected.shape == (80 - 5 - 2, model.d_model)
+        distances = torch.cdist(stored, expected)  # the windows come in random order
         for axis in (0, 1):
-            assert distances.min(dim=axis).values.max() < 1e-2 * wanted.norm(dim=1).min()
+            assert distances.min(dim=axis).values.max() < 1e-2 * expected.norm(dim=1).min()
 
 
 def test_held_out_states_and_loss_leave_bos_out(model, tmp_path):
@@ -48,5 +48,5 @@ def test_held_out_states_and_loss_leave_bos_out(model, tmp_path):
     ids = torch.tensor([[model.tokenizer.bos_token_id, *kept["code"][0]]])
     with torch.no_grad():
         logits = model.model(input_ids=ids).logits[0, 1:-1]
-    wanted = torch.nn.functional.cross_entropy(logits, ids[0, 2:]).item()
-    assert held_out.loss["code"] == pytest.approx(wanted, rel=1e-4)
+    expected = torch.nn.functional.cross_entropy(logits, ids[0, 2:]).item()
+    assert held_out.loss["code"] == pytest.approx(expected, rel=1e-4)

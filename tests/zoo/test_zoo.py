@@ -1,17 +1,17 @@
-"""What the shipped zoo promises."""
+"""Properties of the shipped zoo."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from saematch.evaluate.plan import evaluate_texts, plan_splices
+from saematch.evaluate.tables import Tables
 
 import saematch
 from saematch.core.match import Match
 from saematch.core.pairs import Pair
 from saematch.evaluate.intervals import Intervals
-from saematch.evaluate.plan import evaluate_texts, plan_splices
-from saematch.evaluate.tables import Tables
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Optimal, Random
@@ -76,12 +76,12 @@ def test_chain_hides_a_permutation_that_matching_finds():
     assert truth.is_permutation
     identity = Match.from_columns(torch.arange(1024), 1024)
     assert identity.agreement(truth) < 0.02, "shuffled"
-    found = Arm("threshold", Parts(), Optimal()).match(source.load(5), source.load(6))
-    assert found.agreement(truth) > 0.9
+    match = Arm("threshold", Parts(), Optimal()).match(source.load(5), source.load(6))
+    assert match.agreement(truth) > 0.9
 
 
 def test_the_match_beats_chance_on_every_kind_of_text(tmp_path):
-    """What the demo is to show, on a few texts and one layer pair."""
+    """The result of the demo, on a few texts and one layer pair."""
     source = ZooSaes("chain", 1024, 20)
     pair = Pair.of_layers(3, 4)
     saes = {key: source.load(key.layer) for key in (pair.source, pair.target)}
@@ -121,7 +121,7 @@ def test_mixed_has_a_quarter_without_a_partner():
 
 @pytest.mark.parametrize("sparsity", [10, 20, 40])
 def test_independent_saes_start_apart(sparsity):
-    """Identity is at chance: the decoder vectors of one index are no more alike than others."""
+    """Identity is at chance: decoder vectors of equal index are not more similar than others."""
     source = ZooSaes("independent", 1024, sparsity)
     assert source.truth(0, 1) is None
     for layer in range(7):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import logging
 import re
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -25,6 +28,8 @@ from saematch.run.run_folders import new_run_id, run_folder
 if TYPE_CHECKING:
     from saematch.run.experiment import Experiment
 
+log = logging.getLogger(__name__)
+
 CONF = str(PRESETS)
 
 # Files in conf/hydra/launcher have the names of the plugins' launchers on purpose
@@ -37,38 +42,103 @@ REFERRED = ("run_id", "objective", "matcher", "setting")
 """Settings that are no part of a run themselves: other settings refer to them."""
 
 
-def build(overrides: list[str]) -> tuple[Experiment, dict[str, Any]]:
-    """Return the experiment that the settings of a command line make, and its configuration."""
+def build(
+    overrides: list[str], config_dir: Path | None = None
+) -> tuple[Experiment, dict[str, Any]]:
+    """Return the experiment that a command line specifies, and its configuration.
+
+    ``config_dir`` is a folder of the user's presets.
+    """
     refuse_secrets(overrides)
     refuse_old_names(overrides)
     GlobalHydra.instance().clear()
     check_choices(overrides)
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        config = hydra.compose("config", overrides, return_hydra_config=True)
-    about = config.hydra
+        settings = [*overrides, *search_path(config_dir)]
+        config = hydra.compose("config", settings, return_hydra_config=True)
+    hydra_config = config.hydra
     with open_dict(config):
         del config["hydra"]
-    return built(config, about)
+    return built(config, hydra_config)
 
 
-def built(config: DictConfig, about: DictConfig) -> tuple[Experiment, dict[str, Any]]:
-    """Return the experiment, and the configuration with what was chosen; ``about`` is Hydra's."""
+def add_config_dir(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--config-dir``, whose value ``config_dir_of`` checks."""
+    parser.add_argument(
+        "--config-dir", type=Path, action="append", default=[], metavar="DIR",
+        help="folder of your own presets, with the same subfolders as saematch's conf/: "
+        "DIR/matcher/top.yaml is chosen by matcher=top",
+    )  # fmt: skip
+
+
+def config_dir_of(folders: Sequence[Path]) -> Path | None:
+    """Return the folder in the values of ``--config-dir``, None without one.
+
+    ``InputError`` for several folders, and for a folder that does not exist.
+    """
+    if len(folders) > 1:
+        raise InputError(
+            f"--config-dir was given {len(folders)} times ({', '.join(map(str, folders))}): put "
+            "all presets into one folder"
+        )
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"--config-dir {folder}: there is no such folder")
+        return folder
+    return None
+
+
+def without_config_dir(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Return the folder that ``--config-dir`` names among the words, and the other words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    add_config_dir(parser)
+    try:
+        options, others = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise InputError(str(error)) from error
+    return config_dir_of(options.config_dir), others
+
+
+def search_path(config_dir: Path | None) -> list[str]:
+    """Return Hydra's setting that adds the presets in ``config_dir``."""
+    if config_dir is None:
+        return []
+    return [f"hydra.searchpath=[{quoted(f'file://{config_dir.absolute()}')}]"]
+
+
+def built(config: DictConfig, hydra_config: DictConfig) -> tuple[Experiment, dict[str, Any]]:
+    """Return the experiment, and its configuration together with the chosen presets."""
     from saematch.run.experiment import Experiment
 
     refuse_old_presets(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
     run_folder(config.name, config.run_id)
+    _leave_unchosen(config)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     fields = [field.name for field in dataclasses.fields(Experiment)]
-    _check_settings(Experiment, fields, resolved, about.overrides.task)
-    resolved["overrides"] = list(about.overrides.task)
-    choices = OmegaConf.to_container(about.runtime.choices)
+    _check_settings(Experiment, fields, resolved, hydra_config.overrides.task)
+    resolved["overrides"] = list(hydra_config.overrides.task)
+    choices = OmegaConf.to_container(hydra_config.runtime.choices)
     assert isinstance(choices, dict)
     chosen = {str(k): v for k, v in choices.items() if not str(k).startswith("hydra/")}
     resolved["choices"] = {**chosen, "arms": list(resolved["arms"])}
+    if resolved["evaluations"]:
+        resolved["choices"]["evaluations"] = list(resolved["evaluations"])
     parts = _instantiated(config)
     for name in REFERRED:
         del parts[name]
     return Experiment(**parts), resolved
+
+
+def _leave_unchosen(config: DictConfig) -> None:
+    """Remove settings that a preset makes for an evaluation that the run does not choose."""
+    evaluations = config.get("evaluations")
+    if not isinstance(evaluations, DictConfig):
+        return
+    for name in [str(name) for name in evaluations]:
+        if isinstance(evaluations[name], DictConfig) and "_target_" not in evaluations[name]:
+            with open_dict(evaluations):
+                del evaluations[name]
+            log.info("evaluations.%s: not chosen, so its settings are not used", name)
 
 
 def _instantiated(config: DictConfig) -> dict[str, Any]:
@@ -170,7 +240,7 @@ def known_keys() -> list[str]:
     while todo:
         prefix, value = todo.pop()
         if isinstance(value, dict):
-            todo += [(f"{prefix}.{k}" if prefix else str(k), inner) for k, inner in value.items()]
+            todo += [(f"{prefix}.{k!s}" if prefix else str(k), inner) for k, inner in value.items()]
         if prefix:
             keys.append(prefix)
     return [*keys, *(path.name for path in PRESETS.iterdir() if path.is_dir())]

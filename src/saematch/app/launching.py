@@ -71,7 +71,7 @@ def run_once() -> None:
         folder = Begun.folder()
         if folder is None or error.filename not in map(str, (folder, *folder.parents)):
             raise
-        raise unwritable(folder, error.strerror, "choose another run_id or folder") from error
+        raise unwritable(folder, str(error.strerror), "choose another run_id or folder") from error
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def _run(config: DictConfig) -> None:
 
 def _do(config: DictConfig, folder: Path) -> Results:
     """Do the run. One that fails before any work leaves no folder, or, as a job, its error."""
-    about = HydraConfig.get()
+    about: DictConfig = HydraConfig.get()  # type: ignore[assignment]  # annotated as HydraConf
     overrides = list(about.overrides.task)
     with interruptible():  # a launcher's job has a process of its own
         try:

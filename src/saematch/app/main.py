@@ -8,8 +8,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
-from saematch.app.configuration import check_choices
+from saematch.app.configuration import check_choices, without_config_dir
 from saematch.app.launching import Begun, run_once
 from saematch.app.messages import MISTAKES, one_line
 from saematch.app.renaming import refuse_old_names
@@ -18,6 +19,18 @@ from saematch.run.interruption import Interrupted, interruptible, record_killed
 
 _HOME = re.compile(r"(?<=[=\[,])~(?=/)")
 """A path's ``~`` in an argument: shells leave it, and Hydra's grammar has no such sign."""
+
+
+def console() -> None:
+    """Run the console script ``saematch``: ``main``, with the imports of ``python -m saematch``.
+
+    Modules in the current folder can be imported, so that a preset's ``_target_`` may name them.
+    Installed packages of the same name take precedence.
+    """
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
+    main()
 
 
 def main() -> None:
@@ -66,7 +79,10 @@ def _command(words: Sequence[str]) -> None:
 
         saes(words[1:])
     else:
+        config_dir, words = without_config_dir(words)
         check_choices([word for word in words if "=" in word and not word.startswith("-")])
+        if config_dir is not None:  # Hydra takes no option between settings
+            sys.argv[1:] = ["--config-dir", str(config_dir), *words]
         run_once()
 
 

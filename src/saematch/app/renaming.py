@@ -14,10 +14,12 @@ KEYS = {
     "tasks": "evaluations",
     "starts": "pairing.starts",
     "reach": "pairing.reach",
+    "strategies": "evaluations.skipping.strategies",
+    "paths": "evaluations.paths",
 }
 """Settings and groups: old and new name."""
-EVALUATIONS = {"evaluate": "skipping", "activations": "co_activation"}
-"""Evaluations: old and new name."""
+EVALUATIONS = {"evaluate": "co_activation,skipping", "activations": "co_activation"}
+"""Evaluations: old name and new names."""
 TASKS = ("collect", "train_saes")
 """Values of ``tasks`` that are values of ``task`` now."""
 CLASSES = {
@@ -25,6 +27,7 @@ CLASSES = {
     "saematch.data.hub": "saematch.texts.hub",
     "saematch.data.texts": "saematch.texts.sources",
     "saematch.evals.intervals": "saematch.evaluate.intervals",
+    "saematch.evaluate.paths.PathSpec": "saematch.evaluate.paths.Paths",
     "saematch.evals.runner": "saematch.texts.trainer",
     "saematch.judge.model": "saematch.chat.model",
     "saematch.matching.assignment": "saematch.matching.matchers",
@@ -37,7 +40,7 @@ CLASSES = {
     "saematch.sae.training_state": "saematch.training.state",
     "saematch.tasks.collect": "saematch.training.collect",
     "saematch.tasks.judged": "saematch.judge.design",
-    "saematch.tasks.paths": "saematch.evaluate.paths",
+    "saematch.tasks.paths.PathSpec": "saematch.evaluate.paths.Paths",
     "saematch.tasks.stand_in": "saematch.sae.stand_in",
     "saematch.tracking": "saematch.run.tracking",
 }
@@ -135,7 +138,8 @@ def _renamed_evaluations(setting: str, key: str, value: str) -> str | None:
 def _evaluations(names: str) -> str:
     """Return a list of old evaluations in the new names; matching is no evaluation any more."""
     listed = [name for name in re.findall(r"\w+", names) if name not in ("match", "null")]
-    return ",".join(EVALUATIONS.get(name, name) for name in listed)
+    new = ",".join(EVALUATIONS.get(name, name) for name in listed)
+    return ",".join(dict.fromkeys(filter(None, new.split(","))))
 
 
 def _new_class(path: str) -> str | None:

@@ -1,4 +1,4 @@
-"""``saematch reproduce``: run every experiment of the paper and write the page that compares."""
+"""``saematch reproduce``: run every experiment of the paper and compare the figures on a page."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from saematch.app.configuration import build
+from saematch.app.configuration import add_config_dir, build, config_dir_of
 from saematch.app.messages import MISTAKES, one_line
-from saematch.core.errors import described
-from saematch.core.files import check_path
+from saematch.core.errors import InputError, described
+from saematch.core.files import PRESETS, check_path
 from saematch.core.safe_text import visible
 from saematch.report.reproduction import Run, write_page
 from saematch.run.run_folders import LOG, LogFile, check_name, remove_unused, run_folder
@@ -31,23 +31,24 @@ EXPERIMENTS = (
     "quantiles",
     "paths",
 )
-"""Done for every family of SAEs."""
+"""Experiments that run on every family of SAEs."""
 DECODER_ONLY = ("folding", "objective=decoder")
-"""With the decoder alone, since in the plain sum of all parts unfolded encoder biases may outweigh
-everything else; with that sum ``skip_layers`` has the same four combinations."""
+"""An experiment that runs on every family too, and its setting. It matches by the decoder alone,
+because unfolded encoder biases may outweigh everything else in the plain sum of all parts.
+``skip_layers`` has the same four combinations with that sum."""
 JUDGED = {
     "judge_layers": ("+experiment=judge_layers",),
     "mse_by_label": ("+experiment=mse_by_label",),
     "persistence_judged": ("+experiment=persistence", "name=persistence_judged"),
 }
-"""Done for every family of SAEs too, if there is a judge."""
+"""Runs on every family that need a judge."""
 FAMILIES = {
     "zoo": {family: [f"sae={family}"] for family in ("chain", "independent", "mixed")},
     "gemma_2_2b": {"gemma_scope_2b": ["setting=gemma_2_2b", "sae=gemma_scope_2b"]},
     "llama_3_1_8b": {"llama_scope": ["setting=llama_3_1_8b", "sae=llama_scope"]},
     "smollm2_135m": {"trained": ["setting=smollm2_135m", "sae=smollm2_135m"]},
 }
-"""For each model, its families of SAEs and their settings."""
+"""By model and family of SAEs: the settings that choose the SAEs."""
 ONCE = {
     "zoo": {
         "sparsity": "independent",
@@ -59,29 +60,13 @@ ONCE = {
     "llama_3_1_8b": {"llama": "llama_scope"},
     "smollm2_135m": {},
 }
-"""Experiments that one family alone can do, or that bring their own SAEs."""
+"""By model and experiment: the family of an experiment that runs on one family only. A family that
+``FAMILIES`` lacks comes from the experiment's preset."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command; exits with 1 if a run failed, after all others were done."""
-    parser = argparse.ArgumentParser(
-        prog="saematch reproduce",
-        description="Run every experiment of the paper and write outputs/<run id>/index.html, "
-        "every figure beside what the paper shows. What is finished already is not done again; the "
-        "page shows all that is finished.",
-    )
-    parser.add_argument("--model", default="zoo", choices=sorted(FAMILIES))
-    parser.add_argument("--only", metavar="A,B", help="these experiments alone")
-    parser.add_argument("--families", metavar="A,B", help="these families of SAEs alone")
-    parser.add_argument(
-        "--judge", metavar="NAME,SETTING,...",
-        help="also do what needs a judge, as --judge gpt_4o_mini, --judge "
-        "local,judge.base_url=http://127.0.0.1:8000/v1, or without any LLM --judge overlap",
-    )  # fmt: skip
-    parser.add_argument("--run-id", metavar="NAME", help="name of the page's folder")
-    parser.add_argument("--page", type=Path, metavar="FILE.md", help="write the page here instead")
-    parser.add_argument("settings", nargs="*", help="settings of every run, as dataset.n_texts=20")
-    options = parser.parse_args(arguments)
+    """Run the command. After all runs, exit with 1 if one of them failed."""
+    options = _parser().parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("saematch").setLevel(logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -89,89 +74,144 @@ def main(arguments: Sequence[str]) -> None:
     run_id = check_name("--run-id", default if options.run_id is None else options.run_id)
     page = options.page or Path("outputs") / run_id / "index.md"
     check_path("--page", page)
-    plan = planned(options.model, run_id, options.settings, options.judge)
-    chosen = [one for one in plan if _is_chosen(one, options.only, options.families)]
+    config_dir = config_dir_of(options.config_dir)
+    plan = planned(options.model, run_id, options.settings, options.judge, config_dir)
+    chosen = [run for run in plan if _is_chosen(run, options.only, options.families)]
     if not chosen:
-        experiments = sorted({one.experiment for one in plan})
-        families = sorted({one.family for one in plan})
-        sys.exit(
-            f"saematch: nothing to do; --only takes {', '.join(experiments)}, and --families "
-            f"{', '.join(families)}"
+        experiments = ", ".join(sorted({run.experiment for run in plan}))
+        families = ", ".join(sorted({run.family for run in plan}))
+        raise InputError(
+            f"nothing to run: choose --only from {experiments}, and --families from {families}"
         )
-    runs = []
-    for one in plan:
-        if one in chosen:
-            number = chosen.index(one) + 1
-            log.info("\n[%d/%d] %s on %s", number, len(chosen), one.experiment, one.family)
-        run = _done(one) or (_do(one) if one in chosen else None)
-        runs += [run] if run else []
-    agreeing, decided = write_page(runs, options.model, page)
-    log.info("\n%d of %d statements agree with their rules", agreeing, decided)
+    runs = _done_or_do(plan, chosen)
+    n_agreeing, n_decided = write_page(runs, options.model, page)
+    log.info("\n%d of %d statements agree with their rules", n_agreeing, n_decided)
     log.info("written: %s\nwritten: %s", page, page.with_suffix(".html"))
     failed = [run for run in runs if run.error]
     if failed:
         sys.exit("\n".join(f"failed: {r.experiment} on {r.family}: {r.error}" for r in failed))
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="saematch reproduce",
+        description="Run every experiment of the paper and write outputs/<run id>/index.html, a "
+        "page that compares each figure with the paper's. Finished runs are not repeated; the "
+        "page shows all finished runs.",
+        epilog="With --config-dir DIR, the experiments in DIR/experiment are run too, on every "
+        "family of SAEs. Run only one of them with --only NAME.",
+    )
+    parser.add_argument("--model", default="zoo", choices=sorted(FAMILIES))
+    parser.add_argument("--only", metavar="A,B", help="run only these experiments")
+    parser.add_argument("--families", metavar="A,B", help="run only on these families of SAEs")
+    parser.add_argument(
+        "--judge", metavar="NAME,SETTING,...",
+        help="also run the experiments that need a judge, as --judge gpt_4o_mini, --judge "
+        "local,judge.base_url=http://127.0.0.1:8000/v1, or without an LLM --judge overlap",
+    )  # fmt: skip
+    parser.add_argument("--run-id", metavar="NAME", help="name of the page's folder")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE.md", help="write the page to this file instead"
+    )
+    add_config_dir(parser)
+    parser.add_argument("settings", nargs="*", help="settings of every run, as dataset.n_texts=20")
+    return parser
+
+
 class Planned(NamedTuple):
-    """One run to be done."""
+    """A planned run."""
 
     experiment: str
     family: str
     overrides: tuple[str, ...]
+    config_dir: Path | None
+    """Folder of the user's presets; None without one."""
+
+    @property
+    def command(self) -> str:
+        """The command line of this run alone."""
+        presets = [] if self.config_dir is None else ["--config-dir", str(self.config_dir)]
+        return " ".join(["saematch", *presets, *self.overrides])
 
 
 def planned(
-    model: str, run_id: str, settings: Sequence[str] = (), judge: str | None = None
+    model: str,
+    run_id: str,
+    settings: Sequence[str] = (),
+    judge: str | None = None,
+    config_dir: Path | None = None,
 ) -> list[Planned]:
-    """Return every run of a reproduction; with ``judge``, a choice and settings, those it needs."""
+    """Return every run of a reproduction.
+
+    ``settings`` are those of every run. ``judge`` is a judge's preset with its settings, joined by
+    commas; without it, the runs that need a judge are left out. The experiments in ``config_dir``
+    run on every family.
+    """
     plan = []
-    for family, own in FAMILIES[model].items():
-        for experiment in EXPERIMENTS:
-            plan.append(Planned(experiment, family, (f"+experiment={experiment}", *own)))
+    for family, saes in FAMILIES[model].items():
+        for experiment in (*EXPERIMENTS, *_own_experiments(config_dir)):
+            plan.append((experiment, family, (f"+experiment={experiment}", *saes)))
         experiment, setting = DECODER_ONLY
-        about = (f"+experiment={experiment}", *own, setting, f"name={experiment}_decoder")
-        plan.append(Planned(f"{experiment} decoder", family, about))
-        for name, about in JUDGED.items() if judge else ():
-            plan.append(Planned(name, family, (*about, *own, *f"judge={judge}".split(","))))
+        overrides = (f"+experiment={experiment}", *saes, setting, f"name={experiment}_decoder")
+        plan.append((f"{experiment} decoder", family, overrides))
+        for name, judged in JUDGED.items() if judge else ():
+            plan.append((name, family, (*judged, *saes, *f"judge={judge}".split(","))))
     for experiment, family in ONCE[model].items():
-        own = FAMILIES[model].get(family, [])
-        plan.append(Planned(experiment, family, (f"+experiment={experiment}", *own)))
+        saes = FAMILIES[model].get(family, [])
+        plan.append((experiment, family, (f"+experiment={experiment}", *saes)))
     return [
-        one._replace(overrides=(*one.overrides, f"run_id={run_id}-{one.family}", *settings))
-        for one in plan
+        Planned(name, family, (*own, f"run_id={run_id}-{family}", *settings), config_dir)
+        for name, family, own in plan
     ]
 
 
-def _is_chosen(one: Planned, only: str | None, families: str | None) -> bool:
-    return (only is None or one.experiment in only.split(",")) and (
-        families is None or one.family in families.split(",")
+def _own_experiments(config_dir: Path | None) -> list[str]:
+    """Return the names of the experiments in a folder of the user's presets."""
+    files = [] if config_dir is None else sorted((config_dir / "experiment").glob("*.yaml"))
+    return [file.stem for file in files if not (PRESETS / "experiment" / file.name).exists()]
+
+
+def _is_chosen(run: Planned, only: str | None, families: str | None) -> bool:
+    return (only is None or run.experiment in only.split(",")) and (
+        families is None or run.family in families.split(",")
     )
 
 
-def _done(one: Planned) -> Run | None:
-    """Return the run if it is finished already, with the same settings."""
+def _done_or_do(plan: Sequence[Planned], chosen: Sequence[Planned]) -> list[Run]:
+    """Return the finished runs of the plan, after doing the chosen ones that are not finished."""
+    runs = []
+    for run in plan:
+        if run in chosen:
+            number = chosen.index(run) + 1
+            log.info("\n[%d/%d] %s on %s", number, len(chosen), run.experiment, run.family)
+        result = _done(run) or (_do(run) if run in chosen else None)
+        runs += [result] if result else []
+    return runs
+
+
+def _done(run: Planned) -> Run | None:
+    """Return the run if it is already finished with the same settings, else None."""
     from saematch.run.resuming import finished_as
 
     try:
-        _, config = build(list(one.overrides))
+        _, config = build(list(run.overrides), run.config_dir)
         folder = run_folder(config["name"], config["run_id"])
         if not finished_as(folder, config):
             return None
-    except Exception:  # noqa: BLE001 - a mistake or a bug: doing it says what is wrong
+    except Exception:  # noqa: BLE001 - a mistake or a bug: ``_do`` reports it
         return None
-    log.info("finished before: %s", folder)
-    return Run(one.experiment, one.family, _command(one), folder)
+    log.info("already finished: %s", folder)
+    return Run(run.experiment, run.family, run.command, folder)
 
 
-def _do(one: Planned) -> Run:
+def _do(planned_run: Planned) -> Run:
     from saematch.run.run import run
 
-    folder = Path()
+    folder, error = Path(), ""
     started = time.monotonic()
     root = logging.getLogger()
     try:
-        parts, config = build(list(one.overrides))
+        parts, config = build(list(planned_run.overrides), planned_run.config_dir)
         folder = run_folder(config["name"], config["run_id"])
         handler = LogFile(folder / LOG)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -182,15 +222,11 @@ def _do(one: Planned) -> Run:
             root.removeHandler(handler)
             handler.close()
             remove_unused(folder)
-    except MISTAKES as error:
-        log.error("failed: %s", one_line(error))
-        return Run(one.experiment, one.family, _command(one), folder, one_line(error))
-    except Exception as error:  # ours: the other runs go on all the same
+        log.info("%s: %.0f s", folder, time.monotonic() - started)
+    except MISTAKES as mistake:
+        error = one_line(mistake)
+        log.error("failed: %s", error)
+    except Exception as bug:  # ours: the other runs still go on
+        error = visible(described(bug))
         log.exception("failed unexpectedly")
-        return Run(one.experiment, one.family, _command(one), folder, visible(described(error)))
-    log.info("%s: %.0f s", folder, time.monotonic() - started)
-    return Run(one.experiment, one.family, _command(one), folder)
-
-
-def _command(one: Planned) -> str:
-    return f"saematch {' '.join(one.overrides)}"
+    return Run(planned_run.experiment, planned_run.family, planned_run.command, folder, error)

@@ -1,4 +1,4 @@
-"""What an answer says: the JSON object or the text that was asked for."""
+"""Parsing of answers: the requested JSON object or text."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from saematch.core.files import parse_json
 
 
 def read_text(reply: Reply, field: str) -> str | None:
-    """Return the text that was asked for under ``field``, None if the answer has none.
+    """Return the text of the field ``field``; None if the answer has none.
 
-    A server that ignores the schema may answer in plain text: one line that is no announcement of
-    something else and no piece of JSON or markup.
+    A server that ignores the schema may answer in plain text. It is accepted if it is one line,
+    does not end in a colon, and is not the beginning of JSON or markup.
     """
     if reply.refused or reply.finish_reason == "length":
         return None
-    found = json_object(reply.content)
-    if found is not None:
-        text = found.get(field)
+    answer = json_object(reply.content)
+    if answer is not None:
+        text = answer.get(field)
         return text.strip() or None if isinstance(text, str) else None
     line = reply.content.strip()
     if "\n" in line or line.endswith(":") or line.startswith(("{", "<", "```")):
@@ -28,7 +28,7 @@ def read_text(reply: Reply, field: str) -> str | None:
 
 
 def json_object(text: str) -> dict[str, object] | None:
-    """Return the JSON object that a text is or ends with, a code fence aside; None otherwise."""
+    """Return the JSON object at the end of a text, ignoring a code fence; None if there is none."""
     text = re.sub(r"\s*```\s*$", "", text.rstrip())
     starts = [match.start() for match in re.finditer(r"\{", text)] if text.endswith("}") else []
     for start in starts:

@@ -1,4 +1,4 @@
-"""Ask an LLM many questions: what is known is not asked, and nothing is paid for twice."""
+"""Many questions to an LLM, with stored answers, so that no question is paid for twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from tqdm import tqdm
 
 from saematch.chat.model import ChatModel
-from saematch.chat.questions import Asked, Judge, Question, Reply
+from saematch.chat.questions import Judge, Question, QuestionRecord, Reply
 from saematch.chat.replies import ReplyStore
 from saematch.core.background import ENDING_SECONDS, in_background
 from saematch.core.errors import InputError
@@ -22,24 +22,24 @@ from saematch.core.errors import InputError
 log = logging.getLogger(__name__)
 
 LOST_IN_A_ROW = 20
-"""Requests lost one after the other, retries included, after which the rest is not tried."""
+"""Number of consecutive requests without an answer after which the run stops asking."""
 POLL_SECONDS = 1.0
-"""Between looks at what another run was asking."""
+"""Seconds between checks for answers to questions of another run."""
 
 
 class AskingError(InputError):
-    """Asking cannot go on; what was answered is kept."""
+    """A reason to stop asking; the answers so far are stored."""
 
 
 @runtime_checkable
 class Endpoint(Protocol):
-    """What answers questions."""
+    """Server that answers questions."""
 
     def complete(self, model: str, question: Question) -> Reply:
         """Answer one question.
 
-        Raises ``AskingError`` if no question will be answered, ``TimeoutError`` if this one was not
-        after all retries.
+        Raises ``AskingError`` if the server will answer no question, and ``TimeoutError`` if there
+        is no answer to this one after all retries.
         """
         ...
 
@@ -50,28 +50,28 @@ class Endpoint(Protocol):
 
 @runtime_checkable
 class BatchRunner(Protocol):
-    """What hands questions in by the file, and fetches answers."""
+    """Runner that submits questions as files and fetches the answers."""
 
     def run(self, questions: Sequence[Question], bar: tqdm) -> None:
-        """Return when every question is answered, or was handed in by another run."""
+        """Return when every question is answered or was submitted by another run."""
         ...
 
 
 @dataclass
 class Spent:
-    """What was asked since the start of the run, and what all its answers took."""
+    """Requests, tokens and cost since the start of the run."""
 
     requests: int = 0
     cost: float = 0.0
-    """Dollars of this start."""
+    """Cost of this start in dollars."""
     tokens_in: int = 0
     tokens_out: int = 0
     reused: int = 0
-    """Answers that were there already."""
+    """Number of answers that were already stored."""
 
 
 class Chat(Judge):
-    """One LLM of a run, with its answers of all runs and its caps."""
+    """An LLM of a run, with the stored answers of all runs and its limits."""
 
     writes: ClassVar[bool] = True
 
@@ -80,39 +80,40 @@ class Chat(Judge):
     ) -> None:
         self.spec, self.model, self.endpoint, self.store = spec, model, endpoint, store
         self.batches: BatchRunner | None = None
-        """The server's Batch API, if it may have one."""
+        """Batch API of the server; None if it is not used."""
         self.spent = Spent()
-        self._seen: dict[str, str] = {}
-        """Of every answer that was used, who gave it, in the server's words."""
+        self._served_by: dict[str, str] = {}
+        """Model name by the server, for the key of every answer that was used."""
 
     def ask(self, questions: Sequence[Question], what: str) -> dict[Question, Reply]:
-        """Return the answers; with ``cached_only`` those that there are.
+        """Return the answers; with ``cached_only``, only stored answers.
 
-        ``what`` names the answers in the plural, for the announcement and the progress bar. Raises
-        ``AskingError`` when a cap is reached or the server does not answer; a later call goes on.
+        ``what`` is the name of the answers in messages, in the plural. Raises ``AskingError`` if a
+        limit is reached or the server does not answer; a later call continues.
         """
         by_key = {question.key(self.model): question for question in questions}
-        found = self.store.find(list(by_key))
-        left = [question for key, question in by_key.items() if key not in found]
-        self.spent.reused += len(found.keys() - self._seen.keys())
+        replies = self.store.find(list(by_key))
+        left = [question for key, question in by_key.items() if key not in replies]
+        self.spent.reused += len(replies.keys() - self._served_by.keys())
         if left and self.endpoint is not None:
             self._announce(what, len(by_key), left)
             _Round(self, what).run(left)
-            found = self.store.find(list(by_key))
-        self._seen |= {key: reply.served_by for key, reply in found.items()}
-        return {by_key[key]: reply for key, reply in found.items()}
+            replies = self.store.find(list(by_key))
+        self._served_by |= {key: reply.served_by for key, reply in replies.items()}
+        return {by_key[key]: reply for key, reply in replies.items()}
 
     def estimate(self, questions: Sequence[Question]) -> tuple[int, int, float]:
-        """Return about how many tokens go in, at most come out, and dollars."""
+        """Return estimated input tokens, the largest number of output tokens, and dollars."""
         tokens_in, tokens_out = (
-            sum(of) for of in zip(*(question.tokens() for question in questions), strict=True)
+            sum(counts)
+            for counts in zip(*(question.tokens() for question in questions), strict=True)
         )
         return tokens_in, tokens_out, self.spec.cost(tokens_in, tokens_out)
 
     def room(self, pending: Sequence[Question]) -> str:
-        """Return the cap that the next question may pass, empty if there is room for it.
+        """Return the limit that the next question may exceed; empty if there is room for it.
 
-        ``pending`` are the questions in flight and the next one.
+        ``pending`` are the questions of running requests and the next one.
         """
         limits = self.spec.limits
         if limits.max_requests is not None and self.spent.requests >= limits.max_requests:
@@ -123,16 +124,17 @@ class Chat(Judge):
             return ""
         return f"judge.limits.max_cost={limits.max_cost}"
 
-    def keep(self, answers: Sequence[tuple[Asked, Reply, int]]) -> None:
-        """Keep answers that came together, in one write, and count what they took.
+    def keep(self, answers: Sequence[tuple[QuestionRecord, Reply, int]]) -> None:
+        """Store answers that arrived together in one write, and count their tokens and cost.
 
-        With each comes an estimate of the tokens of its question, for servers that do not tell.
+        The third entry of an answer is an estimate of the tokens of its question, which is used if
+        the server does not count them.
         """
         counted = []
-        for asked, reply, tokens_in in answers:
+        for question, reply, tokens_in in answers:
             if not reply.tokens_in and not reply.refused:
                 reply = replace(reply, tokens_in=tokens_in, tokens_out=len(reply.content) // 4)
-            counted.append((asked, reply))
+            counted.append((question, reply))
         self.store.keep(self.model, counted)
         for _, reply in counted:
             self.spent.tokens_in += reply.tokens_in
@@ -145,24 +147,30 @@ class Chat(Judge):
             self.endpoint.close()
 
     def provenance(self) -> dict[str, Any]:
-        """Return what answered, and what it took."""
-        about = {"model": self.model, "base_url": self.spec.base_url}
-        return {**about, "served_by": dict(Counter(self._seen.values())), **vars(self.spent)}
+        """Return the model, its server, and the number and cost of requests."""
+        return {
+            "model": self.model,
+            "base_url": self.spec.base_url,
+            "served_by": dict(Counter(self._served_by.values())),
+            **vars(self.spent),
+        }
 
     def _announce(self, what: str, total: int, left: Sequence[Question]) -> None:
         tokens_in, tokens_out, cost = self.estimate(left)
         log.info(
-            "%s by %s: %d in all, %d known, %d to ask: about %s tokens in and at most %s out%s",
+            "%s by %s: %d in total, %d stored, %d to ask: about %s tokens in and at most %s out%s",
             what, self.model, total, total - len(left), len(left), f"{tokens_in:,}",
             f"{tokens_out:,}", f", at most ${cost:.2f}" if cost else "",
         )  # fmt: skip
         cap = self.spec.limits.max_cost
         if cap is not None and cost > cap - self.spent.cost:
-            log.warning("this may stop at judge.limits.max_cost=%s and can go on later", cap)
+            log.warning(
+                "this may stop at judge.limits.max_cost=%s; the same command continues later", cap
+            )
 
 
 class _Round:
-    """One call of ``Chat.ask``: requests in flight, answers kept one by one, caps watched."""
+    """One call of ``Chat.ask``: concurrent requests, stored answers and limits."""
 
     def __init__(self, chat: Chat, what: str) -> None:
         self.chat, self.what = chat, what
@@ -173,7 +181,7 @@ class _Round:
         self.last = ""
 
     def run(self, questions: Sequence[Question]) -> None:
-        """Ask until everything is answered; whatever another run is asking is waited for."""
+        """Ask until every question is answered; waits for questions that another run asks."""
         chat = self.chat
         left = list(questions)
         with tqdm(total=len(left), desc=self.what, unit="answer", leave=False) as bar:
@@ -182,31 +190,31 @@ class _Round:
                     chat.batches.run(left, bar)
                 else:
                     self._ask(left, bar)
-                known = chat.store.find([question.key(chat.model) for question in left])
-                left = [question for question in left if question.key(chat.model) not in known]
+                replies = chat.store.find([question.key(chat.model) for question in left])
+                left = [question for question in left if question.key(chat.model) not in replies]
                 self._complain(len(left), len(questions))
                 if left:
                     bar.set_postfix_str(f"{len(left)} asked by another run")
                     time.sleep(POLL_SECONDS)
 
     def _in_batches(self, left: Sequence[Question]) -> bool:
-        """Whether some of the questions were handed in as a batch, by an earlier start."""
+        """Return whether an earlier start submitted some of the questions as a batch."""
         batches = self.chat.store.batches(self.chat.model)
-        waiting = {asked.key for batch in batches for asked in batch.asked}
+        waiting = {question.key for batch in batches for question in batch.questions}
         return any(question.key(self.chat.model) in waiting for question in left)
 
     def _complain(self, n_left: int, n_questions: int) -> None:
-        """Raise what stopped the round, with what is left to do."""
-        kept = f"{n_questions - n_left} of {n_questions} answers are kept"
+        """Raise the error that stopped the round, with the number of stored answers."""
+        kept = f"{n_questions - n_left} of {n_questions} answers are stored"
         if isinstance(self.stop, AskingError):
-            raise AskingError(f"{self.stop}; {kept}, the same command goes on") from None
+            raise AskingError(f"{self.stop}; {kept}, and the same command continues") from None
         if self.stop is not None and not isinstance(self.stop, TimeoutError):
             raise self.stop
         if self.lost:
             raise AskingError(
                 f"{len(self.lost)} requests to {self.chat.spec.base_url} were not answered after "
-                f"{self.chat.spec.limits.retries} retries (last: {self.last}); {kept}, the same "
-                "command goes on"
+                f"{self.chat.spec.limits.retries} retries (last: {self.last}); {kept}, and the "
+                "same command continues"
             )
 
     def _ask(self, questions: Sequence[Question], bar: tqdm) -> None:
@@ -225,23 +233,24 @@ class _Round:
                 done, _ = wait(self.running, return_when=FIRST_COMPLETED)
                 self._collect(done, bar)
         finally:
-            if self.running:  # an error or a signal came between
+            if self.running:  # after an error or a signal
                 self._collect(wait(self.running, ENDING_SECONDS).done, bar)
             self.chat.store.release([question.key(self.chat.model) for question in questions])
 
     def _claim(self, waiting: deque[Question], n: int) -> list[Question]:
-        """Take the next questions that no other run is asking."""
+        """Claim the next questions that no other run is asking."""
         mine: list[Question] = []
         while waiting and not mine:
-            some = [waiting.popleft() for _ in range(min(n, len(waiting)))]
-            keys = self.chat.store.claim([question.key(self.chat.model) for question in some])
-            mine = [question for question in some if question.key(self.chat.model) in keys]
+            batch = [waiting.popleft() for _ in range(min(n, len(waiting)))]
+            keys = self.chat.store.claim([question.key(self.chat.model) for question in batch])
+            mine = [question for question in batch if question.key(self.chat.model) in keys]
         return mine
 
     def _submit(self, claimed: deque[Question]) -> bool:
-        """Send the next question, unless a cap stands against it.
+        """Send the next question, unless a limit forbids it; return whether it was sent.
 
-        What is in flight counts at its most; if that leaves no room, its answers are waited for.
+        Running requests count with their largest possible cost. If that reaches the limit, the
+        caller waits for their answers.
         """
         cap = self.chat.room([*self.running.values(), claimed[0]])
         if cap and not self.running:
@@ -251,21 +260,22 @@ class _Round:
         question = claimed.popleft()
         assert self.chat.endpoint is not None
         future: Future[Reply] = Future()
-        self.running[future] = question  # before it begins: an interrupt between loses none
+        self.running[future] = question  # before it starts, so that an interrupt loses none
         in_background(future, partial(self.chat.endpoint.complete, self.chat.model, question))
         self.chat.spent.requests += 1
         return True
 
     def _collect(self, done: set[Future[Reply]], bar: tqdm) -> None:
-        """Keep the answers that came; note what was lost, and what stops the round."""
+        """Store the answers that arrived; note lost questions and the error that stops the
+        round."""
         answers = []
         for future in done:
             error = future.exception()
             if error is None:
                 self.in_a_row = 0
                 question = self.running[future]
-                asked, (tokens_in, _) = question.asked(self.chat.model), question.tokens()
-                answers.append((asked, future.result(), tokens_in))
+                record, (tokens_in, _) = question.record(self.chat.model), question.tokens()
+                answers.append((record, future.result(), tokens_in))
                 continue
             self.lost.append(self.running.pop(future))
             self.last = str(error)
@@ -274,7 +284,7 @@ class _Round:
                 self.stop = self.stop or error
         if answers:
             self.chat.keep(answers)
-            for future in done & self.running.keys():  # an interrupt before this loses none
+            for future in done & self.running.keys():  # an interrupt before this line loses none
                 del self.running[future]
             bar.update(len(answers))
             bar.set_postfix_str(f"${self.chat.spent.cost:.4f}", refresh=False)

@@ -1,4 +1,4 @@
-"""The Batch API: questions handed in as a file, answers fetched within a day at half the price."""
+"""The Batch API: questions submitted as a file and answered within a day at half the price."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from saematch.chat.asking import AskingError, Chat
 from saematch.chat.client import OPTIONAL, OpenAiServer, read_completion, read_refusal
-from saematch.chat.questions import Asked, Question, Reply
+from saematch.chat.questions import Question, QuestionRecord, Reply
 from saematch.chat.replies import Batch
 from saematch.core.files import parse_json
 
@@ -24,26 +24,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 10_000
-"""Questions in one file."""
+"""Largest number of questions in a file."""
 POLL_SECONDS = 20.0
-"""Between looks at the batches."""
+"""Seconds between checks of the batches."""
 ENDED = ("completed", "failed", "expired", "cancelled")
 OURS = "saematch"
-"""Key of our own name among what the server keeps with a batch."""
+"""Key of our name in the metadata of a batch on the server."""
 
 
 class Batches:
-    """Hands in, waits and fetches; what was handed in is noted first, so that nothing is twice."""
+    """Submits batches and fetches their answers; stores each batch first, so that none runs
+    twice."""
 
     def __init__(self, chat: Chat, server: OpenAiServer) -> None:
         self.chat, self.server, self.client = chat, server, server.client
         self.failed: list[str] = []
-        """What the server said of questions that it did not answer."""
+        """Messages of the server about questions that it did not answer."""
 
     def run(self, questions: Sequence[Question], bar: tqdm) -> None:
-        """Return when every question is answered, or was handed in by another run.
+        """Return when every question is answered or was submitted by another run.
 
-        Raises ``AskingError`` for a batch or questions that failed; the other answers are kept.
+        Raises ``AskingError`` if a batch or questions failed; the other answers are stored.
         """
         import openai
 
@@ -51,63 +52,65 @@ class Batches:
         try:
             self._find_lost()
             if self.chat.spec.batch:
-                self._hand_in(questions)
-            asked = {question.key(self.chat.model) for question in questions}
-            while ours := self._waiting(asked):
+                self._submit(questions)
+            keys = {question.key(self.chat.model) for question in questions}
+            while ours := self._waiting(keys):
                 ended = [self._fetch(batch, bar) for batch in ours]
                 if not any(ended):
                     time.sleep(POLL_SECONDS)
         except openai.NotFoundError:
             raise AskingError(
-                f"{self.chat.spec.base_url} has no Batch API: take judge.batch=false"
+                f"{self.chat.spec.base_url} has no Batch API: set judge.batch=false"
             ) from None
         except openai.APIStatusError as error:
             raise self.server.refused(error) from None
         except openai.APIConnectionError as error:
-            said = self.server.scrubbed(error)
-            raise AskingError(f"lost {self.chat.spec.base_url} ({said}); batches wait") from None
+            reason = self.server.scrubbed(error)
+            raise AskingError(
+                f"lost the connection to {self.chat.spec.base_url} ({reason}); the batches remain"
+            ) from None
         if self.failed:
             raise AskingError(
                 f"{len(self.failed)} questions of a batch were not answered (the first: "
-                f"{self.failed[0]}); all other answers are kept, the same command hands them in "
-                "again"
+                f"{self.failed[0]}); all other answers are stored, and the same command submits "
+                "these questions again"
             )
 
-    def _waiting(self, asked: set[str]) -> list[Batch]:
+    def _waiting(self, keys: set[str]) -> list[Batch]:
         batches = self.chat.store.batches(self.chat.model)
-        return [b for b in batches if any(one.key in asked for one in b.asked)]
+        return [b for b in batches if any(question.key in keys for question in b.questions)]
 
     def _find_lost(self) -> None:
-        """Find at the server what a killed run handed in without having kept its id."""
+        """Find batches on the server whose id a killed run did not store."""
         store = self.chat.store
         noted = [batch for batch in store.batches(self.chat.model) if not batch.id]
         lost = {batch.name: batch for batch in noted if not store.is_other(batch.owner)}
         if not lost:
             return
-        for there in self.client.batches.list(limit=100):
-            batch = lost.pop((there.metadata or {}).get(OURS, ""), None)
+        for on_server in self.client.batches.list(limit=100):
+            batch = lost.pop((on_server.metadata or {}).get(OURS, ""), None)
             if batch is not None:
-                self.chat.store.note_batch(self.chat.model, batch._replace(id=there.id))
+                self.chat.store.note_batch(self.chat.model, batch._replace(id=on_server.id))
         for name in lost:
             self.chat.store.drop_batch(name)
 
-    def _hand_in(self, questions: Sequence[Question]) -> None:
+    def _submit(self, questions: Sequence[Question]) -> None:
         chat = self.chat
         waiting = self._noted()
         by_key = {question.key(chat.model): question for question in questions}
         keys = chat.store.claim([key for key in by_key if key not in waiting])
-        taken = self._noted()  # another run may have handed some in between
+        taken = self._noted()  # another run may have submitted some in the meantime
         left = [by_key[key] for key in by_key if key in keys - taken]
         try:
             self._check_caps(left)
             for start in range(0, len(left), BATCH_SIZE):
-                self._hand_in_part(left[start : start + BATCH_SIZE])
-        finally:  # a noted batch stands in the claims' place
+                self._submit_part(left[start : start + BATCH_SIZE])
+        finally:  # a stored batch replaces the claims
             chat.store.release(list(keys))
 
     def _noted(self) -> set[str]:
         batches = self.chat.store.batches(self.chat.model)
-        return {asked.key for batch in batches for asked in batch.asked}
+        return {question.key for batch in batches for question in batch.questions}
 
     def _check_caps(self, questions: Sequence[Question]) -> None:
         chat, limits = self.chat, self.chat.spec.limits
@@ -117,21 +120,21 @@ class Batches:
         if limits.max_cost is not None and chat.spent.cost + cost > limits.max_cost:
             raise AskingError(
                 f"a batch of {len(questions)} questions may cost ${cost:.2f}, more than "
-                f"judge.limits.max_cost={limits.max_cost} leaves: raise it, or take judge.batch="
-                "false, which stops at the cap; nothing was handed in"
+                f"judge.limits.max_cost={limits.max_cost} leaves: raise it, or set judge.batch="
+                "false, which stops at the limit; nothing was submitted"
             )
         if limits.max_requests is not None and (
             chat.spent.requests + len(questions) > limits.max_requests
         ):
             raise AskingError(
                 f"a batch of {len(questions)} questions is more than judge.limits.max_requests="
-                f"{limits.max_requests} leaves; nothing was handed in"
+                f"{limits.max_requests} leaves; nothing was submitted"
             )
 
-    def _hand_in_part(self, questions: Sequence[Question]) -> None:
+    def _submit_part(self, questions: Sequence[Question]) -> None:
         model, store = self.chat.model, self.chat.store
-        asked = tuple(question.asked(model) for question in questions)
-        batch = Batch(uuid.uuid4().hex, asked, "", store.owner)
+        records = tuple(question.record(model) for question in questions)
+        batch = Batch(uuid.uuid4().hex, records, "", store.owner)
         lines = [
             {
                 "custom_id": question.key(model),
@@ -146,37 +149,40 @@ class Batches:
             file=(f"{batch.name}.jsonl", io.BytesIO(content)), purpose="batch"
         )
         store.note_batch(model, batch)
-        there = self.client.batches.create(
+        on_server = self.client.batches.create(
             input_file_id=file.id,
             endpoint="/v1/chat/completions",
             completion_window="24h",
             metadata={OURS: batch.name},
         )
-        store.note_batch(model, batch._replace(id=there.id))
+        store.note_batch(model, batch._replace(id=on_server.id))
         self.chat.spent.requests += len(questions)
-        log.info("batch %s: %d questions handed in", there.id, len(questions))
+        log.info("batch %s: %d questions submitted", on_server.id, len(questions))
 
     def _fetch(self, batch: Batch, bar: tqdm) -> bool:
         """Fetch the answers of a batch that has ended; return whether it has."""
-        if not batch.id:  # another run is just handing it in
+        if not batch.id:  # another run is submitting it
             return False
-        there = self.client.batches.retrieve(batch.id)
-        if there.status not in ENDED:
-            done = there.request_counts.completed if there.request_counts else 0
-            bar.set_postfix_str(f"batch {there.status}, {done} of {len(batch.asked)} answered")
+        on_server = self.client.batches.retrieve(batch.id)
+        if on_server.status not in ENDED:
+            counts, n_questions = on_server.request_counts, len(batch.questions)
+            done = counts.completed if counts else 0
+            bar.set_postfix_str(f"batch {on_server.status}, {done} of {n_questions} answered")
             return False
-        by_key = {asked.key: asked for asked in batch.asked}
-        answered = self._keep(there, by_key, bar)
+        by_key = {question.key: question for question in batch.questions}
+        answered = self._keep(on_server, by_key, bar)
         self.chat.store.drop_batch(batch.name)
-        if answered < len(batch.asked) and not self.failed:
-            said = "; ".join(e.message or "" for e in (there.errors and there.errors.data) or ())
-            self.failed += [f"batch {there.status} {said}".strip()] * (len(by_key) - answered)
+        if answered < len(batch.questions) and not self.failed:
+            errors = (on_server.errors and on_server.errors.data) or ()
+            message = "; ".join(error.message or "" for error in errors)
+            failure = f"batch {on_server.status} {message}".strip()
+            self.failed += [failure] * (len(by_key) - answered)
         return True
 
-    def _keep(self, there: ServerBatch, by_key: dict[str, Asked], bar: tqdm) -> int:
-        """Keep the answers of an ended batch; return how many there were."""
+    def _keep(self, on_server: ServerBatch, by_key: dict[str, QuestionRecord], bar: tqdm) -> int:
+        """Store the answers of an ended batch; return their number."""
         answered = 0
-        for file_id in filter(None, (there.output_file_id, there.error_file_id)):
+        for file_id in filter(None, (on_server.output_file_id, on_server.error_file_id)):
             answers = []
             for line in self.client.files.content(file_id).text.splitlines():
                 row: dict[str, Any] = parse_json(line)
@@ -190,19 +196,18 @@ class Batches:
         return answered
 
     def _read(self, response: dict[str, Any], error: dict[str, Any] | None) -> Reply | None:
-        """Return what a line of a batch says; None, and a note of it, where it failed."""
+        """Return the reply in a line of a batch; None if it failed, which ``failed`` notes."""
         body = response.get("body") or {}
         if response.get("status_code") == 200:
             try:
                 return read_completion(body)
             except (AttributeError, TypeError):
-                error = {"message": "what came was no answer"}
+                error = {"message": "the reply was not an answer"}
         error = error or body.get("error") or {}
-        said = str(error.get("message") or error)
-        reply = (
-            read_refusal(error.get("code"), said) if response.get("status_code") == 400 else None
-        )
+        message = str(error.get("message") or error)
+        refused = response.get("status_code") == 400
+        reply = read_refusal(error.get("code"), message) if refused else None
         if reply is None:
-            self.server.give_up(dict.fromkeys(OPTIONAL), said)  # for the next start
-            self.failed.append(said[:200])
+            self.server.give_up(dict.fromkeys(OPTIONAL), message)  # for the next start
+            self.failed.append(message[:200])
         return reply

@@ -1,4 +1,4 @@
-"""Language models behind an OpenAI-compatible server. It and ``batches`` alone know openai."""
+"""Language models behind an OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NO_KEY = "none"
-"""Sent where the server wants no key."""
+"""Key that is sent to servers that need none."""
 NO_CHOICE = "no choice"
-"""Why an answer without choices ended."""
+"""Finish reason of an answer without choices."""
 NO_JSON = (json.JSONDecodeError, RecursionError)
-"""What the client raises for a body that is no JSON, or JSON nested too deeply."""
+"""Errors of the client for a body that is not JSON or is nested too deeply."""
 OPTIONAL = ("response_format", "max_tokens", "temperature")
-"""Options that some servers and models do not take, and that one can do without."""
+"""Optional parts of a request, which some servers and models do not support."""
 RETRY_SECONDS = 0.5
-"""Before an answer that was no JSON is asked for again; doubles each time."""
+"""Seconds before the first retry after a reply that is not JSON; doubled after each retry."""
 
 
 class OpenAiServer(Endpoint):
-    """The openai client of one server; its methods may be called from several threads."""
+    """The openai client of one server; several threads may call its methods."""
 
     def __init__(self, spec: ChatModel) -> None:
         import openai
@@ -42,14 +42,16 @@ class OpenAiServer(Endpoint):
         self.spec = spec
         self.key = _key(spec)
         self.given_up: frozenset[str] = frozenset()
-        for name in ("httpx", "httpx2", "openai"):  # a line a request
+        for name in ("httpx", "httpx2", "openai"):  # they log a line per request
             logging.getLogger(name).setLevel(logging.WARNING)
         self.client: OpenAI = openai.OpenAI(
             base_url=spec.base_url,
             api_key=self.key,
             max_retries=spec.limits.retries,
             timeout=spec.limits.timeout,
-            http_client=openai.DefaultHttpxClient(follow_redirects=False),  # the key goes with it
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False
+            ),  # a redirect would get the key
         )
 
     def close(self) -> None:
@@ -57,7 +59,7 @@ class OpenAiServer(Endpoint):
         self.client.close()
 
     def model_name(self) -> str:
-        """Return the model to ask; check on the way that the server is there and takes the key."""
+        """Return the name of the model; checks that the server is reachable and accepts the key."""
         import openai
 
         try:
@@ -68,46 +70,46 @@ class OpenAiServer(Endpoint):
         except openai.APIConnectionError as error:
             raise AskingError(
                 f"cannot reach the judge at {self.spec.base_url}: {self.scrubbed(error)}; start "
-                "the server, correct judge.base_url, or take judge=none"
+                "the server, correct judge.base_url, or set judge=none"
             ) from None
         except openai.APIStatusError as error:
             if 300 <= error.status_code < 400:
                 raise self.refused(error) from None
             served = []
         except (openai.OpenAIError, AttributeError, TypeError, *NO_JSON):
-            served = []  # some servers cannot list what they serve
+            served = []  # some servers cannot list their models
         if self.spec.model is not None:
             if served and self.spec.model not in served:
                 self._check_name(self.spec.model, served)
             return self.spec.model
         if len(served) != 1:
-            some = ", ".join(served[:5]) if served else "none"
+            names = ", ".join(served[:5]) if served else "none"
             raise AskingError(
-                f"judge.model is not set, and {self.spec.base_url} names {len(served)} models "
-                f"({some}): set judge.model"
+                f"judge.model is not set, and {self.spec.base_url} lists {len(served)} models "
+                f"({names}): set judge.model"
             )
         return served[0]
 
     def _check_name(self, model: str, served: Sequence[str]) -> None:
-        """Refuse a model that the server says it does not have; some serve more than they list."""
+        """Refuse a model that the server denies to have; some servers list only part of theirs."""
         import openai
 
-        some = ", ".join(difflib.get_close_matches(model, served, n=3) or served[:3])
+        others = ", ".join(difflib.get_close_matches(model, served, n=3) or served[:3])
         try:
             self.client.models.retrieve(model)
         except openai.NotFoundError as error:
             if error.code == "model_not_found":
                 raise AskingError(
-                    f"{self.spec.base_url} has no model {model!r}, but {some}: set judge.model"
+                    f"{self.spec.base_url} has no model {model!r}, but {others}: set judge.model"
                 ) from None
         except (openai.OpenAIError, *NO_JSON):
             pass
         else:
             return
-        log.warning("%s does not list the model %s, but %s", self.spec.base_url, model, some)
+        log.warning("%s does not list the model %s, but %s", self.spec.base_url, model, others)
 
     def body(self, model: str, question: Question) -> dict[str, Any]:
-        """Return the request's body."""
+        """Return the body of the request."""
         prompt = question.prompt
         body = {
             "model": model,
@@ -124,19 +126,21 @@ class OpenAiServer(Endpoint):
             body["max_completion_tokens"] = prompt.max_tokens
         return body
 
-    def give_up(self, body: Mapping[str, object], said: str) -> bool:
-        """Ask from now on without an option that an error names; return whether it names any."""
-        named = [name for name in OPTIONAL if name in body and name in said]
+    def give_up(self, body: Mapping[str, object], message: str) -> bool:
+        """Stop sending an option that an error message names; return whether it names one."""
+        named = [name for name in OPTIONAL if name in body and name in message]
         if named and named[0] not in self.given_up:
-            log.warning("%s does not take %s; asking without", self.spec.base_url, named[0])
+            log.warning(
+                "%s does not support %s; continuing without it", self.spec.base_url, named[0]
+            )
             self.given_up |= {named[0]}
         return bool(named)
 
     def complete(self, model: str, question: Question) -> Reply:
         """Ask one question.
 
-        Raises ``TimeoutError`` if it was not answered after all retries, ``AskingError`` if no
-        question will be.
+        Raises ``TimeoutError`` if there is no answer after all retries, and ``AskingError`` if the
+        server will answer no question.
         """
         import openai
 
@@ -146,56 +150,56 @@ class OpenAiServer(Endpoint):
             try:
                 answer = self.client.chat.completions.create(**body)
                 reply = read_completion(answer.model_dump(warnings=False))
-                if reply.finish_reason != NO_CHOICE or reply.tokens_out:  # it was paid for
+                if reply.finish_reason != NO_CHOICE or reply.tokens_out:  # it costs money
                     return reply
                 empty = reply
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                reply = read_refusal(error.code, str(error))
-                if reply is not None:
-                    return reply
+                refusal = read_refusal(error.code, str(error))
+                if refusal is not None:
+                    return refusal
                 if not self.give_up(body, str(error)):
                     raise self.refused(error) from None
                 continue
             except openai.APIStatusError as error:
-                if error.code == "insufficient_quota" or not _may_pass(error.status_code):
+                if error.code == "insufficient_quota" or not _is_temporary(error.status_code):
                     raise self.refused(error) from None
                 raise TimeoutError(self.scrubbed(error)) from None
             except openai.APIConnectionError as error:
                 raise TimeoutError(self.scrubbed(error)) from None
             except (AttributeError, TypeError, *NO_JSON):
-                pass  # a page of HTML from a proxy, or JSON that is no answer
+                pass  # an HTML page of a proxy, or JSON that is not an answer
             time.sleep(min(8.0, RETRY_SECONDS * 2**attempt))
             attempt += 1
         if empty is None:
-            raise TimeoutError("what came was no answer")
+            raise TimeoutError("the reply was not an answer")
         return empty
 
     def refused(self, error: Exception) -> AskingError:
-        """Return the server's refusal in one line."""
+        """Return an error with the server's refusal in one line."""
         import openai
 
-        said = self.scrubbed(error)
+        reason = self.scrubbed(error)
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             variable = self.spec.key_variable or "judge.key_variable, which is not set"
             return AskingError(
-                f"{self.spec.base_url} refuses the key ({said}); check the environment variable "
+                f"{self.spec.base_url} refuses the key ({reason}); check the environment variable "
                 f"{variable}"
             )
         if isinstance(error, openai.NotFoundError):
             return AskingError(
-                f"{self.spec.base_url} has no model {self.spec.model!r} ({said}); set judge.model, "
-                "or end judge.base_url with /v1"
+                f"{self.spec.base_url} has no model {self.spec.model!r} ({reason}); set "
+                "judge.model, or end judge.base_url with /v1"
             )
         if isinstance(error, openai.APIStatusError) and 300 <= error.status_code < 400:
             target = visible(error.response.headers.get("location", "nowhere"))
             return AskingError(
                 f"{self.spec.base_url} answers with a redirect to {target}, which is not followed: "
-                "if that server is the one you mean, set judge.base_url to it"
+                "to use that server, set judge.base_url to it"
             )
-        return AskingError(f"{self.spec.base_url} refuses the question ({said})")
+        return AskingError(f"{self.spec.base_url} refuses the question ({reason})")
 
     def scrubbed(self, error: Exception) -> str:
-        """Return the first line of what an error says, without the key."""
+        """Return the first line of an error message, without the key."""
         cause = error.__cause__
         text = str(cause) if cause is not None and str(cause) else str(error)
         if self.key != NO_KEY:
@@ -204,13 +208,13 @@ class OpenAiServer(Endpoint):
 
 
 def read_completion(answer: Mapping[str, Any]) -> Reply:
-    """Return what a chat completion says.
+    """Return the reply in a chat completion.
 
-    One without a message is an empty answer that ended for ``NO_CHOICE``. Raises ``TypeError`` or
-    ``AttributeError`` for what is no completion.
+    A completion without a message is an empty reply with the finish reason ``NO_CHOICE``. Raises
+    ``TypeError`` or ``AttributeError`` if ``answer`` is not a completion.
     """
     if answer.get("error"):
-        raise TypeError("an error in place of an answer")
+        raise TypeError("an error instead of an answer")
     choices, usage = answer.get("choices") or [None], answer.get("usage") or {}
     choice = choices[0] or {}
     message = choice.get("message") or {}
@@ -228,19 +232,19 @@ def read_completion(answer: Mapping[str, Any]) -> Reply:
     )
 
 
-def read_refusal(code: str | None, said: str) -> Reply | None:
-    """Return the answer that a refused request (status 400) amounts to, None if it is none.
+def read_refusal(code: str | None, message: str) -> Reply | None:
+    """Return the reply for a refused request (status 400); None if the error concerns all requests.
 
-    A filter is a refusal; a question too long for the model has no answer.
+    A content filter is a refusal. A question that is too long for the model has an empty reply.
     """
     if code == "content_filter":
         return Reply("", refused=True, finish_reason=code)
-    if code == "context_length_exceeded" or re.search(r"context (length|size|window)", said):
+    if code == "context_length_exceeded" or re.search(r"context (length|size|window)", message):
         return Reply("", finish_reason="context_length_exceeded")
     return None
 
 
-def _may_pass(status: int) -> bool:
+def _is_temporary(status: int) -> bool:
     return status in (408, 409, 429) or status >= 500
 
 
@@ -251,11 +255,11 @@ def _key(spec: ChatModel) -> str:
     if not key:
         raise AskingError(
             f"the environment variable {spec.key_variable} is not set: it must hold the key of "
-            f"{spec.base_url} (judge=local needs none, judge=none asks nobody)"
+            f"{spec.base_url} (judge=local needs no key, judge=none uses no LLM)"
         )
     if not re.fullmatch(r"[!-~]+", key):
         raise AskingError(
-            f"the environment variable {spec.key_variable} holds a space, a line break or a "
-            "character that no key has"
+            f"the environment variable {spec.key_variable} contains a space, a line break or "
+            "a character that no key has"
         )
     return key

@@ -1,4 +1,4 @@
-"""The LLM of a run, as it is configured."""
+"""Specs of the LLM of a run."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from saematch.core.errors import InputError
 from saematch.core.specs import spec
 
 VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
-"""Name of an environment variable: few keys consist of capital letters and digits alone."""
+"""Pattern of names of environment variables. Few keys have only capital letters and digits."""
 
 
 @spec("judge.limits")
 class Limits:
-    """What asking may cost, and how hard it may try."""
+    """Limits on the cost, number, concurrency and retries of requests."""
 
     max_cost: float | None = None
-    """Dollars that one start of a run may spend; None for no cap."""
+    """Largest cost in dollars of one start of a run; None for no limit."""
     max_requests: int | None = None
-    """Questions that one start of a run may ask; None for no cap."""
+    """Largest number of questions in one start of a run; None for no limit."""
     concurrency: int = 16
-    """Requests in flight."""
+    """Number of requests at the same time."""
     timeout: float = 60.0
-    """Seconds to wait for a connection, and for each part of an answer."""
+    """Seconds to wait for a connection and for each part of an answer."""
     retries: int = 8
-    """How often a request is sent again after an answer that may pass: 408, 409, 429, 5xx, a broken
-    connection, a time-out, or a body that is no answer."""
+    """Number of retries of a request after a temporary error: status 408, 409, 429 or 5xx, a broken
+    connection, a time-out, or a body that is not an answer."""
 
     def __post_init__(self) -> None:
         for name in ("max_cost", "max_requests"):
             cap = getattr(self, name)
             if cap is not None and cap <= 0:
                 raise InputError(
-                    f"judge.limits.{name}={cap} pays for no judgement: raise it, take judge=none, "
-                    "or set judge.cached_only=true to use the answers that are there"
+                    f"judge.limits.{name}={cap} allows no judgement: raise it, set judge=none, or "
+                    "set judge.cached_only=true to use only stored answers"
                 )
         if self.concurrency < 1 or self.timeout <= 0 or self.retries < 0:
             raise InputError(
@@ -48,26 +48,26 @@ class ChatModel:
     """Spec of an LLM behind an OpenAI-compatible server."""
 
     model: str | None
-    """Name as the server knows it; None for the only one that it has."""
+    """Name of the model on the server; None if the server has only one."""
     base_url: str
     key_variable: str | None = None
-    """Environment variable that holds the key; None if the server wants none."""
+    """Environment variable that holds the key; None if the server needs no key."""
     price_input: float = 0.0
-    """Dollars for a million tokens of questions."""
+    """Dollars per million input tokens."""
     price_output: float = 0.0
-    """Dollars for a million tokens of answers."""
+    """Dollars per million output tokens."""
     structured: bool = True
-    """Ask for an answer that fits a JSON schema; given up by itself if the server refuses that."""
+    """Whether to request answers in a JSON schema; switched off if the server refuses that."""
     batch: bool = False
-    """Hand questions in through the Batch API: half the price, an answer within a day."""
+    """Whether to use the Batch API: half the price, answers within a day."""
     cached_only: bool = False
-    """Take answers that are kept already and ask nothing; others count as UNASKED. Needs no key."""
+    """Whether to use only stored answers; other questions count as UNASKED. Needs no key."""
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
         if set("@?#") & set(self.base_url):
             raise InputError(
-                "judge.base_url holds a password or a query: keys come from the environment "
+                "judge.base_url contains a password or a query: put the key into the environment "
                 "variable that judge.key_variable names"
             )
         parts = urlsplit(self.base_url)
@@ -82,14 +82,16 @@ class ChatModel:
                 "letters, such as OPENAI_API_KEY, and not the key itself"
             )
         if self.cached_only and self.model is None:
-            raise InputError("judge.cached_only=true needs judge.model, by which answers are kept")
+            raise InputError(
+                "judge.cached_only=true needs judge.model, the name under which answers are stored"
+            )
 
     def cost(self, tokens_in: int, tokens_out: int) -> float:
-        """Return dollars."""
+        """Return the cost in dollars."""
         price = (tokens_in * self.price_input + tokens_out * self.price_output) / 1e6
         return price / 2 if self.batch else price
 
 
 @spec("judge")
 class NoJudge:
-    """Spec: nothing is judged, and no LLM is asked."""
+    """Spec of a run without judgements and without an LLM."""

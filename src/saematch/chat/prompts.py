@@ -1,4 +1,4 @@
-"""What the wording of a question consists of, and how texts are quoted in it."""
+"""Wording of questions, and quotation of texts in them."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from functools import cached_property
 from saematch.core.files import hashed
 
 MAX_CHARACTERS = 2000
-"""Of one text; the rest is cut off, and the cut is marked."""
+"""Largest length of a text; longer texts are cut, and the cut is marked."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One kind of question: instructions, how texts are put into it, worked examples, the answer.
+    """A kind of question: instructions, names of the texts, worked examples, and the answer.
 
-    ``version`` names the wording by its hash, so that an answer to another wording is never taken.
+    ``version`` contains a hash of the wording, so that answers to another wording are never used.
     """
 
     name: str
     system: str
     parts: tuple[str, ...]
-    """What each text of the question is called."""
+    """Name of each text of the question."""
     examples: tuple[tuple[tuple[str, ...], dict[str, object]], ...]
-    """Texts and the answer to them, shown as earlier turns of the same conversation."""
+    """Texts and their answers, shown as earlier turns of the conversation."""
     answer: dict[str, object]
-    """Properties of the JSON object that is asked for, in order."""
+    """Properties of the requested JSON object, in order."""
     max_tokens: int
-    """The longest answer, in tokens."""
+    """Largest length of an answer, in tokens."""
 
     @cached_property
     def version(self) -> str:
@@ -40,7 +40,7 @@ class Prompt:
         return f"{self.name}-{hashed(wording)[:8]}"
 
     def messages(self, texts: Sequence[str]) -> list[dict[str, str]]:
-        """Return the messages of a chat; each text stands as data between its own two marks."""
+        """Return the messages of a chat; each text is quoted as data between two tags."""
         turns = [{"role": "system", "content": self.system}]
         for shown, answer in self.examples:
             turns.append({"role": "user", "content": self._quoted(shown)})
@@ -54,7 +54,7 @@ class Prompt:
         )
 
     def schema(self) -> dict[str, object]:
-        """Return the answer as a strict JSON schema."""
+        """Return the strict JSON schema of the answer."""
         return {
             "type": "object",
             "properties": self.answer,
@@ -66,8 +66,9 @@ class Prompt:
 def neutral(text: str) -> str:
     """Return a text that can neither end its own quotation nor be read as a grade.
 
-    Angle brackets, line breaks and control characters go, a quoted grade loses its sign (``label:
-    3`` becomes ``label 3``), and the result is one JSON string.
+    Line breaks and control characters become spaces, angle brackets become other characters, a
+    quoted grade loses its punctuation (``label: 3`` becomes ``label 3``), and the result is one
+    JSON string.
     """
     text = text.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent
     text = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text)

@@ -1,4 +1,4 @@
-"""What an LLM is asked and what it answers, independent of how it is reached."""
+"""Questions to an LLM and its replies, independent of the server."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from saematch.chat.prompts import Prompt
 from saematch.core.files import hashed
 
 
-class Asked(NamedTuple):
-    """What is kept of a question beside its answer."""
+class QuestionRecord(NamedTuple):
+    """The description of a question that is stored with its answer."""
 
     key: str
-    """Hash of all that follows and of the model."""
+    """Hash of the other fields and the model."""
     prompt: str
     """Version of the wording."""
     texts: tuple[str, ...]
@@ -23,71 +23,71 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """One question; two with the same wording, texts and repeat are the same question."""
+    """A question. Questions with the same wording, texts and repeat are equal."""
 
     prompt: Prompt
     texts: tuple[str, ...]
     repeat: int = 0
-    """Tells apart what is asked again to see whether the answer is the same."""
+    """Number that distinguishes repetitions, which measure whether the answer stays the same."""
 
     def key(self, model: str) -> str:
-        """Return the hash under which a model's answer is kept."""
+        """Return the hash under which the answer of a model is stored."""
         return hashed([model, self.prompt.version, list(self.texts), self.repeat])
 
-    def asked(self, model: str) -> Asked:
-        """Return what is kept of the question."""
-        return Asked(self.key(model), *self._about())
+    def record(self, model: str) -> QuestionRecord:
+        """Return the description of the question that is stored."""
+        return QuestionRecord(self.key(model), *self._identity())
 
-    def _about(self) -> tuple[str, tuple[str, ...], int]:
+    def _identity(self) -> tuple[str, tuple[str, ...], int]:
         return self.prompt.version, self.texts, self.repeat
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Question) and self._about() == other._about()
+        return isinstance(other, Question) and self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash(self._about())
+        return hash(self._identity())
 
     def tokens(self) -> tuple[int, int]:
-        """Return about how many tokens question and answer have, the answer at its longest.
+        """Return an estimate of the tokens of the question, and the largest number of the answer.
 
-        Four characters of ASCII make a token, any other character is one.
+        Four ASCII characters count as one token, and any other character as one token.
         """
-        said = "".join(m["content"] + "<message>" for m in self.prompt.messages(self.texts))
-        plain = len(said.encode("ascii", "ignore"))
-        return -(-plain // 4) + len(said) - plain, self.prompt.max_tokens
+        text = "".join(m["content"] + "<message>" for m in self.prompt.messages(self.texts))
+        n_ascii = len(text.encode("ascii", "ignore"))
+        return -(-n_ascii // 4) + len(text) - n_ascii, self.prompt.max_tokens
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer as it came."""
+    """An answer of a model."""
 
     content: str
-    """Empty if the model said nothing."""
+    """Text of the answer; empty if there is none."""
     refused: bool = False
-    """Whether the model, or a filter before it, declined to answer."""
+    """Whether the model or a content filter declined to answer."""
     finish_reason: str = ""
     tokens_in: int = 0
     tokens_out: int = 0
-    """As the server counted them, 0 if it does not."""
+    """Number of output tokens that the server counted; 0 if it does not count."""
     served_by: str = ""
-    """The model that answered, in the server's words; often more exact than what was asked for."""
+    """Name that the server gives the model; often more precise than the requested name."""
 
 
 @runtime_checkable
 class Judge(Protocol):
-    """What judges the pairs of a run, LLM or not."""
+    """Judge of the pairs of a run, an LLM or not."""
 
     writes: ClassVar[bool]
-    """Whether it can write: a paraphrase, an explanation. What only compares cannot."""
+    """Whether it can write paraphrases and explanations, or only compare."""
     model: str
-    """Its name; two judges of one run have different ones."""
+    """Name of the judge, unique in a run."""
 
     def ask(self, questions: Sequence[Question], what: str) -> dict[Question, Reply]:
-        """Return the answers; ``what`` names them in the plural."""
+        """Return the answers; ``what`` is their name in messages, in the plural."""
         ...
 
     def estimate(self, questions: Sequence[Question]) -> tuple[int, int, float]:
-        """Return about how many tokens go in, at most come out, and dollars."""
+        """Return estimated input tokens, the largest number of output tokens, and dollars."""
         ...
 
     def close(self) -> None:
@@ -95,5 +95,5 @@ class Judge(Protocol):
         ...
 
     def provenance(self) -> dict[str, Any]:
-        """Return what answered, and what it took."""
+        """Return the model, its server, and the number and cost of requests."""
         ...

@@ -1,4 +1,4 @@
-"""Every answer of an LLM, kept as soon as it comes; runs may share the file at the same time."""
+"""Storage of every answer of an LLM; several runs may use the file at the same time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from typing import NamedTuple
 
-from saematch.chat.questions import Asked, Reply
+from saematch.chat.questions import QuestionRecord, Reply
 from saematch.core.errors import InputError
 from saematch.core.files import make_folder, unwritable
 
 WAIT_SECONDS = 60.0
-"""How long to wait for another process that writes."""
+"""Seconds to wait for another process that is writing."""
 CLAIM_SECONDS = 900.0
-"""After which a question that another machine's run claims may be asked all the same."""
+"""Seconds after which a claim of a run on another machine expires."""
 
 _PERMISSIONS = "change its permissions, or choose another cache"
 _REMEDIES = {
@@ -28,7 +28,7 @@ _REMEDIES = {
     sqlite3.SQLITE_READONLY: (_PERMISSIONS,),
     sqlite3.SQLITE_CANTOPEN: (_PERMISSIONS,),
 }
-"""By SQLite's error code: what helps; against all others, free space."""
+"""Advice by SQLite's error code; for other codes the advice is to free space."""
 
 _TABLES = """
 create table if not exists replies (
@@ -45,23 +45,23 @@ _REPLY = ", ".join(field.name for field in fields(Reply))
 
 
 class Batch(NamedTuple):
-    """A batch of questions that was handed in and not fetched yet."""
+    """A batch of questions that was submitted and whose answers were not fetched yet."""
 
     name: str
-    """Our own name, which the server keeps with the batch."""
-    asked: tuple[Asked, ...]
+    """Name that we give the batch; the server stores it."""
+    questions: tuple[QuestionRecord, ...]
     id: str
-    """The server's; empty until the server has answered, or if the run ended before."""
+    """Id on the server; empty if the run has not received it."""
     owner: str
-    """The process that handed it in."""
+    """Host and process that submitted the batch."""
 
 
 class ReplyStore:
-    """One SQLite file of answers, by the hash of model, wording and texts.
+    """An SQLite file of answers, by the hash of model, wording and texts.
 
-    A claim says that a run is about to ask a question, so that another run waits instead of paying
-    for it too. Claims of a process that is gone count for nothing. Raises ``InputError`` if the
-    file is no such store, and ``FileError`` if it cannot be written.
+    A run claims a question before it asks it, so that other runs wait instead of paying for it too.
+    Claims of ended processes are ignored. Raises ``InputError`` if the file is not such a store,
+    and ``FileError`` if it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,51 +72,53 @@ class ReplyStore:
             database.executescript(_TABLES)
 
     def find(self, keys: Sequence[str]) -> dict[str, Reply]:
-        """Return the answers that are there."""
-        found = {}
+        """Return the stored answers, by key."""
+        replies = {}
         with self._open() as database:
-            for some in _some(keys):
-                marks = ", ".join("?" * len(some))
+            for part in _parts(keys):
+                marks = ", ".join("?" * len(part))
                 rows = database.execute(
-                    f"select key, {_REPLY} from replies where key in ({marks})", some
+                    f"select key, {_REPLY} from replies where key in ({marks})", part
                 )
                 for key, content, refused, *rest in rows:
-                    found[key] = Reply(content, bool(refused), *rest)
-        return found
+                    replies[key] = Reply(content, bool(refused), *rest)
+        return replies
 
-    def keep(self, model: str, answers: Iterable[tuple[Asked, Reply]]) -> None:
-        """Keep answers, and give up the claims to their questions."""
+    def keep(self, model: str, answers: Iterable[tuple[QuestionRecord, Reply]]) -> None:
+        """Store answers and release the claims to their questions."""
         now = time.time()
         with self._open() as database, database:
-            for asked, reply in answers:
-                about = (asked.key, model, asked.prompt, json.dumps(asked.texts), asked.repeat)
-                row = (*about, now, *astuple(reply))
+            for question, reply in answers:
+                texts = json.dumps(question.texts)
+                columns = (question.key, model, question.prompt, texts, question.repeat)
+                row = (*columns, now, *astuple(reply))
                 marks = ", ".join("?" * len(row))
                 database.execute(f"insert or ignore into replies values ({marks})", row)
-                database.execute("delete from claims where key = ?", (asked.key,))
+                database.execute("delete from claims where key = ?", (question.key,))
 
     def claim(self, keys: Sequence[str]) -> set[str]:
-        """Return those of the questions that are now this run's to ask."""
+        """Claim questions; return the keys of those that this run must ask."""
         now = time.time()
         mine = set()
         with self._open() as database, database:
             database.execute("begin immediate")
             for key in keys:
-                row = database.execute("select owner, until from claims where key = ?", (key,))
-                held = row.fetchone()
-                known = database.execute("select 1 from replies where key = ?", (key,)).fetchone()
-                if known or (held and self._stands(*held, now)):
+                claims = database.execute("select owner, until from claims where key = ?", (key,))
+                claim = claims.fetchone()
+                reply = database.execute("select 1 from replies where key = ?", (key,)).fetchone()
+                if reply or (claim and self._is_valid(claim, now)):
                     continue
                 row = (key, self.owner, now + CLAIM_SECONDS)
                 database.execute("insert or replace into claims values (?, ?, ?)", row)
                 mine.add(key)
         return mine
 
-    def _stands(self, owner: str, until: float, now: float) -> bool:
+    def _is_valid(self, claim: tuple[str, float], now: float) -> bool:
+        owner, until = claim
         return until >= now and self.is_other(owner)
 
     def is_other(self, owner: str) -> bool:
-        """Whether that is another process, still there; on another machine it counts as there."""
+        """Return whether ``owner`` is another running process, or one on another machine."""
         host, _, process = owner.rpartition(":")
         if owner == self.owner:
             return False
@@ -127,32 +129,32 @@ class ReplyStore:
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass  # somebody else's process: it is there
+            pass  # it runs for another user
         return True
 
     def release(self, keys: Sequence[str]) -> None:
-        """Give up this run's claims to questions that it will not ask."""
+        """Release this run's claims to questions that it will not ask."""
         with self._open() as database, database:
             for key in keys:
-                about = (key, self.owner)
-                database.execute("delete from claims where key = ? and owner = ?", about)
+                claim = (key, self.owner)
+                database.execute("delete from claims where key = ? and owner = ?", claim)
 
     def batches(self, model: str) -> list[Batch]:
-        """Return the batches that wait to be fetched."""
+        """Return the batches whose answers were not fetched yet."""
         with self._open() as database:
             rows = database.execute(
                 "select name, asked, id, owner from batches where model = ?", (model,)
             )
-            return [Batch(name, _asked(some), *rest) for name, some, *rest in rows]
+            return [Batch(name, _questions(text), *rest) for name, text, *rest in rows]
 
     def note_batch(self, model: str, batch: Batch) -> None:
-        """Note a batch, before it is handed in and again when the server has named it."""
+        """Store a batch before it is submitted, and again when the server has returned its id."""
         with self._open() as database, database:
-            row = (batch.name, model, json.dumps(batch.asked), batch.id, batch.owner)
+            row = (batch.name, model, json.dumps(batch.questions), batch.id, batch.owner)
             database.execute("insert or replace into batches values (?, ?, ?, ?, ?)", row)
 
     def drop_batch(self, name: str) -> None:
-        """Forget a batch that was fetched or that failed."""
+        """Remove a batch whose answers were fetched or that failed."""
         with self._open() as database, database:
             database.execute("delete from batches where name = ?", (name,))
 
@@ -166,15 +168,15 @@ class ReplyStore:
             raise unwritable(self.path, str(error), *_REMEDIES.get(kind, ())) from error
         except sqlite3.DatabaseError as error:
             raise InputError(
-                f"{self.path} is no store of answers ({error}); move it away to begin a new one"
+                f"{self.path} is not a store of answers ({error}); move it away to start a new one"
             ) from error
 
 
-def _asked(text: str) -> tuple[Asked, ...]:
-    some = json.loads(text)
-    return tuple(Asked(key, prompt, tuple(texts), n) for key, prompt, texts, n in some)
+def _questions(text: str) -> tuple[QuestionRecord, ...]:
+    rows = json.loads(text)
+    return tuple(QuestionRecord(key, prompt, tuple(texts), n) for key, prompt, texts, n in rows)
 
 
-def _some(keys: Sequence[str]) -> Iterable[Sequence[str]]:
-    """Yield the keys in parts that fit into one statement."""
+def _parts(keys: Sequence[str]) -> Iterable[Sequence[str]]:
+    """Return the keys in parts that fit into one SQL statement."""
     return (keys[start : start + 500] for start in range(0, len(keys), 500))

@@ -70,7 +70,7 @@ def _figure(comparison: Comparison, metric: str, plan: Plan) -> Figure | None:
             _by_cell(axis, of_panel, looks)
         else:
             values = unique_values(comparison, panel.against)
-            _by_parameter(axis, of_panel, _series(comparison, panel, values), values, looks)
+            _by_parameter(axis, of_panel, run_series(comparison, panel, values), values, looks)
             axis.set_xlabel(panel.against)
         axis.set_title(_title(panel))
     for axis in axes[len(plan.panels) :]:
@@ -111,7 +111,7 @@ def _title(panel: Panel) -> str:
     return "\n".join(([] if panel.suites == DEFAULT else [panel.suites]) + parts)
 
 
-def _series(
+def run_series(
     comparison: Comparison, panel: Panel, values: Sequence[Value]
 ) -> list[list[tuple[Value, str]]]:
     """Return the value and name of the runs of each line; runs with equal values are in others."""

@@ -1,68 +1,79 @@
-"""The page of a comparison: figures, the numbers behind them, and every run."""
+"""The page of a comparison: figures, the numbers in them, and all runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from saematch.compare.comparison import SUITES, Comparison, shown
 from saematch.compare.figures import cell_look
 from saematch.compare.plan import shown_rows
 from saematch.compare.terminal import findings, headline, number, with_interval
-from saematch.core.files import replacing
 from saematch.core.pairs import DEFAULT
 from saematch.core.tables import rows_of
 from saematch.report.frames import unique, where
+from saematch.report.pages import write_template
+
+
+class Table(NamedTuple):
+    """A table of texts."""
+
+    heads: list[str]
+    lines: list[list[str]]
+
+
+class Metric(NamedTuple):
+    """A metric on the page."""
+
+    label: str
+    figure: str
+    """Path relative to the page; empty without a figure."""
+    numbers: Table
 
 
 def write_page(comparison: Comparison, metrics: Sequence[str], path: Path) -> None:
-    """Write the page; its figures lie beside it."""
-    with replacing(path) as part:
-        part.write_text("\n".join(_page(comparison, metrics)) + "\n", encoding="utf-8")
+    """Write the page; its figures are in the folder ``figures`` next to it."""
+    figures = {name: f"figures/{file.name}" for name, file in comparison.figures.items()}
+    write_template(
+        path,
+        "comparison.html",
+        title="comparison",
+        headline=headline(comparison),
+        findings=findings(comparison),
+        metrics=[
+            Metric(
+                comparison.column(name).with_unit,
+                figures.get(name, ""),
+                _numbers(comparison, name),
+            )
+            for name in metrics
+        ],
+        runs=_runs(comparison),
+    )
 
 
-def _page(comparison: Comparison, metrics: Sequence[str]) -> Iterator[str]:
-    yield '<!doctype html><html lang="en"><meta charset="utf-8"><title>saematch: comparison</title>'
-    yield f"<style>{_STYLE}</style><body><h1>{escape(headline(comparison))}</h1><ul>"
-    yield from (f"<li>{escape(line)}</li>" for line in findings(comparison))
-    yield "</ul><p>Values are means over a run's layer pairs, a judge's over its judgements, "
-    yield "in brackets with their intervals. "
-    yield 'All numbers: <a href="comparison.csv">comparison.csv</a>, '
-    yield '<a href="comparison.parquet">comparison.parquet</a>; '
-    yield 'all runs: <a href="runs.csv">runs.csv</a>.</p>'
-    for metric in metrics:
-        yield f"<h2>{escape(comparison.column(metric).with_unit)}</h2>"
-        if metric in comparison.figures:
-            name = escape(f"figures/{comparison.figures[metric].name}")
-            yield f'<img src="{name}" alt="{escape(comparison.column(metric).with_unit)}">'
-        yield from _numbers(comparison, metric)
-    yield "<h2>Runs</h2>"
-    yield from _runs(comparison)
-    yield "</body></html>"
-
-
-def _numbers(comparison: Comparison, metric: str) -> Iterator[str]:
-    """Yield a table of runs and what the metric is of."""
+def _numbers(comparison: Comparison, metric: str) -> Table:
+    """Return the metric by run, SAE suite, arm and strategy."""
     rows = shown_rows(comparison, metric)
     cells = unique(rows, SUITES, "arm", "strategy")
     heads = []
-    for of_set, arm, strategy in cells:
+    for suites, arm, strategy in cells:
         label = str(cell_look(arm, strategy, comparison.means)["label"])
-        heads.append(label if of_set == DEFAULT else f"{label}, {of_set}")
+        heads.append(label if suites == DEFAULT else f"{label}, {suites}")
     lines = []
     for run in comparison.compared:
         settings = [shown(run.parameters[name]) for name in comparison.parameters]
         line = [run.name, *settings]
-        for of_set, arm, strategy in cells:
-            of_cell = {"run": run.name, SUITES: of_set, "arm": arm, "strategy": strategy}
-            found = where(rows, **of_cell)
-            line.append(with_interval(rows_of(found)[0]) if len(found) else "–")
+        for suites, arm, strategy in cells:
+            key = {"run": run.name, SUITES: suites, "arm": arm, "strategy": strategy}
+            matching = where(rows, **key)
+            line.append(with_interval(rows_of(matching)[0]) if len(matching) else "–")
         lines.append(line)
-    yield from _table(["run", *comparison.parameters, *heads], lines)
+    return Table(["run", *comparison.parameters, *heads], lines)
 
 
-def _runs(comparison: Comparison) -> Iterator[str]:
+def _runs(comparison: Comparison) -> Table:
     rows = comparison.run_rows()
     lines = []
     for row in rows:
@@ -75,21 +86,4 @@ def _runs(comparison: Comparison) -> Iterator[str]:
             if (value := row[objective.metric]) is not None
         }
         lines.append(list(plain.values()))
-    yield from _table(list(rows[0]), lines)
-
-
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield '<div class="wide"><table><thead><tr>'
-    yield "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr></thead><tbody>"
-    for line in lines:
-        yield "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>"
-    yield "</tbody></table></div>"
-
-
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:1400px;margin:2em auto;padding:0 1em;"
-    "color:#222}.wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px}td,th{"
-    "border-bottom:1px solid #ddd;padding:.3em .7em;text-align:left;vertical-align:top}"
-    "img{max-width:100%}h2{margin-top:2em;border-top:2px solid #eee;padding-top:1em}"
-    "a{color:#0072b2}"
-)
+    return Table(list(rows[0]), lines)

@@ -1,4 +1,4 @@
-"""Calls that wait for a server, in threads that do not keep an interrupted process from ending."""
+"""Calls to servers in daemon threads, which do not delay the end of an interrupted process."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import TypeVar
 T = TypeVar("T")
 
 ENDING_SECONDS = 10.0
-"""How long an interrupted run waits for calls in progress; schedulers kill it after about 30."""
+"""Seconds that an interrupted run waits for running calls; schedulers kill it after about 30."""
 
 
 def in_background(
     future: Future[T], call: Callable[[], T], slots: threading.Semaphore | None = None
 ) -> None:
-    """Fill ``future`` with the result of a call, in a thread of its own and when a slot is free.
+    """Set ``future`` to the result of a call, which runs in its own thread once a slot is free.
 
-    Python waits at its end for the threads of a ``ThreadPoolExecutor``, which may take as long as
-    a server does to answer. It does not wait for these.
+    At exit Python waits for the threads of a ``ThreadPoolExecutor``, so for the server's reply. It
+    does not wait for these threads.
     """
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Hashes of source code: what a kept file depends on besides its inputs."""
+"""Hashes of the source code that a kept file depends on."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Source = type | FunctionType | ModuleType
 """Something that a source file defines."""
 
 LIBRARIES = ("torch", "transformers")
-"""Packages whose versions count if the code imports them."""
+"""Packages whose versions are part of a hash if the code imports them."""
 _HOMES: Mapping[str, str] = sys.modules["saematch"]._HOMES
-"""Public name -> its module. An import statement would put the list itself into each closure."""
+"""Module of each public name. An import statement would add ``saematch`` itself to each closure."""
 _HEAP_TYPE = 1 << 9
-"""Flag of classes that Python code makes; classes of C libraries mostly lack it."""
+"""Flag of classes that Python code defines; most classes of C libraries lack it."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
 
@@ -44,9 +44,9 @@ def codes_of(*things: Any, outside: tuple[str, ...] = ()) -> dict[str, str]:
     Python's folders of installed packages. Modules of the packages ``outside`` are left out. The
     hash also covers the versions of torch and transformers if one of the modules imports them.
 
-    A spec (a dataclass instance) stands for its class and for the specs and other objects in its
-    fields. What has no source file, such as a class of a notebook, gets a hash that is never found
-    in another process.
+    For a spec (a dataclass instance), the classes of the spec and of the specs and other objects in
+    its fields are hashed. Code without a source file, such as a class in a notebook, gets a random
+    hash that no other process has.
     """
     sources = (source for thing in things for source in _sources(thing))
     return {_name(source): _hash(source, outside) for source in sources}
@@ -57,7 +57,7 @@ def closure(source: Source, outside: tuple[str, ...] = ()) -> dict[str, Path | N
 
     Raises ``OSError`` or ``TypeError`` if the source is not defined in a file.
     """
-    inspect.getsource(source)  # raises for a class that its module's file does not hold
+    inspect.getsource(source)  # raises for a class that its module's file does not contain
     name = source.__name__ if isinstance(source, ModuleType) else source.__module__
     own = Path(str(inspect.getsourcefile(sys.modules[name])))
     if name == "__main__" or not own.is_file():
@@ -89,7 +89,7 @@ def settings_text(thing: Any) -> str:
 
 
 def has_address(text: str) -> bool:
-    """Return whether a text names a place in memory, which means nothing later."""
+    """Return whether a text contains a memory address, which differs between processes."""
     return _ADDRESS.search(text) is not None
 
 
@@ -107,7 +107,7 @@ def _sources(thing: Any, nested: bool = False) -> Iterator[Source]:
 
 
 def _is_plugged(cls: type) -> bool:
-    """Return whether Python code outside of the standard library defines a class."""
+    """Return whether Python code outside the standard library defines a class."""
     if cls.__module__ == "__main__":
         return True
     file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
@@ -124,7 +124,7 @@ def _name(source: Source) -> str:
 
 @cache
 def _hash(source: Source, outside: tuple[str, ...]) -> str:
-    """Return the hash of the code; a class of a reloaded module is another class."""
+    """Return the hash of the code. The cache is safe: reloading a module makes new classes."""
     try:
         modules = closure(source, outside)
     except (OSError, TypeError):
@@ -138,13 +138,13 @@ def _hash(source: Source, outside: tuple[str, ...]) -> str:
 
 @cache
 def _imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
-    """Return the absolute names of each import; the first name that is a module is meant.
+    """Return possible absolute module names of each import; the first that exists is imported.
 
-    ``from a import b`` imports the module ``a.b``, or else a name of the module ``a``. A name of
-    ``saematch`` itself stands for the module that defines it. ``import saematch`` stands for all of
-    these modules, since any of them may be used. A file that Python cannot read imports nothing.
+    ``from a import b`` imports the module ``a.b``, or else a name from the module ``a``. A public
+    name of ``saematch`` imports the module that defines it. ``import saematch`` imports all of
+    these modules, since the code may use any of them. A file with a syntax error imports nothing.
     """
-    found: list[tuple[str, ...]] = []
+    imports: list[tuple[str, ...]] = []
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -156,24 +156,24 @@ def _imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
             children = [] if ast.unparse(node.test).startswith("not") else list(node.orelse)
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-            found.extend((name,) for name in names)
-            found.extend((home,) for home in _HOMES.values() if "saematch" in names)
+            imports.extend((name,) for name in names)
+            imports.extend((home,) for home in _HOMES.values() if "saematch" in names)
         if isinstance(node, ast.ImportFrom):
             depth = package.count(".") + 2 - node.level
             parents = package.split(".")[:depth] if node.level else []
             base = ".".join([*parents, *filter(None, [node.module])])
             homes = _HOMES if base == "saematch" else {}
             names = [alias.name for alias in node.names]
-            found.extend((f"{base}.{name}", homes.get(name, base)) for name in names)
+            imports.extend((f"{base}.{name}", homes.get(name, base)) for name in names)
         for child in children:
             visit(child)
 
     visit(tree)
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(imports))
 
 
 def _find(names: tuple[str, ...], package: str, home: Path) -> tuple[str, Path | None]:
-    """Return the first name that is a module whose code counts, and its file; or a library."""
+    """Return the first name of a module to hash and its file; or a library and None."""
     top = names[0].partition(".")[0]
     if top in LIBRARIES:
         return top, None

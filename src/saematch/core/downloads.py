@@ -1,4 +1,4 @@
-"""What a run is going to fetch from the Hugging Face hub: files and their sizes."""
+"""Files that a run will download from the Hugging Face hub, and their sizes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import NamedTuple
 from saematch.core.files import readable_size
 
 TIMEOUT = 30.0
-"""Seconds in which the hub has to answer."""
+"""Seconds to wait for a reply of the hub."""
 
 
 class Download(NamedTuple):
-    """Files that are not in the hub's cache yet."""
+    """Number and size of files that are not in the local cache of the hub."""
 
     n_files: int = 0
     n_bytes: int = 0
 
     def joined(self, other: Download) -> Download:
-        """Return both together."""
+        """Return the sum of both downloads."""
         return Download(self.n_files + other.n_files, self.n_bytes + other.n_bytes)
 
     def __str__(self) -> str:
@@ -28,30 +28,30 @@ class Download(NamedTuple):
 
 
 class HubModel(NamedTuple):
-    """The files of a model repository at one commit."""
+    """Files of a model repository at one commit."""
 
     repo: str
     commit: str
     sizes: Mapping[str, int]
     """Size of each file in bytes, by its path."""
 
-    def to_fetch(self, wanted: Callable[[str], bool]) -> Download:
-        """Return how much of the wanted files is not in the cache."""
+    def to_fetch(self, selects: Callable[[str], bool]) -> Download:
+        """Return the download of the selected files that are not in the cache."""
         from huggingface_hub import try_to_load_from_cache
 
         missing = [
             size
             for path, size in self.sizes.items()
-            if wanted(path)
+            if selects(path)
             and not isinstance(try_to_load_from_cache(self.repo, path, revision=self.commit), str)
         ]
         return Download(len(missing), sum(missing))
 
 
 def hub_model(repo: str, revision: str | None = None) -> HubModel | None:
-    """Return the files of a repository; None for a folder, or if the hub gives no answer.
+    """Return the files of a repository; None for a folder, or if the hub does not answer.
 
-    Fetching a file says what is wrong with the repository or the connection.
+    The later download reports errors of the repository or the connection.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
@@ -59,15 +59,15 @@ def hub_model(repo: str, revision: str | None = None) -> HubModel | None:
     if Path(repo).is_dir():
         return None
     try:
-        found = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
     except (OSError, ValueError, HTTPError):
         return None
-    sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
-    return HubModel(repo, found.sha or "main", sizes)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    return HubModel(repo, info.sha or "main", sizes)
 
 
 def cached_commit(repo: str, revision: str | None) -> str | None:
-    """Return the commit of the configuration in the cache; None for a folder."""
+    """Return the commit of the cached ``config.json``; None for a folder."""
     from huggingface_hub import try_to_load_from_cache
 
     if Path(repo).is_dir():

@@ -1,4 +1,4 @@
-"""The caller's mistakes, which end in one line; every other error shows its traceback."""
+"""Errors of the caller, shown in one line. All other errors show a traceback."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from types import TracebackType
 
 
 class InputError(ValueError):
-    """What was asked for cannot be done; the message says what was given and what is legal."""
+    """A mistake of the caller; the message has the value, what is allowed, and what to do."""
 
 
 class FileError(InputError, OSError):
-    """A file or folder cannot be read or written."""
+    """A file or folder that cannot be read or written."""
 
 
 class stage(ContextDecorator):
-    """Say of an error in the block, or in the decorated function, where in a run it happened.
+    """Add the stage of a run to an error in the block or decorated function.
 
-    An ``InputError`` of an arm or a pair gets both in front of its sentence, unless it is about a
-    file. Any other error gets a note, which its traceback shows. Nothing is caught.
+    The message of an ``InputError`` gets the arm and pair as a prefix, except for ``FileError``.
+    Any other error gets a note, which its traceback shows. No error is caught.
     """
 
     def __init__(self, name: str, arm: str | None = None, pair: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Reading and writing files; readers never see a partly written file."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def _shipped(name: str) -> Path:
-    """Return a folder that lies beside ``src`` in a checkout and inside an installed wheel."""
+    """Return a folder that is next to ``src`` in a checkout and inside an installed wheel."""
     return PACKAGE / name if (PACKAGE / name).is_dir() else PACKAGE.parents[1] / name
 
 
 PRESETS = _shipped("conf")
-"""Absolute, so that a checkout, an installed wheel and the console script all find it."""
+"""Folder of the presets. Absolute, so that checkouts, wheels and the console script find it."""
 SWEEPS = _shipped("sweeps")
 
-_AGAIN = "free some space, and run the same command again"
+_AGAIN = "free some space and run the same command again"
 _REMEDIES = {
     errno.ENOSPC: _AGAIN,
     errno.EDQUOT: _AGAIN,
-    errno.EFBIG: "raise the limit (ulimit -f), and run the same command again",
+    errno.EFBIG: "raise the limit (ulimit -f) and run the same command again",
     errno.EROFS: "choose another folder",
     errno.EACCES: "change its permissions, or choose another folder",
     errno.EPERM: "change its permissions, or choose another folder",
     errno.EIO: "check the disk",
 }
-"""By the system's error number: what helps where a file cannot be written."""
+"""Advice for a file that cannot be written, by the system's error number."""
 
 
 @contextmanager
 def replacing(path: Path, keep: Callable[[Path], bool] | None = None) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it if the block ends without error.
+    """Yield a temporary path next to ``path``; rename it if the block ends without error.
 
-    No other process, thread or machine gets the same temporary path. If ``keep`` accepts the file
-    that another run has put there meanwhile, that file stays: on a shared file system, processes
-    that are reading a file lose it when it is replaced. The file gets the permissions that the
-    umask leaves, whichever library writes it. Raises ``FileError``, which names ``path``, if the
-    disk is full or the file cannot be written for another reason.
+    No other process, thread or machine gets the same temporary path. If another run has written
+    ``path`` in the meantime and ``keep`` accepts that file, it stays: on a shared file system,
+    processes that are reading a file lose it when it is replaced. The file's permissions follow the
+    umask, whichever library writes it. Raises ``FileError``, which names ``path``, if the file
+    cannot be written, for example because the disk is full.
     """
     part = _part(path)
     with _naming(path, part):
@@ -66,7 +66,9 @@ def replacing(path: Path, keep: Callable[[Path], bool] | None = None) -> Iterato
             part.touch(exist_ok=False)
             mode = part.stat().st_mode
             yield part
-            if part.stat().st_mode != mode:  # safetensors writes what nobody else can read
+            if (
+                part.stat().st_mode != mode
+            ):  # safetensors makes files that only their owner can read
                 part.chmod(mode)
             if keep is None or not keep(path):
                 part.replace(path)
@@ -76,9 +78,9 @@ def replacing(path: Path, keep: Callable[[Path], bool] | None = None) -> Iterato
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new temporary folder beside ``folder``; put it there if the block ends without error.
+    """Yield a new temporary folder; rename it to ``folder`` if the block ends without error.
 
-    Permissions and errors are as those of ``replacing``. An older ``folder`` is removed.
+    Permissions and errors are those of ``replacing``. An older ``folder`` is removed.
     """
     part = _part(folder)
     with _naming(folder, part):
@@ -98,9 +100,9 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _naming(path: Path, part: Path) -> Iterator[None]:
-    """Raise ``FileError`` that names ``path`` where the block cannot write its ``part``.
+    """Raise ``FileError`` that names ``path`` if the block cannot write its ``part``.
 
-    Other errors pass, as of another file that the block reads or of a server that it asks.
+    Other errors pass, such as those of files that the block reads or of servers that it asks.
     """
     try:
         yield
@@ -116,25 +118,25 @@ def _naming(path: Path, part: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path, content: str = "") -> Iterator[None]:
-    """Raise ``FileError`` that names ``path`` where the block cannot read it.
+    """Raise ``FileError`` that names ``path`` if the block cannot read it.
 
-    A folder, a device and a pipe are refused before the block opens them. ``content`` says what is
-    read, such as ``the texts in``.
+    Folders, devices and pipes are refused before the block opens them. ``content`` names the
+    content in messages, such as ``the texts in``.
     """
-    what = f"{content} {path}".strip()
+    subject = f"{content} {path}".strip()
     try:
         if path.exists() and not path.is_file():
-            kind = "a folder" if path.is_dir() else "no regular file"
-            raise FileError(f"cannot read {what}: it is {kind}")
+            kind = "a folder" if path.is_dir() else "not a regular file"
+            raise FileError(f"cannot read {subject}: it is {kind}")
         yield
     except FileError:
         raise
     except OSError as error:
-        raise FileError(f"cannot read {what}: {error.strerror or error}") from error
+        raise FileError(f"cannot read {subject}: {error.strerror or error}") from error
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it; ``FileError`` if that cannot be done."""
+    """Create a folder and its parents; raises ``FileError`` if the system refuses."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -143,12 +145,12 @@ def make_folder(folder: Path) -> None:
 
 
 def unwritable(path: Path, reason: str, remedy: str = _AGAIN) -> FileError:
-    """Return the error that ``path`` cannot be written."""
+    """Return a ``FileError`` for a path that cannot be written."""
     return FileError(f"{path} cannot be written ({reason}): {remedy}")
 
 
 def _error_number(error: OSError | SafetensorError) -> int | None:
-    """Return the system's error number; safetensors has it in its text alone."""
+    """Return the system's error number; safetensors gives it only in the message."""
     if isinstance(error, OSError):
         return error.errno
     number = re.search(r"\(os error (\d+)\)", str(error))
@@ -156,23 +158,23 @@ def _error_number(error: OSError | SafetensorError) -> int | None:
 
 
 MAX_NAME = 255
-"""Most bytes of the name of a file or folder."""
+"""Largest number of bytes in the name of a file or folder."""
 
 
 def check_path(setting: str, path: str | Path) -> None:
-    """Refuse a path that no file system can hold."""
+    """Raise ``InputError`` for a path that no file system allows."""
     text = str(path)
     if "\0" in text or any(len(os.fsencode(name)) > MAX_NAME for name in text.split("/")):
         raise InputError(
-            f"{setting}={text!r:.80} is no path: a name in it has at most {MAX_NAME} bytes, and "
-            "none of them is zero"
+            f"{setting}={text!r:.80} is not a valid path: each name in it may have at most "
+            f"{MAX_NAME} bytes and no zero byte"
         )
 
 
 def expand_home(spec: object, field: str) -> None:
-    """Replace a leading ``~`` in the path, or the list of paths, that a frozen spec holds.
+    """Replace a leading ``~`` in a frozen spec's path or list of paths.
 
-    Raises ``InputError`` for a path that no file system can hold.
+    Raises ``InputError`` for a path that no file system allows.
     """
 
     def at_home(path: Any) -> Any:
@@ -187,10 +189,10 @@ def expand_home(spec: object, field: str) -> None:
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Return what a JSON text holds; ``json.JSONDecodeError`` if it is none.
+    """Return the value of a JSON text; raises ``json.JSONDecodeError`` if it is not JSON.
 
-    The error also stands for what Python's parser refuses otherwise: what is nested too deeply, and
-    numbers of thousands of digits.
+    Text that is nested too deeply for Python's parser, or has numbers of thousands of digits,
+    raises the same error.
     """
     try:
         return json.loads(content)
@@ -203,20 +205,20 @@ def parse_json(content: str | bytes) -> Any:
 
 
 ABANDONED_SECONDS = 86_400.0
-"""Age from which a temporary file of another host belongs to a process that was killed."""
+"""Age at which a temporary file from another host counts as abandoned."""
 
 _PART = re.compile(r"\..+\.([0-9a-f]{12})-(\d+)-[0-9a-f]{32}\.part")
-"""Names of our own temporary files and folders, with the host and the process."""
+"""Names of our temporary files and folders, with the host and the process."""
 
 
 @cache
 def _host() -> str:
-    """Return a hash of the running system that process numbers belong to.
+    """Return a hash of the running system in which a process number is unique.
 
-    Containers may share a host's name and a disk, but not the process numbers.
+    Containers may share a host name and a disk, but not process numbers.
     """
     parts = [socket.gethostname()]
-    with suppress(OSError):  # on other systems than Linux
+    with suppress(OSError):  # not on Linux
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8"))
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return hashed(parts)[:12]
@@ -229,27 +231,29 @@ def _part(path: Path) -> Path:
 
 @cache
 def _remove_abandoned(folder: Path) -> None:
-    """Remove temporary files and folders that killed processes left in a folder, once a process.
+    """Remove temporary files and folders of killed processes, once in the life of a process.
 
-    A process of another host may still be running, so its files stay for a day.
+    A process on another host may still be running, so its files stay for a day.
     """
     for part in folder.glob(".*.part"):
         named = _PART.fullmatch(part.name)
         if named is None:
             continue
         ended = named[1] == _host() and not psutil.pid_exists(int(named[2]))
-        with suppress(OSError):  # another process may remove it too, or it is another user's
+        with suppress(
+            OSError
+        ):  # another process may remove it first, or it belongs to another user
             if ended or time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 def hashed(parts: list) -> str:
-    """Return a hash of what JSON can hold."""
+    """Return a hash of a list of JSON values."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
 def content_hash(paths: Sequence[Path]) -> str:
-    """Return ``sha256:`` and a hash of the files' content, in this order."""
+    """Return ``sha256:`` and a hash of the content of the files, in the given order."""
     digest = hashlib.sha256()
     for path in paths:
         with reading(path), path.open("rb") as file:
@@ -259,7 +263,7 @@ def content_hash(paths: Sequence[Path]) -> str:
 
 
 def read_json(path: Path, kind: type, remedy: str) -> Any:
-    """Return the ``kind``, a dict or a list, that a JSON file holds.
+    """Return the value of a JSON file, which must be of type ``kind`` (dict or list).
 
     Raises ``InputError``, which ends in ``remedy``, if the file is damaged.
     """
@@ -273,13 +277,15 @@ def read_json(path: Path, kind: type, remedy: str) -> Any:
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): {remedy}") from error
     if not isinstance(value, kind):
-        found = type(value).__name__
-        raise InputError(f"{path} is damaged (it holds a {found}, no {kind.__name__}): {remedy}")
+        actual = type(value).__name__
+        raise InputError(
+            f"{path} is damaged (it holds a {actual}, not a {kind.__name__}): {remedy}"
+        )
     return value
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as indented JSON; NaN is refused, since JSON has none."""
+    """Write ``value`` as indented JSON; raises ``ValueError`` for NaN, which JSON lacks."""
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

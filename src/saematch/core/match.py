@@ -1,7 +1,7 @@
 """``Match``: which features of the source are which features of the target.
 
-The direction, once and for all: the entry ``(i, j)`` says that feature ``i`` of the source
-is feature ``j`` of the target. Example with three features, ``columns = [2, 0, 1]``: feature 0
+Direction: the entry ``(i, j)`` says that feature ``i`` of the source is feature ``j`` of the
+target. Example with three features, ``columns = [2, 0, 1]``: feature 0
 of the source is feature 2 of the target, so activations ``[a, b, c]`` of the source
 layer become ``[b, c, a]`` in the target's order (``matching.transport``).
 """
@@ -12,6 +12,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,59 +27,60 @@ from saematch.core.store import DamagedError, read_facts, write
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is known about the quality of a match; None where it is not known or not defined."""
+    """Proven quality of a match; None where a value is unknown or undefined."""
 
     value: float
-    """Sum of the similarities of the matched pairs; in a partial match, also what staying unmatched
-    is worth to each feature that does."""
+    """Sum of the similarities of the matched pairs; in a partial match, plus the value of staying
+    unmatched for each unmatched feature."""
     bound: float | None
     """Upper bound on the value of any match, proven by a solver."""
     chance: float | None = None
-    """Expected value of a match that is drawn at random, ``(Σ x_i) · (Σ y_j) / max(n_a, n_b)``;
+    """Expected value of a random match, ``(Σ x_i) · (Σ y_j) / max(n_a, n_b)``;
     None if features may stay unmatched."""
     gap_over_chance: float | None = None
-    """``(bound - value) / (bound - chance)``: the share that is missing, at most, of what a match
-    can win over a random one. Adding one vector to all features of layers of one width does not
-    change it, unlike ``gap``. 0 if the bound is the chance value."""
+    """``(bound - value) / (bound - chance)``: the largest possible share of the gain over a random
+    match that this match misses. Unlike ``gap``, it does not change when one vector is added to all
+    features, if both layers have the same width. 0 if the bound is the chance value."""
     n_90: int | None = None
-    """Least number of matched pairs that together carry 90 % of ``value - chance``. A pair carries
-    the product of its two vectors, each less the mean of its side; if widths differ, its similarity
-    less the mean similarity of its feature of the narrower layer."""
+    """Smallest number of matched pairs that together make up 90 % of ``value - chance``. A pair
+    contributes the inner product of its vectors after the mean of each side is subtracted. If
+    widths differ, it contributes its similarity minus the mean similarity of its feature of the
+    narrower layer."""
     certain: float | None = None
-    """Lower bound on the share of the matched pairs that every optimal match contains."""
+    """Lower bound on the share of matched pairs that are in every optimal match."""
 
     @property
     def gap(self) -> float | None:
-        """``(bound - value) / |bound|``, at least 0; 0 when both are 0; None without a bound."""
+        """``(bound - value) / |bound|``, at least 0; 0 if both are 0; None without a bound."""
         if self.bound is None:
             return None
         return max(0.0, self.bound - self.value) / (abs(self.bound) or 1.0)
 
     @property
     def optimal_to(self) -> float | None:
-        """The gap that a solver's tolerance limits: over chance, or relative if there is none."""
+        """Gap that a solver's tolerance limits: the gap over chance, or ``gap`` if that is None."""
         return self.gap if self.gap_over_chance is None else self.gap_over_chance
 
 
 class InvalidMatch(InputError):
-    """The entries of a match break its rules."""
+    """A match whose entries break the rules of ``Match``."""
 
 
 @dataclass(frozen=True)
 class Match:
     """A sparse, weighted ``[n_source, n_target]`` matrix with any number of entries in a row.
 
-    A permutation has one entry in each row and column, of weight 1. Entries are sorted by row, then
-    column, no place has two, weights are finite, and all is on the CPU. Raises ``InvalidMatch``
+    A permutation has one entry of weight 1 in each row and column. Entries are unique and sorted by
+    row, then column; weights are finite; all tensors are on the CPU. Raises ``InvalidMatch``
     otherwise.
     """
 
     rows: Int64[Tensor, " n"]
-    """Feature of the source, of each entry."""
+    """Source feature of each entry."""
     columns: Int64[Tensor, " n"]
-    """Feature of the target, of each entry."""
+    """Target feature of each entry."""
     weights: Float[Tensor, " n"]
-    """What an activation is multiplied by on its way; 1 in a permutation. float64."""
+    """Factor by which an entry multiplies an activation; 1 in a permutation. float64."""
     n_source: int
     n_target: int
     certificate: Certificate | None = None
@@ -100,12 +102,12 @@ class Match:
         ):
             if len(index) and (int(index.min()) < 0 or int(index.max()) >= size):
                 raise InvalidMatch(
-                    f"{name} of a match go from {int(index.min())} to {int(index.max())}, but "
-                    f"must lie between 0 and {size - 1}"
+                    f"{name} of a match range from {int(index.min())} to {int(index.max())}, but "
+                    f"must be between 0 and {size - 1}"
                 )
         keys = self.rows * self.n_target + self.columns
         if (keys[1:] <= keys[:-1]).any():
-            raise InvalidMatch("entries of a match must be sorted by row and column, none twice")
+            raise InvalidMatch("entries of a match must be unique and sorted by row and column")
         if not self.weights.isfinite().all():
             n_bad = int((~self.weights.isfinite()).sum())
             raise InvalidMatch(f"{n_bad} weights of a match are NaN or infinite")
@@ -117,7 +119,7 @@ class Match:
         n_target: int,
         certificate: Certificate | None = None,
     ) -> Match:
-        """Build a match from each feature's partner, -1 for a feature that has none."""
+        """Return the match of each feature with its partner; -1 means that it has none."""
         rows = torch.nonzero(columns >= 0).flatten()
         weights = torch.ones(len(rows), dtype=torch.float64)
         return cls(rows, columns[rows], weights, len(columns), n_target, certificate)
@@ -127,12 +129,13 @@ class Match:
         """Whether every feature of both layers has exactly one partner, with weight 1."""
         if not self.n_source == self.n_target == len(self.rows) or not (self.weights == 1).all():
             return False
-        every = torch.arange(self.n_source)
-        return torch.equal(self.rows, every) and torch.equal(self.columns.sort().values, every)
+        features = torch.arange(self.n_source)
+        columns = self.columns.sort().values
+        return torch.equal(self.rows, features) and torch.equal(columns, features)
 
     @property
     def matched(self) -> Int64[Tensor, " n_matched"]:
-        """The source features that have an entry, in order."""
+        """Source features that have an entry, in order."""
         return self.rows.unique_consecutive()
 
     @property
@@ -155,36 +158,41 @@ class Match:
     def compose(self, second: Match, most: int | None = None) -> Match:
         """Return the match from this match's source to ``second``'s target.
 
-        The sparse product, ``P(A->C) = P(B->C) o P(A->B)`` (paper, section 3.2); it carries no
-        certificate. It keeps the ``most`` entries of largest absolute weight in a row (of equal
-        ones the first columns), all without ``most``. ``dropped`` is 1 - the product of the shares
-        of mass that both matches and this product kept.
+        This is the sparse product ``P(A->C) = P(B->C) o P(A->B)`` (paper, section 3.2), without a
+        certificate. With ``most``, each row keeps only that many entries of largest absolute
+        weight; ties go to the first columns. ``dropped`` is 1 minus the product of the shares of
+        mass that the two matches and this product kept.
         """
         if self.n_target != second.n_source:
             raise InputError(
-                f"cannot compose: the first match ends in {self.n_target} features, the second "
-                f"begins with {second.n_source}"
+                f"cannot compose: the target of the first match has {self.n_target} features, the "
+                f"source of the second has {second.n_source}"
             )
         product = self._sparse() @ second._sparse()
-        product.eliminate_zeros()  # weights that cancel
+        product.eliminate_zeros()  # entries whose weights cancel
         rows, columns = (index.astype(np.int64) for index in product.tocoo().coords)
         order = np.lexsort((columns, rows))
         rows, columns, weights = rows[order], columns[order], product.data[order]
         kept = np.ones(len(rows), bool) if most is None else _largest(rows, weights, most)
         mass = np.abs(weights)
         lost = mass[~kept].sum() / mass.sum() if len(mass) else 0.0
-        entries = (torch.from_numpy(part[kept]) for part in (rows, columns, weights))
-        dropped = 1 - (1 - self.dropped) * (1 - second.dropped) * (1 - float(lost))
-        return Match(*entries, self.n_source, second.n_target, dropped=dropped)
+        return Match(
+            rows=torch.from_numpy(rows[kept]),
+            columns=torch.from_numpy(columns[kept]),
+            weights=torch.from_numpy(weights[kept]),
+            n_source=self.n_source,
+            n_target=second.n_target,
+            dropped=1 - (1 - self.dropped) * (1 - second.dropped) * (1 - float(lost)),
+        )
 
     def _sparse(self) -> csr_array:
         entries = self.weights.numpy(), (self.rows.numpy(), self.columns.numpy())
         return csr_array(entries, shape=(self.n_source, self.n_target))
 
     def agreement(self, other: Match) -> float:
-        """Return the share of ``other``'s entries that this match has too; 1 if ``other`` is empty.
+        """Return the share of the entries of ``other`` that are in this match; 1 if there are none.
 
-        With the truth as ``other`` this is recall.
+        If ``other`` is the true match, this is recall.
         """
         if (self.n_source, self.n_target) != (other.n_source, other.n_target):
             raise InputError(
@@ -199,14 +207,14 @@ class Match:
 
     @property
     def hash(self) -> str:
-        """A hash of the entries and sizes: equal matches have equal ones, however found."""
+        """Hash of the entries and sizes; it does not depend on how the match was found."""
         digest = hashlib.sha256(f"{self.n_source} {self.n_target} ".encode())
         for part in (self.rows, self.columns, self.weights):
             digest.update(part.contiguous().numpy().tobytes())
         return digest.hexdigest()[:24]
 
     def keep(self, chosen: Bool[Tensor, " n"]) -> Match:
-        """Return the match with the chosen entries alone; it carries no certificate."""
+        """Return the match with only the chosen entries and without a certificate."""
         return replace(
             self,
             rows=self.rows[chosen],
@@ -215,36 +223,36 @@ class Match:
             certificate=None,
         )
 
-    def save(self, path: Path, about: dict[str, object] | None = None, keep: bool = False) -> None:
-        """Write one safetensors file; its header holds sizes, certificate and ``about`` as JSON.
+    def save(self, path: Path, facts: dict[str, object] | None = None, keep: bool = False) -> None:
+        """Write a safetensors file; its header has sizes, certificate and ``facts`` as JSON.
 
-        With ``keep``, a file that is there stays (``saematch.core.store``).
+        With ``keep``, an existing undamaged file stays (``saematch.core.store``).
         """
         header: dict[str, object] = {name: getattr(self, name) for name in _SIZES}
         if self.certificate is not None:
             header |= asdict(self.certificate)
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        metadata = {"match": json.dumps(header), "about": json.dumps(about or {})}
+        metadata = {"match": json.dumps(header), "about": json.dumps(facts or {})}
         write(path, tensors, metadata, keep)
 
     @classmethod
     def load(cls, path: Path) -> tuple[Match, dict[str, object]]:
-        """Read a match and its ``about``; ``InputError`` for a damaged file or another kind."""
+        """Read a match and its facts; raises ``InputError`` if the file is not a whole match."""
         try:
             metadata = read_facts(path)
             header = json.loads(metadata["match"])
-            sizes = {name: header[name] for name in _SIZES}
+            sizes: dict[str, Any] = {name: header[name] for name in _SIZES}
         except (DamagedError, KeyError) as error:
             raise InputError(
                 f"{path} is not a whole match file ({error}); delete it and match again"
             ) from error
-        tensors = load_file(path)
+        tensors: dict[str, Any] = load_file(path)
         certificate = None
         if "bound" in header:
-            known = [field.name for field in fields(Certificate) if field.name in header]
-            certificate = Certificate(**{name: header[name] for name in known})
-        about = json.loads(metadata["about"])
-        return cls(**tensors, **sizes, certificate=certificate), about
+            names = [field.name for field in fields(Certificate) if field.name in header]
+            certificate = Certificate(**{name: header[name] for name in names})
+        match = cls(**tensors, **sizes, certificate=certificate)
+        return match, json.loads(metadata["about"])
 
 
 _TENSORS = ("rows", "columns", "weights")
@@ -255,9 +263,9 @@ _SIZES = ("n_source", "n_target", "dropped")
 def _largest(
     rows: Int64[np.ndarray, " n"], weights: Float[np.ndarray, " n"], most: int
 ) -> Bool[np.ndarray, " n"]:
-    """Return which entries are among the ``most`` of largest absolute weight of their row.
+    """Return a mask of the ``most`` entries of largest absolute weight in each row.
 
-    ``rows`` are sorted; of equal weights the first count.
+    ``rows`` must be sorted. Ties go to the first entry.
     """
     order = np.lexsort((-np.abs(weights), rows))
     rank = np.arange(len(rows)) - np.searchsorted(rows, rows)

@@ -1,4 +1,4 @@
-"""Memory: keeping what was freed, which decides the speed on a CPU, and running out of it."""
+"""Memory: reuse of freed memory, which makes a CPU faster, and errors of failed allocations."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from saematch.core.errors import InputError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-"""Of glibc's ``mallopt``."""
+"""Parameters of glibc's ``mallopt``."""
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep up to 1 GiB that was freed, and take memory in steps of 256 MiB.
+    """Make glibc keep up to 1 GiB of freed memory and allocate in steps of 256 MiB.
 
-    Every block of a language model frees large arrays and takes new ones. As it comes, glibc hands
-    each back to the system, which then clears every page of the next one. On two cores that took a
-    tenth of the time, and half of it beside other jobs (SmolLM2 135M, 4,096 tokens at a time).
-    Elsewhere than on Linux with glibc nothing is changed.
+    Every block of a language model frees large arrays and allocates new ones. By default glibc
+    returns each array to the system, which then clears every page of the next one. On two cores
+    this took a tenth of the time, and half of it while other jobs ran (SmolLM2 135M, 4,096 tokens
+    at a time). Without Linux and glibc, nothing changes.
     """
     if sys.platform != "linux":
         return
@@ -32,13 +32,13 @@ def keep_freed_memory() -> None:
 
 SHORTAGES = ("out of memory", "can't allocate memory", "Cannot allocate memory", "ALLOC_FAILED",
              "not enough memory")  # fmt: skip
-"""Words of PyTorch, CUDA's libraries and the system about an allocation that failed."""
+"""Phrases in the errors of failed allocations, from PyTorch, CUDA libraries and the system."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed, on a device or in the main memory.
+    """Return whether the error is a failed allocation, on a device or in main memory.
 
-    PyTorch has a class for devices only; its allocator for the CPU raises ``RuntimeError``.
+    PyTorch has an error class for devices only; its CPU allocator raises ``RuntimeError``.
     """
     if isinstance(error, RuntimeError | OSError):
         return any(sign in str(error) for sign in SHORTAGES)
@@ -47,9 +47,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_shortage(task: str, remedy: str) -> Iterator[None]:
-    """Raise ``InputError`` with the remedy if the block, or the decorated function, lacks memory.
+    """Raise ``InputError`` with ``remedy`` if the block or decorated function runs out of memory.
 
-    A process that the system kills for its memory says nothing: that cannot be caught.
+    If the system kills the process for lack of memory, there is no message.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What is compared: single SAEs of a run, and pairs of them."""
+"""The SAEs of a run and the pairs of SAEs that it compares."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ DEFAULT = "default"
 """Name of the suite of a run that has only one."""
 
 NO_ARM = "none"
-"""Stands in the arm's place for a strategy that uses no match."""
+"""Name of the arm in rows of a strategy that uses no match."""
 
 POOLED = "all"
-"""Name of all data sets together; an interval over them varies the texts of each set apart."""
+"""Name of all data sets together; their intervals vary the texts within each set."""
 
 
 class SaeKey(NamedTuple):
     """One SAE of a run."""
 
     suite: str
-    """Name of the suite that the SAE belongs to: one SAE a layer."""
+    """Name of the suite that the SAE belongs to. A suite has one SAE per layer."""
     layer: int
 
     @property
     def name(self) -> str:
-        """The SAE in messages: ``layer 3``, or ``layer 3 of wide`` outside the default suite."""
+        """Name in messages: ``layer 3``, or ``layer 3 of wide`` outside the default suite."""
         return f"layer {self.layer}" + ("" if self.suite == DEFAULT else f" of {self.suite}")
 
 
@@ -41,12 +41,13 @@ class Pair(NamedTuple):
 
     @property
     def suites(self) -> str:
-        """The suites in a name: ``wide``, or ``default-wide`` if source and target are of two."""
+        """Name of the suites: ``wide``, or ``default-wide`` if source and target differ in
+        suite."""
         return suites_label(self.source.suite, self.target.suite)
 
     @property
     def label(self) -> str:
-        """The pair in a file's name: ``3-4``, or ``wide/3-4`` outside the default suite."""
+        """Name in file names: ``3-4``, or ``wide/3-4`` outside the default suite."""
         layers = f"{self.source.layer}-{self.target.layer}"
         return layers if self.suites == DEFAULT else f"{self.suites}/{layers}"
 
@@ -61,14 +62,14 @@ class Pair(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """What a run does not do for one pair, and why."""
+    """An evaluation that a run skips for one pair, and the reason."""
 
     pair: Pair
     evaluation: str
-    """``matching``, or the evaluation that leaves the pair out."""
+    """``matching``, or the evaluation that skips the pair."""
     reason: str
     arm: str | None = None
-    """The arm that cannot match the pair; None if the refusal does not depend on the arm."""
+    """Arm that cannot match the pair; None if the refusal does not depend on the arm."""
 
     def row(self) -> dict[str, str | int | float | bool | None]:
         """Return the row of the table ``refused``."""
@@ -83,20 +84,20 @@ class Refusal(NamedTuple):
 PAIR_COLUMNS = ("source_suite", "source_layer", "target_suite", "target_layer")
 SUITE_COLUMNS = ("source_suite", "target_suite")
 OF_DEFAULT = dict.fromkeys(SUITE_COLUMNS, DEFAULT)
-"""Values that choose the rows of the default suite."""
+"""Column values that select the rows of the default suite."""
 
 
 def pair_of(row: Mapping[str, Any]) -> Pair:
-    """Return the pair that a row of a table is about."""
+    """Return the pair in a row of a table."""
     source_suite, source_layer, target_suite, target_layer = (row[name] for name in PAIR_COLUMNS)
     return Pair(SaeKey(source_suite, source_layer), SaeKey(target_suite, target_layer))
 
 
 def suites_label(source: str, target: str) -> str:
-    """Return the one suite's name, or both names if they are two."""
+    """Return the suite's name, or both names if source and target differ in suite."""
     return source if source == target else f"{source}-{target}"
 
 
 def suites_of(row: Mapping[str, Any]) -> str:
-    """Return the suites that a row of a table is about, as ``suites_label`` names them."""
+    """Return the suites in a row of a table, named as by ``suites_label``."""
     return suites_label(*(str(row[name]) for name in SUITE_COLUMNS))

@@ -1,4 +1,4 @@
-"""Text from outside, such as names, errors and answers of servers, made safe to show."""
+"""Escaping of outside text, such as names, errors and replies of servers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that steer a terminal, break a line, reverse text or cannot be encoded."""
+"""Characters that control a terminal, break a line, reverse text or cannot be encoded."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+.!|~$&-])")
 
 
 def visible(value: Any) -> Any:
-    """Return text with control characters written out, as ``\\x1b``; in lists and mappings too."""
+    """Return text, or the text in lists and mappings, with control characters as ``\\x1b``."""
     if isinstance(value, str):
-        return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], value)
+        return _CONTROLS.sub(lambda control: ascii(control[0])[1:-1], value)
     if isinstance(value, dict):
         return {visible(key): visible(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -26,10 +26,10 @@ def visible(value: Any) -> Any:
 
 
 def for_spreadsheets(frame: DataFrame) -> DataFrame:
-    """Return a table whose cells of text are no formulas to a spreadsheet.
+    """Return a table in which a spreadsheet reads no text cell as a formula.
 
-    An apostrophe goes before text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage
-    return. Numbers stay as they are.
+    Text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return gets an apostrophe
+    in front. Numbers do not change.
     """
     return frame.map(
         lambda cell: f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
@@ -37,5 +37,5 @@ def for_spreadsheets(frame: DataFrame) -> DataFrame:
 
 
 def in_markdown(text: str) -> str:
-    """Return text as one line of Markdown that shows it as it is: no link, no image, no table."""
+    """Return text as one escaped line of Markdown, without links, images or tables."""
     return _MARKDOWN.sub(r"\\\1", visible(" ".join(text.split())))

@@ -1,4 +1,4 @@
-"""``@spec``: frozen dataclasses of settings that refuse a wrong type or range by its name."""
+"""``@spec``: frozen dataclasses of settings whose types and ranges are checked by name."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 Unique = Annotated[Sequence[Item], AfterValidator(_unique)]
-"""A list that names nothing twice."""
+"""A list without duplicates."""
 Some = Annotated[Unique[Item], Field(min_length=1)]
-"""The same, with at least one item."""
+"""A list without duplicates and with at least one item."""
 
 LONGEST = 80
-"""Characters of a refused value that a message shows."""
+"""Largest number of characters of a refused value that a message shows."""
 
 _CONFIG = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
@@ -58,30 +58,32 @@ def spec(setting: str) -> Callable[[type[Spec]], type[Spec]]:
     """Return a decorator that makes a class a frozen dataclass whose fields are checked.
 
     ``setting`` is the spec's name on the command line, such as ``judge.limits``; it is empty for
-    settings of the top level. A field of another type than its annotation raises ``InputError``
-    with the field's name before the class's own ``__post_init__`` runs. No value is converted: an
-    integer may stand for a float, but neither a boolean nor a float for an integer. Floats must be
-    finite.
+    settings of the top level. A field whose type differs from its annotation raises ``InputError``
+    with the field's name, before the class's own ``__post_init__`` runs. Values are not converted:
+    an integer is accepted as a float, but neither a boolean nor a float as an integer. Floats must
+    be finite.
     """
 
     def decorate(cls: type[Spec]) -> type[Spec]:
         check_more = vars(cls).get("__post_init__")
 
         def __post_init__(self: Any) -> None:
-            check_fields(cls, {name: getattr(self, name) for name in _adapters(cls)}, setting)
+            names = _adapters(cls)  # type: ignore[arg-type]  # classes are hashable
+            check_fields(cls, {name: getattr(self, name) for name in names}, setting)
             if check_more is not None:
                 check_more(self)
 
         cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
-        made = dataclasses.dataclass(frozen=True)(cls)
-        made.__init__.__no_type_check__ = True  # jaxtyping in tests would be there before us
-        return made
+        frozen = dataclasses.dataclass(frozen=True)(cls)
+        # Else jaxtyping, in tests, would check the fields before this decorator does
+        frozen.__init__.__no_type_check__ = True  # type: ignore[attr-defined]
+        return frozen
 
     return decorate
 
 
 def check_fields(cls: type, values: Mapping[str, Any], setting: str = "") -> None:
-    """Check values of some fields of a spec, without making one; raises as the spec does."""
+    """Check values of some fields of a spec without creating it; raises the spec's errors."""
     adapters = _adapters(cls)
     for name, value in values.items():
         try:
@@ -100,12 +102,12 @@ def _adapters(cls: type) -> dict[str, Any]:
     hints = get_type_hints(cls, include_extras=True)
     return {
         field.name: TypeAdapter(_by_instance(hints[field.name]), config=_CONFIG)
-        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        for field in dataclasses.fields(cls)
     }
 
 
 def _by_instance(hint: Any) -> Any:
-    """Return the annotation with each class of ours in it checked by ``isinstance`` alone."""
+    """Return the annotation, changed so that our own classes are checked by ``isinstance``."""
     if isinstance(hint, type) and hint.__module__.partition(".")[0] not in ("builtins", "types"):
         return Annotated[Any, AfterValidator(partial(_instance, hint))]
     parts = get_args(hint)
@@ -122,8 +124,8 @@ def _by_instance(hint: Any) -> Any:
 def _instance(cls: type, value: Any) -> Any:
     if not isinstance(value, cls):
         declared = cls.__annotations__ if getattr(cls, "_is_protocol", False) else ()
-        lacking = [name for name in declared if not hasattr(value, name)]
-        more = f", which has {', '.join(lacking)}" if lacking else ""
+        missing = [name for name in declared if not hasattr(value, name)]
+        more = f", which has {', '.join(missing)}" if missing else ""
         raise PydanticCustomError("instance", f"Input should be of class {cls.__name__}{more}")
     return value
 
@@ -135,11 +137,11 @@ _PLAIN = (
     (r"^Input ", ""),
     (r" after validation", ""),
 )
-"""Patterns in pydantic's sentences and what they become."""
+"""Patterns in pydantic's messages and their replacements."""
 
 
 def _reason(error: ValidationError) -> str:
-    """Return what is legal, in a few words; a union has one error for each of its types."""
+    """Return the allowed values in a few words; a union has one error for each of its types."""
     reasons = []
     for detail in error.errors(include_url=False):
         sentence = detail["msg"]

@@ -1,9 +1,9 @@
-"""The one store: files that are kept between runs, each with its key and a digest inside.
+"""The store: files that are kept between runs, each with its key and a digest inside.
 
-A kept file is safetensors or JSON. Its header holds a key, which is the name of its folder and its
-own, and the digest, which is the SHA-256 of all bytes of the file with zeros in the digest's place.
-Any changed byte thus changes the digest. Names of files are hashes of all that determines their
-content: the spec, the code (``saematch.core.code``) and the identity of all inputs.
+A kept file is safetensors or JSON. Its header holds a key (the names of its folder and of the file)
+and a digest: the SHA-256 of all bytes of the file, with zeros in place of the digest. So a change
+of any byte changes the digest. File names are hashes of everything that determines the content: the
+spec, the code (``saematch.core.code``) and the identity of all inputs.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _DIGEST = re.compile(rb'"digest": ?"([0-9a-f]{64})"')
 
 
 class DamagedError(InputError):
-    """A kept file does not hold what was written; the message is the reason."""
+    """A kept file whose content has changed since it was written; the message is the reason."""
 
 
 def key_of(path: Path) -> str:
-    """Return the key of a kept file: the names of its folder and its own, without the ending."""
+    """Return the key of a kept file: the names of its folder and of the file, without suffix."""
     return f"{path.parent.name}/{path.stem}"
 
 
@@ -47,7 +47,7 @@ def write(
 ) -> None:
     """Write tensors and facts with key and digest.
 
-    With ``keep`` a whole file that is there stays, since another run wrote the same.
+    With ``keep``, an undamaged file that already exists stays, since another run wrote the same.
     """
     header = {**(facts or {}), "key": key_of(path), "digest": BLANK}
     with replacing(path, is_kept if keep else None) as part:
@@ -56,9 +56,9 @@ def write(
 
 
 def write_note(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write facts that JSON can hold with key and digest; an older note is replaced.
+    """Write facts as JSON with key and digest; replaces an older note.
 
-    A note that holds the same facts stays, so that a folder that is read only can be used.
+    A note with the same facts stays, so that a read-only folder can be used.
     """
     note = {"digest": BLANK, "key": key_of(path), **facts}
     text = json.dumps(note, indent=1, allow_nan=False) + "\n"
@@ -70,28 +70,29 @@ def write_note(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Tensor] | None:
-    """Return the tensors of a kept file; None if there is none, or none that is whole."""
+    """Return the tensors of a kept file; None if it is missing or damaged."""
     return load_file(path) if is_kept(path) else None
 
 
 def read_note(path: Path) -> dict[str, Any] | None:
-    """Return the facts of a note; None if there is none, or none that is whole."""
+    """Return the facts of a note; None if it is missing or damaged."""
     if not is_kept(path):
         return None
     return {k: v for k, v in read_facts(path).items() if k not in ("key", "digest")}
 
 
 def missing(paths: Sequence[Path]) -> list[int]:
-    """Return the numbers of the files that are still to be made; see ``is_kept``."""
+    """Return the positions of the paths that are missing or damaged; see ``is_kept``."""
     return [number for number, path in enumerate(paths) if not is_kept(path)]
 
 
 def is_kept(path: Path) -> bool:
-    """Whether a file is there and whole; a warning names one that is damaged.
+    """Return whether a file exists and is undamaged; logs a warning for a damaged file.
 
-    A file under another name than its own is damaged too. The damaged file stays until ``write``
-    replaces it, so that no run removes what another run has made again. A process reads each file
-    only once for this, unless the file changes. Raises ``FileError`` if it cannot be read.
+    A file that was renamed or copied counts as damaged. A damaged file stays until ``write``
+    replaces it, so that no run removes a file that another run has just repaired. A process reads
+    each file only once for this check, unless the file changes. Raises ``FileError`` if the file
+    cannot be read.
     """
     try:
         version = _version(path.stat())
@@ -101,7 +102,7 @@ def is_kept(path: Path) -> bool:
     except DamagedError as error:
         _warn(path, version, str(error))
         return False
-    except OSError as error:  # another user's file, or a folder of this name
+    except OSError as error:  # the file of another user, or a folder
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     if key != key_of(path):
         _warn(path, version, f"it is a copy of {key}")
@@ -111,11 +112,11 @@ def is_kept(path: Path) -> bool:
 
 @cache
 def _warn(path: Path, _: _Version, reason: str) -> None:
-    log.warning("%s is damaged (%s): its content is made again", path, reason)
+    log.warning("%s is damaged (%s): its content is computed again", path, reason)
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Return the facts in the header of a whole file; ``DamagedError`` for any other file."""
+    """Return the facts in the header of a file; raises ``DamagedError`` if it is damaged."""
     return dict(_checked(path, _version(path.stat())))
 
 
@@ -128,7 +129,7 @@ def _version(state: os.stat_result) -> _Version:
 
 @cache
 def _checked(path: Path, _: _Version) -> dict[str, Any]:
-    """Return the header of a file of one version, after a look at all of its bytes."""
+    """Return the header of one version of a file, after checking all of its bytes."""
     is_json = path.suffix == ".json"
     with path.open("rb") as file:
         digest = _digest(file, is_json)
@@ -143,17 +144,17 @@ class _Digest(NamedTuple):
     stated: bytes
     actual: bytes
     position: int
-    """Where the file states it."""
+    """Offset of the stated digest, in bytes."""
     header_size: int
 
 
 def _digest(file: BinaryIO, is_json: bool) -> _Digest:
-    """Compute a file's digest, in little memory."""
+    """Return the digest of a file and the digest that it states; reads 1 MiB at a time."""
     size = os.fstat(file.fileno()).st_size
     start = b"" if is_json else file.read(8)
     length = size if is_json else int.from_bytes(start, "little")
     if length > size - len(start):
-        raise DamagedError("it is cut off or no safetensors file")
+        raise DamagedError("it is truncated or not a safetensors file")
     header = start + file.read(length)
     stated = _DIGEST.search(header)
     if stated is None:
@@ -166,7 +167,7 @@ def _digest(file: BinaryIO, is_json: bool) -> _Digest:
 
 
 def _seal(path: Path, is_json: bool) -> None:
-    """Put the digest of a file that was just written into it."""
+    """Write the digest into a file that was just written."""
     with path.open("r+b") as file:
         digest = _digest(file, is_json)
         file.seek(digest.position)

@@ -52,11 +52,19 @@ class Tables(dict[str, pd.DataFrame]):
         if name not in self:
             self[name] = frame
             return
+        if frame.empty:
+            return
         table = self[name]
         keys = [key for key in KEYS if key in table and key in frame]
         values = [column for column in frame if column not in keys]
         kept = table.drop(columns=[column for column in values if column in table])
         self[name] = kept.merge(frame, how="left", on=keys, validate="many_to_one")
+
+    def join(self, tables: Tables) -> None:
+        """Add tables, as ``add`` does, and their definitions."""
+        for name, frame in tables.items():
+            self.add(name, frame)
+        self.define(tables.columns.values())
 
 
 def frame_of(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.matching.transport import crossings
 from saematch.sae.activations import SparseFeatures
+from saematch.sae.recorders import Forward, Models
+from saematch.texts.batch_work import Kept
 
 
 class MatchedPair(NamedTuple):
@@ -23,33 +27,76 @@ class MatchedPair(NamedTuple):
     """The match's hash."""
 
 
-def count_features(
-    matched: Mapping[MatchedPair, Match],
-    active: Mapping[SaeKey, SparseFeatures],
-    counts: Bool[Tensor, "batch seq"],
-) -> dict[str, Tensor]:
-    """Count, by text, activations of features, and of features together with their partners.
+@dataclass(frozen=True)
+class CountRecorder:
+    """Counts, by text, activations of features, and of features together with their partners.
 
-    ``counts`` marks the positions that ``active`` is about. The sums are those that
-    ``evaluate_batch`` names.
+    For each SAE: ``fired`` (tokens on which a feature is active), and norms of the hidden states of
+    its layer. For each match: ``both`` (tokens on which a feature and any of its partners are
+    active). A match with several entries in a row also has ``entries`` (tokens on which both
+    features of an entry are active) and ``partners`` (tokens on which any partner of a source
+    feature is active). For each language model: numbers of tokens.
     """
-    text = torch.nonzero(counts)[:, 0]
-    n_texts = len(counts)
-    sums = {}
-    for key, entries in active.items():
-        fired = _count(text[entries.tokens()], entries.features, n_texts, entries.n_features)
-        sums[f"fired|{key.suite}|{key.layer}"] = fired
-    of, dense = None, torch.empty(0)  # one layer's at a time: tokens times features are many
-    for matched_pair, match in matched.items():
-        target = matched_pair.pair.target
-        if target != of:
-            of, dense = target, active[target].dense()
-        entries = active[matched_pair.pair.source]
-        sums |= _count_partners(matched_pair, match, entries, dense, text, n_texts)
-        if not match.one_partner:
-            name = counts_name("partners", matched_pair)
-            sums[name] = _count_any(match.inverse(), active[target], text, n_texts)
-    return sums
+
+    folder: Path
+    saes: tuple[SaeKey, ...]
+    """SAEs that are counted, each once."""
+    matched: Mapping[MatchedPair, Match]
+    models: Models = field(default_factory=Models)
+    runs_model: ClassVar[bool] = False
+
+    def needs(self) -> dict[Hashable, frozenset[SaeKey]]:
+        """Return the SAEs of each SAE's counts, itself, and of each match."""
+        needs: dict[Hashable, frozenset[SaeKey]] = {key: frozenset([key]) for key in self.saes}
+        return needs | {matched: frozenset(matched.pair) for matched in self.matched}
+
+    def only(self, items: Collection[Hashable]) -> CountRecorder:
+        """Return a recorder of some SAEs and matches."""
+        saes = tuple(key for key in self.saes if key in items)
+        return replace(
+            self, saes=saes, matched={m: match for m, match in self.matched.items() if m in items}
+        )
+
+    def facts(self) -> list[Any]:
+        """Return the SAEs and the matches, by their hashes."""
+        return [list(self.saes), list(self.matched)]
+
+    def record(self, forward: Forward) -> Kept:
+        """Count one batch. The first axis of each tensor is the text."""
+        batch, counted = forward.batch, by_text(forward.batch.counts)
+        sums = {}
+        for key in self.saes:
+            label = self.models.of(key)
+            sums[labelled("n_tokens", label)] = batch.counts.sum(dim=1)
+            sums[labelled("n_special", label)] = batch.n_special
+            norms = labelled(f"x_norm|{key.layer}", label)
+            if norms not in sums:
+                square = forward.x(key).double().square().sum(dim=1)
+                sums[norms] = counted @ square.sqrt()
+        return sums | self._features(forward)
+
+    def _features(self, forward: Forward) -> Kept:
+        text, n_texts = forward.text, len(forward.batch.ids)
+        sums = {}
+        for key in self.saes:
+            active = forward.active(key)
+            counts = _count(text[active.tokens()], active.features, n_texts, active.n_features)
+            sums[fired_name(key)] = counts
+        dense_of, dense = None, torch.empty(0)  # of one SAE at a time, since it is large
+        for matched_pair, match in self.matched.items():
+            source, target = matched_pair.pair
+            if target != dense_of:
+                dense_of, dense = target, forward.active(target).dense()
+            active = forward.active(source)
+            sums |= _count_partners(matched_pair, match, active, dense, text, n_texts)
+            if not match.one_partner:
+                name = counts_name("partners", matched_pair)
+                sums[name] = _count_any(match.inverse(), forward.active(target), text, n_texts)
+        return sums
+
+    def join(self, first: Kept, second: Kept, n_texts: int) -> Kept:
+        """Return the sums of both halves, one text after the other."""
+        return {name: torch.cat([sums, second[name]]) for name, sums in first.items()}
 
 
 def _count_partners(
@@ -88,6 +135,23 @@ def _count_any(
     reached[active.tokens()[origins], match.columns.to(entries.device)[entries]] = True
     tokens, features = torch.nonzero(reached, as_tuple=True)
     return _count(text[tokens], features, n_texts, match.n_target)
+
+
+def labelled(name: str, model: str) -> str:
+    """Return the name of a sum of one language model, given by its label."""
+    return f"{name}|{model}" if model else name
+
+
+def by_text(positions: Bool[Tensor, "batch seq"]) -> Float64[Tensor, "batch n"]:
+    """Return the matrix that adds up values at the chosen positions for each text."""
+    text = torch.nonzero(positions)[:, 0]
+    texts = torch.arange(len(positions), device=text.device)
+    return (texts[:, None] == text).double()
+
+
+def fired_name(key: SaeKey) -> str:
+    """Return the name of the numbers of tokens on which each feature of an SAE is active."""
+    return f"fired|{key.suite}|{key.layer}"
 
 
 def counts_name(kind: str, matched_pair: MatchedPair) -> str:

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 
 from saematch.core.match import Match
 from saematch.core.pairs import Pair
-from saematch.core.tables import Row
+from saematch.core.specs import spec
+from saematch.core.tables import Row, Tables
+from saematch.evaluate.evaluation import Evaluation, PairFacts, Subject
 from saematch.evaluate.weights import PARTS, squared_errors
 from saematch.matching.matches import MatchSet
 from saematch.sae.folding import fold
+from saematch.sae.recorders import Recording
 from saematch.sae.suites import Saes
 
 N_BINS = 60
 N_EXAMPLES = 10
 """Of the least and of the greatest errors, each."""
+
+
+@spec("evaluations.features")
+class Features(Evaluation):
+    """Spec of the evaluation ``features``: ``feature_mse_histogram`` and ``features``."""
+
+    one_partner: ClassVar[str] = "gives each feature one error"
+
+    def refusal(self, facts: PairFacts) -> str | None:
+        """Refuse vectors that cannot be subtracted."""
+        if facts.source.d_model != facts.target.d_model:
+            return "vectors of different d_model have no squared error"
+        return None
+
+    def tables(self, subject: Subject, recording: Recording | None) -> Tables:
+        """Return how errors are distributed, and the pairs of least and of greatest error."""
+        return Tables.of(
+            {
+                "feature_mse_histogram": histogram_rows(subject.saes, subject.matches),
+                "features": example_rows(subject.saes, subject.matches),
+            }
+        )
 
 
 def histogram_rows(saes: Saes, matches: MatchSet) -> list[Row]:

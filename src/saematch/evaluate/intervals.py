@@ -24,7 +24,7 @@ from jaxtyping import Float64, Int64
 from scipy.special import stdtrit
 from torch import Tensor
 
-from saematch.core.columns import column_of
+from saematch.core.columns import Column
 from saematch.core.errors import InputError
 from saematch.core.specs import spec
 from saematch.core.tables import Row
@@ -98,12 +98,12 @@ class Replicates:
         """Return the weights of the texts of all sets."""
         return torch.cat(self.weights, dim=1) if self.weights else torch.zeros(1, 0).double()
 
-    def row(self, metric: str, values: Values, whole: Values | None = None) -> Row:
+    def row(self, column: Column, values: Values, whole: Values | None = None) -> Row:
         """Return the columns of a metric: its value, and the ends ``_low`` and ``_high``."""
-        interval = self.interval(metric, values, whole)
-        return dict(zip((metric, f"{metric}_low", f"{metric}_high"), interval, strict=True))
+        names = (column.name, f"{column.name}_low", f"{column.name}_high")
+        return dict(zip(names, self.interval(column, values, whole), strict=True))
 
-    def interval(self, metric: str, values: Values, whole: Values | None = None) -> Interval:
+    def interval(self, column: Column, values: Values, whole: Values | None = None) -> Interval:
         """Return the value of a metric and its interval, which always contains the value.
 
         ``values``: the metric, then its replicates. ``whole``: what a share is a share of. Texts
@@ -116,23 +116,21 @@ class Replicates:
         half = self._half_width(values, whole)
         if half is None:
             return Interval(value)
-        least, greatest = column_of(metric).least, column_of(metric).greatest
-        return Interval(
-            value, min(value, max(value - half, least)), max(value, min(value + half, greatest))
-        )
+        low, high = max(value - half, column.least), min(value + half, column.greatest)
+        return Interval(value, min(value, low), max(value, high))
 
     def _half_width(self, values: Values, whole: Values | None) -> float | None:
-        tells = torch.ones_like(self.of_set, dtype=torch.bool)
+        changes = torch.ones_like(self.of_set, dtype=torch.bool)
         if whole is not None:
-            tells = whole[1:] != whole[0]
-        sets, of_set = self.of_set[tells].unique(return_inverse=True)
-        moved = values[1:][tells]
+            changes = whole[1:] != whole[0]
+        sets, of_set = self.of_set[changes].unique(return_inverse=True)
+        moved = values[1:][changes]
         alone = torch.bincount(self.of_set, minlength=1).max() < 2
         if alone or len(moved) < 2 or moved.isnan().any():
             return None
         n = torch.bincount(of_set, minlength=len(sets)).double()
         centres = torch.zeros_like(n).index_add_(0, of_set, moved) / n
-        centres[n == 1] = values[0]  # the only text of its set has none to be compared with
+        centres[n == 1] = values[0]  # the only text of its set has no other to compare with
         squares = torch.zeros_like(n).index_add_(0, of_set, (moved - centres[of_set]).square())
         freedom = (n - 1).clamp(min=1)
         variances = squares * torch.where(n == 1, 1, freedom / n)

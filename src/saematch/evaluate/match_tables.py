@@ -1,23 +1,93 @@
-"""The table of matches: how good each is by weights alone, and how often it agrees."""
+"""The tables ``matches`` and ``layers`` of every run, from weights alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
-from jaxtyping import Int64
-from torch import Tensor
-
+from saematch.core.columns import Column, share
 from saematch.core.match import Match
-from saematch.core.pairs import Pair, SaeKey
-from saematch.core.tables import Row
-from saematch.evaluate.means import CERTIFICATE_METRICS
-from saematch.evaluate.weights import decoder_norm_change, mse
+from saematch.core.pairs import Pair
+from saematch.core.specs import spec
+from saematch.core.tables import Row, Tables
+from saematch.evaluate.evaluation import Evaluation, Subject
+from saematch.evaluate.weights import PARTS, decoder_norm_change, mse
 from saematch.matching.arm import Arm
 from saematch.matching.matches import MatchSet
 from saematch.sae.folding import is_uniform
+from saematch.sae.recorders import Recording
 from saematch.sae.suites import Saes
+
+_LOGGED: Any = {"logged": ("matches",)}
+ERRORS = tuple(
+    Column(
+        f"mse_{part}", f"mean squared error of {part}, folded", "lower", least=0.0,
+        meaning=f"squared error of matched features' {part}, folded by threshold, mean over "
+        "coordinates and entries",
+        **_LOGGED,
+    )
+    for part in PARTS
+)  # fmt: skip
+CERTIFICATE = (
+    Column("value", "value of the match", "higher", **_LOGGED,
+           meaning="sum of the similarities of matched features"),
+    Column("bound", "upper bound on the value", **_LOGGED,
+           meaning="proven upper bound on the value of every match"),
+    Column("chance", "value of a random match", **_LOGGED,
+           meaning="expected value of a uniformly random permutation"),
+    Column("gap", "relative gap", "lower", least=0.0, **_LOGGED,
+           meaning="(bound - value) / |bound|"),
+    Column("gap_over_chance", "gap over chance", "lower", least=0.0, **_LOGGED,
+           meaning="(bound - value) / (bound - chance)"),
+    Column("n_90", "pairs that carry 90 % of the value over chance", unit="pairs", least=0.0,
+           **_LOGGED, meaning="least number of pairs with 90 % of the value over chance"),
+    share("certain", "share of pairs in every optimal match",
+          "lower bound on the share of pairs that every optimal match has", **_LOGGED),
+)  # fmt: skip
+"""Attributes of ``Certificate``."""
+RECALL = share(
+    "recall", "recall of the hidden permutation", "share of the true match that was found",
+    **_LOGGED,
+)  # fmt: skip
+AGREEMENT = share(
+    "agreement", "pairs shared with the match at once",
+    "share of the pairs that composition and the match of both layers at once have in common",
+    **_LOGGED,
+)  # fmt: skip
+NORM_CHANGE = Column(
+    "decoder_norm_change", "change of the folded decoder norm", **_LOGGED,
+    meaning="mean over entries of the target's minus the source's folded decoder norm",
+)  # fmt: skip
+THRESHOLDS = (
+    Column("threshold_mean", "mean threshold", logged=("layers",), meaning="mean over features"),
+    Column("threshold_spread", "spread of thresholds", logged=("layers",),
+           meaning="standard deviation over the mean of the thresholds"),
+)  # fmt: skip
+
+
+@spec("")
+class MatchTables(Evaluation):
+    """The evaluation that every run makes: how good each match is by weights alone."""
+
+    columns: ClassVar[tuple[Column, ...]] = (
+        *ERRORS, RECALL, AGREEMENT, NORM_CHANGE, *CERTIFICATE, *THRESHOLDS,
+    )  # fmt: skip
+
+    def tables(self, subject: Subject, recording: Recording | None) -> Tables:
+        """Return ``matches``, a row for each pair and arm, and ``layers``, a row for each SAE."""
+        exact = exact_arms(subject.arms)
+        layers: list[Row] = [
+            {
+                **key._asdict(),
+                "n_features": sae.n_features,
+                "stated_l0": sae.origin.mean_l0,
+                **sae.thresholds,
+            }
+            for key, sae in subject.saes.facts.items()
+        ]
+        matches = match_rows(subject.saes, subject.matches, subject.truth, exact)
+        return Tables.of({"matches": matches, "layers": layers})
 
 
 def match_rows(
@@ -53,8 +123,8 @@ def _rows_of(
                 "recall": None if known is None else match.agreement(known),
                 "agreement": None if direct is None else match.agreement(direct),
                 **{
-                    name: None if proof is None else getattr(proof, name)
-                    for name in CERTIFICATE_METRICS
+                    column.name: None if proof is None else getattr(proof, column.name)
+                    for column in CERTIFICATE
                 },
                 "n_features": match.n_source,
                 "n_matched": len(match.matched),
@@ -64,25 +134,6 @@ def _rows_of(
             }
         )
     return rows
-
-
-def live_recall(
-    matches: MatchSet,
-    truth: Callable[[Pair], Match | None],
-    fired: Callable[[SaeKey], Int64[Tensor, " n_features"]],
-) -> dict[tuple[Pair, str], float]:
-    """Return the column ``recall_live`` by pair and arm: recall of live features.
-
-    A feature is live if it fired on the texts; ``fired`` returns the number of tokens for each
-    feature of an SAE. Pairs without a known truth or a live feature are absent.
-    """
-    recall = {}
-    for pair in matches.pairs:
-        known = truth(pair)
-        live = None if known is None else known.keep(fired(pair.source)[known.rows] > 0)
-        if live is not None and len(live.rows):
-            recall |= {(pair, a): match.agreement(live) for a, match in matches.of(pair).items()}
-    return recall
 
 
 def exact_arms(arms: Mapping[str, Arm]) -> dict[str, str]:

@@ -3,109 +3,149 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import cosine_similarity
 
+from saematch.core.columns import Column
 from saematch.core.errors import InputError
 from saematch.core.match import Match
-from saematch.core.pairs import Pair, SaeKey
+from saematch.core.pairs import Pair, Refusal, SaeKey
 from saematch.core.specs import AtLeast1, Seed, Some, spec
-from saematch.core.tables import Row
+from saematch.core.tables import Row, Tables
+from saematch.evaluate.counts import Counts
+from saematch.evaluate.evaluation import Evaluation, PairFacts, Subject
 from saematch.evaluate.following import BREADTH, Step, begin, follow
-from saematch.evaluate.tables import Tables
 from saematch.evaluate.weights import feature_mse
-from saematch.matching.matches import MatchSet
-from saematch.sae.suites import SaeFacts, Saes
+from saematch.sae.recorders import Recording
+from saematch.sae.suites import SaeFacts, SaeShelf
+
+COSINE = Column(
+    "cosine_W_dec", "cosine of decoder vectors", "higher", least=-1.0, greatest=1.0,
+    meaning="cosine of the two features' decoder vectors, not folded",
+)  # fmt: skip
 
 
-@spec("paths")
-class PathSpec:
-    """Spec of the feature paths: from how many features of the first layer, and which."""
+@spec("evaluations.paths")
+class Paths(Evaluation):
+    """Spec of the evaluation ``paths``: how many features of the first layer to follow, and which.
 
-    n_paths: int = 20
+    A path goes step by step, which is composition: it follows each layer's match to the next
+    (section 3.2).
+    """
+
+    columns: ClassVar[tuple[Column, ...]] = (COSINE,)
+
+    n_paths: AtLeast1 = 20
     seed: Seed = 0
     breadth: AtLeast1 = BREADTH
     """Most features that a path holds at a layer, those of largest absolute weight."""
     features: Some[int] | None = None
     """Features of the first layer to follow; None draws ``n_paths`` at random, of those that fired
-    on the texts if there was an evaluation."""
+    on the texts if the run counted that (``co_activation``)."""
 
-    def __post_init__(self) -> None:
-        if self.n_paths < 1:
-            raise InputError(f"paths.n_paths={self.n_paths}: at least one path is needed")
+    def check_saes(self, saes: SaeShelf) -> None:
+        """Refuse features that a suite's first SAE does not have."""
+        first: dict[str, SaeKey] = {}
+        for key in saes:
+            first.setdefault(key.suite, key)
+        for key in first.values():
+            check_features(self.features or (), key, saes.facts[key])
 
+    def refusals(
+        self, pairs: Sequence[PairFacts], refused: Sequence[Refusal]
+    ) -> Iterator[tuple[Pair, str]]:
+        """Yield the pairs that no path reaches: from a suite's first pair that is left out on.
 
-def path_rows(saes: Saes, matches: MatchSet, spec: PathSpec, tables: Tables | None) -> list[Row]:
-    """Return the rows of ``paths``: one for each suite, arm, path, step and entry that it follows.
+        Paths go through all arms, so a pair that one arm cannot match ends those of every arm.
+        """
+        reasons = {
+            refusal.pair: refusal.reason
+            if refusal.arm is None
+            else f"the arm {refusal.arm} cannot match the next pair: {refusal.reason}"
+            for refusal in refused
+            if refusal.evaluation in ("matching", "co_activation")
+        }
+        ended: dict[str, str] = {}
+        for pair, *_ in pairs:
+            if pair in reasons:
+                reason = f"no path goes beyond {pair.source.name}: {reasons[pair]}"
+                ended.setdefault(pair.suites, reason)
+            if pair.suites in ended:
+                yield pair, ended[pair.suites]
 
-    Step by step is composition: a path follows each layer's match to the next (section 3.2). It
-    ends early where none of its features has a partner. All arms follow the same features.
-    """
-    rows: list[Row] = []
-    for _, group in groupby(matches.pairs, key=lambda pair: pair.suites):
-        pairs = list(group)
-        n_features = next(iter(matches.by_arm.values()))[pairs[0]].n_source
-        first = begin(_choose(n_features, pairs[0].source, spec, tables))
-        held = dict.fromkeys(matches.by_arm, first)
-        found: dict[str, list[Row]] = {arm: [] for arm in matches.by_arm}
+    def tables(self, subject: Subject, recording: Recording | None) -> Tables:
+        """Return ``paths``: a row for each suite, arm, path, step and entry that it follows.
+
+        A path ends early where none of its features has a partner. All arms follow the same
+        features.
+        """
+        rows: list[Row] = []
+        for _, group in groupby(subject.matches.pairs, key=lambda pair: pair.suites):
+            rows += self._rows(subject, list(group))
+        return Tables.of({"paths": rows})
+
+    def _rows(self, subject: Subject, pairs: list[Pair]) -> list[Row]:
+        by_arm = subject.matches.by_arm
+        n_features = next(iter(by_arm.values()))[pairs[0]].n_source
+        first = begin(self._choose(n_features, pairs[0].source, subject.counts))
+        held = dict.fromkeys(by_arm, first)
+        rows: dict[str, list[Row]] = {arm: [] for arm in by_arm}
         for number, pair in enumerate(pairs):
-            for arm, of_arm in matches.by_arm.items():
-                steps, held[arm] = follow(held[arm], of_arm[pair], spec.breadth)
-                scores = _scores(saes, of_arm[pair], pair, steps, tables)
+            for arm, of_arm in by_arm.items():
+                steps, held[arm] = follow(held[arm], of_arm[pair], self.breadth)
+                scores = _scores(subject, of_arm[pair], pair, steps)
                 for step, score in zip(steps, scores, strict=True):
                     row: Row = {**pair.columns(), "arm": arm, "path": step.path, "step": number}
                     row |= {name: getattr(step, name) for name in _COLUMNS}
-                    found[arm].append(row | score)
-        rows += [row for of_arm in found.values() for row in of_arm]
-    return rows
+                    rows[arm].append(row | score)
+        return [row for of_arm in rows.values() for row in of_arm]
+
+    def _choose(self, n_features: int, key: SaeKey, counts: Counts | None) -> list[int]:
+        if self.features is not None:
+            return list(self.features)
+        features = torch.arange(n_features)
+        live = features if counts is None else features[counts.fired(key) > 0]
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(len(live), generator=generator)[: self.n_paths]
+        return live[order].tolist()
 
 
 _COLUMNS = ("source_feature", "target_feature", "weight", "path_weight", "dropped_mass")
 """Fields of a step that are columns."""
 
 
-def check_paths(spec: PathSpec, key: SaeKey, sae: SaeFacts) -> None:
-    """Refuse features that a suite's first SAE does not have."""
-    beyond = [f for f in spec.features or () if not 0 <= f < sae.n_features]
+def check_features(features: Sequence[int], key: SaeKey, sae: SaeFacts) -> None:
+    """Refuse features that an SAE does not have."""
+    beyond = [feature for feature in features if not 0 <= feature < sae.n_features]
     if beyond:
         raise InputError(
-            f"paths.features holds {beyond[0]}, but {key.name} has features 0 to "
+            f"evaluations.paths.features holds {beyond[0]}, but {key.name} has features 0 to "
             f"{sae.n_features - 1}"
         )
 
 
-def _choose(n_features: int, key: SaeKey, spec: PathSpec, tables: Tables | None) -> list[int]:
-    if spec.features is not None:
-        return list(spec.features)
-    every = torch.arange(n_features)
-    alive = every if tables is None else every[tables.fired(key) > 0]
-    generator = torch.Generator().manual_seed(spec.seed)
-    order = torch.randperm(len(alive), generator=generator)[: spec.n_paths]
-    return alive[order].tolist()
-
-
-def _scores(
-    saes: Saes, match: Match, pair: Pair, steps: list[Step], tables: Tables | None
-) -> list[Row]:
+def _scores(subject: Subject, match: Match, pair: Pair, steps: list[Step]) -> list[Row]:
     """Return how alike the two features of each step are."""
-    source, target = saes[pair.source], saes[pair.target]
+    source, target = subject.saes[pair.source], subject.saes[pair.target]
     entries = sorted({step.entry for step in steps})
     chosen = torch.zeros(len(match.rows), dtype=torch.bool)
     chosen[entries] = True
     followed = match.keep(chosen)
     errors = feature_mse(source, target, followed).tolist()
-    cosine = [math.nan] * len(errors)
+    cosines = [math.nan] * len(errors)
     if source.d_model == target.d_model:
         vectors = source.W_dec[followed.rows], target.W_dec[followed.columns]
-        cosine = cosine_similarity(*vectors, dim=1).tolist()
-    found: list[Row] = [
-        {"mse_W_dec": error, "cosine_W_dec": alike}
-        for error, alike in zip(errors, cosine, strict=True)
+        cosines = cosine_similarity(*vectors, dim=1).tolist()
+    rows: list[Row] = [
+        {"mse_W_dec": error, "cosine_W_dec": cosine}
+        for error, cosine in zip(errors, cosines, strict=True)
     ]
-    if tables is not None:
-        counts = tables.entries(pair, match, entries)
-        found = [row | counted for row, counted in zip(found, counts, strict=True)]
-    by_entry = dict(zip(entries, found, strict=True))
+    if subject.counts is not None:
+        counts = subject.counts.of_entries(pair, match, entries)
+        rows = [row | of_entry for row, of_entry in zip(rows, counts, strict=True)]
+    by_entry = dict(zip(entries, rows, strict=True))
     return [by_entry[step.entry] for step in steps]

@@ -3,52 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 
+from saematch.core.columns import EXPLAINED_VARIANCE, Column
 from saematch.core.errors import InputError
 from saematch.core.pairs import Pair
-from saematch.core.tables import Row
+from saematch.core.specs import spec
+from saematch.core.tables import Row, Tables
+from saematch.evaluate.evaluation import Evaluation, PairFacts, Subject
+from saematch.evaluate.match_tables import RECALL
 from saematch.evaluate.metrics import explained_variance
-from saematch.matching.arm import DECODINGS, Arm
-from saematch.matching.matches import MatchSet
+from saematch.matching.arm import DECODINGS
 from saematch.matching.transport import transport
 from saematch.sae.activations import SparseFeatures, decode
 from saematch.sae.folding import fold_scale
+from saematch.sae.recorders import Recording
 from saematch.sae.sources.planted import PlantedSaes
 from saematch.sae.sources.source import SaeSource
-from saematch.sae.suites import Saes
 
 
-def planted_rows(
-    saes: Saes,
-    sets: Mapping[str, SaeSource],
-    matches: MatchSet,
-    arms: Mapping[str, Arm],
-) -> list[Row]:
-    """Return the rows of ``planted``: recall, and what decoding explains, by arm and strategy.
+@spec("evaluations.planted")
+class Planted(Evaluation):
+    """Spec of the evaluation ``planted``: recall, and what decoding explains."""
 
-    The source's true activations are carried over and decoded; the target's hidden
-    states are its own true activations, decoded.
-    """
-    rows: list[Row] = []
-    for pair in matches.pairs:
-        made = sets[pair.source.suite]
-        assert isinstance(made, PlantedSaes), made
-        rows += _rows_of(saes, made, matches, pair, arms)
-    return rows
+    columns: ClassVar[tuple[Column, ...]] = (RECALL, EXPLAINED_VARIANCE)
+
+    def check_sources(self, sources: Mapping[str, SaeSource]) -> None:
+        """Refuse SAEs whose true activations are unknown."""
+        if not all(isinstance(source, PlantedSaes) for source in sources.values()):
+            raise InputError("the evaluation planted needs activations that are known: sae=planted")
+
+    def refusal(self, facts: PairFacts) -> str | None:
+        """Refuse pairs of two suites."""
+        within = facts.pair.within_suite
+        return None if within else "planted activations are known within one suite only"
+
+    def tables(self, subject: Subject, recording: Recording | None) -> Tables:
+        """Return ``planted``, a row for each pair, arm and strategy.
+
+        The source's true activations are transported and decoded; the target's hidden states are
+        its own true activations, decoded.
+        """
+        rows = [row for pair in subject.matches.pairs for row in _rows_of(subject, pair)]
+        return Tables.of({"planted": rows})
 
 
-def _rows_of(
-    saes: Saes, made: PlantedSaes, matches: MatchSet, pair: Pair, arms: Mapping[str, Arm]
-) -> list[Row]:
-    source, target = saes[pair.source], saes[pair.target]
-    codes, target_codes = (_sparse(made, layer) for layer in (pair.source.layer, pair.target.layer))
+def _rows_of(subject: Subject, pair: Pair) -> list[Row]:
+    suite = subject.sources[pair.source.suite]
+    assert isinstance(suite, PlantedSaes), suite
+    source, target = subject.saes[pair.source], subject.saes[pair.target]
+    codes, target_codes = (sparse_codes(suite, key.layer) for key in pair)
     x = decode(target, target_codes).double()
-    truth = made.truth(pair.source.layer, pair.target.layer)
+    truth = suite.truth(pair.source.layer, pair.target.layer)
     rows: list[Row] = []
-    for name, match in matches.of(pair).items():
-        for strategy in arms[name].decode:
+    for name, match in subject.matches.of(pair).items():
+        for strategy in subject.arms[name].decode:
             by = DECODINGS[strategy]
             moved = transport(codes, match, fold_scale(source, by), fold_scale(target, by))
             error = decode(target, moved).double() - x
@@ -66,13 +77,8 @@ def _rows_of(
     return rows
 
 
-def check_planted(sets: Mapping[str, SaeSource]) -> None:
-    """Refuse SAEs whose true activations nobody knows."""
-    if not all(isinstance(source, PlantedSaes) for source in sets.values()):
-        raise InputError("the evaluation planted needs activations that are known: sae=planted")
-
-
-def _sparse(source: PlantedSaes, layer: int) -> SparseFeatures:
+def sparse_codes(source: PlantedSaes, layer: int) -> SparseFeatures:
+    """Return the true activations of a layer."""
     features, values = source.codes(layer)
     starts = torch.arange(len(features)) * features.shape[1]
     return SparseFeatures(starts, features.flatten(), values.flatten(), source.n_features)

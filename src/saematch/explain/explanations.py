@@ -1,4 +1,4 @@
-"""What is said in words about features, and what every source of explanations offers."""
+"""Explanations of features in words, and the interface of their sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saematch.sae.suites import Saes
 
 if TYPE_CHECKING:
     from saematch.chat.asking import Chat
-    from saematch.explain.contexts import TextPass
+    from saematch.sae.recorders import Recorder, Recording, TextPass
 
 
 class FeatureKey(NamedTuple):
@@ -25,15 +25,15 @@ class FeatureKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """One text about one feature. Raises ``InputError`` for an empty one."""
+    """One text about one feature. Raises ``InputError`` if the text is empty."""
 
     text: str
     explainer: str
-    """Who wrote it: the name of a language model, or ``tokens``."""
+    """Author: the name of a language model, or ``tokens``."""
     method: str = ""
-    """How it was made, in the source's own words."""
+    """Method, in the source's own words."""
     tag: str = ""
-    """Which export or file it comes from, so that a later change of the source can be told."""
+    """Identifier of the export or file, which changes if the source changes."""
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -45,53 +45,65 @@ class Explanations(Protocol):
     """The explanations of the SAEs of a run."""
 
     asks_llm: bool
-    """Whether the run's LLM makes them, when they are asked for."""
+    """Whether ``of`` asks the run's LLM for them."""
 
     def features(self, sae: SaeKey) -> list[int]:
-        """Return the features that have an explanation, or will when asked for, in rising order."""
+        """Return the features that ``of`` can explain, in ascending order."""
         ...
 
     def of(
-        self, wanted: Sequence[FeatureKey], others: bool = False
+        self, features: Sequence[FeatureKey], others: bool = False
     ) -> dict[FeatureKey, tuple[Explanation, ...]]:
-        """Return the explanations of features, the one to use first.
+        """Return the explanations of each feature; the first is the one to use.
 
-        Those after it are of other explainers, or from other contexts; a source that would have to
-        make them does so with ``others`` alone. A feature without any is absent.
+        Further explanations come from other explainers or other contexts. A source that creates
+        explanations creates further ones only with ``others``. Features without any explanation
+        are absent.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Means:
-    """What a source may use to get or make explanations."""
+    """Inputs that a source may use to load or create explanations."""
 
     folder: Path
-    """Where runs keep what they share."""
+    """Folder of files that runs share."""
     texts: TextPass | None = None
-    """Language model and texts, for a source with ``on_texts``."""
+    """Language models and texts, for a source with ``on_texts``."""
+    left: Path | None = None
+    """Folder of the run for the files of the recorder; ``open`` deletes it."""
+    recording: Recording | None = None
+    """Recording of the source's ``recorder``, if it returned one."""
     chat: Chat | None = None
-    """The LLM of the run, if it has one."""
+    """LLM of the run, if it has one."""
 
 
 @runtime_checkable
 class ExplanationSource(Protocol):
-    """Spec of where explanations come from."""
+    """Spec of the source of explanations."""
 
     @property
     def on_texts(self) -> bool:
-        """Whether the language model and texts are needed."""
+        """Whether the source needs the language model and texts."""
         ...
 
     @property
     def asks_llm(self) -> bool:
-        """Whether the run's LLM is asked."""
+        """Whether the source needs the run's LLM."""
         ...
 
     def check(self, saes: Saes) -> None:
-        """Refuse, before any work, SAEs that the source cannot explain: ``InputError``."""
+        """Raise ``InputError``, before any work, if the source cannot explain an SAE."""
+        ...
+
+    def recorder(self, saes: Saes, means: Means) -> Recorder | None:
+        """Return what has to be recorded of the texts before ``open``; None if nothing is missing.
+
+        ``open`` then needs the recording in its ``means``.
+        """
         ...
 
     def open(self, saes: Saes, means: Means) -> Explanations:
-        """Get ready to explain features of these SAEs; ``InputError`` if it covers none of one."""
+        """Return the explanations; ``InputError`` if an SAE has no feature with an explanation."""
         ...

@@ -52,6 +52,9 @@ class JsonlExplanations:
         """
         self._read(saes)
 
+    def recorder(self, saes: Saes, means: Means) -> None:
+        """Return None: nothing is recorded."""
+
     def open(self, saes: Saes, means: Means) -> JsonlTexts:
         """Read the files again; ``InputError`` as in ``check``."""
         return JsonlTexts(self._read(saes))

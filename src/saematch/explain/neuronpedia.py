@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -73,6 +73,9 @@ class NeuronpediaExplanations:
                 raise InputError(
                     f"the SAE of {key.name} has neuronpedia_id={source!r}, no model/source"
                 )
+
+    def recorder(self, saes: Saes, means: Means) -> None:
+        """Return None: nothing is recorded."""
 
     def open(self, saes: Saes, means: Means) -> NeuronpediaTexts:
         """Fetch what is not kept yet of each source's export.
@@ -209,7 +212,7 @@ class _Source:
                 self.asked = self._kept() | self.asked  # with what another run has asked meanwhile
                 write_json(self.sidecar, self.asked)
 
-    def _kept(self) -> dict[str, list[dict[str, str | None]]]:
+    def _kept(self) -> dict[str, list[dict[str, Any]]]:
         """Return the features that were asked for one by one, with what the site said."""
         if not self.sidecar.exists():
             return {}

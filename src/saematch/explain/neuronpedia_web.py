@@ -84,7 +84,11 @@ class Server:
             "timeout": self.timeout,
             "headers": {"User-Agent": f"saematch/{__version__}"},
         }
-        patience = {"backoff_factor": BACKOFF_S, "status_forcelist": BUSY, "raise_on_status": False}
+        patience: dict[str, Any] = {
+            "backoff_factor": BACKOFF_S,
+            "status_forcelist": BUSY,
+            "raise_on_status": False,
+        }
         settings["retries"] = _Patience(self.retries, **patience)
         parts = urlsplit(self.address)
         proxy = None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
@@ -196,11 +200,13 @@ def _listed(server: Server, pool: PoolManager, name: str) -> dict[str, _Batch]:
             for node in page.iterfind("{*}Contents"):
                 key, tag, size = (node.findtext(f"{{*}}{x}", "") for x in ("Key", "ETag", "Size"))
                 if key.endswith(".jsonl.gz"):
-                    tag = re.fullmatch(r'"?([\w-]+)"?', tag)[1]
+                    (tag,) = re.findall(r'^"?([\w-]+)"?$', tag)  # ValueError if it is no tag
                     found.setdefault(tag, _Batch(key, tag, int(size)))
             more = page.findtext("{*}IsTruncated") == "true"
             if more:
-                query["continuation-token"] = page.find("{*}NextContinuationToken").text
+                (query["continuation-token"],) = (
+                    node.text or "" for node in page.iterfind("{*}NextContinuationToken")
+                )
         except (ElementTree.ParseError, ValueError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{server.address} does not list its objects as S3 does ({error}); it says "

@@ -1,10 +1,12 @@
-"""Explanations made here, from the texts in which features are active."""
+"""Explanations that the run creates from the contexts in which features are active."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -14,36 +16,44 @@ from saematch.chat.questions import Question
 from saematch.core.errors import InputError
 from saematch.core.pairs import SaeKey
 from saematch.core.specs import spec
-from saematch.explain.contexts import HALVES, Contexts, KeptContexts, TextPass, collect_contexts
+from saematch.explain.contexts import (
+    HALVES,
+    ContextRecorder,
+    Contexts,
+    ContextStore,
+    KeptContexts,
+)
 from saematch.explain.explanations import Explanation, FeatureKey, Means
 from saematch.explain.prompts import EXPLAIN
+from saematch.sae.recorders import TextPass
 from saematch.sae.suites import Saes, SaeShelf
 
 log = logging.getLogger(__name__)
 
 TOKENS_NAMED = 8
-"""Tokens in a description by tokens, at most."""
+"""Maximum number of tokens in a description by tokens."""
 QUANTILES = 5
-"""Contexts of the sample that an LLM sees: from its most to its least active, evenly spaced."""
+"""Number of contexts of the sample that an LLM sees: evenly spaced from most to least active."""
 
 
 @spec("explain")
 class OwnExplanations:
-    """Spec of explanations from contexts, collected on the run's own texts and language model.
+    """Spec of explanations from contexts in the run's own texts, for its own language models.
 
-    Texts are dealt out to two halves; a feature's explanation is made from the first half, and one
-    more from the other half says how alike two explanations of one feature can be.
+    The texts are split into two halves. A feature's explanation comes from the first half that has
+    contexts. A second explanation, from the other half, shows how similar two explanations of one
+    feature can be.
     """
 
     by: str
-    """``tokens``: the tokens on which the feature is most active, without any LLM; ``llm``: the
+    """``tokens``: the tokens on which the feature is most active, without an LLM; ``llm``: the
     run's LLM explains the contexts."""
     n_top: int = 10
     """Most active contexts of each feature and half."""
     n_samples: int = 10
-    """Contexts of each feature and half drawn at random, of which ``llm`` sees quantiles."""
+    """Random contexts of each feature and half; ``llm`` sees quantiles of them."""
     window: int = 10
-    """Tokens before the most active one in a context; half as many after it."""
+    """Tokens of a context before the most active token; half as many follow it."""
 
     def __post_init__(self) -> None:
         if self.by not in ("tokens", "llm"):
@@ -56,26 +66,32 @@ class OwnExplanations:
 
     @property
     def on_texts(self) -> bool:
-        """Contexts come from texts."""
+        """Return True: contexts come from texts."""
         return True
 
     @property
     def asks_llm(self) -> bool:
-        """Only to explain by ``llm``."""
+        """Whether an LLM explains the contexts."""
         return self.by == "llm"
 
     def check(self, saes: Saes) -> None:
-        """Any SAE can be explained."""
+        """Accept every SAE."""
+
+    def recorder(self, saes: Saes, means: Means) -> ContextRecorder | None:
+        """Return the recorder of the contexts that no run has kept yet; None if all are kept."""
+        assert means.left is not None
+        return self._store(saes, means).recorder(means.left)
 
     def open(self, saes: Saes, means: Means) -> OwnTexts:
-        """Collect contexts; ``InputError`` if no feature of a layer is active."""
+        """Merge the contexts; ``InputError`` if no feature of an SAE is active."""
         assert means.texts is not None
+        assert means.left is not None
         assert means.chat is not None or not self.asks_llm
-        folder = means.folder / "contexts"
-        shelf = SaeShelf.of(saes)
-        contexts = collect_contexts(shelf, means.texts, self.n_top, self.n_samples, folder)
+        store = self._store(saes, means)
+        contexts = store.contexts(means.recording)
+        shutil.rmtree(means.left, ignore_errors=True)
         for key, kept in contexts.items():
-            n_features = shelf.facts[key].n_features
+            n_features = store.saes.facts[key].n_features
             n_active = len(kept.top.feature.unique())
             if not n_active:
                 raise InputError(
@@ -85,9 +101,21 @@ class OwnExplanations:
             log.info("%s: %d of %d features are active", key.name, n_active, n_features)
         return OwnTexts(self, contexts, means.texts, means.chat if self.by == "llm" else None)
 
+    def _store(self, saes: Saes, means: Means) -> ContextStore:
+        assert means.texts is not None
+        folder = means.folder / "contexts"
+        return ContextStore(SaeShelf.of(saes), means.texts, folder, self.n_top, self.n_samples)
+
+
+class _HalfKey(NamedTuple):
+    """A feature and the half of the texts from which it is explained."""
+
+    feature: FeatureKey
+    half: int
+
 
 class OwnTexts:
-    """Explanations of the features that were active."""
+    """Explanations of the features that are active in the texts."""
 
     def __init__(
         self,
@@ -98,89 +126,101 @@ class OwnTexts:
     ) -> None:
         self.spec, self.contexts, self.texts, self.chat = spec, contexts, texts, chat
         self.asks_llm = chat is not None
+        self._ids = {label: reader.texts for label, reader in texts.readers.items()}
 
     def features(self, sae: SaeKey) -> list[int]:
-        """Return the features that were active in any text."""
+        """Return the features that are active in any text."""
         return self.contexts[sae].top.feature.unique().tolist()
 
     def of(
-        self, wanted: Sequence[FeatureKey], others: bool = False
+        self, features: Sequence[FeatureKey], others: bool = False
     ) -> dict[FeatureKey, tuple[Explanation, ...]]:
         """Explain features; with ``others`` a second time, from the other half of the texts."""
-        found: dict[FeatureKey, tuple[Explanation, ...]] = {}
-        shown = {
-            (feature, half): contexts
-            for feature in dict.fromkeys(wanted)
-            for half, contexts in self._halves(feature)[: HALVES if others else 1]
+        contexts = {
+            _HalfKey(feature, half): of_half
+            for feature in dict.fromkeys(features)
+            for half, of_half in self._halves(feature)[: HALVES if others else 1]
         }
         if self.chat is None:
-            made = {asked: self._tokens(*asked, *contexts) for asked, contexts in shown.items()}
+            explained = {key: self._by_tokens(key, top) for key, (top, _) in contexts.items()}
         else:
-            made = self._by_llm(self.chat, shown)
-        for (feature, _), explanation in made.items():
-            if explanation is not None:
-                found[feature] = (*found.get(feature, ()), explanation)
-        return found
+            explained = self._by_llm(self.chat, contexts)
+        explanations: dict[FeatureKey, tuple[Explanation, ...]] = {}
+        for key, explanation in explained.items():
+            earlier = explanations.get(key.feature, ())
+            explanations[key.feature] = (*earlier, explanation)
+        return explanations
 
-    def _halves(self, wanted: FeatureKey) -> list[tuple[int, tuple[Contexts, Contexts]]]:
+    def _halves(self, key: FeatureKey) -> list[tuple[int, tuple[Contexts, Contexts]]]:
         """Return the top contexts and the sample of each half that has any."""
-        kept = self.contexts[wanted.sae]
-        both = kept.top.of(wanted.feature), kept.sample.of(wanted.feature)
+        kept = self.contexts[key.sae]
+        both = kept.top.of(key.feature), kept.sample.of(key.feature)
         halves = []
         for half in range(HALVES):
-            top, sample = (some[some.text % HALVES == half] for some in both)
+            top, sample = (contexts[contexts.text % HALVES == half] for contexts in both)
             if len(top.feature):
                 halves.append((half, (top, sample)))
         return halves
 
-    def _tokens(self, asked: FeatureKey, half: int, top: Contexts, __: Contexts) -> Explanation:
+    def _by_tokens(self, key: _HalfKey, top: Contexts) -> Explanation:
         """Name the tokens on which the feature is most active, by their share of the activation."""
-        texts = self.texts.of(asked.sae)
         mass: Counter[str] = Counter()
         for text, position, value in _rows(top):
-            token = texts.lm.tokenizer.decode(texts.texts[text][position : position + 1])
+            token = self._decode(key.feature.sae, text, position, position + 1)
             mass[token.strip() or repr(token)[1:-1]] += value
         total = sum(mass.values())
         named = [f'"{t}" ({v / total:.0%})' for t, v in mass.most_common(TOKENS_NAMED)]
-        return Explanation(f"active on {', '.join(named)}", "tokens", "tokens", f"half {half}")
+        return Explanation(f"active on {', '.join(named)}", "tokens", "tokens", f"half {key.half}")
 
     def _by_llm(
-        self, chat: Chat, shown: Mapping[tuple[FeatureKey, int], tuple[Contexts, Contexts]]
-    ) -> dict[tuple[FeatureKey, int], Explanation | None]:
+        self, chat: Chat, contexts: Mapping[_HalfKey, tuple[Contexts, Contexts]]
+    ) -> dict[_HalfKey, Explanation]:
+        """Return the explanations that the LLM gives; without refusals and unreadable replies."""
         questions = {
-            asked: Question(EXPLAIN, (self._excerpts(asked[0].sae, *contexts),))
-            for asked, contexts in shown.items()
+            key: Question(EXPLAIN, (self._excerpts(key.feature.sae, *of_half),))
+            for key, of_half in contexts.items()
         }
         replies = chat.ask(list(questions.values()), "explanations")
-        made: dict[tuple[FeatureKey, int], Explanation | None] = {}
-        for asked, question in questions.items():
+        explained: dict[_HalfKey, Explanation] = {}
+        for key, question in questions.items():
             text = read_text(replies[question], "explanation") if question in replies else None
-            of_half = f"half {asked[1]}"
-            explained = text and Explanation(text, chat.model, EXPLAIN.version, of_half)
-            made[asked] = explained or None
-        lost = sum(explanation is None for explanation in made.values())
-        if lost:
-            log.warning("%d of %d explanations could not be read or were refused", lost, len(made))
-        return made
+            if text:
+                tag = f"half {key.half}"
+                explained[key] = Explanation(text, chat.model, EXPLAIN.version, tag)
+        n_lost = len(questions) - len(explained)
+        if n_lost:
+            log.warning(
+                "%d of %d explanations could not be read or were refused", n_lost, len(questions)
+            )
+        return explained
 
     def _excerpts(self, sae: SaeKey, top: Contexts, sample: Contexts) -> str:
         """Return contexts as one text: the most active, then quantiles of the sample."""
-        texts = self.texts.of(sae)
         new = sample[~torch.isin(sample.text, top.text)]
         new = new[torch.argsort(new.value, descending=True)]
         ranks = torch.linspace(0, max(0, len(new.value) - 1), QUANTILES).round().long().unique()
-        every = top.join(new[ranks[: len(new.value)]])
+        shown = top.join(new[ranks[: len(new.value)]])
         highest = float(top.value[0])
-        lines = []
-        for text, position, value in _rows(every):
-            ids = texts.texts[text]
+        excerpts = []
+        for text, position, value in _rows(shown):
             start, end = max(1, position - self.spec.window), position + 1
             before, token, after = (
-                texts.lm.tokenizer.decode(ids[a:b])
-                for a, b in ((start, position), (position, end), (end, end + self.spec.window // 2))
+                self._decode(sae, text, first, last)
+                for first, last in (
+                    (start, position),
+                    (position, end),
+                    (end, end + self.spec.window // 2),
+                )
             )
-            lines.append(f"{max(1, round(10 * value / highest))}: {before}⟦{token}⟧{after}")
-        return " | ".join(lines)
+            strength = max(1, round(10 * value / highest))
+            excerpts.append(f"{strength}: {before}⟦{token}⟧{after}")
+        return " | ".join(excerpts)
+
+    def _decode(self, sae: SaeKey, text: int, start: int, end: int) -> str:
+        """Return some tokens of a text in words, by the tokenizer of the SAE's own model."""
+        label = self.texts.models.of(sae)
+        tokenizer = self.texts.readers[label].lm.tokenizer
+        return tokenizer.decode(self._ids[label][text][start:end])
 
 
 def _rows(contexts: Contexts) -> list[tuple[int, int, float]]:

@@ -1,6 +1,6 @@
 """Configuration, tokenizer and weights of a model. The only file that knows ``transformers``.
 
-No code of a model folder is run, nobody is asked on the terminal, and no pickled file is read.
+It runs no code of a model folder, asks nothing on the terminal and reads no pickled file.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from saematch.core.errors import InputError
 
 MODEL_ERRORS = (OSError, ValueError, SafetensorError, ImportError, RuntimeError, TypeError,
                 LookupError, AttributeError, ArithmeticError, AssertionError)  # fmt: skip
-"""What transformers ends in for a folder that it cannot use, whatever is wrong with it."""
+"""Errors that transformers raises for folders that it cannot use."""
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 PICKLED = "pytorch_model"
-"""How the names of pickled weights begin."""
+"""Prefix of the names of pickled weights."""
 CONSTANTS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.\w+$|position_ids$")
-"""Masks and tables of positions that older versions of transformers saved with the weights."""
+"""Masks and position tables that older versions of transformers saved with the weights."""
 CONVERT = (
-    f"the only weights are pickled ({PICKLED}*.bin), and reading such a file can run any code that "
-    "it holds: if you trust its author, convert it with AutoModelForCausalLM.from_pretrained(...)."
+    f"the only weights are pickled ({PICKLED}*.bin), and reading such a file can run any code in "
+    "it: if you trust its author, convert it with AutoModelForCausalLM.from_pretrained(...)."
     "save_pretrained(FOLDER), which writes model.safetensors, and set model.path=FOLDER. On the "
-    "hub a pull request may have it: model.revision=refs/pr/NUMBER"
+    "hub, a pull request may have that file: model.revision=refs/pr/NUMBER"
 )
 OWN_CODE = (
-    "it brings code of its own (auto_map in its configuration), which saematch does not run: "
-    "choose a model of a type that transformers has itself"
+    "it has its own code (auto_map in its configuration), which saematch does not run: choose a "
+    "model of a type that transformers includes"
 )
 
 
 class UnusableModelError(InputError):
-    """A model that can be read, but is refused; the message says why and what to do."""
+    """A readable model that is refused; the message has the reason and what to do."""
 
 
 class Parts(NamedTuple):
-    """All of a model but its weights."""
+    """Configuration, tokenizer and revision of a model."""
 
     config: Any
     tokenizer: Any
     revision: str | None
-    """Commit of the hub; None for a folder."""
+    """Commit on the hub; None for a folder."""
 
 
 def read_parts(where: str, revision: str | None) -> Parts:
@@ -66,21 +66,21 @@ def read_parts(where: str, revision: str | None) -> Parts:
         if "trust_remote_code" in str(error):
             raise UnusableModelError(OWN_CODE) from error
         raise
-    except StrictDataclassError as error:  # no ValueError, though it is about values
+    except StrictDataclassError as error:  # not a ValueError, although it is about values
         raise InputError(str(error)) from error
     return Parts(config, tokenizer, commit)
 
 
 def refuse_files(where: str, files: HubModel | None) -> None:
-    """Raise ``UnusableModelError`` for pickled weights alone, and for adapters.
+    """Raise ``UnusableModelError`` for adapters and if all weights are pickled.
 
-    ``files`` are those of a repository; without them the folder is looked at.
+    ``files`` are the files of a repository; if None, the files of the folder are checked.
     """
     names: Collection[str] = [path.name for path in Path(where).glob("*")]
     names = names if files is None else files.sizes
     if "adapter_config.json" in names:
         raise UnusableModelError(
-            "it holds an adapter (adapter_config.json): merge it into the model with peft's "
+            "it has an adapter (adapter_config.json): merge it into the model with peft's "
             "merge_and_unload, and save that with save_pretrained"
         )
     pickled = any(name.startswith(PICKLED) for name in names)
@@ -100,8 +100,8 @@ def read_weights(
 ) -> nn.Module:
     """Return the causal language model with all of its weights.
 
-    Raises ``UnusableModelError`` with names of weights that are missing, unexpected or of another
-    shape, and ``MODEL_ERRORS``.
+    Raises ``UnusableModelError`` with the names of weights that are missing, unexpected or have
+    another shape, and ``MODEL_ERRORS``.
     """
     from transformers import AutoModelForCausalLM
 
@@ -133,26 +133,28 @@ def _refuse_wrong_weights(model: nn.Module, config: Any, report: Mapping[str, Co
         if not CONSTANTS.search(key) and not _of_other_part(key, config)
     )
     shapes = [
-        f"{key} is {list(stored)} in the file and {list(wanted)} by config.json"
-        for key, stored, wanted in sorted(report["mismatched_keys"])
+        f"{key} is {list(stored)} in the file and {list(expected)} by config.json"
+        for key, stored, expected in sorted(report["mismatched_keys"])
     ]
     kinds = {
         "missing from the file": missing,
         "in the file that the model does not have": unexpected,
         "of another shape": shapes,
     }
-    faults = [f"{len(keys)} weights {kind} ({_some(keys)})" for kind, keys in kinds.items() if keys]
+    faults = [
+        f"{len(keys)} weights {kind} ({_shortened(keys)})" for kind, keys in kinds.items() if keys
+    ]
     if faults:
         raise UnusableModelError(
-            f"the weights are not those of {type(model).__name__} as its config.json describes "
-            f"it: {'; '.join(faults)}. {_cause(missing, unexpected)}"
+            f"the weights do not fit {type(model).__name__} as its config.json describes it: "
+            f"{'; '.join(faults)}. {_cause(missing, unexpected)}"
         )
 
 
 def _of_other_part(key: str, config: Any) -> bool:
-    """Return whether a weight is of a part that does not process text, such as a vision tower.
+    """Return whether a weight belongs to a part that does not process text, such as a vision tower.
 
-    Of a model with such parts, its class for causal language modelling may take the text part only.
+    The class for causal language modelling may load only the text part of such a model.
     """
     text = config.get_text_config()
     if text is config:
@@ -165,14 +167,14 @@ def _of_other_part(key: str, config: Any) -> bool:
     )
 
 
-def _some(keys: list[str], most: int = 3) -> str:
+def _shortened(keys: list[str], most: int = 3) -> str:
     return ", ".join(keys[:most]) + (", ..." if len(keys) > most else "")
 
 
 def _cause(missing: list[str], unexpected: list[str]) -> str:
-    """Return what probably went wrong when the model was saved, and what to do."""
+    """Return the probable mistake when the model was saved, and what to do."""
     prefixes = {
-        key.removesuffix(wanted) for key in unexpected for wanted in missing if key.endswith(wanted)
+        key.removesuffix(name) for key in unexpected for name in missing if key.endswith(name)
     }
     shortest = min(prefixes, key=len, default="")
     if shortest and all(key.startswith(shortest) for key in unexpected):
@@ -180,4 +182,4 @@ def _cause(missing: list[str], unexpected: list[str]) -> str:
             f"Every unexpected name begins with {shortest!r}: save the model itself with "
             "save_pretrained, not the wrapper around it"
         )
-    return "Take the config.json that belongs to the weights, or save the model again"
+    return "Use the config.json that belongs to the weights, or save the model again"

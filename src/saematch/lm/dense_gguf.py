@@ -1,4 +1,4 @@
-"""A GGUF file's language model as a dense folder, which runs faster and can be served.
+"""Conversion of a GGUF file to a dense model folder, which runs faster and can be served.
 
 ``python -m saematch.lm.dense_gguf FILE.gguf FOLDER``
 """
@@ -14,15 +14,15 @@ from saematch.core.files import replacing_folder
 
 
 def write_dense(gguf: Path, folder: Path) -> None:
-    """Write model and tokenizer of a GGUF file in bfloat16, as transformers saves them.
+    """Write model and tokenizer of a GGUF file in bfloat16, in the format of transformers.
 
-    Transformers reads a GGUF file's weights but refuses to save the model, since it calls it
-    quantised; so the weights go into a fresh model of the same configuration.
+    Transformers reads the weights of a GGUF file but refuses to save the model, since it considers
+    it quantised. So the weights are copied into a new model of the same configuration.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    about = {"gguf_file": gguf.name, "trust_remote_code": False}
-    read = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **about)
+    options = {"gguf_file": gguf.name, "trust_remote_code": False}
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **options)
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -32,7 +32,7 @@ def write_dense(gguf: Path, folder: Path) -> None:
     dense.generation_config = read.generation_config
     with replacing_folder(folder) as part:
         dense.save_pretrained(part)
-        AutoTokenizer.from_pretrained(gguf.parent, **about).save_pretrained(part)
+        AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(part)
 
 
 if __name__ == "__main__":

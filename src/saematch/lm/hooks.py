@@ -1,11 +1,11 @@
 """Reading and replacing the residual stream of any decoder-only language model.
 
-No forward code of any architecture is repeated here. To continue from block ``k`` the model's own
-forward runs with the blocks before it switched off: they return their input at no cost, and block
-``k`` returns the given hidden state instead of its own. Where later blocks read keys and values of
-earlier blocks (Gemma 4), the earlier blocks run as usual and only the output of block ``k`` is
-replaced. The head (final norm excluded) is applied the same way, with the whole decoder switched
-off, so that a model's own scaling or capping of the logits is kept.
+This file contains no forward code of any architecture. To continue from block ``k``, the model's
+own forward runs while the blocks before ``k`` return their input at no cost and block ``k`` returns
+the given hidden state instead of its own. If later blocks read keys and values of earlier blocks
+(Gemma 4), the earlier blocks run as usual and only the output of block ``k`` is replaced. The head
+(without the final norm) is applied in the same way, with the whole decoder switched off, so the
+model's own scaling or capping of the logits still applies.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from torch import Tensor, nn
 from saematch.core.errors import InputError
 
 HEAD_TOKENS = {"cpu": 128}
-"""Tokens whose logits are held at a time, by device; elsewhere 1,024. Few enough for a CPU's
-cache with a small vocabulary, and for any memory with a large one."""
+"""Number of tokens whose logits are in memory at a time, by device; 1,024 on other devices. With a
+small vocabulary their logits fit into a CPU's cache, with a large one into any memory."""
 
 
 class LanguageModel(nn.Module):
     """A causal language model whose residual stream can be read and replaced."""
+
+    model: Any
+    """Model of transformers."""
 
     def __init__(
         self,
@@ -37,10 +40,10 @@ class LanguageModel(nn.Module):
         bos_id: int | None = None,
         special_ids: frozenset[int] = frozenset(),
     ) -> None:
-        """Take a model of transformers.
+        """Wrap a model of transformers.
 
-        ``bos_id`` is the token that every text begins with; None if nothing is put in front.
-        ``special_ids`` are the tokens that no metric counts.
+        ``bos_id`` is the token that every text begins with, or None. ``special_ids`` are the tokens
+        that no metric counts.
         """
         super().__init__()
         self.model = model
@@ -49,20 +52,20 @@ class LanguageModel(nn.Module):
         self.revision = revision
         self.bos_id = bos_id
         self.special_ids = special_ids
-        config = model.config.get_text_config()
-        self.decoder, self.blocks = find_blocks(model.get_decoder(), config.num_hidden_layers)
+        config = self.model.config.get_text_config()
+        self.decoder, self.blocks = find_blocks(self.model.get_decoder(), config.num_hidden_layers)
         self._output_type: type | None = None
         self._block_container: tuple[type, int] | None = None
         self.runs_earlier_blocks = False
         """Whether ``continue_from`` runs the blocks before the replaced one, because later blocks
-        read more of them than the hidden state; ``self_test`` finds out."""
+        read more of them than the hidden state. ``self_test`` sets it."""
         self.d_model: int = config.hidden_size
-        self.n_embeddings: int = len(model.get_input_embeddings().weight)
+        self.n_embeddings: int = len(self.model.get_input_embeddings().weight)
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
 
     @property
     def is_dispatched(self) -> bool:
-        """Whether its blocks stay on devices of their own (``LmSource.device_map``)."""
+        """Whether a device map assigns the blocks to devices (``LmSource.device_map``)."""
         return hasattr(self.model, "hf_device_map")
 
     @property
@@ -75,9 +78,9 @@ class LanguageModel(nn.Module):
         if highest >= self.n_embeddings:
             token = "" if self.tokenizer is None else repr(self.tokenizer.decode([highest]))
             raise InputError(
-                f"{source} holds the token {token} with the id {highest}, but {self.name} has "
-                f"embeddings for the ids 0 to {self.n_embeddings - 1} only: take a tokenizer that "
-                "belongs to the model, or take this token out of the texts"
+                f"{source} has the token {token} with the id {highest}, but {self.name} has "
+                f"embeddings only for the ids 0 to {self.n_embeddings - 1}: use the tokenizer of "
+                "the model, or remove this token from the texts"
             )
 
     def capture(
@@ -85,30 +88,30 @@ class LanguageModel(nn.Module):
     ) -> tuple[dict[int, Float[Tensor, "batch seq d_model"]], Float[Tensor, "batch seq d_model"]]:
         """Run the model once; return ``resid_post`` of the layers and the final hidden state.
 
-        Sequences must be padded on the right: a causal model's earlier positions cannot see it, so
-        no mask is needed. The final hidden state is what ``token_losses`` takes. All are on the
-        device of ``ids``.
+        Sequences must be padded on the right: no position of a causal model sees the padding after
+        it, so no mask is needed. ``token_losses`` computes losses from the final hidden state. All
+        results are on the device of ``ids``.
         """
-        seen: dict[int, Tensor] = {}
+        states: dict[int, Tensor] = {}
         with ExitStack() as stack:
             for layer in layers:
 
                 def keep(
                     _module: nn.Module, _args: object, output: Any, layer: int = layer
                 ) -> None:
-                    seen[layer] = hidden_of(output).to(ids.device)
+                    states[layer] = hidden_of(output).to(ids.device)
 
                 stack.callback(self.blocks[layer].register_forward_hook(keep).remove)
             final = self._decode(ids)
-        missing = set(layers) - set(seen)
+        missing = set(layers) - set(states)
         if missing:
             raise RuntimeError(f"blocks {sorted(missing)} were not run by the model's own forward")
-        return seen, final
+        return states, final
 
     def states(
         self, ids: Int64[Tensor, "batch seq"], layers: tuple[int, ...]
     ) -> dict[int, Float[Tensor, "batch seq d_model"]]:
-        """Return ``resid_post`` of the layers alone; blocks after the last of them are not run."""
+        """Return ``resid_post`` of the layers; blocks after the last of them do not run."""
         self._learn_conventions(ids)
         with ExitStack() as stack:
             for block in self.blocks[max(layers) + 1 :]:
@@ -124,9 +127,9 @@ class LanguageModel(nn.Module):
         """Return the final hidden state, had block ``layer`` returned ``resid_post``.
 
         Blocks up to and including ``layer`` do not run, unless ``runs_earlier_blocks`` is set: then
-        they run on their true inputs. Later blocks see ``resid_post`` as their hidden state, and
-        the shared keys and values that the true forward of the earlier blocks (``layer`` included)
-        computed.
+        they run on their true inputs. Later blocks get ``resid_post`` as their hidden state, and
+        the shared keys and values from the true forward of the blocks up to and including
+        ``layer``.
         """
         self._learn_conventions(ids)
         output = self._block_output(resid_post)
@@ -144,7 +147,7 @@ class LanguageModel(nn.Module):
         return self.decoder(input_ids=ids, use_cache=False).last_hidden_state.to(ids.device)
 
     def _learn_conventions(self, ids: Tensor) -> None:
-        """Find out once, on one token, in which containers blocks and decoder return states."""
+        """Store the container types that blocks and decoder return, from one run on one token."""
         if self._output_type is not None:
             return
         outputs: list[Any] = []
@@ -157,7 +160,7 @@ class LanguageModel(nn.Module):
             self._block_container = (type(outputs[0]), len(outputs[0]))
 
     def _block_output(self, hidden: Tensor) -> Any:
-        """Return what a block with this hidden state returns: keys, states and weights are None."""
+        """Return the output of a block with this hidden state; its other entries are None."""
         if self._block_container is None:
             return hidden
         container, length = self._block_container
@@ -180,26 +183,26 @@ class LanguageModel(nn.Module):
     ) -> Float[Tensor, " n"]:
         """Return the cross-entropy of each target in nats, in float32.
 
-        Works in chunks, so that logits of a large vocabulary are never held for all tokens.
+        It works in chunks, so that the logits of all tokens are never in memory at once.
         """
         size = HEAD_TOKENS.get(final.device.type, 1024)
         losses = []
-        for states, wanted in zip(final.split(size), targets.split(size), strict=True):
+        for states, tokens in zip(final.split(size), targets.split(size), strict=True):
             logits = self.logits(states[None])[0].float()
-            own = logits.gather(1, wanted[:, None])[:, 0]
+            own = logits.gather(1, tokens[:, None])[:, 0]
             highest = logits.amax(dim=1, keepdim=True)
-            total = logits.sub_(highest).exp_().sum(dim=1)  # in place: nothing else needs them
+            total = logits.sub_(highest).exp_().sum(dim=1)  # in place: not used again
             losses.append(total.log_() + highest[:, 0] - own)
         return torch.cat(losses) if losses else final.new_zeros(0)
 
 
 def find_blocks(model: nn.Module, n_layers: int) -> tuple[nn.Module, nn.ModuleList]:
-    """Return the decoder and its list of blocks; ``InputError`` unless there is just one.
+    """Return the decoder and its list of blocks; raises ``InputError`` unless there is exactly one.
 
-    ``model`` is the decoder or holds it; of a model that reads images too, hand over the part that
-    reads texts.
+    ``model`` is or contains the decoder. For a model that also reads images, pass the part that
+    reads text.
     """
-    found = [
+    candidates = [
         (module, child)
         for module in model.modules()
         for child in module.children()
@@ -207,27 +210,27 @@ def find_blocks(model: nn.Module, n_layers: int) -> tuple[nn.Module, nn.ModuleLi
     ]
     outer = [
         (module, blocks)
-        for module, blocks in found
-        if not any(blocks is not other and blocks in other.modules() for _, other in found)
+        for module, blocks in candidates
+        if not any(blocks is not other and blocks in other.modules() for _, other in candidates)
     ]
     if len(outer) != 1:
         raise InputError(
             f"{type(model).__name__} has {len(outer)} lists of {n_layers} blocks, so its residual "
-            "stream cannot be found; saematch takes decoder-only models with one list of blocks"
+            "stream cannot be found; saematch supports decoder-only models with one list of blocks"
         )
     return outer[0]
 
 
 def hidden_of(output: Any) -> Tensor:
-    """Return the hidden state in what a block returns."""
+    """Return the hidden state in the output of a block."""
     return output[0] if isinstance(output, tuple | list) else output
 
 
 @contextmanager
 def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Run ``forward`` in place of the module's own until the block ends.
+    """Run ``forward`` instead of the module's own forward until the block ends.
 
-    Where a device map has put a forward of its own on the module, that is put back.
+    A forward that a device map had set on the module is restored.
     """
     before = vars(module).get("forward")
     module.forward = forward

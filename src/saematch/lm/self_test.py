@@ -1,4 +1,4 @@
-"""One short test of a loaded language model: can its hidden states be read and replaced?"""
+"""A short test that hidden states of a loaded language model can be read and replaced."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from saematch.core.memory import is_out_of_memory
 from saematch.lm.hooks import LanguageModel, hidden_of
 
 N_TOKENS = 8
-"""Tokens of each of the two sequences."""
+"""Number of tokens in each of the two sequences."""
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 """Largest difference of two logits that count as equal, in standard deviations of the logits."""
 MODEL_ERRORS = (TypeError, ValueError, LookupError, AttributeError, RuntimeError, AssertionError)
-"""Errors in which the code of a model ends that is not used as it expects."""
+"""Errors that the code of a model raises if it is used in a way that it does not support."""
 
 
 def self_test(lm: LanguageModel) -> None:
-    """Refuse a model that evaluations would measure wrongly.
+    """Refuse a model on which evaluations would be wrong.
 
     On two sequences of eight tokens that differ in their second half, these properties must hold:
 
     - every ordinary token id of the tokenizer has a row in the embedding;
     - the logits are finite;
     - the logits of the first half do not depend on the second half;
-    - every block runs once and puts out ``[batch, seq, d_model]``;
-    - continuing from the true hidden state of a middle block, and of the last block but one,
+    - every block runs once and returns ``[batch, seq, d_model]``;
+    - continuing from the true hidden states of a middle block and of the second-last block
       reproduces the model's own logits (see ``TOLERANCE``);
     - continuing from another hidden state does not.
 
-    Sets ``lm.runs_earlier_blocks`` where continuing is right only with it. Costs two to three
-    forward passes of the model. Raises ``InputError`` that names the property.
+    Sets ``lm.runs_earlier_blocks`` if continuing is correct only with it. It takes two to three
+    forward passes of the model. Raises ``InputError``, which names the property.
     """
     _check_tokenizer(lm)
     ids = _sequences(lm)
@@ -57,8 +57,8 @@ def self_test(lm: LanguageModel) -> None:
 def _check_tokenizer(lm: LanguageModel) -> None:
     """Refuse ordinary tokens without an embedding.
 
-    Real models have tokenizers with an added token more than the embedding has rows (Gemma 3's
-    token for images): ``LanguageModel.refuse_ids`` refuses texts that hold such a token.
+    Tokenizers of some models have an added token without an embedding row (Gemma 3's token for
+    images). ``LanguageModel.refuse_ids`` refuses texts with such a token.
     """
     if lm.tokenizer is not None:
         added = added_tokens(lm.tokenizer)
@@ -71,7 +71,7 @@ def _check_tokenizer(lm: LanguageModel) -> None:
 def _sequences(lm: LanguageModel) -> Int64[Tensor, "two seq"]:
     """Return two sequences of ordinary tokens that differ in their second half.
 
-    Tokens that stand for images or sounds are none: a model replaces their embeddings.
+    Tokens for images or sounds are not ordinary: a model replaces their embeddings.
     """
     settings = lm.model.config.to_dict().items()
     special = {value for name, value in settings if name.endswith(("_token_id", "_token_index"))
@@ -107,12 +107,12 @@ def _check_logits(lm: LanguageModel, own: Float[Tensor, "two seq vocab"]) -> Non
     if own.isnan().any() or own.isposinf().any():
         raise InputError(
             f"{lm.name}: the logits are not finite in {lm.model.dtype}: set model.dtype=bfloat16 "
-            "or float32; if that changes nothing, the weights are damaged"
+            "or float32; if that does not help, the weights are damaged"
         )
     before = own[:, : own.shape[1] // 2]
     if not _comparison(lm, own)(before[1], before[0]):
         raise InputError(
-            f"{lm.name}: the logits of a token depend on the tokens after it, so this is no causal "
+            f"{lm.name}: the logits of a token depend on later tokens, so it is not a causal "
             "language model, and padding would change its hidden states: choose a decoder-only "
             "model, or set is_decoder in its config.json if it was trained as one"
         )
@@ -124,13 +124,13 @@ def _check_shapes(
     if len(shapes) != lm.n_layers:
         raise InputError(
             f"{lm.name} ({type(lm.model).__name__}): its {lm.n_layers} blocks run {len(shapes)} "
-            "times in one pass: models that repeat or leave out blocks are not supported"
+            "times in one pass: models that repeat or skip blocks are not supported"
         )
     for layer, shape in enumerate(shapes):
         if shape != expected:
             raise InputError(
-                f"{lm.name} ({type(lm.model).__name__}): block {layer} puts out hidden states of "
-                f"the shape {list(shape)}, not [batch, seq, d_model] = {list(expected)}: models "
+                f"{lm.name} ({type(lm.model).__name__}): block {layer} returns hidden states of "
+                f"shape {list(shape)}, not [batch, seq, d_model] = {list(expected)}: models "
                 "with several residual streams, or with the tokens first, are not supported"
             )
 
@@ -141,7 +141,7 @@ def _check_continuing(
     ids: Int64[Tensor, "two seq"],
     same: Callable[..., bool],
 ) -> None:
-    """Try without the earlier blocks first, then with them."""
+    """Check continuing without the earlier blocks, then, if that fails, with them."""
     layers = sorted({(lm.n_layers - 1) // 2, max(lm.n_layers - 2, 0)})
 
     def reproduced() -> bool:
@@ -156,24 +156,24 @@ def _check_continuing(
             raise InputError("the logits differ from the model's own")
         changed = lm.continue_from(layers[-1], -states[layers[-1]], ids)
         if same(lm.logits(changed)):
-            raise InputError("another hidden state leaves the logits as they are")
+            raise InputError("another hidden state does not change the logits")
 
 
 def _comparison(lm: LanguageModel, own: Tensor) -> Callable[..., bool]:
-    """Return a function that says whether logits equal the model's own, or others."""
+    """Return a function that compares logits with the model's own, or with other logits."""
     counts = own > -1e4  # models mask unused rows of the vocabulary with very low logits
-    most = TOLERANCE[lm.model.dtype] * float(own[counts].std())
+    tolerance = TOLERANCE[lm.model.dtype] * float(own[counts].std())
 
     def same(logits: Tensor, expected: Tensor = own) -> bool:
         difference = (logits.float() - expected)[expected > -1e4].abs()
-        return bool(difference.max() <= most)  # not so for NaN
+        return bool(difference.max() <= tolerance)  # False for NaN
 
     return same
 
 
 @contextmanager
 def _property(lm: LanguageModel, name: str) -> Iterator[None]:
-    """Refuse the model if its own code fails, with the reason."""
+    """Raise ``InputError`` with the reason if the code of the model fails."""
     try:
         yield
     except MODEL_ERRORS as error:
@@ -190,7 +190,7 @@ def _property(lm: LanguageModel, name: str) -> Iterator[None]:
 def added_tokens(tokenizer: Any) -> Mapping[int, Any]:
     """Return the tokens that were added to the vocabulary, by id.
 
-    None for Mistral's own tokenizer class, whose attribute of that name is a method.
+    Mistral's own tokenizer class has a method of that name; for it, the result is empty.
     """
     tokens = getattr(tokenizer, "added_tokens_decoder", {})
     return tokens if isinstance(tokens, Mapping) else {}

@@ -1,4 +1,4 @@
-"""Spec of a language model, and the steps in which it is loaded."""
+"""Spec of a language model, and the steps to load it."""
 
 from __future__ import annotations
 
@@ -35,39 +35,39 @@ log = logging.getLogger(__name__)
 
 ZOO = PACKAGE / "zoo"
 LESS_MEMORY = (
-    "set model.dtype=bfloat16, spread the model with trainer=large, or take a smaller model"
+    "set model.dtype=bfloat16, spread the model with trainer=large, or choose a smaller model"
 )
 NO_BOS, OWN_BOS = "none", "tokenizer"
 CONTENT = (".json", ".txt", ".jinja", ".model", ".safetensors", ".bin")
-"""Files that make up a model and its tokenizer in a folder."""
+"""Suffixes of the files of a model and its tokenizer."""
 
 
 @spec("model")
 class LmSource:
     """Spec of a decoder-only language model: a hub name or a folder.
 
-    Texts are taken as they are: no chat template is applied to them, and no special token is put
-    anywhere but BOS in front. The name of a special token in a text is read as that token.
+    Texts are read without a chat template. BOS in front is the only special token that is added.
+    The name of a special token in a text is read as that token.
     """
 
     path: Text
     """Hub name or folder; ``zoo`` is the embedded model."""
     name: Text
-    """The name by which SAEs say what they were trained on."""
+    """Name by which SAEs identify the model that they were trained on."""
     revision: str | None = None
-    """Commit, tag or branch of the hub; None for the newest commit."""
+    """Commit, tag or branch on the hub; None for the newest commit."""
     dtype: str = "float32"
     """``float32``, ``bfloat16`` or ``float16``."""
     bos: str = OWN_BOS
-    """What every text begins with: ``tokenizer`` (the tokenizer's own BOS), the text of a token,
-    such as ``<|endoftext|>``, or ``none``: the text's own first token, which metrics leave out
-    as they do BOS, since attention rests on whatever stands there."""
+    """First token of every text: ``tokenizer`` (the tokenizer's own BOS), the text of a token, such
+    as ``<|endoftext|>``, or ``none``: the first token of the text itself. Metrics exclude that
+    token as they exclude BOS, since any first token attracts much of the attention."""
     made_by: str | None = None
-    """The command that makes the folder, if it is not on the hub."""
+    """Command that creates the folder, if the model is not on the hub."""
     device_map: str | Mapping[str, int | str] | None = None
-    """For a model too large for one device: ``auto`` spreads its blocks over all GPUs and what is
-    left over the CPU's memory; or the device of each module by name. None leaves the whole model
-    to the trainer's device."""
+    """Devices of a model that is too large for one. ``auto`` spreads its blocks over all GPUs and
+    puts the rest into CPU memory; a mapping gives the device of each module by name. None puts the
+    whole model on the trainer's device."""
 
     def __post_init__(self) -> None:
         expand_home(self, "path")
@@ -80,19 +80,19 @@ class LmSource:
             )
 
     def is_called(self, name: str) -> bool:
-        """Whether ``name`` is this model's.
+        """Return whether ``name`` is a name of this model.
 
-        Releases of SAEs write one model in several ways (``gpt2-small`` and
-        ``openai-community/gpt2``; with and without the owner): name and path both count, in
-        small letters and without what stands before the last slash.
+        Releases of SAEs write the same model in several ways (``gpt2-small`` and
+        ``openai-community/gpt2``, with and without the owner). Name and path are both compared, in
+        lower case and without the part before the last slash.
         """
         return _bare(name) in (_bare(self.name), _bare(self.path))
 
     def open(self) -> OpenedModel:
-        """Read configuration and tokenizer, and log how much is still to be fetched.
+        """Read configuration and tokenizer, and log the size of the download.
 
-        Raises ``InputError`` if there is no such model or no such BOS, if a licence has not been
-        accepted, if the model needs code of its own, and if its weights are pickled.
+        Raises ``InputError`` if the model or the BOS token does not exist, if its licence has not
+        been accepted, if it needs code of its own, or if its weights are pickled.
         """
         if self.device_map is not None and find_spec("accelerate") is None:
             raise InputError("model.device_map needs a package: pip install accelerate")
@@ -109,12 +109,12 @@ class LmSource:
         return OpenedModel(self, where, parts, self._bos_id(parts.tokenizer))
 
     def load(self) -> LanguageModel:
-        """Load tokenizer and weights; raises what ``open`` and ``OpenedModel.load`` raise."""
+        """Load tokenizer and weights; raises the errors of ``open`` and ``OpenedModel.load``."""
         return self.open().load()
 
     @contextmanager
     def _readable(self, where: str) -> Iterator[None]:
-        """Say in one line what is wrong with a model that cannot be read."""
+        """Raise ``InputError`` with the reason if the model cannot be read."""
         try:
             yield
         except UnusableModelError as error:
@@ -128,39 +128,39 @@ class LmSource:
             ) from error
 
     def _bos_id(self, tokenizer: Any) -> int | None:
-        """Return the token that every text begins with."""
+        """Return the id of the first token of every text; None for ``none``."""
         if self.bos == NO_BOS:
             return None
         if self.bos == OWN_BOS:
             if tokenizer.bos_token_id is None:
                 raise InputError(
                     f"the tokenizer of {self.path!r} has no BOS token: set model.bos to the token "
-                    "that parted documents in the model's training, such as "
-                    "model.bos='<|endoftext|>', or model.bos=none if nothing stood before a text"
+                    "that separated documents in the model's training, such as "
+                    "model.bos='<|endoftext|>', or model.bos=none if there was none"
                 )
             return int(tokenizer.bos_token_id)
         ids = tokenizer(self.bos, add_special_tokens=False).input_ids
         if len(ids) != 1:
             raise InputError(
-                f"model.bos={self.bos!r} is {len(ids)} tokens of {self.path!r}, not one: take the "
-                "text of a token of its vocabulary, or tokenizer, or none"
+                f"model.bos={self.bos!r} is {len(ids)} tokens of {self.path!r}, not one: use the "
+                "text of a token in its vocabulary, or tokenizer, or none"
             )
         return int(ids[0])
 
     def _refuse_no_folder(self, where: str) -> None:
-        """Say of a path that no hub can have that there is no such folder."""
+        """Raise ``InputError`` if the folder is missing and the path cannot be a hub name."""
         on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", where) and not self.made_by
         if on_hub or Path(where).is_dir():
             return
-        how = f"run {self.made_by}, which makes it" if self.made_by else "set model.path"
+        how = f"run {self.made_by}, which creates it" if self.made_by else "set model.path"
         raise InputError(
             f"cannot load the language model {where!r}: there is no such folder; {how}"
         )
 
     def _advice(self, where: str, error: str) -> str:
         if Path(where).is_dir():
-            return "The folder must be as transformers' save_pretrained writes it, tokenizer too"
-        local = "take a copy on disk with model=local model.path=FOLDER"
+            return "The folder must hold the model and tokenizer as saved by save_pretrained"
+        local = "use a copy on disk with model=local model.path=FOLDER"
         if any(sign in error for sign in ("gated", "401 Client", "403 Client")):
             page = "its page of the Hugging Face hub"
             return f"Accept its licence on {page} and set HF_TOKEN, or {local}"
@@ -169,7 +169,7 @@ class LmSource:
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model of which configuration and tokenizer are read, and no weights yet."""
+    """A model whose configuration and tokenizer have been read, but not its weights."""
 
     source: LmSource
     where: str
@@ -180,8 +180,8 @@ class OpenedModel:
     def load(self) -> LanguageModel:
         """Load the weights and test the model.
 
-        Raises ``InputError`` if a weight is missing, unexpected or of another shape, if the model
-        fails its self-test, and if it does not fit into memory.
+        Raises ``InputError`` if a weight is missing, unexpected or has another shape, if the model
+        fails its self-test, or if it does not fit into memory.
         """
         source, tokenizer = self.source, self.parts.tokenizer
         with source._readable(self.where):
@@ -196,13 +196,13 @@ class OpenedModel:
 
 
 def _special_ids(tokenizer: Any, bos_id: int | None) -> frozenset[int]:
-    """Return BOS and every token that the tokenizer marks as special, ``<unk>`` included."""
+    """Return BOS and all tokens that the tokenizer marks as special, including ``<unk>``."""
     marked = {number for number, token in added_tokens(tokenizer).items() if token.special}
     return frozenset({*marked, *tokenizer.all_special_ids, bos_id} - {None})
 
 
 def _reason(error: BaseException) -> str:
-    """Return what an error says in one line; a line that ends in a colon takes the next one."""
+    """Return the first line of an error, joined with the second if it ends in a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]).rstrip(".")
     if isinstance(error, OSError | ValueError) and reason:

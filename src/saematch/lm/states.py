@@ -14,21 +14,21 @@ from safetensors import safe_open
 from torch import Tensor
 
 SAMPLE = 32_768
-"""Rows that norms and scales are estimated on, at most."""
+"""Largest number of rows for estimates of norms and scales."""
 
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """Rows of ``resid_post``, one a token, in any floating-point dtype; read in float32."""
+    """Rows of ``resid_post``, one per token, in any floating-point dtype; read as float32."""
 
     parts: tuple[Tensor, ...]
-    """Each ``[n, d_model]``; together they are all rows, in order."""
+    """Tensors ``[n, d_model]`` that together hold all rows, in order."""
     chosen: Int64[Tensor, " n"] | None = None
-    """Numbers of the rows that count; None for all."""
+    """Indices of the selected rows; None for all rows."""
 
     @classmethod
     def open(cls, files: Sequence[Path], layer: int) -> HiddenStates:
-        """Map one layer of a store into memory; no row is read before it is asked for."""
+        """Map one layer of a store into memory; rows are read when they are used."""
         parts = []
         for path in files:
             with safe_open(path, framework="pt") as file:
@@ -48,19 +48,19 @@ class HiddenStates:
         return torch.tensor([len(part) for part in self.parts]).cumsum(0)
 
     def rows(self, numbers: Int64[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
-        """Return rows in float32, in the order asked for."""
+        """Return rows in float32, in the order of ``numbers``."""
         if self.chosen is not None:
             numbers = self.chosen[numbers]
         out = torch.empty(len(numbers), self.d_model)
         part_of = torch.searchsorted(self._ends, numbers, right=True)
         for part in part_of.unique().tolist():
-            here = part_of == part
+            in_part = part_of == part
             first = int(self._ends[part]) - len(self.parts[part])
-            out[here] = self.parts[part][numbers[here] - first].float()
+            out[in_part] = self.parts[part][numbers[in_part] - first].float()
         return out
 
     def choose(self, numbers: Int64[Tensor, " n"]) -> HiddenStates:
-        """Return some of the rows as hidden states of their own."""
+        """Return hidden states with only the given rows."""
         return replace(self, chosen=numbers if self.chosen is None else self.chosen[numbers])
 
     def spread(self, n: int) -> Float[Tensor, "n d_model"]:
@@ -70,7 +70,7 @@ class HiddenStates:
 
     @cached_property
     def scale(self) -> float:
-        """The factor that brings the mean norm to ``sqrt(d_model)``, from a sample."""
+        """Factor that makes the mean norm ``sqrt(d_model)``, estimated on a sample."""
         norms = torch.linalg.vector_norm(self.spread(SAMPLE), dim=1)
         return math.sqrt(self.d_model) / float(norms.mean())
 

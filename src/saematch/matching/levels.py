@@ -117,10 +117,11 @@ def directions(factors: Factors) -> tuple[Float[Tensor, "n size"], Float[Tensor,
         for side, some in zip(sides, live, strict=True)
     ]
     count = sum(float(some.sum()) for some in live) or 1.0
-    spread = (sum(side.square().sum(0) for side in sides) / count).sqrt()
+    source, target = sides
+    spread = ((source.square().sum(0) + target.square().sum(0)) / count).sqrt()
     scale = torch.where(spread > SAME * spread.max(), 1 / spread, 0.0)
-    sides = [side * scale for side in sides]
-    correlation = sum(side.T @ side for side in sides) / count
+    sides = source, target = [source * scale, target * scale]
+    correlation = (source.T @ source + target.T @ target) / count
     correlation *= 1 - SHRINKAGE
     correlation.diagonal().add_(SHRINKAGE)
     root = torch.linalg.cholesky(correlation)

@@ -1,4 +1,4 @@
-"""The page of a reproduction: every figure beside what the paper shows, and whether it agrees."""
+"""The page of a reproduction: each figure, the paper's claims about it, and whether it agrees."""
 
 from __future__ import annotations
 
@@ -6,26 +6,30 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from saematch.core.files import replacing
 from saematch.core.results import Results
-from saematch.core.safe_text import in_markdown
 from saematch.report.claims import CLAIMS, Claim
+from saematch.report.pages import write_template
 from saematch.report.rules import Verdict
 
-MARKS = {True: "agrees", False: "**disagrees**", None: "–"}
+MARKS = {True: "agrees", False: "disagrees", None: "–"}
 
+RULES_NOTE = """\
+The rule next to each figure decides from the run's numbers whether the figure agrees with the
+paper's. Bands and bars are 95 % intervals from a jackknife over texts."""
 ZOO_NOTE = """\
-The embedded language model is small and was trained within an hour; what it shows of the method is
-shown of the method on a small model, and a figure that disagrees with the paper's is reported as
-such. Its SAEs come in three families. `chain`: each layer's SAE goes on training from the one
-before, and a hidden permutation is the truth, so that recall can be measured; nearly every feature
-has a true partner. `mixed`: likewise, but a quarter of the features starts afresh at each layer.
-`independent`: each layer from its own seed, as released SAEs are; nobody knows the truth, and many
-features have no good partner, which a bijection must pair all the same. Where the zoo cannot show
-an effect, `planted` shows the mechanism on made-up SAEs whose right match is known. Statements
-marked `observed` are not the paper's: an early trial on another small model saw them, and here they
-are shown or refuted."""
+The embedded language model is small and was trained within an hour. The results hold for a small
+model only, and a figure that disagrees with the paper's is reported as such. The SAEs come in three
+families. `chain`: training of each layer's SAE starts from the SAE of the previous layer. A hidden
+permutation is the ground truth, so recall can be measured, and nearly every feature has a true
+partner. `mixed`: like `chain`, but a quarter of the features starts afresh at each layer.
+`independent`: each layer has its own seed, as released SAEs do. There is no ground truth, and many
+features have no good partner, although a bijection must pair them. Where the embedded models cannot
+show an effect, `planted` shows the mechanism on made-up SAEs whose correct match is known.
+Statements marked `observed` are not the paper's: an early trial on another small model suggested
+them, and these runs confirm or refute them."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Run:
 
     @property
     def results(self) -> Results | None:
-        """What was found, None of a run that failed."""
+        """The results, None if the run failed or is unfinished."""
         path = self.folder / "results.json"
         if self.error or not path.exists():
             return None
@@ -48,34 +52,93 @@ class Run:
         return results if results.status == "finished" else None
 
 
-def write_page(runs: Sequence[Run], model: str, page: Path) -> tuple[int, int]:
-    """Write the page as Markdown and HTML, with a copy of each figure in a folder beside it.
+class OverviewRow(NamedTuple):
+    """A claim in the overview."""
 
-    Returns how many statements agree, of how many that were decided.
-    """
-    shutil.rmtree(_figures(page), ignore_errors=True)
-    found = {(run.experiment, run.family): run for run in runs}
-    loaded = {key: run.results for key, run in found.items()}
-    verdicts = decide({key: results for key, results in loaded.items() if results is not None})
-    families = list(dict.fromkeys(run.family for run in runs))
-    lines = [f"# Reproduction on {model}", "", *_about(runs, loaded, model)]
-    lines += ["", "## At a glance", "", *_overview(families, verdicts), "", *_failures(runs)]
-    for experiment in dict.fromkeys(run.experiment for run in runs):
-        of_experiment = [run for run in runs if run.experiment == experiment]
-        lines += ["", *_section(experiment, of_experiment, loaded, verdicts, page)]
-    text = "\n".join(lines) + "\n"
-    for path, content in (
-        (page, text),
-        (page.with_suffix(".html"), _html(text, f"saematch: reproduction on {model}")),
-    ):
-        with replacing(path) as part:
-            part.write_text(content, encoding="utf-8")
-    decided = [v.agrees for v in verdicts.values() if v.agrees is not None]
-    return sum(decided), len(decided)
+    experiment: str
+    anchor: str
+    source: str
+    says: str
+    verdicts: list[str]
+    """One of ``MARKS`` for each family."""
+
+
+class Check(NamedTuple):
+    """A claim and what its rule says about one run."""
+
+    claim: Claim
+    family: str
+    verdict: str
+    seen: str
+
+
+class Figure(NamedTuple):
+    """A figure of a run."""
+
+    label: str
+    path: str
+    """Path relative to the page."""
+
+
+class ShownRun(NamedTuple):
+    """A run as the page shows it."""
+
+    family: str
+    command: str
+    error: str
+    figures: list[Figure]
+    file: str
+    """The ``results.json``."""
+    n_rows: dict[str, int]
+    """By table: its number of rows."""
+
+
+class Section(NamedTuple):
+    """An experiment on the page."""
+
+    experiment: str
+    anchor: str
+    checks: list[Check]
+    runs: list[ShownRun]
 
 
 Verdicts = dict[tuple[str, Claim, str], Verdict]
 """By experiment as it was run, claim and family."""
+Loaded = dict[tuple[str, str], Results | None]
+"""By experiment and family: the results, None of a run without any."""
+
+
+def write_page(runs: Sequence[Run], model: str, page: Path) -> tuple[int, int]:
+    """Write the page as Markdown and HTML, with copies of the figures in a folder next to it.
+
+    Returns the number of claims that agree, and the number of claims that were decided.
+    """
+    shutil.rmtree(_figures(page), ignore_errors=True)
+    loaded = {(run.experiment, run.family): run.results for run in runs}
+    verdicts = decide({key: results for key, results in loaded.items() if results is not None})
+    families = list(dict.fromkeys(run.family for run in runs))
+    experiments = dict.fromkeys(run.experiment for run in runs)
+    values = {
+        "title": f"reproduction on {model}",
+        "model": model,
+        "introduction": _introduction(loaded, model),
+        "families": families,
+        "overview": _overview(families, verdicts),
+        "failures": [run for run in runs if run.error],
+        "sections": [
+            Section(
+                experiment,
+                _anchor(experiment),
+                _checks(experiment, families, verdicts),
+                [_shown(run, loaded, page) for run in runs if run.experiment == experiment],
+            )
+            for experiment in experiments
+        ],
+    }
+    write_template(page, "reproduction.md", **values)
+    write_template(page.with_suffix(".html"), "reproduction.html", **values)
+    decided = [v.agrees for v in verdicts.values() if v.agrees is not None]
+    return sum(decided), len(decided)
 
 
 def decide(results: Mapping[tuple[str, str], Results]) -> Verdicts:
@@ -88,34 +151,41 @@ def decide(results: Mapping[tuple[str, str], Results]) -> Verdicts:
     }
 
 
-def _about(
-    runs: Sequence[Run], loaded: Mapping[tuple[str, str], Results | None], model: str
-) -> list[str]:
-    made = [results.provenance for results in loaded.values() if results is not None]
-    commits = sorted({str(about["git_commit"])[:10] for about in made})
-    seconds = sum(about["seconds"] for about in made)
-    lines = [
-        f"{len(runs)} runs, {len(made)} of them finished, {seconds / 60:.1f} minutes of work in "
-        f"all. Code: {', '.join(commits)}."
+def _introduction(loaded: Loaded, model: str) -> list[str]:
+    """Return the paragraphs above the overview."""
+    finished = [results.provenance for results in loaded.values() if results is not None]
+    commits = sorted({str(provenance["git_commit"])[:10] for provenance in finished})
+    seconds = sum(provenance["seconds"] for provenance in finished)
+    paragraphs = [
+        f"{len(loaded)} runs, {len(finished)} of them finished, {seconds / 60:.1f} minutes of "
+        f"computation in total. Code: {', '.join(commits)}."
     ]
     if len(commits) > 1:
-        lines += ["", "**The runs were made with different versions of the code.**"]
-    lines += [
-        "",
-        "Whether a figure agrees with the paper's is decided by the rule that stands beside it, on "
-        "the run's numbers. Bands and bars are 95 % intervals from a jackknife over texts.",
+        paragraphs.append("Different versions of the code made these runs.")
+    return [*paragraphs, RULES_NOTE, *([ZOO_NOTE] if model == "zoo" else [])]
+
+
+def _overview(families: Sequence[str], verdicts: Verdicts) -> list[OverviewRow]:
+    return [
+        OverviewRow(
+            experiment,
+            _anchor(experiment),
+            claim.source,
+            claim.says,
+            [_mark(verdicts.get((experiment, claim, family))) for family in families],
+        )
+        for experiment, claim in dict.fromkeys(key[:2] for key in verdicts)
     ]
-    return [*lines, "", ZOO_NOTE] if model == "zoo" else lines
 
 
-def _overview(families: Sequence[str], verdicts: Verdicts) -> list[str]:
-    heads = ["experiment", "", "claim", *families]
-    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
-    for experiment, claim in dict.fromkeys(key[:2] for key in verdicts):
-        marks = [_mark(verdicts.get((experiment, claim, family))) for family in families]
-        name = f"[{experiment}](#{_anchor(experiment)})"
-        lines.append(f"| {name} | {claim.source} | {claim.says} | {' | '.join(marks)} |")
-    return lines
+def _checks(experiment: str, families: Sequence[str], verdicts: Verdicts) -> list[Check]:
+    claims = dict.fromkeys(claim for name, claim, _ in verdicts if name == experiment)
+    return [
+        Check(claim, family, _mark(verdict), verdict.seen)
+        for claim in claims
+        for family in families
+        if (verdict := verdicts.get((experiment, claim, family))) is not None
+    ]
 
 
 def _anchor(heading: str) -> str:
@@ -126,50 +196,24 @@ def _mark(verdict: Verdict | None) -> str:
     return MARKS[None if verdict is None else verdict.agrees]
 
 
-def _failures(runs: Sequence[Run]) -> list[str]:
-    failed = [run for run in runs if run.error]
-    if not failed:
-        return []
-    lines = [f"- {run.experiment} on {run.family}: {in_markdown(run.error)}" for run in failed]
-    return ["**Runs that failed:**", "", *lines]
-
-
-def _section(
-    experiment: str,
-    runs: Sequence[Run],
-    loaded: Mapping[tuple[str, str], Results | None],
-    verdicts: Verdicts,
-    page: Path,
-) -> list[str]:
-    lines = [f"## {experiment}", ""]
-    claims = dict.fromkeys(claim for name, claim, _ in verdicts if name == experiment)
-    if claims:
-        lines += ["| claim | rule | family | | seen |", "| --- | --- | --- | --- | --- |"]
-    for claim in claims:
-        for run in runs:
-            verdict = verdicts.get((experiment, claim, run.family))
-            if verdict is not None:
-                head = f"| {claim.says} ({claim.source}) | {claim.rule} | {run.family} "
-                lines.append(f"{head}| {_mark(verdict)} | {verdict.seen} |")
-    for run in runs:
-        results = loaded[run.experiment, run.family]
-        lines += ["", f"**{run.family}**", "", f"`{run.command}`", ""]
-        if results is None:
-            lines += [f"failed: {in_markdown(run.error)}"]
-            continue
-        for figure in sorted((run.folder / "figures").glob("*.png")):
-            name = f"{_anchor(experiment)}-{run.family}-{figure.name}"
-            copy = _figures(page) / name
-            _copy_small(figure, copy)
-            where = copy.relative_to(page.parent).as_posix()
-            lines += [f"![{experiment}, {run.family}: {figure.stem}]({where})", ""]
-        counts = ", ".join(f"`{name}` {len(rows)}" for name, rows in results.tables.items())
-        lines += [f"Rows of the tables in `{run.folder / 'results.json'}`: {counts}."]
-    return lines
+def _shown(run: Run, loaded: Loaded, page: Path) -> ShownRun:
+    """Return what the page shows of a run, after copying the run's figures."""
+    results = loaded[run.experiment, run.family]
+    file = str(run.folder / "results.json")
+    if results is None:
+        return ShownRun(run.family, run.command, run.error or "no results", [], file, {})
+    figures = []
+    for figure in sorted((run.folder / "figures").glob("*.png")):
+        copy = _figures(page) / f"{_anchor(run.experiment)}-{run.family}-{figure.name}"
+        _copy_small(figure, copy)
+        path = copy.relative_to(page.parent).as_posix()
+        figures.append(Figure(f"{run.experiment}, {run.family}: {figure.stem}", path))
+    n_rows = {name: len(rows) for name, rows in results.tables.items()}
+    return ShownRun(run.family, run.command, "", figures, file, n_rows)
 
 
 def _copy_small(figure: Path, copy: Path) -> None:
-    """Copy a figure in 256 colours: a page has dozens, and lines need no more."""
+    """Copy a figure in 256 colours, which are enough for lines: a page has dozens of figures."""
     from PIL import Image
 
     with replacing(copy) as part, Image.open(figure) as image:
@@ -178,25 +222,3 @@ def _copy_small(figure: Path, copy: Path) -> None:
 
 def _figures(page: Path) -> Path:
     return page.with_name(f"{page.stem}_figures")
-
-
-def _html(markdown: str, title: str) -> str:
-    from markdown_it import MarkdownIt
-
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
-    for heading in {line[3:] for line in markdown.splitlines() if line.startswith("## ")}:
-        body = body.replace(f"<h2>{heading}</h2>", f'<h2 id="{_anchor(heading)}">{heading}</h2>')
-    body = body.replace("<strong>disagrees</strong>", '<strong class="no">disagrees</strong>')
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style><body>{body}</body></html>\n"
-    )
-
-
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2em auto;padding:0 1em;"
-    "color:#222}table{border-collapse:collapse;font-size:14px}td,th{border-bottom:1px solid #ddd;"
-    "padding:.3em .7em;text-align:left;vertical-align:top}img{max-width:100%}code{background:"
-    "#f4f4f4;padding:.1em .3em}h2{margin-top:2.5em;border-top:2px solid #eee;padding-top:1em}"
-    ".no{color:#b03000}a{color:#0072b2}"
-)

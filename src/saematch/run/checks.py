@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 from saematch.core.errors import InputError
 from saematch.core.pairs import POOLED, Pair, SaeKey
-from saematch.evaluate.paths import check_paths
-from saematch.evaluate.planted import check_planted
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
@@ -74,8 +72,8 @@ def choose_saes(experiment: Experiment) -> Chosen:
         )
     pairs = experiment.pairing(by_suite)
     _refuse_one_label(pairs)
-    if "planted" in experiment.evaluations:
-        check_planted(suites)
+    for evaluation in experiment.evaluations.values():
+        evaluation.check_sources(suites)
     keys = [SaeKey(name, layer) for name, some in by_suite.items() for layer in some]
     if isinstance(experiment.pairing, FromStarts) and experiment.pairing.reach is None:
         return Chosen(suites, tuple(keys), pairs)
@@ -166,12 +164,8 @@ def _check_fit(source: LmSource, lm: LanguageModel, saes: SaeShelf) -> None:
 
 def check_saes(experiment: Experiment, saes: SaeShelf) -> None:
     """Refuse before the first match what folding or following paths would refuse after it."""
-    if "paths" in experiment.evaluations:
-        first: dict[str, SaeKey] = {}
-        for key in saes:
-            first.setdefault(key.suite, key)
-        for key in first.values():
-            check_paths(experiment.paths, key, saes.facts[key])
+    for evaluation in experiment.evaluations.values():
+        evaluation.check_saes(saes)
     if experiment.explains:
         experiment.explain.check(saes)
     folds = {arm.fold for arm in experiment.arms.values()}
@@ -187,7 +181,7 @@ class RunTexts(NamedTuple):
     """The batches of each text set, and what determines its texts."""
 
     batches: dict[str, tuple[TokenBatch, ...]]
-    about: dict[str, dict[str, Any]]
+    facts: dict[str, dict[str, Any]]
 
 
 def load_tokens(
@@ -198,7 +192,7 @@ def load_tokens(
     ``saes`` are the SAEs of the model that ``source`` loads; ``folder`` keeps the tokens.
     """
     _check_fit(source, lm, saes)
-    tokens, about = load_texts(experiment.dataset, lm, folder)
+    tokens, facts = load_texts(experiment.dataset, lm, folder)
     for name, of_set in tokens.items():
         lm.refuse_ids(int(of_set.ids.max()), f"the text set {name!r}")
     if POOLED in tokens:
@@ -210,7 +204,7 @@ def load_tokens(
             f"dataset.max_tokens={lm.max_positions}"
         )
     size = experiment.trainer.batch_size
-    return RunTexts({name: of_set.batches(size) for name, of_set in tokens.items()}, about)
+    return RunTexts({name: of_set.batches(size) for name, of_set in tokens.items()}, facts)
 
 
 def warn_of_biases(saes: SaeShelf, arms: Mapping[str, Arm]) -> None:

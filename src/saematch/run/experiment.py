@@ -9,9 +9,10 @@ from saematch.core.errors import InputError
 from saematch.core.files import expand_home
 from saematch.core.pairs import DEFAULT, NO_ARM
 from saematch.core.specs import Positive, Seed, Some, Text, Unique, spec
+from saematch.evaluate.co_activation import CoActivation
+from saematch.evaluate.evaluation import Evaluation
 from saematch.evaluate.intervals import Intervals
-from saematch.evaluate.paths import PathSpec
-from saematch.evaluate.plan import check_strategies
+from saematch.evaluate.paths import Paths
 from saematch.explain.explanations import ExplanationSource
 from saematch.judge.design import Judging
 from saematch.judge.overlap import WordOverlap
@@ -31,11 +32,6 @@ from saematch.training.state import TrainingRecipe
 
 TASKS = ("match", "collect", "train_saes")
 """What a run does; all but ``match`` make SAEs."""
-EVALUATIONS = ("skipping", "co_activation", "features", "paths", "explain", "planted")
-ON_TEXTS = {"co_activation", "skipping"}
-"""Evaluations that need the language model and texts."""
-NEEDS_ONE_PARTNER = {"features": "gives each feature one error"}
-"""Evaluations that need one partner a feature, and why."""
 
 
 @spec("")
@@ -47,11 +43,8 @@ class Experiment:
     task: str
     """``match``, ``collect`` (hidden states of the model, kept on disk) or ``train_saes`` (that,
     and SAEs trained on them)."""
-    evaluations: Unique[str]
-    """Questions put to the matches: ``co_activation`` (which features fire together), ``skipping``
-    (that, and skipped layers), ``features`` (errors of single features), ``paths``, ``explain``
-    (what the features of the last two are active on) and ``planted`` (known activations, decoded;
-    for ``sae=planted``)."""
+    evaluations: Mapping[str, Evaluation]
+    """Questions put to the matches, by name."""
     layers: Some[int] | None
     """Layers whose SAEs are matched; None for all that have one."""
     model: LmSource
@@ -66,10 +59,8 @@ class Experiment:
     stand_in: StandIn
     """What SAEs without thresholds are folded by."""
     arms: Mapping[str, Arm]
-    strategies: Unique[str]
     dataset: TextSource
     intervals: Intervals
-    paths: PathSpec
     explain: ExplanationSource
     """Where explanations come from, if there is a judge or the evaluation ``explain``."""
     judge: ChatModel | WordOverlap | NoJudge
@@ -99,15 +90,10 @@ class Experiment:
             check_name("suites: name", suite)
         if self.task not in TASKS:
             raise InputError(f"task={self.task} is none of {', '.join(TASKS)}")
-        unknown = [name for name in self.evaluations if name not in EVALUATIONS]
-        if unknown:
-            raise InputError(
-                f"evaluations holds {unknown[0]!r}: choose among {', '.join(EVALUATIONS)}"
-            )
         if self.trains and self.evaluations:
             raise InputError(
-                f"evaluations={list(self.evaluations)}: task={self.task} matches nothing, so there "
-                "is nothing to evaluate: leave evaluations empty, or take task=match"
+                f"evaluations=[{','.join(self.evaluations)}]: task={self.task} matches nothing, so "
+                "there is nothing to evaluate: leave evaluations empty, or take task=match"
             )
         if not self.arms or NO_ARM in self.arms:
             raise InputError(
@@ -126,7 +112,6 @@ class Experiment:
                 f"{recipe.batch}), so nothing would be trained: raise samples or lower batch"
             )
         self._check_partners()
-        check_strategies(self.strategies)
         check_figures(self.figures)
         if DEFAULT in self.models:
             raise InputError(
@@ -152,17 +137,19 @@ class Experiment:
             )
         if isinstance(self.judge, NoJudge) and not isinstance(self.second_judge, NoJudge):
             raise InputError("second_judge is set, but judge=none: set judge first")
-        if "paths" in self.evaluations and not self.pairing.chains:
+        follows = any(isinstance(each, Paths) for each in self.evaluations.values())
+        if follows and not self.pairing.chains:
             raise InputError("paths go from each layer to the next: take pairing=neighbours")
 
     def _check_partners(self) -> None:
-        for name, arm in self.arms.items():
-            for evaluation, why in NEEDS_ONE_PARTNER.items():
-                if evaluation in self.evaluations and not arm.matcher.one_partner:
+        for name, evaluation in self.evaluations.items():
+            for arm, of_arm in self.arms.items():
+                if evaluation.one_partner and not of_arm.matcher.one_partner:
                     raise InputError(
-                        f"evaluations holds {evaluation}, which {why}, but arms.{name}.matcher, "
-                        f"{type(arm.matcher).__name__}, may give a feature several partners: leave "
-                        f"{evaluation} out, or choose another matcher for this arm"
+                        f"evaluations holds {name}, which {evaluation.one_partner}, but "
+                        f"arms.{arm}.matcher, {type(of_arm.matcher).__name__}, may give a feature "
+                        f"several partners: leave {name} out, or choose another matcher for this "
+                        "arm"
                     )
 
     @property
@@ -185,11 +172,23 @@ class Experiment:
     @property
     def explains(self) -> bool:
         """Whether the run needs explanations."""
-        return "explain" in self.evaluations or not isinstance(self.judge, NoJudge)
+        asked = any(evaluation.explains for evaluation in self.evaluations.values())
+        return asked or not isinstance(self.judge, NoJudge)
+
+    @property
+    def evaluates_texts(self) -> bool:
+        """Whether an evaluation needs the language model and texts."""
+        return any(evaluation.reads_texts for evaluation in self.evaluations.values())
+
+    @property
+    def counting(self) -> str | None:
+        """Name of the evaluation that counts which features fire together, if there is one."""
+        counting = [name for name, e in self.evaluations.items() if isinstance(e, CoActivation)]
+        return counting[0] if counting else None
 
     @property
     def reads_texts(self) -> bool:
         """Whether the run needs the language model and texts."""
         measured = isinstance(self.stand_in, ActivationQuantile)
         explained = self.explains and self.explain.on_texts
-        return measured or explained or bool(ON_TEXTS & set(self.evaluations))
+        return measured or explained or self.evaluates_texts

@@ -11,44 +11,34 @@ from typing import Any
 from saematch.core.code import codes_of
 from saematch.core.files import PACKAGE, hashed
 from saematch.core.pairs import DEFAULT, SaeKey
-from saematch.lm.hooks import LanguageModel
 from saematch.report import summary
 from saematch.run import stages
+from saematch.run.context import Context
 from saematch.run.experiment import Experiment
-from saematch.sae.suites import SaeShelf
 from saematch.texts.readers import Reader
 
 
-def sources(
-    experiment: Experiment,
-    saes: SaeShelf,
-    lm: LanguageModel | None,
-    texts: Mapping[str, Mapping[str, Any]],
-    others: Mapping[str, Reader],
-) -> dict[str, Any]:
+def sources(context: Context) -> dict[str, Any]:
     """Return what the results come from: SAEs, models, texts, and the objective of each arm.
 
-    ``texts`` holds what determines the texts of each text set; ``others`` has the language models
-    of suites that have their own, by label. ``models`` is there if a suite has one.
+    ``models`` is there if a suite has a language model of its own.
     """
-    model = vars(experiment.model) | {"revision": lm.revision if lm else None}
-    labels = experiment.model_labels
+    experiment, labels = context.experiment, context.experiment.model_labels
     models = {
-        suite: vars(source) | {"revision": _revision(others, labels.get(suite, ""), lm)}
+        suite: vars(source) | {"revision": _revision(context.readers, labels.get(suite, ""))}
         for suite, source in experiment.models.items()
     }
     return {
-        "saes": {_sae_name(key): vars(sae.origin) for key, sae in saes.facts.items()},
-        "model": model,
+        "saes": {_sae_name(key): vars(sae.origin) for key, sae in context.saes.facts.items()},
+        "model": vars(experiment.model) | {"revision": _revision(context.readers, "")},
         **({"models": models} if models else {}),
-        "texts": dict(texts),
+        "texts": dict(context.text_facts),
         "part_weights": {name: vars(arm.objective) for name, arm in experiment.arms.items()},
     }
 
 
-def _revision(others: Mapping[str, Reader], label: str, first: LanguageModel | None) -> str | None:
-    lm = others[label].lm if label in others else first
-    return lm.revision if lm else None
+def _revision(readers: Mapping[str, Reader], label: str) -> str | None:
+    return readers[label].lm.revision if label in readers else None
 
 
 def _sae_name(key: SaeKey) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from saematch.core.errors import InputError
 from saematch.core.pairs import Pair, Refusal
-from saematch.evaluate.plan import counting_refusal, layers_refusal
+from saematch.evaluate.evaluation import PairFacts
 from saematch.matching.matches import matching_refusals
-from saematch.run.experiment import ON_TEXTS, Experiment
+from saematch.run.experiment import Experiment
+from saematch.sae.recorders import Models
 from saematch.sae.sites import skipping_refusal
 from saematch.sae.stand_in import ActivationQuantile
 from saematch.sae.suites import SaeShelf
@@ -25,63 +26,61 @@ def find_refusals(
     """
     refused = matching_refusals(saes.facts, pairs, experiment.arms)
     unmatched = {refusal.pair for refusal in refused if refusal.arm is None}
-    matched = [pair for pair in pairs if pair not in unmatched]
-    if not matched:
+    if unmatched >= set(pairs):
         raise InputError(_nothing_matched(refused))
     _check_sites(experiment, saes)
-    if ON_TEXTS & set(experiment.evaluations):
-        refused += _text_refusals(experiment, matched, saes)
-        check_counted(pairs, refused)
-    if "paths" in experiment.evaluations:
-        refused += _path_refusals(pairs, refused)
-    if "features" in experiment.evaluations:
-        reason = "vectors of different d_model have no squared error"
-        unequal = [pair for pair in matched if len({saes.facts[key].d_model for key in pair}) > 1]
-        refused += [Refusal(pair, "features", reason) for pair in unequal]
-    if "planted" in experiment.evaluations:
-        reason = "planted activations are known within one suite only"
-        across = [pair for pair in matched if not pair.within_suite]
-        refused += [Refusal(pair, "planted", reason) for pair in across]
+    models = Models(experiment.model_labels)
+    facts = [
+        PairFacts(pair, saes.facts[pair.source], saes.facts[pair.target], models) for pair in pairs
+    ]
+    for name, evaluation in experiment.evaluations.items():
+        reasons = evaluation.refusals(facts, tuple(refused))
+        refused += [Refusal(pair, name, reason) for pair, reason in reasons]
+    check_texts(experiment, pairs, refused)
     return tuple(refused)
 
 
 def token_refusals(
+    experiment: Experiment,
     pairs: Sequence[Pair],
     readers: Mapping[str, Reader],
-    labels: Mapping[str, str],
-    known: Sequence[Refusal],
+    refused: Sequence[Refusal],
 ) -> tuple[Refusal, ...]:
     """Return the pairs of two language models that read different tokens.
 
-    ``readers`` has the models by label; ``known`` has the refusals so far.
+    ``readers`` has the models by label; ``refused`` has the refusals so far.
     """
-    left_out = _uncounted(known)
-    refused = []
-    for pair in (pair for pair in pairs if pair not in left_out):
-        source, target = (readers[labels.get(key.suite, "")] for key in pair)
-        if source.lm is not target.lm and not source.reads_like(target):
-            reason = (
-                f"{source.lm.name} and {target.lm.name} split the texts into different tokens, so "
-                "it cannot be counted which features fire on the same token"
-            )
-            refused.append(Refusal(pair, "co_activation", reason))
-    return tuple(refused)
+    more = []
+    for pair in pairs:
+        source, target = (readers[experiment.model_labels.get(key.suite, "")] for key in pair)
+        if source.lm is target.lm or source.reads_like(target):
+            continue
+        reason = (
+            f"{source.lm.name} and {target.lm.name} split the texts into different tokens, so "
+            "it cannot be counted which features fire on the same token"
+        )
+        more += [
+            Refusal(pair, name, reason)
+            for name, evaluation in experiment.evaluations.items()
+            if evaluation.reads_texts and pair not in _left_out(refused, name)
+        ]
+    return tuple(more)
 
 
-def check_counted(pairs: Sequence[Pair], refused: Sequence[Refusal]) -> None:
-    """Refuse a run on texts of which no pair can be evaluated on texts."""
-    reasons = _uncounted(refused)
-    if reasons.keys() >= set(pairs):
-        raise InputError(next(iter(reasons.values())))
+def check_texts(experiment: Experiment, pairs: Sequence[Pair], refused: Sequence[Refusal]) -> None:
+    """Refuse a run whose evaluations on texts leave out every pair."""
+    on_texts = [name for name, e in experiment.evaluations.items() if e.reads_texts]
+    reasons = [_left_out(refused, name) for name in on_texts]
+    if reasons and all(of_evaluation.keys() >= set(pairs) for of_evaluation in reasons):
+        raise InputError(next(iter(reasons[0].values())))
 
 
-def _uncounted(refused: Sequence[Refusal]) -> dict[Pair, str]:
-    """Return why pairs are not evaluated on texts; one that no arm matches is among them."""
+def _left_out(refused: Sequence[Refusal], name: str) -> dict[Pair, str]:
+    """Return why an evaluation leaves out pairs; one that no arm matches is among them."""
     return {
         refusal.pair: refusal.reason
         for refusal in refused
-        if refusal.evaluation == "co_activation"
-        or (refusal.evaluation == "matching" and refusal.arm is None)
+        if refusal.evaluation == name or (refusal.evaluation == "matching" and refusal.arm is None)
     }
 
 
@@ -100,38 +99,3 @@ def _check_sites(experiment: Experiment, saes: SaeShelf) -> None:
         reason = skipping_refusal(sae.origin)
         if reason is not None:
             raise InputError(f"{reason} and stand_in=decoder_norm" if measured else reason)
-
-
-def _text_refusals(experiment: Experiment, pairs: Sequence[Pair], saes: SaeShelf) -> list[Refusal]:
-    """Return the pairs that cannot be counted, then those whose layers cannot be skipped."""
-    facts = saes.facts
-    counting = {pair: counting_refusal(facts[pair.source], facts[pair.target]) for pair in pairs}
-    refused = [Refusal(pair, "co_activation", why) for pair, why in counting.items() if why]
-    if "skipping" in experiment.evaluations:
-        labels = experiment.model_labels
-        skipping = {pair: counting[pair] or layers_refusal(pair, labels) for pair in pairs}
-        refused += [Refusal(pair, "skipping", why) for pair, why in skipping.items() if why]
-    return refused
-
-
-def _path_refusals(pairs: Sequence[Pair], refused: Sequence[Refusal]) -> list[Refusal]:
-    """Return the pairs that no path reaches: from a suite's first pair that the run leaves out.
-
-    Paths go through all arms, so a pair that one arm cannot match ends those of every arm.
-    """
-    reasons = {
-        refusal.pair: refusal.reason
-        if refusal.arm is None
-        else f"the arm {refusal.arm} cannot match the next pair: {refusal.reason}"
-        for refusal in refused
-        if refusal.evaluation in ("matching", "co_activation")
-    }
-    ended: dict[str, str] = {}
-    beyond = []
-    for pair in pairs:
-        if pair in reasons:
-            why = f"no path goes beyond {pair.source.name}: {reasons[pair]}"
-            ended.setdefault(pair.suites, why)
-        if pair.suites in ended:
-            beyond.append(Refusal(pair, "paths", ended[pair.suites]))
-    return beyond

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from saematch.chat.questions import Judge
-from saematch.core.errors import InputError, described, stage
+from saematch.core.errors import described, stage
 from saematch.core.results import Results
 from saematch.evaluate.means import headline_metrics
-from saematch.judge.connect import connect
+from saematch.judge.means import judge_metrics
 from saematch.report.figures import draw_figures
 from saematch.report.summary import agreement_metrics, history_by_layer, mean_metrics, optimal_to
 from saematch.run import stages
+from saematch.run.context import Context
 from saematch.run.experiment import Experiment
 from saematch.run.interruption import interruption, said_of
 from saematch.run.provenance import made_with, sources
 from saematch.run.resuming import settings_of
 from saematch.run.run_folders import Claim, claimed
-from saematch.run.tracking import Outcome, Tracker
+from saematch.run.tracking import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -45,24 +44,18 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
     path = folder / "results.json"
     finished = path.exists() and Results.load(path).status == "finished"
     results = Results(experiment.name, config, made_with(experiment))
-    tracker: Tracker | None = None
-    judges: list[Judge | None] = []
+    context = Context(experiment, folder, results)
     torch.manual_seed(experiment.seed)
     try:
-        judges = _connect(experiment, folder)
-        inputs = stages.load(experiment, folder)
+        stages.load(context)
         claim.kept = True
         if not finished:
             results.save(path)
-        tracker = experiment.logger.start(experiment.name, folder, config)
-        results.provenance |= sources(
-            experiment, inputs.saes, inputs.lm, inputs.texts.about, inputs.others
-        )
-        if experiment.trains:
-            stages.train(experiment, inputs, folder, tracker, results)
-        else:
-            stages.compare(experiment, inputs, judges, folder, results)
-        summaries = (mean_metrics, headline_metrics, agreement_metrics, optimal_to)
+        context.tracker = experiment.logger.start(experiment.name, folder, config)
+        results.provenance |= sources(context)
+        for run_stage in stages.STAGES[experiment.task]:
+            run_stage(context)
+        summaries = (mean_metrics, headline_metrics, judge_metrics, agreement_metrics, optimal_to)
         results.metrics = {k: v for of in summaries for k, v in of(results.tables).items()}
         with stage("report"):
             figures = draw_figures(results.tables, experiment.figures, folder / "figures")
@@ -78,16 +71,16 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
                 results.save(path)
             except OSError as unsaved:  # as on the full disk that the run failed for
                 log.warning("%s", unsaved)
-        if tracker is not None:
-            tracker.fail()
+        if context.tracker is not None:
+            context.tracker.fail()
         if cause is not None:
             raise cause from None  # ending for it may have gone wrong too
         raise
     finally:
-        for chat in filter(None, judges):
-            chat.close()
+        for judge in filter(None, context.judges):
+            judge.close()
     history = history_by_layer(results.tables)
-    tracker.finish(Outcome(results, history, figures, folder / "matches"))
+    context.tracker.finish(Outcome(results, history, figures, folder / "matches"))
     return results
 
 
@@ -105,22 +98,3 @@ def record_failure(folder: Path, name: str, overrides: list[str], error: str) ->
         results.status = "failed"
         results.error = error
         results.save(path)
-
-
-@stage("load")
-def _connect(experiment: Experiment, folder: Path) -> list[Judge | None]:
-    store = stages.cache_of(experiment, folder) / "judge.sqlite"
-    with ExitStack() as opened:
-        judges = []
-        for spec in (experiment.judge, experiment.second_judge):
-            judges.append(connect(spec, store))
-            if judges[-1] is not None:
-                opened.callback(judges[-1].close)
-        judge, second = judges
-        if judge is not None and second is not None and judge.model == second.model:
-            raise InputError(
-                f"both judges are called {judge.model}, so their answers cannot be told apart: "
-                "choose another second_judge.model"
-            )
-        opened.pop_all()
-    return judges

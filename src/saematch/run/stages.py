@@ -1,37 +1,25 @@
-"""The stages of a run: load, match, evaluate, judge; or load and train."""
+"""The stages of a run: load, match, read texts, evaluate, judge; or load and train."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from contextlib import ExitStack
 
 from saematch.chat.asking import Chat
-from saematch.chat.questions import Judge
-from saematch.core.errors import stage
-from saematch.core.match import Match
+from saematch.core.errors import InputError, stage
 from saematch.core.memory import memory_shortage
-from saematch.core.pairs import POOLED, Pair, Refusal
-from saematch.core.results import Results
 from saematch.core.tables import Tables, frame_of
-from saematch.evaluate import tables as text_tables
-from saematch.evaluate.features import example_rows, histogram_rows
-from saematch.evaluate.match_tables import exact_arms, live_recall, match_rows
-from saematch.evaluate.means import mean_rows
-from saematch.evaluate.paths import path_rows
-from saematch.evaluate.plan import evaluate_texts, plan_splices
-from saematch.evaluate.planted import planted_rows
-from saematch.explain.contexts import TextPass
-from saematch.explain.explanations import Explanations, Means
+from saematch.evaluate.match_tables import MatchTables
+from saematch.evaluate.means import weight_means
+from saematch.evaluate.measures import Measures
+from saematch.explain.explanations import Means
+from saematch.judge.connect import connect
 from saematch.judge.judging import explain_tables, explainers, judge_matches
+from saematch.judge.means import judge_means
 from saematch.judge.scores import judge_tables, score_matches
-from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import OpenedModel
-from saematch.matching.matches import MatchSet, match_pairs
+from saematch.matching.matches import match_pairs
 from saematch.matching.store import MatchStore
 from saematch.run.checks import (
-    Chosen,
-    RunTexts,
     check_saes,
     choose_layers,
     choose_saes,
@@ -39,263 +27,192 @@ from saematch.run.checks import (
     load_tokens,
     of_label,
 )
-from saematch.run.experiment import ON_TEXTS, Experiment
-from saematch.run.refusals import check_counted, find_refusals, token_refusals
-from saematch.run.tracking import Tracker
-from saematch.sae.sources.source import SaeSource
-from saematch.sae.stand_in import (
-    ActivationQuantile,
-    DecoderNorm,
-    by_activation,
-    by_decoder_norm,
-)
-from saematch.sae.suites import SaeShelf
+from saematch.run.context import Context
+from saematch.run.refusals import check_texts, find_refusals, token_refusals
+from saematch.sae.recorders import Recorder
+from saematch.sae.stand_in import ActivationQuantile, DecoderNorm, by_activation, by_decoder_norm
 from saematch.texts.readers import Reader
 from saematch.training.collect import collect
-from saematch.training.train_saes import train_saes
+from saematch.training.train_saes import COLUMNS as SAE_COLUMNS
+from saematch.training.train_saes import SaeTraining, train_saes
 
-
-class Inputs(NamedTuple):
-    """What a run begins with."""
-
-    chosen: Chosen
-    saes: SaeShelf
-    lm: LanguageModel | None
-    texts: RunTexts
-    refused: tuple[Refusal, ...] = ()
-    """What the run leaves out."""
-    others: Mapping[str, Reader] = {}
-    """The language models of suites that have their own, with the texts, by label."""
+MATCHING = "matching and evaluating SAEs"
 
 
 @stage("load")
 @memory_shortage("loading the SAEs and texts", "lower sae_memory or take fewer texts")
-def load(experiment: Experiment, folder: Path) -> Inputs:
+def load(context: Context) -> None:
     """Load all that the run needs, and refuse what does not go together."""
-    nothing = RunTexts({}, {})
+    experiment = context.experiment
+    _connect(context)
     if experiment.trains:
-        lm = experiment.model.load()
-        return Inputs(Chosen({}, (), ()), SaeShelf.of({}), lm, nothing)
-    chosen = choose_saes(experiment)
+        context.readers = {"": Reader(experiment.model.load(), {})}
+        return
+    context.chosen = choose_saes(experiment)
     labels = experiment.model_labels
-    opened: dict[str, OpenedModel] = {}
-    if experiment.reads_texts:  # a model may be gated: before SAEs
-        opened = {"": experiment.model.open()}
-        of_suites = dict.fromkeys(labels.values())
-        opened |= {label: experiment.models[label].open() for label in of_suites}
-    saes = load_saes(chosen, experiment.sae_memory, labels)
+    models: dict[str, OpenedModel] = {}
+    if experiment.reads_texts:  # a model may be gated, which is noticed before SAEs are fetched
+        models[""] = experiment.model.open()
+        models |= {
+            label: experiment.models[label].open() for label in dict.fromkeys(labels.values())
+        }
+    context.saes = load_saes(context.chosen, experiment.sae_memory, labels)
     if isinstance(experiment.stand_in, DecoderNorm):
-        saes = saes.dressed(by_decoder_norm)
-    refused = find_refusals(experiment, chosen.pairs, saes)
+        context.saes = context.saes.dressed(by_decoder_norm)
+    context.refused = find_refusals(experiment, context.chosen.pairs, context.saes)
     measured = isinstance(experiment.stand_in, ActivationQuantile)
     if not measured:
-        check_saes(experiment, saes)
-    if not opened:
-        return Inputs(chosen, saes, None, nothing, refused)
-    cache = cache_of(experiment, folder)
-    texts: dict[str, RunTexts] = {}
+        check_saes(experiment, context.saes)
     readers: dict[str, Reader] = {}
-    for label, model in opened.items():
-        lm, own = model.load(), of_label(saes, label, labels)
-        texts[label] = load_tokens(experiment, model.source, lm, own, cache / "tokens")
-        readers[label] = Reader(lm, texts[label].batches)
-    if ON_TEXTS & set(experiment.evaluations):
-        refused += token_refusals(chosen.pairs, readers, labels, refused)
-        check_counted(chosen.pairs, refused)
-    if measured:
-        for label, reader in readers.items():
-            about = (experiment.stand_in, saes, *reader, experiment.trainer)
-            keys = list(of_label(saes, label, labels))
-            saes = by_activation(*about, cache / "activations", keys)
-        check_saes(experiment, saes)
-    first = readers.pop("")
-    return Inputs(chosen, saes, first.lm, texts[""], refused, readers)
+    for label, model in models.items():
+        lm, saes = model.load(), of_label(context.saes, label, labels)
+        texts = load_tokens(experiment, model.source, lm, saes, context.cache / "tokens")
+        readers[label] = Reader(lm, texts.batches)
+        context.text_facts = context.text_facts or texts.facts
+    context.readers = readers
+    if experiment.evaluates_texts:
+        context.refused += token_refusals(
+            experiment, context.chosen.pairs, readers, context.refused
+        )
+        check_texts(experiment, context.chosen.pairs, context.refused)
+    if isinstance(experiment.stand_in, ActivationQuantile):
+        folder = context.cache / "activations"
+        context.saes = by_activation(experiment.stand_in, context.saes, context.text_pass, folder)
+        check_saes(experiment, context.saes)
+
+
+def _connect(context: Context) -> None:
+    """Connect to the judges; those that are open are closed again if one cannot be reached."""
+    experiment, store = context.experiment, context.cache / "judge.sqlite"
+    with ExitStack() as opened:
+        judges = []
+        for spec in (experiment.judge, experiment.second_judge):
+            judges.append(connect(spec, store))
+            if judges[-1] is not None:
+                opened.callback(judges[-1].close)
+        judge, second = judges
+        if judge is not None and second is not None and judge.model == second.model:
+            raise InputError(
+                f"both judges are called {judge.model}, so their answers cannot be told apart: "
+                "choose another second_judge.model"
+            )
+        opened.pop_all()
+    context.judges = judges
 
 
 @stage("train")
 @memory_shortage("training SAEs", "lower training.batch or training.n_features")
-def train(
-    experiment: Experiment, inputs: Inputs, folder: Path, tracker: Tracker, results: Results
-) -> None:
+def train(context: Context) -> None:
     """Keep hidden states, and train SAEs on them."""
-    lm, trainer = inputs.lm, experiment.trainer
-    assert lm is not None
+    experiment, lm = context.experiment, context.readers[""].lm
     layers = choose_layers(experiment, lm)
-    cache = cache_of(experiment, folder)
-    store = collect(lm, experiment.dataset, layers, experiment.collection, trainer, cache)
-    results.provenance["hidden_states"] = {"folder": str(store.folder), **store.about}
+    trainer = experiment.trainer
+    store = collect(lm, experiment.dataset, layers, experiment.collection, trainer, context.cache)
+    context.results.provenance["hidden_states"] = {"folder": str(store.folder), **store.about}
     if experiment.task == "train_saes":
-        about = (store, layers, experiment.training, experiment.collection, folder / "saes")
+        assert context.tracker is not None
         device = "cuda" if trainer.device_type in ("gpu", "cuda") else "cpu"
-        results.tables |= Tables.of(train_saes(*about, tracker.log, device))
+        training = SaeTraining(store, experiment.training, experiment.collection, device)
+        tables = train_saes(training, layers, context.folder / "saes", context.tracker.log)
+        context.results.tables |= Tables.of(tables)
+        context.results.tables.define(SAE_COLUMNS)
 
 
-@memory_shortage("matching and evaluating SAEs", "lower sae_memory or trainer.batch_size")
-def compare(
-    experiment: Experiment,
-    inputs: Inputs,
-    judges: list[Judge | None],
-    folder: Path,
-    results: Results,
-) -> None:
-    """Match SAEs, and do with the matches what the run is for."""
-    saes, lm = inputs.saes, inputs.lm
-    suites, refused = inputs.chosen.suites, inputs.refused
-    if refused:
-        results.tables["refused"] = frame_of([refusal.row() for refusal in refused])
-    explanations = _explain(experiment, inputs, judges[0], folder)
-    matches = _match(experiment, saes, inputs.chosen, folder, results)
-    tables = None
-    if lm is not None and ON_TEXTS & set(experiment.evaluations):
-        tables = _evaluate(experiment, inputs, matches, folder, results)
-    if "features" in experiment.evaluations:
-        comparable = _without(matches, refused, "features")
-        results.tables["feature_mse_histogram"] = frame_of(histogram_rows(saes, comparable))
-        results.tables["features"] = frame_of(example_rows(saes, comparable))
-    if "paths" in experiment.evaluations:
-        results.tables["paths"] = frame_of(
-            path_rows(saes, _without(matches, refused, "paths"), experiment.paths, tables)
-        )
-    if "planted" in experiment.evaluations:
-        results.tables["planted"] = frame_of(
-            planted_rows(saes, suites, _without(matches, refused, "planted"), experiment.arms)
-        )
-    if explanations is not None:
-        _judge(experiment, saes, matches, explanations, judges, results)
-    means = mean_rows(results.tables, None if tables is None else tables.means)
-    results.tables["means"] = frame_of(means)
-
-
-def _without(matches: MatchSet, refused: Sequence[Refusal], evaluation: str) -> MatchSet:
-    """Return the matches of the pairs that an evaluation does not refuse."""
-    left_out = {refusal.pair for refusal in refused if refusal.evaluation == evaluation}
-    return matches.only(set(matches.pairs) - left_out)
-
-
+@memory_shortage(MATCHING, "lower sae_memory")
 @stage("match")
-def _match(
-    experiment: Experiment,
-    saes: SaeShelf,
-    chosen: Chosen,
-    folder: Path,
-    results: Results,
-) -> MatchSet:
-    store = MatchStore(cache_of(experiment, folder) / "matches")
-    matches = match_pairs(saes, chosen.pairs, experiment.arms, store, folder / "matches")
-    results.provenance["matches"] = dict(store.counts)
-    results.tables["matches"] = frame_of(
-        match_rows(saes, matches, _truth_of(chosen.suites), exact_arms(experiment.arms))
+def match(context: Context) -> None:
+    """Match every pair in every arm, and score the matches by weights alone."""
+    tables = context.results.tables
+    if context.refused:
+        tables.add("refused", frame_of([refusal.row() for refusal in context.refused]))
+    store = MatchStore(context.cache / "matches")
+    context.matches = match_pairs(
+        context.saes, context.chosen.pairs, context.experiment.arms, store,
+        context.folder / "matches",
+    )  # fmt: skip
+    context.results.provenance["matches"] = dict(store.counts)
+    tables.join(MatchTables().tables(context.subject(), None))
+    tables.define(MatchTables.columns)
+
+
+@memory_shortage(MATCHING, "lower sae_memory or trainer.batch_size")
+@stage("read texts")
+def read_texts(context: Context) -> None:
+    """Record in one pass over the texts what evaluations and explanations need."""
+    experiment = context.experiment
+    if experiment.evaluates_texts:
+        context.measures = Measures.of(context.readers[""].tokens, experiment.intervals)
+    subject = context.subject()
+    recorders: dict[str, Recorder | None] = {
+        name: evaluation.recorder(subject.without(name))
+        for name, evaluation in experiment.evaluations.items()
+    }
+    if experiment.explains:
+        recorders[CONTEXTS] = experiment.explain.recorder(context.saes, _means(context))
+    needed = {name: recorder for name, recorder in recorders.items() if recorder is not None}
+    if needed:
+        context.recordings = context.text_pass.record(context.saes, needed, "read")
+    if experiment.explains:
+        context.explanations = experiment.explain.open(context.saes, _means(context))
+
+
+CONTEXTS = "contexts of features"
+"""Name of the recording that explanations are made from; no evaluation may have it."""
+
+
+def _means(context: Context) -> Means:
+    """Return what explanations may be made from."""
+    judge = context.judges[0]
+    return Means(
+        context.cache,
+        texts=context.text_pass if context.readers else None,
+        left=context.folder / "contexts",
+        recording=context.recordings.get(CONTEXTS),
+        chat=judge if isinstance(judge, Chat) else None,
     )
-    results.tables["layers"] = frame_of(
-        [
-            {
-                **key._asdict(),
-                "n_features": sae.n_features,
-                "stated_l0": sae.origin.mean_l0,
-                **sae.thresholds,
-            }
-            for key, sae in saes.facts.items()
-        ]
-    )
-    return matches
 
 
-def _truth_of(suites: dict[str, SaeSource]) -> Callable[[Pair], Match | None]:
-    def truth(pair: Pair) -> Match | None:
-        """Return the known match, None where nobody knows it."""
-        if not pair.within_suite:
-            return None
-        first, last = sorted([pair.source.layer, pair.target.layer])
-        match = suites[pair.source.suite].truth(first, last)
-        return match if match is None or first == pair.source.layer else match.inverse()
-
-    return truth
-
-
+@memory_shortage(MATCHING, "lower sae_memory or trainer.batch_size")
 @stage("evaluate")
-def _evaluate(
-    experiment: Experiment,
-    inputs: Inputs,
-    matches: MatchSet,
-    folder: Path,
-    results: Results,
-) -> text_tables.Tables:
-    saes, lm, tokens = inputs.saes, inputs.lm, inputs.texts.batches
-    assert lm is not None
-    splice = "skipping" in experiment.evaluations
-    arms = experiment.arms if splice else {}
-    strategies = experiment.strategies if splice else ()
-    labels = experiment.model_labels
-    plan, cells = plan_splices(saes, matches, arms, strategies, inputs.refused, labels)
-    kept = cache_of(experiment, folder) / "sums"
-    sums = evaluate_texts(plan, lm, tokens, experiment.trainer, kept, inputs.others)
-    tables = text_tables.Tables(plan, sums, experiment.intervals)
-    if cells:
-        results.tables |= Tables.of(tables.strategies(cells))
-    results.tables |= Tables.of(tables.activations(matches))
-    activations = results.tables["activations"]
-    if len(activations):
-        pooled = activations[activations["dataset"] == POOLED].drop(columns="dataset")
-        results.tables.add("matches", pooled)
-    counted = matches.only(filter(plan.counts, matches.pairs))
-    recall = live_recall(counted, _truth_of(inputs.chosen.suites), tables.fired)
-    live = [
-        {**pair.columns(), "arm": arm, "recall_live": recall.get((pair, arm))}
-        for pair in matches.pairs
-        for arm in matches.of(pair)
-    ]
-    results.tables.add("matches", frame_of(live))
-    results.tables.add("layers", frame_of(tables.layers(list(plan.twins))))
-    return tables
-
-
-@stage("explain")
-def _explain(
-    experiment: Experiment, inputs: Inputs, judge: Judge | None, folder: Path
-) -> Explanations | None:
-    if not experiment.explains:
-        return None
-    texts = None
-    if inputs.lm is not None:
-        trainer, left = experiment.trainer, folder / "contexts"
-        passes = {
-            label: TextPass(*reader, trainer, folder / f"contexts_{label}")
-            for label, reader in inputs.others.items()
-        }
-        others = {suite: passes[label] for suite, label in experiment.model_labels.items()}
-        texts = TextPass(inputs.lm, inputs.texts.batches, trainer, left, others)
-    chat = judge if isinstance(judge, Chat) else None
-    return experiment.explain.open(inputs.saes, Means(cache_of(experiment, folder), texts, chat))
+def evaluate(context: Context) -> None:
+    """Put every evaluation to the matches, and add its tables to the run's."""
+    subject, tables = context.subject(), context.results.tables
+    for name, evaluation in context.experiment.evaluations.items():
+        with stage(name):
+            recording = context.recordings.get(name)
+            tables.join(evaluation.tables(subject.without(name), recording))
+        tables.define(evaluation.columns)
+    rows = weight_means(tables)
+    if subject.measures is not None:
+        rows += subject.measures.mean_rows()
+    tables["means"] = frame_of(rows)
 
 
 @stage("judge")
-def _judge(
-    experiment: Experiment,
-    saes: SaeShelf,
-    matches: MatchSet,
-    explanations: Explanations,
-    judges: list[Judge | None],
-    results: Results,
-) -> None:
-    judge, second = judges
+def judge(context: Context) -> None:
+    """Let the judges read the explanations of matched features."""
+    if context.explanations is None:
+        return
+    experiment, results = context.experiment, context.results
+    first, second = context.judges
     judgements = []
-    if judge is not None:
-        about = (
-            matches,
-            experiment.pairing.chains,
-            experiment.judging,
-            explanations,
-            judge,
-            second,
-        )
-        judgements = judge_matches(*about, results.tables)
-        results.tables |= Tables.of(judge_tables(judgements, saes, experiment.intervals))
+    if first is not None:
+        judgements = judge_matches(
+            context.matches, experiment.pairing.chains, experiment.judging, context.explanations,
+            (first, second), results.tables,
+        )  # fmt: skip
+        results.tables.join(judge_tables(judgements, context.saes, experiment.intervals))
         score_matches(results.tables)
         results.provenance["explanations"] = explainers(judgements)
-    explain_tables(results.tables, explanations, judgements)
-    results.provenance["judges"] = [chat.provenance() for chat in judges if chat is not None]
+        means = results.tables.rows("means") + judge_means(results.tables)
+        results.tables["means"] = frame_of(means)
+    explain_tables(results.tables, context.explanations, judgements)
+    results.provenance["judges"] = [chat.provenance() for chat in context.judges if chat]
 
 
-def cache_of(experiment: Experiment, folder: Path) -> Path:
-    """Return the folder of what runs share; the run's own where they share nothing."""
-    return folder / "cache" if experiment.cache is None else Path(experiment.cache)
+STAGES = {
+    "match": (match, read_texts, evaluate, judge),
+    "collect": (train,),
+    "train_saes": (train,),
+}
+"""Stages of each task, after ``load``."""

@@ -94,7 +94,7 @@ class WandbLogging:
         if "WANDB_RUN_ID" in os.environ:
             run_id = check_name("WANDB_RUN_ID", os.environ["WANDB_RUN_ID"])
         else:
-            run_id = _wandb_id(name, folder)
+            run_id = wandb_id(name, folder)
         return self.open(name, folder, config, run_id)
 
     def open(
@@ -249,7 +249,7 @@ class _WandbTracker:
             log.warning("Weights & Biases did not record the failure: %s", error)
 
 
-def _wandb_id(name: str, folder: Path) -> str:
+def wandb_id(name: str, folder: Path) -> str:
     """Return the W&B identifier of the run in ``folder``: its name and its folder's last parts."""
     parts = folder.parts[-2:]
     identifier = "-".join(parts if name in parts else (name, *parts))

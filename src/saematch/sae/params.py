@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -87,8 +88,11 @@ class SaeParams:
                 f"{where} has {n_features} features of {d_model} numbers, so there is nothing to "
                 "match; choose another SAE"
             )
-        expected = {"W_enc": (d_model, n_features), "W_dec": (n_features, d_model)}
-        expected["b_dec"] = (d_model,)
+        expected: dict[str, tuple[int, ...]] = {
+            "W_enc": (d_model, n_features),
+            "W_dec": (n_features, d_model),
+            "b_dec": (d_model,),
+        }
         for name in TENSORS:
             tensor, shape = getattr(self, name), expected.get(name, (n_features,))
             if tensor is None:
@@ -166,5 +170,7 @@ class SaeParams:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> SaeParams:
         """Return the same SAE on another device, and in another dtype if one is given."""
         tensors = {n: getattr(self, n) for n in TENSORS}
-        moved = {n: None if t is None else t.to(device, dtype) for n, t in tensors.items()}
+        moved: dict[str, Any] = {
+            n: None if t is None else t.to(device, dtype) for n, t in tensors.items()
+        }
         return replace(self, **moved)

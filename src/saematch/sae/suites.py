@@ -133,7 +133,7 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
             return saes
         held = _Held(math.inf)
         for sae in saes.values():
-            held.add(sae, lambda sae=sae: sae)
+            held.add(sae, partial(_unchanged, sae))
         return cls({key: SaeFacts.of(sae) for key, sae in saes.items()}, held)
 
     def __getitem__(self, key: SaeKey) -> SaeParams:
@@ -175,6 +175,10 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
 
 Saes = SaeShelf | Mapping[SaeKey, SaeParams]
 """The SAEs of a run: on a shelf, or all in memory."""
+
+
+def _unchanged(sae: SaeParams) -> SaeParams:
+    return sae
 
 
 class _Held:

@@ -1,7 +1,8 @@
-"""What work on batches of texts consists of."""
+"""Work on batches of texts, and what it keeps of each batch."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -10,28 +11,31 @@ from saematch.lm.hooks import LanguageModel
 from saematch.texts.tokens import TokenBatch
 
 Kept = dict[str, torch.Tensor]
-"""What is kept of a batch."""
+"""Content of one file: what one recorder keeps of a batch."""
 
 
 @runtime_checkable
 class BatchWork(Protocol):
-    """What is done with one batch of texts."""
+    """Work on one batch of texts, for several recorders at once."""
 
     def to(self, device: torch.device) -> BatchWork:
-        """Return the same with its tensors loaded and on a device."""
+        """Return the same work with its tensors loaded and on a device."""
         ...
 
-    def __call__(self, lm: LanguageModel, batch: TokenBatch) -> Kept:
-        """Return what is kept of the batch."""
+    def __call__(
+        self, lm: LanguageModel, batch: TokenBatch, recorders: Collection[str]
+    ) -> dict[str, Kept]:
+        """Return what each of the named recorders keeps of the batch."""
         ...
 
-    def join(self, one: Kept, other: Kept, n_texts: int) -> Kept:
-        """Return what is kept of two halves together; ``n_texts`` are in the first."""
+    def join(self, recorder: str, first: Kept, second: Kept, n_texts: int) -> Kept:
+        """Return what a recorder keeps of two halves of a batch; ``n_texts`` are in the first."""
         ...
 
 
 class Todo(NamedTuple):
-    """A batch, and the file for what is kept of it."""
+    """A batch, and the files that it lacks."""
 
     tokens: TokenBatch
-    path: str
+    paths: dict[str, str]
+    """File of each recorder that has not kept the batch yet."""

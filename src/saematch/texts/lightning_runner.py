@@ -56,7 +56,7 @@ def _trainer(spec: TrainerSpec, label: str) -> L.Trainer:
             accelerator=spec.accelerator,
             devices=spec.devices,
             strategy=spec.strategy,
-            precision=spec.precision,  # type: ignore[arg-type]
+            precision=spec.precision,
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -111,7 +111,8 @@ def _is_frame(line: str) -> bool:
 
 def _with_subclasses(cls: type) -> Iterator[type]:
     yield cls
-    for inner in cls.__subclasses__():
+    subclasses: list[type] = cls.__subclasses__()
+    for inner in subclasses:
         yield from _with_subclasses(inner)
 
 
@@ -153,16 +154,18 @@ class _Runner(L.LightningModule):
         self.work = self.work.to(self.device)
 
     def test_step(self, batch: Todo, batch_idx: int) -> None:
-        path = Path(batch.path)
-        if not is_kept(path):  # another run may be at the same work
-            write_sums(path, self._done(batch.tokens))
+        paths = {name: Path(path) for name, path in batch.paths.items()}
+        lacking = [name for name, path in paths.items() if not is_kept(path)]
+        if lacking:  # another run may do the same work
+            for name, kept in self._done(batch.tokens, lacking).items():
+                write_sums(paths[name], kept)
 
-    def _done(self, tokens: TokenBatch) -> Kept:
+    def _done(self, tokens: TokenBatch, recorders: Sequence[str]) -> dict[str, Kept]:
         """Do the work on some texts, in pieces that fit into memory."""
         n = len(tokens.ids)
         if n <= self.fits:
             try:
-                return self.work(self._lm[0], tokens)
+                return self.work(self._lm[0], tokens, recorders)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -179,8 +182,10 @@ class _Runner(L.LightningModule):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         half = (n + 1) // 2
-        one, other = (self._done(_texts(tokens, *ends)) for ends in ((0, half), (half, n)))
-        return self.work.join(one, other, half)
+        first, second = (
+            self._done(_texts(tokens, *ends), recorders) for ends in ((0, half), (half, n))
+        )
+        return {name: self.work.join(name, first[name], second[name], half) for name in recorders}
 
 
 def _texts(tokens: TokenBatch, start: int, end: int) -> TokenBatch:

@@ -1,25 +1,42 @@
-"""A language model together with the texts in its tokens."""
+"""A language model and the texts in its tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from saematch.lm.hooks import LanguageModel
 from saematch.texts.tokens import TokenBatch
 
 
 class Reader(NamedTuple):
-    """A language model of a run, and what it reads."""
+    """A language model of a run, and the texts in its tokens."""
 
     lm: LanguageModel
     tokens: Mapping[str, tuple[TokenBatch, ...]]
-    """The batches of each text set."""
+    """Batches of each text set."""
+
+    @property
+    def texts(self) -> list[Int64[Tensor, " n_tokens"]]:
+        """Token ids of each text, BOS included.
+
+        The number of a text is its position here: text sets, their batches and the texts of a batch
+        in order.
+        """
+        batches = [batch for of_set in self.tokens.values() for batch in of_set]
+        return [
+            ids[:length]
+            for batch in batches
+            for ids, length in zip(batch.ids, batch.lengths.tolist(), strict=True)
+        ]
 
     def reads_like(self, other: Reader) -> bool:
-        """Whether both models read the same tokens, of which the same count."""
+        """Whether both models read the same tokens, and the same of them count."""
         return self.tokens.keys() == other.tokens.keys() and all(
             len(batches) == len(other.tokens[name])
             and all(map(_equal, batches, other.tokens[name]))
@@ -27,8 +44,8 @@ class Reader(NamedTuple):
         )
 
 
-def _equal(one: TokenBatch, other: TokenBatch) -> bool:
+def _equal(first: TokenBatch, second: TokenBatch) -> bool:
     return all(
-        torch.equal(mine, theirs)
-        for mine, theirs in zip(vars(one).values(), vars(other).values(), strict=True)
+        torch.equal(getattr(first, field.name), getattr(second, field.name))
+        for field in fields(TokenBatch)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,25 +24,31 @@ def run_batches(
     lm: LanguageModel,
     batches: Sequence[TokenBatch],
     label: str,
-    paths: Sequence[Path],
+    paths: Mapping[str, Sequence[Path]],
 ) -> None:
-    """Do the work on every batch; ``paths`` hold what is kept of each afterwards.
+    """Do the work on every batch; ``paths`` has the files of each recorder, one for each batch.
 
-    A batch whose file is there and whole is not done again. A batch that does not fit into the
-    device's memory is done in halves, and later ones in pieces of the size that fitted. Raises
-    ``InputError`` if a single text does not fit, or the work and the language model do not.
+    One forward of a batch serves all recorders that lack a file for it; a file that is there and
+    whole is not made again. A batch that does not fit into the device's memory is done in halves,
+    and later batches in pieces of the size that fitted. Raises ``InputError`` if a single text does
+    not fit, or the work and the language model do not.
     """
-    left = [Todo(batches[number], str(paths[number])) for number in missing(paths)]
-    if len(left) < len(paths):
-        log.info("%s: %d of %d batches were done before", label, len(paths) - len(left), len(paths))
-    if left:
+    lacking: dict[int, dict[str, str]] = {}
+    for recorder, files in paths.items():
+        for number in missing(files):
+            lacking.setdefault(number, {})[recorder] = str(files[number])
+    todo = [Todo(batches[number], lacking[number]) for number in sorted(lacking)]
+    if len(todo) < len(batches):
+        n_done = len(batches) - len(todo)
+        log.info("%s: %d of %d batches were done before", label, n_done, len(batches))
+    if todo:
         from saematch.texts.lightning_runner import run_with_lightning  # takes seconds to import
 
         if trainer.device_type == "cpu":
             keep_freed_memory()
         run_with_lightning(
-            trainer.at_most(len(left)), work.to(torch.device("cpu")), lm, left, label
+            trainer.at_most(len(todo)), work.to(torch.device("cpu")), lm, todo, label
         )
-        lost = [path for path in paths if not path.exists()]
+        lost = [path for files in paths.values() for path in files if not path.exists()]
         if lost:
             raise RuntimeError(f"{lost[0]} was not written by the runner")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from saematch.core.code import code_of
 from saematch.core.files import hashed
@@ -57,7 +58,7 @@ def load_texts(source: TextSource, lm: LanguageModel, folder: Path) -> LoadedTex
 
 
 def _write(path: Path, tokens: dict[str, TokenisedTexts]) -> None:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, kept in tokens.items():
         parts = {"ids": kept.ids.int(), "counts": kept.counts, "lengths": kept.lengths}
         tensors |= {f"{name}|{part}": tensor for part, tensor in parts.items()}

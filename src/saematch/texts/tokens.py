@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from saematch.core.errors import InputError
+from saematch.core.files import hashed
 from saematch.texts.sources import TextSet
 
 
@@ -53,9 +55,10 @@ class TokenBatch:
         """Return the batch on another device."""
         return TokenBatch(*(part.to(device) for part in (self.ids, self.counts, self.lengths)))
 
-    def content(self) -> list[Any]:
-        """Return everything in the batch as lists, for a hash."""
-        return [self.ids.tolist(), self.counts.tolist(), self.lengths.tolist()]
+    @cached_property
+    def identity(self) -> str:
+        """Hash of everything in the batch."""
+        return hashed([self.ids.tolist(), self.counts.tolist(), self.lengths.tolist()])
 
 
 @dataclass(frozen=True)

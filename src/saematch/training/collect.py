@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Collection as Names
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,6 +31,7 @@ from saematch.core.store import (
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.lm.states import HiddenStates, states_name
+from saematch.texts.batch_work import Kept
 from saematch.texts.sources import TextSource, warn_of_fewer
 from saematch.texts.text_pass import run_batches
 from saematch.texts.tokens import TokenBatch, whole_windows
@@ -98,16 +100,18 @@ class KeepStates:
         return self
 
     @torch.inference_mode()
-    def __call__(self, lm: LanguageModel, batch: TokenBatch) -> dict[str, Tensor]:
-        """Return ``resid_post|<layer>`` ``[n, d_model]`` and ``ids`` ``[n]``."""
+    def __call__(
+        self, lm: LanguageModel, batch: TokenBatch, recorders: Names[str]
+    ) -> dict[str, Kept]:
+        """Return the tensors ``resid_post|<layer>`` ``[n, d_model]`` and ``ids`` ``[n]``."""
         hidden = lm.states(batch.ids, self.layers)
         dtype = getattr(torch, self.dtype)
         kept = {states_name(n): x[batch.counts].to(dtype) for n, x in hidden.items()}
-        return kept | {"ids": batch.ids[batch.counts].int()}
+        return dict.fromkeys(recorders, kept | {"ids": batch.ids[batch.counts].int()})
 
-    def join(self, one: dict[str, Tensor], other: dict[str, Tensor], _: int) -> dict[str, Tensor]:
+    def join(self, recorder: str, first: Kept, second: Kept, n_texts: int) -> Kept:
         """Return the rows of two halves, one after the other."""
-        return {name: torch.cat([rows, other[name]]) for name, rows in one.items()}
+        return {name: torch.cat([rows, second[name]]) for name, rows in first.items()}
 
 
 def collect(
@@ -130,7 +134,7 @@ def collect(
             f"tokens: set collection.context={lm.max_positions} at most"
         )
     texts = texts.resolve(cache / "tokens" / "revisions")
-    about = {
+    about: dict[str, Any] = {
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "model": lm.name,
         "revision": lm.revision,
@@ -186,7 +190,7 @@ def keep_states(
     paths = tuple(folder / f"{number:05d}.safetensors" for number in range(len(batches)))
     _check_space(paths, batches, about, folder)
     work = KeepStates(tuple(about["layers"]), about["dtype"])
-    run_batches(trainer, work, lm, batches, "collect", paths)
+    run_batches(trainer, work, lm, batches, "collect", {"states": paths})
     write_note(folder / "store.json", about)
     return Store(folder, paths, dict(about))
 

@@ -1,7 +1,8 @@
-"""Where the training of an SAE starts, stands and is kept.
+"""Recipe and state of the training of an SAE.
 
-A state lives in scaled units: activations are divided so that their mean norm is ``sqrt(d_model)``,
-which lets one recipe serve every layer and lets one layer's SAE go on at the next layer.
+A state is in scaled units: activations are multiplied by a factor that makes their mean norm
+``sqrt(d_model)``. So one recipe works for every layer, and training of an SAE can continue on the
+next layer.
 """
 
 from __future__ import annotations
@@ -23,51 +24,53 @@ from saematch.lm.states import SAMPLE, HiddenStates
 
 ARCHITECTURES = ("jumprelu", "topk")
 MIN_THRESHOLD = 1e-3
-"""Smallest threshold, in scaled units: folding divides by thresholds."""
+"""Smallest threshold in scaled units, since folding divides by thresholds."""
 CHUNK = 2_048
-"""Rows encoded at once outside training."""
+"""Number of rows that are encoded at once outside training."""
 
 
 @spec("training")
 class TrainingRecipe:
-    """Spec: everything but the hidden states that determines one SAE's training."""
+    """Spec of the training of an SAE; with the hidden states it determines the result."""
 
     n_features: AtLeast1
     target_l0: Positive
-    """Mean number of active features a token that the SAE shall have; TopK's k."""
+    """Target of the mean number of active features per token; the k of TopK."""
     samples: AtLeast0
-    """Hidden states seen, repeats included."""
+    """Number of hidden states in the training, including repeats."""
     seed: Seed
-    """Of the starting point and of the order of the hidden states. Where SAEs of several layers are
-    trained apart, the layer's number is added: one seed for all would give features of equal index
-    a common origin."""
+    """Seed of the initial parameters and of the order of the hidden states. If SAEs of several
+    layers are trained separately, the layer is added to it: with the same seed, features of equal
+    index would start equal."""
     architecture: str = "jumprelu"
     """``jumprelu`` or ``topk``."""
     batch: AtLeast1 = 1024
     lr: Positive = 2e-3
-    """Adam's peak learning rate."""
+    """Largest learning rate of Adam."""
     warm_up: Share = 0.03
     """Share of the steps in which the learning rate rises from zero."""
     decay: Share = 0.5
-    """Share of the steps, the last ones, in which it falls to zero."""
+    """Share of the steps, at the end, in which the learning rate falls to zero."""
     l0_coefficient: NotNegative = 0.35
     aim: Positive = 0.95
-    """What the quadratic loss pulls the number of active features to, as a share of ``target_l0``:
-    it settles above, where the reconstruction's pull balances the loss."""
+    """Number of active features at which the quadratic loss is zero, as a share of ``target_l0``.
+    The number settles above it, where the reconstruction loss balances the quadratic loss."""
     bandwidth: Positive = 0.3
-    """Width of the window around a threshold whose activations give it a gradient, scaled units."""
+    """Width, in scaled units, of the window around a threshold in which activations give it a
+    gradient."""
     dead_after: AtLeast1 = 50
-    """Batches without firing after which a feature is pulled towards its threshold."""
+    """Number of batches without activity after which a loss pulls a feature towards its
+    threshold."""
     dead_coefficient: NotNegative = 1e-2
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             raise InputError(
-                f"training.architecture={self.architecture!r} is none of {', '.join(ARCHITECTURES)}"
+                f"training.architecture={self.architecture!r} must be {' or '.join(ARCHITECTURES)}"
             )
         if not 0 < self.target_l0 < self.n_features:
             raise InputError(
-                f"training.target_l0={self.target_l0} must lie between 0 and the number of "
+                f"training.target_l0={self.target_l0} must be between 0 and the number of "
                 f"features, training.n_features={self.n_features}"
             )
         if self.architecture == "topk" and self.target_l0 != int(self.target_l0):
@@ -76,10 +79,10 @@ class TrainingRecipe:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where one SAE's training stands: enough to go on, on the same activations or on others."""
+    """State of the training of an SAE, to continue on the same or on other activations."""
 
     parameters: dict[str, Tensor]
-    """SAELens' parameters by name, in scaled units."""
+    """Parameters by their SAELens names, in scaled units."""
     means: dict[str, Tensor]
     """Adam's running means of the gradients."""
     squares: dict[str, Tensor]
@@ -98,10 +101,10 @@ class TrainingState:
 
     @classmethod
     def load(cls, path: Path) -> TrainingState:
-        """Read what ``save`` wrote."""
+        """Read a state that ``save`` wrote."""
         groups: dict[str, dict[str, Tensor]] = {"parameters": {}, "means": {}, "squares": {}}
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118  (the file is no mapping)
+            for key in file.keys():  # noqa: SIM118  (the file is not a mapping)
                 group, name = key.split("/")
                 groups[group][name] = file.get_tensor(key)
             counts = file.metadata()
@@ -109,18 +112,19 @@ class TrainingState:
 
 
 def start(states: HiddenStates, recipe: TrainingRecipe) -> TrainingState:
-    """Return a fresh state: each feature is the direction of one random row from the mean.
+    """Return the initial state: each feature is the direction of a random row from the mean.
 
-    A feature's threshold is the quantile of its own pre-activations at which it fires on
-    ``target_l0 / n_features`` of the rows, so the mean L0 starts at its target and the
-    thresholds start as different as the directions are.
+    The threshold of a feature is the quantile of its pre-activations at which it is active on
+    ``target_l0 / n_features`` of the rows. So the mean L0 starts at its target, and the thresholds
+    differ as the directions do.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     sample = states.spread(SAMPLE) * states.scale
     mean = sample.mean(0)
     centred = sample - mean
-    enough = math.ceil(recipe.n_features / len(centred))
-    chosen = torch.cat([torch.randperm(len(centred), generator=generator) for _ in range(enough)])
+    n_orders = math.ceil(recipe.n_features / len(centred))
+    orders = [torch.randperm(len(centred), generator=generator) for _ in range(n_orders)]
+    chosen = torch.cat(orders)
     noise = torch.randn(recipe.n_features, sample.shape[1], generator=generator)
     directions = centred[chosen[: recipe.n_features]]
     directions = directions + 0.3 * noise * centred.std(0)
@@ -147,7 +151,7 @@ def _best_gain(
     W_dec: Float[Tensor, "n_features d_model"],
     threshold: Float[Tensor, " n_features"],
 ) -> float:
-    """Return the factor on the decoder with which the tied starting point reconstructs best."""
+    """Return the factor on the decoder that gives the best reconstruction at the start."""
     pre = centred @ W_dec.T
     guess = torch.where(pre > threshold, pre, 0.0) @ W_dec
     return float((guess * centred).sum() / guess.square().sum())
@@ -156,7 +160,7 @@ def _best_gain(
 def refresh(
     state: TrainingState, fresh: TrainingState, features: Int64[Tensor, " n"]
 ) -> TrainingState:
-    """Return ``state`` with the given features, and their optimiser state, taken from ``fresh``."""
+    """Return ``state`` with the given features and their optimiser state from ``fresh``."""
 
     def mixed(old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
         out = {name: tensor.clone() for name, tensor in old.items()}

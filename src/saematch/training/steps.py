@@ -26,11 +26,12 @@ def train(
     watch: Callable[[int, dict[str, float]], object] | None = None,
     device: str = "cpu",
 ) -> TrainingState:
-    """Train on ``recipe.samples`` hidden states with SAELens' trainer, from ``state`` on.
+    """Train on ``recipe.samples`` hidden states with SAELens' trainer; return the new state.
 
-    The optimiser goes on where the state's own training left it; the learning rate rises and falls
-    anew. ``advance`` is told the number of samples of every step; ``watch`` now and then the number
-    of samples so far and ``explained_variance``, ``l0`` and ``dead_features`` of the last batch.
+    Training starts at ``state`` and keeps its optimiser state; the schedule of the learning rate
+    starts again. ``advance`` gets the number of samples of every step. Every ``CURVE_STEPS`` steps,
+    ``watch`` gets the number of samples so far, and ``explained_variance``, ``l0`` and
+    ``dead_features`` of the last batch.
     """
     from sae_lens.training.sae_trainer import SAETrainer
 
@@ -60,16 +61,17 @@ def train(
 
 def _point(output: Any, dead: Tensor) -> dict[str, float]:
     with torch.no_grad():
-        wrong = (output.sae_out - output.sae_in).var(0).sum() / output.sae_in.var(0).sum()
+        unexplained = (output.sae_out - output.sae_in).var(0).sum() / output.sae_in.var(0).sum()
         l0 = (output.feature_acts > 0).sum(1).float().mean()
-    numbers = {"explained_variance": 1 - wrong, "l0": l0, "dead_features": dead.sum()}
+    numbers = {"explained_variance": 1 - unexplained, "l0": l0, "dead_features": dead.sum()}
     return {name: float(value) for name, value in numbers.items()}
 
 
 def _saelens_parts(
     state: TrainingState, recipe: TrainingRecipe, steps: int, device: str
 ) -> tuple[Any, Any]:
-    """Return SAELens' SAE with the state's parameters, and the configuration of its trainer."""
+    """Return SAELens' SAE with the parameters of the state, and the configuration of its
+    trainer."""
     from sae_lens.config import SAETrainerConfig
 
     sae = _saelens_sae(len(state.parameters["b_dec"]), recipe, device)
@@ -95,8 +97,12 @@ def _saelens_sae(d_model: int, recipe: TrainingRecipe, device: str) -> Any:
         TopKTrainingSAEConfig,
     )
 
-    size = {"d_in": d_model, "d_sae": recipe.n_features}
-    size |= {"apply_b_dec_to_input": False, "device": device}
+    size = {
+        "d_in": d_model,
+        "d_sae": recipe.n_features,
+        "apply_b_dec_to_input": False,
+        "device": device,
+    }
     if recipe.architecture == "topk":
         return TopKTrainingSAE(TopKTrainingSAEConfig(**size, k=int(recipe.target_l0)))
     return JumpReLUTrainingSAE(
@@ -127,7 +133,7 @@ def _restore_moments(
 def _batches(
     states: HiddenStates, recipe: TrainingRecipe, steps: int
 ) -> Iterator[Float[Tensor, "batch d_model"]]:
-    """Yield scaled batches, every row once before any comes again."""
+    """Yield scaled batches; every row is used once before any row repeats."""
     rng = np.random.default_rng(recipe.seed)
     order = np.empty(0, dtype=np.int64)
     for _ in range(steps):

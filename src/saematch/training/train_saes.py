@@ -1,4 +1,4 @@
-"""Train SAEs: one a layer, each from a seed of its own, on hidden states that are kept on disk."""
+"""Training of SAEs, one per layer with its own seed, on hidden states that are stored on disk."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from saematch.training.trained import describe, finish, measure, save_sae
 
 log = logging.getLogger(__name__)
 
+COLUMNS: tuple = ()
 CARD_COLUMNS = (
     "layer",
     "explained_variance",
@@ -39,25 +40,25 @@ CARD_COLUMNS = (
 )
 
 
-_RETRAIN = "delete the layer's folder, and the same command trains its SAE again"
+_RETRAIN = "delete the folder of this layer, and the same command trains its SAE again"
 NAMES = {"jumprelu": "JumpReLU", "topk": "TopK"}
 
 
 class Split(NamedTuple):
-    """One layer's hidden states, as training takes them."""
+    """Hidden states of a layer, split into training and held-out rows."""
 
     training: HiddenStates
     held_out: HiddenStates
     n_outliers: int
-    """Rows left out of both."""
+    """Number of rows that are in neither part."""
 
 
 def split(states: HiddenStates, spec: Collection) -> Split:
-    """Leave out rows of extreme norm and set the last ones apart.
+    """Return the rows without those of extreme norm, the last ``spec.held_out`` as held-out rows.
 
-    The few tokens that a model gives a norm many times the others' (Sun et al. 2024, massive
-    activations) would make up nearly all of the squared error. Raises ``InputError`` if nothing is
-    left to train on.
+    A few tokens have a norm many times that of the others (Sun et al. 2024, massive activations)
+    and would make up nearly all of the squared error. Raises ``InputError`` if no training row is
+    left.
     """
     median = torch.linalg.vector_norm(states.spread(SAMPLE), dim=1).median()
     norms = torch.cat([torch.linalg.vector_norm(p.float(), dim=1) for p in states.parts])
@@ -72,38 +73,46 @@ def split(states: HiddenStates, spec: Collection) -> Split:
     return Split(*parts, len(norms) - len(kept))
 
 
+class SaeTraining(NamedTuple):
+    """How SAEs are trained: on which hidden states, with which recipe, and on which device."""
+
+    store: Store
+    recipe: TrainingRecipe
+    collection: Collection
+    device: str
+
+
 def train_saes(
-    store: Store,
+    training: SaeTraining,
     layers: Sequence[int],
-    recipe: TrainingRecipe,
-    spec: Collection,
     folder: Path,
     record: Callable[[dict[str, float]], object],
-    device: str,
 ) -> dict[str, list[Row]]:
-    """Train what is missing of ``folder/layer_<l>``; return the tables ``saes`` and ``training``.
+    """Train the SAEs that ``folder`` lacks; return the tables ``saes`` and ``training``.
 
-    ``record`` is told the points of the training curves as they come. The folder gets a card.
+    The SAE of a layer is in ``folder/layer_<l>``. ``record`` gets the points of the training curves
+    during training. The folder gets a card (``README.md``).
     """
+    recipe = training.recipe
     left = [layer for layer in layers if not (folder / f"layer_{layer}").exists()]
     done = [_metadata(folder, layer) for layer in layers if layer not in left]
-    _refuse_others(done, store, folder)
+    _refuse_others(done, training.store, folder)
     if len(left) < len(layers):
-        log.info("%d of %d SAEs were trained before", len(layers) - len(left), len(layers))
-    if device == "cpu":
+        log.info("Skipping %d of %d SAEs: already trained", len(layers) - len(left), len(layers))
+    if training.device == "cpu":
         keep_freed_memory()
     total = len(left) * (recipe.samples // recipe.batch) * recipe.batch
     with tqdm(total=total, desc="train SAEs", unit="sample", unit_scale=True) as bar:
         for layer in left:
             bar.set_postfix_str(f"layer {layer}")
-            _train_layer(store, layer, recipe, spec, folder, (bar.update, record), device)
+            _train_layer(training, layer, folder, bar.update, record)
     rows, curves = [], []
     for layer in layers:
-        about = _metadata(folder, layer)
-        rows.append({k: v for k, v in about.items() if not isinstance(v, dict | list)})
+        metadata = _metadata(folder, layer)
+        rows.append({k: v for k, v in metadata.items() if not isinstance(v, dict | list)})
         curves += read_json(folder / f"curve_{layer}.json", list, _RETRAIN)
     with replacing(folder / "README.md") as part:
-        part.write_text(_card(rows, recipe, spec, store), encoding="utf-8")
+        part.write_text(_card(rows, training), encoding="utf-8")
     return {"saes": rows, "training": curves}
 
 
@@ -113,30 +122,28 @@ def _metadata(folder: Path, layer: int) -> dict[str, Any]:
 
 
 def _refuse_others(done: Sequence[dict[str, Any]], store: Store, folder: Path) -> None:
-    """Refuse to go on beside SAEs that were trained on other hidden states."""
-    for about in done:
-        theirs = about["hidden_states"]
+    """Raise ``InputError`` if the folder has SAEs that were trained on other hidden states."""
+    for metadata in done:
+        theirs = metadata["hidden_states"]
         differing = [name for name in store.about if theirs.get(name) != store.about[name]]
         if differing:
             raise InputError(
-                f"{folder}/layer_{about['layer']} was trained on other hidden states "
+                f"{folder}/layer_{metadata['layer']} was trained on other hidden states "
                 f"({', '.join(differing)} changed since): choose another run_id"
             )
 
 
 def _train_layer(
-    store: Store,
+    training: SaeTraining,
     layer: int,
-    recipe: TrainingRecipe,
-    spec: Collection,
     folder: Path,
-    told: tuple[Callable[[int], object], Callable[[dict[str, float]], object]],
-    device: str,
+    advance: Callable[[int], object],
+    record: Callable[[dict[str, float]], object],
 ) -> None:
     began = time.monotonic()
-    advance, record = told
-    recipe = replace(recipe, seed=recipe.seed + layer)
-    parts = split(store.layer(layer), spec)
+    store = training.store
+    recipe = replace(training.recipe, seed=training.recipe.seed + layer)
+    parts = split(store.layer(layer), training.collection)
     curve: list[dict[str, float]] = []
 
     def watch(samples: int, numbers: dict[str, float]) -> None:
@@ -147,7 +154,7 @@ def _train_layer(
     state = start(parts.training, recipe)
     task = f"training an SAE of {recipe.n_features} features"
     with memory_shortage(task, f"lower training.batch={recipe.batch} or training.n_features"):
-        state = train(state, parts.training, recipe, advance, watch, device)
+        state = train(state, parts.training, recipe, advance, watch, training.device)
     trained = finish(state, parts.training, recipe, SaeOrigin(layer, folder.name, f"layer_{layer}"))
     quality = measure(trained.sae, parts.training, parts.held_out)
     metadata = describe(trained, quality, recipe, store.about["model"]) | {
@@ -162,26 +169,26 @@ def _train_layer(
     save_sae(trained.sae, folder / f"layer_{layer}", metadata)
 
 
-def _card(rows: Sequence[Row], recipe: TrainingRecipe, spec: Collection, store: Store) -> str:
-    """Return what one should know about the SAEs, as Markdown."""
-    about = store.about
+def _card(rows: Sequence[Row], training: SaeTraining) -> str:
+    """Return a description of the SAEs, as Markdown."""
+    recipe, about = training.recipe, training.store.about
     lines = [
         f"# SAEs on {about['model']}",
         "",
         f"{NAMES[recipe.architecture]} SAEs of {recipe.n_features:,} features on `resid_post`, in"
-        " SAELens' format, decoder vectors of norm 1, trained with SAELens on"
+        " SAELens' format with decoder vectors of norm 1, trained with SAELens on"
         f" {rows[0]['samples']:,} hidden states each, drawn from {rows[0]['training_tokens']:,}"
-        f" tokens (special tokens left out). The model is {about['revision']}, run in"
+        f" tokens (without special tokens). The model is {about['revision']}, run in"
         f" {about['model_dtype']}.",
         "",
         "Explained variance is `1 - sum Var(x_hat - x) / sum Var(x)` on"
         f" {rows[0]['held_out_tokens']:,} tokens that no SAE was trained on (other windows of the"
-        " same documents may have been); standardised, each coordinate of the hidden state counts"
-        " the same. L0 is the mean number of active features"
-        " a token there. Dead features were never active on"
+        " same documents may have been). In the standardised version, each coordinate of the hidden"
+        " state has the same weight. L0 is the mean number of active features per token on them."
+        " Dead features were never active on"
         f" {rows[0]['dead_tokens']:,} training tokens. Tokens whose norm is more than"
-        f" {spec.max_norm:g} times the median were left out everywhere"
-        f" ({max(int(row['outliers'] or 0) for row in rows):,} at most, of a layer).",
+        f" {training.collection.max_norm:g} times the median were excluded everywhere"
+        f" (at most {max(int(row['outliers'] or 0) for row in rows):,} in a layer).",
         "",
         "| " + " | ".join(name.replace("_", " ") for name in CARD_COLUMNS) + " |",
         "|" + " --- |" * len(CARD_COLUMNS),

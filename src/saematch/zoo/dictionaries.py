@@ -1,10 +1,10 @@
-"""The SAEs of the zoo: three families, two of them with a truth that matching can be held to.
+"""The SAEs of the zoo: three families, two of them with a known true match.
 
-chain        each target's SAE goes on training from the previous layer's; every shipped SAE
-             has its features in a hidden random order, and the orders are the truth
-independent  each layer from its own seed, at three sparsity levels; nobody knows the truth
-mixed        as chain, but at each target a random quarter of the features starts afresh and
-             so has no partner in the layer before
+chain        the SAE of each layer continues the training of the previous layer's SAE. Every
+             shipped SAE has its features in a hidden random order; the orders are the truth
+independent  each layer is trained from its own seed, at three sparsity levels; no known truth
+mixed        like chain, but at each layer a random quarter of the features is initialised
+             again and so has no partner in the previous layer
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ from saematch.training.trained import describe, finish, measure, permuted, save_
 MODEL_NAME = "saematch-zoo"
 KINDS = ("chain", "independent", "mixed")
 FRESH_SHARE = 4
-"""In the family ``mixed``, one feature in this many starts afresh at each target."""
+"""In the family ``mixed``, one of this many features is initialised again at each layer."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """One set of SAEs, one a layer."""
+    """A suite of SAEs, one per layer."""
 
     kind: str
     width: int
     sparsity: int
-    """Target of the mean number of active features a token."""
+    """Target of the mean number of active features per token."""
     seed: int
-    """The layer's number is added to it, so seeds of families must lie further apart than that."""
+    """Seed of layer 0. The layer is added to it, so seeds of families must differ by more than
+    that."""
     first_samples: int
-    """Activations that an SAE trained from scratch sees."""
+    """Number of activations in the training of an SAE from scratch."""
     next_samples: int
-    """Activations that an SAE which goes on from the previous layer's sees."""
+    """Number of activations in the training of an SAE that continues the previous layer's."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -54,11 +55,11 @@ class Family:
 
     @property
     def name(self) -> str:
-        """Folder of the family inside the zoo's SAEs."""
+        """Folder of the family in the SAE folder of the zoo."""
         return f"{self.kind}/width_{self.width}/l0_{self.sparsity}"
 
     def recipe(self, layer: int) -> TrainingRecipe:
-        """Return the recipe of one layer's SAE."""
+        """Return the recipe of the SAE of a layer."""
         recipe = TrainingRecipe(
             n_features=self.width,
             target_l0=float(self.sparsity),
@@ -76,14 +77,14 @@ class Family:
         return self._shuffled(layer, 1)
 
     def fresh(self, layer: int) -> Int64[Tensor, " n"]:
-        """Return the features, numbered as in training, that start afresh at a layer."""
+        """Return the features that are initialised again at a layer, numbered as in training."""
         if layer == 0 or self.kind == "independent":
             return torch.arange(self.width)
         n_fresh = self.width // FRESH_SHARE if self.kind == "mixed" else 0
         return self._shuffled(layer, 2)[:n_fresh].sort().values
 
     def truth(self, layer: int) -> Match:
-        """Return which shipped feature of ``layer`` is which one of ``layer + 1``."""
+        """Return the true match of the shipped SAEs of ``layer`` and ``layer + 1``."""
         partner = torch.argsort(self.order(layer + 1))
         partner[self.fresh(layer + 1)] = -1
         return Match.from_columns(partner[self.order(layer)], n_target=self.width)
@@ -105,20 +106,20 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a family is built."""
+    """Folders of the inputs, states and results of a build."""
 
     training: Path
-    """Hidden states of training tokens."""
+    """Folder of the hidden states of training tokens."""
     held_out: Path
-    """Hidden states of held-out texts."""
+    """Folder of the hidden states of held-out texts."""
     states: Path
-    """Training states, so that a run that was cut off goes on."""
+    """Folder of training states, from which an interrupted build continues."""
     out: Path
-    """The SAEs."""
+    """Folder of the finished SAEs."""
 
 
 def build_family(family: Family, folders: Folders, n_layers: int) -> None:
-    """Train and save what is missing of a family: its SAEs, and its truth if it has one."""
+    """Train and save the missing SAEs of a family, and its true matches if it has any."""
     missing = [layer for layer in range(n_layers) if not _folder(family, folders, layer).exists()]
     total = sum(
         family.recipe(layer).samples
@@ -139,7 +140,7 @@ def build_family(family: Family, folders: Folders, n_layers: int) -> None:
 def _state(
     family: Family, folders: Folders, layer: int, advance: Callable[[int], object]
 ) -> TrainingState:
-    """Return a layer's final training state: the stored one, or else trained now and stored."""
+    """Return the final training state of a layer; trains and stores it if it is missing."""
     path = _state_path(family, folders, layer)
     if path.exists():
         return TrainingState.load(path)
@@ -158,7 +159,7 @@ def _state(
 
 
 def _ship(family: Family, folders: Folders, layer: int, state: TrainingState) -> None:
-    """Calibrate, measure, shuffle and save one layer's SAE."""
+    """Calibrate, measure, shuffle and save the SAE of a layer."""
     training = open_store(folders.training).layer(layer)
     recipe = family.recipe(layer)
     origin = SaeOrigin(layer, family.name, f"layer_{layer}")

@@ -1,4 +1,4 @@
-"""The embedded language model: an 8-block Llama of d_model 128, with its own BPE tokenizer."""
+"""The embedded language model: an 8-block Llama with d_model 128 and its own BPE tokenizer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ BOS, PAD = "<|bos|>", "<|pad|>"
 
 @dataclass(frozen=True)
 class LmRecipe:
-    """Everything that determines the embedded language model."""
+    """All settings that determine the embedded language model."""
 
     vocab_size: int = 4096
     d_model: int = 128
@@ -29,14 +30,14 @@ class LmRecipe:
     n_layers: int = 8
     n_heads: int = 4
     context: int = 256
-    """Tokens of a training sequence."""
+    """Number of tokens in a training sequence."""
     batch: int = 8
-    """Sequences in a step."""
+    """Number of sequences in a step."""
     steps: int = 4000
     lr_matrices: float = 0.02
-    """Muon's learning rate, for the weight matrices of the blocks."""
+    """Learning rate of Muon, which trains the weight matrices of the blocks."""
     lr_rest: float = 3e-3
-    """AdamW's, for the embedding and the norms."""
+    """Learning rate of AdamW, which trains the embedding and the norms."""
     warm_up: int = 100
     decay_from: float = 0.5
     """Share of the steps after which the learning rate falls linearly to zero."""
@@ -67,7 +68,7 @@ def train_tokenizer(corpus: Path, out: Path, vocab_size: int) -> None:
 
 
 def tokenise(corpus: Path, tokenizer: Path, out: Path) -> None:
-    """Write the training tokens, BOS before each document, as one uint16 array."""
+    """Write the training tokens as one uint16 array, with BOS before each document."""
     from transformers import AutoTokenizer
 
     encode = AutoTokenizer.from_pretrained(tokenizer).backend_tokenizer
@@ -104,9 +105,9 @@ def build_model(recipe: LmRecipe) -> torch.nn.Module:
 
 
 def train_language_model(recipe: LmRecipe, tokens: Path, out: Path, state: Path) -> None:
-    """Train and save the model in bfloat16; goes on from ``state`` if a run was cut off."""
+    """Train the model and save it in bfloat16; continues an interrupted training from ``state``."""
     stream = np.load(tokens, mmap_mode="r")
-    model = build_model(recipe)
+    model: Any = build_model(recipe)
     blocks = [p for n, p in model.named_parameters() if "layers" in n and p.ndim == 2]
     inside = {id(p) for p in blocks}
     rest = [p for p in model.parameters() if id(p) not in inside]
@@ -117,12 +118,13 @@ def train_language_model(recipe: LmRecipe, tokens: Path, out: Path, state: Path)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda s: _schedule(s, recipe)) for o in optimizers
     ]
+    parts: list[Any] = [*optimizers, *schedules]
     first = 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
         first = saved["step"]
         model.load_state_dict(saved["model"])
-        for part, values in zip([*optimizers, *schedules], saved["parts"], strict=True):
+        for part, values in zip(parts, saved["parts"], strict=True):
             part.load_state_dict(values)
     bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="language model")
     smooth = math.nan
@@ -130,15 +132,15 @@ def train_language_model(recipe: LmRecipe, tokens: Path, out: Path, state: Path)
         loss = _step_loss(model, stream, recipe, step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(rest, 1.0)
-        for part in (*optimizers, *schedules):
+        for part in parts:
             part.step()
         model.zero_grad(set_to_none=True)
         smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
         bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
         if (step + 1) % 250 == 0:
             log.info("step %d: training loss %.3f nats", step + 1, smooth)
-            parts = [part.state_dict() for part in (*optimizers, *schedules)]
-            saved = {"step": step + 1, "model": model.state_dict(), "parts": parts}
+            part_states = [part.state_dict() for part in parts]
+            saved = {"step": step + 1, "model": model.state_dict(), "parts": part_states}
             with replacing(state) as path:
                 torch.save(saved, path)
     with replacing_folder(out) as folder:
@@ -148,7 +150,8 @@ def train_language_model(recipe: LmRecipe, tokens: Path, out: Path, state: Path)
 def _step_loss(
     model: torch.nn.Module, stream: np.ndarray, recipe: LmRecipe, step: int
 ) -> torch.Tensor:
-    """Next-token loss of the step's own random windows: the same after a restart."""
+    """Return the next-token loss on the random windows of a step, which a restart does not
+    change."""
     rng = np.random.default_rng((recipe.seed, step))
     starts = rng.integers(0, len(stream) - recipe.context, recipe.batch)
     windows = np.stack([stream[s : s + recipe.context] for s in starts]).astype(np.int64)
@@ -159,6 +162,6 @@ def _step_loss(
 
 
 def _schedule(step: int, recipe: LmRecipe) -> float:
-    """Warm-up, constant, then linear to zero."""
+    """Return the factor on the learning rate: warm-up, constant, then linear to zero."""
     left = (recipe.steps - step) / (recipe.steps * (1 - recipe.decay_from))
     return min(1.0, (step + 1) / recipe.warm_up, max(left, 1e-3))

@@ -16,7 +16,7 @@ WEIGHT = {"x": {"distribution": "uniform", "min": -1.0, "max": 1.0}, "y": {"valu
 
 
 def sweep(method, parameters=WEIGHT):
-    return SweepFile("s", method, METRIC, parameters, (), None)
+    return SweepFile("s", method, METRIC, parameters, (), None, None)
 
 
 def test_a_grid_is_in_the_engines_order():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saematch.evaluate.planted import _sparse
+from saematch.evaluate.planted import sparse_codes
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Optimal
 from saematch.matching.objectives.parts import Parts
@@ -41,7 +41,7 @@ def test_no_result_depends_on_the_gauge_of_decoder_vectors():
         folded = [fold(s.load(layer), "threshold") for s in (one, other)]
         torch.testing.assert_close(folded[0].W_dec, folded[1].W_dec)
         torch.testing.assert_close(folded[0].W_enc, folded[1].W_enc)
-        states = [decode(s.load(layer), _sparse(s, layer)) for s in (one, other)]
+        states = [decode(s.load(layer), sparse_codes(s, layer)) for s in (one, other)]
         torch.testing.assert_close(*states)
 
 

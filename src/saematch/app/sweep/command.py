@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from saematch.app.compare import compare
-from saematch.app.configuration import spread
+from saematch.app.configuration import add_config_dir, config_dir_of, search_path, spread
 from saematch.app.launching import check_launcher
 from saematch.app.sweep.file import SweepFile, read_sweep, studies
 from saematch.app.sweep.jobs import Sweep
@@ -33,13 +33,17 @@ def main(arguments: Sequence[str]) -> None:
     launcher = [setting for setting in options.settings if _is_hydras(setting)]
     own = [setting for setting in options.settings if not _is_hydras(setting)]
     file = changed(read_sweep(options.file), own)
+    config_dir = config_dir_of(options.config_dir) or file.config_dir
+    file = replace(file, config_dir=config_dir)
     sweep = Sweep(file, options.folder or Path("outputs/sweeps") / file.study, options.seed)
     if options.dry_run:
         _plan(sweep, options)
+        presets = [] if config_dir is None else ["--config-dir", str(config_dir)]
         for job in sweep.jobs:
-            sys.stdout.write(f"python -m saematch {shlex.join(job.settings)}\n")
+            words = ["python", "-m", "saematch", *presets, *job.settings]
+            sys.stdout.write(f"{shlex.join(words)}\n")
         return
-    check_launcher(launcher)
+    check_launcher([*launcher, *search_path(config_dir)])
     begun = _is_begun(sweep.folder)
     if begun and not options.resume:
         raise InputError(
@@ -188,5 +192,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=partial(_whole, 0), default=0, help="of random and bayes (0)"
     )
+    add_config_dir(parser)
     parser.add_argument("--dry-run", action="store_true", help="only print the jobs' commands")
     return parser

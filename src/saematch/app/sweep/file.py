@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from saematch.app.configuration import without_config_dir
 from saematch.app.renaming import renamed
 from saematch.core.errors import InputError
 from saematch.core.files import SWEEPS, reading
@@ -47,7 +48,9 @@ class SweepFile:
     parameters: Mapping[str, Mapping[str, Any]]
     """By setting; W&B's own notation of values and distributions."""
     settings: tuple[str, ...]
-    """What stands in the command: settings of every job."""
+    """Settings of every job, from the file's command."""
+    config_dir: Path | None
+    """Folder of the user's presets, from the file's command; None without one."""
     run_cap: int | None
     """How many jobs there are at most; a grid has an end of its own."""
 
@@ -94,7 +97,7 @@ def read_sweep(path: Path) -> SweepFile:
         raise InputError(f"{path}: 'parameters' must name at least one setting and its values")
     for name, given in parameters.items():
         _check(path, name, given)
-    settings = _settings(path, told["command"])
+    config_dir, settings = _command(path, told["command"])
     named = [f"{name}={given.get('value', '...')}" for name, given in parameters.items()]
     listed = [f"{name}={v}" for name, given in parameters.items() for v in given.get("values", ())]
     for sentence in filter(None, map(renamed, [*settings, *listed, *named])):
@@ -105,6 +108,7 @@ def read_sweep(path: Path) -> SweepFile:
         metric=_metric(path, told["metric"]),
         parameters=parameters,
         settings=settings,
+        config_dir=config_dir,
         run_cap=_run_cap(path, told),
     )
 
@@ -132,13 +136,17 @@ def _run_cap(path: Path, told: Mapping[str, Any]) -> int | None:
     return told["run_cap"]
 
 
-def _settings(path: Path, command: Any) -> tuple[str, ...]:
-    """Return what the command says between the program and the parameters."""
+def _command(path: Path, command: Any) -> tuple[Path | None, tuple[str, ...]]:
+    """Return the folder of presets and the settings that the command holds."""
     words = command if isinstance(command, list) else []
-    own = words[len(BEGINNING) : -1]
-    if words != [*BEGINNING, *own, END] or any("${" in str(word) for word in own):
+    middle = words[len(BEGINNING) : -1]
+    if words != [*BEGINNING, *middle, END] or any("${" in str(word) for word in middle):
         raise InputError(f"{path}: the command must have this form, with any settings: {COMMAND}")
-    return tuple(map(str, own))
+    try:
+        config_dir, settings = without_config_dir(list(map(str, middle)))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return config_dir, tuple(settings)
 
 
 def _check(path: Path, name: str, given: Any) -> None:

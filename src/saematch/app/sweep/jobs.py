@@ -13,7 +13,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from saematch.app.configuration import build, quoted
+from saematch.app.configuration import build, quoted, search_path
 from saematch.app.launching import launch
 from saematch.app.sweep.engine import next_point
 from saematch.app.sweep.file import Point, SweepFile
@@ -58,7 +58,7 @@ class Sweep:
 
     def _config(self, job: Job) -> dict[str, Any]:
         if job.folder not in self._configs:
-            self._configs[job.folder] = build(job.settings)[1]
+            self._configs[job.folder] = build(job.settings, self.file.config_dir)[1]
         return self._configs[job.folder]
 
     def next_point(self) -> Point:
@@ -110,8 +110,9 @@ class Sweep:
     def do(self, jobs: Sequence[Job], launcher: Sequence[str]) -> None:
         """Do jobs. One that was interrupted, or ended without a word, is recorded as such."""
         try:
-            launch([self._told(job) for job in jobs],
-                   [*launcher, f"hydra.sweep.dir={quoted(str(self.folder))}"])  # fmt: skip
+            target = f"hydra.sweep.dir={quoted(str(self.folder))}"
+            presets = search_path(self.file.config_dir)
+            launch([self._told(job) for job in jobs], [*launcher, *presets, target])
         except RuntimeError as error:  # a worker was killed, and with it the launcher
             log.error("the launcher gave up: %s", " ".join(str(error).split()))
         except Interrupted as cause:  # a launcher kills the processes of its jobs

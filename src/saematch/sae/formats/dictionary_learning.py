@@ -125,7 +125,7 @@ def load_dictionary_learning(folder: Path, layer: int, release: str) -> SaeParam
         tensors,
         origin,
         subtract_b_dec=trainer.get("apply_b_dec_to_input", subtract),
-        k=int(k) if CLASSES[kind] == "topk" else None,
+        k=None if k is None or CLASSES[kind] != "topk" else int(k),
         beside=(*_BESIDE.get(kind, ()), *TRAINER.harmless.split()),
     )
 
@@ -197,14 +197,18 @@ def _hook(where: str, trainer: Mapping[str, Any], layer: int) -> str:
     submodule = trainer.get("submodule_name") or f"resid_post_layer_{trainer.get('layer', layer)}"
     parts = re.fullmatch(r"(\w+?)_layer_?([0-9]+)", submodule)
     module = re.fullmatch(r"(?:\w+\.)+([0-9]+)(?:\.[\w.]+)?", submodule)
-    if module is None and (parts is None or parts[1] not in _HOOKS):
+    if module is not None:
+        hook, number = submodule, int(module[1])
+    elif parts is not None and parts[1] in _HOOKS:
+        number = int(parts[2])
+        hook = f"blocks.{number}.{_HOOKS[parts[1]]}"
+    else:
         raise InputError(
             f"{where} reads {submodule!r}; known are {', '.join(f'{h}_layer_3' for h in _HOOKS)} "
             "and modules such as model.layers.3"
         )
-    number = int(module[1] if module else parts[2])
     if trainer.get("layer", number) != number:
         raise InputError(
             f"{where} reads {submodule}, but its settings state layer {trainer['layer']}"
         )
-    return submodule if module else f"blocks.{number}.{_HOOKS[parts[1]]}"
+    return hook

@@ -29,7 +29,7 @@ WEIGHTS = (".npz", ".safetensors", ".pt", ".pth")
 ON_DISK = "SAEs on disk are taken with sae=disk sae.path=..."
 
 
-SETTINGS: Mapping[str, Callable[[Path], object]] = {
+SETTINGS: Mapping[str, Callable[[Path], Any]] = {
     "sae_lens": read_saelens_config,
     "gemma_3": gemma_scope_settings,
     "llama_scope": llama_scope_settings,

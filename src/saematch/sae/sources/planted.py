@@ -105,7 +105,9 @@ class PlantedSaes:
         chosen = torch.randint(self.n_features, size, generator=random)
         strength = 1 + torch.empty(size).exponential_(generator=random)
         features = torch.argsort(self._order(layer))[chosen]
-        return features, strength * self.load(layer).threshold[features]
+        thresholds = self.load(layer).threshold
+        assert thresholds is not None
+        return features, strength * thresholds[features]
 
     def _features(self, layer: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
         """Return directions and thresholds in the hidden order, at norm 1 of decoder vectors."""

@@ -133,7 +133,7 @@ class ReleasedSaes:
         offered = self._offered(layer)
         if not offered or (isinstance(self.l0, Sequence) and layer >= len(self.l0)):
             raise InputError(f"there is no SAE for layer {layer} among {self.name}")
-        l0 = self.l0[layer] if isinstance(self.l0, Sequence) else self.l0
+        l0 = float(self.l0[layer] if isinstance(self.l0, Sequence) else self.l0)
         word = min(offered, key=lambda word: abs(math.log(offered[word] / l0)))
         sae_id = self._filled(self.offers_id or "", l0=word).replace("{layer}", number)
         return self._offering(), sae_id

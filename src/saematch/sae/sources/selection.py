@@ -79,7 +79,7 @@ class EverySparsity:
         """Return the sets, by rising mean L0."""
         offers = _offers(source, layers)
         fewest = min(offers.values(), key=len)
-        sets = {}
+        sets: dict[str, SaeSource] = {}
         for wanted in fewest:
             chosen = {
                 layer: min(of_layer, key=lambda o: abs(math.log(o.mean_l0 / wanted.mean_l0))).source

@@ -1,0 +1,232 @@
+"""The evaluation ``skipping``: skip layers, and fill them in through a match."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import ClassVar, NamedTuple
+
+from saematch.core.columns import EXPLAINED_VARIANCE, Column
+from saematch.core.errors import InputError
+from saematch.core.match import Match
+from saematch.core.pairs import NO_ARM, Pair, SaeKey
+from saematch.core.specs import Unique, spec
+from saematch.core.tables import Row, Tables
+from saematch.evaluate.counting import labelled
+from saematch.evaluate.evaluation import Evaluation, PairFacts, Subject
+from saematch.evaluate.intervals import Replicates, Values, Weights
+from saematch.evaluate.measures import Cell, Measures
+from saematch.evaluate.metrics import explained_variance, mean
+from saematch.evaluate.splice import MATCHLESS, Job, Splice, SpliceRecorder
+from saematch.evaluate.weights import of_least_error, row_errors
+from saematch.matching.arm import Arm
+from saematch.sae.recorders import Recording
+from saematch.sae.sites import skipping_refusal
+from saematch.texts.sums import TextSums
+
+DELTA_LOSS = Column(
+    "delta_loss", "change in loss", "lower", "nats", interval=True, logged=("strategies",),
+    meaning="mean loss on the next token with the layer replaced, minus the original loss",
+)  # fmt: skip
+LOSS = Column(
+    "loss", "loss", "lower", "nats", least=0.0, interval=True,
+    meaning="mean loss on the next token with the layer replaced",
+)  # fmt: skip
+
+
+class SkippedCell(NamedTuple):
+    """A row of the table ``strategies``, but for the text set."""
+
+    arm: str
+    splice: Splice
+    """The splice that was asked for."""
+    evaluated: Splice
+    """Its canonical form, which several cells may share."""
+
+
+@spec("evaluations.skipping")
+class Skipping(Evaluation):
+    """Spec of the evaluation ``skipping``: tables ``strategies`` and ``contrasts``."""
+
+    columns: ClassVar[tuple[Column, ...]] = (EXPLAINED_VARIANCE, DELTA_LOSS, LOSS)
+    reads_texts: ClassVar[bool] = True
+
+    strategies: Unique[str] = ("reconstruct_current", "drop")
+    """Ways to fill in the skipped layers without a match: ``reconstruct_previous``,
+    ``reconstruct_current``, ``drop``. Those with a match are set by each arm's ``decode``."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.strategies if name not in MATCHLESS]
+        if unknown:
+            raise InputError(
+                f"evaluations.skipping.strategies: unknown strategy {unknown[0]!r}: choose among "
+                f"{', '.join(MATCHLESS)}; those with a match are set by each arm's decode"
+            )
+
+    def refusal(self, facts: PairFacts) -> str | None:
+        """Refuse pairs between which no layer can be skipped."""
+        source, target = facts.pair
+        reason = skipping_refusal(facts.source.origin) or skipping_refusal(facts.target.origin)
+        if reason is not None:
+            return reason
+        if facts.models.of(source) != facts.models.of(target):
+            return f"{source.suite} and {target.suite} are SAEs of two language models"
+        if source.layer == target.layer:
+            return f"both SAEs are of layer {source.layer}, so there is no layer to skip"
+        if source.layer > target.layer:
+            return (
+                f"layer {target.layer} comes before layer {source.layer}, so no layer can be "
+                "skipped"
+            )
+        return None
+
+    def recorder(self, subject: Subject) -> SpliceRecorder:
+        """Record each change of the model once, though several arms and suites ask for it."""
+        splices: dict[Splice, Job] = {}
+        for cell, moved in self._cells(subject):
+            splices.setdefault(cell.evaluated, Job(_ends(cell.splice, subject), moved))
+        return SpliceRecorder(subject.folder, splices, subject.models)
+
+    def _cells(self, subject: Subject) -> Iterator[tuple[SkippedCell, Match | None]]:
+        """Yield the cells pair by pair: those of each arm, then those without a match."""
+        for pair in subject.matches.pairs:
+            for name, match in subject.matches.of(pair).items():
+                for splice, moved in _of_arm(subject, subject.arms[name], pair, match):
+                    yield SkippedCell(name, splice, canonical(subject, splice, match)), moved
+            for strategy in self.strategies:
+                splice = Splice(strategy, pair)
+                yield SkippedCell(NO_ARM, splice, canonical(subject, splice, None)), None
+
+    def tables(self, subject: Subject, recording: Recording | None) -> Tables:
+        """Return ``strategies`` and ``contrasts``.
+
+        ``strategies`` has a row for each pair, text set, arm, strategy and quantile. ``contrasts``
+        has the differences between an arm and each later arm under the same strategy, between two
+        strategies of an arm, and between an arm and each strategy without a match.
+        """
+        assert recording is not None and subject.measures is not None
+        sums, measures = recording.sums(), subject.measures
+        rows: list[Row] = []
+        contrasts: list[Row] = []
+        by_pair: dict[Pair, list[SkippedCell]] = {}
+        for cell, _ in self._cells(subject):
+            by_pair.setdefault(cell.splice.pair, []).append(cell)
+        for pair, cells in by_pair.items():
+            label = subject.models.of(pair.target)
+            for dataset, of_set in sums.items():
+                weights = measures.weights_of(dataset)
+                values = [_values(cell, of_set, weights, label) for cell in cells]
+                rows += [
+                    _row(measures, cell, dataset, of_cell) | _sizes(of_set, label)
+                    for cell, of_cell in zip(cells, values, strict=True)
+                ]
+                contrasts += strategy_contrasts(cells, values, dataset, measures.replicates)
+        return Tables.of({"strategies": rows, "contrasts": contrasts})
+
+
+def _of_arm(subject: Subject, arm: Arm, pair: Pair, match: Match) -> Iterator[tuple[Splice, Match]]:
+    """Yield the splices of an arm, each with the match of the features that go over."""
+    errors = None
+    for strategy in arm.decode:
+        yield Splice(strategy, pair, match.hash), match
+        for quantile in map(float, arm.quantiles):
+            if errors is None:
+                errors = row_errors(subject.saes[pair.source], subject.saes[pair.target], match)
+            moved = of_least_error(match, errors, quantile)
+            yield Splice(strategy, pair, match.hash, quantile), moved
+
+
+def _ends(splice: Splice, subject: Subject) -> Pair:
+    """Return the SAEs that a splice needs: the target's alone for its own reconstruction."""
+    ends = subject.twin(splice.pair)
+    return Pair(ends.target, ends.target) if splice.strategy == "reconstruct_current" else ends
+
+
+def canonical(subject: Subject, splice: Splice, match: Match | None) -> Splice:
+    """Return the splice without what makes no difference to it, so that equal ones are equal."""
+    pair = splice.pair
+    if splice.strategy == "drop":
+        nobody = labelled("", subject.models.of(pair.target))
+        return Splice("drop", Pair(*(SaeKey(nobody, key.layer) for key in pair)))
+    if splice.strategy.startswith("reconstruct"):
+        return Splice("reconstruct", _ends(splice, subject))
+    assert match is not None
+    splice = splice._replace(pair=subject.twin(pair))
+    if splice.quantile == 0:
+        return splice._replace(strategy="permute", match="")
+    if splice.quantile == 1 and len(match.matched) == match.n_source:
+        return splice._replace(quantile=None)
+    return splice
+
+
+def _values(
+    cell: SkippedCell, sums: TextSums, weights: Weights, label: str
+) -> dict[Column, Values]:
+    name, layer = cell.evaluated.name, cell.splice.pair.target.layer
+    n_targets = sums[labelled("n_targets", label)]
+    loss = mean(weights, sums[f"loss|{name}"], n_targets)
+    variance = explained_variance(
+        weights,
+        sums[f"error_sum|{name}"],
+        sums[f"error_square|{name}"],
+        sums[labelled(f"x_sum|{layer}", label)],
+        sums[labelled(f"x_square|{layer}", label)],
+        sums[labelled("n_tokens", label)],
+    )
+    original = mean(weights, sums[labelled("loss_original", label)], n_targets)
+    return {EXPLAINED_VARIANCE: variance, DELTA_LOSS: loss - original, LOSS: loss}
+
+
+def _row(
+    measures: Measures, cell: SkippedCell, dataset: str, values: Mapping[Column, Values]
+) -> Row:
+    splice = cell.splice
+    return measures.row(
+        Cell(splice.pair, cell.arm, dataset, splice.strategy, splice.quantile), values
+    )
+
+
+def _sizes(sums: TextSums, label: str) -> Row:
+    """Return how many texts and tokens a row is about, and the loss of the unchanged model."""
+    n_tokens, n_special, n_targets, loss = (
+        sums[labelled(name, label)]
+        for name in ("n_tokens", "n_special", "n_targets", "loss_original")
+    )
+    return {
+        "loss_original": loss.sum().item() / int(n_targets.sum()),
+        "n_texts": len(n_tokens),
+        "n_tokens": int(n_tokens.sum()),
+        "n_special": int(n_special.sum()),
+        "n_targets": int(n_targets.sum()),
+    }
+
+
+def strategy_contrasts(
+    cells: Sequence[SkippedCell],
+    values: Sequence[Mapping[Column, Values]],
+    dataset: str,
+    replicates: Replicates,
+) -> Iterator[Row]:
+    """Yield the rows of ``contrasts`` for the cells of one pair and text set.
+
+    Each row has the metrics of one cell minus those of another cell. The two differ in the arm
+    alone or in the strategy alone, or the second one is a strategy without a match.
+    """
+    for (cell, of_cell), (other, of_other) in combinations(zip(cells, values, strict=True), 2):
+        if not _comparable(cell, other):
+            continue
+        row: Row = {**cell.splice.pair.columns(), "dataset": dataset}
+        row |= {"arm": cell.arm, "strategy": cell.splice.strategy}
+        row |= {"against_arm": other.arm, "against_strategy": other.splice.strategy}
+        row |= {"quantile": cell.splice.quantile}
+        for column in (EXPLAINED_VARIANCE, DELTA_LOSS):
+            row |= replicates.row(column.difference, of_cell[column] - of_other[column])
+        yield row
+
+
+def _comparable(cell: SkippedCell, other: SkippedCell) -> bool:
+    if cell.arm == NO_ARM or other.arm == NO_ARM:
+        return cell.arm != other.arm
+    same_strategy = cell.splice.strategy == other.splice.strategy
+    same_quantile = cell.splice.quantile == other.splice.quantile
+    return same_quantile and (cell.arm == other.arm) != same_strategy

@@ -1,0 +1,77 @@
+"""One run as it goes: what it was given, and what its stages have computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from saematch.chat.questions import Judge
+from saematch.core.pairs import Refusal
+from saematch.core.results import Results
+from saematch.evaluate.counts import Counts
+from saematch.evaluate.evaluation import Subject
+from saematch.evaluate.measures import Measures
+from saematch.explain.explanations import Explanations
+from saematch.matching.matches import MatchSet
+from saematch.run.checks import Chosen
+from saematch.run.experiment import Experiment
+from saematch.run.tracking import Tracker
+from saematch.sae.recorders import Models, Recording, TextPass
+from saematch.sae.suites import SaeShelf
+from saematch.texts.readers import Reader
+
+
+@dataclass
+class Context:
+    """What the stages of a run hand on; each stage fills some of the fields."""
+
+    experiment: Experiment
+    folder: Path
+    results: Results
+    judges: list[Judge | None] = field(default_factory=list)
+    chosen: Chosen = field(default_factory=lambda: Chosen({}, (), ()))
+    saes: SaeShelf = field(default_factory=lambda: SaeShelf.of({}))
+    readers: Mapping[str, Reader] = field(default_factory=dict)
+    """Language models with their texts, by label; the run's own model has the label ``""``."""
+    text_facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What determines the texts of each text set."""
+    refused: tuple[Refusal, ...] = ()
+    """What the run leaves out."""
+    tracker: Tracker | None = None
+    matches: MatchSet = field(default_factory=lambda: MatchSet((), {}))
+    measures: Measures | None = None
+    recordings: Mapping[str, Recording] = field(default_factory=dict)
+    """What was recorded in the pass over the texts, by evaluation."""
+    explanations: Explanations | None = None
+
+    @property
+    def cache(self) -> Path:
+        """Folder of what runs share; the run's own if it shares nothing."""
+        cache = self.experiment.cache
+        return self.folder / "cache" if cache is None else Path(cache)
+
+    @property
+    def models(self) -> Models:
+        """The language model of each suite."""
+        return Models(self.experiment.model_labels)
+
+    @property
+    def text_pass(self) -> TextPass:
+        """The pass over the run's texts."""
+        return TextPass(self.readers, self.models, self.experiment.trainer)
+
+    def subject(self) -> Subject:
+        """Return the matches and all that the evaluations may look at."""
+        subject = Subject(
+            self.saes, self.matches, self.experiment.arms, self.chosen.suites, self.models,
+            self.refused, self.cache / "sums", self.measures, self.recordings,
+        )  # fmt: skip
+        name = self.experiment.counting
+        if self.measures is None or name is None or name not in self.recordings:
+            return subject
+        sums = self.recordings[name].sums()
+        return replace(
+            subject, counts=Counts(sums, subject.twins, self.models, self.measures.replicates)
+        )

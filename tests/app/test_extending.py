@@ -1,0 +1,60 @@
+"""The package of docs/extending.md: written as the page shows it, run by its commands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from saematch.core.match import Match
+from saematch.core.results import Results
+
+PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text(encoding="utf-8")
+FILE = re.compile(r"^`([\w/]+\.\w+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"^saematch (.*)$", re.MULTILINE)
+RUN, EXPERIMENT, SWEEP, REPRODUCTION = COMMAND.findall(PAGE)
+SMALL = ("dataset.n_texts=4", "dataset.max_tokens=16", "intervals.n_replicates=10", "logger=none",
+         "trainer.accelerator=cpu")  # fmt: skip
+
+
+@pytest.fixture
+def command(cli, tmp_path, monkeypatch):
+    """Write the page's files; return a function that runs a command of the page."""
+    for name, text in FILE.findall(PAGE):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    return lambda line, *settings: cli(*shlex.split(line), *SMALL, *settings, base=[])
+
+
+def test_a_run_uses_the_matcher_and_the_objective(command):
+    assert command(RUN, "run_id=a")[0] is None
+    folder = Path("outputs/match/a")
+    results = Results.load(folder / "results.json")
+    assert results.config["matcher"] == {"_target_": "my_package.matcher.Top", "k": 3}
+    assert results.config["objective"]["temperature"] == 0.1
+    match, _ = Match.load(folder / "matches/folded/3-4.safetensors")
+    assert len(match.rows) == 3 * match.n_source
+    sums = match.weights.reshape(-1, 3).sum(dim=1)
+    assert sums.min() == pytest.approx(1)
+    assert "matching_score/folded" in results.metrics
+
+
+def test_a_setting_of_the_package_is_refused_by_its_name(command):
+    message, _ = command(EXPERIMENT, "matcher.k=0")
+    assert message.startswith("saematch: matcher.k=0 must be greater than or equal to 1")
+
+
+def test_a_sweep(command):
+    assert command(SWEEP)[0] is None
+    runs = [Results.load(Path(f"outputs/sweeps/my_sweep/{n}/results.json")) for n in range(2)]
+    assert [run.config["matcher"]["k"] for run in runs] == [1, 3]
+    assert Path("outputs/sweeps/my_sweep/comparison/comparison.csv").exists()
+
+
+def test_a_reproduction_shows_the_experiment(command):
+    assert command(REPRODUCTION)[0] is None
+    page = Path("outputs/reproduction/index.md").read_text()
+    assert "## top_partners" in page
+    assert "![top_partners, chain: matching]" in page
