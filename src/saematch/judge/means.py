@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
+from saematch.core.columns import Column
 from saematch.core.pairs import DEFAULT, suites_of
 from saematch.core.tables import Row, Tables
 from saematch.evaluate.intervals import Interval
 from saematch.evaluate.means import MeanKey, mean_row
 
+COLUMNS = (
+    Column("judge_score", "judge score", "higher", "", 1.0, 3.0, True, ("matches",),
+           "mean of a judge's labels: 1 different, 2 maybe, 3 the same"),
+    Column("same_share", "share of SAME", "higher", "", 0.0, 1.0, True, ("matches",),
+           "share of judgements with the label SAME"),
+    Column("kappa", "Cohen's kappa", "higher", least=-1.0, greatest=1.0,
+           meaning="agreement of two judgements of the same pairs beyond chance"),
+)  # fmt: skip
 MEANS = ("judge_score", "same_share")
 
 

@@ -14,6 +14,7 @@ from saematch.evaluate.measures import Measures
 from saematch.explain.explanations import Means
 from saematch.judge.connect import connect
 from saematch.judge.judging import explain_tables, explainers, judge_matches
+from saematch.judge.means import COLUMNS as JUDGE_COLUMNS
 from saematch.judge.means import judge_means
 from saematch.judge.scores import judge_tables, score_matches
 from saematch.lm.source import OpenedModel
@@ -113,7 +114,9 @@ def train(context: Context) -> None:
         assert context.tracker is not None
         device = "cuda" if trainer.device_type in ("gpu", "cuda") else "cpu"
         training = SaeTraining(store, experiment.training, experiment.collection, device)
-        tables = train_saes(training, layers, context.folder / "saes", context.tracker.log)
+        training = SaeTraining(store, experiment.training, experiment.collection, device)
+        folder = context.folder / "saes"
+        tables = train_saes(training, layers, folder, context.tracker.log)
         context.results.tables |= Tables.of(tables)
         context.results.tables.define(SAE_COLUMNS)
 
@@ -199,9 +202,10 @@ def judge(context: Context) -> None:
     if first is not None:
         judgements = judge_matches(
             context.matches, experiment.pairing.chains, experiment.judging, context.explanations,
-            (first, second), results.tables,
+            first, second, results.tables,
         )  # fmt: skip
-        results.tables.join(judge_tables(judgements, context.saes, experiment.intervals))
+        tables = judge_tables(judgements, context.saes, experiment.intervals)
+        results.tables.join(Tables.of(tables, JUDGE_COLUMNS))
         score_matches(results.tables)
         results.provenance["explanations"] = explainers(judgements)
         means = results.tables.rows("means") + judge_means(results.tables)
