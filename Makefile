@@ -132,8 +132,8 @@ lint: $(READY) ## Put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## Measure speed and memory, as ratios against bounds
-	$(BIN)/python benchmarks/bench.py $(ARGS)
+bench: $(READY) ## Measure speed and memory, into docs/benchmarks.md (a quarter of an hour)
+	$(BIN)/python benchmarks/bench.py --page docs/benchmarks.md $(ARGS)
 
 PEERS := lap==0.5.13 lapx==0.11.1 lapjv==1.3.29 pot==0.9.7.post1 ortools==9.15.6755
 
@@ -143,7 +143,7 @@ benchmarks/peers/ready: $(READY)
 		--no-deps --upgrade --target benchmarks/peers/$${peer%%==*} $$peer || exit 1; done
 	touch $@
 
-bench-solver: benchmarks/peers/ready ## Measure the solver beside every other one (a quarter of an hour)
+bench-solver: benchmarks/peers/ready ## Compare the solver with every other one (a quarter of an hour)
 	$(BIN)/python benchmarks/solver.py $(ARGS)
 
 bench-solver-large: $(READY) ## Measure the solver at 65,536 and 131,072 features (an hour)

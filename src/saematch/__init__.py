@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from saematch.core.pairs import SaeKey as SaeKey
     from saematch.core.results import Results as Results
     from saematch.core.specs import spec as spec
+    from saematch.core.tables import Tables as Tables
+    from saematch.core.tables import frame_of as frame_of
+    from saematch.evaluate.evaluation import Evaluation as Evaluation
+    from saematch.evaluate.evaluation import PairFacts as PairFacts
+    from saematch.evaluate.evaluation import Subject as Subject
+    from saematch.evaluate.measures import Cell as Cell
+    from saematch.evaluate.measures import Measures as Measures
     from saematch.lm.hooks import LanguageModel as LanguageModel
     from saematch.lm.source import LmSource as LmSource
     from saematch.matching.arm import Arm as Arm
@@ -38,6 +45,9 @@ if TYPE_CHECKING:
     from saematch.sae.folding import fold as fold
     from saematch.sae.params import SaeOrigin as SaeOrigin
     from saematch.sae.params import SaeParams as SaeParams
+    from saematch.sae.recorders import Forward as Forward
+    from saematch.sae.recorders import Recorder as Recorder
+    from saematch.sae.recorders import Recording as Recording
     from saematch.sae.sources.disk import SaeFolders as SaeFolders
     from saematch.sae.sources.source import SaeOffer as SaeOffer
     from saematch.sae.sources.source import SaeSource as SaeSource
@@ -49,10 +59,13 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "Arm": "saematch.matching.arm",
+    "Cell": "saematch.evaluate.measures",
     "Certificate": "saematch.core.match",
     "ChanceLevel": "saematch.matching.matchers",
     "Column": "saematch.core.columns",
+    "Evaluation": "saematch.evaluate.evaluation",
     "Factors": "saematch.matching.objectives.factors",
+    "Forward": "saematch.sae.recorders",
     "Greedy": "saematch.matching.matchers",
     "Identity": "saematch.matching.matchers",
     "InputError": "saematch.core.errors",
@@ -60,13 +73,17 @@ _HOMES = {
     "LmSource": "saematch.lm.source",
     "Match": "saematch.core.match",
     "Matcher": "saematch.matching.matchers",
+    "Measures": "saematch.evaluate.measures",
     "MutualNearest": "saematch.matching.matchers",
     "Objective": "saematch.matching.objectives.objective",
     "Optimal": "saematch.matching.matchers",
     "Pair": "saematch.core.pairs",
+    "PairFacts": "saematch.evaluate.evaluation",
     "Pairing": "saematch.matching.pairing",
     "Parts": "saematch.matching.objectives.parts",
     "Random": "saematch.matching.matchers",
+    "Recorder": "saematch.sae.recorders",
+    "Recording": "saematch.sae.recorders",
     "Results": "saematch.core.results",
     "SaeFacts": "saematch.sae.suites",
     "SaeFolders": "saematch.sae.sources.disk",
@@ -76,9 +93,12 @@ _HOMES = {
     "SaeParams": "saematch.sae.params",
     "SaeSource": "saematch.sae.sources.source",
     "Scipy": "saematch.matching.matchers",
+    "Subject": "saematch.evaluate.evaluation",
+    "Tables": "saematch.core.tables",
     "TextSource": "saematch.texts.sources",
     "ZooSaes": "saematch.sae.sources.source",
     "fold": "saematch.sae.folding",
+    "frame_of": "saematch.core.tables",
     "solve_assignment": "saematch.matching.solver.solve",
     "spec": "saematch.core.specs",
     "transport": "saematch.matching.transport",

@@ -9,7 +9,7 @@ from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate.features import N_BINS, N_EXAMPLES, example_rows, histogram_rows
 from saematch.evaluate.paths import PathSpec, check_paths, path_rows
-from saematch.evaluate.weights import feature_mse
+from saematch.evaluate.weights import FoldedPair, feature_mse
 from saematch.matching.matches import MatchSet
 from saematch.sae.suites import SaeFacts
 
@@ -39,7 +39,7 @@ def test_every_pair_is_in_one_bin():
             bins = [r for r in of_pair if r["arm"] == arm]
             assert sum(r["n_pairs"] for r in bins) == 24
             match = matches.by_arm[arm][pair]
-            errors = feature_mse(SAES[pair.source], SAES[pair.target], match)
+            errors = feature_mse(FoldedPair(SAES[pair.source], SAES[pair.target]), match)
             low, high = bins[3]["mse_low"], bins[3]["mse_high"]
             assert bins[3]["n_pairs"] == int(((errors >= low) & (errors < high)).sum())
 
@@ -48,7 +48,7 @@ def test_examples_are_the_ends():
     matches = a_match_set(a=(permutation(0), permutation(1)))
     rows = [r for r in example_rows(SAES, matches) if r["source_layer"] == 0]
     assert len(rows) == 2 * N_EXAMPLES
-    errors = feature_mse(SAES[PAIRS[0].source], SAES[PAIRS[0].target], permutation(0))
+    errors = feature_mse(FoldedPair(SAES[PAIRS[0].source], SAES[PAIRS[0].target]), permutation(0))
     assert [r["mse_W_dec"] for r in rows[:3]] == errors.sort().values[:3].tolist()
     assert rows[-1]["mse_W_dec"] == errors.max().item()
     assert rows[-1]["rank"] == 23
@@ -72,7 +72,7 @@ def test_a_path_is_the_composition():
         assert [r["step"] for r in steps] == [0, 1]
         assert steps[0]["target_feature"] == steps[1]["source_feature"]
         assert steps[1]["target_feature"] == composed[steps[0]["source_feature"]]
-        error = feature_mse(SAES[PAIRS[0].source], SAES[PAIRS[0].target], one)
+        error = feature_mse(FoldedPair(SAES[PAIRS[0].source], SAES[PAIRS[0].target]), one)
         assert steps[0]["mse_W_dec"] == error[steps[0]["source_feature"]].item()
         a, b = (SAES[SaeKey("default", k)].W_dec for k in (0, 1))
         cosine = torch.cosine_similarity(

@@ -10,7 +10,7 @@ from matches import dense, halves, matches, of_dense, permutation, permutations,
 from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate.following import begin, follow
 from saematch.evaluate.paths import PathSpec, path_rows
-from saematch.evaluate.weights import feature_mse
+from saematch.evaluate.weights import FoldedPair, feature_mse
 from saematch.matching.matches import MatchSet
 
 PAIRS = (Pair.of_layers(0, 1), Pair.of_layers(1, 2))
@@ -91,7 +91,7 @@ def test_the_rows_of_several_partners_are_one_an_entry():
         weight = dense(soft(2))[row["source_feature"], row["target_feature"]].item()
         assert (row["weight"], row["path_weight"]) == (weight, pytest.approx(0.5 * weight))
     match = soft(2)
-    errors = feature_mse(*(SAES[key] for key in PAIRS[1]), match)
+    errors = feature_mse(FoldedPair(*(SAES[key] for key in PAIRS[1])), match)
     a, b = (SAES[key].W_dec for key in PAIRS[1])
     for row in second:
         i, j = row["source_feature"], row["target_feature"]

@@ -16,7 +16,13 @@ from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.match_tables import match_rows
 from saematch.evaluate.plan import plan_splices
 from saematch.evaluate.tables import Tables
-from saematch.evaluate.weights import decoder_norm_change, mse, of_least_error, row_errors
+from saematch.evaluate.weights import (
+    FoldedPair,
+    decoder_norm_change,
+    mse,
+    of_least_error,
+    row_errors,
+)
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Random
@@ -202,7 +208,7 @@ def test_a_row_s_error_is_that_of_the_weighted_sum_of_its_partners():
     a, b, match = random_sae(0), random_sae(1), soft(3, gone=(2,))
     W_a, W_b = (fold(sae, "threshold").W_dec for sae in (a, b))
     expected = (W_a - dense(match).float() @ W_b).square().mean(dim=1)[match.matched]
-    errors = row_errors(a, b, match)
+    errors = row_errors(FoldedPair(a, b), match)
     torch.testing.assert_close(errors, expected.double(), rtol=1e-5, atol=1e-7)
     for share, n in ((0.0, 0), (0.5, 12), (1.0, 23)):
         part = of_least_error(match, errors, share)
@@ -215,7 +221,7 @@ def test_errors_and_norms_are_weighted_by_the_entries():
     a, b = random_sae(0), random_sae(1)
     weights = torch.zeros(24, 24)
     weights[2, 3], weights[2, 5], weights[7, 3] = 0.5, -0.25, 1.0
-    found, norms = (of(a, b, of_dense(weights)) for of in (mse, decoder_norm_change))
+    found, norms = (of(FoldedPair(a, b), of_dense(weights)) for of in (mse, decoder_norm_change))
     a, b = (fold(sae, "threshold") for sae in (a, b))
     share = {(2, 3): 0.5 / 1.75, (2, 5): 0.25 / 1.75, (7, 3): 1 / 1.75}
     errors = {(i, j): (a.W_dec[i] - b.W_dec[j]).square().mean().item() for i, j in share}
@@ -228,7 +234,8 @@ def test_errors_and_norms_are_weighted_by_the_entries():
 def test_equal_weights_have_the_quartiles_of_no_weights():
     a, b = random_sae(0), random_sae(1)
     once, half = (
-        decoder_norm_change(a, b, of_dense(w * dense(soft(1)).bool())) for w in (1.0, 0.5)
+        decoder_norm_change(FoldedPair(a, b), of_dense(w * dense(soft(1)).bool()))
+        for w in (1.0, 0.5)
     )
     assert once == pytest.approx(half)
     match = soft(1)
@@ -246,7 +253,7 @@ def test_quartiles_by_weight_by_hand():
     target = scaled_to(sae, fold_norms)
     match = Match(torch.tensor([0, 0, 3]), torch.tensor([0, 1, 2]),
                   torch.tensor([1.0, -2.0, 1.0], dtype=torch.float64), 4, 4)  # fmt: skip
-    found = decoder_norm_change(target, target, match)
+    found = decoder_norm_change(FoldedPair(target, target), match)
     assert found["decoder_norm_change_q25"] == pytest.approx((1.25 - 0.5) / 1.5, rel=1e-5)
     assert found["decoder_norm_change_q75"] == pytest.approx(1 + 2 * (2.75 - 2) / 1.5, rel=1e-5)
 
@@ -257,8 +264,10 @@ def test_entries_of_weight_0_do_not_move_the_quartiles():
     rows, columns = torch.tensor([[0, 3, 3, 3], [3, 0, 1, 2]])
     weights = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
     match = Match(rows, columns, weights, 4, 4)
-    whole = decoder_norm_change(target, target, match)
-    assert whole == pytest.approx(decoder_norm_change(target, target, match.keep(weights > 0)))
+    whole = decoder_norm_change(FoldedPair(target, target), match)
+    assert whole == pytest.approx(
+        decoder_norm_change(FoldedPair(target, target), match.keep(weights > 0))
+    )
 
 
 def scaled_to(sae, norms):

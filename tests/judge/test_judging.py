@@ -13,7 +13,7 @@ from saematch.core.match import Match
 from saematch.core.pairs import NO_ARM, Pair, SaeKey
 from saematch.core.tables import Tables
 from saematch.evaluate.intervals import Intervals
-from saematch.evaluate.weights import feature_mse
+from saematch.evaluate.weights import FoldedPair, feature_mse
 from saematch.explain.explanations import Explanation
 from saematch.judge.connect import connect
 from saematch.judge.design import Item, Judging, path_items, table_items
@@ -264,7 +264,7 @@ def test_errors_by_label_are_those_of_the_pairs(saes):
     labels = ["SAME", "SAME", "DIFFERENT", "UNPARSED"]
     judgements = [judgement("pair", n, label, feature=n) for n, label in enumerate(labels)]
     tables = judge_tables(judgements, saes, Intervals(n_replicates=0))
-    errors = feature_mse(saes[SaeKey("default", 0)], saes[SaeKey("default", 1)],
+    errors = feature_mse(FoldedPair(saes[SaeKey("default", 0)], saes[SaeKey("default", 1)]),
                          match_of(list(range(N_FEATURES)))).tolist()  # fmt: skip
     assert [row["mse_W_dec"] for row in tables.rows("judgements")] == pytest.approx(errors[:4])
     rows = {row["label"]: row for row in tables.rows("mse_by_label")}

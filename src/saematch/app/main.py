@@ -78,6 +78,10 @@ def _command(words: Sequence[str]) -> None:
         from saematch.app.saes import main as saes
 
         saes(words[1:])
+    elif words[:1] == ["metrics"]:
+        from saematch.app.metrics import main as metrics
+
+        metrics(words[1:])
     else:
         config_dir, words = without_config_dir(words)
         check_choices([word for word in words if "=" in word and not word.startswith("-")])

@@ -16,7 +16,7 @@ from saematch.core.match import Match
 from saematch.core.pairs import NO_ARM, PAIR_COLUMNS, Pair
 from saematch.core.tables import Row, Tables
 from saematch.evaluate.intervals import Intervals, Values
-from saematch.evaluate.weights import feature_mse
+from saematch.evaluate.weights import FoldedPair, feature_mse
 from saematch.judge.design import AGAIN, CONTROLS, Item
 from saematch.judge.judging import Judgement
 from saematch.judge.verdicts import LABELS, SCORES, kappa
@@ -221,7 +221,7 @@ def _errors_of(saes: Saes, pair: Pair, pairs: Sequence[tuple]) -> list[float]:
     rows, columns = torch.tensor(pairs).T
     ones = torch.ones(len(rows), dtype=torch.float64)
     match = Match(rows, columns, ones, source.n_features, target.n_features)
-    return feature_mse(source, target, match).tolist()
+    return feature_mse(FoldedPair(source, target), match).tolist()
 
 
 def _mse_by_label(
