@@ -39,7 +39,7 @@ SCORE_DIFFERENCE = Column(
     meaning="mean of the second score minus the first of pairs that were judged again",
 )  # fmt: skip
 COLUMNS: tuple[Column, ...] = (JUDGE_SCORE, SAME_SHARE, KAPPA, SCORE_DIFFERENCE)
-_AGREEMENT = share("agreement", "same label when judged again")
+_AGREEMENT = share("agreement", "same label when judged again", "share of equal labels")
 """Only in ``judge_agreement``; in other tables, ``agreement`` compares matches."""
 
 ROLES = ("pair", *CONTROLS)

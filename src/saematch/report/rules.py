@@ -33,7 +33,7 @@ class MissingNumbersError(ValueError):
     """A run lacks the numbers that a rule needs."""
 
 
-def share(cases: Iterable[bool | np.bool_], unit: str, needed: float = MOST) -> Verdict:
+def share(cases: Iterable[bool], unit: str, needed: float = MOST) -> Verdict:
     """Agree if at least the share ``needed`` of the cases is true; ``unit`` names the cases.
 
     Raises ``MissingNumbersError`` without cases.
