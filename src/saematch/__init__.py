@@ -23,6 +23,7 @@ _HOMES = {
     "Match": "saematch.core.match",
     "Certificate": "saematch.core.match",
     "Arm": "saematch.matching.arm",
+    "SolverResources": "saematch.matching.solver.solve",
     "solve_assignment": "saematch.matching.solver.solve",
     "Optimal": "saematch.matching.matchers",
     "ChanceLevel": "saematch.matching.matchers",

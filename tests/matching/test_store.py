@@ -31,7 +31,7 @@ def test_a_match_is_solved_once_in_all_runs(tmp_path):
     assert dict(second.counts) == {"read": 1}
     assert torch.equal(match.columns, again.columns)
     assert match.certificate == again.certificate
-    assert "2 matches: 1 solved, 0 found in" in first.said()
+    assert "2 matches: 1 solved, 0 found in" in first.summary()
     assert [path.stem for path in tmp_path.iterdir()] == [match_key(OF_A, OF_B, ARM)]
 
 
