@@ -58,8 +58,8 @@ def test_a_match_that_breaks_the_contract_is_refused_with_the_matcher_s_name(mat
 def test_several_partners_are_allowed_where_they_are_declared():
     arm = Arm("threshold", Parts(), ReturningSeveral(soft(0)))
     assert arm.match(random_sae(0), random_sae(1)).hash == soft(0).hash
-    one = replace(arm, matcher=ReturningSeveral(permutation(0)))
-    assert one.match(random_sae(0), random_sae(1)).is_permutation
+    checked = replace(arm, matcher=ReturningSeveral(permutation(0)))
+    assert checked.match(random_sae(0), random_sae(1)).is_permutation
 
 
 @pytest.mark.parametrize("matcher", [Greedy, Identity, MutualNearest, Optimal, Random, Scipy])

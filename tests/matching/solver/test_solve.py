@@ -190,9 +190,9 @@ def test_a_planted_match_comes_back():
 
 def test_the_same_twice():
     x, y = hostile()["duplicates"]
-    one, two = solved(x, y, "blocks"), solved(x, y, "blocks")
-    assert np.array_equal(one.columns, two.columns)
-    assert (one.value, one.bound) == (two.value, two.bound)
+    first, second = solved(x, y, "blocks"), solved(x, y, "blocks")
+    assert np.array_equal(first.columns, second.columns)
+    assert (first.value, first.bound) == (second.value, second.bound)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
