@@ -77,8 +77,6 @@ def test_decoder_norm_change_by_hand():
     change = (norms[1][columns] - norms[0]).double()
     moved = decoder_norm_change(FoldedPair(a, b), Match.from_columns(columns, 24))
     assert moved["decoder_norm_change"] == pytest.approx(change.mean().item(), rel=1e-5)
-    assert moved["decoder_norm_change_q25"] == pytest.approx(
-        change.quantile(0.25).item(), rel=1e-5
-    )
+    assert moved["decoder_norm_change_q25"] == pytest.approx(change.quantile(0.25).item(), rel=1e-5)
     nothing = decoder_norm_change(FoldedPair(a, b), Match.from_columns(torch.full((24,), -1), 24))
     assert set(nothing.values()) == {None}
