@@ -7,6 +7,7 @@ import inspect
 import re
 import sys
 import sysconfig
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -25,6 +26,8 @@ LIBRARIES = ("torch", "transformers")
 """Packages whose versions are part of a hash if the code imports them."""
 _HOMES: Mapping[str, str] = sys.modules["saematch"]._HOMES
 """Module of each public name. An import statement would add ``saematch`` itself to each closure."""
+_PARSER = threading.Lock()
+"""Lock of ``ast.parse``: in CPython 3.11, calls in two threads share a depth counter and fail."""
 _HEAP_TYPE = 1 << 9
 """Flag of classes that Python code defines; most classes of C libraries lack it."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -146,7 +149,8 @@ def _imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
     """
     imports: list[tuple[str, ...]] = []
     try:
-        tree = ast.parse(source)
+        with _PARSER:
+            tree = ast.parse(source)
     except SyntaxError:
         return ()
 
