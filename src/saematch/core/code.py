@@ -27,7 +27,7 @@ LIBRARIES = ("torch", "transformers")
 _HOMES: Mapping[str, str] = sys.modules["saematch"]._HOMES
 """Module of each public name. An import statement would add ``saematch`` itself to each closure."""
 _PARSER = threading.Lock()
-"""Lock of ``ast.parse``: in CPython 3.11, calls in two threads share a depth counter and fail."""
+"""Lock of Python's parser, which fails in CPython 3.11 if two threads parse at the same time."""
 _HEAP_TYPE = 1 << 9
 """Flag of classes that Python code defines; most classes of C libraries lack it."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -129,7 +129,8 @@ def _name(source: Source) -> str:
 def _hash(source: Source, outside: tuple[str, ...]) -> str:
     """Return the hash of the code. The cache is safe: reloading a module makes new classes."""
     try:
-        modules = closure(source, outside)
+        with _PARSER:
+            modules = closure(source, outside)
     except (OSError, TypeError):
         return hashed([uuid.uuid4().hex])
     parts = [
@@ -149,8 +150,7 @@ def _imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
     """
     imports: list[tuple[str, ...]] = []
     try:
-        with _PARSER:
-            tree = ast.parse(source)
+        tree = ast.parse(source)
     except SyntaxError:
         return ()
 
