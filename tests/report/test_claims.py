@@ -342,6 +342,6 @@ def test_without_numbers_the_rule_is_undecided(claim):
 
 
 def test_without_intervals_the_rule_is_undecided():
-    rows = [row | {"matching_score_low": None} for row in scores(folded=[0.5], random=[0.1])]
+    rows = [row | {"matching_score_low": None} for row in scores(folded=[0.5], identity=[0.1])]
     verdict = the_claim("matching_score", "the match is above").check(Tables.of({"matches": rows}))
     assert verdict.seen == "undecided: no matching_score_low"

@@ -56,7 +56,7 @@ class Results:
         if wrong:
             raise InputError(f"{path} is damaged ({wrong[0]} has the wrong type): {_AGAIN}")
         try:
-            columns = [Column(**column) for column in content.pop("columns", [])]
+            columns = [_definition(column) for column in content.pop("columns", [])]
             content["tables"] = Tables.of(content.get("tables", {}), columns)
             return cls(**content)
         except TypeError as error:  # a name is missing, or there is one too many
@@ -100,6 +100,11 @@ def _written(column: Column) -> dict[str, Any]:
     default = asdict(Column(column.name, column.label))
     written = {name: value for name, value in asdict(column).items() if value != default[name]}
     return {"name": column.name, "label": column.label, **written}
+
+
+def _definition(written: dict[str, Any]) -> Column:
+    """Return a definition from its form in the file, where a tuple is a list."""
+    return Column(**{**written, "logged": tuple(written.get("logged", ()))})
 
 
 def _plain(value: Any) -> Any:
