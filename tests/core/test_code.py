@@ -10,6 +10,7 @@ import pytest
 
 from saematch.core.code import closure, code_of, codes_of
 from saematch.evaluate.counting import CountRecorder
+from saematch.evaluate.skipping import Skipping
 from saematch.evaluate.splice import SpliceRecorder
 from saematch.explain.contexts import ContextRecorder, ContextStore
 from saematch.lm.source import LmSource
@@ -216,9 +217,11 @@ def test_keys_of_kept_files_hold_no_unrelated_code(kind):
 
 def test_a_runs_code_is_all_that_makes_numbers():
     modules = set(closure(run, SHOWING))
-    stages = ("evaluate.splice", "evaluate.intervals", "judge.judging", "sae.recorders",
+    stages = ("evaluate.measures", "evaluate.intervals", "judge.judging", "sae.recorders",
               "matching.arm", "training.steps", "run.run", "chat.client")  # fmt: skip
     assert {f"saematch.{name}" for name in stages} <= modules
     assert not {name for name in modules if name.startswith(SHOWING)}
     assert {n for n in modules if n.startswith("saematch.report")} == {"saematch.report.summary"}
-    assert "saematch.matching.matchers.optimal" not in modules, "specs have their own hashes"
+    specs = {"saematch.matching.matchers.optimal", "saematch.evaluate.skipping"}
+    assert not specs & modules, "specs have their own hashes"
+    assert "saematch.evaluate.splice" in closure(Skipping, SHOWING)

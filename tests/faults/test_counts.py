@@ -1,8 +1,6 @@
 """Features without a partner do not count as dead partners; recall over features that fired."""
 
 import logging
-from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,7 +84,7 @@ def test_A14_recall_over_live_features_by_hand():
     assert live_part(truth, 0 * fired) is None
 
 
-def test_A14_recall_is_over_features_of_the_source_that_fired(tiny, tmp_path):
+def test_A14_recall_is_over_features_of_the_source_that_fired(tiny, tmp_path, monkeypatch):
     lm = LmSource(str(tiny / "lm"), "tiny").load()
     source = SaeFolders(f"{tiny}/saes/layer_{{layer}}")
     saes = {SaeKey("default", layer): source.load(layer) for layer in (1, 2)}
@@ -94,17 +92,18 @@ def test_A14_recall_is_over_features_of_the_source_that_fired(tiny, tmp_path):
     match, truth = permutation(0), permutation(1)
     columns = torch.where(torch.arange(24) % 2 == 0, match.columns, truth.columns)
     truth = Match(torch.arange(24), columns, torch.ones(24).double(), 24, 24)  # half is found
-    batches = tokenise(TextSet("t", tuple(TEXTS)), lm, 10).batches(5)
+    batches = tokenise(TextSet("t", tuple(TEXTS[2:3])), lm, 4).batches(1)
     matches = MatchSet((pair,), {"a": {pair: match}})
-    unknown = recorded(subject_of(saes, matches, folder=tmp_path), [CoActivation()], lm,
+    subject = recorded(subject_of(saes, matches, folder=tmp_path), [CoActivation()], lm,
                        {"t": batches})  # fmt: skip
-    (row,) = tables_of(unknown, CoActivation()).rows("matches")
+    (row,) = tables_of(subject, CoActivation()).rows("matches")
     assert row["recall_live"] is None
-    known = replace(unknown, sources={"default": SimpleNamespace(truth=lambda *layers: truth)})
-    (row,) = tables_of(known, CoActivation()).rows("matches")
-    live = known.counts.fired(pair.source) > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(SaeFolders, "truth", lambda source, first, last: truth)
+        (row,) = tables_of(subject, CoActivation()).rows("matches")
+    live = subject.counts.fired(pair.source) > 0
     assert 0 < live.sum() < 24
-    assert not torch.equal(live, known.counts.fired(pair.target) > 0)
+    assert not torch.equal(live, subject.counts.fired(pair.target) > 0)
     right = match.columns == columns
     assert row["recall_live"] == pytest.approx((right & live).sum().item() / live.sum().item())
 
@@ -152,8 +151,8 @@ def test_B23_a_figure_that_is_left_out_says_what_it_needs(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert draw_figures(tables, ["persistence"], tmp_path) == {}
     assert caplog.messages == [
-        "figure persistence was not drawn: it needs layers that are matched with several others "
-        "(pairing=starts)"
+        "figure persistence was not drawn: it needs source layers with several target "
+        "layers (pairing=starts)"
     ]
     caplog.clear()
     with caplog.at_level(logging.WARNING):

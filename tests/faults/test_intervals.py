@@ -121,7 +121,7 @@ def test_A13_texts_that_say_nothing_about_a_share_do_not_count():
     half = student.ppf(0.975, 2) * math.sqrt(1 / 3 / 3)  # the variance of 1, 1, 0 is 1/3
     assert [value, low, high] == pytest.approx([2 / 3, 2 / 3 - half, 2 / 3 + half])
     assert replicates.interval(MATCHING_SCORE, *shares[0]).high == 1, "a share is at most 1"
-    assert replicates.interval(share("x", "x"), *shares[0]).high == 1
+    assert replicates.interval(share("x", "x", "a share"), *shares[0]).high == 1
     assert replicates.interval(METRIC, *shares[1]) == (pytest.approx(2 / 3), None, None)
 
 
