@@ -76,7 +76,7 @@ test: $(READY) ## Check style, imports and types, and run the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-slow: $(READY) ## Run the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -132,8 +132,8 @@ lint: $(READY) ## Fix style and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## Measure speed and memory, as ratios against bounds
-	$(BIN)/python benchmarks/bench.py $(ARGS)
+bench: $(READY) ## Measure speed and memory, into docs/benchmarks.md (a quarter of an hour)
+	$(BIN)/python benchmarks/bench.py --page docs/benchmarks.md $(ARGS)
 
 PEERS := lap==0.5.13 lapx==0.11.1 lapjv==1.3.29 pot==0.9.7.post1 ortools==9.15.6755
 

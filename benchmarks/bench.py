@@ -1,256 +1,144 @@
-"""Speed and memory of the main job, as ratios against bounds measured in the same run.
+"""Speed and memory of the main work, as ratios against bounds or peers of the same run.
 
-python benchmarks/bench.py [--texts N] [--repeats N]
+python benchmarks/bench.py [--rows NAME ...] [--repeats N] [--tiny] [--page FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
+import platform
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from statistics import median
-from tempfile import TemporaryDirectory
 
+import measures
 import torch
-from plain import skip_layers
-
-from saematch.core.match import Match
-from saematch.core.pairs import SaeKey
-from saematch.evaluate.intervals import Intervals
-from saematch.evaluate.plan import Cell, evaluate_texts, plan_splices
-from saematch.evaluate.splice import MATCHLESS, SplicePlan, evaluate_batch
-from saematch.evaluate.tables import Tables
-from saematch.explain.contexts import TextPass, collect_contexts
-from saematch.lm.hooks import LanguageModel
-from saematch.lm.source import LmSource
-from saematch.matching.arm import Arm
-from saematch.matching.matchers import Random
-from saematch.matching.matches import match_pairs
-from saematch.matching.objectives.parts import Parts
-from saematch.matching.pairing import Neighbours
-from saematch.matching.store import MatchStore
-from saematch.sae.activations import decode, encode
-from saematch.sae.sources.source import ZooSaes
-from saematch.texts.sources import ZooTexts
-from saematch.texts.tokens import TokenBatch, tokenise
-from saematch.texts.trainer import TrainerSpec
-
-BOTH_SCALES = ("permute", "permute_raw")
-ARMS = {
-    name: Arm("threshold", Parts(), Random(seed), BOTH_SCALES if seed < 2 else ("permute",))
-    for seed, name in enumerate(("folded", "unfolded", "identity", "random"))
-}
-"""What skip_layers decodes; which permutation it is does not change the time."""
+from measures import FULL, TINY, Size
+from measuring import Measured
 
 
-@dataclass
-class Workload:
-    """The demo's evaluation."""
+@dataclass(frozen=True)
+class Row:
+    """One comparison."""
 
-    saes: dict
-    plan: SplicePlan
-    cells: list[Cell]
-    matches: dict[Cell, Match | None]
-    lm: LanguageModel
-    batches: list[TokenBatch]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--texts", type=int, default=16, help="texts of each kind")
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, median of {options.repeats}\n")
-    work = workload(options.texts)
-    rows = [
-        ("skip_layers / plain hooks, whole model", against_plain(work, options.repeats), 0.5),
-        ("evaluation / blocks strictly needed", evaluation(work, options.repeats), 1.3),
-        ("contexts / forward and encoding alone", contexts(work, options.repeats), 2.0),
-        ("decoding at width 8,192 / 1,024, same L0", decoding(options.repeats), 1.5),
-        ("--help / import torch", start_up(options.repeats), 2.0),
-        ("memory at 100 texts / 25 texts", memory(), 1.1),
-        ("demo, seconds", demo(), 90.0),
-    ]
-    print(f"{'measured':<44} {'value':>8} {'bound':>8}")
-    for name, value, bound in rows:
-        print(f"{name:<44} {value:8.2f} {bound:8.2f} {'' if value <= bound else '  MISSED'}")
+    name: str
+    ours: str
+    """Work that is measured."""
+    peer: str
+    """Work or value that it is compared with."""
+    bound: float
+    """Largest ratio that is good."""
+    measure: Callable[[Size], Measured]
 
 
-def workload(n_texts: int) -> Workload:
-    lm = LmSource("zoo", "saematch-zoo").load()
-    source = ZooSaes("chain", 1024, 20)
-    saes = {SaeKey("default", layer): source.load(layer) for layer in source.layers()}
-    pairs = Neighbours()({"default": source.layers()})
-    with TemporaryDirectory() as folder:
-        matches = match_pairs(saes, pairs, ARMS, MatchStore(Path(folder)), Path(folder))
-    plan, cells = plan_splices(saes, matches, ARMS, MATCHLESS)
-    of_cell = {
-        cell: matches.by_arm[cell.arm][cell.splice.pair] if cell.splice.match else None
-        for cell in cells
-    }
-    sets = ZooTexts(("prose", "docs", "code"), n_texts, 128).load()
-    batches = [b for s in sets for b in tokenise(s, lm, 128).batches(16)]
-    return Workload(saes, plan, cells, of_cell, lm, batches)
+ROWS = (
+    Row("weights", "errors and norms of one pair, four arms, 16,384 x 2,304",
+        "float32 product of the pair at D = 4,609, in blocks", 0.15, measures.weights),
+    Row("weights_memory", "memory that the same errors and norms add",
+        "memory of one SAE", 2.5, measures.weights_memory),
+    Row("skip_layers", "skip_layers on texts, with intervals",
+        "whole model with plain hooks for each cell", 0.5, measures.skip_layers),
+    Row("evaluation", "all splices on all texts",
+        "blocks and heads that every method needs", 1.3, measures.evaluation),
+    Row("contexts", "pass that keeps contexts",
+        "forward passes and encoding", 2.0, measures.contexts),
+    Row("decoding", "decoding at width 8,192",
+        "decoding at width 1,024, same L0", 1.5, measures.decoding),
+    Row("start_up", "saematch --help", "import torch", 2.0, measures.start_up),
+    Row("run_memory", "peak memory of a run on 100 texts of each kind",
+        "peak memory on 25 texts", 1.1, measures.run_memory),
+    Row("demo", "the demo, measured once", "bound in seconds", 1.0, measures.demo),
+)  # fmt: skip
+MARKS = ("<!-- measured: begin -->\n", "<!-- measured: end -->\n")
+"""Lines of the page between which the table is written."""
 
 
-def against_plain(work: Workload, repeats: int) -> float:
-    """Everything that skip_layers does with texts, its intervals included, against the peer."""
-    asked = [(cell.splice, work.matches[cell]) for cell in work.cells]
-    ratios = []
-    for _ in range(repeats):
-        theirs: list[tuple[float, float]] = []
-        plain = timed(
-            lambda t=theirs: t.extend(skip_layers(work.saes, asked, work.lm, work.batches))
-        )
-        rows: list[dict] = []
-        ours = timed(lambda r=rows: r.extend(strategies(work)))
-        for row, (explained, delta) in zip(rows, theirs, strict=True):
-            assert abs(row["explained_variance"] - explained) < 1e-3 * max(1, abs(explained)), row
-            assert abs(row["delta_loss"] - delta) < 1e-3, row
-        ratios.append(ours / plain)
-    return median(ratios)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and return the exit code: 1 if a row failed. A missed bound is no failure."""
+    options = parse(arguments)
+    size = TINY if options.tiny else FULL
+    size = replace(size, repeats=options.repeats or size.repeats)
+    rows = [row for row in ROWS if row.name in (options.rows or [r.name for r in ROWS])]
+    print(conditions(size) + "\n", flush=True)
+    print(f"{'row':<15} {'measured':>10} {'against':>10} {'ratio':>8} {'bound':>7}", flush=True)
+    results = {row: result(row, size) for row in rows}
+    if options.page and not options.rows:
+        write_page(options.page, results, size)
+    return int(any(isinstance(measured, Exception) for measured in results.values()))
 
 
-def contexts(work: Workload, repeats: int) -> float:
-    """The pass that keeps where features are active, against what it cannot do without."""
-    layers = tuple(key.layer for key in work.saes)
-
-    @torch.inference_mode()
-    def bare() -> None:
-        for batch in work.batches:
-            hidden, _ = work.lm.capture(batch.ids, layers)
-            for key, sae in work.saes.items():
-                encode(sae, hidden[key.layer][batch.counts])
-
-    def ours() -> None:
-        texts = TextPass(work.lm, {"all texts": tuple(work.batches)}, TrainerSpec("cpu"))
-        with TemporaryDirectory() as folder:
-            collect_contexts(work.saes, texts, 10, 10, Path(folder))
-
-    return median([timed(ours) / timed(bare) for _ in range(repeats)])
-
-
-def strategies(work: Workload) -> list[dict]:
-    with TemporaryDirectory() as folder:
-        tokens = {"all texts": tuple(work.batches)}
-        spec = TrainerSpec(accelerator="cpu")
-        sums = evaluate_texts(work.plan, work.lm, tokens, spec, Path(folder))
-        return Tables(work.plan, sums, Intervals()).strategies(work.cells)["strategies"]
-
-
-@torch.inference_mode()
-def evaluation(work: Workload, repeats: int) -> float:
-    """Everything evaluated / the blocks and heads that no method can do without."""
-    ratios = []
-    for _ in range(repeats):
-        whole = timed(lambda: [evaluate_batch(work.plan, work.lm, b) for b in work.batches])
-        needed = timed(lambda: [strictly_needed(work, b) for b in work.batches])
-        ratios.append(whole / needed)
-    return median(ratios)
-
-
-def strictly_needed(work: Workload, batch: TokenBatch) -> None:
-    """Run the original once, and bare blocks and the head for each change of the model."""
-    calls: list[tuple[tuple, dict]] = []
-    lm = work.lm
-    hooks = [
-        block.register_forward_pre_hook(lambda _m, a, k: calls.append((a, k)), with_kwargs=True)
-        for block in lm.blocks
-    ]
-    _, final = lm.capture(batch.ids, ())
-    for hook in hooks:
-        hook.remove()
-    states, targets = final[batch.predicts], batch.ids.roll(-1, dims=1)[batch.predicts]
-    lm.token_losses(states, targets)
-    for splice in work.plan.splices:
-        later = splice.pair.target.layer
-        for block, (args, kwargs) in list(zip(lm.blocks, calls, strict=True))[later + 1 :]:
-            block(*args, **kwargs)
-        lm.token_losses(states, targets)
-
-
-@torch.inference_mode()
-def decoding(repeats: int) -> float:
-    """Time of decoding the same number of active features at eight times the width."""
-    source = ZooSaes("chain", 1024, 20)
-    narrow = source.load(4)
-    x = narrow.b_dec + 3.0 * torch.randn(4096, narrow.d_model)
-    active = encode(narrow, x)
-    from dataclasses import replace
-
-    wide = replace(
-        narrow,
-        W_enc=narrow.W_enc.repeat(1, 8),
-        b_enc=narrow.b_enc.repeat(8),
-        W_dec=narrow.W_dec.repeat(8, 1),
-        threshold=narrow.threshold.repeat(8),
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    names = [row.name for row in ROWS]
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="rows: " + "; ".join(f"{row.name} ({row.ours} / {row.peer})" for row in ROWS),
     )
-    spread = replace(
-        active, features=active.features + 1024 * torch.randint(8, active.features.shape)
-    )
-    return median(
-        timed(lambda: decode(wide, spread)) / timed(lambda: decode(narrow, active))
-        for _ in range(max(repeats, 5))
+    parser.add_argument("--rows", nargs="+", choices=names, metavar="NAME", help="only these rows")
+    parser.add_argument("--repeats", type=int, help="measurements that the median is taken of (5)")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to check that rows work")
+    parser.add_argument("--page", type=Path, help="page to write the table of all rows into")
+    return parser.parse_args(arguments)
+
+
+def result(row: Row, size: Size) -> Measured | Exception:
+    """Measure and print one row. An error is printed too, so that the other rows still run."""
+    try:
+        with redirect_stdout(sys.stderr):  # progress bars
+            measured = row.measure(size)
+    except Exception as error:  # noqa: BLE001 - a failure is the row's result
+        traceback.print_exc()
+        print(f"{row.name:<15} FAILED: {error!r}", flush=True)
+        return error
+    values = f"{with_unit(measured.ours, measured):>10} {with_unit(measured.peer, measured):>10}"
+    missed = "" if measured.ratio <= row.bound else "  MISSED"
+    print(f"{row.name:<15} {values} {measured.ratio:8.3f} {row.bound:7.2f}{missed}", flush=True)
+    return measured
+
+
+def with_unit(value: float, measured: Measured) -> str:
+    """Return the value with three digits and its unit."""
+    return f"{value:.3g} {measured.unit}"
+
+
+def conditions(size: Size) -> str:
+    """Return date, processor, threads and versions of this measurement."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "numba"))
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {torch.get_num_threads()} threads, "
+        f"Python {platform.python_version()}, {packages}; median of {size.repeats}"
     )
 
 
-def start_up(repeats: int) -> float:
-    """``--help`` against importing torch, in fresh processes taken in turn."""
-    ratios = [
-        command("-m", "saematch", "--help") / command("-c", "import torch") for _ in range(repeats)
-    ]
-    return median(ratios)
+def processor() -> str:
+    """Return the processor's name, as Linux gives it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
 
 
-def memory() -> float:
-    """Peak memory of whole runs with four times the texts."""
-    peaks = [peak(n) for n in (25, 100)]
-    return peaks[1] / peaks[0]
-
-
-def peak(n_texts: int) -> int:
-    """Peak resident memory of a run, in KiB."""
-    settings = [
-        f"dataset.n_texts={n_texts}",
-        "arms=[folded]",
-        "logger=none",
-        "layers=[5,6,7]",
-        "cache=null",
-    ]
-    settings += [f"run_id=bench-{os.getpid()}-{n_texts}", "name=bench"]
-    done = subprocess.Popen([sys.executable, "-m", "saematch", *settings], **QUIET)
-    _, status, usage = os.wait4(done.pid, 0)
-    assert status == 0, "the run failed"
-    return usage.ru_maxrss
-
-
-def demo() -> float:
-    """Seconds of the demo's command."""
-    run = f"run_id=bench-{os.getpid()}"
-    return command("-m", "saematch", "+experiment=skip_layers", "logger=wandb", "cache=null", run)
-
-
-QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-
-
-def command(*arguments: str) -> float:
-    """Seconds of a whole Python process."""
-    root = Path(__file__).parents[1]
-    return timed(
-        lambda: subprocess.run([sys.executable, *arguments], cwd=root, check=True, **QUIET)
-    )
-
-
-def timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+def write_page(page: Path, results: dict[Row, Measured | Exception], size: Size) -> None:
+    """Replace the table between the page's marks."""
+    lines = ["| row | measured | against | ratio | bound |", "| --- | --- | --- | --- | --- |"]
+    for row, measured in results.items():
+        if isinstance(measured, Exception):
+            lines.append(f"| `{row.name}` | {row.ours} | {row.peer} | failed | {row.bound} |")
+            continue
+        ours, peer = with_unit(measured.ours, measured), with_unit(measured.peer, measured)
+        ratio = f"{measured.ratio:.3f}" + ("" if measured.ratio <= row.bound else " (missed)")
+        ends = f"{row.peer}: {peer} | {ratio} | {row.bound}"
+        lines.append(f"| `{row.name}` | {row.ours}: {ours} | {ends} |")
+    before, rest = page.read_text().split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    table = f"{conditions(size)}.\n\n" + "\n".join(lines) + "\n"
+    page.write_text(before + MARKS[0] + table + MARKS[1] + after)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

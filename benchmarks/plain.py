@@ -1,8 +1,8 @@
-"""The peer: skip_layers as one would write it first, to be beaten in time and met in numbers.
+"""The peer of the row ``skip_layers``: the first program that one would write.
 
-For every pair and every cell the whole model runs over every batch, with a forward hook at the
-earlier block that encodes and one at the later block that puts the decoded state in its pair;
-features are dense, and means are taken at the end over everything that was kept.
+For each cell the whole model runs over every batch. A forward hook at the source's block encodes,
+and a hook at the target's block replaces the state with the decoded one. Features are dense, and
+means are computed at the end over all stored values. The numbers must be equal to saematch's.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from saematch.texts.tokens import TokenBatch
 
 
 @torch.inference_mode()
-def skip_layers(
+def plain_skip_layers(
     saes: dict[SaeKey, SaeParams],
     cells: Sequence[tuple[Splice, Match | None]],
     lm: LanguageModel,
     batches: Sequence[TokenBatch],
 ) -> list[tuple[float, float]]:
-    """Return explained variance and change in loss of each cell."""
+    """Return the explained variance and the change in loss of each cell."""
     clean = [_losses(lm, batch) for batch in batches]
     original = torch.cat(clean).mean().item()
-    found = []
+    results = []
     for splice, match in cells:
         states, errors, losses = [], [], []
         for batch in batches:
@@ -43,8 +43,8 @@ def skip_layers(
             losses.append(loss)
         x, error = torch.cat(states).double(), torch.cat(errors).double()
         unexplained = error.var(dim=0, correction=0).sum() / x.var(dim=0, correction=0).sum()
-        found.append((1 - unexplained.item(), torch.cat(losses).mean().item() - original))
-    return found
+        results.append((1 - unexplained.item(), torch.cat(losses).mean().item() - original))
+    return results
 
 
 def _changed(
@@ -55,7 +55,7 @@ def _changed(
     batch: TokenBatch,
 ) -> tuple[Tensor, Tensor, Tensor]:
     pair = splice.pair
-    earlier, later = saes[pair.source], saes[pair.target]
+    source, target = saes[pair.source], saes[pair.target]
     seen: dict[str, Tensor] = {}
 
     def read(_module: object, _args: object, output: Tensor) -> None:
@@ -66,13 +66,13 @@ def _changed(
         if splice.strategy == "drop":
             x_hat = x_t
         elif splice.strategy == "reconstruct_previous":
-            x_hat = earlier.reconstruct(x_t)
+            x_hat = source.reconstruct(x_t)
         elif splice.strategy == "reconstruct_current":
-            x_hat = later.reconstruct(seen["x"])
+            x_hat = target.reconstruct(seen["x"])
         else:
             by = DECODINGS[splice.strategy]
             assert match is not None
-            x_hat = fold(later, by).decode(_permuted(fold(earlier, by).encode(x_t), match))
+            x_hat = fold(target, by).decode(_permuted(fold(source, by).encode(x_t), match))
         seen["x_hat"] = x_hat
         changed = output.clone()
         changed[batch.counts] = x_hat

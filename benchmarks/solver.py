@@ -1,4 +1,4 @@
-"""Time, memory and proof of the solver, beside every dense solver that PyPI offers.
+"""Time, memory and proof of the solver, compared with the dense solvers on PyPI.
 
 python benchmarks/solver.py [--large] [--peers FOLDER] [--out FOLDER]
 """
@@ -12,16 +12,18 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
+from measuring import GIB, product, reset_peak, resident, timed
 
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.planted import planted
-from saematch.matching.solver.solve import solve_assignment
+from saematch.matching.solver.solve import SolverResources, solve_assignment
 
 SIZE = 4609
 """All parts of a Gemma 2 2B feature: decoder and encoder vector of 2,304 numbers, and a bias."""
@@ -29,8 +31,24 @@ OURS = "saematch"
 PEERS = ("scipy", "lap", "lapx", "lapjv", "pot", "ortools")
 WIDTHS = (1024, 2048, 4096, 8192, 16384)
 SLOWEST = {"lap": 8192, "lapx": 8192, "pot": 4096, "ortools": 2048}
-"""Largest width at which a peer is run: beyond it, it takes more than a few minutes or memory."""
-GIB = 2**30
+"""Largest width at which a peer is run; wider ones take many minutes or more than the memory."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement of one solver."""
+
+    solver: str
+    instance: str
+    """``planted``, ``random``, or ``zoo S-T`` for two layers of the embedded SAEs."""
+    n: int
+    """Features of each side."""
+    size: int
+    """Numbers in a vector."""
+    repeats: int
+    peers: str = ""
+    """Folder of the other solvers' packages."""
+    memory_gib: float | None = None
 
 
 def main() -> None:
@@ -42,11 +60,13 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print("RESULT " + json.dumps(measure(**json.loads(options.child))))
+        print("RESULT " + json.dumps(measure(Case(**json.loads(options.child)))))
         return
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, numpy {np.__version__}\n")
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = large(options) if options.large else small(options)
+    peers = str(options.peers.resolve())
+    cases = large() if options.large else small(options.repeats, peers)
+    rows = [run(case) for case in cases]
     name = "large" if options.large else "small"
     (options.out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
     if not options.large:
@@ -54,45 +74,45 @@ def main() -> None:
     verdicts(rows, options.large)
 
 
-def small(options: argparse.Namespace) -> list[dict]:
-    """Every instance with this solver, and the planted one with every peer."""
-    rows = []
-    for instance in ("planted", "random"):
-        for n in WIDTHS:
-            rows.append(run(options, OURS, instance, n, SIZE, options.repeats))
-    for n in WIDTHS:
-        for peer in PEERS:
-            if n <= SLOWEST.get(peer, WIDTHS[-1]):
-                rows.append(run(options, peer, "planted", n, SIZE, 1))
-    for n in WIDTHS:
-        rows.append(run(options, "scipy", "random", n, SIZE, 1))
-    for pair in ((2, 3), (6, 7)):
-        for solver in (OURS, "scipy"):
-            rows.append(run(options, solver, f"zoo {pair[0]}-{pair[1]}", 1024, 257, 5))
-    return rows
-
-
-def large(options: argparse.Namespace) -> list[dict]:
-    """Widths whose similarities do not fit into memory."""
-    return [
-        run(options, OURS, "planted", 65536, SIZE, 1, memory_gib=2.0),
-        run(options, OURS, "planted", 131072, 2304, 1, memory_gib=3.0),
+def small(repeats: int, peers: str) -> list[Case]:
+    """Return this solver on every instance, and every peer on the planted one."""
+    cases = [
+        Case(OURS, instance, n, SIZE, repeats) for instance in ("planted", "random") for n in WIDTHS
+    ]
+    cases += [
+        Case(peer, "planted", n, SIZE, 1, peers)
+        for n in WIDTHS
+        for peer in PEERS
+        if n <= SLOWEST.get(peer, WIDTHS[-1])
+    ]
+    cases += [Case("scipy", "random", n, SIZE, 1) for n in WIDTHS]
+    return cases + [
+        Case(solver, f"zoo {layers}", 1024, 257, 5)
+        for layers in ("2-3", "6-7")
+        for solver in (OURS, "scipy")
     ]
 
 
-def run(options, solver, instance, n, size, repeats, memory_gib=None) -> dict:
+def large() -> list[Case]:
+    """Return widths whose similarities do not fit into memory."""
+    return [
+        Case(OURS, "planted", 65536, SIZE, 1, memory_gib=2.0),
+        Case(OURS, "planted", 131072, 2304, 1, memory_gib=3.0),
+    ]
+
+
+def run(case: Case) -> dict:
     """Measure in a fresh process, so that peaks of memory are its own."""
-    spec = {"solver": solver, "instance": instance, "n": n, "size": size, "repeats": repeats}
-    spec |= {"memory_gib": memory_gib, "peers": str(options.peers.resolve())}
-    command = [sys.executable, __file__, "--child", json.dumps(spec)]
+    command = [sys.executable, __file__, "--child", json.dumps(asdict(case))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    label = f"{case.solver:<9} {case.instance:<8} {case.n:>7}"
     if done.returncode:
-        print(f"{solver:<9} {instance:<8} {n:>7}  failed ({done.returncode})", flush=True)
-        return {"solver": solver, "instance": instance, "n": n, "failed": done.returncode}
+        print(f"{label}  failed ({done.returncode})", flush=True)
+        return {**asdict(case), "failed": done.returncode}
     row = json.loads(done.stdout.split("RESULT ", 1)[1])
     gap = "" if row["gap"] is None else f"gap {row['gap']:.0e} {row['regime']}"
     print(
-        f"{solver:<9} {instance:<8} {n:>7} x {size:<5} product {row['product']:7.2f} s, all "
+        f"{label} x {case.size:<5} product {row['product']:7.2f} s, all "
         f"{row['seconds']:7.2f} s = {row['ratio']:6.2f} products, {row['above_input_gib']:.2f} GiB "
         f"above the input, {row['peak_gib']:.2f} in all; contested {row['contested']} {gap}",
         flush=True,
@@ -100,23 +120,23 @@ def run(options, solver, instance, n, size, repeats, memory_gib=None) -> dict:
     return row
 
 
-def measure(solver, instance, n, size, repeats, memory_gib, peers) -> dict:
+def measure(case: Case) -> dict:
     """Time product and solve together, in turn with the bare product."""
-    factors = make(instance, n, size)
-    solve = SOLVERS[solver](Path(peers))
+    factors = make(case)
+    solve = SOLVERS[case.solver](Path(case.peers))
     solve(planted(200, 8).factors, None)  # compile, import
     reset_peak()
-    before = memory("VmRSS")
+    before = resident("VmRSS")
     seconds, products, peak = [], [], 0
-    for _ in range(repeats):
+    for _ in range(case.repeats):
         started = time.perf_counter()
-        value, gap, regime, again = solve(factors, memory_gib)
+        value, gap, regime, again = solve(factors, case.memory_gib)
         seconds.append(time.perf_counter() - started)
-        peak = max(peak, memory("VmHWM"))
-        products.append(bare_product(factors, whole=4 * n * n < 4 * GIB))
+        peak = max(peak, resident("VmHWM"))
+        products.append(timed(lambda: bare_product(factors)))
         reset_peak()
     return {
-        "solver": solver, "instance": instance, "n": n, "size": size,
+        "solver": case.solver, "instance": case.instance, "n": case.n, "size": case.size,
         "seconds": median(seconds), "product": median(products),
         "ratio": median(s / p for s, p in zip(seconds, products, strict=True)),
         "above_input_gib": (peak - before) / GIB, "peak_gib": peak / GIB,
@@ -125,44 +145,41 @@ def measure(solver, instance, n, size, repeats, memory_gib, peers) -> dict:
     }  # fmt: skip
 
 
-def make(instance: str, n: int, size: int) -> Factors:
-    if instance.startswith("zoo"):
+def make(case: Case) -> Factors:
+    """Return the vectors of an instance."""
+    if case.instance.startswith("zoo"):
         from saematch.sae.folding import fold
         from saematch.sae.sources.source import ZooSaes
 
-        earlier, later = (int(layer) for layer in instance.split()[1].split("-"))
-        source = ZooSaes("independent", n, 20)
-        return Parts().factors(*(fold(source.load(k), "threshold") for k in (earlier, later)))
-    return planted(n, size, persist=0.7 if instance == "planted" else 0.0).factors
+        layers = (int(layer) for layer in case.instance.split()[1].split("-"))
+        saes = ZooSaes("independent", case.n, 20)
+        return Parts().factors(*(fold(saes.load(layer), "threshold") for layer in layers))
+    persist = 0.7 if case.instance == "planted" else 0.0
+    return planted(case.n, case.size, persist=persist).factors
 
 
-def bare_product(factors: Factors, whole: bool) -> float:
-    """Seconds of the float32 product alone, in blocks of 1,024 rows where it is not held."""
+def bare_product(factors: Factors) -> None:
+    """Compute the float32 product alone; in blocks if the whole needs 4 GiB."""
     x, y = factors.X_A, factors.X_B
-    started = time.perf_counter()
-    if whole:
+    if 4 * len(x) * len(y) < 4 * GIB:
         torch.mm(x, y.T)
     else:
-        out = torch.empty(1024, len(y))
-        for k in range(0, len(x), 1024):
-            torch.mm(x[k : k + 1024], y.T, out=out[: len(x[k : k + 1024])])
-    return time.perf_counter() - started
+        product(x, y)
 
 
 def contested(factors: Factors) -> float | None:
-    """Hardness: the share of rows whose best column is the best of another row too."""
+    """Return the hardness: the share of rows that have the same best column as another row."""
     x, y = factors.X_A, factors.X_B
     if len(x) > 20000:
-        return None  # another product, of minutes
+        return None  # it would take another product, of minutes
     best = torch.cat([(x[k : k + 512] @ y.T).argmax(1) for k in range(0, len(x), 512)])
     return (torch.bincount(best, minlength=len(y))[best] > 1).double().mean().item()
 
 
 def ours(_peers: Path):
     def solve(factors, memory_gib):
-        s = solve_assignment(
-            factors.X_A, factors.X_B, memory_gib=memory_gib, progress=sys.stderr.isatty()
-        )
+        resources = SolverResources(memory_gib, progress=sys.stderr.isatty())
+        s = solve_assignment(factors.X_A, factors.X_B, resources=resources)
         return s.value, s.gap_over_chance, s.regime, s.n_scanned_again / len(factors.X_A)
 
     return solve
@@ -210,7 +227,7 @@ def ortools(peers: Path):
     from ortools.graph.python.linear_sum_assignment import SimpleLinearSumAssignment
 
     def solve(s):
-        """It takes whole numbers: similarities are rounded to a millionth of the largest."""
+        """Round similarities to a millionth of the largest, since it takes whole numbers only."""
         n = len(s)
         costs = np.rint(-s * (1e6 / np.abs(s).max())).astype(np.int64)
         rows, columns = (index.ravel().astype(np.int32) for index in np.indices((n, n)))
@@ -229,7 +246,7 @@ SOLVERS = {
 
 
 def dense(columns_of):
-    """Give a dense solver what it wants: the product, in float64."""
+    """Wrap a dense solver, which needs the whole product in float64."""
 
     def solve(factors, _memory_gib):
         similarity = (factors.X_A @ factors.X_B.T).double().numpy()
@@ -240,21 +257,12 @@ def dense(columns_of):
     return solve
 
 
-def memory(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split(f"{field}:")[1].split()[0]) * 1024
-
-
-def reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def verdicts(rows: list[dict], is_large: bool) -> None:
-    """Hold the results against the bounds."""
-    found = {(r["solver"], r["instance"], r["n"]): r for r in rows if "failed" not in r}
+    """Print the results and their bounds."""
+    by_case = {(r["solver"], r["instance"], r["n"]): r for r in rows if "failed" not in r}
     checks = []
     if is_large:
-        wide, widest = (found.get((OURS, "planted", n)) for n in (65536, 131072))
+        wide, widest = (by_case.get((OURS, "planted", n)) for n in (65536, 131072))
         if wide:
             checks += [("65,536: all / bare blocked product", wide["ratio"], 2.5)]
             checks += [("65,536: peak, GiB in all", wide["peak_gib"], 6.0)]
@@ -263,15 +271,15 @@ def verdicts(rows: list[dict], is_large: bool) -> None:
             checks += [("131,072: gap over chance / 1e-6", widest["gap"] / 1e-6, 1.0)]
     else:
         for instance in ("planted", "random"):
-            us, them = (found.get((s, instance, 16384)) for s in (OURS, "scipy"))
-            if us is None or them is None:
+            ours_, scipy_ = (by_case.get((s, instance, 16384)) for s in (OURS, "scipy"))
+            if ours_ is None or scipy_ is None:
                 continue
             name = f"16,384 {instance}"
-            checks += [(f"{name}: all / bare product", us["ratio"], 1.25)]
-            checks += [(f"{name}: GiB above the input", us["above_input_gib"], 2.5)]
-            faster = 20 * us["seconds"] / them["seconds"]
+            checks += [(f"{name}: all / bare product", ours_["ratio"], 1.25)]
+            checks += [(f"{name}: GiB above the input", ours_["above_input_gib"], 2.5)]
+            faster = 20 * ours_["seconds"] / scipy_["seconds"]
             checks += [(f"{name}: 20 x all / product and SciPy", faster, 1.0)]
-            short = (1 - us["value"] / them["value"]) / 1e-6
+            short = (1 - ours_["value"] / scipy_["value"]) / 1e-6
             checks += [(f"{name}: value short of SciPy's / 1e-6", short, 1.0)]
     print(f"\n{'measured':<44} {'value':>8} {'bound':>8}")
     for name, value, bound in checks:
@@ -279,7 +287,7 @@ def verdicts(rows: list[dict], is_large: bool) -> None:
 
 
 def figure(rows: list[dict], folder: Path) -> None:
-    """Time and peak memory against the width, one line a solver."""
+    """Draw time and peak memory by width, with one line for each solver."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -287,7 +295,7 @@ def figure(rows: list[dict], folder: Path) -> None:
 
     plt.rcParams["svg.hashsalt"] = "saematch"
     shown = [r for r in rows if r["instance"] == "planted" and "failed" not in r]
-    drawn, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    drawing, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for k, solver in enumerate((OURS, *PEERS)):
         line = [r for r in shown if r["solver"] == solver]
         style = {"linewidth": 2.5, "zorder": 3} if solver == OURS else {"linewidth": 1.2}
@@ -306,8 +314,8 @@ def figure(rows: list[dict], folder: Path) -> None:
         ax.minorticks_off()
         ax.grid(alpha=0.3)
         ax.legend(frameon=False, fontsize=8)
-    drawn.savefig(folder / "solver.png", dpi=150)
-    drawn.savefig(folder / "solver.svg", metadata={"Date": None})
+    drawing.savefig(folder / "solver.png", dpi=150)
+    drawing.savefig(folder / "solver.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

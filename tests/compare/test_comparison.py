@@ -206,7 +206,10 @@ def test_of_as_many_runs_the_newer_ones_are_kept(write, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"saes": {"2": origin(2, "sha256:2")}}, "its SAE of layer 2 is a different one (mine layer_2"),
+        (
+            {"saes": {"2": origin(2, "sha256:2")}},
+            "its SAE of layer 2 is a different one (mine layer_2",
+        ),
         ({"texts": {"a": {"sha256": "y"}}}, "its text set a is a different one (sha256 y"),
         ({"model": {"revision": "s"}}, "model"),
     ],

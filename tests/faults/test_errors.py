@@ -1,4 +1,4 @@
-"""A caller's mistake ends in one line at every door; any other error says where it happened."""
+"""A caller's mistake ends in one line in every command; any other error says where it happened."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ UNREADABLE = "/proc/self/mem"
 
 @pytest.fixture
 def bad(tmp_path):
-    """Paths of each kind that is not what a setting wants."""
+    """Return a folder with one path for each kind of wrong path."""
     folder = tmp_path / "bad"
     folder.mkdir()
     (folder / "empty_folder").mkdir()

@@ -1,4 +1,4 @@
-"""Text from outside is data: it steers no terminal, spreadsheet, page or figure."""
+"""Text from outside is data: it cannot control a terminal, spreadsheet, page or figure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEANS_ROW = {
 
 
 def foreign_runs(folder: Path) -> None:
-    """Write two runs with a hostile setting, as somebody else's machine might have."""
+    """Write two runs with a hostile setting, as if from another machine."""
     for number, value in enumerate((EVIL, "=cmd|' /C calc'!A0")):
         run = folder / f"{number}{EVIL.replace('/', '')}"
         config = {"overrides": [f"sae={value}"], "sae": {"path": value}, "choices": {}}
@@ -40,7 +40,7 @@ def foreign_runs(folder: Path) -> None:
 
 @pytest.fixture
 def compared(tmp_path, monkeypatch, capsys):
-    """Compare hostile runs; return what the terminal got, and the folder."""
+    """Compare hostile runs; return the terminal's output and the folder."""
     from saematch.app.compare import compare
     from saematch.compare.terminal import print_comparison
 

@@ -11,8 +11,9 @@ from conftest import N_FEATURES, random_sae
 from saematch.chat.model import ChatModel
 from saematch.core.match import Match
 from saematch.core.pairs import NO_ARM, Pair, SaeKey
+from saematch.core.tables import Tables
 from saematch.evaluate.intervals import Intervals
-from saematch.evaluate.weights import feature_mse
+from saematch.evaluate.weights import FoldedPair, feature_mse
 from saematch.explain.explanations import Explanation
 from saematch.judge.connect import connect
 from saematch.judge.design import Item, Judging, path_items, table_items
@@ -25,7 +26,7 @@ LAYERS = (0, 1, 2)
 
 
 class Words:
-    """Feature i of every layer is explained by ``word i``, but for features 3 and 9 of layer 1."""
+    """The explanation of feature i is ``word i``; features 3 and 9 of layer 1 have none."""
 
     def __init__(self, explainers=("a", "b")):
         self.explainers = explainers
@@ -76,7 +77,7 @@ def server():
 def judged(matches, server, tmp_path, explanations=None, second=None, chains=True, **judging):
     chat = connect(ChatModel("judge-1", server.url), tmp_path / "s")
     spec = Judging(**{"n_paths": 10, "random": 5, "identity": 4, "ceiling": 3} | judging)
-    return judge_matches(matches, chains, spec, explanations or Words(), chat, second, {})
+    return judge_matches(matches, chains, spec, explanations or Words(), (chat, second), Tables())
 
 
 def test_paths_are_followed_from_match_to_match(matches):
@@ -162,19 +163,19 @@ def test_the_ceiling_is_another_explainer_or_a_paraphrase(matches, server, tmp_p
 
 
 def test_swapped_pairs_show_position_bias(matches, tmp_path):
-    """A judge that prefers whichever note comes first in the alphabet to be first."""
+    """A judge that answers SAME if the notes are in alphabetical order."""
 
     def biased(body):
-        said = body["messages"][-1]["content"]
-        first, second = said.index("word"), said.rindex("word")
-        label = 3 if said[first : first + 6] <= said[second : second + 6] else 1
+        text = body["messages"][-1]["content"]
+        first, second = text.index("word"), text.rindex("word")
+        label = 3 if text[first : first + 6] <= text[second : second + 6] else 1
         return f'{{"evaluation": "", "label": {label}}}'
 
     server = JudgeServer(answer=biased)
     judgements = judged(matches, server, tmp_path, swapped=1.0, repeated=1.0)
     server.close()
     saes = {SaeKey("default", n): random_sae(n, layer=n) for n in LAYERS}
-    rows = judge_tables(judgements, saes, Intervals())["judge_agreement"]
+    rows = judge_tables(judgements, saes, Intervals()).rows("judge_agreement")
     by_role = {row["compared"]: row for row in rows}
     assert by_role["swapped"]["agreement"] < 1
     assert by_role["repeated"]["agreement"] == 1
@@ -193,11 +194,11 @@ def test_a_second_judge_reads_the_same_pairs(matches, server, tmp_path):
     judgements = judged(matches, server, tmp_path, second=second)
     other.close()
     pairs = {j.item: j for j in judgements if j.item.role == "pair"}
-    theirs = [j for j in judgements if j.item.role == "second"]
-    assert len(theirs) == len(
+    second_judgements = [j for j in judgements if j.item.role == "second"]
+    assert len(second_judgements) == len(
         {(j.source, j.target) for j in pairs.values() if j.source and j.target}
     )
-    for j in theirs:
+    for j in second_judgements:
         first = pairs[replace(j.item, role="pair")]
         assert (j.source, j.target) == (first.source, first.target)
         assert j.verdict.label == "SAME"
@@ -227,11 +228,13 @@ def test_scores_by_hand(saes):
     assert [overall[name] for name in counts] == [6, 2, 1, 1, 1, 1]
     assert rows["random", None]["judge_score"] == rows["random", None]["judge_score_high"] == 1
     assert first["judge_score_low"] <= 2.5 <= first["judge_score_high"]
-    matched = [Pair.of_layers(0, 1).columns() | {"arm": arm}
-               for arm in ("same", "other")]  # fmt: skip
-    score_matches(matched, tables.rows("judge_scores"))
-    assert (matched[0]["judge_score"], matched[0]["n_same"]) == (2.5, 1)
-    assert matched[1]["judge_score"] is None
+    matches = [Pair.of_layers(0, 1).columns() | {"arm": arm} for arm in ("same", "other")]
+    tables.join(Tables.of({"matches": matches}))
+    score_matches(tables)
+    same, other = tables.rows("matches")
+    assert (same["judge_score"], same["n_same"]) == (2.5, 1)
+    assert other["judge_score"] is None
+    assert tables.column("judge_score").logged == ("matches",)
 
 
 def test_intervals_are_over_paths_not_over_judgements(saes):
@@ -241,17 +244,17 @@ def test_intervals_are_over_paths_not_over_judgements(saes):
             for pair in (Pair.of_layers(0, 1), Pair.of_layers(1, 2))]  # fmt: skip
     widths = []
     for judgements in (few, many):
-        scores = judge_tables(judgements, saes, Intervals())["judge_scores"]
+        scores = judge_tables(judgements, saes, Intervals()).rows("judge_scores")
         (row,) = (r for r in scores if r["source_layer"] is None)
         widths.append(row["judge_score_high"] - row["judge_score_low"])
     assert widths[0] == pytest.approx(widths[1])
 
 
 def test_contrasts_are_paired(saes):
-    one = [judgement("pair", path, "MAYBE" if path % 2 else "SAME") for path in range(20)]
+    same = [judgement("pair", path, "MAYBE" if path % 2 else "SAME") for path in range(20)]
     other = [judgement("pair", path, "DIFFERENT" if path % 2 else "MAYBE", arm="other")
              for path in range(20)]  # fmt: skip
-    (row,) = judge_tables([*one, *other], saes, Intervals())["judge_contrasts"]
+    (row,) = judge_tables([*same, *other], saes, Intervals()).rows("judge_contrasts")
     assert [row[f"judge_score_difference{end}"] for end in ("", "_low", "_high")] == (
         pytest.approx([1, 1, 1])
     )
@@ -261,7 +264,7 @@ def test_errors_by_label_are_those_of_the_pairs(saes):
     labels = ["SAME", "SAME", "DIFFERENT", "UNPARSED"]
     judgements = [judgement("pair", n, label, feature=n) for n, label in enumerate(labels)]
     tables = judge_tables(judgements, saes, Intervals(n_replicates=0))
-    errors = feature_mse(saes[SaeKey("default", 0)], saes[SaeKey("default", 1)],
+    errors = feature_mse(FoldedPair(saes[SaeKey("default", 0)], saes[SaeKey("default", 1)]),
                          match_of(list(range(N_FEATURES)))).tolist()  # fmt: skip
     assert [row["mse_W_dec"] for row in tables.rows("judgements")] == pytest.approx(errors[:4])
     rows = {row["label"]: row for row in tables.rows("mse_by_label")}
@@ -291,10 +294,10 @@ def test_paths_of_each_suite_begin_at_its_own_first_layer():
     assert [item.start for item in items] == [0, 0, 4, 4]
 
 
-def test_scores_are_told_by_explainer_pair(saes):
+def test_scores_by_explainer_pair(saes):
     same, other = judgement("pair", 0, "SAME"), judgement("pair", 1, "DIFFERENT")
     other = replace(other, target=Explanation("x", "b"))
-    rows = judge_tables([same, other], saes, Intervals(n_replicates=0))["judge_explainers"]
+    rows = judge_tables([same, other], saes, Intervals(n_replicates=0)).rows("judge_explainers")
     assert [(r["source_explainer"], r["target_explainer"], r["judge_score"]) for r in rows] == [
         ("a", "a", 3.0),
         ("a", "b", 1.0),
@@ -302,7 +305,8 @@ def test_scores_are_told_by_explainer_pair(saes):
 
 
 def test_nothing_scored_is_no_number(saes):
-    rows = judge_tables([judgement("pair", 0, "REFUSED")], saes, Intervals())["judge_scores"]
+    tables = judge_tables([judgement("pair", 0, "REFUSED")], saes, Intervals())
+    rows = tables.rows("judge_scores")
     assert all(row["judge_score"] is None for row in rows)
     assert rows[0]["n_refused"] == 1
 

@@ -28,7 +28,7 @@ def judged(judge, *texts):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         ("Names of European rivers", {"names", "european", "rivers"}),
         ("references to the term RIVER, or to rivers", {"river", "rivers"}),
@@ -40,12 +40,12 @@ def judged(judge, *texts):
         ("words that are used in the text", set()),
     ],
 )
-def test_words_are_what_a_feature_is_about(text, found):
-    assert words(text) == found
+def test_common_words_do_not_count(text, expected):
+    assert words(text) == expected
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "label", "said"),
+    ("first", "second", "label", "reason"),
     [
         ("red rivers", "the Red rivers", "SAME", "2 of 2 words shared: red, rivers"),
         ("river a b c d", "river e", "MAYBE", "1 of 5 words shared: river"),
@@ -59,9 +59,9 @@ def test_words_are_what_a_feature_is_about(text, found):
          "1 of 1 words shared: the"),
     ],
 )  # fmt: skip
-def test_overlap_by_hand(tmp_path, one, other, label, said):
+def test_overlap_by_hand(tmp_path, first, second, label, reason):
     """The thresholds themselves, 1 of 10 and 3 of 10, belong to the higher label."""
-    assert judged(judge(tmp_path), one, other) == Verdict(label, said)
+    assert judged(judge(tmp_path), first, second) == Verdict(label, reason)
 
 
 def test_exchanging_the_texts_changes_nothing(tmp_path):
@@ -76,8 +76,8 @@ def test_thresholds_are_settings_and_part_of_the_name(tmp_path):
     labels = [judged(strict, "x y", text).label for text in ("x y", "x", "x z")]
     assert labels == ["SAME", "MAYBE", "DIFFERENT"]
     assert strict.model != judge(tmp_path).model
-    about = strict.provenance()
-    assert (about["maybe"], about["same"], about["answers"]) == (0.5, 1.0, 3)
+    facts = strict.provenance()
+    assert (facts["maybe"], facts["same"], facts["answers"]) == (0.5, 1.0, 3)
     assert not (tmp_path / "s").exists(), "nothing is kept"
 
 
@@ -120,7 +120,7 @@ def test_a_run_judged_twice_by_words_alone(cli, tmp_path):
     unlike = sum(row["label"] == "DIFFERENT" for row in twice)
     assert again["second"]["agreement"] == pytest.approx(unlike / len(twice))
     assert all(row["judge_score"] == 3 for row in rows if row["role"] == "identity")
-    names = [about["model"] for about in results.provenance["judges"]]
+    names = [facts["model"] for facts in results.provenance["judges"]]
     assert names == ["overlap 0.1/0.3", "overlap 0.1/0.5"]
     for name in ("judge_contrasts", "judge_explainers", "mse_by_label"):
         assert results.tables.rows(name)

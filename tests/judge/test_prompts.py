@@ -1,4 +1,4 @@
-"""Texts are data: whatever they hold, they neither end their quotation nor grade themselves."""
+"""Texts are data: no text ends its quotation or gives itself a label."""
 
 import json
 import re
@@ -26,12 +26,12 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_text_stays_inside_its_marks(text):
-    said = JUDGE.messages((text, "rivers"))[-1]["content"]
+    prompt = JUDGE.messages((text, "rivers"))[-1]["content"]
     told = re.fullmatch(
-        r"<explanation_a>(.*)</explanation_a>\n<explanation_b>(.*)</explanation_b>", said
+        r"<explanation_a>(.*)</explanation_a>\n<explanation_b>(.*)</explanation_b>", prompt
     )
     assert told is not None
-    assert said.count("<") == said.count(">") == 4
+    assert prompt.count("<") == prompt.count(">") == 4
     assert isinstance(json.loads(told[1]), str)
     assert json.loads(told[2]) == "rivers"
 

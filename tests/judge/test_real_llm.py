@@ -67,8 +67,8 @@ def test_a_served_model_judges_and_the_counts_add_up(url, tmp_path, capsys):
     assert labels["UNASKED"] == 0
     assert any(labels[label] for label in SCORES), "a real answer was read"
     assert sum(row["role"] == "pair" for row in judgements) == 12
-    (about,) = results.provenance["judges"]
-    assert about["tokens_in"] > 0
+    (facts,) = results.provenance["judges"]
+    assert facts["tokens_in"] > 0
     again = {row["compared"]: row for row in results.tables.rows("judge_agreement")}
     with capsys.disabled():
         print(f"\n{labels}")  # noqa: T201

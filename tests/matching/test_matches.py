@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from conftest import random_sae
+from evaluations import subject_of
 from matches import permutation
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
-from saematch.evaluate.match_tables import exact_arms, match_rows
+from saematch.evaluate.match_tables import MatchTables, exact_arms
 from saematch.evaluate.weights import (
+    FoldedPair,
     decoder_norm_change,
     feature_mse,
     of_least_error,
@@ -33,14 +35,13 @@ def test_composition_goes_through_every_layer_between(tmp_path):
     hops = [(0, 1), (1, 3), (3, 4)]
     steps = [direct.match(*(saes[SaeKey("default", layer)] for layer in hop)) for hop in hops]
     far = steps[0].compose(steps[1]).compose(steps[2])
-    found = matches.by_arm["composed"][Pair.of_layers(0, 4)]
-    assert torch.equal(found.columns, far.columns)
+    composed = matches.by_arm["composed"][Pair.of_layers(0, 4)]
+    assert torch.equal(composed.columns, far.columns)
     near = Pair.of_layers(0, 1)
     assert matches.hashes["composed"][near] == matches.hashes["direct"][near]
     assert store.counts["solved"] == 3 + 2, "three steps, and two far pairs at once"
-    exact = exact_arms(arms)
-    assert exact == {"composed": "direct"}
-    rows = match_rows(saes, matches, lambda pair: None, exact)
+    assert exact_arms(arms) == {"composed": "direct"}
+    rows = MatchTables().tables(subject_of(saes, matches, arms), None).rows("matches")
     agreement = {(r["target_layer"], r["arm"]): r["agreement"] for r in rows}
     assert agreement[1, "composed"] == 1.0
     once = matches.by_arm["direct"][Pair.of_layers(0, 4)]
@@ -54,8 +55,8 @@ def test_composition_goes_through_every_layer_between(tmp_path):
 def test_the_least_are_a_share_of_the_pairs():
     a, b = random_sae(0), random_sae(1)
     match = Random(0)(Parts().factors(a, b))
-    errors = row_errors(a, b, match)
-    assert torch.equal(errors, feature_mse(a, b, match)), "of one partner of weight 1"
+    errors = row_errors(FoldedPair(a, b), match)
+    assert torch.equal(errors, feature_mse(FoldedPair(a, b), match)), "of one partner of weight 1"
     for share, n in ((0.0, 0), (0.3, 7), (0.5, 12), (1.0, 24)):
         chosen = of_least_error(match, errors, share).rows
         assert len(chosen) == n
@@ -74,8 +75,8 @@ def test_decoder_norm_change_by_hand():
     columns = torch.randperm(24, generator=torch.Generator().manual_seed(0))
     norms = [torch.linalg.vector_norm(fold(s, "threshold").W_dec, dim=1) for s in (a, b)]
     change = (norms[1][columns] - norms[0]).double()
-    found = decoder_norm_change(a, b, Match.from_columns(columns, 24))
-    assert found["decoder_norm_change"] == pytest.approx(change.mean().item(), rel=1e-5)
-    assert found["decoder_norm_change_q25"] == pytest.approx(change.quantile(0.25).item(), rel=1e-5)
-    nothing = decoder_norm_change(a, b, Match.from_columns(torch.full((24,), -1), 24))
+    moved = decoder_norm_change(FoldedPair(a, b), Match.from_columns(columns, 24))
+    assert moved["decoder_norm_change"] == pytest.approx(change.mean().item(), rel=1e-5)
+    assert moved["decoder_norm_change_q25"] == pytest.approx(change.quantile(0.25).item(), rel=1e-5)
+    nothing = decoder_norm_change(FoldedPair(a, b), Match.from_columns(torch.full((24,), -1), 24))
     assert set(nothing.values()) == {None}

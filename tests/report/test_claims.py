@@ -321,7 +321,10 @@ def test_every_rule_has_a_case():
 def test_a_verdict_states_its_numbers():
     claim = the_claim("matching_score", "folded above")
     tables = CASES["matching_score", "folded above"]
-    assert [claim.check(Tables.of(case)).seen for case in tables] == ["4 of 5 pairs", "3 of 5 pairs"]
+    assert [claim.check(Tables.of(case)).seen for case in tables] == [
+        "4 of 5 pairs",
+        "3 of 5 pairs",
+    ]
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.says)
@@ -339,6 +342,6 @@ def test_without_numbers_the_rule_is_undecided(claim):
 
 
 def test_without_intervals_the_rule_is_undecided():
-    rows = [row | {"matching_score_low": None} for row in scores(folded=[0.5], random=[0.1])]
+    rows = [row | {"matching_score_low": None} for row in scores(folded=[0.5], identity=[0.1])]
     verdict = the_claim("matching_score", "the match is above").check(Tables.of({"matches": rows}))
     assert verdict.seen == "undecided: no matching_score_low"

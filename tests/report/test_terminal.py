@@ -16,14 +16,31 @@ def test_the_share_that_carries_the_value_is_one_of_pairs_not_of_features():
 
 
 def test_a_metric_of_another_evaluation_has_its_label_and_unit(tmp_path, capsys):
-    rows = [{**ROW, "arm": arm, "drift": drift} for arm, drift in (("a", 1.0), ("a", 2.0), ("b", 4.0))]
+    rows = [
+        {**ROW, "arm": arm, "drift": drift} for arm, drift in (("a", 1.0), ("a", 2.0), ("b", 4.0))
+    ]
     tables = Tables.of({"matches": [{**ROW, "arm": "a"}], "drifts": rows}, [DRIFT])
     print_results(Results("x", {}, {}, tables=tables), tmp_path)
     assert "drift of the norm (nats), mean over pairs: a 1.500, b 4.000" in capsys.readouterr().out
 
 
 def test_the_definitions_of_metrics_are_printed(capsys):
-    print_metrics([DRIFT, Column("share", "a share", "higher", least=0.0, greatest=1.0, interval=True)])
+    print_metrics(
+        [DRIFT, Column("share", "a share", "higher", least=0.0, greatest=1.0, interval=True)]
+    )
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["drift", "drift", "of", "the", "norm", "nats", "lower", "at", "least", "0", "no", "M"] in lines
+    assert [
+        "drift",
+        "drift",
+        "of",
+        "the",
+        "norm",
+        "nats",
+        "lower",
+        "at",
+        "least",
+        "0",
+        "no",
+        "M",
+    ] in lines
     assert ["share", "a", "share", "–", "higher", "0", "to", "1", "yes"] in lines

@@ -33,7 +33,7 @@ def _own() -> list[Column]:
     from saematch.evaluate.paths import Paths
     from saematch.evaluate.planted import Planted
     from saematch.evaluate.skipping import Skipping
-    from saematch.judge.means import COLUMNS as JUDGE
+    from saematch.judge.scores import COLUMNS as JUDGE
     from saematch.training.train_saes import COLUMNS as SAES
 
     evaluations = (MatchTables, CoActivation, Skipping, Paths, Planted)

@@ -44,9 +44,11 @@ class Column:
         )  # fmt: skip
 
 
-def share(name: str, label: str, meaning: str = "", **fields: bool | tuple[str, ...]) -> Column:
+def share(
+    name: str, label: str, meaning: str, interval: bool = False, logged: tuple[str, ...] = ()
+) -> Column:
     """Return the definition of a share, which lies between 0 and 1 and is better if higher."""
-    return Column(name, label, "higher", "", 0.0, 1.0, meaning=meaning, **fields)  # type: ignore[arg-type]
+    return Column(name, label, "higher", "", 0.0, 1.0, interval, logged, meaning)
 
 
 EXPLAINED_VARIANCE = Column(

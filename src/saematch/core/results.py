@@ -56,7 +56,7 @@ class Results:
         if wrong:
             raise InputError(f"{path} is damaged ({wrong[0]} has the wrong type): {_AGAIN}")
         try:
-            columns = [_read(column) for column in content.pop("columns", [])]
+            columns = [_definition(column) for column in content.pop("columns", [])]
             content["tables"] = Tables.of(content.get("tables", {}), columns)
             return cls(**content)
         except TypeError as error:  # a name is missing, or there is one too many
@@ -102,9 +102,9 @@ def _written(column: Column) -> dict[str, Any]:
     return {"name": column.name, "label": column.label, **written}
 
 
-def _read(column: dict[str, Any]) -> Column:
-    """Return a definition that ``_written`` wrote."""
-    return Column(**column | {"logged": tuple(column.get("logged", ()))})
+def _definition(written: dict[str, Any]) -> Column:
+    """Return a definition from its form in the file, where a tuple is a list."""
+    return Column(**{**written, "logged": tuple(written.get("logged", ()))})
 
 
 def _plain(value: Any) -> Any:

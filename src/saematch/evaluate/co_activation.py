@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int64
@@ -28,7 +28,7 @@ from saematch.sae.sites import skipping_refusal
 FEATURES_AT_ONCE = 4096
 """Features whose replicated counts are held at a time."""
 
-_SCORE = {"interval": True, "logged": ("matches",)}
+_SCORE: Any = {"interval": True, "logged": ("matches",)}
 MACRO = share(
     "matching_score_macro", "matching score, mean over features",
     "mean of the share over the source features that fired at all", **_SCORE,

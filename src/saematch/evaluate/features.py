@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -12,11 +13,12 @@ from saematch.core.pairs import Pair
 from saematch.core.specs import spec
 from saematch.core.tables import Row, Tables
 from saematch.evaluate.evaluation import Evaluation, PairFacts, Subject
-from saematch.evaluate.weights import PARTS, squared_errors
+from saematch.evaluate.weights import PARTS, FoldedPair, feature_mse, squared_errors
 from saematch.matching.matches import MatchSet
-from saematch.sae.folding import fold
 from saematch.sae.recorders import Recording
 from saematch.sae.suites import Saes
+
+T = TypeVar("T")
 
 N_BINS = 60
 N_EXAMPLES = 10
@@ -53,11 +55,10 @@ def histogram_rows(saes: Saes, matches: MatchSet) -> list[Row]:
     """
     rows: list[Row] = []
     for pair in matches.pairs:
-        errors = {a: _errors(saes, m, pair)["W_dec"].numpy() for a, m in matches.of(pair).items()}
-        every = np.concatenate(list(errors.values()))
-        edges = np.histogram_bin_edges(every, N_BINS)
+        errors = _by_arm(saes, matches, pair, feature_mse)
+        edges = np.histogram_bin_edges(torch.cat(list(errors.values())).numpy(), N_BINS)
         for arm, of_arm in errors.items():
-            counts = np.histogram(of_arm, edges)[0]
+            counts = np.histogram(of_arm.numpy(), edges)[0]
             for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True):
                 ends: Row = {"mse_low": float(low), "mse_high": float(high), "n_pairs": int(n)}
                 rows.append({**pair.columns(), "arm": arm, **ends})
@@ -68,8 +69,8 @@ def example_rows(saes: Saes, matches: MatchSet) -> list[Row]:
     """Return the rows of ``features``: the pairs of least and of greatest decoder error."""
     rows: list[Row] = []
     for pair in matches.pairs:
-        for arm, match in matches.of(pair).items():
-            errors = _errors(saes, match, pair)
+        for arm, errors in _by_arm(saes, matches, pair, squared_errors).items():
+            match = matches.by_arm[arm][pair]
             order = errors["W_dec"].argsort(stable=True).tolist()
             ends = order[:N_EXAMPLES] + order[N_EXAMPLES:][-N_EXAMPLES:]
             for entry in ends:
@@ -86,6 +87,9 @@ def example_rows(saes: Saes, matches: MatchSet) -> list[Row]:
     return rows
 
 
-def _errors(saes: Saes, match: Match, pair: Pair) -> dict[str, torch.Tensor]:
-    source, target = (fold(saes[key], "threshold") for key in (pair.source, pair.target))
-    return squared_errors(source, target, match)
+def _by_arm(
+    saes: Saes, matches: MatchSet, pair: Pair, metric: Callable[[FoldedPair, Match], T]
+) -> dict[str, T]:
+    """Return the metric of each arm's match; the folded SAEs are released with this call."""
+    folded = FoldedPair(saes[pair.source], saes[pair.target])
+    return {arm: metric(folded, match) for arm, match in matches.of(pair).items()}

@@ -12,7 +12,7 @@ from saematch.core.pairs import Pair
 from saematch.core.specs import spec
 from saematch.core.tables import Row, Tables
 from saematch.evaluate.evaluation import Evaluation, Subject
-from saematch.evaluate.weights import PARTS, decoder_norm_change, mse
+from saematch.evaluate.weights import PARTS, FoldedPair, decoder_norm_change, mse
 from saematch.matching.arm import Arm
 from saematch.matching.matches import MatchSet
 from saematch.sae.folding import is_uniform
@@ -110,16 +110,21 @@ def _rows_of(
     saes: Saes, matches: MatchSet, pair: Pair, known: Match | None, exact: Mapping[str, str]
 ) -> list[Row]:
     source, target = saes[pair.source], saes[pair.target]
+    folded = FoldedPair(source, target)
+    by_hash: dict[str, Row] = {}  # arms with equal matches share their metrics
     rows: list[Row] = []
     for arm, match in matches.of(pair).items():
+        key = matches.hashes[arm][pair]
+        if key not in by_hash:
+            errors = {f"mse_{part}": value for part, value in mse(folded, match).items()}
+            by_hash[key] = {**errors, **decoder_norm_change(folded, match)}
         proof = match.certificate
         direct = matches.by_arm[exact[arm]].get(pair) if arm in exact else None
         rows.append(
             {
                 **pair.columns(),
                 "arm": arm,
-                **{f"mse_{part}": v for part, v in mse(source, target, match).items()},
-                **decoder_norm_change(source, target, match),
+                **by_hash[key],
                 "recall": None if known is None else match.agreement(known),
                 "agreement": None if direct is None else match.agreement(direct),
                 **{

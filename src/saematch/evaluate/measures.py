@@ -84,8 +84,9 @@ class Measures:
         for column, of_column in values.items():
             row |= self.replicates.row(column, of_column)
             if COMPARED & set(column.logged):
-                pair, *about = cell
-                self._values[MeanKey(pair.suites, *about, column.name)].append((column, of_column))
+                pair, arm, dataset, strategy, quantile = cell
+                key = MeanKey(pair.suites, arm, dataset, strategy, quantile, column.name)
+                self._values[key].append((column, of_column))
         return row
 
     def mean_rows(self) -> list[Row]:

@@ -19,7 +19,7 @@ from saematch.core.tables import Row, Tables
 from saematch.evaluate.counts import Counts
 from saematch.evaluate.evaluation import Evaluation, PairFacts, Subject
 from saematch.evaluate.following import BREADTH, Step, begin, follow
-from saematch.evaluate.weights import feature_mse
+from saematch.evaluate.weights import FoldedPair, feature_mse
 from saematch.sae.recorders import Recording
 from saematch.sae.suites import SaeFacts, SaeShelf
 
@@ -95,13 +95,15 @@ class Paths(Evaluation):
         held = dict.fromkeys(by_arm, first)
         rows: dict[str, list[Row]] = {arm: [] for arm in by_arm}
         for number, pair in enumerate(pairs):
+            folded = FoldedPair(subject.saes[pair.source], subject.saes[pair.target])
             for arm, of_arm in by_arm.items():
                 steps, held[arm] = follow(held[arm], of_arm[pair], self.breadth)
-                scores = _scores(subject, of_arm[pair], pair, steps)
+                scores = _scores(folded, of_arm[pair], pair, steps, subject.counts)
                 for step, score in zip(steps, scores, strict=True):
                     row: Row = {**pair.columns(), "arm": arm, "path": step.path, "step": number}
                     row |= {name: getattr(step, name) for name in _COLUMNS}
                     rows[arm].append(row | score)
+            del folded  # so that memory never holds two pairs
         return [row for of_arm in rows.values() for row in of_arm]
 
     def _choose(self, n_features: int, key: SaeKey, counts: Counts | None) -> list[int]:
@@ -128,24 +130,26 @@ def check_features(features: Sequence[int], key: SaeKey, sae: SaeFacts) -> None:
         )
 
 
-def _scores(subject: Subject, match: Match, pair: Pair, steps: list[Step]) -> list[Row]:
+def _scores(
+    folded: FoldedPair, match: Match, pair: Pair, steps: list[Step], counts: Counts | None
+) -> list[Row]:
     """Return how alike the two features of each step are."""
-    source, target = subject.saes[pair.source], subject.saes[pair.target]
     entries = sorted({step.entry for step in steps})
     chosen = torch.zeros(len(match.rows), dtype=torch.bool)
     chosen[entries] = True
     followed = match.keep(chosen)
-    errors = feature_mse(source, target, followed).tolist()
+    errors = feature_mse(folded, followed).tolist()
     cosines = [math.nan] * len(errors)
-    if source.d_model == target.d_model:
-        vectors = source.W_dec[followed.rows], target.W_dec[followed.columns]
+    if folded.is_comparable:
+        source, target = folded.source.W_dec, folded.target.W_dec
+        vectors = source[followed.rows], target[followed.columns]
         cosines = cosine_similarity(*vectors, dim=1).tolist()
     rows: list[Row] = [
         {"mse_W_dec": error, "cosine_W_dec": cosine}
         for error, cosine in zip(errors, cosines, strict=True)
     ]
-    if subject.counts is not None:
-        counts = subject.counts.of_entries(pair, match, entries)
-        rows = [row | of_entry for row, of_entry in zip(rows, counts, strict=True)]
+    if counts is not None:
+        of_entries = counts.of_entries(pair, match, entries)
+        rows = [row | of_entry for row, of_entry in zip(rows, of_entries, strict=True)]
     by_entry = dict(zip(entries, rows, strict=True))
     return [by_entry[step.entry] for step in steps]

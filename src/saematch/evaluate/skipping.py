@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import ClassVar, NamedTuple
 
+from torch import Tensor
+
 from saematch.core.columns import EXPLAINED_VARIANCE, Column
 from saematch.core.errors import InputError
 from saematch.core.match import Match
@@ -18,8 +20,7 @@ from saematch.evaluate.intervals import Replicates, Values, Weights
 from saematch.evaluate.measures import Cell, Measures
 from saematch.evaluate.metrics import explained_variance, mean
 from saematch.evaluate.splice import MATCHLESS, Job, Splice, SpliceRecorder
-from saematch.evaluate.weights import of_least_error, row_errors
-from saematch.matching.arm import Arm
+from saematch.evaluate.weights import FoldedPair, of_least_error, row_errors
 from saematch.sae.recorders import Recording
 from saematch.sae.sites import skipping_refusal
 from saematch.texts.sums import TextSums
@@ -83,19 +84,28 @@ class Skipping(Evaluation):
     def recorder(self, subject: Subject) -> SpliceRecorder:
         """Record each change of the model once, though several arms and suites ask for it."""
         splices: dict[Splice, Job] = {}
-        for cell, moved in self._cells(subject):
-            splices.setdefault(cell.evaluated, Job(_ends(cell.splice, subject), moved))
+        for pair in subject.matches.pairs:
+            errors = _row_errors(subject, pair)
+            for cell in self._cells(subject, pair):
+                if cell.evaluated not in splices:
+                    moved = _moved(subject, cell, errors)
+                    splices[cell.evaluated] = Job(_ends(cell.splice, subject), moved)
         return SpliceRecorder(subject.folder, splices, subject.models)
 
-    def _cells(self, subject: Subject) -> Iterator[tuple[SkippedCell, Match | None]]:
-        """Yield the cells pair by pair: those of each arm, then those without a match."""
-        for pair in subject.matches.pairs:
-            for name, match in subject.matches.of(pair).items():
-                for splice, moved in _of_arm(subject, subject.arms[name], pair, match):
-                    yield SkippedCell(name, splice, canonical(subject, splice, match)), moved
-            for strategy in self.strategies:
-                splice = Splice(strategy, pair)
-                yield SkippedCell(NO_ARM, splice, canonical(subject, splice, None)), None
+    def _cells(self, subject: Subject, pair: Pair) -> list[SkippedCell]:
+        """Return the cells of a pair: those of each arm, then those without a match."""
+        matches = subject.matches.of(pair)
+        cells = [
+            (name, Splice(strategy, pair, match.hash, quantile))
+            for name, match in matches.items()
+            for strategy in subject.arms[name].decode
+            for quantile in (None, *map(float, subject.arms[name].quantiles))
+        ]
+        cells += [(NO_ARM, Splice(strategy, pair)) for strategy in self.strategies]
+        return [
+            SkippedCell(arm, splice, canonical(subject, splice, matches.get(arm)))
+            for arm, splice in cells
+        ]
 
     def tables(self, subject: Subject, recording: Recording | None) -> Tables:
         """Return ``strategies`` and ``contrasts``.
@@ -108,10 +118,8 @@ class Skipping(Evaluation):
         sums, measures = recording.sums(), subject.measures
         rows: list[Row] = []
         contrasts: list[Row] = []
-        by_pair: dict[Pair, list[SkippedCell]] = {}
-        for cell, _ in self._cells(subject):
-            by_pair.setdefault(cell.splice.pair, []).append(cell)
-        for pair, cells in by_pair.items():
+        for pair in subject.matches.pairs:
+            cells = self._cells(subject, pair)
             label = subject.models.of(pair.target)
             for dataset, of_set in sums.items():
                 weights = measures.weights_of(dataset)
@@ -124,16 +132,28 @@ class Skipping(Evaluation):
         return Tables.of({"strategies": rows, "contrasts": contrasts})
 
 
-def _of_arm(subject: Subject, arm: Arm, pair: Pair, match: Match) -> Iterator[tuple[Splice, Match]]:
-    """Yield the splices of an arm, each with the match of the features that go over."""
-    errors = None
-    for strategy in arm.decode:
-        yield Splice(strategy, pair, match.hash), match
-        for quantile in map(float, arm.quantiles):
-            if errors is None:
-                errors = row_errors(subject.saes[pair.source], subject.saes[pair.target], match)
-            moved = of_least_error(match, errors, quantile)
-            yield Splice(strategy, pair, match.hash, quantile), moved
+def _row_errors(subject: Subject, pair: Pair) -> dict[str, Tensor]:
+    """Return the row errors of the matches whose arms have quantiles, by the match's hash."""
+    ranked = {
+        match.hash: match
+        for name, match in subject.matches.of(pair).items()
+        if subject.arms[name].decode and subject.arms[name].quantiles
+    }
+    if not ranked:
+        return {}
+    folded = FoldedPair(subject.saes[pair.source], subject.saes[pair.target])
+    return {key: row_errors(folded, match) for key, match in ranked.items()}
+
+
+def _moved(subject: Subject, cell: SkippedCell, errors: Mapping[str, Tensor]) -> Match | None:
+    """Return the match of the features that a splice transports; None without a match."""
+    if cell.arm == NO_ARM:
+        return None
+    splice = cell.splice
+    match = subject.matches.by_arm[cell.arm][splice.pair]
+    if splice.quantile is None:
+        return match
+    return of_least_error(match, errors[match.hash], splice.quantile)
 
 
 def _ends(splice: Splice, subject: Subject) -> Pair:

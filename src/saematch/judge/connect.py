@@ -1,4 +1,4 @@
-"""From the spec of a judge to what asks it."""
+"""Connection to a judge from its spec."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 def connect(spec: ChatModel | WordOverlap | NoJudge, store: Path) -> Judge | None:
-    """Return what asks this judge, an LLM with the answers that ``store`` keeps; None for no judge.
+    """Return the judge of a spec; None for no judge. ``store`` is the file of an LLM's answers.
 
-    Raises ``AskingError``, in one line, for what is wrong with key, server or name.
+    Raises ``AskingError`` with one line if the key, the server or the model's name is wrong.
     """
     if isinstance(spec, NoJudge):
         return None
@@ -35,7 +35,7 @@ def connect(spec: ChatModel | WordOverlap | NoJudge, store: Path) -> Judge | Non
         server.close()
         raise
     if spec.key_variable and not spec.price_input + spec.price_output:
-        log.warning("judge.price_input and price_output are 0: what %s costs is unknown", model)
+        log.warning("judge.price_input and price_output are 0: the cost of %s is unknown", model)
     chat = Chat(spec, model, server, ReplyStore(store))
     chat.batches = Batches(chat, server)
     return chat

@@ -1,4 +1,4 @@
-"""What is judged: feature paths, and the controls that say what a judge's scores are worth."""
+"""Choice of what is judged: feature paths, and controls that calibrate a judge's scores."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ log = logging.getLogger(__name__)
 
 CONTROLS = ("random", "identity", "ceiling", "paraphrase")
 AGAIN = ("swapped", "repeated", "second")
-"""Pairs that are judged once more: in the other order, again, by the second judge."""
+"""Roles of pairs that are judged again: in the other order, unchanged, by the second judge."""
 
 
 @spec("judging")
 class Judging:
-    """Spec of what is judged."""
+    """Spec of the pairs of features that are judged."""
 
     arms: Some[str] | None = None
-    """Arms whose matches are judged; None for all. The others have the controls beside them."""
+    """Arms whose matches are judged; None for all."""
     n_paths: int = 100
-    """Features of each first layer whose matches are judged, drawn from those with an explanation.
-    In a run of neighbouring layers each is followed from match to match."""
+    """Number of features of each first layer whose matches are judged, drawn from features with an
+    explanation. In a run of neighbouring layers, each is followed from match to match."""
     breadth: AtLeast1 = BREADTH
-    """Most features that a path holds at a layer, those of largest absolute weight. Every entry
-    that leaves one is a judged pair."""
+    """Most features of a path at a layer, those of largest absolute weight. Every entry from one of
+    them is a judged pair."""
     random: int = 20
-    """Random pairs of explained features at each pair: the floor."""
+    """Number of random pairs of explained features for each pair of SAEs: the floor."""
     identity: int = 20
-    """Pairs of equal index at each pair."""
+    """Number of pairs of equal index for each pair of SAEs."""
     ceiling: int = 20
-    """Features of each layer judged against another explanation of themselves, by another explainer
-    or from other texts: the ceiling. Where there is none, against a paraphrase by the LLM that
-    judges."""
+    """Number of features of each layer that are judged against another explanation of the same
+    feature, by another explainer or from other texts: the ceiling. Features with one explanation
+    are judged against a paraphrase by the judge's LLM."""
     swapped: float = 0.1
-    """Share of the pairs judged once more in the other order: position bias."""
+    """Share of the pairs that are judged again in the other order: position bias."""
     repeated: float = 0.1
-    """Share of the pairs judged once more unchanged: self-agreement."""
+    """Share of the pairs that are judged again unchanged: self-agreement."""
     seed: Seed = 0
 
     def __post_init__(self) -> None:
@@ -62,17 +62,17 @@ class Judging:
 
 @dataclass(frozen=True)
 class Item:
-    """One judgement to be made."""
+    """A judgement to be made."""
 
     role: str
-    """``pair`` and ``example`` of an arm; of ``CONTROLS`` and of ``AGAIN``."""
+    """``pair`` or ``example`` of an arm, or a member of ``CONTROLS`` or ``AGAIN``."""
     pair: Pair
-    """Both layers are one for ``ceiling`` and ``paraphrase``."""
+    """Source and target are the same SAE for ``ceiling`` and ``paraphrase``."""
     arm: str
     start: int
-    """Layer where the path begins; of what is no path, the pair's own."""
+    """Layer where the path begins. For items outside a path: the source layer."""
     path: int
-    """Number among those that begin there; of an example its rank, of a control its number."""
+    """Number among the paths that begin there; rank of an example; number of a control."""
     source_feature: int
     target_feature: int
 
@@ -94,34 +94,32 @@ def path_items(
     explanations: Explanations,
     rng: np.random.Generator,
 ) -> list[Item]:
-    """Return the pairs to judge: the same first features in every arm.
+    """Return the pairs to judge, which begin with the same features in every arm.
 
-    Where the pairing ``chains``, a pair goes on where the one before it ended; otherwise each pair
-    asks for the match of its source's features. A path ends where none of its features has a
-    partner.
+    If the pairing ``chains``, a pair continues the paths that end at its source. Otherwise each
+    pair starts from features of its source. A path ends where none of its features has a partner.
     """
     items = []
     began: dict[SaeKey, int] = {}
-    """Where the paths through a layer begin."""
+    """Layer where the paths through an SAE begin."""
     drawn: dict[SaeKey, Held] = {}
     at: dict[tuple[str, SaeKey], Held] = {}
     for pair in matches.pairs:
         key = pair.source
         follows = chains and key in began
         if not follows and key not in drawn:
-            known = explanations.features(key)
-            chosen = rng.permutation(known)[: judging.n_paths].tolist()
+            explained = explanations.features(key)
+            chosen = rng.permutation(explained)[: judging.n_paths].tolist()
             drawn[key], began[key] = begin(chosen), key.layer
             if len(chosen) < judging.n_paths:
-                log.info("%s: only %d features are explained", key.name, len(known))
+                log.info("%s: only %d features have explanations", key.name, len(explained))
         start = began[key] if follows else key.layer
         began[pair.target] = start
         for arm in judging.arms or matches.by_arm:
             if pair not in matches.by_arm[arm]:
                 continue
             held = at.get((arm, key), {}) if follows else drawn[key]
-            steps, there = follow(held, matches.by_arm[arm][pair], judging.breadth)
-            at[arm, pair.target] = there
+            steps, at[arm, pair.target] = follow(held, matches.by_arm[arm][pair], judging.breadth)
             items += [
                 Item("pair", pair, arm, start, step.path, step.source_feature, step.target_feature)
                 for step in steps
@@ -132,16 +130,16 @@ def path_items(
 def control_items(
     matches: MatchSet, judging: Judging, explanations: Explanations, rng: np.random.Generator
 ) -> list[Item]:
-    """Return random pairs and pairs of equal index at every pair, and features of every layer."""
+    """Return the controls: random pairs, pairs of equal index, and features of every layer."""
     items = []
     for pair in matches.pairs:
         key = pair.source
-        known, others = (explanations.features(k) for k in (key, pair.target))
-        n = min(judging.random, len(known))
-        one, other = rng.permutation(known)[:n], rng.choice(others, n)
-        both = sorted(set(known) & set(others))
-        same = rng.permutation(both)[: judging.identity]
-        for role, *pairs in (("random", one, other), ("identity", same, same)):
+        sources, targets = (explanations.features(k) for k in (key, pair.target))
+        n = min(judging.random, len(sources))
+        random = rng.permutation(sources)[:n], rng.choice(targets, n)
+        shared = sorted(set(sources) & set(targets))
+        same = rng.permutation(shared)[: judging.identity]
+        for role, *pairs in (("random", *random), ("identity", same, same)):
             for path, (i, j) in enumerate(zip(*pairs, strict=True)):
                 items.append(Item(role, pair, NO_ARM, key.layer, path, int(i), int(j)))
     keys = dict.fromkeys(key for pair in matches.pairs for key in (pair.source, pair.target))
@@ -154,15 +152,15 @@ def control_items(
 
 
 def table_items(role: str, rows: Sequence[Row], path: str) -> list[Item]:
-    """Return what a table of the run shows, as items; ``path`` names the column of its number."""
+    """Return the rows of a table as items; ``path`` names the column of an item's number."""
     items = []
     began: dict[str, int] = {}
     """First layer of each suite's paths."""
     for row in rows:
         columns = (path, "source_feature", "target_feature")
-        number, one, other = (int(row[name] or 0) for name in columns)
+        number, source, target = (int(row[name] or 0) for name in columns)
         pair = pair_of(row)
         first = began.setdefault(pair.suites, pair.source.layer)
         start = first if role == "pair" else pair.source.layer
-        items.append(Item(role, pair, str(row["arm"]), start, number, one, other))
+        items.append(Item(role, pair, str(row["arm"]), start, number, source, target))
     return items

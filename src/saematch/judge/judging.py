@@ -1,4 +1,4 @@
-"""Ask a judge about features, and put what it says beside what it read."""
+"""Ask a judge about pairs of features, and collect its verdicts with the texts it read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from saematch.chat.answers import read_text
 from saematch.chat.questions import Judge, Question, Reply
 from saematch.core.files import hashed
-from saematch.core.tables import Row, Tables, frame_of
+from saematch.core.tables import Row, Tables, frame_of, rows_of
 from saematch.explain.explanations import Explanation, Explanations
 from saematch.explain.prompts import EXPLAIN
 from saematch.judge.design import Item, Judging, control_items, path_items, table_items
@@ -23,12 +24,12 @@ from saematch.matching.matches import MatchSet
 log = logging.getLogger(__name__)
 
 Both = tuple[Explanation | None, Explanation | None]
-"""What is said of the source and of the target feature."""
+"""Explanations of the source and of the target feature."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One item, what was read and what came of it."""
+    """An item, its explanations and the verdict."""
 
     item: Item
     source: Explanation | None
@@ -56,90 +57,112 @@ class Judgement:
         }
 
 
+class _Items(NamedTuple):
+    """Judgements to be made, without those that are repeated."""
+
+    pairs: list[Item]
+    examples: list[Item]
+    controls: list[Item]
+
+
 def judge_matches(
     matches: MatchSet,
     chains: bool,
     judging: Judging,
     explanations: Explanations,
-    judge: Judge,
-    second: Judge | None,
+    judges: tuple[Judge, Judge | None],
     tables: Tables,
 ) -> list[Judgement]:
-    """Judge the paths of every arm, the examples and paths of the run's tables, and the controls.
+    """Judge the paths of every arm, the examples and paths in the run's tables, and the controls.
 
-    Raises ``AskingError`` where asking has to stop; what was answered is kept.
+    ``chains`` is that of the pairing. The second judge reads the pairs of the first. Raises
+    ``AskingError`` if asking has to stop; the store keeps all answers so far.
     """
+    judge, second = judges
     rng = np.random.default_rng(judging.seed)
-    steps, examples = (
-        [row for row in tables.rows(name) if row["arm"] in (judging.arms or matches.by_arm)]
-        for name in ("paths", "features")
-    )
-    pairs = table_items("pair", steps, "path")
-    pairs = pairs or path_items(matches, chains, judging, explanations, rng)
-    judged = {item.arm for item in pairs}
-    for arm in judging.arms or matches.by_arm:
-        if arm not in judged:
-            log.warning("no pair of %s is judged: no feature of its paths has a partner", arm)
-    examples = table_items("example", examples, "rank")
-    controls = control_items(matches, judging, explanations, rng)
-    _announce(pairs, examples, controls, judging, explanations, judge, second)
-    twice = [item for item in controls if item.role == "ceiling"]
-    items = [item for item in (*pairs, *examples, *controls) if item.role != "ceiling"]
-    shown = _shown(items, explanations) | _ceiling(twice, explanations, judge)
-    questions = {item: _question(*both) for item, both in shown.items()}
-    questions |= _again(pairs, questions, judging, rng)
-    replies = judge.ask([q for q in questions.values() if q], "judgements")
+    items = _items(matches, chains, judging, explanations, rng, tables)
+    _announce(items, judging, explanations, judges)
+    twice = [item for item in items.controls if item.role == "ceiling"]
+    once = [item for of_kind in items for item in of_kind if item.role != "ceiling"]
+    shown = _shown(once, explanations) | _ceiling(twice, explanations, judge)
+    questions = {item: _question(*texts) for item, texts in shown.items()}
+    questions |= _again(items.pairs, questions, judging, rng)
+    replies = judge.ask([question for question in questions.values() if question], "judgements")
     verdicts = {item: _verdict(question, replies) for item, question in questions.items()}
     if second is not None:
-        different = _different(pairs, questions)
-        theirs = second.ask(list(different), "second judgements")
+        different = _different(items.pairs, questions)
+        replies = second.ask(list(different), "second judgements")
         for question, item in different.items():
-            verdicts[replace(item, role="second")] = _verdict(question, theirs)
-    for item in verdicts.keys() - shown.keys():  # what is judged once more
+            verdicts[replace(item, role="second")] = _verdict(question, replies)
+    for item in verdicts.keys() - shown.keys():  # pairs that are judged again
         shown[item] = shown[replace(item, role="pair")]
     return [Judgement(item, *shown[item], verdict) for item, verdict in verdicts.items()]
 
 
+def _items(
+    matches: MatchSet,
+    chains: bool,
+    judging: Judging,
+    explanations: Explanations,
+    rng: np.random.Generator,
+    tables: Tables,
+) -> _Items:
+    """Return the pairs of paths, the examples of features and the controls."""
+    arms = list(judging.arms or matches.by_arm)
+    pairs = table_items("pair", _rows_of_arms(tables, "paths", arms), "path")
+    pairs = pairs or path_items(matches, chains, judging, explanations, rng)
+    judged = {item.arm for item in pairs}
+    for arm in arms:
+        if arm not in judged:
+            log.warning("no pair of %s is judged: no feature of its paths has a partner", arm)
+    examples = table_items("example", _rows_of_arms(tables, "features", arms), "rank")
+    return _Items(pairs, examples, control_items(matches, judging, explanations, rng))
+
+
+def _rows_of_arms(tables: Tables, name: str, arms: list[str]) -> list[Row]:
+    if name not in tables or tables[name].empty:
+        return []
+    return rows_of(tables[name][tables[name]["arm"].isin(arms)])
+
+
 def _shown(items: Sequence[Item], explanations: Explanations) -> dict[Item, Both]:
     """Return the explanations of both features of each item."""
-    wanted = dict.fromkeys(key for item in items for key in (item.source, item.target))
-    said = {key: some[0] for key, some in explanations.of(list(wanted)).items()}
-    return {item: (said.get(item.source), said.get(item.target)) for item in items}
+    keys = dict.fromkeys(key for item in items for key in (item.source, item.target))
+    texts = {key: of_key[0] for key, of_key in explanations.of(list(keys)).items()}
+    return {item: (texts.get(item.source), texts.get(item.target)) for item in items}
 
 
 def _ceiling(items: Sequence[Item], explanations: Explanations, judge: Judge) -> dict[Item, Both]:
-    """Return two explanations of each feature: from the source, else its own and a paraphrase.
+    """Return two explanations of each feature; the second is a paraphrase if there is only one.
 
-    Where it is a paraphrase the item's role says so; a judge that cannot write leaves it out.
+    Items with a paraphrase get the role ``paraphrase``; a judge that cannot write has none.
     """
-    known = explanations.of([item.source for item in items], others=True)
+    texts = explanations.of([item.source for item in items], others=True)
     pairs: dict[Item, Both] = {}
     alone: dict[Item, Question] = {}
     for item in items:
-        some = known.get(item.source, (None,))
-        other = next(
-            (one for one in some[1:] if one and some[0] and one.text != some[0].text), None
-        )
-        if some[0] is not None and other is None:
-            alone[item] = Question(PARAPHRASE, (some[0].text,))
+        first, *others = texts.get(item.source, (None,))
+        other = next((text for text in others if text and first and text.text != first.text), None)
+        if first is not None and other is None:
+            alone[item] = Question(PARAPHRASE, (first.text,))
         else:
-            pairs[item] = some[0], other
+            pairs[item] = first, other
     if alone and not judge.writes:
-        said = "%s writes no paraphrases: %d features with one explanation have no ceiling"
-        log.info(said, judge.model, len(alone))
+        message = "%s writes no paraphrases: %d features with one explanation have no ceiling"
+        log.info(message, judge.model, len(alone))
         return pairs
     replies = judge.ask(list(alone.values()), "paraphrases") if alone else {}
     for item, question in alone.items():
         text = read_text(replies[question], "paraphrase") if question in replies else None
         other = Explanation(text, judge.model, PARAPHRASE.version) if text else None
-        pairs[replace(item, role="paraphrase")] = known[item.source][0], other
+        pairs[replace(item, role="paraphrase")] = texts[item.source][0], other
     return pairs
 
 
 def _different(
     pairs: Sequence[Item], questions: Mapping[Item, Question | None]
 ) -> dict[Question, Item]:
-    """Return each question once, with the first pair that asks it."""
+    """Return each question once, with the first pair that needs it."""
     first: dict[Question, Item] = {}
     for item in pairs:
         question = questions[item]
@@ -154,56 +177,55 @@ def _again(
     judging: Judging,
     rng: np.random.Generator,
 ) -> dict[Item, Question | None]:
-    """Return the pairs to judge once more, as items of their own.
+    """Return the pairs to judge again, with roles of their own.
 
-    Two equal texts are not swapped: that would be the same question.
+    Pairs of equal texts are not swapped, since that would be the same question.
     """
     again: dict[Item, Question | None] = {}
-    every = list(_different(pairs, questions).items())
-    unequal = [(question, item) for question, item in every if len(set(question.texts)) > 1]
-    for role, some, share in (
-        ("swapped", unequal, judging.swapped), ("repeated", every, judging.repeated)
+    asked = list(_different(pairs, questions).items())
+    unequal = [(question, item) for question, item in asked if len(set(question.texts)) > 1]
+    for role, candidates, share in (
+        ("swapped", unequal, judging.swapped), ("repeated", asked, judging.repeated)
     ):  # fmt: skip
-        for n in rng.permutation(len(some))[: round(share * len(some))]:
-            question, item = some[n]
-            swapped = role == "swapped"
-            texts = question.texts[::-1] if swapped else question.texts
-            asked = replace(question, texts=texts, repeat=0 if swapped else 1)
-            again[replace(item, role=role)] = asked
+        for n in rng.permutation(len(candidates))[: round(share * len(candidates))]:
+            question, item = candidates[n]
+            if role == "swapped":
+                question = replace(question, texts=question.texts[::-1], repeat=0)
+            else:
+                question = replace(question, repeat=1)
+            again[replace(item, role=role)] = question
     return again
 
 
 def _announce(
-    pairs: Sequence[Item],
-    examples: Sequence[Item],
-    controls: Sequence[Item],
+    items: _Items,
     judging: Judging,
     explanations: Explanations,
-    judge: Judge,
-    second: Judge | None,
+    judges: tuple[Judge, Judge | None],
 ) -> None:
-    """Say at the start what everything together may cost, at two lines of text an explanation."""
+    """Log the most that the run may cost, with explanations of two lines."""
+    judge, second = judges
     line = "x" * 160
-    n_again = round((judging.swapped + judging.repeated) * len(pairs))
-    n_twice = sum(item.role == "ceiling" for item in controls) if judge.writes else 0
-    n_first = len(pairs) + len(examples) + len(controls) + n_again
+    n_again = round((judging.swapped + judging.repeated) * len(items.pairs))
+    n_twice = sum(item.role == "ceiling" for item in items.controls) if judge.writes else 0
+    n_first = sum(map(len, items)) + n_again
     judged, paraphrased = Question(JUDGE, (line, line)), Question(PARAPHRASE, (line,))
     cost = judge.estimate([judged] * n_first + [paraphrased] * n_twice)[2]
-    said = f"at most {n_first} judgements and {n_twice} paraphrases by {judge.model}"
+    parts = [f"at most {n_first} judgements and {n_twice} paraphrases by {judge.model}"]
     if explanations.asks_llm:
-        n_features = len(
-            {key for i in (*pairs, *examples, *controls) for key in (i.source, i.target)}
-        )
-        cost += judge.estimate([Question(EXPLAIN, (line * 10,))] * (n_features + n_twice))[2]
-        said += f", at most {n_features + n_twice} explanations"
+        features = {key for kind in items for item in kind for key in (item.source, item.target)}
+        n_explained = len(features) + n_twice
+        cost += judge.estimate([Question(EXPLAIN, (line * 10,))] * n_explained)[2]
+        parts.append(f"at most {n_explained} explanations")
     if second is not None:
-        cost += second.estimate([judged] * len(pairs))[2]
-        said += f", at most {len(pairs)} judgements by {second.model}"
-    log.info("%s%s; what is known already costs nothing", said, f", ${cost:.2f}" if cost else "")
+        cost += second.estimate([judged] * len(items.pairs))[2]
+        parts.append(f"at most {len(items.pairs)} judgements by {second.model}")
+    price = f", ${cost:.2f}" if cost else ""
+    log.info("%s%s; stored answers cost nothing", ", ".join(parts), price)
 
 
-def _question(one: Explanation | None, other: Explanation | None) -> Question | None:
-    return Question(JUDGE, (one.text, other.text)) if one and other else None
+def _question(source: Explanation | None, target: Explanation | None) -> Question | None:
+    return Question(JUDGE, (source.text, target.text)) if source and target else None
 
 
 def _verdict(question: Question | None, replies: Mapping[Question, Reply]) -> Verdict:
@@ -213,31 +235,31 @@ def _verdict(question: Question | None, replies: Mapping[Question, Reply]) -> Ve
 
 
 def explainers(judgements: Sequence[Judgement]) -> dict[str, object]:
-    """Return how many explanations were read by explainer and method, and a hash of their tags."""
+    """Return how many explanations each explainer and method wrote, and a hash of their tags."""
     read = {
-        (key, said)
+        (key, explanation)
         for j in judgements
-        for key, said in ((j.item.source, j.source), (j.item.target, j.target))
-        if said is not None
+        for key, explanation in ((j.item.source, j.source), (j.item.target, j.target))
+        if explanation is not None
     }
-    counts = Counter(f"{said.explainer} {said.method}".strip() for _, said in read)
-    return {**counts, "tags": hashed(sorted({said.tag for _, said in read}))}
+    counts = Counter(f"{text.explainer} {text.method}".strip() for _, text in read)
+    return {**counts, "tags": hashed(sorted({explanation.tag for _, explanation in read}))}
 
 
 def explain_tables(
     tables: Tables, explanations: Explanations, judgements: Sequence[Judgement]
 ) -> None:
-    """Add to each row of ``features`` and ``paths`` both explanations, and the label if judged."""
+    """Add both explanations, and the label if judged, to the tables ``features`` and ``paths``."""
     labels = {judgement.item: judgement.verdict.label for judgement in judgements}
     for name, role, path in (("features", "example", "rank"), ("paths", "pair", "path")):
         rows = tables.rows(name)
         items = table_items(role, rows, path)
         shown = _shown(items, explanations)
+        explained = []
         for row, item in zip(rows, items, strict=True):
-            for end, said in zip(("source", "target"), shown[item], strict=True):
-                row[f"{end}_explanation"] = said and said.text
-                row[f"{end}_explainer"] = said and said.explainer
-            if judgements:
-                row["label"] = labels.get(item)
-        if rows:
-            tables[name] = frame_of(rows)
+            for end, explanation in zip(("source", "target"), shown[item], strict=True):
+                row[f"{end}_explanation"] = explanation and explanation.text
+                row[f"{end}_explainer"] = explanation and explanation.explainer
+            explained.append(row | ({"label": labels.get(item)} if judgements else {}))
+        if explained:
+            tables[name] = frame_of(explained)

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 
-from saematch.core.columns import Column
-from saematch.core.pairs import DEFAULT, suites_of
-from saematch.core.tables import Row, Tables
+from saematch.core.pairs import DEFAULT, SUITE_COLUMNS, suites_of
+from saematch.core.tables import Row, Tables, rows_of
 from saematch.evaluate.intervals import Interval
 from saematch.evaluate.means import MeanKey, mean_row
+from saematch.judge.scores import JUDGE_SCORE, SAME_SHARE
 
-COLUMNS = (
-    Column("judge_score", "judge score", "higher", "", 1.0, 3.0, True, ("matches",),
-           "mean of a judge's labels: 1 different, 2 maybe, 3 the same"),
-    Column("same_share", "share of SAME", "higher", "", 0.0, 1.0, True, ("matches",),
-           "share of judgements with the label SAME"),
-    Column("kappa", "Cohen's kappa", "higher", least=-1.0, greatest=1.0,
-           meaning="agreement of two judgements of the same pairs beyond chance"),
-)  # fmt: skip
-MEANS = ("judge_score", "same_share")
+MEANS = (JUDGE_SCORE.name, SAME_SHARE.name)
 
 
 def judge_means(tables: Tables) -> list[Row]:
@@ -27,18 +18,19 @@ def judge_means(tables: Tables) -> list[Row]:
 
     A control is named in the column ``strategy``.
     """
-    n_pairs: dict[tuple, int] = defaultdict(int)
-    scores = tables.rows("judge_scores")
-    for row in scores:
-        n_pairs[suites_of(row), row["role"], row["arm"]] += row["target_layer"] is not None
+    scores = tables.get("judge_scores")
+    if scores is None or scores.empty:
+        return []
+    of_pairs = scores[scores["target_layer"].notna()]
+    n_pairs = of_pairs.groupby([*SUITE_COLUMNS, "role", "arm"]).size().to_dict()
     means = []
-    for row in (row for row in scores if row["target_layer"] is None):  # over all pairs
+    for row in rows_of(scores[scores["target_layer"].isna()]):  # over all pairs
         control = None if row["role"] == "pair" else str(row["role"])
-        n = n_pairs[suites_of(row), row["role"], row["arm"]]
+        n = n_pairs.get(tuple(row[name] for name in (*SUITE_COLUMNS, "role", "arm")), 0)
         for metric in MEANS:
             key = MeanKey(suites_of(row), str(row["arm"]), None, control, None, metric)
             ends = (row[metric], row[f"{metric}_low"], row[f"{metric}_high"])
-            means.append(mean_row(key, Interval(*ends), n))  # type: ignore[arg-type]
+            means.append(mean_row(key, Interval(*ends), int(n)))  # type: ignore[arg-type]
     return means
 
 

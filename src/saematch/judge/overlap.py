@@ -1,4 +1,4 @@
-"""A judge that is no LLM: it counts the words that two explanations share."""
+"""A judge without an LLM, which counts the words that two explanations share."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ related reference references referring refers specific specifically term terms t
 tokens various word words
 """
 _QUOTED = re.compile(r'"("|"?(?:[^"]|"(?="))+)" \(\d+%\)|["“](\S+?)["”]')
-"""A token with its share, as explanations by tokens have it, or a word in quotes."""
+"""A token with its share, as in explanations by tokens, or a word in quotes."""
 _WORD = re.compile(r"\w+")
 COMMON = frozenset(_COMMON.split())
-"""Words that say nothing of what a feature is about: those of any sentence, and then those of any
+"""Words that say nothing about a feature: first those of any sentence, then those of any
 explanation."""
 
 
 @spec("judge")
 class WordOverlap:
-    """Spec of a judge without LLM: what an LLM's scores have to beat.
+    """Spec of a judge without an LLM: the baseline for an LLM's scores.
 
-    The overlap of two explanations is the Jaccard index of their words: how many both have, divided
-    by how many either has. The thresholds are set by the controls of the embedded SAEs: at most 3 %
-    of random pairs overlap by 0.1, and of the explanations of one feature from two halves of the
-    texts 60 to 70 % do by 0.3.
+    The overlap of two explanations is the Jaccard index of their words: the number of shared words
+    divided by the number of words in either. The thresholds come from the controls of the embedded
+    SAEs. At most 3 % of random pairs overlap by 0.1 or more; 60 to 70 % of the pairs of
+    explanations of one feature, from two halves of the texts, overlap by 0.3 or more.
     """
 
     maybe: float = 0.1
-    """Overlap from which on two explanations are MAYBE the same; below it they are DIFFERENT."""
+    """Least overlap for MAYBE; explanations with less are DIFFERENT."""
     same: float = 0.3
-    """Overlap from which on they are the SAME."""
+    """Least overlap for SAME."""
 
     def __post_init__(self) -> None:
         if not 0 < self.maybe <= self.same <= 1:
@@ -56,7 +56,7 @@ class WordOverlap:
 
 
 class OverlapJudge(Judge):
-    """Judges pairs of explanations by their words, each at once; nothing is kept."""
+    """Judges pairs of explanations by their words, and stores no answers."""
 
     writes: ClassVar[bool] = False
 
@@ -66,46 +66,46 @@ class OverlapJudge(Judge):
         self.answers = 0
 
     def ask(self, questions: Sequence[Question], what: str) -> dict[Question, Reply]:
-        """Return the judgements of pairs; nothing else may be asked."""
+        """Return the judgements of pairs; other questions are not allowed."""
         assert all(question.prompt is JUDGE for question in questions)
-        found = {question: self._judged(*question.texts) for question in questions}
-        self.answers += len(found)
-        return found
+        replies = {question: self._judged(*question.texts) for question in questions}
+        self.answers += len(replies)
+        return replies
 
-    def _judged(self, one: str, other: str) -> Reply:
-        """Return a judgement in the form of an LLM's; without a label if a text has no words."""
-        a, b = words(one), words(other)
+    def _judged(self, first: str, second: str) -> Reply:
+        """Return a judgement in an LLM's form, without a label if a text has no words."""
+        a, b = words(first), words(second)
         if not a or not b:
             return self._reply("nothing to compare: a text has common words alone", None)
         both, either = sorted(a & b), a | b
         overlap = len(both) / len(either)
         alike = "SAME" if overlap >= self.spec.same else "MAYBE"
         label = alike if overlap >= self.spec.maybe else "DIFFERENT"
-        said = f"{len(both)} of {len(either)} words shared: {', '.join(both) or 'none'}"
-        return self._reply(said, SCORES[label])
+        reason = f"{len(both)} of {len(either)} words shared: {', '.join(both) or 'none'}"
+        return self._reply(reason, SCORES[label])
 
     def _reply(self, evaluation: str, label: int | None) -> Reply:
         content = json.dumps({"evaluation": evaluation, "label": label})
         return Reply(content, served_by=self.model)
 
     def estimate(self, questions: Sequence[Question]) -> tuple[int, int, float]:
-        """Nothing goes in, comes out or is paid."""
+        """Return no tokens and no cost."""
         return 0, 0, 0.0
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing, since nothing is open."""
 
     def provenance(self) -> dict[str, Any]:
-        """Return what judged: thresholds, and the hash of what counts as a word."""
+        """Return the thresholds, and a hash of the rule for words."""
         rule = hashed([_QUOTED.pattern, _WORD.pattern, sorted(COMMON)])[:8]
         return {"model": self.model, "rule": rule, **vars(self.spec), "answers": self.answers}
 
 
 def words(text: str) -> frozenset[str]:
-    """Return the words of an explanation in small letters, without those of ``COMMON``.
+    """Return the words of an explanation in lower case, without those in ``COMMON``.
 
-    What stands in quotes is a token: it is taken whole, even a common word or a bracket.
+    Text in quotes is a token and counts as one word, even if it is a common word or a bracket.
     """
     tokens = [token or word for token, word in _QUOTED.findall(text)]
-    said = _WORD.findall(_QUOTED.sub(" ", text).lower())
-    return frozenset([*(token.lower() for token in tokens), *(w for w in said if w not in COMMON)])
+    plain = _WORD.findall(_QUOTED.sub(" ", text).lower())
+    return frozenset([*(token.lower() for token in tokens), *(w for w in plain if w not in COMMON)])

@@ -1,4 +1,4 @@
-"""The wording of what a judge is asked."""
+"""Wording of a judge's questions."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ where they part, then "label", the number 1, 2 or 3.""",
     },
     max_tokens=200,
 )
-"""The judgement of two explanations (paper, appendix C: what it asks for, in our words).
+"""Judgement of two explanations, after the paper's appendix C, in our own wording.
 
-The examples' labels neither rise nor fall, since small models would go on counting.
+The labels of the examples neither rise nor fall, since small models would continue the count.
 """
 
 PARAPHRASE = Prompt(
@@ -89,4 +89,4 @@ Answer with a JSON object: "paraphrase".""",
     answer={"paraphrase": {"type": "string"}},
     max_tokens=150,
 )
-"""Another wording of an explanation, for the ceiling of judge scores."""
+"""Paraphrase of an explanation, for the ceiling of judge scores."""

@@ -1,4 +1,4 @@
-"""From judgements to tables: scores with intervals over feature paths, and what they are worth."""
+"""Tables of judgements: mean scores with intervals over feature paths, agreement, errors."""
 
 from __future__ import annotations
 
@@ -11,27 +11,46 @@ from typing import NamedTuple
 
 import torch
 
+from saematch.core.columns import Column, share
 from saematch.core.match import Match
 from saematch.core.pairs import NO_ARM, PAIR_COLUMNS, Pair
 from saematch.core.tables import Row, Tables
 from saematch.evaluate.intervals import Intervals, Values
-from saematch.evaluate.weights import feature_mse
+from saematch.evaluate.weights import FoldedPair, feature_mse
 from saematch.judge.design import AGAIN, CONTROLS, Item
 from saematch.judge.judging import Judgement
 from saematch.judge.verdicts import LABELS, SCORES, kappa
 from saematch.sae.suites import Saes
 
+JUDGE_SCORE = Column(
+    "judge_score", "judge score", "higher", "", 1.0, 3.0, interval=True, logged=("matches",),
+    meaning="mean of the labels DIFFERENT (1), MAYBE (2) and SAME (3)",
+)  # fmt: skip
+SAME_SHARE = share(
+    "same_share", "share of SAME", "share of SAME among the labels of judgements",
+    interval=True, logged=("matches",),
+)  # fmt: skip
+KAPPA = Column(
+    "kappa", "Cohen's kappa", "higher", "", -1.0, 1.0, interval=True,
+    meaning="agreement of two judgements of the same pairs beyond chance",
+)  # fmt: skip
+SCORE_DIFFERENCE = Column(
+    "score_difference", "difference in judge score", interval=True,
+    meaning="mean of the second score minus the first of pairs that were judged again",
+)  # fmt: skip
+COLUMNS: tuple[Column, ...] = (JUDGE_SCORE, SAME_SHARE, KAPPA, SCORE_DIFFERENCE)
+_AGREEMENT = share("agreement", "same label when judged again", "share of equal labels")
+"""Only in ``judge_agreement``; in other tables, ``agreement`` compares matches."""
+
 ROLES = ("pair", *CONTROLS)
-"""Roles that have scores of their own; ``AGAIN`` is compared with pairs."""
+"""Roles with scores of their own; judgements with a role in ``AGAIN`` are compared with pairs."""
 
 
-def judge_tables(
-    judgements: Sequence[Judgement], saes: Saes, intervals: Intervals
-) -> dict[str, list[Row]]:
+def judge_tables(judgements: Sequence[Judgement], saes: Saes, intervals: Intervals) -> Tables:
     """Return the tables of a judged run."""
     errors = _errors(judgements, saes)
     scores = _Scores(judgements, intervals)
-    return {
+    rows = {
         "judgements": [j.row() | {"mse_W_dec": errors[_pair(j.item)]} for j in judgements],
         "judge_scores": scores.by_pair(),
         "judge_contrasts": scores.contrasts(),
@@ -39,6 +58,7 @@ def judge_tables(
         "judge_explainers": scores.by_explainers(),
         "mse_by_label": _mse_by_label(judgements, errors),
     }
+    return Tables.of(rows, COLUMNS)
 
 
 class _Mean(NamedTuple):
@@ -67,57 +87,59 @@ class _Scores:
     def by_pair(self) -> list[Row]:
         """Return the rows of ``judge_scores``: by role, arm and pair, then over all pairs."""
         rows = [
-            {**pair.columns(), "role": role, "arm": arm, **self._row(some)}
-            for (role, arm, pair), some in self._by(lambda i: (i.role, i.arm, i.pair)).items()
+            {**pair.columns(), "role": role, "arm": arm, **self._row(of_pair)}
+            for (role, arm, pair), of_pair in self._by(lambda i: (i.role, i.arm, i.pair)).items()
         ]
         overall = self._by(lambda i: (i.role, i.arm, i.pair.source.suite, i.pair.target.suite))
-        for (role, arm, source, target), some in overall.items():
-            nowhere = dict(zip(PAIR_COLUMNS, (source, None, target, None), strict=True))
-            rows.append({**nowhere, "role": role, "arm": arm, **self._row(some)})
+        for (role, arm, source, target), of_suites in overall.items():
+            suites = dict(zip(PAIR_COLUMNS, (source, None, target, None), strict=True))
+            rows.append({**suites, "role": role, "arm": arm, **self._row(of_suites)})
         return rows
 
     def contrasts(self) -> list[Row]:
-        """Return the rows of ``judge_contrasts``: one arm's mean score less another's."""
+        """Return the rows of ``judge_contrasts``: one arm's mean score minus another's."""
         of_cell = self._by(lambda i: (i.pair, i.arm) if i.role == "pair" else None)
         arms = dict.fromkeys(arm for _, arm in of_cell)
         rows: list[Row] = []
         for pair in dict.fromkeys(pair for pair, _ in of_cell):
-            there = [arm for arm in arms if (pair, arm) in of_cell]
-            for one, other in combinations(there, 2):
-                mine, theirs = (self._mean(of_cell[pair, arm]) for arm in (one, other))
-                row: Row = {**pair.columns(), "arm": one, "against_arm": other}
-                difference, whole = mine.values - theirs.values, mine.counts + theirs.counts
-                row |= self.replicates.row("judge_score_difference", difference, whole)
+            judged = [arm for arm in arms if (pair, arm) in of_cell]
+            for arm, against in combinations(judged, 2):
+                first, second = (self._mean(of_cell[pair, name]) for name in (arm, against))
+                row: Row = {**pair.columns(), "arm": arm, "against_arm": against}
+                difference, whole = first.values - second.values, first.counts + second.counts
+                row |= self.replicates.row(JUDGE_SCORE.difference, difference, whole)
                 rows.append(row)
         return rows
 
     def by_explainers(self) -> list[Row]:
-        """Return the rows of ``judge_explainers``: scores by who explained which feature."""
-        of_pair: dict[tuple, list[Judgement]] = defaultdict(list)
+        """Return the rows of ``judge_explainers``: scores by the explainers of both features."""
+        by_key: dict[tuple, list[Judgement]] = defaultdict(list)
         for j in self.judgements:
             if j.source and j.target:
-                who = j.source.explainer, j.target.explainer
-                of_pair[(j.item.role, j.item.arm, *who)].append(j)
+                explainers = j.source.explainer, j.target.explainer
+                by_key[(j.item.role, j.item.arm, *explainers)].append(j)
         names = ("role", "arm", "source_explainer", "target_explainer")
         return [
-            {**dict(zip(names, who, strict=True)), **self._row(some)}
-            for who, some in of_pair.items()
+            {**dict(zip(names, key, strict=True)), **self._row(of_key)}
+            for key, of_key in by_key.items()
         ]
 
     def _by(self, key: Callable[[Item], tuple | None]) -> dict[tuple, list[Judgement]]:
-        found: dict[tuple, list[Judgement]] = defaultdict(list)
+        """Return the judgements by key, without those whose key is None."""
+        groups: dict[tuple, list[Judgement]] = defaultdict(list)
         for judgement in self.judgements:
             group = key(judgement.item)
             if group is not None:
-                found[group].append(judgement)
-        return found
+                groups[group].append(judgement)
+        return groups
 
     def _row(self, judgements: Sequence[Judgement]) -> Row:
         labels = Counter(judgement.verdict.label for judgement in judgements)
         row: Row = {"n_judgements": len(judgements)}
         row |= {f"n_{label.lower()}": labels[label] for label in LABELS}
-        row |= self.replicates.row("judge_score", *self._mean(judgements))
-        return row | self.replicates.row("same_share", *self._mean(judgements, lambda s: s == 3))
+        row |= self.replicates.row(JUDGE_SCORE, *self._mean(judgements))
+        same = self._mean(judgements, lambda score: score == SCORES["SAME"])
+        return row | self.replicates.row(SAME_SHARE, *same)
 
     def _mean(self, judgements: Sequence[Judgement], of: Callable[[int], float] = float) -> _Mean:
         """Return the mean over judgements that have a score; NaN if none has."""
@@ -134,16 +156,16 @@ class _Scores:
 
 
 def _group(item: Item) -> tuple:
-    """Return the set that an item belongs to: paths of one first layer, controls of one pair."""
+    """Return the group of an item: paths from one first layer, or controls of one pair."""
     pair = item.pair.suites if item.role == "pair" else item.pair
     return item.role, pair, item.start
 
 
 def _agreement(judgements: Sequence[Judgement], intervals: Intervals) -> list[Row]:
-    """Return the rows of ``judge_agreement``: the same pairs judged once more.
+    """Return the rows of ``judge_agreement``: pairs that were judged again.
 
-    ``score_difference`` is the second score less the first; for swapped pairs it is the position
-    bias. Pairs without a score in either are counted and left out. Replicates leave out paths.
+    ``score_difference`` is the second score minus the first; for swapped pairs it is the position
+    bias. Pairs that lack a score are counted and left out. Replicates leave out paths.
     """
     scores = {j.item: j.verdict.score for j in judgements}
     rows: list[Row] = []
@@ -154,26 +176,27 @@ def _agreement(judgements: Sequence[Judgement], intervals: Intervals) -> list[Ro
         if not both:
             continue
         row: Row = {"compared": role, "n_pairs": len(scored), "n_unscored": len(both) - len(scored)}
-        row |= dict.fromkeys(f"{m}{end}" for m in _AGREEMENT for end in ("", "_low", "_high"))
+        ends = ("", "_low", "_high")
+        row |= dict.fromkeys(f"{metric.name}{end}" for metric in _AGAIN for end in ends)
         if scored:
-            one, other = torch.tensor(list(scored.values())).T
+            first, second = torch.tensor(list(scored.values())).T
             paths = [(item.pair.suites, item.start, item.path) for item in scored]
             column = {path: n for n, path in enumerate(dict.fromkeys(paths))}
             replicates = intervals.replicates([len(column)])
             weights = replicates.weights[0][:, [column[path] for path in paths]]
             n = weights.sum(dim=1)
             measured = (
-                weights @ (one == other).double() / n,
-                kappa(weights, one, other),
-                weights @ (other - one).double() / n,
+                weights @ (first == second).double() / n,
+                kappa(weights, first, second),
+                weights @ (second - first).double() / n,
             )
-            for metric, values in zip(_AGREEMENT, measured, strict=True):
+            for metric, values in zip(_AGAIN, measured, strict=True):
                 row |= replicates.row(metric, values)
         rows.append(row)
     return rows
 
 
-_AGREEMENT = ("agreement", "kappa", "score_difference")
+_AGAIN = (_AGREEMENT, KAPPA, SCORE_DIFFERENCE)
 
 
 def _pair(item: Item) -> tuple[Pair, int, int]:
@@ -188,8 +211,8 @@ def _errors(judgements: Sequence[Judgement], saes: Saes) -> dict[tuple[Pair, int
     errors = {}
     for pair in sorted(of_pair):  # so that each SAE is loaded once
         pairs = sorted(of_pair[pair])
-        found = _errors_of(saes, pair, pairs)
-        errors |= {(pair, *p): e for p, e in zip(pairs, found, strict=True)}
+        of_pair_errors = _errors_of(saes, pair, pairs)
+        errors |= {(pair, *p): e for p, e in zip(pairs, of_pair_errors, strict=True)}
     return errors
 
 
@@ -198,7 +221,7 @@ def _errors_of(saes: Saes, pair: Pair, pairs: Sequence[tuple]) -> list[float]:
     rows, columns = torch.tensor(pairs).T
     ones = torch.ones(len(rows), dtype=torch.float64)
     match = Match(rows, columns, ones, source.n_features, target.n_features)
-    return feature_mse(source, target, match).tolist()
+    return feature_mse(FoldedPair(source, target), match).tolist()
 
 
 def _mse_by_label(
@@ -206,7 +229,7 @@ def _mse_by_label(
 ) -> list[Row]:
     """Return the rows of ``mse_by_label``: the decoder's error of the pairs with each label.
 
-    Two features that several paths go through are one pair.
+    Two features that are on several paths count as one pair.
     """
     of_label: dict[tuple[Pair, str, str], dict[tuple, float]] = defaultdict(dict)
     for judgement in judgements:
@@ -221,8 +244,8 @@ def _mse_by_label(
             values = torch.tensor([*of_label[pair, arm, label].values()], dtype=torch.float64)
             row: Row = {**pair.columns(), "arm": arm, "label": label, "n_pairs": len(values)}
             row["mse_mean"] = values.mean().item() if len(values) else None
-            for name, share in (("q25", 0.25), ("median", 0.5), ("q75", 0.75)):
-                row[f"mse_{name}"] = values.quantile(share).item() if len(values) else None
+            for name, quantile in (("q25", 0.25), ("median", 0.5), ("q75", 0.75)):
+                row[f"mse_{name}"] = values.quantile(quantile).item() if len(values) else None
             rows.append(row)
     return rows
 

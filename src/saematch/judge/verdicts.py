@@ -1,4 +1,4 @@
-"""From an answer to a verdict, and from verdicts to agreement."""
+"""Verdicts from a judge's answers, and agreement between verdicts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from saematch.chat.questions import Reply
 from saematch.evaluate.intervals import Values, Weights
 
 SCORES = {"DIFFERENT": 1, "MAYBE": 2, "SAME": 3}
-"""The labels that count, and their ``judge_score``."""
+"""Labels that count, and their ``judge_score``."""
 UNSCORED = ("UNPARSED", "REFUSED", "UNEXPLAINED", "UNASKED")
-"""Kept and counted, left out of means: no label in the answer; an answer declined; a feature
-without an explanation; not in the cache, where nothing else may be asked."""
+"""Labels that are counted and left out of means: no label in the answer; a refusal to answer; a
+feature without an explanation; a question without a stored answer when nothing may be asked."""
 LABELS = (*SCORES, *UNSCORED)
 
 _GRADES = {score: label for label, score in SCORES.items()}
@@ -23,7 +23,7 @@ _LABEL = re.compile(r'(?i)label"?[\s*_]*[:=][\s*_"(]*(-?\d+(?:\.\d+)?)')
 
 
 class Verdict(NamedTuple):
-    """What came of one judgement."""
+    """Outcome of a judgement."""
 
     label: str
     """One of ``LABELS``."""
@@ -32,23 +32,23 @@ class Verdict(NamedTuple):
 
     @property
     def score(self) -> int | None:
-        """1 to 3, None for a label that does not count."""
+        """Score from 1 to 3; None for a label that does not count."""
         return SCORES.get(self.label)
 
 
 def read_verdict(reply: Reply) -> Verdict:
-    """Read a judgement: the JSON that was asked for, else the last label in the text.
+    """Return the verdict of a reply: the label of its JSON, else the last label in its text.
 
-    A label other than 1, 2 and 3 is none, and so is any in a text that was cut off: nothing is
-    rounded or guessed.
+    Labels other than 1, 2 and 3 do not count, and neither do labels in a text that was cut off:
+    nothing is rounded or guessed.
     """
     if reply.refused:
         return Verdict("REFUSED", reply.content)
-    found = json_object(reply.content)
-    if found is not None:
-        return Verdict(_label(found.get("label")), str(found.get("evaluation", "")))
+    answer = json_object(reply.content)
+    if answer is not None:
+        return Verdict(_label(answer.get("label")), str(answer.get("evaluation", "")))
     text = reply.content.strip()
-    if reply.finish_reason == "length":  # cut off before it came to a label
+    if reply.finish_reason == "length":  # cut off before the label
         return Verdict("UNPARSED", text)
     grades = _LABEL.findall(text)
     grade = grades[-1] if grades else text.strip("*.\"' ")
@@ -61,15 +61,15 @@ def _label(grade: object) -> str:
     return _GRADES.get(int(plain), "UNPARSED") if plain in ("1", "2", "3") else "UNPARSED"
 
 
-def kappa(weights: Weights, one: torch.Tensor, other: torch.Tensor) -> Values:
-    """Return Cohen's kappa of two lists of scores 1 to 3 of the same things.
+def kappa(weights: Weights, first: torch.Tensor, second: torch.Tensor) -> Values:
+    """Return Cohen's kappa of two lists of scores 1 to 3 of the same pairs.
 
-    ``weights`` as in ``evals.intervals``, one column for each thing. NaN where chance alone agrees
-    wholly, as when both give one label throughout.
+    ``weights`` as in ``evaluate.intervals``, with a column for each pair. NaN if chance alone
+    agrees fully, as when both lists have one label throughout.
     """
     grades = torch.tensor(sorted(SCORES.values()))
-    mine, theirs = ((scores[:, None] == grades).double() for scores in (one, other))
+    by_grade = [(scores[:, None] == grades).double() for scores in (first, second)]
     n = weights.sum(dim=1)
-    agree = weights @ (one == other).double() / n
-    chance = ((weights @ mine) * (weights @ theirs)).sum(dim=1) / n.square()
+    agree = weights @ (first == second).double() / n
+    chance = ((weights @ by_grade[0]) * (weights @ by_grade[1])).sum(dim=1) / n.square()
     return torch.where(chance < 1, (agree - chance) / (1 - chance), torch.nan)

@@ -66,7 +66,7 @@ def _shares_by_layer(axis: Axes, partial: DataFrame, metric: str, dataset: str) 
         of_share = where(partial, arm=arm, dataset=dataset, quantile=share)
         by_pair(axis, of_share, metric, partial, color=colour, label=f"q = {share:g}")
     axis.set_title(f"{dataset}, {arm}")
-    scale(axis, metric, numbers(where(partial, arm=arm), metric, 0))
+    scale(axis, metric, numbers(where(partial, arm=arm), metric, 0.0))
 
 
 def _pairs_by_share(axis: Axes, partial: DataFrame, metric: str, dataset: str) -> None:
@@ -81,12 +81,12 @@ def _pairs_by_share(axis: Axes, partial: DataFrame, metric: str, dataset: str) -
             ).sort_values("quantile", kind="stable")
             hidden = "" if (source, target) in in_legend else "_"
             style = {"label": f"{hidden}{source}→{target}"} if arm == arms[0] else faint
-            at = list(numbers(curve, "quantile"))
+            at = numbers(curve, "quantile").tolist()
             line(axis, at, curve, metric, color=colour, linestyle=dash, **style)
     names = [f"{kind} {arm}" for kind, arm in zip(("dotted", "dashed"), arms[1:], strict=False)]
     others = f"\n({', '.join(names)})" if names else ""
     axis.set_xlabel(f"q, share permuted{others}")
-    scale(axis, metric, numbers(partial, metric, 0))
+    scale(axis, metric, numbers(partial, metric, 0.0))
 
 
 def _colours(n: int) -> list[tuple[float, float, float, float]]:
@@ -139,7 +139,7 @@ def _switch_style(arm: str, strategy: str, against_arm: str) -> dict[str, object
 
 def _ends(frame: DataFrame, metric: str) -> tuple[float, float]:
     """Return the least and the greatest end of a metric's intervals, or value without one."""
-    values = numbers(frame, metric, 0)
+    values = numbers(frame, metric, 0.0)
     low, high = (numbers(frame, f"{metric}_{end}") for end in ("low", "high"))
     least = np.where(np.isnan(low), values, low)
     greatest = np.where(np.isnan(high), values, high)
@@ -162,7 +162,7 @@ def planted(tables: Tables) -> Figure | None:
             style = {**arm_style(arm, rows), "linestyle": dash, "label": label}
             by_pair(axis, where(of_strategy, arm=arm, source_suite=suite), metric, rows, **style)
         if metric == "explained_variance":
-            scale(axis, metric, numbers(of_strategy, metric, 0))
+            scale(axis, metric, numbers(of_strategy, metric, 0.0))
         else:
             axis.set_ylim(-0.03, 1.03)
         units = "" if metric == "recall" else f", decoded by {UNITS[strategy]}"

@@ -81,7 +81,7 @@ def norms(tables: Tables) -> Figure | None:
     if matches.empty:
         return None
     figure, (left, middle, right) = panels(3)
-    at = list(layers["layer"])
+    at = layers["layer"].tolist()
     line(left, at, layers, "mean_norm", color="#000000")
     left.set_title("mean norm of the hidden state")
     line(middle, at, layers, "threshold_mean", color="#000000")
@@ -167,7 +167,7 @@ def _strategies(tables: Tables, metric: str) -> Figure | None:
         return None
     datasets = datasets_of(cells)
     figure, axes = panels(len(datasets), 3.9)
-    values = numbers(cells, metric, 0)
+    values = numbers(cells, metric, 0.0)
     for axis, dataset in zip(axes, datasets, strict=True):
         for arm, strategy in unique(cells, "arm", "strategy"):
             of_cell = where(cells, arm=arm, strategy=strategy, dataset=dataset)

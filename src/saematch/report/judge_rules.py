@@ -56,7 +56,9 @@ def same_has_less_error(tables: Tables) -> Verdict:
     cases = []
     for source, target in unique(labelled, "source_layer", "target_layer"):
         of_pair = where(labelled, source_layer=source, target_layer=target)
-        medians = dict(zip(of_pair["label"], numbers(of_pair, "mse_median", 0), strict=True))
+        medians = dict(
+            zip(of_pair["label"], numbers(of_pair, "mse_median", 0.0).tolist(), strict=True)
+        )
         if {"SAME", "DIFFERENT"} <= medians.keys():
             cases.append(medians["SAME"] < medians["DIFFERENT"])
     return share(cases, "pairs with both labels")

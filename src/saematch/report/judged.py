@@ -74,7 +74,7 @@ def judge_layers(tables: Tables) -> Figure | None:
 def _bars(axis: Axes, scores: DataFrame) -> None:
     """Draw the numbers of judgements by label, stacked, a bar for each layer pair."""
     at = range(len(scores))
-    stacks = {label: numbers(scores, f"n_{label.lower()}", 0) for label in LABEL_COLOURS}
+    stacks = {label: numbers(scores, f"n_{label.lower()}", 0.0) for label in LABEL_COLOURS}
     stacks["without a label"] = _counts_of(scores, UNSCORED)
     bottom = 0 * stacks["SAME"]
     for label, counts in stacks.items():
@@ -152,7 +152,7 @@ def _agreements(axis: Axes, again: DataFrame) -> None:
     names = [f"{AGAIN_LABELS[str(row['compared'])]} ({row['n_pairs']})" for row in rows]
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.set_xlim(min(-0.05, *numbers(again, "kappa_low", 0)), 1.05)
+    axis.set_xlim(min(-0.05, *numbers(again, "kappa_low", 0.0)), 1.05)
     axis.set_title("the same pairs judged once more")
     axis.grid(axis="x", color="#EEEEEE", zorder=0)
 
@@ -203,6 +203,6 @@ def _errors_by_label(judged: DataFrame, arm: str) -> list[np.ndarray]:
     """Return the errors of an arm's feature pairs with each label; several paths count once."""
     features = ["source_feature", "target_feature"]
     return [
-        numbers(where(judged, arm=arm, label=label).drop_duplicates(features), "mse_W_dec", 0)
+        numbers(where(judged, arm=arm, label=label).drop_duplicates(features), "mse_W_dec", 0.0)
         for label in SCORES
     ]

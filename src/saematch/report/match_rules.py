@@ -78,8 +78,8 @@ def long_tail(tables: Tables) -> Verdict:
     median, mean = {}, {}
     for arm in ("folded", "identity"):
         bins = rows(tables["feature_mse_histogram"], arm=arm)
-        middle = (numbers(bins, "mse_low", 0) + numbers(bins, "mse_high", 0)) / 2
-        errors = np.repeat(middle, numbers(bins, "n_pairs", 0).astype(int))
+        middle = (numbers(bins, "mse_low", 0.0) + numbers(bins, "mse_high", 0.0)) / 2
+        errors = np.repeat(middle, numbers(bins, "n_pairs", 0.0).astype(int))
         median[arm], mean[arm] = errors[len(errors) // 2], fmean(errors)
     seen = f"median {median['folded']:.3g}, mean {mean['folded']:.3g}, identity's median "
     agrees = mean["folded"] > median["folded"] and median["identity"] > 2 * median["folded"]

@@ -54,7 +54,7 @@ def paths(tables: Tables) -> Figure | None:
     figure.colorbar(colours, ax=grid, label=f"{name} of the step ({arms[0]})", fraction=0.03)
     for arm in arms:
         of_arm = where(steps, arm=arm)
-        values = of_arm.assign(**{metric: numbers(of_arm, metric, 0)})
+        values = of_arm.assign(**{metric: numbers(of_arm, metric, 0.0)})
         pair = ["source_layer", "target_layer"]
         by_step = values.groupby(pair, sort=False, as_index=False)[metric].mean()
         by_pair(means, by_step, metric, steps, **arm_style(arm, steps))
@@ -73,7 +73,7 @@ def _grid(axis: Axes, lines: DataFrame, metric: str) -> None:
     import matplotlib
 
     layers, n_paths = _layers_of(lines), 1 + int(lines["path"].max())
-    likeness = numbers(lines, metric, 0)
+    likeness = numbers(lines, metric, 0.0)
     for row, value in zip(rows_of(lines), likeness, strict=True):
         at: Any = row["path"]
         x = layers.index(row["source_layer"])  # type: ignore[arg-type]

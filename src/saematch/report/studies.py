@@ -56,7 +56,7 @@ def feature_mse(tables: Tables) -> Figure | None:
             bins = where(histogram, arm=arm, source_layer=source, target_layer=target)
             if bins.empty:  # the arm has no match of this pair
                 continue
-            edges = [*numbers(bins, "mse_low", 0), numbers(bins, "mse_high", 0)[-1]]
+            edges = [*numbers(bins, "mse_low", 0.0), numbers(bins, "mse_high", 0.0)[-1]]
             colour = arm_style(arm, histogram)["color"]
             counts = list(bins["n_pairs"])
             axis.stairs(counts, edges, color=colour, label=arm, linewidth=1.4)  # type: ignore[arg-type]
@@ -95,7 +95,7 @@ def persistence(tables: Tables) -> Figure | None:
             of_cell = where(cells, arm=arm, strategy=strategy)
             _by_distance(axis, of_cell, metric, sources, cell_style(arm, strategy, cells))
         axis.set_title(f"explained variance, {dataset}")
-        scale(axis, metric, numbers(cells, metric, 0))
+        scale(axis, metric, numbers(cells, metric, 0.0))
     legend(figure, *axes)
     return figure
 
@@ -106,7 +106,7 @@ def _by_distance(
     """Draw a metric against the distance in layers, a line for each source layer."""
     for number, source in enumerate(sources):
         of_source = with_metric(where(frame, source_layer=source), metric)
-        distance = list(of_source["target_layer"] - of_source["source_layer"])
+        distance = (of_source["target_layer"] - of_source["source_layer"]).tolist()
         label = None if number else style["label"]
         look = {**style, "label": label, "marker": MARKERS[number % len(MARKERS)]}
         line(axis, distance, of_source, metric, **look)
@@ -119,7 +119,7 @@ def sparsity(tables: Tables) -> Figure | None:
     cells = _with_l0(within_suites(where(table(tables, "strategies"), quantile=None)), tables)
     if len(values_of(cells, "source_suite")) < 2 or len(layer_pairs(cells)) != 1:
         return None
-    ticks = sorted(set(numbers(cells, "l0", 0)))
+    ticks = sorted(set(numbers(cells, "l0", 0.0)))
     if len(set(map(round, ticks))) < 2:  # as for one sparsity on two language models
         return None
     datasets = datasets_of(cells)
@@ -130,13 +130,13 @@ def sparsity(tables: Tables) -> Figure | None:
             of_cell = where(cells, arm=arm, strategy=strategy, dataset=dataset)
             of_cell = of_cell.sort_values("l0", kind="stable")
             style = cell_style(arm, strategy, cells)
-            line(axis, list(numbers(of_cell, "l0", 0)), of_cell, metric, **style)
+            line(axis, numbers(of_cell, "l0", 0.0).tolist(), of_cell, metric, **style)
         axis.set_title(dataset)
         axis.set_xscale("log")
         axis.set_xticks(ticks, [f"{value:.0f}" for value in ticks])
         axis.minorticks_off()
         axis.set_xlabel(f"mean L0 of layer {layer_pairs(cells)[0][0]}")
-        scale(axis, metric, numbers(cells, metric, 0))
+        scale(axis, metric, numbers(cells, metric, 0.0))
     for axis, metric in zip(axes[:: len(datasets)], metrics, strict=True):
         axis.set_ylabel(axis_label(tables.column(metric)))
     legend(figure, axes[0])
@@ -163,7 +163,7 @@ def similar_l0(tables: Tables) -> Figure | None:
     dashes = dict(zip(suites, DASHES, strict=False))
     for suite, dash in dashes.items():
         layers = where(table(tables, "layers"), suite=suite)
-        at = list(layers["layer"])
+        at = layers["layer"].tolist()
         line(axes[0], at, layers, "mean_l0", color="#000000", linestyle=dash, label=suite)
     axes[0].set_title("mean L0")
     axes[0].set_xlabel("layer")
@@ -179,6 +179,6 @@ def similar_l0(tables: Tables) -> Figure | None:
             style |= {"label": f"{style['label']} ({suite})", "linestyle": dashes[suite]}
             by_pair(axis, of_cell, metric, cells, **style)
         axis.set_title(f"explained variance, {dataset}")
-        scale(axis, metric, numbers(cells, metric, 0))
+        scale(axis, metric, numbers(cells, metric, 0.0))
     legend(figure, axes[1])
     return figure

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from saematch.core.columns import Column
 from saematch.core.files import replacing
 from saematch.core.pairs import DEFAULT, NO_ARM, SUITE_COLUMNS
@@ -154,7 +156,7 @@ def legend(figure: Figure, *axes: Axes, columns: int = 4) -> None:
                   ncols=min(columns, len(handles)), frameon=False)  # fmt: skip
 
 
-def scale(axis: Axes, metric: str, values: Sequence[float]) -> None:
+def scale(axis: Axes, metric: str, values: np.ndarray) -> None:
     """Scale the axis of explained variance (linear down to -1) or of the change in loss."""
     lowest, highest = min(values, default=0.0), max(values, default=0.0)
     if metric == "explained_variance":

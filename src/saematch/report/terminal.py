@@ -197,7 +197,7 @@ def _strategy_table(strategies: pd.DataFrame, metric: str) -> Table:
         share = "" if quantile is None else f"q={quantile:g}"
         headings.append(f"{heading}{share}".strip())
     printed = _table(*headings)
-    filled = strategies.assign(**{metric: numbers(strategies, metric, 0)})
+    filled = strategies.assign(**{metric: numbers(strategies, metric, 0.0)})
     by_cell = filled.groupby([*PAIR_COLUMNS, *keys], sort=False, dropna=False, as_index=False)
     means = by_cell[metric].mean()
     for pair in _pairs(strategies):

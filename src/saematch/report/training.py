@@ -33,7 +33,7 @@ def training_curves(tables: Tables) -> Figure | None:
         for number, layer in enumerate(layers):
             of_layer = where(curves, layer=layer)
             label = f"layer {layer}" if number in (0, len(layers) - 1) else None
-            samples, values = (numbers(of_layer, name, 0) for name in ("samples", metric))
+            samples, values = (numbers(of_layer, name, 0.0) for name in ("samples", metric))
             axis.plot(samples, values, color=colours(number), linewidth=1.1, label=label)
         axis.set_title(title)
         axis.set_xlabel("hidden states seen")

@@ -14,7 +14,6 @@ from saematch.evaluate.measures import Measures
 from saematch.explain.explanations import Means
 from saematch.judge.connect import connect
 from saematch.judge.judging import explain_tables, explainers, judge_matches
-from saematch.judge.means import COLUMNS as JUDGE_COLUMNS
 from saematch.judge.means import judge_means
 from saematch.judge.scores import judge_tables, score_matches
 from saematch.lm.source import OpenedModel
@@ -202,10 +201,9 @@ def judge(context: Context) -> None:
     if first is not None:
         judgements = judge_matches(
             context.matches, experiment.pairing.chains, experiment.judging, context.explanations,
-            first, second, results.tables,
+            (first, second), results.tables,
         )  # fmt: skip
-        tables = judge_tables(judgements, context.saes, experiment.intervals)
-        results.tables.join(Tables.of(tables, JUDGE_COLUMNS))
+        results.tables.join(judge_tables(judgements, context.saes, experiment.intervals))
         score_matches(results.tables)
         results.provenance["explanations"] = explainers(judgements)
         means = results.tables.rows("means") + judge_means(results.tables)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from saematch.core.columns import EXPLAINED_VARIANCE, Column
 from saematch.core.errors import InputError
 from saematch.core.files import read_json, replacing, write_json
 from saematch.core.memory import keep_freed_memory, memory_shortage
@@ -25,7 +26,17 @@ from saematch.training.trained import describe, finish, measure, save_sae
 
 log = logging.getLogger(__name__)
 
-COLUMNS: tuple = ()
+COLUMNS: tuple[Column, ...] = (
+    EXPLAINED_VARIANCE,
+    Column("explained_variance_standardised", "explained variance, standardised", "higher",
+           greatest=1.0, logged=("saes",),
+           meaning="explained variance if each coordinate of the hidden state counts the same"),
+    Column("l0", "L0", unit="features", least=0.0, logged=("saes",),
+           meaning="mean number of active features of a held-out token"),
+    Column("dead_features", "dead features", "lower", "features", least=0.0, logged=("saes",),
+           meaning="number of features that are active on no training token"),
+)  # fmt: skip
+"""Metrics of trained SAEs."""
 CARD_COLUMNS = (
     "layer",
     "explained_variance",

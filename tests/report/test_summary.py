@@ -1,0 +1,73 @@
+"""Names and values of the history and the means of a run."""
+
+from saematch.core.columns import Column
+from saematch.core.tables import Tables
+from saematch.report.summary import history_by_layer, mean_metrics, optimal_to
+
+COLUMNS = (
+    Column("recall", "recall", logged=("matches",)),
+    Column("judge_score", "judge score", logged=("matches",)),
+    Column("explained_variance", "explained variance", logged=("strategies", "saes")),
+    Column("mean_norm", "mean norm", logged=("layers",)),
+    Column("drift", "drift", logged=("drifts",)),
+    Column("n_90", "pairs"),
+)
+
+
+def pair(source, target, suite="default", **columns):
+    return {"source_suite": suite, "source_layer": source, "target_suite": suite,
+            "target_layer": target, "arm": "a", **columns}  # fmt: skip
+
+
+def test_the_parts_of_a_name():
+    cell = {"dataset": "d", "strategy": "permute"}
+    tables = Tables.of(
+        {
+            "matches": [pair(0, 1, recall=0.5, n_90=3), pair(1, 2, "wide", recall=None, n_90=3)],
+            "strategies": [
+                pair(0, 1, quantile=None, explained_variance=0.25, **cell),
+                pair(0, 1, quantile=0.1, explained_variance=0.75, **cell),
+            ],
+            "judge_scores": [
+                pair(0, 1, role="pair", judge_score=2.0),
+                pair(0, 1, role="random", judge_score=1.0),
+                pair(None, None, role="random", judge_score=1.0),
+            ],
+            "layers": [{"suite": "wide", "layer": 2, "mean_norm": 3.0}],
+            "saes": [{"layer": 1, "explained_variance": 0.9}],
+            "drifts": [pair(1, 2, "wide", drift=7.0)],
+        },
+        COLUMNS,
+    )
+    assert history_by_layer(tables) == {
+        1: {
+            "recall/a": 0.5,
+            "explained_variance/d/a/permute": 0.25,
+            "explained_variance/d/a/permute@0.1": 0.75,
+            "sae/explained_variance": 0.9,
+            "judge_control/random": 1.0,
+        },
+        2: {"mean_norm/wide": 3.0, "drift/a/wide": 7.0},
+    }
+
+
+def test_several_sources_of_a_target_are_named_and_averaged_apart():
+    matches = [pair(0, 2, recall=0.5), pair(1, 2, recall=0.25), pair(0, 3, recall=1.0)]
+    tables = Tables.of({"matches": matches}, COLUMNS)
+    assert mean_metrics(tables) == {"recall/a/from_0": 0.75, "recall/a/from_1": 0.25}
+    assert history_by_layer(tables)[2] == {"recall/a/from_0": 0.5, "recall/a/from_1": 0.25}
+
+
+def test_without_definitions_nothing_is_logged():
+    assert history_by_layer(Tables.of({"matches": [pair(0, 1, recall=0.5)]})) == {}
+    assert mean_metrics(Tables()) == {}
+
+
+def test_an_arm_is_optimal_to_its_largest_gap_if_all_its_matches_have_one():
+    gaps = {"a": [(0.5, None), (0.1, 0.2)], "b": [(0.1, 0.1), (None, None)]}
+    rows = [
+        {**pair(0, 1), "arm": arm, "gap": gap, "gap_over_chance": over_chance}
+        for arm, of_arm in gaps.items()
+        for gap, over_chance in of_arm
+    ]
+    assert optimal_to(Tables.of({"matches": rows})) == {"optimal_to/a": 0.5}
