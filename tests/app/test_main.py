@@ -28,10 +28,10 @@ def test_a_run_writes_what_it_promises(cli, tmp_path):
     arms = ["folded", "unfolded", "identity", "random"]
     rows = results["tables"]["matches"]
     assert [r["arm"] for r in rows] == arms * pairs
-    wanted = {"source_layer", "target_layer", "arm", "mse_W_enc", "mse_b_enc", "mse_W_dec",
+    columns = {"source_layer", "target_layer", "arm", "mse_W_enc", "mse_b_enc", "mse_W_dec",
               "recall", "matching_score", "value", "bound", "chance", "gap",
               "gap_over_chance"}  # fmt: skip
-    assert all(wanted <= row.keys() for row in rows)
+    assert all(columns <= row.keys() for row in rows)
     solved = [row for row in rows if row["arm"] in ("folded", "unfolded")]
     assert all(0 <= row["gap_over_chance"] <= 1e-6 for row in solved)
     strategies = results["tables"]["strategies"]
@@ -249,9 +249,9 @@ def test_matching_depends_on_nothing_but_its_inputs():
     from saematch.matching.objectives.parts import Parts
 
     factors = Parts().factors(random_sae(0), random_sae(1))
-    one = Random(3)(factors)
+    match = Random(3)(factors)
     torch.rand(10)
-    assert torch.equal(one.columns, Random(3)(factors).columns)
+    assert torch.equal(match.columns, Random(3)(factors).columns)
 
 
 def test_two_text_files_of_one_name_are_refused(cli, tmp_path, tiny):

@@ -41,10 +41,10 @@ def agents_command(command, point):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
     words = create_sweep_command(list(command))
-    told = create_sweep_command_args({"args": {k: {"value": v} for k, v in point.items()}})
-    told |= {"interpreter": ["python"], "env": ["/usr/bin/env"]}
+    substitutes = create_sweep_command_args({"args": {k: {"value": v} for k, v in point.items()}})
+    substitutes |= {"interpreter": ["python"], "env": ["/usr/bin/env"]}
     return [w for word in words
-            for w in (told[word[2:-1]] if word.startswith("${") else [word])]  # fmt: skip
+            for w in (substitutes[word[2:-1]] if word.startswith("${") else [word])]  # fmt: skip
 
 
 def test_the_settings_of_a_job_are_those_of_the_agents_command(tmp_path):
@@ -57,7 +57,7 @@ def test_the_settings_of_a_job_are_those_of_the_agents_command(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "sentence"),
     [
         ({"method": "annealing"}, "'annealing' is not one of grid, random, bayes"),
         ({"metric": {"name": "x"}}, "needs a 'name' and a 'goal'"),
@@ -79,8 +79,8 @@ def test_the_settings_of_a_job_are_those_of_the_agents_command(tmp_path):
         ({"metric": {"name": 5, "goal": "maximize"}}, "5 is not text"),
     ],
 )
-def test_what_cannot_be_done_is_refused(tmp_path, changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_done_is_refused(tmp_path, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
         read_sweep(written(tmp_path, **changes))
 
 
