@@ -92,8 +92,8 @@ def norms(tables: Tables) -> Figure | None:
     norm = layers.set_index("layer")["mean_norm"]
     changes = matches.drop_duplicates(["source_layer", "target_layer"])
     change = changes["target_layer"].map(norm) - changes["source_layer"].map(norm)
-    style = {"color": "#000000", "label": "hidden state"}
-    by_pair(right, changes.assign(change=change), "change", matches, **style)
+    changes = changes.assign(change=change)
+    by_pair(right, changes, "change", matches, color="#000000", label="hidden state")
     vectors = matches.rename(
         columns={
             "decoder_norm_change_q25": "decoder_norm_change_low",
