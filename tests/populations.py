@@ -1,11 +1,15 @@
-"""A made-up population of texts, and the metrics of text sets drawn from it."""
+"""A synthetic population of texts, and the metrics of text sets sampled from it."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from saematch.evaluate.metrics import co_activation, explained_variance, mean
+from saematch.core.columns import EXPLAINED_VARIANCE, Column
+from saematch.evaluate.co_activation import MEAN_L0, SCORES, co_activation
+from saematch.evaluate.counts import JACCARD, MATCHING_SCORE, PairCounts
+from saematch.evaluate.metrics import explained_variance, mean
+from saematch.evaluate.skipping import LOSS
 
 D_MODEL = 4
 
@@ -55,18 +59,24 @@ def _sums(random, counts, spread, scale):
     return n * mean + noise, square + scale**2 * random.chisquare(D_MODEL * counts)
 
 
-def metrics(weights: torch.Tensor, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+LIVE, MACRO = (
+    next(column for column in SCORES if column.name == f"matching_score_{name}")
+    for name in ("live", "macro")
+)
+
+
+def metrics(weights: torch.Tensor, sums: dict[str, torch.Tensor]) -> dict[Column, torch.Tensor]:
     """Return the metrics of a text set and its replicates."""
     counts, both = sums["counts"], sums["both"]
     one_each = torch.ones(both.shape[1], dtype=torch.int64)
-    fired = (sums["own"], sums["partner"])
-    score = co_activation(weights, both, *fired, both.sum(dim=1), one_each)
+    pair_counts = PairCounts(both, sums["own"], sums["partner"], both.sum(dim=1))
+    scores = co_activation(weights, pair_counts, one_each)
     names = ("error_sum", "error_square", "x_sum", "x_square", "counts")
-    found = {
-        "explained_variance": explained_variance(weights, *(sums[name] for name in names)),
-        "loss": mean(weights, sums["loss"], counts),
-        "mean_l0": mean(weights, sums["own"].sum(dim=1).double(), counts),
+    values = {
+        EXPLAINED_VARIANCE: explained_variance(weights, *(sums[name] for name in names)),
+        LOSS: mean(weights, sums["loss"], counts),
+        MEAN_L0: mean(weights, sums["own"].sum(dim=1).double(), counts),
     }
-    for name in ("matching_score", "matching_score_live", "matching_score_macro", "jaccard"):
-        found[name] = getattr(score, name)
-    return found | {"difference": found["matching_score_macro"] - found["matching_score"]}
+    for column in (MATCHING_SCORE, LIVE, MACRO, JACCARD):
+        values[column] = getattr(scores, column.name)
+    return values | {MACRO.difference: values[MACRO] - values[MATCHING_SCORE]}

@@ -172,7 +172,7 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
         (["+foo=1"], "there is no setting 'foo'"),
         (["trainer.precision=bf16-true"], "set model.dtype=bfloat16"),
         (["trainer.devices=2"], "needs trainer.strategy=ddp_spawn"),
-        (["sae.path=x/{layer}"], "a value with other signs wants quotes"),
+        (["sae.path=x/{layer}"], "a value with other characters needs quotes"),
         (["dataset.paths=[a/x.jsonl,b/x.jsonl]"], "cannot read the texts in a/x.jsonl"),
         (["lay=[0]"], "there is no setting 'lay'; did you mean layers?"),
         (["sae.widht=3"], "there is no setting 'sae.widht'"),
@@ -181,8 +181,12 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
             "there is no objective=everything: choose one of both, decoder, encoder",
         ),
         (["arms=[best]"], "best"),
-        (["evaluations=[nothing]"], "evaluations holds 'nothing'"),
-        (["strategies=[skip]"], "unknown strategy 'skip'"),
+        (
+            ["evaluations=[nothing]"],
+            "there is no evaluations=nothing: choose one of co_activation, ",
+        ),
+        (["evaluations.paths.n_paths=3"], "evaluations.paths"),
+        (["evaluations.skipping.strategies=[skip]"], "unknown strategy 'skip'"),
         (["dataset.max_tokens=2"], "at least 3"),
         (["dataset.paths=[none.jsonl]"], "cannot read the texts in none.jsonl"),
         (["model.path=/nowhere"], "cannot load the language model '/nowhere'"),
@@ -190,7 +194,7 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
         (["arms.folded.fold=theta"], "unknown fold 'theta'"),
         (["trainer.batch_size=0"], "batch_size=0"),
         (['sae.path="/nowhere/layer_{layer}"'], "/nowhere/layer_0 does not exist; layers"),
-        (["sae.path=/nowhere"], "must hold {layer} once"),
+        (["sae.path=/nowhere"], "must contain {layer} once"),
     ],
 )
 def test_bad_settings_end_in_one_line(cli, tmp_path, settings, words):

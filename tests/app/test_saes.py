@@ -76,5 +76,5 @@ def test_the_whole_name_of_a_release_lists_its_saes(capsys):
 
 
 def test_nothing_fits():
-    with pytest.raises(ValueError, match="close ones: gemma-scope-2b-pt-res"):
+    with pytest.raises(ValueError, match="similar names: gemma-scope-2b-pt-res"):
         main(["gemma-scop-2b-pt-res"])

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from saematch.evaluate.plan import evaluate_texts
 
 from saematch.core.code import closure, code_of, codes_of
+from saematch.evaluate.counting import CountRecorder
+from saematch.evaluate.splice import SpliceRecorder
 from saematch.explain.contexts import ContextRecorder, ContextStore
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
@@ -191,7 +192,8 @@ def test_a_file_of_a_script_counts():
 
 KEPT = {
     "matches": (Arm, Parts, Optimal),
-    "sums": (evaluate_texts, LmSource),
+    "counts": (CountRecorder, TextPass, LmSource),
+    "sums": (SpliceRecorder, TextPass, LmSource),
     "tokens": (load_texts, LmSource),
     "contexts": (ContextRecorder, ContextStore, TextPass, LmSource),
     "scales": (ActivationRecorder, by_activation, LmSource),

@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from conftest import random_sae
+from evaluations import subject_of
 from matches import partners
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate.features import N_BINS, N_EXAMPLES, example_rows, histogram_rows
-from saematch.evaluate.paths import PathSpec, check_paths, path_rows
+from saematch.evaluate.paths import Paths
 from saematch.evaluate.weights import FoldedPair, feature_mse
 from saematch.matching.matches import MatchSet
-from saematch.sae.suites import SaeFacts
+from saematch.sae.suites import SaeShelf
 
 PAIRS = (Pair.of_layers(0, 1), Pair.of_layers(1, 2))
 SAES = {SaeKey("default", layer): random_sae(layer, layer=layer) for layer in range(3)}
@@ -25,6 +26,10 @@ def permutation(seed):
 def a_match_set(**arms):
     by_arm = {arm: dict(zip(PAIRS, of_arm, strict=True)) for arm, of_arm in arms.items()}
     return MatchSet(PAIRS, by_arm)
+
+
+def path_rows(matches, **settings):
+    return Paths(**settings).tables(subject_of(SAES, matches), None).rows("paths")
 
 
 def test_every_pair_is_in_one_bin():
@@ -63,16 +68,16 @@ def test_a_match_smaller_than_the_examples_shows_each_pair_once():
 
 
 def test_a_path_is_the_composition():
-    one, two = permutation(0), permutation(1)
-    rows = path_rows(SAES, a_match_set(a=(one, two)), PathSpec(n_paths=5, seed=3), None)
+    first, second = permutation(0), permutation(1)
+    rows = path_rows(a_match_set(a=(first, second)), n_paths=5, seed=3)
     assert len(rows) == 5 * 2
-    composed = one.compose(two).columns
+    composed = first.compose(second).columns
     for path in range(5):
         steps = [r for r in rows if r["path"] == path]
         assert [r["step"] for r in steps] == [0, 1]
         assert steps[0]["target_feature"] == steps[1]["source_feature"]
         assert steps[1]["target_feature"] == composed[steps[0]["source_feature"]]
-        error = feature_mse(FoldedPair(SAES[PAIRS[0].source], SAES[PAIRS[0].target]), one)
+        error = feature_mse(FoldedPair(SAES[PAIRS[0].source], SAES[PAIRS[0].target]), first)
         assert steps[0]["mse_W_dec"] == error[steps[0]["source_feature"]].item()
         a, b = (SAES[SaeKey("default", k)].W_dec for k in (0, 1))
         cosine = torch.cosine_similarity(
@@ -85,7 +90,7 @@ def test_paths_of_all_arms_start_at_the_same_seeded_features():
     matches = a_match_set(a=(permutation(0),) * 2, b=(permutation(4),) * 2)
 
     def starts(seed):
-        rows = path_rows(SAES, matches, PathSpec(n_paths=6, seed=seed), None)
+        rows = path_rows(matches, n_paths=6, seed=seed)
         first = [r for r in rows if r["step"] == 0]
         return [[r["source_feature"] for r in first if r["arm"] == arm] for arm in "ab"]
 
@@ -99,14 +104,13 @@ def test_a_path_ends_at_a_feature_without_a_partner():
     )
     lost = int(torch.nonzero(partners(gone) == -1)[0])
     start = int(torch.nonzero(permutation(0).columns == lost)[0])
-    spec = PathSpec(features=[start, (start + 1) % 24])
-    rows = path_rows(SAES, a_match_set(a=(permutation(0), gone)), spec, None)
+    features = [start, (start + 1) % 24]
+    rows = path_rows(a_match_set(a=(permutation(0), gone)), features=features)
     assert [(r["path"], r["step"]) for r in rows] == [(0, 0), (1, 0), (1, 1)]
 
 
 def test_wrong_paths():
-    with pytest.raises(ValueError, match="at least one path"):
-        PathSpec(n_paths=0)
+    with pytest.raises(ValueError, match=r"paths\.n_paths=0 must be greater than or equal to 1"):
+        Paths(n_paths=0)
     with pytest.raises(ValueError, match="holds 24, but layer 0 has features 0 to 23"):
-        key = PAIRS[0].source
-        check_paths(PathSpec(features=[23, 24]), key, SaeFacts.of(SAES[key]))
+        Paths(features=[23, 24]).check_saes(SaeShelf.of(SAES))

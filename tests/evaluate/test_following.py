@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import random_sae
+from evaluations import subject_of
 from matches import dense, halves, matches, of_dense, permutation, permutations, soft, untimed
 from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate.following import begin, follow
-from saematch.evaluate.paths import PathSpec, path_rows
+from saematch.evaluate.paths import Paths
 from saematch.evaluate.weights import FoldedPair, feature_mse
 from saematch.matching.matches import MatchSet
 
@@ -64,9 +65,9 @@ def test_a_path_by_hand():
     assert held == {0: {0: -0.25}}
 
 
-def rows_of(*of_arm, **spec):
+def rows_of(*of_arm, **settings):
     matches = MatchSet(PAIRS, {"a": dict(zip(PAIRS, of_arm, strict=True))})
-    return path_rows(SAES, matches, PathSpec(**spec), None)
+    return Paths(**settings).tables(subject_of(SAES, matches), None).rows("paths")
 
 
 def test_the_rows_of_a_permutation_are_one_a_step():
@@ -110,5 +111,5 @@ def test_every_path_ends_where_none_of_its_features_has_a_partner():
 
 @pytest.mark.parametrize("breadth", [0, -1, 1.5])
 def test_a_breadth_that_holds_nothing_is_refused(breadth):
-    with pytest.raises(ValueError, match=rf"paths\.breadth={breadth}"):
-        PathSpec(breadth=breadth)
+    with pytest.raises(ValueError, match=rf"evaluations\.paths\.breadth={breadth}"):
+        Paths(breadth=breadth)

@@ -7,15 +7,15 @@ import torch
 from safetensors import safe_open
 
 from conftest import N_LAYERS, TEXTS, random_sae
-from evaluate.test_splice import Planned, evaluated, plain
+from evaluate.test_splice import check_halves, plain
+from evaluations import recorded, subject_of, tables_of
 from matches import dense, halves, of_dense, permutation, soft
 from saematch.core.match import Match
-from saematch.core.pairs import Pair, SaeKey
+from saematch.core.pairs import Pair, SaeKey, pair_of
 from saematch.core.specs import spec
-from saematch.evaluate.intervals import Intervals
-from saematch.evaluate.match_tables import match_rows
-from saematch.evaluate.plan import plan_splices
-from saematch.evaluate.tables import Tables
+from saematch.evaluate.co_activation import CoActivation
+from saematch.evaluate.match_tables import MatchTables
+from saematch.evaluate.skipping import Skipping
 from saematch.evaluate.weights import (
     FoldedPair,
     decoder_norm_change,
@@ -26,14 +26,13 @@ from saematch.evaluate.weights import (
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Random
-from saematch.matching.matches import match_pairs
+from saematch.matching.matches import MatchSet, match_pairs
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.store import MatchStore
 from saematch.sae.folding import fold
 from saematch.sae.sources.disk import SaeFolders
 from saematch.texts.sources import TextSet
-from saematch.texts.sums import TextSums
-from saematch.texts.tokens import TokenBatch, tokenise
+from saematch.texts.tokens import tokenise
 
 
 @spec("matcher")
@@ -71,13 +70,16 @@ def lm(tiny):
 
 
 @pytest.fixture(scope="module")
-def planned(tiny, tmp_path_factory):
+def matched(tiny, tmp_path_factory):
+    """The matches of a run, before its texts are read."""
     source = SaeFolders(f"{tiny}/saes/layer_{{layer}}")
     saes = {SaeKey("default", layer): source.load(layer) for layer in range(N_LAYERS)}
     folder = tmp_path_factory.mktemp("matches")
     matches = match_pairs(saes, PAIRS, ARMS, MatchStore(folder / "cache"), folder)
-    plan, cells = plan_splices(saes, matches, ARMS, ())
-    return Planned(saes, matches, cells, plan)
+    return subject_of(saes, matches, ARMS, folder / "sums")
+
+
+BOTH = (CoActivation(), Skipping(()))
 
 
 @pytest.fixture(scope="module")
@@ -86,57 +88,52 @@ def batches(lm):
 
 
 @pytest.fixture(scope="module")
-def sums(planned, lm, batches, tmp_path_factory) -> TextSums:
-    return evaluated(planned, lm, batches, tmp_path_factory.mktemp("evaluation"))
+def subject(matched, lm, batches):
+    return recorded(matched, BOTH, lm, {"t": batches})
 
 
 @pytest.fixture(scope="module")
-def tables(planned, sums):
-    return Tables(planned.plan, {"t": sums}, Intervals())
-
-
-@pytest.fixture(scope="module")
-def active(planned, lm):
+def active(matched, lm):
     """Which features of each SAE are active, by a plain forward of each text."""
-    found = {key: [] for key in planned.saes}
+    by_text = {key: [] for key in matched.saes}
     for text in TEXTS:
         ids = lm.tokenizer(text, add_special_tokens=False).input_ids[:9]
         ids = torch.tensor([[lm.tokenizer.bos_token_id, *ids]])
         hidden = lm.model(input_ids=ids, output_hidden_states=True).hidden_states
-        for key, sae in planned.saes.items():
+        for key, sae in matched.saes.items():
             seen = []
             hook = lm.blocks[key.layer].register_forward_hook(lambda m, i, o, s=seen: s.append(o))
             lm.model(input_ids=ids)
             hook.remove()
             assert len(hidden) == N_LAYERS + 1
-            found[key].append(sae.encode(seen[0][0, 1:]) > 0)
-    return {key: torch.cat(of_text) for key, of_text in found.items()}
+            by_text[key].append(sae.encode(seen[0][0, 1:]) > 0)
+    return {key: torch.cat(of_text) for key, of_text in by_text.items()}
 
 
-def test_every_cell_equals_the_plain_evaluation(planned, lm, tables):
-    rows = tables.strategies(planned.cells)["strategies"]
+def test_every_cell_equals_the_plain_evaluation(subject, lm):
+    rows = tables_of(subject, Skipping(())).rows("strategies")
     assert len(rows) == 2 * (2 * 4 + 3 + 1)
-    for cell, row in zip(planned.cells, rows, strict=True):
-        x_hat, x, losses = plain(planned, lm, cell)
+    for row in rows:
+        x_hat, x, losses = plain(subject, lm, row)
         unexplained = (x_hat - x).var(dim=0, correction=0).sum()
         expected = 1 - unexplained / x.var(dim=0, correction=0).sum()
         assert row["explained_variance"] == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
         assert row["loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
     by = {
-        (cell.arm, *cell.splice[::3]): row["loss"]
-        for cell, row in zip(planned.cells, rows, strict=True)
-        if cell.splice.pair == PAIRS[0]
+        (row["arm"], row["strategy"], row["quantile"]): row["loss"]
+        for row in rows
+        if pair_of(row) == PAIRS[0]
     }
     assert by["halves", "permute", 1.0] == by["halves", "permute", None], "all have partners"
     assert by["soft", "permute", 1.0] != by["soft", "permute", None], "two features have none"
 
 
-def test_counts_equal_dense_ones(planned, tables, active):
-    rows = tables.activations(planned.matches)["activations"]
+def test_counts_equal_dense_ones(subject, active):
+    rows = tables_of(subject, CoActivation()).rows("activations")
     assert [row["dataset"] for row in rows] == ["t", "all"] * len(PAIRS) * len(ARMS)
     for row in rows:
-        pair = Pair.of_layers(row["source_layer"], row["target_layer"])
-        entries = dense(planned.matches.by_arm[row["arm"]][pair]) != 0
+        pair = pair_of(row)
+        entries = dense(subject.matches.by_arm[row["arm"]][pair]) != 0
         own, other = active[pair.source], active[pair.target]
         partner = (other.double() @ entries.T.double()) > 0  # tokens x source features: any
         both, fired, either = ((m & own).sum(0) if k else m.sum(0) for k, m in
@@ -163,13 +160,13 @@ def test_counts_equal_dense_ones(planned, tables, active):
             assert row["matching_score_entries"] < row["matching_score"]
 
 
-def test_counts_of_single_entries_equal_dense_ones(planned, tables, active):
+def test_counts_of_single_entries_equal_dense_ones(subject, active):
     for arm in ARMS:
         for pair in PAIRS:
-            match = planned.matches.by_arm[arm][pair]
+            match = subject.matches.by_arm[arm][pair]
             chosen = [1, 4, 5]
-            found = tables.entries(pair, match, chosen)
-            for n, row in zip(chosen, found, strict=True):
+            rows = subject.counts.of_entries(pair, match, chosen)
+            for n, row in zip(chosen, rows, strict=True):
                 own = active[pair.source][:, match.rows[n]]
                 partner = active[pair.target][:, match.columns[n]]
                 both, either = int((own & partner).sum()), int((own | partner).sum())
@@ -179,29 +176,25 @@ def test_counts_of_single_entries_equal_dense_ones(planned, tables, active):
                 assert row["jaccard"] == pytest.approx(both / either if either else 0)
 
 
-def test_a_match_of_one_partner_stores_nothing_twice(planned, sums):
-    with safe_open(sums.parts[0][0], framework="pt") as file:
-        kinds = {}
+def test_a_match_of_one_partner_stores_nothing_twice(subject):
+    kinds = {}
+    (parts,) = subject.recordings["CoActivation"].files["t"]
+    with safe_open(parts[0], framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 - a file is no dictionary
-            kind, found = name.split("|")[0], name.split("|")[-1]
-            kinds.setdefault(found, {})[kind] = file.get_slice(name).get_shape()[1:]
+            kind, match = name.split("|")[0], name.split("|")[-1]
+            kinds.setdefault(match, {})[kind] = file.get_slice(name).get_shape()[1:]
     for pair in PAIRS:
-        for arm, hashes in planned.matches.hashes.items():
+        for arm, hashes in subject.matches.hashes.items():
             stored = {kind: kinds[hashes[pair]][kind] for kind in ("both", "entries", "partners")
                       if kind in kinds[hashes[pair]]}  # fmt: skip
-            n_entries = len(planned.matches.by_arm[arm][pair].rows)
+            n_entries = len(subject.matches.by_arm[arm][pair].rows)
             several = {"both": [24], "entries": [n_entries], "partners": [24]}
             assert stored == ({"both": [24]} if arm == "permutation" else several)
 
 
-def test_halves_of_a_batch_are_joined_as_the_whole(planned, lm, batches):
-    batch = batches[0]
-    whole = planned.plan(lm, batch)
-    parts = (batch.ids, batch.counts, batch.lengths)
-    divided = (planned.plan(lm, TokenBatch(*(part[n] for part in parts))) for n in ([0], [1]))
-    joined = planned.plan.join(*divided, 1)
-    for name, value in whole.items():
-        torch.testing.assert_close(joined[name], value, rtol=1e-4, atol=1e-3)
+@pytest.mark.parametrize("evaluation", BOTH, ids=("co_activation", "skipping"))
+def test_halves_of_a_batch_are_joined_as_the_whole(matched, lm, batches, evaluation):
+    check_halves(matched, lm, batches[0], evaluation)
 
 
 def test_a_row_s_error_is_that_of_the_weighted_sum_of_its_partners():
@@ -283,12 +276,10 @@ def test_the_table_of_matches_counts_features_entries_and_what_was_dropped():
     saes = {key: random_sae(key.layer) for key in pair}
     spread = soft(1, gone=(0,))
     kept = spread.compose(permutation(3).compose(soft(2)), most=2)
-    from saematch.matching.matches import MatchSet
-
-    found = match_rows(saes, MatchSet((pair,), {"a": {pair: spread}, "b": {pair: kept}}),
-                       lambda pair: None, {})  # fmt: skip
+    matches = MatchSet((pair,), {"a": {pair: spread}, "b": {pair: kept}})
+    rows = MatchTables().tables(subject_of(saes, matches), None).rows("matches")
     columns = ("n_features", "n_matched", "n_entries", "dropped_mass")
-    assert [[row[name] for name in columns] for row in found] == [
+    assert [[row[name] for name in columns] for row in rows] == [
         [24, 23, 69, 0.0],
         [24, 23, 46, kept.dropped],
     ]

@@ -3,15 +3,19 @@ import math
 import pytest
 import torch
 
-from saematch.evaluate.metrics import co_activation, explained_variance, mean
+from saematch.evaluate import co_activation as module
+from saematch.evaluate.co_activation import co_activation
+from saematch.evaluate.counts import PairCounts
+from saematch.evaluate.metrics import explained_variance, mean
 
 ONCE = torch.ones(1, 1, dtype=torch.float64)
 
 
 def sums(x, text):
     """Sums by text of vectors, and of their squared norms."""
-    each = (torch.arange(int(text.max()) + 1)[:, None] == text).double()
-    return each @ x.double(), each @ x.double().square().sum(dim=1), each.sum(dim=1).long()
+    of_text = (torch.arange(int(text.max()) + 1)[:, None] == text).double()
+    squares = x.double().square().sum(dim=1)
+    return of_text @ x.double(), of_text @ squares, of_text.sum(dim=1).long()
 
 
 def variance_explained(x, x_hat, text=None, weights=None):
@@ -53,10 +57,10 @@ def test_a_replicate_is_the_metric_of_the_texts_it_holds():
     x, x_hat = torch.randn(30, 4, generator=g), torch.randn(30, 4, generator=g)
     text = torch.arange(30) // 10
     weights = torch.tensor([[1.0, 1, 1], [2, 0, 1]], dtype=torch.float64)
-    found = variance_explained(x, x_hat, text, weights)
+    values = variance_explained(x, x_hat, text, weights)
     drawn = torch.cat([torch.arange(10), torch.arange(10), torch.arange(20, 30)])
     expected = variance_explained(x[drawn], x_hat[drawn])
-    assert found.tolist() == pytest.approx(
+    assert values.tolist() == pytest.approx(
         [variance_explained(x, x_hat).item(), expected.item()], rel=1e-9
     )
     n = torch.tensor([1, 2, 3])
@@ -64,26 +68,24 @@ def test_a_replicate_is_the_metric_of_the_texts_it_holds():
 
 
 def test_co_activation_of_a_replicate_counts_its_texts_alone(monkeypatch):
-    from saematch.evaluate import metrics
-
-    monkeypatch.setattr(metrics, "FEATURES_AT_ONCE", 3)  # a width that does not divide
+    monkeypatch.setattr(module, "FEATURES_AT_ONCE", 3)  # a width that does not divide
     g = torch.Generator().manual_seed(5)
     fired = torch.randint(0, 3, (4, 8), generator=g)
     partner = fired + torch.randint(0, 2, (4, 8), generator=g)
     both = (fired * torch.rand(4, 8, generator=g)).long()
     weights = torch.tensor([[1.0, 1, 1, 1], [0, 3, 0, 1]], dtype=torch.float64)
     one_each = torch.ones(8, dtype=torch.int64)
-    found = co_activation(weights, both, fired, partner, both.sum(dim=1), one_each)
-    again = [counts[torch.tensor([1, 1, 1, 3])] for counts in (both, fired, partner)]
-    once = co_activation(
-        torch.ones(1, 4, dtype=torch.float64), *again, again[0].sum(dim=1), one_each
-    )
+    counts = PairCounts(both, fired, partner, both.sum(dim=1))
+    scores = co_activation(weights, counts, one_each)
+    drawn = PairCounts(*(of_texts[torch.tensor([1, 1, 1, 3])] for of_texts in counts))
+    once = co_activation(torch.ones(1, 4, dtype=torch.float64), drawn, one_each)
     for name in ("matching_score", "matching_score_macro", "jaccard"):
-        assert getattr(found, name)[1].item() == pytest.approx(getattr(once, name).item()), name
+        assert getattr(scores, name)[1].item() == pytest.approx(getattr(once, name).item()), name
 
 
 def test_co_activation_of_dead_layers_is_no_nan():
     dead = torch.zeros(1, 3, dtype=torch.int64)
-    score = co_activation(ONCE, dead, dead, dead, dead.sum(dim=1), torch.ones(3).long())
-    assert not math.isnan(score.matching_score.item() + score.jaccard.item())
-    assert (score.n_live, score.n_dead) == (0, 3)
+    counts = PairCounts(dead, dead, dead, dead.sum(dim=1))
+    scores = co_activation(ONCE, counts, torch.ones(3).long())
+    assert not math.isnan(scores.matching_score.item() + scores.jaccard.item())
+    assert (scores.n_live, scores.n_dead) == (0, 3)

@@ -1,4 +1,4 @@
-"""What a match is proven to be: over chance, by few pairs or many, and which pairs are certain."""
+"""Proven properties of a match: its value over chance, the pairs that carry it, certain pairs."""
 
 import itertools
 import json
@@ -256,8 +256,8 @@ def test_A9_every_assignment_compares_layers_of_two_widths_by_distance(assignmen
     assert torch.equal(partners(match), partners(assignment(far)))
     error = distances(*widths(40, 60))
     if isinstance(assignment, MutualNearest):
-        there, back = error.argmin(1), error.argmin(0)
-        expected = np.where(back[there] == np.arange(40), there, -1)
+        forth, back = error.argmin(1), error.argmin(0)
+        expected = np.where(back[forth] == np.arange(40), forth, -1)
         assert partners(match).tolist() == expected.tolist()
     if isinstance(assignment, Greedy):
         assert divmod(int(error.argmin()), 60) != (0, 0)

@@ -1,19 +1,29 @@
-"""Features without a partner are no dead partners; recall over features that fired."""
+"""Features without a partner do not count as dead partners; recall over features that fired."""
 
 import logging
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from matches import partners
+from conftest import TEXTS
+from evaluations import recorded, subject_of, tables_of
+from matches import partners, permutation
+from saematch.core.columns import Column
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.core.results import Results
+from saematch.core.tables import Tables
+from saematch.evaluate.co_activation import CoActivation, co_activation, live_part
+from saematch.evaluate.counts import PairCounts
 from saematch.evaluate.intervals import Intervals
-from saematch.evaluate.match_tables import live_recall
-from saematch.evaluate.metrics import co_activation
+from saematch.lm.source import LmSource
 from saematch.matching.matches import MatchSet
 from saematch.report.figures import FIGURES, NEEDS, OF_TRAINING, draw_figures
+from saematch.sae.sources.disk import SaeFolders
+from saematch.texts.sources import TextSet
+from saematch.texts.tokens import tokenise
 
 ONCE = torch.ones(1, 1, dtype=torch.float64)
 
@@ -23,8 +33,8 @@ def test_A14_three_counts_and_three_scores_by_hand():
     # 2: never fires; 3: 5 tokens, its partner never fires; 4: 10 tokens, it has no partner
     both, own, partner = [[1, 1, 0, 0, 0]], [[4, 1, 0, 5, 10]], [[2, 3, 9, 0, 0]]
     n_partners = torch.tensor([1, 1, 1, 1, 0])
-    counts = map(torch.tensor, (both, own, partner, [2]))
-    score = co_activation(ONCE, *counts, n_partners)
+    counts = PairCounts(*map(torch.tensor, (both, own, partner, [2])))
+    score = co_activation(ONCE, counts, n_partners)
     assert score.matching_score.tolist() == pytest.approx([2 / 20])
     assert score.matching_score_live.tolist() == pytest.approx([2 / 15]), "without feature 3"
     assert score.matching_score_matched.tolist() == pytest.approx([2 / 10]), "without feature 4"
@@ -37,8 +47,9 @@ def test_A14_three_counts_and_three_scores_by_hand():
 def test_A14_without_any_partner_there_is_no_score_of_partners():
     none = torch.zeros(3, dtype=torch.int64)
     counts = [torch.tensor([row]) for row in ([0, 0, 0], [2, 1, 0], [0, 0, 0], 0)]
-    score = co_activation(ONCE, *counts, none)
-    assert Intervals().replicates([1]).interval("m", score.matching_score_matched)[0] is None
+    score = co_activation(ONCE, PairCounts(*counts), none)
+    metric = Column("m", "m")
+    assert Intervals().replicates([1]).interval(metric, score.matching_score_matched)[0] is None
     assert (score.n_unmatched, score.n_dead_partners, score.n_both_live) == (2, 0, 0)
     assert score.matching_score_live.item() == 0
 
@@ -66,22 +77,36 @@ def test_A14_a_partial_match_counts_its_unmatched_features(cli, tmp_path):
 
 
 def test_A14_recall_over_live_features_by_hand():
-    pair = Pair.of_layers(0, 1)
     truth = Match.from_columns(torch.tensor([0, 1, 2, -1, 4]), 5)
-    found = Match.from_columns(torch.tensor([0, 2, 1, 3, 4]), 5)  # 0 and 4 are right
+    match = Match.from_columns(torch.tensor([0, 2, 1, 3, 4]), 5)  # 0 and 4 are right
     fired = torch.tensor([3, 1, 0, 7, 2])  # live are 0, 1, 3 and 4; 3 has no true partner
-    asked = []
+    assert match.agreement(truth) == 2 / 4
+    assert match.agreement(live_part(truth, fired)) == 2 / 3
+    assert live_part(None, fired) is None
+    assert live_part(truth, 0 * fired) is None
 
-    def tokens(key):
-        asked.append(key)
-        return fired
 
-    matches = MatchSet((pair,), {"a": {pair: found}})
-    assert found.agreement(truth) == 2 / 4
-    assert live_recall(matches, lambda _: truth, tokens) == {(pair, "a"): 2 / 3}
-    assert asked == [SaeKey("default", 0)], "the source features"
-    assert live_recall(matches, lambda _: None, tokens) == {}
-    assert live_recall(matches, lambda _: truth, lambda _: 0 * fired) == {}
+def test_A14_recall_is_over_features_of_the_source_that_fired(tiny, tmp_path):
+    lm = LmSource(str(tiny / "lm"), "tiny").load()
+    source = SaeFolders(f"{tiny}/saes/layer_{{layer}}")
+    saes = {SaeKey("default", layer): source.load(layer) for layer in (1, 2)}
+    pair = Pair.of_layers(1, 2)
+    match, truth = permutation(0), permutation(1)
+    columns = torch.where(torch.arange(24) % 2 == 0, match.columns, truth.columns)
+    truth = Match(torch.arange(24), columns, torch.ones(24).double(), 24, 24)  # half is found
+    batches = tokenise(TextSet("t", tuple(TEXTS)), lm, 10).batches(5)
+    matches = MatchSet((pair,), {"a": {pair: match}})
+    unknown = recorded(subject_of(saes, matches, folder=tmp_path), [CoActivation()], lm,
+                       {"t": batches})  # fmt: skip
+    (row,) = tables_of(unknown, CoActivation()).rows("matches")
+    assert row["recall_live"] is None
+    known = replace(unknown, sources={"default": SimpleNamespace(truth=lambda *layers: truth)})
+    (row,) = tables_of(known, CoActivation()).rows("matches")
+    live = known.counts.fired(pair.source) > 0
+    assert 0 < live.sum() < 24
+    assert not torch.equal(live, known.counts.fired(pair.target) > 0)
+    right = match.columns == columns
+    assert row["recall_live"] == pytest.approx((right & live).sum().item() / live.sum().item())
 
 
 def test_A14_recall_over_live_features_is_in_a_run(cli, tmp_path):
@@ -123,7 +148,7 @@ def test_B23_a_figure_that_is_left_out_says_what_it_needs(tmp_path, caplog):
     assert set(NEEDS) == set(FIGURES) | set(OF_TRAINING)
     pairs = (Pair.of_layers(0, 1, suite) for suite in ("x", "y"))
     matches = [{**pair.columns(), "arm": "folded", "value": 1.0} for pair in pairs]
-    tables = {"matches": matches, "layers": []}
+    tables = Tables.of({"matches": matches, "layers": []})
     with caplog.at_level(logging.WARNING):
         assert draw_figures(tables, ["persistence"], tmp_path) == {}
     assert caplog.messages == [

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from conftest import random_sae
+from evaluations import subject_of
 from matches import permutation
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
-from saematch.evaluate.match_tables import exact_arms, match_rows
+from saematch.evaluate.match_tables import MatchTables, exact_arms
 from saematch.evaluate.weights import (
     FoldedPair,
     decoder_norm_change,
@@ -39,9 +40,8 @@ def test_composition_goes_through_every_layer_between(tmp_path):
     near = Pair.of_layers(0, 1)
     assert matches.hashes["composed"][near] == matches.hashes["direct"][near]
     assert store.counts["solved"] == 3 + 2, "three steps, and two far pairs at once"
-    exact = exact_arms(arms)
-    assert exact == {"composed": "direct"}
-    rows = match_rows(saes, matches, lambda pair: None, exact)
+    assert exact_arms(arms) == {"composed": "direct"}
+    rows = MatchTables().tables(subject_of(saes, matches, arms), None).rows("matches")
     agreement = {(r["target_layer"], r["arm"]): r["agreement"] for r in rows}
     assert agreement[1, "composed"] == 1.0
     once = matches.by_arm["direct"][Pair.of_layers(0, 4)]

@@ -329,8 +329,10 @@ def test_a_model_belongs_to_a_suite(cli, settings, words):
 
 def test_paths_from_a_feature_that_one_suite_lacks_are_refused(cli, add_suite):
     suite = add_suite("narrow", n_features=8)
-    message, _ = cli(*QUIET, *suite, "evaluations=[paths]", "paths.features=[8]")
-    assert "paths.features holds 8, but layer 0 of narrow has features 0 to 7" in message
+    message, _ = cli(*QUIET, *suite, "evaluations=[paths]", "evaluations.paths.features=[8]")
+    assert (
+        "evaluations.paths.features holds 8, but layer 0 of narrow has features 0 to 7" in message
+    )
 
 
 def test_a_suite_that_is_called_as_a_pair_of_suites_is_refused(cli, add_suite):

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from saematch.evaluate.plan import evaluate_texts, plan_splices
-from saematch.evaluate.tables import Tables
 
 import saematch
+from evaluations import recorded, subject_of, tables_of
 from saematch.core.match import Match
 from saematch.core.pairs import Pair
-from saematch.evaluate.intervals import Intervals
+from saematch.evaluate.skipping import Skipping
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Optimal, Random
@@ -22,7 +21,6 @@ from saematch.sae.folding import fold
 from saematch.sae.sources.source import ZooSaes
 from saematch.texts.sources import ZooTexts
 from saematch.texts.tokens import tokenise
-from saematch.texts.trainer import TrainerSpec
 
 ZOO = Path(saematch.__file__).parent / "zoo"
 SETS = [
@@ -94,10 +92,9 @@ def test_the_match_beats_chance_on_every_kind_of_text(tmp_path):
     lm = LmSource("zoo", "saematch-zoo").load()
     sets = ZooTexts(("prose", "docs", "code"), n_texts=8, max_tokens=64).load()
     tokens = {texts.name: tokenise(texts, lm, 64).batches(8) for texts in sets}
-    plan, cells = plan_splices(saes, matches, arms, ["drop"])
-    cpu = TrainerSpec(accelerator="cpu")
-    sums = evaluate_texts(plan, lm, tokens, cpu, tmp_path / "evaluation")
-    tables = Tables(plan, sums, Intervals()).strategies(cells)
+    skipping = Skipping(("drop",))
+    subject = subject_of(saes, matches, arms, tmp_path / "evaluation")
+    tables = tables_of(recorded(subject, [skipping], lm, tokens), skipping)
     rows = {(row["dataset"], row["arm"]): row for row in tables.rows("strategies")}
     for kind in ("prose", "docs", "code"):
         folded, chance = rows[kind, "folded"], rows[kind, "random"]

@@ -167,7 +167,7 @@ class OwnTexts:
         mass: Counter[str] = Counter()
         for text, position, value in _rows(top):
             token = self._decode(key.feature.sae, text, position, position + 1)
-            mass[token.strip() or repr(token)[1:-1]] += value
+            mass[token.strip() or repr(token)[1:-1]] += value  # type: ignore[assignment]  # a float
         total = sum(mass.values())
         named = [f'"{t}" ({v / total:.0%})' for t, v in mass.most_common(TOKENS_NAMED)]
         return Explanation(f"active on {', '.join(named)}", "tokens", "tokens", f"half {key.half}")

@@ -121,8 +121,8 @@ def test_a_jobs_wandb_run_holds_permutations_curves_and_judgements(sweep):
 def test_resuming_does_only_what_is_missing(sweep):
     assert sweep() is None
     told, first = comparison(), results(0).provenance
-    assert "holds a sweep already: --resume goes on" in sweep()
-    assert "holds another sweep (seed: 0 -> 1)" in sweep("--resume", "--seed", "1")
+    assert "already contains a sweep: continue it with --resume" in sweep()
+    assert "contains another sweep (seed: 0 -> 1)" in sweep("--resume", "--seed", "1")
     path = FOLDER / "1/results.json"
     path.write_text(path.read_text().replace('"status": "finished"', '"status": "running"'))
     sweep.said()
@@ -137,8 +137,8 @@ def test_resuming_does_only_what_is_missing(sweep):
 def test_a_job_that_fails_is_told_and_keeps_no_other_from_being_done(sweep):
     layers = "{layers: {values: [[0, 9], [0, 1]]}}"
     assert sweep(parameters=layers) == (
-        "saematch: 1 of 2 jobs failed or never began (0); the same command with --resume does them "
-        "again"
+        "saematch: 1 of 2 jobs failed or never began (0); repeat them with the same command and "
+        "--resume"
     )
     assert results(0).status == "failed"
     assert "there is no SAE for layer 9" in results(0).error
@@ -188,7 +188,7 @@ def test_where_a_launcher_gives_up_what_began_is_recorded_and_the_rest_is_missin
     assert "2 of 3 jobs failed or never began (1, 2)" in sweep(parameters=seeds)
     assert "the launcher gave up: a worker was killed" in sweep.said().err
     assert results(1).status == "failed"
-    assert "ended without a word" in results(1).error
+    assert "ended without a message" in results(1).error
     runs = (FOLDER / "comparison/runs.csv").read_text()
     assert "missing" in runs
     monkeypatch.setattr(jobs, "launch", real)
@@ -211,7 +211,7 @@ def test_what_may_change_when_a_sweep_goes_on_and_what_may_not(sweep):
 def test_one_process_at_a_time(sweep):
     FOLDER.mkdir(parents=True)
     with FileLock(FOLDER / ".lock"):
-        assert "another process is at the sweep" in sweep()
+        assert "another process is running the sweep" in sweep()
 
 
 def test_a_launcher_that_there_is_not_leaves_nothing(sweep):

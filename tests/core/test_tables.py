@@ -1,0 +1,126 @@
+"""Tables of a run: rows and frames, and columns that are joined by key."""
+
+import math
+
+import pandas as pd
+import pytest
+from pandas.errors import MergeError
+
+from saematch.core.columns import Column
+from saematch.core.pairs import Pair
+from saematch.core.tables import Tables, frame_of, rows_of
+
+FIRST, SECOND = (Pair.of_layers(n, n + 1).columns() for n in range(2))
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([3, 1, 2], "Int64"),
+        ([2**53 + 1, None, -1], "Int64"),
+        ([True, None, False], "boolean"),
+        ([0.5, None, 1.0], "float64"),
+        ([1, 0.5, None], "float64"),
+        (["a", "", None], "object"),
+        ([None, None], "object"),
+    ],
+)
+def test_rows_come_back_as_they_were(values, dtype):
+    rows = [{"x": value, "arm": "a"} for value in values]
+    frame = frame_of(rows)
+    assert frame["x"].dtype == dtype
+    back = rows_of(frame)
+    assert back == rows
+    if dtype != "float64":
+        assert [type(row["x"]) for row in back] == [type(value) for value in values]
+    assert rows_of(frame_of(back)) == rows
+
+
+def test_values_that_are_not_numbers_come_back_as_none():
+    rows = rows_of(frame_of([{"x": math.nan}, {"x": 1.0}, {"x": math.inf}]))
+    assert rows == [{"x": None}, {"x": 1.0}, {"x": math.inf}]
+
+
+def test_columns_that_rows_lack_are_none_and_keep_their_order():
+    frame = frame_of([{"b": 1}, {"a": "x", "b": 2}])
+    assert list(frame) == ["b", "a"]
+    assert rows_of(frame) == [{"b": 1, "a": None}, {"b": 2, "a": "x"}]
+
+
+def test_no_rows_are_an_empty_frame():
+    assert frame_of([]).empty
+    assert rows_of(frame_of([])) == []
+    assert rows_of(frame_of([{"x": 1}]).iloc[:0]) == []
+    assert Tables.of({"empty": []}).rows("empty") == []
+    assert Tables().rows("absent") == []
+
+
+def matches():
+    rows = [
+        {**pair, "arm": arm, "n": n}
+        for n, (pair, arm) in enumerate((p, a) for p in (FIRST, SECOND) for a in ("b", "a"))
+    ]
+    return Tables.of({"matches": rows})
+
+
+def test_added_columns_are_joined_by_key_and_rows_keep_their_order():
+    tables = matches()
+    scores = [
+        {**SECOND, "arm": "b", "score": 3, "live": True},
+        {**FIRST, "arm": "b", "score": 1, "live": False},
+        {**FIRST, "arm": "unknown", "score": 7, "live": True},
+        {**SECOND, "arm": "a", "score": 2, "live": None},
+    ]
+    tables.add("matches", frame_of(scores))
+    rows = tables.rows("matches")
+    assert [row["n"] for row in rows] == [0, 1, 2, 3]
+    assert [row["score"] for row in rows] == [1, None, 3, 2]
+    assert [row["live"] for row in rows] == [False, None, True, None]
+    assert all(type(row["n"]) is int for row in rows)
+    assert tables["matches"]["score"].dtype == "Int64"
+
+
+def test_tables_are_joined_by_the_keys_that_both_have():
+    tables = matches()
+    tables.add("matches", frame_of([{**FIRST, "recall": 0.5}, {**SECOND, "recall": 1.0}]))
+    assert [row["recall"] for row in tables.rows("matches")] == [0.5, 0.5, 1.0, 1.0]
+
+
+def test_a_missing_quantile_is_a_key_like_any_other():
+    rows = [{"arm": "a", "quantile": quantile} for quantile in (None, 0.5)]
+    tables = Tables.of({"strategies": rows})
+    more = [{"arm": "a", "quantile": 0.5, "x": 2}, {"arm": "a", "quantile": None, "x": 1}]
+    tables.add("strategies", frame_of(more))
+    assert [row["x"] for row in tables.rows("strategies")] == [1, 2]
+
+
+def test_two_rows_of_one_key_are_refused():
+    tables = matches()
+    scores = [{**FIRST, "arm": "b", "score": n} for n in (1, 2)]
+    with pytest.raises(MergeError, match="not a many-to-one merge"):
+        tables.add("matches", frame_of(scores))
+
+
+def test_columns_of_one_name_are_replaced():
+    tables = matches()
+    tables.add("matches", frame_of([{**FIRST, "arm": "b", "n": 10}]))
+    assert [row["n"] for row in tables.rows("matches")] == [10, None, None, None]
+
+
+def test_an_empty_frame_adds_a_table_but_no_columns():
+    tables = matches()
+    before = tables.rows("matches")
+    tables.add("matches", frame_of([]))
+    assert tables.rows("matches") == before
+    tables.add("new", frame_of([]))
+    assert tables["new"].empty
+
+
+def test_joined_tables_bring_their_definitions():
+    score = Column("score", "my score", "higher")
+    tables = matches()
+    tables.join(Tables.of({"matches": [{**FIRST, "arm": "a", "score": 1.0}], "own": []}, [score]))
+    assert tables.rows("matches")[1]["score"] == 1.0
+    assert isinstance(tables["own"], pd.DataFrame)
+    assert tables.column("score") is score
+    assert tables.column("other").label == "other"
