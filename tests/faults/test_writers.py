@@ -248,7 +248,7 @@ def test_B8_a_mirror_that_cannot_be_written_leaves_the_run_finished(tmp_path, mo
     results = Results("x", {}, {}, tables={"matches": [{"arm": "folded"}]})
     tracker = WandbLogging(offline=True).start("x", tmp_path, {})
     tracker.finish(Outcome(results, {}, {}, tmp_path / "matches"))
-    assert f"did not take everything: [Errno 28] {FULL}: 'media/table.json'" in caplog.text
+    assert f"did not accept everything: [Errno 28] {FULL}: 'media/table.json'" in caplog.text
     assert wandb.run is None, "the next run of the process has a mirror of its own"
 
 
