@@ -67,7 +67,7 @@ def own_columns() -> dict[str, Column]:
     from saematch.judge.scores import COLUMNS as JUDGE
     from saematch.training.train_saes import COLUMNS as TRAINING
 
-    evaluations = [MatchTables, *_evaluations()]
+    evaluations: list[type[Evaluation]] = [MatchTables, *_evaluations()]
     columns = [column for evaluation in evaluations for column in evaluation.columns]
     return {column.name: column for column in (*columns, *JUDGE, *TRAINING)}
 
