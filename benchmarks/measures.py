@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 import torch
 from measuring import GIB, Measured, in_turn, peak_bytes, product, timed
 from plain import plain_skip_layers
+from saematch.evaluate.plan import Cell, evaluate_texts, plan_splices
+from saematch.evaluate.tables import Tables
 
 from saematch.core.match import Match
 from saematch.core.pairs import SaeKey
 from saematch.evaluate.intervals import Intervals
-from saematch.evaluate.plan import Cell, evaluate_texts, plan_splices
 from saematch.evaluate.splice import MATCHLESS, SplicePlan, evaluate_batch
-from saematch.evaluate.tables import Tables
 from saematch.evaluate.weights import FoldedPair, decoder_norm_change, mse
 from saematch.explain.contexts import TextPass, collect_contexts
 from saematch.lm.hooks import LanguageModel

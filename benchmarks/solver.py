@@ -23,7 +23,7 @@ from measuring import GIB, product, reset_peak, resident, timed
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.planted import planted
-from saematch.matching.solver.solve import solve_assignment
+from saematch.matching.solver.solve import SolverResources, solve_assignment
 
 SIZE = 4609
 """All parts of a Gemma 2 2B feature: decoder and encoder vector of 2,304 numbers, and a bias."""
@@ -178,9 +178,8 @@ def contested(factors: Factors) -> float | None:
 
 def ours(_peers: Path):
     def solve(factors, memory_gib):
-        s = solve_assignment(
-            factors.X_A, factors.X_B, memory_gib=memory_gib, progress=sys.stderr.isatty()
-        )
+        resources = SolverResources(memory_gib, progress=sys.stderr.isatty())
+        s = solve_assignment(factors.X_A, factors.X_B, resources=resources)
         return s.value, s.gap_over_chance, s.regime, s.n_scanned_again / len(factors.X_A)
 
     return solve

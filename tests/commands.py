@@ -1,4 +1,4 @@
-"""The command line in a process of its own."""
+"""Helpers that run the command line in a separate process."""
 
 import json
 import multiprocessing
@@ -25,20 +25,20 @@ pathlib.Path.replace = replace
 from saematch.app.main import main
 main()
 """
-"""Runs the command line and kills it just before its n-th file gets its name."""
+"""Script that runs the command line and kills it just before its n-th file is renamed."""
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["saematch.run.run", "saematch.texts.lightning_runner", "sae_lens"])
 
 
 def command(tiny: Path, *arguments: str) -> list[str]:
-    """Run the tiny model with these arguments, which go first: Hydra takes options only there."""
+    """Return the command of a run on the tiny model; Hydra requires options to come first."""
     settings = tiny_overrides(tiny)
     return [sys.executable, "-m", "saematch", *arguments, *settings, "logger=none"]
 
 
 def tables(folder: Path) -> dict:
-    """Return the tables of a run that has finished."""
+    """Return the tables of a finished run."""
     results = json.loads((folder / "results.json").read_text())
     assert results["status"] == "finished"
     return results["tables"]

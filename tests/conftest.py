@@ -1,4 +1,4 @@
-"""A tiny language model with SAEs and texts, in the formats of the real ones."""
+"""Fixtures: a tiny language model with SAEs and texts, in the formats of real ones."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from saematch.sae.params import SaeOrigin, SaeParams
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals_arrive():
-    """Undo what ``nohup`` and the background of a shell do: there, signals are ignored."""
+    """Handle the signals that ``nohup`` and background jobs of a shell ignore."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_composition() -> Iterator[None]:
-    """Spare runs the work of Hydra that is the same every time, a third of a small run.
+    """Skip Hydra's repeated work, which takes a third of a small run.
 
-    Each preset of the package is read once. Hydra composes a command line only for the run, not
-    before that for a preset that may set ``hydra.mode``, since none does.
+    Each preset of the package is read once. Hydra also composes every command line twice, since a
+    preset might set ``hydra.mode``. No preset does, so the first composition is skipped.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
@@ -52,7 +52,7 @@ def _quick_composition() -> Iterator[None]:
             for name in ("load_config", "is_config"):
                 patch.setattr(source, name, _read_once(getattr(source, name)))
         gc.collect()
-        gc.freeze()  # what the imports have brought stays until the end
+        gc.freeze()  # imported objects live until the end
         yield
 
 
@@ -73,7 +73,7 @@ def _read_once(read: Callable) -> Callable:
 
 @pytest.fixture(autouse=True)
 def _answers_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave answers in the system's cache, as no test cuts the power."""
+    """Do not wait until replies are on disk, since no test cuts the power."""
     from saematch.chat import replies as store
 
     def connect(*arguments: object, **settings: object) -> sqlite3.Connection:
@@ -86,13 +86,13 @@ def _answers_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _closed() -> Iterator[None]:
-    """Close the connections that a test opens to an LLM; a test's own ``undo`` leaves it alone."""
+    """Close a test's connections to LLMs, even if the test calls ``monkeypatch.undo``."""
     from saematch.chat.client import OpenAiServer
 
-    servers, made = [], OpenAiServer.__init__
+    servers, init = [], OpenAiServer.__init__
 
     def recorded(self, spec):
-        made(self, spec)
+        init(self, spec)
         servers.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -115,7 +115,7 @@ TEXTS = [
 def random_sae(
     seed: int, d_model: int = D_MODEL, n_features: int = N_FEATURES, layer: int = 0
 ) -> SaeParams:
-    """A random JumpReLU SAE with decoder rows of norms other than 1."""
+    """Return a random JumpReLU SAE whose decoder norms differ from 1."""
     g = torch.Generator().manual_seed(seed)
     return SaeParams(
         W_enc=torch.randn(d_model, n_features, generator=g) / d_model**0.5,
@@ -154,7 +154,7 @@ def write_sae(folder: Path, sae: SaeParams, model_name: str = "tiny", layer: int
 
 
 def write_store(folder: Path, states: np.ndarray, n_layers: int) -> None:
-    """Write the same hidden states for every layer, as the collection leaves them."""
+    """Write the same hidden states for every layer, in the format of a collection."""
     folder.mkdir(parents=True)
     rows = {states_name(n): torch.from_numpy(states).clone() for n in range(n_layers)}
     write(folder / "00000.safetensors", rows)
@@ -163,7 +163,7 @@ def write_store(folder: Path, states: np.ndarray, n_layers: int) -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``lm/``, ``saes/layer_<l>/`` and ``texts.jsonl``."""
+    """Return a folder with ``lm/``, ``saes/layer_<l>/`` and ``texts.jsonl``."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -195,7 +195,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny_overrides(tiny: Path) -> list[str]:
-    """Command-line settings that run the tiny model in a few seconds."""
+    """Return command-line settings that run the tiny model in a few seconds."""
     return [
         f"model.path={tiny / 'lm'}",
         "model.name=tiny",
@@ -213,7 +213,7 @@ def tiny_overrides(tiny: Path) -> list[str]:
 def cli(tiny, tmp_path, monkeypatch, capsys):
     """Run the command line in an empty folder; return (exit message or None, output).
 
-    Figures take most of a small run's time: they are drawn where a test asks for them.
+    Figures take most of a small run's time, so they are drawn only if a test requests them.
     """
     from saematch.app.main import main
 

@@ -1,4 +1,4 @@
-"""Matches for tests, and their dense matrices: the oracle of everything that takes a match."""
+"""Matches for tests, and their dense matrices: the oracle for code that uses a match."""
 
 import torch
 from hypothesis import settings
@@ -43,11 +43,11 @@ def dense(match):
 
 
 def partners(match):
-    """Return each feature's only partner, -1 where it has none."""
+    """Return each feature's only partner; -1 if it has none."""
     assert match.one_partner
-    found = torch.full((match.n_source,), -1)
-    found[match.rows] = match.columns
-    return found
+    partner_of = torch.full((match.n_source,), -1)
+    partner_of[match.rows] = match.columns
+    return partner_of
 
 
 def transported(match, features, source_scale=None, target_scale=None):
@@ -56,9 +56,9 @@ def transported(match, features, source_scale=None, target_scale=None):
     counts = torch.bincount(tokens, minlength=len(features))
     values = features[tokens, active]
     sparse = SparseFeatures(counts.cumsum(0) - counts, active, values, match.n_source)
-    one = torch.ones(match.n_source) if source_scale is None else source_scale
+    factor = torch.ones(match.n_source) if source_scale is None else source_scale
     other = torch.ones(match.n_target) if target_scale is None else target_scale
-    moved = transport(sparse, match, one, other)
+    moved = transport(sparse, match, factor, other)
     assert (moved.n_features, moved.n_tokens) == (match.n_target, len(features))
     out = torch.zeros(len(features), match.n_target)
     return out.index_put((moved.tokens(), moved.features), moved.values, accumulate=True)

@@ -1,4 +1,4 @@
-"""A made-up population of texts, and the metrics of text sets drawn from it."""
+"""A synthetic population of texts, and the metrics of text sets sampled from it."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def command(server, tmp_path, monkeypatch):
 
 
 def sweep(command, folder: Path, tiny: Path, matching: list[str]) -> str:
-    """Create a sweep with ``wandb sweep``, and return the path that ``wandb agent`` is told."""
+    """Create a sweep with ``wandb sweep``; return its path for ``wandb agent``."""
     literals = ["+experiment=matching_score", *tiny_overrides(tiny)]
     file = {
         "name": "parts",
@@ -67,12 +67,14 @@ def sweep(command, folder: Path, tiny: Path, matching: list[str]) -> str:
         },
     }
     (folder / "parts.yaml").write_text(yaml.safe_dump(file))
-    said = command("wandb", "sweep", "parts.yaml").stderr
-    return re.search(r"Run sweep agent with: .*wandb agent (\S+?)(\x1b|$)", said, re.MULTILINE)[1]
+    printed = command("wandb", "sweep", "parts.yaml").stderr
+    return re.search(r"Run sweep agent with: .*wandb agent (\S+?)(\x1b|$)", printed, re.MULTILINE)[
+        1
+    ]
 
 
 def check_arrived(run, folder: Path) -> None:
-    """What the server has of a run is what its folder holds."""
+    """The server's data of a run equals the content of its folder."""
     results = json.loads((folder / "results.json").read_text())
     assert results["status"] == "finished"
     assert (run.state, run.exit_code) == ("finished", 0)
@@ -109,11 +111,11 @@ def check_arrived(run, folder: Path) -> None:
 @pytest.mark.slow
 def test_an_agent_runs_the_jobs_of_a_sweep(command, server, tiny, tmp_path):
     path = sweep(command, tmp_path, tiny, ["both", "decoder"])
-    said = command("wandb", "agent", path, "--count", "2").stderr
+    printed = command("wandb", "agent", path, "--count", "2").stderr
     assert path.startswith(f"{ENTITY}/saematch/")
     identity = path.split("/")[-1]
-    assert "locked" not in said
-    assert "WARNING" not in said
+    assert "locked" not in printed
+    assert "WARNING" not in printed
     assert len(server.runs) == 2
     folders = tmp_path / "outputs" / "matching_score"
     assert {folder.name for folder in folders.iterdir()} == set(server.runs)
@@ -133,9 +135,9 @@ def test_an_agent_runs_the_jobs_of_a_sweep(command, server, tiny, tmp_path):
 @pytest.mark.slow
 def test_a_job_that_fails_counts_as_failed(command, server, tiny, tmp_path):
     path = sweep(command, tmp_path, tiny, ["nonsense", "both"])
-    said = command("wandb", "agent", path, "--count", "2", "--max-consecutive-failed-runs", "1")
-    assert "saematch: there is no objective=nonsense: choose one of both" in said.stderr
-    assert "Traceback" not in said.stderr
+    printed = command("wandb", "agent", path, "--count", "2", "--max-consecutive-failed-runs", "1")
+    assert "saematch: there is no objective=nonsense: choose one of both" in printed.stderr
+    assert "Traceback" not in printed.stderr
     assert len(server.runs) == 1, "the agent gave up after the first"
 
 
@@ -154,9 +156,9 @@ def test_a_run_that_was_offline_and_killed_is_uploaded_later(command, server, ti
     command(sys.executable, "-m", "saematch", *arguments)
     assert not server.runs
     assert not killed.exists()
-    found = [str(path) for path in logs.glob("*-run-*")]
-    assert len(found) == 2
-    command("wandb", "sync", *found)
+    run_folders = [str(path) for path in logs.glob("*-run-*")]
+    assert len(run_folders) == 2
+    command("wandb", "sync", *run_folders)
     (run,) = server.runs.values()
     assert run.id == "matching_score-a"
     assert run.sweep is None

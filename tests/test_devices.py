@@ -1,4 +1,4 @@
-"""A run on several processes is the run on one."""
+"""A run on several processes has the same results as on one."""
 
 import json
 
@@ -18,15 +18,15 @@ def test_two_processes_give_the_results_of_one_and_write_them_once(cli, tmp_path
         message, _ = cli(f"run_id={run}", "logger=csv", "cache=null", "figures=[]", *how)
         assert message is None
         folder = tmp_path / "outputs/match" / run
-        every = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
-        assert sum(name.startswith("cache/sums/") for name in every) == 3
-        files[run] = {name for name in every if not name.startswith("cache/")}
+        paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+        assert sum(name.startswith("cache/sums/") for name in paths) == 3
+        files[run] = {name for name in paths if not name.startswith("cache/")}
         results[run] = json.loads((folder / "results.json").read_text())
     assert files["two"] == files["one"], "one results.json, one record of the logger"
-    one, two = (results[run]["tables"] for run in settings)
-    assert one.keys() == two.keys()
-    for name, rows in one.items():
-        for mine, theirs in zip(rows, two[name], strict=True):
+    first, second = (results[run]["tables"] for run in settings)
+    assert first.keys() == second.keys()
+    for name, rows in first.items():
+        for mine, theirs in zip(rows, second[name], strict=True):
             assert mine.keys() == theirs.keys()
             for column, value in mine.items():
                 expected = pytest.approx(value, **ROUNDED) if isinstance(value, float) else value

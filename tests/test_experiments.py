@@ -37,11 +37,13 @@ ENDS = r"_(low|high|q25|q75)$"
 
 
 def any_label(body):
-    """Every label, the same for the same two texts in either order."""
-    said = body["messages"][-1]["content"]
-    told = sorted(re.findall(r"<explanation_.>(.*?)</explanation_.>", said))
-    label = 1 + zlib.crc32("".join(told).encode()) % 3
-    return json.dumps({"evaluation": "", "label": label} if told else {"paraphrase": said})
+    """Return any label; the same two texts get the same label in either order."""
+    prompt = body["messages"][-1]["content"]
+    explanations = sorted(re.findall(r"<explanation_.>(.*?)</explanation_.>", prompt))
+    label = 1 + zlib.crc32("".join(explanations).encode()) % 3
+    return json.dumps(
+        {"evaluation": "", "label": label} if explanations else {"paraphrase": prompt}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def settings(experiment, tiny, judge=()):
 
 @pytest.fixture(scope="module")
 def finished(tiny, judge, tmp_path_factory):
-    """Run an experiment in a folder of its own, once."""
+    """Run an experiment once, in its own folder."""
     done = {}
 
     def results(experiment, again=False):
@@ -101,7 +103,7 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
         expected["strategies"] = n_pairs * n_sets * (cells + len(parts.strategies))
         contrasts = {
             frozenset({(a, s, q), (b, t, q)})
-            for a, one in parts.arms.items() for s in one.decode for q in (None, *one.quantiles)
+            for a, arm in parts.arms.items() for s in arm.decode for q in (None, *arm.quantiles)
             for b, two in parts.arms.items() for t in two.decode
             if (a == b) != (s == t) and q in (None, *two.quantiles)
         }  # fmt: skip
@@ -152,7 +154,7 @@ def test_flat_metrics_are_those_of_the_table_means(finished, experiment):
 
 
 def rows_of_means(parts, tables, n_sets):
-    """Rows that the docs promise: sets x metrics x what each was measured of."""
+    """Return the number of rows that the docs promise."""
     weights = {
         (suites_of(row), row["arm"], metric)
         for row in tables.rows("matches")
@@ -230,7 +232,7 @@ def test_the_same_seed_gives_the_same_numbers(finished, experiment):
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: f"{claim.experiment}: {claim.says}")
 def test_every_rule_decides(finished, claim):
-    """On SAEs of random numbers: only that a rule finds its numbers and says which they were."""
+    """SAEs are random, so this only tests that each rule finds its numbers and states them."""
     verdict = claim.check(finished(claim.experiment)[1].tables)
     if claim.rule_on is rules.recall_almost_whole:
         assert verdict == Verdict(None, "undecided: no recall"), "nobody knows the truth of these"

@@ -1,4 +1,4 @@
-"""That ``import saematch`` stays light, and its public names."""
+"""``import saematch`` is light and exports every public name."""
 
 import ast
 import subprocess

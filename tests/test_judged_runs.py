@@ -1,4 +1,4 @@
-"""Whole runs with a judge, from each source of explanations: what they write and never write."""
+"""Whole runs with a judge and each source of explanations: what they write and never write."""
 
 import json
 from pathlib import Path
@@ -25,19 +25,19 @@ def server():
 
 @pytest.fixture
 def judged(cli, server, monkeypatch):
-    """Run the tiny model with a judge that wants a key."""
+    """Run the tiny model with a judge that requires a key."""
     monkeypatch.setenv("JUDGE_KEY", KEY)
 
     def run(*arguments, logger="none"):
-        about = ["judge=local", f"judge.base_url={server.url}", "judge.key_variable=JUDGE_KEY"]
-        return cli(*MATCH, *SMALL, *about, f"logger={logger}", "run_id=a", *arguments)
+        options = ["judge=local", f"judge.base_url={server.url}", "judge.key_variable=JUDGE_KEY"]
+        return cli(*MATCH, *SMALL, *options, f"logger={logger}", "run_id=a", *arguments)
 
     return run
 
 
 @pytest.fixture
 def labels(tmp_path):
-    """A file of explanations for all layers; feature 5 of layer 2 has none."""
+    """Write explanations of all layers; feature 5 of layer 2 has none."""
     path = tmp_path / "labels.jsonl"
     lines = [
         {"layer": layer, "feature": feature, "text": f"word{feature % 5} of {layer}"}
@@ -63,9 +63,9 @@ def test_any_run_can_have_a_judge_and_its_scores_reach_wandb_and_its_key_no_file
     assert results.status == "finished"
     rows = results.tables.rows("matches")
     assert all(1 <= row["judge_score_low"] <= row["judge_score_high"] <= 3 for row in rows)
-    (about,) = results.provenance["judges"]
-    assert about["served_by"] == {"judge-1-0613": about["requests"]}
-    assert about["tokens_in"] == 700 * about["requests"]
+    (judge,) = results.provenance["judges"]
+    assert judge["served_by"] == {"judge-1-0613": judge["requests"]}
+    assert judge["tokens_in"] == 700 * judge["requests"]
     assert "judge_score/folded" in results.metrics
     assert "judge_agreement/swapped" in results.metrics
     logged = history(tmp_path / "outputs/match/a/wandb")
@@ -97,9 +97,9 @@ def test_a_capped_run_goes_on_with_a_higher_cap(judged, labels, server, tmp_path
     assert judged(*labels)[0] is None
     assert loaded(tmp_path).status == "finished"
     assert max(server.delivered.values()) <= 2, "repeats are asked twice, nothing else"
-    asked = len(server.bodies)
+    n_asked = len(server.bodies)
     assert judged(*labels, "judge.limits.max_requests=1")[0] is None
-    assert len(server.bodies) == asked
+    assert len(server.bodies) == n_asked
 
 
 def test_cached_answers_need_no_server_and_give_the_same_numbers(
@@ -108,8 +108,8 @@ def test_cached_answers_need_no_server_and_give_the_same_numbers(
     assert judged(*labels)[0] is None
     first = loaded(tmp_path)
     server.close()
-    about = ["judge=local", "judge.model=judge-1", "judge.cached_only=true", "run_id=b"]
-    assert cli(*MATCH, *SMALL, *about, "logger=none", *labels)[0] is None
+    options = ["judge=local", "judge.model=judge-1", "judge.cached_only=true", "run_id=b"]
+    assert cli(*MATCH, *SMALL, *options, "logger=none", *labels)[0] is None
     again = Results.load(tmp_path / "outputs/match/b/results.json")
     assert again.tables == first.tables
 
@@ -131,9 +131,9 @@ def test_explanations_from_neuronpedia_join_the_saes_that_they_are_of(
         explainers = ("gpt-4o-mini", "gemini") if layer % 2 else ("gpt-4o-mini",)
         rows = [row(source, n, f"word{n % 5}", who) for n in range(20) for who in explainers]
         server.export(source, rows, 8)
-    about = ["explain=neuronpedia", f"explain.exports={server.address}", "explain.single=0"]
-    about += [f"explain.api={server.address}", f'sae.path="{tmp_path}/saes/layer_{{layer}}"']
-    message, _ = judged(*about, "figures=null")
+    options = ["explain=neuronpedia", f"explain.exports={server.address}", "explain.single=0"]
+    options += [f"explain.api={server.address}", f'sae.path="{tmp_path}/saes/layer_{{layer}}"']
+    message, _ = judged(*options, "figures=null")
     server.close()
     assert message is None
     tables = loaded(tmp_path).tables
@@ -146,8 +146,8 @@ def test_explanations_from_neuronpedia_join_the_saes_that_they_are_of(
     assert ("gpt-4o-mini", "gemini") in pairs, "equal coverage: the first by name is used"
     for judgement in tables.rows("judgements"):
         if judgement["role"] == "pair":
-            known = judgement["source_feature"] < 20 and judgement["target_feature"] < 20
-            assert (judgement["label"] == "UNEXPLAINED") != known
+            explained = judgement["source_feature"] < 20 and judgement["target_feature"] < 20
+            assert (judgement["label"] == "UNEXPLAINED") != explained
 
 
 def test_paths_and_examples_carry_what_is_said_of_them(judged, labels, tmp_path):
@@ -161,17 +161,17 @@ def test_paths_and_examples_carry_what_is_said_of_them(judged, labels, tmp_path)
                 ("target", shown["target_layer"]),
             ):
                 feature = shown[f"{end}_feature"]
-                told = None if (layer, feature) == (2, 5) else f"word{feature % 5} of {layer}"
-                assert shown[f"{end}_explanation"] == told
+                expected = None if (layer, feature) == (2, 5) else f"word{feature % 5} of {layer}"
+                assert shown[f"{end}_explanation"] == expected
             assert shown["label"] in ("SAME", "MAYBE", "DIFFERENT", "UNEXPLAINED")
     judged_steps = [r for r in tables.rows("judgements") if r["role"] == "pair"]
     assert len(judged_steps) == len(tables.rows("paths"))
 
 
 def test_explanations_without_a_judge(cli, labels, tmp_path):
-    about = ["evaluations=[features,explain]", "logger=none", "run_id=a"]
-    about += ["figures=[explained_pairs]"]
-    assert cli(*MATCH, *about, *labels)[0] is None
+    options = ["evaluations=[features,explain]", "logger=none", "run_id=a"]
+    options += ["figures=[explained_pairs]"]
+    assert cli(*MATCH, *options, *labels)[0] is None
     tables = loaded(tmp_path).tables
     assert "judgements" not in tables
     assert "label" not in tables.rows("features")[0]
@@ -179,21 +179,21 @@ def test_explanations_without_a_judge(cli, labels, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "words"),
     [
         (["judge.key_variable=NO_KEY"], "the environment variable NO_KEY is not set"),
         (["judge.base_url=http://127.0.0.1:9/v1"], "cannot reach the judge at http://127.0.0.1:9"),
         (["judge.model=judge-9"], "has no model 'judge-9', but judge-1"),
         (["judge.limits.max_cost=0.0"], "max_cost=0.0 allows no judgement"),
         (["judging.arms=[greedy]"], "judging.arms holds 'greedy'"),
-        (["second_judge=gpt_4o"], "it is chosen by judge@second_judge=gpt_4o"),
+        (["second_judge=gpt_4o"], "second_judge=gpt_4o: write judge@second_judge=gpt_4o"),
         (["explain=jsonl", "explain.path=nowhere.jsonl"], "nowhere.jsonl"),
         (["explain=neuronpedia"], "Neuronpedia explains no SAE that is layer 0"),
     ],
 )  # fmt: skip
-def test_bad_input_ends_in_one_line_before_any_work(judged, tmp_path, arguments, said):
+def test_bad_input_ends_in_one_line_before_any_work(judged, tmp_path, arguments, words):
     message, _ = judged(*arguments)
-    assert said in message
+    assert words in message
     assert "\n" not in message
     assert KEY not in message
     assert not (tmp_path / "outputs/cache/matches").exists(), "nothing was matched"
@@ -214,7 +214,7 @@ def test_an_empty_explanation_is_refused_with_its_line(judged, labels, tmp_path)
 )  # fmt: skip
 def test_a_key_on_the_command_line_is_refused_and_not_written(cli, tmp_path, argument):
     message, _ = cli(argument)
-    assert message.startswith("saematch: no key or password is taken from the command line")
+    assert message.startswith("saematch: the command line accepts no key or password")
     assert not (tmp_path / "outputs").exists()
 
 

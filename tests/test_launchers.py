@@ -1,4 +1,4 @@
-"""A sweep gives the same tables whatever launches its jobs."""
+"""A sweep gives the same tables with every launcher."""
 
 import os
 import subprocess
@@ -76,8 +76,8 @@ def running_ray(folder):
         text=True,
     )
     try:
-        said = iter(ray.stdout.readline, "")
-        assert any("Ray runtime started" in line for line in said)
+        printed = iter(ray.stdout.readline, "")
+        assert any("Ray runtime started" in line for line in printed)
         yield
     finally:
         ray.terminate()
@@ -93,7 +93,7 @@ def test_a_launcher_that_is_not_installed_ends_in_what_installs_it(cli):
 
 
 @pytest.mark.parametrize(
-    ("extra", "said"),
+    ("extra", "printed"),
     [
         (
             "ray",
@@ -106,8 +106,8 @@ def test_a_launcher_that_is_not_installed_ends_in_what_installs_it(cli):
         ("slurm", "Could not find 'hydra/launcher/submitit_local'"),
     ],
 )
-def test_what_hydra_says_of_a_missing_launcher(extra, said):
-    assert one_line(RuntimeError(said)).endswith(f"pip install 'saematch[{extra}]'")
+def test_what_hydra_says_of_a_missing_launcher(extra, printed):
+    assert one_line(RuntimeError(printed)).endswith(f"pip install 'saematch[{extra}]'")
 
 
 def test_a_job_that_fails_keeps_no_other_from_being_done(cli, tiny, tmp_path):

@@ -1,4 +1,4 @@
-"""Every choice that the configuration offers can be composed and instantiated, without weights."""
+"""Every preset can be composed and instantiated without weights."""
 
 import socket
 from pathlib import Path
@@ -93,18 +93,18 @@ def test_group_files_are_short(group):
 
 @pytest.mark.parametrize("model", FAMILIES)
 def test_every_run_of_a_reproduction(model):
-    for one in planned(model, "r"):
-        experiment = build(*one.overrides)
+    for step in planned(model, "r"):
+        experiment = build(*step.overrides)
         if model != "zoo":
             assert experiment.model.path != "zoo"
             assert not isinstance(experiment.sae, ZooSaes)
-    names = {one.experiment.partition(" ")[0] for one in planned("zoo", "r")}
+    names = {step.experiment.partition(" ")[0] for step in planned("zoo", "r")}
     assert names == set(choices("experiment")) - {"judge_layers", "mse_by_label"}
     judged = planned(model, "r", judge="local,judge.model=m")
-    asked = [one for one in judged if "judge=local" in one.overrides]
-    assert {one.experiment for one in asked} == set(JUDGED)
-    for one in asked:
-        experiment = build(*one.overrides)
+    local = [step for step in judged if "judge=local" in step.overrides]
+    assert {step.experiment for step in local} == set(JUDGED)
+    for step in local:
+        experiment = build(*step.overrides)
         assert experiment.judge.model == "m"
         assert experiment.explain.on_texts == (model in ("zoo", "smollm2_135m"))
 

@@ -1,4 +1,4 @@
-"""Runs that start together on one empty cache."""
+"""Runs that start at the same time on one empty cache."""
 
 import subprocess
 
@@ -22,8 +22,8 @@ def test_runs_that_start_together_share_an_empty_cache(tiny, tmp_path):
         )
         for run in RUNS
     ]
-    said = [process.communicate()[1] for process in started]
-    assert [process.returncode for process in started] == [0] * len(RUNS), said
+    printed = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0] * len(RUNS), printed
     first, *others = (tables(tmp_path / "outputs/match" / run) for run in RUNS)
     assert first["features"][0]["source_explanation"]
     assert all(of_run == first for of_run in others)

@@ -1,4 +1,4 @@
-"""An installed wheel in an empty folder runs as the checkout does."""
+"""An installed wheel runs in an empty folder like the checkout."""
 
 import json
 import os

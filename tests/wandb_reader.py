@@ -21,9 +21,9 @@ def records(folder: Path, wait_s: float = 30.0) -> list[wandb_internal_pb2.Recor
     (path,) = folder.glob("offline-run-*/run-*.wandb")
     deadline = time.monotonic() + wait_s
     while True:
-        found = list(_read(path))
-        if any(record.WhichOneof("record_type") == "exit" for record in found):
-            return found
+        kept = list(_read(path))
+        if any(record.WhichOneof("record_type") == "exit" for record in kept):
+            return kept
         assert time.monotonic() < deadline, f"{path} does not end"
         time.sleep(0.1)
 

@@ -1,4 +1,4 @@
-"""A server on this machine that speaks what ``wandb sweep``, ``agent`` and ``sync`` need of W&B.
+"""A local server with the part of W&B's API that ``wandb sweep``, ``agent`` and ``sync`` use.
 
 It keeps what it is told, walks the grid of a sweep, and knows neither users nor permissions.
 """
@@ -40,7 +40,7 @@ class Artifact:
 
 @dataclass
 class Run:
-    """What has arrived of one run."""
+    """Data that the server received of a run."""
 
     id: str
     sweep: str | None = None
@@ -58,11 +58,11 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its configuration as a user sees it."""
+        """Return the configuration as a user sees it."""
         return {key: of["value"] for key, of in self.config.items() if key != "_wandb"}
 
     def rows(self, table: str) -> list[dict[str, Any]]:
-        """The rows of a table that it logged."""
+        """Return the rows of a logged table."""
         content = json.loads(self.files[self.summary[table]["path"]])
         return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
 
@@ -84,7 +84,7 @@ class Sweep:
 
 
 class Wandb:
-    """All that the server was told, and its answers."""
+    """Everything that the server received, and its answers."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -95,7 +95,7 @@ class Wandb:
         self.lock = threading.Lock()
 
     def answer(self, query: str, v: dict[str, Any]) -> dict[str, Any] | None:
-        """The data that a GraphQL operation asks for; None for an operation it does not know."""
+        """Return the data of a GraphQL operation; None for an unknown operation."""
         operation = re.search(r"(?:query|mutation)\s+(\w+)", query)[1]
         answer = getattr(self, f"_{operation}", None)
         return None if answer is None else answer(v)
@@ -117,8 +117,8 @@ class Wandb:
 
     def _SweepWithRuns(self, v):
         sweep = self.sweeps[v["sweep"]]
-        known = {"id": sweep.id, "name": sweep.id, "state": "RUNNING", "config": sweep.text}
-        return {"project": {"sweep": {**known, "runs": {"edges": []}}}}
+        fields = {"id": sweep.id, "name": sweep.id, "state": "RUNNING", "config": sweep.text}
+        return {"project": {"sweep": {**fields, "runs": {"edges": []}}}}
 
     def _CreateAgent(self, v):
         agent = f"agent{len(self.agents)}"
@@ -126,7 +126,7 @@ class Wandb:
         return {"createAgent": {"agent": {"id": agent}}}
 
     def _Heartbeat(self, v):
-        """Hand out the next point of the grid to an agent that runs nothing."""
+        """Return the next point of the grid to an idle agent."""
         sweep, running = self.agents[v["id"]], json.loads(v["runState"])
         commands = []
         if not running:
@@ -189,8 +189,8 @@ class Wandb:
         self.artifacts[identity] = artifact
         self.runs[of["runName"]].artifacts.append(artifact)
         sequence = {"latestArtifact": None}
-        made = {"id": identity, "state": "PENDING", "artifactSequence": sequence}
-        return {"createArtifact": {"artifact": made}}
+        created = {"id": identity, "state": "PENDING", "artifactSequence": sequence}
+        return {"createArtifact": {"artifact": created}}
 
     def _CreateArtifactFiles(self, v):
         nodes = [self._upload(of["artifactID"], of["name"]) for of in v["input"]["artifactFiles"]]
@@ -215,16 +215,16 @@ class Wandb:
         self.artifacts[v["artifactID"]].committed = True
         return {"commitArtifact": {"artifact": {"id": v["artifactID"], "digest": "d"}}}
 
-    def stream(self, run: Run, said: dict[str, Any]) -> None:
-        """Take a part of a run's history and summary, or its end."""
-        for name, chunk in said.get("files", {}).items():
+    def stream(self, run: Run, payload: dict[str, Any]) -> None:
+        """Store a part of a run's history and summary, or its end."""
+        for name, chunk in payload.get("files", {}).items():
             lines = [json.loads(line) for line in chunk["content"]] if "wandb-" in name else []
             if name == "wandb-history.jsonl":
                 run.history[chunk["offset"] :] = lines
             elif name == "wandb-summary.json":
                 run.summary = lines[-1]
-        if said.get("complete"):
-            run.exit_code = said["exitcode"]
+        if payload.get("complete"):
+            run.exit_code = payload["exitcode"]
             run.state = "failed" if run.exit_code else "finished"
 
     def put(self, kind: str, owner: str, name: str, content: bytes) -> None:
@@ -263,12 +263,12 @@ def serving() -> Iterator[Wandb]:
             body = self._body()
             if not self.path.endswith(("/graphql", "/file_stream")):
                 return self._say({}, 404)  # W&B's counting of how it is used
-            said = json.loads(body)
+            payload = json.loads(body)
             with wandb.lock:
                 if self.path.endswith("/file_stream"):
-                    wandb.stream(wandb.runs[self.path.split("/")[-2]], said)
+                    wandb.stream(wandb.runs[self.path.split("/")[-2]], payload)
                     return self._say({})
-                data = wandb.answer(said["query"], said.get("variables") or {})
+                data = wandb.answer(payload["query"], payload.get("variables") or {})
             if data is None:
                 return self._say({"errors": [{"message": "unknown operation"}]}, 400)
             return self._say({"data": data})

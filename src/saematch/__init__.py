@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from saematch.matching.objectives.objective import Objective as Objective
     from saematch.matching.objectives.parts import Parts as Parts
     from saematch.matching.pairing import Pairing as Pairing
+    from saematch.matching.solver.solve import SolverResources as SolverResources
     from saematch.matching.solver.solve import solve_assignment as solve_assignment
     from saematch.matching.transport import transport as transport
     from saematch.sae.folding import fold as fold
@@ -93,6 +94,7 @@ _HOMES = {
     "SaeParams": "saematch.sae.params",
     "SaeSource": "saematch.sae.sources.source",
     "Scipy": "saematch.matching.matchers",
+    "SolverResources": "saematch.matching.solver.solve",
     "Subject": "saematch.evaluate.evaluation",
     "Tables": "saematch.core.tables",
     "TextSource": "saematch.texts.sources",

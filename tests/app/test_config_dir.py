@@ -15,8 +15,8 @@ EXPERIMENT = """\
 defaults:
   - override /objective: sum
   - override /arms: [folded]
+  - override /evaluations: []
 name: mine
-evaluations: []
 figures: []
 """
 OBJECTIVE = "_target_: saematch.matching.objectives.parts.Parts\nW_dec: 2.0\n"

@@ -1,4 +1,4 @@
-"""The package of docs/extending.md: written as the page shows it, run by its commands."""
+"""The package that docs/extending.md shows, written from the page and run by its commands."""
 
 import re
 import shlex
@@ -28,7 +28,7 @@ def command(cli, tmp_path, monkeypatch):
     return lambda line, *settings: cli(*shlex.split(line), *SMALL, *settings, base=[])
 
 
-def test_a_run_uses_the_matcher_and_the_objective(command):
+def test_a_run_uses_the_matcher_the_objective_and_the_evaluation(command):
     assert command(RUN, "run_id=a")[0] is None
     folder = Path("outputs/match/a")
     results = Results.load(folder / "results.json")
@@ -38,19 +38,33 @@ def test_a_run_uses_the_matcher_and_the_objective(command):
     assert len(match.rows) == 3 * match.n_source
     sums = match.weights.reshape(-1, 3).sum(dim=1)
     assert sums.min() == pytest.approx(1)
-    assert "matching_score/folded" in results.metrics
+    partners = {row["arm"]: row["effective_partners"] for row in results.tables.rows("matches")}
+    per_feature = 1 / match.weights.reshape(-1, 3).square().sum(dim=1)
+    assert partners["folded"] == pytest.approx(float(per_feature.mean()))
+    assert partners["random"] == 1
+    assert results.metrics["effective_partners/folded"] == partners["folded"]
+    assert results.tables.column("effective_partners").label == "effective partners"
 
 
-def test_a_setting_of_the_package_is_refused_by_its_name(command):
-    message, _ = command(EXPERIMENT, "matcher.k=0")
-    assert message.startswith("saematch: matcher.k=0 must be greater than or equal to 1")
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("matcher.k=0", "matcher.k=0 must be greater than or equal to 1"),
+        ("evaluations.partners.order=0.0", "evaluations.partners.order=0.0 must be greater than 0"),
+    ],
+)
+def test_a_setting_of_the_package_is_refused_by_its_name(command, setting, sentence):
+    message, _ = command(EXPERIMENT, setting)
+    assert message.startswith(f"saematch: {sentence}")
 
 
 def test_a_sweep(command):
     assert command(SWEEP)[0] is None
     runs = [Results.load(Path(f"outputs/sweeps/my_sweep/{n}/results.json")) for n in range(2)]
     assert [run.config["matcher"]["k"] for run in runs] == [1, 3]
-    assert Path("outputs/sweeps/my_sweep/comparison/comparison.csv").exists()
+    assert runs[0].metrics["effective_partners/folded"] == 1
+    comparison = Path("outputs/sweeps/my_sweep/comparison/comparison.csv").read_text()
+    assert "effective_partners" in comparison
 
 
 def test_a_reproduction_shows_the_experiment(command):

@@ -28,10 +28,10 @@ def test_a_run_writes_what_it_promises(cli, tmp_path):
     arms = ["folded", "unfolded", "identity", "random"]
     rows = results["tables"]["matches"]
     assert [r["arm"] for r in rows] == arms * pairs
-    wanted = {"source_layer", "target_layer", "arm", "mse_W_enc", "mse_b_enc", "mse_W_dec",
+    columns = {"source_layer", "target_layer", "arm", "mse_W_enc", "mse_b_enc", "mse_W_dec",
               "recall", "matching_score", "value", "bound", "chance", "gap",
               "gap_over_chance"}  # fmt: skip
-    assert all(wanted <= row.keys() for row in rows)
+    assert all(columns <= row.keys() for row in rows)
     solved = [row for row in rows if row["arm"] in ("folded", "unfolded")]
     assert all(0 <= row["gap_over_chance"] <= 1e-6 for row in solved)
     strategies = results["tables"]["strategies"]
@@ -172,7 +172,7 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
         (["+foo=1"], "there is no setting 'foo'"),
         (["trainer.precision=bf16-true"], "set model.dtype=bfloat16"),
         (["trainer.devices=2"], "needs trainer.strategy=ddp_spawn"),
-        (["sae.path=x/{layer}"], "a value with other signs wants quotes"),
+        (["sae.path=x/{layer}"], "a value with other characters needs quotes"),
         (["dataset.paths=[a/x.jsonl,b/x.jsonl]"], "cannot read the texts in a/x.jsonl"),
         (["lay=[0]"], "there is no setting 'lay'; did you mean layers?"),
         (["sae.widht=3"], "there is no setting 'sae.widht'"),
@@ -191,7 +191,7 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
         (["arms.folded.fold=theta"], "unknown fold 'theta'"),
         (["trainer.batch_size=0"], "batch_size=0"),
         (['sae.path="/nowhere/layer_{layer}"'], "/nowhere/layer_0 does not exist; layers"),
-        (["sae.path=/nowhere"], "must hold {layer} once"),
+        (["sae.path=/nowhere"], "must contain {layer} once"),
     ],
 )
 def test_bad_settings_end_in_one_line(cli, tmp_path, settings, words):
@@ -246,9 +246,9 @@ def test_matching_depends_on_nothing_but_its_inputs():
     from saematch.matching.objectives.parts import Parts
 
     factors = Parts().factors(random_sae(0), random_sae(1))
-    one = Random(3)(factors)
+    match = Random(3)(factors)
     torch.rand(10)
-    assert torch.equal(one.columns, Random(3)(factors).columns)
+    assert torch.equal(match.columns, Random(3)(factors).columns)
 
 
 def test_two_text_files_of_one_name_are_refused(cli, tmp_path, tiny):

@@ -154,7 +154,7 @@ def test_an_old_name_in_a_sweep_file(tmp_path, parameters, command, sentence):
             "experiment/mine.yaml",
             "# @package _global_\nevaluations: [activations]",
             ["+experiment=mine"],
-            "In 'experiment/mine': a list is where named parts belong",
+            "In 'experiment/mine': a list where named parts are expected",
         ),
         (
             "experiment/mine.yaml",

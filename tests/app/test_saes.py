@@ -11,23 +11,23 @@ from saematch.sae.sources import registry
 KNOWN = presets()
 
 
-def about(name):
+def line_of(name):
     return line(registry.release(name), KNOWN)
 
 
 def test_a_release_in_one_line():
-    assert about("gemma-scope-2b-pt-res-canonical") == (
+    assert line_of("gemma-scope-2b-pt-res-canonical") == (
         "gemma-scope-2b-pt-res-canonical", "gemma-2-2b", "resid_post", "JumpReLU",
         "16k 65k: 0-25, 32k 262k 524k: 12, 1m: 5 12 19", "59-141", "all", "sae=gemma_scope_2b",
     )  # fmt: skip
-    assert about("gemma-scope-2-270m-pt-res")[4:7] == (
+    assert line_of("gemma-scope-2-270m-pt-res")[4:7] == (
         "16k 65k 262k 1m: 5 9 12 15", "18-150", "16 of 52"
     )  # fmt: skip
-    assert about("gpt2-small-res-jb")[2:5] == ("resid_pre, resid_post", "", "0-11")
-    assert about("llama_scope_lxa_32x")[2:6] == ("attn", "JumpReLU (1 θ)", "32x: 0-31", "50")
-    assert about("qwen-scope-3-8b-base-w64k-l50")[2:5] == ("resid_post", "TopK", "64k: 0-35")
-    assert about("mwhanna-qwen3-4b-transcoders").site == "transcoder"
-    assert about("saebench_gemma-2-2b_width-2pow16_date-0107")[3:5] == ("matryoshka", "65k: 12")
+    assert line_of("gpt2-small-res-jb")[2:5] == ("resid_pre, resid_post", "", "0-11")
+    assert line_of("llama_scope_lxa_32x")[2:6] == ("attn", "JumpReLU (1 θ)", "32x: 0-31", "50")
+    assert line_of("qwen-scope-3-8b-base-w64k-l50")[2:5] == ("resid_post", "TopK", "64k: 0-35")
+    assert line_of("mwhanna-qwen3-4b-transcoders").site == "transcoder"
+    assert line_of("saebench_gemma-2-2b_width-2pow16_date-0107")[3:5] == ("matryoshka", "65k: 12")
 
 
 @pytest.mark.parametrize(
@@ -50,16 +50,16 @@ def test_settings_of_a_release_take_it(name, taken_by):
 
 
 def test_every_release_has_settings_unless_its_ids_name_no_layer():
-    without = [name for name in registry.releases() if not about(name).settings]
+    without = [name for name in registry.releases() if not line_of(name).settings]
     assert without == []
 
 
 def test_patterns():
-    assert {one.name for one in matching("pythia-70m-deduped-*-sm")} == {
+    assert {release.name for release in matching("pythia-70m-deduped-*-sm")} == {
         f"pythia-70m-deduped-{site}-sm" for site in ("res", "mlp", "att")
     }
-    assert "llama_scope_lxr_8x" in {one.name for one in matching("meta-llama/Llama-3.1-8B")}
-    assert {one.model for one in matching("fnlp/LLAMA3_1")} == {"meta-llama/Llama-3.1-8B"}
+    assert "llama_scope_lxr_8x" in {release.name for release in matching("meta-llama/Llama-3.1-8B")}
+    assert {release.model for release in matching("fnlp/LLAMA3_1")} == {"meta-llama/Llama-3.1-8B"}
     assert matching("") == list(registry.releases().values())
 
 
@@ -76,5 +76,5 @@ def test_the_whole_name_of_a_release_lists_its_saes(capsys):
 
 
 def test_nothing_fits():
-    with pytest.raises(ValueError, match="close ones: gemma-scope-2b-pt-res"):
+    with pytest.raises(ValueError, match="similar names: gemma-scope-2b-pt-res"):
         main(["gemma-scop-2b-pt-res"])

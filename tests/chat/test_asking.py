@@ -284,7 +284,7 @@ def test_every_answer_is_in_the_file_with_what_it_answers(served, tmp_path):
 @pytest.mark.parametrize("key", [f"{KEY}\n{KEY}2", f"{KEY} {KEY}", f"“{KEY}”"])
 def test_a_key_that_cannot_be_one_is_refused_without_being_shown(tmp_path, monkeypatch, key):
     monkeypatch.setenv("A_KEY", key)
-    with pytest.raises(AskingError, match="A_KEY holds a space") as refused:
+    with pytest.raises(AskingError, match="A_KEY contains a space") as refused:
         connect(ChatModel("m", "http://127.0.0.1:9/v1", key_variable="A_KEY"), tmp_path / "s")
     assert KEY not in str(refused.value)
     with pytest.raises(ValueError, match="must be the name of an environment variable") as refused:

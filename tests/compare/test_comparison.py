@@ -12,6 +12,7 @@ from saematch.compare.comparison import collect
 from saematch.compare.figures import run_series
 from saematch.compare.plan import metrics_of, plan_panels, unique_values
 from saematch.compare.runs import MEANS
+from saematch.core.columns import Column
 from saematch.core.results import Results
 from saematch.core.tables import Tables, frame_of, rows_of
 from wandb_reader import records
@@ -29,7 +30,7 @@ def origin(layer, revision="sha256:1"):
 
 
 def means(value):
-    """Rows as a run leaves them: of weights, of all texts and of one data set, of no match."""
+    """Rows of a run: of weights, of all texts, of one data set, and without a match."""
     splice = {"dataset": "all", "strategy": "permute"}
     return [
         mean("recall", value),
@@ -45,7 +46,7 @@ def means(value):
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a run's folder: overrides, then what differs from an ordinary finished run."""
+    """Write a run's folder from overrides and changes to an ordinary finished run."""
 
     def write(name, *overrides, value=0.5, config=None, choices=None, provenance=None, **changed):
         base = {"sae": {"path": "mine"}, "dataset": {"paths": ["a"], "n_texts": 10}, "seed": 0}
@@ -66,7 +67,7 @@ def write(tmp_path):
 
 
 def sweep(write, tmp_path):
-    """Four jobs of a grid, two of which do not say what they were given."""
+    """Four jobs of a grid."""
     write("0", value=0.5)
     write("1", "objective=decoder", value=0.6, choices={"objective": "decoder"})
     write("2", "dataset.n_texts=20", value=0.7, config={"dataset": {"n_texts": 20}})
@@ -135,7 +136,27 @@ def test_the_page_has_every_run_and_figure(write, tmp_path, command):
     assert all(f'<img src="figures/{name}.png"' in page for name in drawn)
     command(top, "--metric", "recall")
     left = sorted(path.name for path in (top / "comparison/figures").iterdir())
-    assert left == ["recall.png", "recall.svg"], "those of the comparison before are gone"
+    assert left == ["recall.png", "recall.svg"], "figures of the earlier comparison are gone"
+
+
+def test_definitions_of_metrics_come_from_the_runs(write, tmp_path, command):
+    drift = Column("drift", "drift of <norms>", "lower", "nats", logged=("matches",))
+    for name, value in (("0", 0.5), ("1", 0.25)):
+        rows = [mean("drift", value), mean("drift", 0.125, arm="random")]
+        write(
+            name,
+            f"seed={name}",
+            config={"seed": int(name)},
+            tables=Tables.of({"means": rows}, [drift]),
+        )
+    message, out = command(tmp_path / "sweep", "--metric", "drift")
+    assert message is None
+    assert "random: drift of <norms> (nats) 0.125" in out
+    assert "drift of" in out and "<norms>" in out
+    page = (tmp_path / "sweep/comparison/index.html").read_text()
+    assert "drift of &lt;norms&gt; (nats)" in page
+    svg = (tmp_path / "sweep/comparison/figures/drift.svg").read_text()
+    assert "drift of &lt;norms&gt; (nats)" in svg
 
 
 def test_runs_that_did_not_finish_are_listed(write, tmp_path, command):
@@ -196,7 +217,7 @@ def test_runs_of_other_code_are_left_out(write, tmp_path):
         collect([tmp_path], code="c")
 
 
-def test_of_as_many_runs_the_newer_ones_are_kept(write, tmp_path):
+def test_of_two_groups_of_equal_size_the_newer_is_kept(write, tmp_path):
     for name, when in (("a", 2000), ("b", 1000)):
         folder = write(name, provenance={"code": name})
         os.utime(folder / "results.json", (when, when))
@@ -214,7 +235,7 @@ def test_of_as_many_runs_the_newer_ones_are_kept(write, tmp_path):
         ({"model": {"revision": "s"}}, "model"),
     ],
 )
-def test_what_was_changed_behind_equal_settings_is_left_out(write, tmp_path, changed, words):
+def test_runs_with_equal_settings_and_other_inputs_are_left_out(write, tmp_path, changed, words):
     write("a", "seed=1")
     write("b", "seed=2")
     write("c", "seed=3", provenance=changed)
@@ -303,7 +324,7 @@ def test_too_many_panels_are_refused(write, tmp_path, command):
     assert command("sweep", "--metric", "recall", "--where", "seed=0")[0] is None
 
 
-def test_like_runs_are_kept_and_old_ones_told(write, tmp_path):
+def test_runs_with_equal_settings_are_kept_and_noted(write, tmp_path):
     write("a", "seed=1")
     write("b", "seed=1")
     write("c", "seed=1", value=0.6)

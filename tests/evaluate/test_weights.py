@@ -53,8 +53,8 @@ def test_vectors_of_two_sizes_have_no_error_but_norms():
     assert feature_mse(FoldedPair(a, b), match).isnan().all()
     norms = (torch.linalg.vector_norm(fold(sae, "threshold").W_dec, dim=1) for sae in (b, a))
     expected = torch.sub(*norms).mean().item()
-    found = decoder_norm_change(FoldedPair(a, b), match)["decoder_norm_change"]
-    assert found == pytest.approx(expected, rel=1e-6)
+    changed = decoder_norm_change(FoldedPair(a, b), match)["decoder_norm_change"]
+    assert changed == pytest.approx(expected, rel=1e-6)
 
 
 def test_metrics_agree_with_plain_numpy_in_float64():

@@ -1,4 +1,4 @@
-"""What a match is proven to be: over chance, by few pairs or many, and which pairs are certain."""
+"""Proven properties of a match: its value over chance, the pairs that carry it, certain pairs."""
 
 import itertools
 import json
@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from conftest import random_sae
 from matches import partners
-from saematch import Match, solve_assignment
+from saematch import Match, SolverResources, solve_assignment
 from saematch.core.pairs import SaeKey
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Greedy, MutualNearest, Optimal, Random, Scipy
@@ -45,8 +45,8 @@ def optimum(x, y):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_A9_a_common_offset_does_not_change_the_match(regime, dtype):
     x, y = (normal(400, 64, seed=seed).to(dtype) + 1000 for seed in (1, 2))
-    device = {"device": "cpu"} if regime == "device" else {}
-    solution = solve_assignment(x, y, regime=regime, **device)
+    resources = SolverResources(device="cpu" if regime == "device" else None, regime=regime)
+    solution = solve_assignment(x, y, resources=resources)
     best = optimum(x, y)
     assert np.array_equal(solution.columns, best)
     assert squared_error(x, y, solution.columns) == squared_error(x, y, best)
@@ -58,7 +58,7 @@ def test_A9_huge_dead_features_do_not_decide_the_pairs_of_the_living():
     dead = torch.randperm(1000, generator=torch.Generator().manual_seed(0))[:100]
     x[dead] *= 1000
     y[torch.randperm(1000, generator=torch.Generator().manual_seed(1))[:100]] *= 1000
-    solution = solve_assignment(x, y, device="cpu")
+    solution = solve_assignment(x, y, resources=SolverResources(device="cpu"))
     living = np.ones(1000, bool)
     living[dead.numpy()] = False
     best = linear_sum_assignment((x.double() @ y.double().T).numpy(), maximize=True)[1]
@@ -256,8 +256,8 @@ def test_A9_every_assignment_compares_layers_of_two_widths_by_distance(assignmen
     assert torch.equal(partners(match), partners(assignment(far)))
     error = distances(*widths(40, 60))
     if isinstance(assignment, MutualNearest):
-        there, back = error.argmin(1), error.argmin(0)
-        expected = np.where(back[there] == np.arange(40), there, -1)
+        forth, back = error.argmin(1), error.argmin(0)
+        expected = np.where(back[forth] == np.arange(40), forth, -1)
         assert partners(match).tolist() == expected.tolist()
     if isinstance(assignment, Greedy):
         assert divmod(int(error.argmin()), 60) != (0, 0)

@@ -1,4 +1,4 @@
-"""Features without a partner are no dead partners; recall over features that fired."""
+"""Features without a partner do not count as dead partners; recall over features that fired."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""A caller's mistake ends in one line at every door; any other error says where it happened."""
+"""A caller's mistake ends in one line in every command; any other error says where it happened."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ UNREADABLE = "/proc/self/mem"
 
 @pytest.fixture
 def bad(tmp_path):
-    """Paths of each kind that is not what a setting wants."""
+    """Return a folder with one path for each kind of wrong path."""
     folder = tmp_path / "bad"
     folder.mkdir()
     (folder / "empty_folder").mkdir()
@@ -249,7 +249,7 @@ def test_a_path_object_where_a_text_is_wanted_is_named():
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("run_id=2024_01", "run_id=2024_01 is read as a number: quote the name, as in "
+        ("run_id=2024_01", "run_id=2024_01 is parsed as a number: quote the name, as in "
                            "\"run_id='2024_01'\""),
         ("run_id=12e4567", "Quote a name that looks like a number: \"run_id='12e4567'\""),
     ],

@@ -1,4 +1,4 @@
-"""Text from outside is data: it steers no terminal, spreadsheet, page or figure."""
+"""Text from outside is data: it cannot control a terminal, spreadsheet, page or figure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEANS_ROW = {
 
 
 def foreign_runs(folder: Path) -> None:
-    """Write two runs with a hostile setting, as somebody else's machine might have."""
+    """Write two runs with a hostile setting, as if from another machine."""
     for number, value in enumerate((EVIL, "=cmd|' /C calc'!A0")):
         run = folder / f"{number}{EVIL.replace('/', '')}"
         config = {"overrides": [f"sae={value}"], "sae": {"path": value}, "choices": {}}
@@ -40,7 +40,7 @@ def foreign_runs(folder: Path) -> None:
 
 @pytest.fixture
 def compared(tmp_path, monkeypatch, capsys):
-    """Compare hostile runs; return what the terminal got, and the folder."""
+    """Compare hostile runs; return the terminal's output and the folder."""
     from saematch.app.compare import compare
     from saematch.compare.terminal import print_comparison
 
@@ -112,7 +112,7 @@ def test_C2_C3_a_secret_on_the_command_line_is_refused_before_anything_is_writte
     setting, cli, tmp_path
 ):
     message, output = cli(setting)
-    assert "no key or password is taken from the command line" in message
+    assert "the command line accepts no key or password" in message
     assert not list(tmp_path.iterdir())
     for secret in ("pass/word", "AbCdEf", "abc", "0123456789abcdef"):
         assert secret not in message + output.out + output.err

@@ -1,4 +1,4 @@
-"""A language model of a hub, in a process of its own: the client reads its settings once."""
+"""A language model from a hub, in a separate process, since the client reads its settings once."""
 
 import json
 import logging
@@ -22,9 +22,9 @@ def ran(model, folder, run):
     from saematch.app.configuration import build
     from saematch.run.run import run as do
 
-    said = []
+    messages = []
     handler = logging.Handler(logging.INFO)
-    handler.emit = lambda record: said.append(record.getMessage())
+    handler.emit = lambda record: messages.append(record.getMessage())
     log = logging.getLogger("saematch")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -35,10 +35,10 @@ def ran(model, folder, run):
     try:
         results = do(*build(settings), folder / run)
     except ValueError as error:
-        return {"refused": str(error), "said": said}
+        return {"refused": str(error), "messages": messages}
     finally:
         log.removeHandler(handler)
-    return {"revision": results.provenance["model"]["revision"], "said": said}
+    return {"revision": results.provenance["model"]["revision"], "messages": messages}
 
 
 def main(folder):
@@ -59,22 +59,22 @@ def main(folder):
     }
     hub = Hub({**repos, **models})
     hub.errors = {"tiny/gated": (403, "GatedRepo")}
-    found = {"sizes": {"lm": len(lm["model.safetensors"])}}
+    outcome = {"sizes": {"lm": len(lm["model.safetensors"])}}
     with serving(hub):
         os.environ["HF_ENDPOINT"] = hub.url
         register()
         for name in ("gated", "pickled", "code"):
-            found[name] = ran(f"tiny/{name}", folder, name)
-        found["asked first"] = list(hub.asked)
-        found["first"] = ran("tiny/lm", folder, "first")
-        found["again"] = ran("tiny/lm", folder, "again")
+            outcome[name] = ran(f"tiny/{name}", folder, name)
+        outcome["asked first"] = list(hub.asked)
+        outcome["first"] = ran("tiny/lm", folder, "first")
+        outcome["again"] = ran("tiny/lm", folder, "again")
         hub.commits["tiny/lm"] = LATER
-        found["later"] = ran("tiny/lm", folder, "later")
-    write_json(folder / "found.json", found)
+        outcome["later"] = ran("tiny/lm", folder, "later")
+    write_json(folder / "found.json", outcome)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory, tiny):
+def outcome(tmp_path_factory, tiny):
     folder = tmp_path_factory.mktemp("hub")
     code = "import sys; from faults.test_hub_models import main; main(sys.argv[1])"
     settings = {"HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "0", "TINY": str(tiny)}
@@ -89,36 +89,36 @@ def found(tmp_path_factory, tiny):
     return json.loads((folder / "found.json").read_text())
 
 
-def test_B24_a_gated_model_is_refused_before_any_sae_is_fetched(found):
-    assert "Accept its licence on its page of the Hugging Face hub" in found["gated"]["refused"]
-    assert any("tiny/gated" in request for request in found["asked first"])
-    assert not any(SAES in request for request in found["asked first"])
+def test_B24_a_gated_model_is_refused_before_any_sae_is_fetched(outcome):
+    assert "Accept its licence on its page of the Hugging Face hub" in outcome["gated"]["refused"]
+    assert any("tiny/gated" in request for request in outcome["asked first"])
+    assert not any(SAES in request for request in outcome["asked first"])
 
 
-def test_B24_sizes_are_announced_once_and_not_of_what_is_cached(found):
-    announced = [line for line in found["first"]["said"] if line.endswith("to fetch")]
-    size = found["sizes"]["lm"] / 2**20
+def test_B24_sizes_are_announced_once_and_not_of_what_is_cached(outcome):
+    announced = [line for line in outcome["first"]["messages"] if line.endswith("to fetch")]
+    size = outcome["sizes"]["lm"] / 2**20
     assert announced == [
         f"Language model tiny/lm: {size:.1f} MiB in 1 file to fetch",
         "SAEs: 0.0 MiB in 2 files to fetch",
     ]
-    assert not [line for line in found["again"]["said"] if "to fetch" in line]
-    assert len([line for line in found["later"]["said"] if "to fetch" in line]) == 1
+    assert not [line for line in outcome["again"]["messages"] if "to fetch" in line]
+    assert len([line for line in outcome["later"]["messages"] if "to fetch" in line]) == 1
 
 
-def test_A1_the_revision_is_the_commit_that_was_read(found):
-    assert [found[run]["revision"] for run in ("first", "again", "later")] == [
+def test_A1_the_revision_is_the_commit_that_was_read(outcome):
+    assert [outcome[run]["revision"] for run in ("first", "again", "later")] == [
         COMMIT,
         COMMIT,
         LATER,
     ]
 
 
-def test_B14_a_repository_of_pickled_weights_is_refused_before_they_are_fetched(found):
-    assert "the only weights are pickled" in found["pickled"]["refused"]
-    assert not any("pytorch_model.bin" in request for request in found["asked first"])
+def test_B14_a_repository_of_pickled_weights_is_refused_before_they_are_fetched(outcome):
+    assert "the only weights are pickled" in outcome["pickled"]["refused"]
+    assert not any("pytorch_model.bin" in request for request in outcome["asked first"])
 
 
-def test_C1_a_repository_with_its_own_code_is_refused_and_its_code_not_fetched(found):
-    assert "it has its own code" in found["code"]["refused"]
-    assert not any("own.py" in request for request in found["asked first"])
+def test_C1_a_repository_with_its_own_code_is_refused_and_its_code_not_fetched(outcome):
+    assert "it has its own code" in outcome["code"]["refused"]
+    assert not any("own.py" in request for request in outcome["asked first"])

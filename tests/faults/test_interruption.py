@@ -58,17 +58,17 @@ def signalled(cli, monkeypatch):
     return run
 
 
-def continuation(said: str) -> list[str]:
-    """Return the words of the command that the one line names, without what starts Python."""
-    assert "Traceback" not in said
-    (line,) = [line for line in said.splitlines() if "continue with: " in line]
+def continuation(printed: str) -> list[str]:
+    """Return the arguments of the command that the message says to continue with."""
+    assert "Traceback" not in printed
+    (line,) = [line for line in printed.splitlines() if "continue with: " in line]
     words = shlex.split(line.partition("continue with: ")[2])
     assert words[:3] == ["python", "-m", "saematch"]
     return words[3:]
 
 
 def tables(path: Path) -> dict:
-    """Return a finished run's tables, without how long a training took."""
+    """Return a finished run's tables without training times."""
     results = Results.load(path / "results.json")
     assert results.status == "finished"
     for row in results.tables.rows("saes"):
@@ -90,7 +90,7 @@ STAGES = {
     "solver": ("saematch.matching.solver.auction:Auction.stage", 5, signal.SIGHUP, MATCH),
     "texts": (TEXTS, 3, signal.SIGTERM, MATCH),
     "texts by Ctrl-C": (TEXTS, 3, signal.SIGINT, MATCH),
-    "judge": ("saematch.chat.asking:_Round._collect", 3, signal.SIGINT, JUDGED),
+    "judge": ("saematch.chat.asking:Chat.keep", 3, signal.SIGINT, JUDGED),
     "collect": (TEXTS, 2, signal.SIGTERM, TRAIN),
     "training": ("saematch.training.train_saes:save_sae", 2, signal.SIGTERM, TRAIN),
 }
@@ -113,11 +113,11 @@ def test_A8_a_signal_ends_a_run_in_any_stage(signalled, cli, labels, tmp_path, s
     server = JudgeServer()
     if stage == "judge":
         settings = [*settings, "judge=local", f"judge.base_url={server.url}"]
-    handlers = {each: signal.getsignal(each) for each in CODES}
-    code, said = signalled(place, nth, number, *settings)
+    handlers = {code_signal: signal.getsignal(code_signal) for code_signal in CODES}
+    code, printed = signalled(place, nth, number, *settings)
     assert code == CODES[number]
-    assert {each: signal.getsignal(each) for each in CODES} == handlers
-    words = continuation(said)
+    assert {code_signal: signal.getsignal(code_signal) for code_signal in CODES} == handlers
+    words = continuation(printed)
     (run_id,) = [word.partition("=")[2] for word in words if word.startswith("run_id=")]
     (folder,) = (tmp_path / "outputs").glob(f"*/{run_id}")
     results = Results.load(folder / "results.json")
@@ -152,11 +152,11 @@ def test_A8_a_sweep_records_the_job_in_progress_and_resumes_it(signalled, cli, t
     (tmp_path / "s.yaml").write_text(json.dumps(GRID))
     words = ["sweep", "s.yaml", "--folder", "s"]
     words += [*tiny_overrides(tiny), *MATCH]
-    code, said = signalled(TEXTS, 8, signal.SIGTERM, *words, base=[])
+    code, printed = signalled(TEXTS, 8, signal.SIGTERM, *words, base=[])
     assert code == 143
     paths = [tmp_path / "s" / job / "results.json" for job in "01"]
     assert [Results.load(path).status for path in paths] == ["finished", "interrupted"]
-    words = continuation(said)
+    words = continuation(printed)
     assert words[-1] == "--resume"
     assert cli(*words, base=[])[0] is None
     assert [Results.load(path).status for path in paths] == ["finished", "finished"]
@@ -164,25 +164,25 @@ def test_A8_a_sweep_records_the_job_in_progress_and_resumes_it(signalled, cli, t
 
 def test_A8_a_multirun_records_the_job_in_progress(signalled, tiny, tmp_path):
     words = ["--multirun", "objective=both,decoder", *tiny_overrides(tiny), *MATCH]
-    code, said = signalled(TEXTS, 8, signal.SIGTERM, *words, base=[])
+    code, printed = signalled(TEXTS, 8, signal.SIGTERM, *words, base=[])
     (folder,) = (tmp_path / "outputs/match").iterdir()
     states = [Results.load(folder / job / "results.json").status for job in "01"]
     assert (code, *states) == (143, "finished", "interrupted")
-    assert continuation(said) == [*words, f"run_id={folder.name}"]
+    assert continuation(printed) == [*words, f"run_id={folder.name}"]
 
 
 @pytest.mark.slow
 def test_A8_a_reproduction_ends_with_its_run(signalled, tmp_path):
     words = ["reproduce", "--only", "norms", "--families", "chain", "layers=[0,1]",
              "logger=none"]  # fmt: skip
-    code, said = signalled("saematch.run.run:draw_figures", 1, signal.SIGHUP, *words, base=[])
+    code, printed = signalled("saematch.run.run:draw_figures", 1, signal.SIGHUP, *words, base=[])
     results = Results.load(tmp_path / "outputs/norms/reproduction-chain/results.json")
     assert (code, results.status) == (129, "interrupted")
-    assert continuation(said) == words
+    assert continuation(printed) == words
 
 
 def test_A8_a_real_process_ends_at_once_and_w_and_b_sees_a_failure(tiny, tmp_path):
-    """Lightning's own handler would go on to the end of the batch, here for a minute."""
+    """Lightning's own handler would continue to the end of the batch, here for a minute."""
     script = """
 import sys, time
 from saematch.texts import lightning_runner
@@ -206,12 +206,12 @@ main()
         time.sleep(0.05)
     sent = time.monotonic()
     process.terminate()
-    _, said = process.communicate(timeout=60)
+    _, printed = process.communicate(timeout=60)
     assert process.returncode == 143
     assert time.monotonic() - sent < 20
     (folder,) = tmp_path.glob("outputs/match/*")
     assert Results.load(folder / "results.json").status == "interrupted"
-    assert f"run_id={folder.name}" in continuation(said)
+    assert f"run_id={folder.name}" in continuation(printed)
     (end,) = [r.exit for r in records(folder / "wandb") if r.WhichOneof("record_type") == "exit"]
     assert end.exit_code == 1
 
@@ -240,9 +240,9 @@ def test_A8_processes_that_a_run_has_started_end_with_it(tiny, tmp_path, words, 
         time.sleep(0.05)
     children = process.children(recursive=True)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, printed = process.communicate(timeout=60)
     assert process.returncode == CODES[number]
-    continuation(said)
+    continuation(printed)
     paths = tmp_path.glob("s/*/results.json" if words == SWEEP else "outputs/*/*/results.json")
     assert {Results.load(path).status for path in paths} == {"interrupted"}
     assert not psutil.wait_procs(children, timeout=10)[1]
@@ -266,8 +266,8 @@ def test_A8_in_a_notebook_a_keyboard_interrupt_stays_one(cli, tiny, tmp_path, mo
             run(*build(words), tmp_path / "here")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     results = Results.load(tmp_path / "here/results.json")
-    said = "interrupted by KeyboardInterrupt"
-    assert (results.status, results.error) == ("interrupted", said)
+    printed = "interrupted by KeyboardInterrupt"
+    assert (results.status, results.error) == ("interrupted", printed)
     assert run(*build(words), tmp_path / "here").status == "finished"
 
 
@@ -283,7 +283,7 @@ def test_A8_an_error_while_a_run_ends_does_not_hide_the_interruption():
 
 
 def test_A8_other_handlers_and_ignored_signals_are_left_alone():
-    """As nohup, background jobs of a shell and submitit want it."""
+    """nohup, background jobs of a shell and submitit ignore signals on purpose."""
     own = signal.signal(signal.SIGTERM, lambda *_: None)
     ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -323,7 +323,7 @@ def test_A8_a_second_signal_kills_and_an_echo_of_the_first_does_not(echo, code):
 
 
 def test_A8_a_server_that_does_not_answer_keeps_no_run_from_ending(cli, labels, monkeypatch):
-    """What was answered before is kept, and nothing stays claimed."""
+    """Earlier replies are kept, and no question stays claimed."""
     count, late = itertools.count(1), Event()
 
     def answer(body):

@@ -1,4 +1,4 @@
-"""Intervals contain their estimate and, as often as they say, the expected value."""
+"""Intervals contain their estimate, and cover the expected value as often as stated."""
 
 import logging
 import math
@@ -95,12 +95,12 @@ def test_A13_the_interval_over_several_sets_is_that_of_a_stratified_sample():
     replicates = Intervals().replicates([3, 5])
     pooled = mean(replicates.pooled(), torch.cat(sets), torch.ones(8, dtype=torch.int64))
     # the variance of a sum of independent parts, with the deletions computed one by one
-    every = torch.cat(sets).tolist()
+    terms = torch.cat(sets).tolist()
     variances = []
     for first, of_set in ((0, sets[0]), (3, sets[1])):
         n = len(of_set)
-        left = [every[:i] + every[i + 1 :] for i in range(first, first + n)]
-        means = torch.tensor([sum(some) / len(some) for some in left]).double()
+        left = [terms[:i] + terms[i + 1 :] for i in range(first, first + n)]
+        means = torch.tensor([sum(part) / len(part) for part in left]).double()
         variances.append((n - 1) / n * (means - means.mean()).square().sum().item())
     freedom = sum(variances) ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2 / 4)
     half = student.ppf(0.975, freedom) * math.sqrt(sum(variances))

@@ -1,4 +1,4 @@
-"""A flipped byte in any kind of kept file: the right result comes out, and a warning names it."""
+"""A flipped byte in a kept file causes a warning that names the file, and the right result."""
 
 import json
 import logging
@@ -64,7 +64,7 @@ def world(tiny):
 
 
 def listed(value: Any) -> Any:
-    """Return something that ``==`` compares."""
+    """Return a value that ``==`` can compare."""
     if isinstance(value, torch.Tensor):
         return value.tolist()
     if isinstance(value, dict):
@@ -80,10 +80,10 @@ def matches(world: World, folder: Path) -> Any:
 def run_matches(world: World, folder: Path) -> Any:
     """The matches in a run's folder; those of the store are new each time."""
     store = MatchStore(folder.with_name(f"other {folder.name}"))
-    found = match_pairs(world.saes, (PAIR,), {"a": ARM}, store, folder)
+    result = match_pairs(world.saes, (PAIR,), {"a": ARM}, store, folder)
     (path,) = folder.rglob("*.safetensors")
-    assert Match.load(path)[0].hash == found.hashes["a"][PAIR]
-    return found.hashes["a"][PAIR]
+    assert Match.load(path)[0].hash == result.hashes["a"][PAIR]
+    return result.hashes["a"][PAIR]
 
 
 def sums(world: World, folder: Path) -> Any:
@@ -125,11 +125,11 @@ def scales(world: World, folder: Path) -> Any:
 
 def collection(world: World, folder: Path) -> Any:
     spec = Collection(40, 10, "float32", str(folder))
-    found = collect(world.lm, world.texts, (1, 3), spec, CPU, folder)
-    opened = open_store(found.folder)
-    assert opened.about == found.about
-    assert opened.files == found.files
-    return [found.layer(n).rows(torch.arange(len(found.layer(n)))).tolist() for n in (1, 3)]
+    result = collect(world.lm, world.texts, (1, 3), spec, CPU, folder)
+    opened = open_store(result.folder)
+    assert opened.about == result.about
+    assert opened.files == result.files
+    return [result.layer(n).rows(torch.arange(len(result.layer(n)))).tolist() for n in (1, 3)]
 
 
 KINDS: dict[str, Callable[[World, Path], Any]] = {
@@ -165,9 +165,9 @@ def test_a_flipped_byte_is_noticed_and_the_file_made_again(world, tmp_path, kind
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             assert KINDS[kind](world, folder) == expected
-        said = [r.getMessage() for r in caplog.records if "damaged" in r.getMessage()]
-        assert len(said) == 1
-        assert said[0].startswith(f"{path} is damaged (")
+        warnings = [r.getMessage() for r in caplog.records if "damaged" in r.getMessage()]
+        assert len(warnings) == 1
+        assert warnings[0].startswith(f"{path} is damaged (")
         assert sorted(folder.rglob("*.safetensors")) == files
     caplog.clear()
     assert KINDS[kind](world, folder) == expected
@@ -248,21 +248,21 @@ def test_a_damaged_revision_note_is_ignored(tmp_path, monkeypatch, caplog):
         return answers[0]
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
-    asked = HubSet("some/web")
-    assert asked.resolve(tmp_path).revision == "c" * 40
+    hub_set = HubSet("some/web")
+    assert hub_set.resolve(tmp_path).revision == "c" * 40
     (note,) = tmp_path.iterdir()
     size = note.stat().st_size
     online, offline = list(answers), []
     for position in (0, 20, size // 2, size - 30, size - 1):
         answers[:] = offline
-        assert asked.resolve(tmp_path).revision == "c" * 40
+        assert hub_set.resolve(tmp_path).revision == "c" * 40
         flip(note, position)
         with pytest.raises(InputError, match="cannot read the data set 'some/web'"):
-            asked.resolve(tmp_path)
+            hub_set.resolve(tmp_path)
         assert f"{note} is damaged (" in caplog.text
         caplog.clear()
         answers[:] = online
-        assert asked.resolve(tmp_path).revision == "c" * 40
+        assert hub_set.resolve(tmp_path).revision == "c" * 40
     assert json.loads(note.read_text())["commit"] == "c" * 40
 
 

@@ -1,4 +1,4 @@
-"""Runs killed at random moments continue, and end as runs that nobody has killed."""
+"""Runs killed at random moments continue and end with the same results as other runs."""
 
 import math
 import os
@@ -57,12 +57,12 @@ KINDS: dict[str, list[list[str]]] = {
 
 
 class Work(NamedTuple):
-    """One kind of work, and what it leaves when nobody kills it."""
+    """One kind of work, and its results without a kill."""
 
     commands: list[list[str]]
     folder: Path
     seconds: float
-    """CPU time, which depends less than the clock on what else the machine does."""
+    """CPU time, which depends less on other work of the machine than wall time."""
 
     def do(self, folder: Path, limit: float = math.inf) -> tuple[int, float]:
         """Begin or continue the work in ``folder``; kill each process after its CPU seconds.
@@ -94,7 +94,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def works(tiny, server, tmp_path_factory):
-    """Return a kind of work, after it was done once without a kill."""
+    """Return a kind of work after doing it once without a kill."""
     done: dict[str, Work] = {}
     first = FORKS.Process(target=os.getpid)  # what it imports takes longer than the work
     first.start()
@@ -111,7 +111,7 @@ def works(tiny, server, tmp_path_factory):
 
 
 def settings(kind: str, words: list[str], tiny: Path, server: JudgeServer) -> list[str]:
-    """Return what a command is told beside its kind."""
+    """Return the further arguments of a command."""
     own = ["logger=none", "figures=[]", "trainer.batch_size=1"]
     if kind == "reproduce":
         return [*own, "trainer.batch_size=2", "dataset.n_texts=4", "layers=[0,1,2]"]
@@ -133,15 +133,15 @@ def _one_thread(monkeypatch):
 
 
 def tables(folder: Path) -> dict[str, dict]:
-    """Return the tables of all runs in a folder, without how long trainings took."""
-    found = {}
+    """Return the tables of all runs in a folder, without training times."""
+    states = {}
     for path in folder.rglob("results.json"):
         results = Results.load(path)
         assert results.status == "finished", path
         for row in results.tables.rows("saes"):
             del row["seconds"]
-        found[str(path.relative_to(folder))] = results.tables | {"metrics": results.metrics}
-    return found
+        states[str(path.relative_to(folder))] = results.tables | {"metrics": results.metrics}
+    return states
 
 
 def kept(folder: Path) -> dict[str, int]:
@@ -159,7 +159,7 @@ def kept(folder: Path) -> dict[str, int]:
 
 
 def answers(folder: Path) -> list[tuple]:
-    """Return the kept answers of LLMs."""
+    """Return the stored replies of LLMs."""
     path = folder / "outputs/cache/judge.sqlite"
     if not path.exists():
         return []

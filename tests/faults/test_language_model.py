@@ -1,4 +1,4 @@
-"""The language model is what it claims to be: its weights, its blocks, its tokens, its files."""
+"""The language model's weights, blocks, tokens and files are as stated, or it is refused."""
 
 import json
 import pickle
@@ -222,7 +222,7 @@ def test_B3_a_model_that_reads_later_tokens_is_refused():
 
     sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = BertLMHeadModel(BertConfig(**sizes, intermediate_size=64)).eval()
-    with pytest.raises(ValueError, match="depend on the tokens after it, so this is no causal"):
+    with pytest.raises(ValueError, match="depend on later tokens, so it is not a causal"):
         self_test(LanguageModel(model, None, "encoder"))
 
 
@@ -241,7 +241,7 @@ def test_B3_the_self_test_passes_in_every_precision(tiny, dtype, device_map):
 
 
 def test_B3_a_model_whose_blocks_have_a_way_past_the_hidden_state_is_refused(tiny):
-    """The last block reads what the block before it computed, not what it is given."""
+    """The last block reads the previous block's output, not its own input."""
     lm = load(tiny / "lm")
     before, last = lm.blocks[2], lm.blocks[3]
     own, noted = before.forward, []
@@ -270,7 +270,7 @@ def test_B4_a_tokenizer_with_more_ids_than_the_model_is_refused(folder):
 def test_B4_an_added_token_without_an_embedding_is_refused_where_a_text_holds_it(
     cli, folder, tmp_path
 ):
-    """Gemma 3's tokenizer has a token for images that its models of text have no row for."""
+    """Gemma 3's tokenizer has an image token for which text models have no row."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -352,7 +352,7 @@ def test_B14_an_adapter_is_not_taken_for_the_model(folder):
 
 
 def own_code(folder, mark, **settings):
-    """Give a folder a program of its own, which leaves a mark when it runs."""
+    """Add code to a folder that leaves a mark if it runs."""
     (folder / "own.py").write_text(f"open({str(mark)!r}, 'w')\n")
     auto_map = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
     configure(folder, auto_map=auto_map, **settings)

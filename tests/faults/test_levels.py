@@ -1,4 +1,4 @@
-"""Partial matches keep their promise: layers that share no pairs are left unmatched."""
+"""Partial matches keep their promise: layers without true pairs stay unmatched."""
 
 import math
 import re
@@ -63,16 +63,16 @@ def planted(kind, seed, n_true=0):
 
 
 def shares(kind, seeds, n_true=0):
-    """Return the mean share of features kept, of true pairs found, and of false pairs."""
-    kept, found, false = 0.0, 0.0, 0.0
+    """Return the mean shares of matched features, of true pairs matched, and of false pairs."""
+    kept, recovered, false = 0.0, 0.0, 0.0
     for seed in seeds:
         sets = planted(kind, seed, n_true)
         match = PARTIAL(sets.factors)
         right = int(((match.rows == match.columns) & (match.rows < n_true)).sum())
         kept += len(match.rows) / N
-        found += right / max(1, n_true)
+        recovered += right / max(1, n_true)
         false += (len(match.rows) - right) / max(1, len(match.rows))
-    return tuple(round(total / len(seeds), 4) for total in (kept, found, false))
+    return tuple(round(total / len(seeds), 4) for total in (kept, recovered, false))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,8 +86,8 @@ def test_A10_sets_without_pairs_are_left_unmatched(kind):
      ("clusters", 0.85)],
 )  # fmt: skip
 def test_A10_true_pairs_are_found(kind, least):
-    _, found, false = shares(kind, range(3), N // 2)
-    assert found >= least
+    _, recovered, false = shares(kind, range(3), N // 2)
+    assert recovered >= least
     assert false <= 0.05
 
 
@@ -97,10 +97,12 @@ def test_A10_the_figures_of_the_docs(kind):
     """The table of ``docs/partial.md``: 200 repetitions of each kind, without pairs and with."""
     row = re.search(rf"^\| {kind} \| (.+) \| (.+) \| (.+) \|$", PAGE.read_text(), re.MULTILINE)
     kept = shares(kind, range(200))[0]
-    _, found, false = shares(kind, range(200), N // 2)
+    _, recovered, false = shares(kind, range(200), N // 2)
     assert kept <= 0.06
     assert false <= 0.05
-    assert [float(cell) for cell in row.groups()] == pytest.approx([kept, found, false], abs=0.005)
+    assert [float(cell) for cell in row.groups()] == pytest.approx(
+        [kept, recovered, false], abs=0.005
+    )
 
 
 def scores(match, truth):

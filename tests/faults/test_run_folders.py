@@ -42,7 +42,7 @@ def runs(folder: Path) -> list[Path]:
 
 
 class OneSecond(datetime):
-    """A clock that stands still."""
+    """A clock that always shows the same time."""
 
     @classmethod
     def now(cls, tz=None):
@@ -53,9 +53,11 @@ def test_A7_runs_of_one_second_get_folders_of_their_own(cli, tmp_path, monkeypat
     monkeypatch.setattr(run_folders, "datetime", OneSecond)
     assert cli(*SMALL, "seed=0")[0] is None
     assert cli(*SMALL, "seed=1")[0] is None
-    found = {Results.load(path / "results.json").config["seed"]: path for path in runs(tmp_path)}
-    assert sorted(found) == [0, 1]
-    assert all(path.name.startswith("2026-03-04_05-06-07_") for path in found.values())
+    found_run = {
+        Results.load(path / "results.json").config["seed"]: path for path in runs(tmp_path)
+    }
+    assert sorted(found_run) == [0, 1]
+    assert all(path.name.startswith("2026-03-04_05-06-07_") for path in found_run.values())
     names = [build([])[1]["run_id"] for _ in range(4)]
     assert len(set(names)) == 4
 
@@ -289,17 +291,17 @@ def test_C4_a_sweep_file_holds_no_key(cli, tmp_path):
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """Record each time that W&B's server is looked for; it does not answer."""
-    asked = []
+    """Record each request to W&B's server, which does not answer."""
+    requests = []
 
     def look(url, timeout):
-        asked.append(url)
+        requests.append(url)
         raise OSError("no answer")
 
     monkeypatch.setattr("urllib.request.urlopen", look)
     for name in ("WANDB_RUN_ID", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
-    return asked
+    return requests
 
 
 def mirrored(folder: Path, **settings: bool) -> None:
@@ -363,9 +365,9 @@ def test_B16_a_damaged_results_file_is_named_by_every_reader(tmp_path, kind):
             read(path)
         assert str(caught.value).startswith(f"{path} is damaged (")
         assert "\n" not in str(caught.value)
-    (found,) = find_runs([tmp_path]).runs
-    assert found.state == "damaged"
-    assert found.reason.startswith(f"{path} is damaged (")
+    (found_run,) = find_runs([tmp_path]).runs
+    assert found_run.state == "damaged"
+    assert found_run.reason.startswith(f"{path} is damaged (")
 
 
 @pytest.mark.parametrize("kind", ["cut off", "no JSON", "a list", "nested", "a folder"])

@@ -1,4 +1,4 @@
-"""SAEs are what they claim to be: read exactly as their own library computes, or refused."""
+"""SAEs compute exactly what their own library computes, or are refused."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ TRAINING = {
 
 
 def old_sae(folder, name="StandardSAE", change=None, **tensors):
-    """Write an SAE as SAELens 5.10 does; return it as SAELens' own class of today."""
+    """Write an SAE as SAELens 5.10 does; return it as the current SAELens class."""
     theirs = made(name, **({"k": 5} if name == "TopKSAE" else {}))
     folder.mkdir(parents=True)
     state = {key: value.detach().clone() for key, value in theirs.state_dict().items()}
@@ -66,7 +66,7 @@ def load(tmp_path, name="{layer}"):
 
 
 def refusal(tmp_path, name="{layer}"):
-    """The message with which an SAE is refused."""
+    """Return the message that refuses an SAE."""
     with pytest.raises(ValueError) as raised:
         load(tmp_path, name)
     assert "\n" not in str(raised.value)
@@ -97,7 +97,7 @@ def test_A3_what_can_be_read_as_two_layers_is_refused(tmp_path):
     for name in ("layer_3", "layer_03"):
         write_sae(tmp_path / name, random_sae(0), layer=3)
     message = refusal(tmp_path, "layer_{layer}")
-    assert message.startswith("2 SAEs fit")
+    assert message.startswith("2 SAEs match")
     assert "layer_03, " in message
 
 
@@ -125,7 +125,7 @@ def test_A12_an_sae_of_old_versions_computes_what_it_did(tmp_path):
         ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm=true"),
         ({"reshape_activations": "fold"}, "reshape_activations='fold'"),
         ({"input_shift": 0.5, "centre": True}, "field input_shift=0.5, centre=true, which may"),
-        ({"finetuning_scaling_factor": True}, "do not hold scaling_factor"),
+        ({"finetuning_scaling_factor": True}, "lack scaling_factor"),
         ({"normalize_activations": "cube"}, "cube"),
         ({"sae_lens_version": "new"}, "Invalid version"),
     ],
@@ -168,7 +168,7 @@ def test_A12_nor_of_a_release(tmp_path, monkeypatch):
 
 
 def new_sae(folder, change=None, metadata=None):
-    """Write an SAE as SAELens does today."""
+    """Write an SAE as the current SAELens does."""
     write_sae(folder, random_sae(0), layer=3)
     config = json.loads((folder / "cfg.json").read_text())
     config["metadata"] |= metadata or {}
@@ -180,7 +180,7 @@ def new_sae(folder, change=None, metadata=None):
     [
         ({"activation_fn": "tanh-relu"}, "activation_fn='tanh-relu'"),
         ({"architecture": "topk", "k": None}, "does not state k"),
-        ({"architecture": "topk", "k": 2.5}, "k=2.5, but TopK keeps a whole number"),
+        ({"architecture": "topk", "k": 2.5}, "k=2.5 must be a whole number"),
         ({"threshold_scale": 2}, "threshold_scale=2"),
     ],
 )
@@ -312,7 +312,7 @@ def test_B20_a_threshold_is_in_units_of_decoder_vectors_of_norm_1(tmp_path):
         ({"new_trick": 1}, "new_trick=1"),
         ({"jump_relu_threshold": None}, "lacks jump_relu_threshold"),
         ({"dataset_average_activation_norm": {}}, "lacks in"),
-        ({"dataset_average_activation_norm": {"in": 0}}, "must be above 0"),
+        ({"dataset_average_activation_norm": {"in": 0}}, "must be positive"),
     ],
 )
 def test_B20_settings_of_llama_scope_that_ask_for_another_computation(tmp_path, change, words):
@@ -501,7 +501,7 @@ def test_B18_what_the_buffer_read_of_a_module(tmp_path):
         write_json(folder / "3/config.json", {**config, "buffer": {"io": io, "ctx_len": 128}})
         assert load(folder).origin.site == "resid_post"
     trainer_3(tmp_path / "b", submodule_name="model.layers.4", layer="4")
-    assert "belongs to layer 4, but it was taken for layer 3" in refusal(tmp_path / "b")
+    assert "belongs to layer 4, but it was loaded as layer 3" in refusal(tmp_path / "b")
     trainer_3(tmp_path / "c", submodule_name="model.layers.3", layer="4")
     assert "settings state layer 4" in refusal(tmp_path / "c")
 
@@ -513,7 +513,7 @@ def test_B22_entries_that_are_no_tensors_do_not_make_a_file_damaged(tmp_path):
     dictionary(tmp_path / "b/3", "AutoEncoder", **beside, lr=1e-3)
     assert torch.equal(load(tmp_path / "b").reconstruct(X), expected)
     dictionary(tmp_path / "c/3", "AutoEncoder", config={"dict_class": "AutoEncoderNew"})
-    assert 'ae.pt states dict_class="AutoEncoderNew" beside its tensors' in refusal(tmp_path / "c")
+    assert 'ae.pt states dict_class="AutoEncoderNew" next to its tensors' in refusal(tmp_path / "c")
     made_here = gemma(tmp_path / "d/3")
     arrays = dict(np.load(tmp_path / "d/3/params.npz"))
     more = {"names": np.array(["a", "b"]), "about": np.array({"lr": 1}, dtype=object)}
@@ -606,10 +606,10 @@ BIASED = "so the match of all parts is a match of the biases: set objective=deco
 
 
 @pytest.mark.parametrize(
-    ("scale", "parts", "said"),
+    ("scale", "parts", "expected"),
     [(0.01, Parts(), True), (1.0, Parts(), False), (0.01, Parts(W_enc=0.0, b_enc=0.0), False)],
 )
-def test_A18_it_is_said_of_arms_that_compare_biases(caplog, scale, parts, said):
+def test_A18_it_is_said_of_arms_that_compare_biases(caplog, scale, parts, expected):
     sae = random_sae(0)
     origin = dataclasses.replace(sae.origin, stand_in_name="made up")
     stand_in = torch.full((sae.n_features,), scale)
@@ -619,7 +619,7 @@ def test_A18_it_is_said_of_arms_that_compare_biases(caplog, scale, parts, said):
     )  # fmt: skip
     arms = {"folded": Arm("threshold", parts, Identity())}
     warn_of_biases(SaeShelf.of({SaeKey("released", 0): relu}), arms)
-    assert (BIASED in caplog.text) == said
+    assert (BIASED in caplog.text) == expected
 
 
 @pytest.mark.parametrize("number", ["1" + "0" * 400, "1" + "0" * 5000, "NaN", "Infinity"])

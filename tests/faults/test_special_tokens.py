@@ -1,4 +1,4 @@
-"""Special tokens in texts count nowhere and keep their hidden states: against plain hooks."""
+"""Special tokens count nowhere and keep their hidden states; plain hooks are the oracle."""
 
 import json
 from dataclasses import replace
@@ -51,7 +51,7 @@ PAIR = Pair.of_layers(1, 2)
 
 @pytest.fixture(scope="module")
 def folder(tiny, tmp_path_factory):
-    """The tiny model with more tokens, some of them special in one way or another."""
+    """Return the tiny model with further tokens, some of them special."""
     from tokenizers import AddedToken
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -104,7 +104,7 @@ def resid_post(lm, ids):
 
 def plain(lm, earlier, later, match, strategy):
     """Return x_hat, x and the losses where they count, text by text, and the original losses."""
-    found = []
+    outcome = []
     for text in SPOILED:
         ids, counts = plain_ids(lm, text)
         x_t, x = (resid_post(lm, ids)[key.layer] for key in PAIR)
@@ -119,10 +119,10 @@ def plain(lm, earlier, later, match, strategy):
             hook = lm.blocks[2].register_forward_hook(lambda m, i, o, out=out: out)
             logits = lm.model(input_ids=ids).logits[0]
             hook.remove()
-            every = cross_entropy(logits[:-1], ids[0, 1:], reduction="none")
-            losses.append(every[counts[:-1] & counts[1:]])
-        found.append((x_hat[counts], x[counts], *losses))
-    return [torch.cat(part).double() for part in zip(*found, strict=True)]
+            values = cross_entropy(logits[:-1], ids[0, 1:], reduction="none")
+            losses.append(values[counts[:-1] & counts[1:]])
+        outcome.append((x_hat[counts], x[counts], *losses))
+    return [torch.cat(part).double() for part in zip(*outcome, strict=True)]
 
 
 def test_A2_what_the_tokenizer_marks_is_special_and_so_is_the_bos_that_is_named(folder, lm):
@@ -186,10 +186,10 @@ def test_A2_a_bos_in_front_of_every_text_changes_nothing(cli, tiny, tmp_path):
         ]
         base += ["layers=[1,2]"]
         assert cli(f"run_id={name}", base=base)[0] is None
-        found = json.loads((tmp_path / f"outputs/match/{name}/results.json").read_text())
-        numbers[name] = [found["tables"], found["metrics"]]
-        assert found["provenance"]["texts"]["t"]["n_special"] == 0
-        assert found["tables"]["strategies"][0]["n_special"] == 0
+        outcome = json.loads((tmp_path / f"outputs/match/{name}/results.json").read_text())
+        numbers[name] = [outcome["tables"], outcome["metrics"]]
+        assert outcome["provenance"]["texts"]["t"]["n_special"] == 0
+        assert outcome["tables"]["strategies"][0]["n_special"] == 0
     assert numbers["with"] == numbers["without"]
 
 
@@ -222,10 +222,8 @@ def test_A2_contexts_equal_plain_hooks(lm, saes, batches, tmp_path):
     kept = store.contexts(texts.record(store.saes, {"r": recorder}, "contexts")["r"])
     every = [plain_ids(lm, text) for text in SPOILED]
     order = sorted(range(len(every)), key=lambda n: -every[n][0].shape[1])
-    for number, n in enumerate(order):
-        assert texts.readers[""].texts[number].tolist() == every[n][0][0].tolist(), (
-            "special tokens included"
-        )
+    for ids, n in zip(texts.readers[""].texts, order, strict=True):
+        assert ids.tolist() == every[n][0][0].tolist(), "special tokens included"
     for key in KEYS[1:3]:
         expected = {}
         for number, n in enumerate(order):
@@ -236,12 +234,12 @@ def test_A2_contexts_equal_plain_hooks(lm, saes, batches, tmp_path):
                 expected[feature, number] = int(positions[feature]), float(values[feature])
         top = kept[key].top
         rows = zip(*(c.tolist() for c in (top.feature, top.text)), strict=True)
-        found = dict(
+        outcome = dict(
             zip(rows, zip(top.position.tolist(), top.value.tolist(), strict=True), strict=True)
         )
-        assert found.keys() == expected.keys()
+        assert outcome.keys() == expected.keys()
         for at, (position, value) in expected.items():
-            assert found[at] == (position, pytest.approx(value, rel=1e-4))
+            assert outcome[at] == (position, pytest.approx(value, rel=1e-4))
 
 
 def test_A2_folding_by_activations_leaves_special_tokens_out(lm, saes, batches, tmp_path):
@@ -278,10 +276,10 @@ def test_A2_training_leaves_special_tokens_out_and_doubles_no_bos(lm, tmp_path, 
             rows[layer].append(x[layer][counts])
     for layer, expected in rows.items():
         expected = torch.cat(expected)
-        found = store.layer(layer)
-        assert len(found) == len(expected) == store.about["tokens"]
+        outcome = store.layer(layer)
+        assert len(outcome) == len(expected) == store.about["tokens"]
         torch.testing.assert_close(
-            found.rows(torch.arange(len(expected))), expected, rtol=1e-4, atol=1e-4
+            outcome.rows(torch.arange(len(expected))), expected, rtol=1e-4, atol=1e-4
         )
     assert store.about["texts"]["t"]["n_special"] == n_special > 4
     assert not ((windows[:, 1:] == 0) & (windows[:, :-1] == 0)).any()
@@ -298,7 +296,11 @@ def test_A2_windows_are_the_same_with_the_separator_in_the_texts(lm):
     plain_texts = TextSet("t", tuple(TEXTS))
     for bos, eos in (("<bos>", ""), ("", "<bos>"), ("<bos>", "<bos>")):
         spoiled = TextSet("t", tuple(f"{bos}{text}{eos}" for text in TEXTS))
-        assert torch.equal(*(windows([some], lm, 8, 40, 0) for some in (plain_texts, spoiled)))
+        assert torch.equal(
+            *(windows([text_set], lm, 8, 40, 0) for text_set in (plain_texts, spoiled))
+        )
     none = SimpleNamespace(tokenizer=lm.tokenizer, bos_id=None, special_ids=lm.special_ids)
     spoiled = TextSet("t", tuple(f"{text}<|endoftext|>" for text in TEXTS))
-    assert torch.equal(*(windows([some], none, 8, 40, 0) for some in (plain_texts, spoiled)))
+    assert torch.equal(
+        *(windows([text_set], none, 8, 40, 0) for text_set in (plain_texts, spoiled))
+    )

@@ -1,4 +1,4 @@
-"""Texts as people have them: what is read, and what is refused with file and line."""
+"""Texts in users' files: read completely, or refused with file and line."""
 
 import gzip
 import json
@@ -87,7 +87,7 @@ def test_B6_a_lone_surrogate_is_refused_with_its_line_before_a_model_runs(
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "words"),
     [
         ('{"text": {"en": "one"}}', "line 2: the field 'text' is a JSON object, not a text"),
         ('{"text": ["one"]}', "line 2: the field 'text' is a list, not a text"),
@@ -99,10 +99,10 @@ def test_B6_a_lone_surrogate_is_refused_with_its_line_before_a_model_runs(
         ('"one"', "line 2: not a JSON object with a field 'text'"),
     ],
 )
-def test_B15_what_is_no_text_is_refused_with_its_line(tmp_path, row, said):
+def test_B15_what_is_no_text_is_refused_with_its_line(tmp_path, row, words):
     for name in ("t.jsonl", "t.json"):
         message = refused(tmp_path / name, '{"text": "one"}\n' + row)
-        assert f"{name}, {said}" in message
+        assert f"{name}, {words}" in message
         assert len(message) < 250
 
 
@@ -127,10 +127,10 @@ def test_B19_every_kind_of_file_holds_the_same_texts(tmp_path, bom):
 
 
 def test_B19_what_to_json_and_to_csv_write_is_read(tmp_path):
-    made = datasets.Dataset.from_pandas(frame())
-    made.to_json(tmp_path / "lines.json")
-    made.to_json(tmp_path / "list.json", lines=False)
-    made.to_csv(tmp_path / "cells.csv")
+    dataset = datasets.Dataset.from_pandas(frame())
+    dataset.to_json(tmp_path / "lines.json")
+    dataset.to_json(tmp_path / "list.json", lines=False)
+    dataset.to_csv(tmp_path / "cells.csv")
     (tmp_path / "single.json").write_text('{\n "text": "one"\n}')
     assert load(*sorted(tmp_path.iterdir())) == {
         "cells": SAME,
@@ -142,14 +142,14 @@ def test_B19_what_to_json_and_to_csv_write_is_read(tmp_path):
 
 
 def test_B19_what_save_to_disk_writes_is_read(tmp_path, caplog):
-    made = datasets.Dataset.from_pandas(frame())
-    made.save_to_disk(tmp_path / "one", num_shards=2)
+    dataset = datasets.Dataset.from_pandas(frame())
+    dataset.save_to_disk(tmp_path / "one", num_shards=2)
     frame().to_feather(tmp_path / "one/cache-0123.arrow")  # as the library leaves them
     assert load(tmp_path / "one") == {"one": SAME}
-    made.select([2, 0]).save_to_disk(tmp_path / "some")
+    dataset.select([2, 0]).save_to_disk(tmp_path / "some")
     assert load(tmp_path / "some") == {"some": (SAME[2], SAME[0])}
     assert not caplog.records
-    splits = {"train": made.select([0]), "test": made.select([1])}
+    splits = {"train": dataset.select([0]), "test": dataset.select([1])}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "two")
     assert load(tmp_path / "two") == {"two": SAME[:1]}
     assert "two: taking the split train; dataset.paths can name the others: test" in caplog.text
@@ -219,9 +219,9 @@ def test_B21_cells_are_read_as_they_are(tmp_path):
 
 
 def test_B21_a_table_without_the_column_is_refused(tmp_path):
-    said = "no field 'text', only id, body: set dataset.column"
-    assert said in refused(tmp_path / "t.csv", "id,body\n1,one\n")
-    assert said in refused(tmp_path / "t.tsv", "id\tbody\n1\tone\n")
+    words = "no field 'text', only id, body: set dataset.column"
+    assert words in refused(tmp_path / "t.csv", "id,body\n1,one\n")
+    assert words in refused(tmp_path / "t.tsv", "id\tbody\n1\tone\n")
     assert load(tmp_path / "t.tsv", column="body") == {"t": ("one",)}
     assert "only id;text: set" in refused(tmp_path / "t.csv", "id;text\n1;one\n")
     assert "t.csv, line 4: 1 cells, but 2 columns" in refused(
@@ -267,8 +267,8 @@ def test_B19_fewer_texts_than_asked_for_are_all_taken_and_said(cli, tiny, tmp_pa
     for run in ("a", "b"):  # the second one reads the tokens of the first
         message, printed = cli(*settings, f"run_id={run}")
         assert message is None
-        said = "dataset.n_texts=50, but the text set 'texts' has only 5: the run takes all of them"
-        assert said in printed.err
+        words = "dataset.n_texts=50, but the text set 'texts' has only 5: the run takes all of them"
+        assert words in printed.err
         results = json.loads((tmp_path / f"outputs/match/{run}/results.json").read_text())
         assert results["provenance"]["texts"]["texts"]["n_texts"] == len(TEXTS)
         assert {row["n_texts"] for row in results["tables"]["layers"]} == {len(TEXTS)}

@@ -119,7 +119,7 @@ def test_B8_every_kind_of_writer_names_the_file_and_the_cause(tmp_path):
     for line, name in zip(lines, names, strict=True):
         assert line.startswith(f"{tmp_path / name}"), line
         assert line.endswith(
-            " cannot be written (File too large): raise the limit (ulimit -f), and run the same "
+            " cannot be written (File too large): raise the limit (ulimit -f) and run the same "
             "command again"
         )
     assert answers.startswith(f"{tmp_path / 'answers.sqlite'} cannot be written (")
@@ -134,7 +134,7 @@ WRITERS = {"write_text", "write_bytes", "save_file", "to_csv", "to_parquet", "sa
 
 def unguarded(path: Path) -> list[str]:
     """Return the calls that write a file outside a block of ``replacing``."""
-    found = []
+    written_paths = []
 
     def visit(node: ast.AST, guarded: bool) -> None:
         if isinstance(node, ast.With):
@@ -147,12 +147,14 @@ def unguarded(path: Path) -> list[str]:
             writes = name in WRITERS or (name == "save" and owner in ("np", "torch", "image"))
             writes |= name == "open" and any(m in ("w", "wb", "a", "ab", "x") for m in mode)
             if writes:
-                found.append(f"{path.relative_to(SOURCE)}:{node.lineno}: {ast.unparse(called)}")
+                written_paths.append(
+                    f"{path.relative_to(SOURCE)}:{node.lineno}: {ast.unparse(called)}"
+                )
         for child in ast.iter_child_nodes(node):
             visit(child, guarded)
 
     visit(ast.parse(path.read_text()), False)
-    return found
+    return written_paths
 
 
 def test_B8_no_file_is_written_in_another_way():
@@ -229,8 +231,8 @@ def test_B8_a_log_that_cannot_be_written_says_so_once(capsys):
     for text in ("one", "two"):
         logger.info(text)
     log.close()
-    said = capsys.readouterr().err
-    assert said == f"/dev/full cannot be written ({FULL}): the log ends here\n"
+    printed = capsys.readouterr().err
+    assert printed == f"/dev/full cannot be written ({FULL}): the log ends here\n"
 
 
 def test_B8_a_mirror_that_cannot_be_written_leaves_the_run_finished(tmp_path, monkeypatch, caplog):
@@ -246,7 +248,7 @@ def test_B8_a_mirror_that_cannot_be_written_leaves_the_run_finished(tmp_path, mo
     results = Results("x", {}, {}, tables={"matches": [{"arm": "folded"}]})
     tracker = WandbLogging(offline=True).start("x", tmp_path, {})
     tracker.finish(Outcome(results, {}, {}, tmp_path / "matches"))
-    assert f"did not take everything: [Errno 28] {FULL}: 'media/table.json'" in caplog.text
+    assert f"did not accept everything: [Errno 28] {FULL}: 'media/table.json'" in caplog.text
     assert wandb.run is None, "the next run of the process has a mirror of its own"
 
 
@@ -259,7 +261,7 @@ exit $status
 
 
 def can_mount() -> bool:
-    """Whether a file system can be mounted here, for one process alone."""
+    """Return whether this machine lets one process mount a file system."""
     unshare = shutil.which("unshare")
     if unshare is None:
         return False

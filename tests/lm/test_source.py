@@ -73,7 +73,7 @@ def test_a_missing_model_in_one_line(path, made_by, message, tmp_path, monkeypat
 
 
 def test_a_folder_without_a_model(tmp_path):
-    with pytest.raises(ValueError, match=r"cannot load .*as transformers' save_pretrained writes"):
+    with pytest.raises(ValueError, match=r"cannot load .*as saved by save_pretrained"):
         load(tmp_path)
 
 

@@ -46,7 +46,7 @@ def with_nan():
         ),
         (soft(0, 24, 25), "returned a match of 24 to 25 features for SAEs of 24 and 24 features"),
         (with_nan, "made no valid match: 24 weights of a match are NaN or infinite"),
-        (soft(0), "gave some features several partners: let it give one, or declare"),
+        (soft(0), "gave some features several partners: return one, or declare"),
     ],
 )
 def test_a_match_that_breaks_the_contract_is_refused_with_the_matcher_s_name(match, words):
@@ -58,8 +58,8 @@ def test_a_match_that_breaks_the_contract_is_refused_with_the_matcher_s_name(mat
 def test_several_partners_are_allowed_where_they_are_declared():
     arm = Arm("threshold", Parts(), ReturningSeveral(soft(0)))
     assert arm.match(random_sae(0), random_sae(1)).hash == soft(0).hash
-    one = replace(arm, matcher=ReturningSeveral(permutation(0)))
-    assert one.match(random_sae(0), random_sae(1)).is_permutation
+    checked = replace(arm, matcher=ReturningSeveral(permutation(0)))
+    assert checked.match(random_sae(0), random_sae(1)).is_permutation
 
 
 @pytest.mark.parametrize("matcher", [Greedy, Identity, MutualNearest, Optimal, Random, Scipy])

@@ -35,8 +35,8 @@ def test_composition_goes_through_every_layer_between(tmp_path):
     hops = [(0, 1), (1, 3), (3, 4)]
     steps = [direct.match(*(saes[SaeKey("default", layer)] for layer in hop)) for hop in hops]
     far = steps[0].compose(steps[1]).compose(steps[2])
-    found = matches.by_arm["composed"][Pair.of_layers(0, 4)]
-    assert torch.equal(found.columns, far.columns)
+    composed = matches.by_arm["composed"][Pair.of_layers(0, 4)]
+    assert torch.equal(composed.columns, far.columns)
     near = Pair.of_layers(0, 1)
     assert matches.hashes["composed"][near] == matches.hashes["direct"][near]
     assert store.counts["solved"] == 3 + 2, "three steps, and two far pairs at once"
@@ -75,8 +75,8 @@ def test_decoder_norm_change_by_hand():
     columns = torch.randperm(24, generator=torch.Generator().manual_seed(0))
     norms = [torch.linalg.vector_norm(fold(s, "threshold").W_dec, dim=1) for s in (a, b)]
     change = (norms[1][columns] - norms[0]).double()
-    found = decoder_norm_change(FoldedPair(a, b), Match.from_columns(columns, 24))
-    assert found["decoder_norm_change"] == pytest.approx(change.mean().item(), rel=1e-5)
-    assert found["decoder_norm_change_q25"] == pytest.approx(change.quantile(0.25).item(), rel=1e-5)
+    moved = decoder_norm_change(FoldedPair(a, b), Match.from_columns(columns, 24))
+    assert moved["decoder_norm_change"] == pytest.approx(change.mean().item(), rel=1e-5)
+    assert moved["decoder_norm_change_q25"] == pytest.approx(change.quantile(0.25).item(), rel=1e-5)
     nothing = decoder_norm_change(FoldedPair(a, b), Match.from_columns(torch.full((24,), -1), 24))
     assert set(nothing.values()) == {None}

@@ -43,7 +43,11 @@ def test_labels():
     ("pairing", "layers", "message"),
     [
         (Neighbours(), {"default": [4]}, r"layers=\[4\]: .* pairing=same_layer"),
-        (FromStarts([3]), {"default": [0, 3]}, r"pairing.starts=\[3\]: 3 is none .* or the last"),
+        (
+            FromStarts([3]),
+            {"default": [0, 3]},
+            r"starts=\[3\]: 3 must be one of .* not the last",
+        ),
         (SameLayer("default", "wide"), {"default": [4]}, "pairing.target=wide: .* no such suite"),
         (SameLayer("a", "a"), {"a": [4]}, r"both a: .* \+sae@suites"),
         (SameLayer("a", "b"), {"a": [4], "b": [5]}, "share no layer: .* pairing=listed"),

@@ -17,7 +17,7 @@ def test_features_carry_on_at_the_cosine_that_was_asked():
 
 
 def test_seeded():
-    one, same, other = planted(20, 5, seed=1), planted(20, 5, seed=1), planted(20, 5, seed=2)
-    assert torch.equal(one.factors.X_B, same.factors.X_B)
-    assert torch.equal(one.columns, same.columns)
-    assert not torch.equal(one.factors.X_B, other.factors.X_B)
+    first, same, other = planted(20, 5, seed=1), planted(20, 5, seed=1), planted(20, 5, seed=2)
+    assert torch.equal(first.factors.X_B, same.factors.X_B)
+    assert torch.equal(first.columns, same.columns)
+    assert not torch.equal(first.factors.X_B, other.factors.X_B)

@@ -1,4 +1,4 @@
-"""Matches are found again by what determines them, and by nothing else."""
+"""Stored matches are found by all that determines them, and by nothing else."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def test_a_match_is_solved_once_in_all_runs(tmp_path):
     assert dict(second.counts) == {"read": 1}
     assert torch.equal(match.columns, again.columns)
     assert match.certificate == again.certificate
-    assert "2 matches: 1 solved, 0 found in" in first.said()
+    assert "2 matches: 1 solved, 0 found in" in first.summary()
     assert [path.stem for path in tmp_path.iterdir()] == [match_key(OF_A, OF_B, ARM)]
 
 
@@ -53,7 +53,7 @@ def test_everything_that_determines_a_match_is_in_its_key(source, target, arm):
     assert match_key(source, target, arm) != match_key(OF_A, OF_B, ARM)
 
 
-def test_what_does_not_determine_it_is_not(monkeypatch):
+def test_settings_that_do_not_change_a_match_are_not_in_its_key(monkeypatch):
     decoded = replace(ARM, decode=("permute_raw",), quantiles=(0.5,))
     assert match_key(OF_A, OF_B, decoded) == match_key(OF_A, OF_B, ARM)
     elsewhere = replace(ARM, matcher=Optimal(memory_gib=2.0, device="cpu"))
@@ -75,8 +75,8 @@ def test_a_chain_is_the_composition_of_its_steps(tmp_path):
     steps = [ARM.match(SAES[A], SAES[B]), ARM.match(SAES[B], SAES[C])]
     assert torch.equal(chained.columns, steps[0].compose(steps[1]).columns)
     assert dict(store.counts) == {"solved": 2}
-    one = store.chain(SAES, [A, B], ARM)
-    assert one.certificate is not None, "of one step it is the match itself"
+    single = store.chain(SAES, [A, B], ARM)
+    assert single.certificate is not None, "of one step it is the match itself"
 
 
 class Plain:

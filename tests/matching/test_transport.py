@@ -21,8 +21,8 @@ def test_transport_is_its_definition(match, seed):
     features = torch.rand(5, match.n_source, generator=g).sub(0.4).relu()
     source, target = (torch.rand(n, generator=g) + 0.5 for n in (match.n_source, match.n_target))
     expected = target * ((features / source).double() @ dense(match)).float()
-    found = transported(match, features, source, target)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    actual = transported(match, features, source, target)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @untimed
@@ -73,6 +73,6 @@ def test_a_token_takes_as_much_as_its_active_features_have_entries():
 
 def test_target_scale_of_another_width_is_the_target_s():
     match = soft(0, n=24, m=7, k=2)
-    found = transported(match, torch.eye(24), torch.full((24,), 2.0), torch.arange(7.0))
+    actual = transported(match, torch.eye(24), torch.full((24,), 2.0), torch.arange(7.0))
     expected = dense(match).float() / 2 * torch.arange(7.0)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)

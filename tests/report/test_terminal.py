@@ -1,7 +1,8 @@
 from saematch.core.columns import Column
 from saematch.core.results import Results
 from saematch.core.tables import Tables
-from saematch.report.metrics import print_metrics
+from saematch.report.figures import FIGURES
+from saematch.report.metrics import other_metrics, own_columns, print_metrics
 from saematch.report.terminal import optimality, print_results
 
 ROW = {"source_suite": "default", "source_layer": 0, "target_suite": "default", "target_layer": 1,
@@ -22,6 +23,12 @@ def test_a_metric_of_another_evaluation_has_its_label_and_unit(tmp_path, capsys)
     tables = Tables.of({"matches": [{**ROW, "arm": "a"}], "drifts": rows}, [DRIFT])
     print_results(Results("x", {}, {}, tables=tables), tmp_path)
     assert "drift of the norm (nats), mean over pairs: a 1.500, b 4.000" in capsys.readouterr().out
+    assert [axis.get_title() for axis in FIGURES["others"](tables).axes] == [DRIFT.with_unit]
+
+
+def test_the_package_s_own_metrics_are_not_among_the_others():
+    tables = Tables.of({"matches": [{**ROW, "arm": "a"}]}, own_columns().values())
+    assert other_metrics(tables) == []
 
 
 def test_the_definitions_of_metrics_are_printed(capsys):

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from saematch.core.columns import Column
 from saematch.core.match import Match
 from saematch.core.results import Results
 from saematch.core.tables import frame_of
@@ -39,6 +40,7 @@ def test_everything_is_mirrored(tmp_path, wandb_folder):
     results = Results("skip", {"seed": 3}, {"git_commit": "abc"})
     row = {"source_layer": 0, "target_layer": 1, "arm": "folded", "recall": 0.5}
     results.tables["matches"] = frame_of([row])
+    results.tables.define([Column("recall", "recall of the truth", "higher", "pairs", meaning="M")])
     results.metrics = {"recall/folded": 0.5}
     figure = tmp_path / "f.png"
     figure.write_bytes(PNG)
@@ -63,6 +65,10 @@ def test_everything_is_mirrored(tmp_path, wandb_folder):
     content = json.loads(table.read_text())
     assert content["columns"] == ["source_layer", "target_layer", "arm", "recall"]
     assert content["data"] == [[0, 1, "folded", 0.5]]
+    (table,) = wandb_folder.glob("offline-run-*/files/media/table/tables/columns_*.json")
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["name", "label", "unit", "better", "meaning"]
+    assert content["data"] == [["recall", "recall of the truth", "pairs", "higher", "M"]]
     assert list(wandb_folder.glob("offline-run-*/files/media/images/figures/mse_*.png"))
 
 

@@ -1,4 +1,4 @@
-"""What SAELens saves means what SAELens computes, in every gauge, or is refused with the reason."""
+"""SAEs saved by SAELens compute the same here in every gauge, or are refused with a reason."""
 
 import dataclasses
 import json
@@ -18,8 +18,8 @@ HOOK = "blocks.3.hook_resid_post"
 X = torch.randn(64, D, generator=torch.Generator().manual_seed(9))
 
 
-def made(name, hook=HOOK, seed=0, **options):
-    """A SAELens SAE with random parameters of the class whose name begins with ``name``."""
+def new_sae(name, hook=HOOK, seed=0, **options):
+    """Return a SAELens SAE with random parameters; ``name`` starts its class name."""
     import sae_lens.saes as classes
     from sae_lens.saes.sae import SAEMetadata
 
@@ -43,11 +43,11 @@ def same_as_theirs(sae, theirs, x=X, given=None):
     stand_in = torch.empty(F).log_normal_(0, 1, generator=torch.Generator().manual_seed(4))
     origin = dataclasses.replace(sae.origin, stand_in_name="made up")
     positive = sae.threshold is not None and bool((sae.threshold > 0).all())
-    for one in (sae, dataclasses.replace(sae, stand_in=stand_in, origin=origin)):
+    for variant in (sae, dataclasses.replace(sae, stand_in=stand_in, origin=origin)):
         for by in ("decoder_norm", "threshold"):
-            if one is sae and by == "threshold" and not positive:
+            if variant is sae and by == "threshold" and not positive:
                 continue
-            folded = fold(one, by)
+            folded = fold(variant, by)
             torch.testing.assert_close(folded.reconstruct(x), written)
             again = fold(folded, "decoder_norm")  # a gauge on top of a gauge
             torch.testing.assert_close(again.reconstruct(x), written)
@@ -65,7 +65,7 @@ def same_as_theirs(sae, theirs, x=X, given=None):
     ],
 )
 def test_every_architecture_means_what_saelens_computes(tmp_path, name, options, kind, subtract):
-    theirs = made(name, apply_b_dec_to_input=subtract, **options)
+    theirs = new_sae(name, apply_b_dec_to_input=subtract, **options)
     theirs.save_model(tmp_path)
     sae = load_saelens(tmp_path, 3, "mine")
     same_as_theirs(sae, theirs)
@@ -74,7 +74,7 @@ def test_every_architecture_means_what_saelens_computes(tmp_path, name, options,
 
 
 def test_one_threshold_for_all_features(tmp_path):
-    theirs = made("JumpReLUSAE", apply_b_dec_to_input=False)
+    theirs = new_sae("JumpReLUSAE", apply_b_dec_to_input=False)
     theirs.threshold.data[:] = 0.7
     theirs.save_model(tmp_path)
     sae = load_saelens(tmp_path, 3, "mine")
@@ -88,7 +88,7 @@ def test_a_checkpoint_is_the_sae_that_training_would_end_with(tmp_path, name, re
     from sae_lens import SAE
 
     widths = {"matryoshka_widths": [10, F]} if "Matryoshka" in name else {}
-    training = made(name, k=6, rescale_acts_by_decoder_norm=rescale, **widths)
+    training = new_sae(name, k=6, rescale_acts_by_decoder_norm=rescale, **widths)
     training.topk_threshold.fill_(0.6)
     training.save_model(tmp_path / "checkpoint")
     training.save_inference_model(tmp_path / "end")
@@ -98,7 +98,7 @@ def test_a_checkpoint_is_the_sae_that_training_would_end_with(tmp_path, name, re
 
 
 def test_an_old_checkpoint_with_logarithms_of_thresholds(tmp_path):
-    theirs = made("JumpReLUTrainingSAE", apply_b_dec_to_input=False)
+    theirs = new_sae("JumpReLUTrainingSAE", apply_b_dec_to_input=False)
     theirs.threshold.data.abs_()
     theirs.save_model(tmp_path)
     path = tmp_path / "sae_weights.safetensors"
@@ -115,7 +115,7 @@ def test_a_measured_normalisation_is_undone(tmp_path, name, norm):
     from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhitening
 
     more = {"k": 6, "rescale_acts_by_decoder_norm": True} if "TopK" in name else {}
-    theirs = made(name, normalize_activations=norm, **more)
+    theirs = new_sae(name, normalize_activations=norm, **more)
     if name == "BatchTopKTrainingSAE":
         theirs.topk_threshold.fill_(0.4)
     theirs.save_model(tmp_path)
@@ -134,7 +134,7 @@ def test_a_measured_normalisation_is_undone(tmp_path, name, norm):
 
 
 def test_a_model_with_centred_writing_weights(tmp_path):
-    theirs = made("StandardSAE", apply_b_dec_to_input=True)
+    theirs = new_sae("StandardSAE", apply_b_dec_to_input=True)
     theirs.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
     theirs.save_model(tmp_path)
     sae = load_saelens(tmp_path, 3, "mine")
@@ -145,7 +145,7 @@ def test_a_model_with_centred_writing_weights(tmp_path):
 
 
 def test_hidden_states_normalised_token_by_token_are_for_matching_alone(tmp_path):
-    theirs = made("TopKSAE", k=4, normalize_activations="layer_norm")
+    theirs = new_sae("TopKSAE", k=4, normalize_activations="layer_norm")
     theirs.save_model(tmp_path)
     sae = load_saelens(tmp_path, 3, "mine")
     normal = (X - X.mean(1, keepdim=True)) / X.std(1, keepdim=True)
@@ -155,7 +155,7 @@ def test_hidden_states_normalised_token_by_token_are_for_matching_alone(tmp_path
 
 
 def test_heads_are_read_flattened(tmp_path):
-    theirs = made("StandardSAE", "blocks.3.attn.hook_z", reshape_activations="hook_z")
+    theirs = new_sae("StandardSAE", "blocks.3.attn.hook_z", reshape_activations="hook_z")
     theirs.save_model(tmp_path)
     sae = load_saelens(tmp_path, 3, "mine")
     same_as_theirs(sae, theirs, given=X.reshape(len(X), 3, D // 3))
@@ -171,7 +171,7 @@ def test_heads_are_read_flattened(tmp_path):
 )
 def test_transcoders_are_for_matching_alone(tmp_path, name):
     hook = "blocks.3.ln2.hook_normalized"
-    theirs = made(name, hook, d_out=D, apply_b_dec_to_input=False)
+    theirs = new_sae(name, hook, d_out=D, apply_b_dec_to_input=False)
     theirs.save_model(tmp_path)
     sae = load_saelens(tmp_path, 3, "mine")
     same_as_theirs(sae, theirs)  # their decode leaves the skip connection out too
@@ -179,7 +179,7 @@ def test_transcoders_are_for_matching_alone(tmp_path, name):
     assert re.search(
         r"one place and writes another .*evaluations=\[\]", skipping_refusal(sae.origin)
     )
-    narrow = made(name, hook, d_out=D - 2, apply_b_dec_to_input=False)
+    narrow = new_sae(name, hook, d_out=D - 2, apply_b_dec_to_input=False)
     with pytest.raises(ValueError, match="reads 12 numbers and writes 10"):
         from_saelens(narrow, SaeOrigin(3, "mine", "a"))
 
@@ -189,18 +189,22 @@ def test_transcoders_are_for_matching_alone(tmp_path, name):
     [
         ("AbsTopKSAE", {"k": 4}, "'abstopk', whose activations may be negative"),
         ("MatchingPursuitSAE", {}, "'matching_pursuit', which has no encoder"),
-        ("StandardSAE", {"normalize_activations": "constant_norm_rescale"}, "each token"),
-        ("StandardSAE", {"normalize_activations": "expected_average_only_in"}, "factor is not"),
-        ("StandardSAE", {"normalize_activations": "covariance_whitening"}, "matrices are not"),
-        ("StandardSAE", {"hook": "hook_embed"}, "embedding, before block 0"),
+        (
+            "StandardSAE",
+            {"normalize_activations": "constant_norm_rescale"},
+            "differs between tokens",
+        ),
+        ("StandardSAE", {"normalize_activations": "expected_average_only_in"}, "factor is missing"),
+        ("StandardSAE", {"normalize_activations": "covariance_whitening"}, "matrices are missing"),
+        ("StandardSAE", {"hook": "hook_embed"}, "embedding, which comes before block 0"),
         ("StandardSAE", {"hook": "blocks.0.hook_resid_pre"}, "before block 0"),
         ("StandardSAE", {"hook": "blocks.3.hook_resid_pre"}, "belongs to layer 2"),
         ("StandardSAE", {"hook": "blocks.3.hook_mlp_in"}, "none of the known sites"),
-        ("StandardSAE", {"hook": "logits"}, "holds no layer"),
+        ("StandardSAE", {"hook": "logits"}, "contains no layer"),
     ],
 )
 def test_what_has_no_meaning_here_is_refused(tmp_path, name, options, words):
-    theirs = made(name, **options)
+    theirs = new_sae(name, **options)
     with pytest.raises(ValueError, match=words):
         from_saelens(theirs, SaeOrigin(3, "mine", "a"))
     theirs.save_model(tmp_path)
@@ -213,11 +217,11 @@ def test_what_has_no_meaning_here_is_refused(tmp_path, name, options, words):
     [
         ("temporal", "reads earlier tokens"),
         ("crosscoder", "span several layers"),
-        ("new", "not known here; choose one of jumprelu, standard"),
+        ("new", "not supported; choose one of jumprelu, standard"),
     ],
 )
 def test_architectures_that_cannot_be_opened_are_refused(tmp_path, architecture, words):
-    made("StandardSAE").save_model(tmp_path)
+    new_sae("StandardSAE").save_model(tmp_path)
     config = json.loads((tmp_path / "cfg.json").read_text())
     (tmp_path / "cfg.json").write_text(json.dumps({**config, "architecture": architecture}))
     with pytest.raises(ValueError, match=words):
@@ -225,7 +229,7 @@ def test_architectures_that_cannot_be_opened_are_refused(tmp_path, architecture,
 
 
 def test_a_decoder_over_several_layers_is_a_crosscoder():
-    theirs = made("StandardSAE")
+    theirs = new_sae("StandardSAE")
     theirs.W_dec.data = torch.zeros(F, 2, D)
     with pytest.raises(ValueError, match="is a crosscoder"):
         from_saelens(theirs, SaeOrigin(3, "mine", "a"))

@@ -1,4 +1,4 @@
-"""SAEs are held a few at a time, and no result depends on how many."""
+"""Memory holds a few SAEs at a time, and no result depends on how many."""
 
 import json
 import weakref
@@ -23,7 +23,7 @@ SIZE = 4 * (2 * 16 * 24 + 2 * 24 + 16)
 
 @dataclass
 class Counting:
-    """SAEs made up by layer; counts what is loaded and what is alive."""
+    """Synthetic SAEs by layer, with counts of loads and of SAEs in memory."""
 
     shared: tuple = ()
     loads: int = 0
@@ -91,12 +91,12 @@ def test_facts_need_no_weights():
     saes = Counting()
     shelf = shelf_of(saes, 2)
     saes.loads = 0
-    for key, known in shelf.facts.items():
+    for key, sae_facts in shelf.facts.items():
         sae = random_sae(key.layer, layer=key.layer)
-        assert replace(known, code="") == SaeFacts.of(sae)
-        assert (known.origin, known.d_model, known.n_features) == (sae.origin, 16, 24)
-        assert known.n_bytes == SIZE
-        assert known.thresholds["threshold_mean"] == pytest.approx(sae.threshold.mean().item())
+        assert replace(sae_facts, code="") == SaeFacts.of(sae)
+        assert (sae_facts.origin, sae_facts.d_model, sae_facts.n_features) == (sae.origin, 16, 24)
+        assert sae_facts.n_bytes == SIZE
+        assert sae_facts.thresholds["threshold_mean"] == pytest.approx(sae.threshold.mean().item())
     assert len(shelf) == 5
     assert SaeKey("default", 0) in shelf
     assert SaeKey("default", 7) not in shelf
@@ -111,8 +111,8 @@ def test_saes_of_one_origin_are_held_once():
     saes = Counting(shared=(1, 2))
     shelf = shelf_of(saes, 9)
     assert saes.alive == 3, "layers 1 and 2 have that of layer 0"
-    one, two, three = (shelf[SaeKey("default", layer)] for layer in range(3))
-    assert one is two is three
+    first, second, third = (shelf[SaeKey("default", layer)] for layer in range(3))
+    assert first is second is third
     keys = [{SaeKey("default", layer)} for layer in range(5)]
     small = shelf_of(saes, 2)
     assert small.parts(keys) == [set().union(*keys[:4]), keys[4]]
@@ -131,12 +131,12 @@ def test_an_sae_that_changed_on_the_way_is_refused():
     saes = Counting()
     shelf = shelf_of(saes, 2)
     saes.shared = (1,)
-    with pytest.raises(ValueError, match="random/1 was changed while it was in use"):
+    with pytest.raises(ValueError, match="random/1 changed while the run used it"):
         _ = shelf[SaeKey("default", 1)]
 
 
 def test_no_result_depends_on_how_many_are_held(cli, tmp_path, monkeypatch):
-    """With two at a time: never three in memory, and each is loaded once a sweep."""
+    """With room for two, memory never holds three, and a sweep loads each SAE once."""
     counting = {}
     real = SaeFolders.load
 
@@ -152,12 +152,12 @@ def test_no_result_depends_on_how_many_are_held(cli, tmp_path, monkeypatch):
             "arms.folded.quantiles=[0.5]", "layers=[0,1,2]", "figures=[]",
         )  # fmt: skip
         assert message is None
-    few, every = (
+    few, whole = (
         json.loads((tmp_path / f"outputs/match/{run}/results.json").read_text())
         for run in ("few", "all")
     )
-    assert few["tables"] == every["tables"]
-    assert few["metrics"] == every["metrics"]
+    assert few["tables"] == whole["tables"]
+    assert few["metrics"] == whole["metrics"]
     assert (counting["all"].loads, counting["all"].most) == (3, 3)
     assert counting["few"].most == 2
     # facts, contexts, match, its rows, errors of quantiles, evaluation, two tables, paths
@@ -197,8 +197,8 @@ def test_the_settings_of_a_source_of_another_package_tell_its_saes_apart(tiny):
         return SaeShelf.load([SaeKey("s", 1)], {"s": source}, 1.0).facts[SaeKey("s", 1)].identity
 
     path = str(tiny / "saes/layer_{layer}")
-    one, two, again = (identity(Scaled(path, scale=scale)) for scale in (1.0, 2.0, 1.0))
-    assert one == again != two
+    first, second, again = (identity(Scaled(path, scale=scale)) for scale in (1.0, 2.0, 1.0))
+    assert first == again != second
     elsewhere = replace(SaeFolders(path), path=str(tiny / "saes/../saes/layer_{layer}"))
     assert identity(elsewhere).split()[-1] == identity(SaeFolders(path)).split()[-1]
 

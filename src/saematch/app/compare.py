@@ -1,4 +1,4 @@
-"""``saematch compare``: many runs as one tidy table, and what a swept setting did."""
+"""``saematch compare``: collect many runs in one tidy table and show the effect of a setting."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NUMBERS = ("quantile", "value", "low", "high")
-"""Columns that are numbers even where they are all empty."""
+"""Columns of numbers, also if every cell is empty."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command; ``InputError`` if nothing can be compared, or no figure be drawn."""
+    """Run the command. ``InputError`` if nothing can be compared or no figure can be drawn."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("saematch").setLevel(logging.INFO)
@@ -50,11 +50,10 @@ def main(arguments: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="saematch compare",
-        description="Collect the results of many runs into one tidy table and show what a swept "
-        "setting did. Runs are compared if they are finished and rest on the same: those made by "
-        "other code or other versions of torch and transformers, or of SAEs, models or texts that "
-        "were changed though the settings are equal, are left out, as are failed ones, and it is "
-        "said why.",
+        description="Collect the results of many runs in one tidy table and show the effect of a "
+        "swept setting. Only finished runs are compared, and only runs with the same code, the "
+        "same versions of torch and transformers, and unchanged SAEs, models and texts. The "
+        "comparison lists every excluded run with the reason.",
         epilog="Writes comparison.parquet and comparison.csv (a row for each run and metric), "
         "runs.csv (a row for each run), figures/ and index.html. Settings of name, logging, cache "
         "and device are never compared. Examples: saematch compare outputs/widths; "
@@ -63,39 +62,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="FOLDER",
-        help="folders of runs, of sweeps, or folders above them",
+        help="folders of runs or sweeps, or folders that contain them",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER",
-        help="where to write (default: FOLDER/comparison for one folder that is no run itself, "
+        help="output folder (default: FOLDER/comparison for a single folder that is not a run, "
         "else outputs/comparison)",
     )  # fmt: skip
     parser.add_argument(
         "--where", action="append", default=[], metavar="KEY=VALUE",
-        help="runs of this setting alone, as objective=decoder; may be given again: another key "
+        help="only runs with this setting, as objective=decoder; may be repeated: another key "
         "narrows the choice, another value of a key widens it; suites=NAME chooses a suite of SAEs",
     )  # fmt: skip
     parser.add_argument(
         "--against", metavar="KEY",
-        help="the swept setting on the x axis (default: the number with most values, else the "
-        "setting with most values); the others make panels",
+        help="the swept setting on the x axis (default: the numeric setting with the most values, "
+        "else the setting with the most values); the other settings make panels",
     )  # fmt: skip
     parser.add_argument(
         "--metric", action="append", default=[], metavar="NAME", dest="metrics",
-        help="draw this metric; may be given again (default: the main ones that the runs have)",
+        help="draw this metric; may be repeated (default: the main metrics of the runs)",
     )  # fmt: skip
     parser.add_argument(
         "--code", metavar="HASH",
-        help="compare the runs made by the code whose hash begins so (runs.csv has the hashes), "
-        "instead of the code that made most runs",
+        help="compare the runs whose code's hash begins with this (runs.csv has the hashes), "
+        "instead of the runs of the most frequent code",
     )  # fmt: skip
     parser.add_argument(
         "--wandb", action="store_true",
-        help="mirror tables and figures to Weights & Biases; without account or network offline, "
-        "into the folder",
+        help="mirror tables and figures to Weights & Biases; without account or network, write "
+        "them offline to the folder",
     )  # fmt: skip
-    parser.add_argument("--project", default="saematch", help="of --wandb (default: saematch)")
-    parser.add_argument("--entity", help="of --wandb (default: that of the account)")
+    parser.add_argument(
+        "--project", default="saematch", help="project of --wandb (default: saematch)"
+    )
+    parser.add_argument("--entity", help="entity of --wandb (default: the account's)")
     return parser
 
 
@@ -108,11 +109,11 @@ def compare(
     metrics: Sequence[str] = (),
     code: str | None = None,
 ) -> Comparison:
-    """Compare the runs in or below the folders, and write tables, figures and page into ``out``.
+    """Compare the runs in or below the folders, and write tables, figures and page to ``out``.
 
-    The options are those of the command. Raises ``InputError`` if nothing can be compared, for
-    options that do not fit the runs; nothing is written then. Where figures would have too many
-    panels there are none, and the comparison says so.
+    The options are those of the command. Raises ``InputError``, before writing anything, if nothing
+    can be compared or the options do not fit the runs. If figures would have too many panels, none
+    is drawn, and ``Comparison.undrawn`` has the reason.
     """
     comparison = replace(collect(folders, where, code), out=out or _default_out(folders))
     chosen = metrics_of(comparison, metrics)
@@ -152,7 +153,7 @@ def _write(comparison: Comparison, out: Path) -> None:
 
 
 def _typed(frame: DataFrame) -> DataFrame:
-    """Return a table in which empty columns hold text, and columns of numbers hold numbers."""
+    """Return a copy in which empty columns have the type text, and ``NUMBERS`` are numbers."""
     frame = frame.copy()
     for name in frame:
         if name in NUMBERS:

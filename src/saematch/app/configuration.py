@@ -1,4 +1,4 @@
-"""From settings to an ``Experiment``: Hydra's composition, and the checks of what it gives."""
+"""From settings to an ``Experiment``: compose the configuration with Hydra, then check it."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ log = logging.getLogger(__name__)
 
 CONF = str(PRESETS)
 
-# Files in conf/hydra/launcher have the names of the plugins' launchers on purpose
+# Files in conf/hydra/launcher share the names of the plugins' launchers on purpose
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore")
 
 OmegaConf.register_new_resolver("new_run_id", new_run_id, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("run_folder", lambda *names: str(run_folder(*names)), replace=True)
 
 REFERRED = ("run_id", "objective", "matcher", "setting")
-"""Settings that are no part of a run themselves: other settings refer to them."""
+"""Settings that only other settings refer to; ``Experiment`` does not receive them."""
 
 
 def build(
@@ -142,10 +142,10 @@ def _leave_unchosen(config: DictConfig) -> None:
 
 
 def _instantiated(config: DictConfig) -> dict[str, Any]:
-    """Return the parts of an experiment. An error in the code of a class is raised as it is.
+    """Return the parts of an experiment.
 
-    Hydra wraps every error. It stays for what Hydra itself says of a setting, such as a class that
-    there is not or an argument too many, and for an ``InputError``.
+    Hydra wraps every error. An error inside the code of a class is raised without the wrapper. The
+    wrapper stays around ``InputError`` and errors of Hydra itself, such as an unknown class.
     """
     try:
         return hydra.utils.instantiate(config, _convert_="object")
@@ -158,7 +158,7 @@ def _instantiated(config: DictConfig) -> dict[str, Any]:
 
 
 def _is_hydras(error: BaseException) -> bool:
-    """Return whether Hydra raised the error, or Python when Hydra called the class."""
+    """Return whether Hydra raised the error, or Python did when Hydra called the class."""
     *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals["__name__"].startswith(("hydra.", "omegaconf."))
 
@@ -169,18 +169,18 @@ def _check_settings(
     resolved: Mapping[str, Any],
     overrides: Sequence[str],
 ) -> None:
-    """Refuse settings that are unknown, missing, of a wrong type, or without effect."""
+    """Refuse settings that are unknown, missing, of a wrong type or without effect."""
     for override in overrides:
         number = re.fullmatch(r"(run_id|name)=(\d+_[\d_]+)", override)
         if number:  # Hydra drops the underscores
             raise InputError(
-                f"{override} is read as a number: quote the name, as in "
+                f"{override} is parsed as a number: quote the name, as in "
                 f"\"{number[1]}='{number[2]}'\""
             )
         if override.endswith("={}"):
             raise InputError(
-                f"{override} has no effect: it adds nothing to what is chosen already. Choose "
-                "others by name, as in arms=[folded,random]"
+                f"{override} has no effect: it adds nothing to the current choice. Choose by name, "
+                "as in arms=[folded,random]"
             )
     unknown = [name for name in resolved if name not in (*fields, *REFERRED)]
     if unknown:
@@ -190,11 +190,11 @@ def _check_settings(
         raise InputError(
             f"{missing[0]} is missing: choose at least one, as in arms=[folded,random]"
             if missing[0] == "arms"
-            else f"{missing[0]} is missing: leave its default, or choose another"
+            else f"{missing[0]} is missing: keep its default, or choose another"
         )
     if isinstance(resolved["second_judge"], str):
         choice = resolved["second_judge"]
-        raise InputError(f"second_judge={choice}: it is chosen by judge@second_judge={choice}")
+        raise InputError(f"second_judge={choice}: write judge@second_judge={choice}")
     plain = {name: resolved[name] for name in fields if not isinstance(resolved[name], Mapping)}
     check_fields(experiment, plain)
 
@@ -211,34 +211,36 @@ def check_choices(settings: Sequence[str]) -> None:
         value = choice.value()
         names = value if isinstance(value, list) else [value]
         if not isinstance(value, dict) and not all(isinstance(name, str) for name in names):
-            there = ", ".join(sorted(path.stem for path in (PRESETS / group).glob("*.yaml")))
-            raise InputError(f"{choice.input_line}: choose one of {there}")
+            presets = ", ".join(sorted(path.stem for path in (PRESETS / group).glob("*.yaml")))
+            raise InputError(f"{choice.input_line}: choose one of {presets}")
         repeated = [name for n, name in enumerate(names) if name in names[:n]]
         if repeated:
             raise InputError(f"{choice.input_line} names {repeated[0]!r} twice: name it once")
 
 
 def quoted(value: str) -> str:
-    """Return a value as Hydra reads it back, whatever signs it holds."""
+    """Return a value in quotes. Hydra parses the result back to the same value."""
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
 
 def spread(setting: str) -> tuple[str, list[str]]:
-    """Return the setting's key, and all settings that ``key=a,b`` or ``key=range(0,3)`` means."""
+    """Return the setting's key and the settings that ``key=a,b`` or ``key=range(0,3)`` means."""
     if "=" not in setting or "glob(" in setting:
-        raise InputError(f"{setting!r} is no setting: write key=value, or key=a,b to sweep over it")
+        raise InputError(
+            f"{setting!r} is not a setting: write key=value, or key=a,b to sweep over it"
+        )
     (parsed,) = OverridesParser.create().parse_overrides([setting])
     key = parsed.get_key_element()
     if not parsed.is_sweep_override():
         return key, [setting]
     if not parsed.is_discrete_sweep():
-        raise InputError(f"{setting}: give the values one by one, as {key}=1,2,3")
+        raise InputError(f"{setting}: list the values, as {key}=1,2,3")
     return key, [f"{key}={value}" for value in parsed.sweep_string_iterator()]
 
 
 def known_keys() -> list[str]:
-    """Return every setting and config group."""
+    """Return the names of all settings and config groups."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose("config"), resolve=False)

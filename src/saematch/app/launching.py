@@ -1,4 +1,4 @@
-"""Do what Hydra composed: one run, the jobs of ``--multirun``, and those of a sweep."""
+"""Do a run, the jobs of ``--multirun`` or the jobs of a sweep from composed configurations."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _BUG = "%s failed unexpectedly"
 
 
 class Begun(Callback):
-    """Keeps the configuration of what Hydra runs, which Hydra itself forgets when it is left."""
+    """The configuration of the current run, which Hydra itself drops when the run ends."""
 
     config: ClassVar[DictConfig | None] = None
 
@@ -46,24 +46,24 @@ class Begun(Callback):
         Begun.config = config
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Keep the configuration that the jobs of a ``--multirun`` share."""
+        """Keep the configuration that all jobs of a ``--multirun`` share."""
         Begun.config = config
 
     @classmethod
     def is_multirun(cls) -> bool:
-        """Return whether Hydra runs the jobs of a ``--multirun``."""
+        """Return whether Hydra is running the jobs of a ``--multirun``."""
         return cls.config is not None and cls.config.hydra.mode == RunMode.MULTIRUN
 
     @classmethod
     def folder(cls) -> Path | None:
-        """Return the folder of the run or of all jobs; None before Hydra runs one."""
+        """Return the folder of the run or of all jobs; None before Hydra starts one."""
         if cls.config is None:
             return None
         return Path((cls.config.hydra.sweep if cls.is_multirun() else cls.config.hydra.run).dir)
 
 
 def run_once() -> None:
-    """Do what the words of the command line say: a run, or the jobs of ``--multirun``."""
+    """Do the run of the command line, or the jobs of ``--multirun``."""
     try:
         with _known_plugins():
             _run()
@@ -76,7 +76,7 @@ def run_once() -> None:
 
 @contextmanager
 def _known_plugins() -> Iterator[None]:
-    """Raise ``InputError`` where Hydra finds no plug-in of the launcher or sweeper."""
+    """Raise ``InputError`` if Hydra does not find the plug-in of the launcher or sweeper."""
     try:
         yield
     except RuntimeError as error:
@@ -94,7 +94,7 @@ def _run(config: DictConfig) -> None:
         results = _do(config, folder)
     except MISTAKES as error:  # leave before Hydra prints its own lines about them
         if os.environ.get("SAEMATCH_TRACEBACK") or HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # the launcher goes on with the other jobs
+            raise  # the launcher continues with the other jobs
         sys.exit(f"saematch: {one_line(error)}")
     except Exception:
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # of several failures Hydra shows the first
@@ -104,18 +104,22 @@ def _run(config: DictConfig) -> None:
 
 
 def _do(config: DictConfig, folder: Path) -> Results:
-    """Do the run. One that fails before any work leaves no folder, or, as a job, its error."""
-    about: DictConfig = HydraConfig.get()  # type: ignore[assignment]  # annotated as HydraConf
-    overrides = list(about.overrides.task)
-    with interruptible():  # a launcher's job has a process of its own
+    """Do the run.
+
+    A run that fails before it does any work leaves no folder; a job of a sweep leaves its error.
+    """
+    hydra_config: DictConfig = HydraConfig.get()  # type: ignore[assignment]
+    overrides = list(hydra_config.overrides.task)
+    with interruptible():  # a launcher's job may have its own process
         try:
             from saematch.run.run import record_failure, run
 
             try:
-                experiment, resolved = built(config, about)
+                experiment, resolved = built(config, hydra_config)
                 return run(experiment, resolved, folder)
             except Exception as error:
-                if about.mode == RunMode.MULTIRUN and not (folder / "run.json").exists():
+                is_job = hydra_config.mode == RunMode.MULTIRUN
+                if is_job and not (folder / "run.json").exists():
                     reason = one_line(error) if isinstance(error, MISTAKES) else described(error)
                     record_failure(folder, config.name, overrides, reason)
                 raise
@@ -129,41 +133,41 @@ def _do(config: DictConfig, folder: Path) -> Results:
 
 
 def _job(n_jobs: int, config: DictConfig) -> None:
-    """Do one job of a sweep; its log and its ``results.json`` say why it failed."""
-    about = HydraConfig.get()
-    folder = Path(os.path.relpath(about.runtime.output_dir))
-    told = " ".join(about.overrides.task)
-    log.info("\n[%d/%d] %s: %s", about.job.num + 1, n_jobs, folder, told)
+    """Do one job of a sweep. If it fails, its log and its ``results.json`` hold the reason."""
+    hydra_config = HydraConfig.get()
+    folder = Path(os.path.relpath(hydra_config.runtime.output_dir))
+    settings = " ".join(hydra_config.overrides.task)
+    log.info("\n[%d/%d] %s: %s", hydra_config.job.num + 1, n_jobs, folder, settings)
     try:
         _do(config, folder)
     except MISTAKES as error:
         log.error("%s failed: %s", folder, one_line(error))
-    except Exception:  # logged here, since a process of its own cannot hand its traceback over
+    except Exception:  # logged here, since another process cannot pass its traceback on
         log.exception(_BUG, folder)
 
 
 _OF_SWEEPS = (
     "hydra.mode=MULTIRUN",
-    "hydra.hydra_logging.root.level=WARNING",  # each job says itself which it is
+    "hydra.hydra_logging.root.level=WARNING",  # each job logs its own number
     "hydra.hydra_logging.formatters.simple.format='%(message)s'",
     "hydra.hydra_logging.handlers.console.stream='ext://sys.stderr'",
 )
 
 
 def launch(jobs: Sequence[Sequence[str]], settings: Sequence[str]) -> None:
-    """Do jobs, each of its own settings, by the launcher that ``settings`` choose.
+    """Do jobs, each with its own settings, on the launcher that ``settings`` choose.
 
-    ``settings`` are Hydra's own, as ``hydra/launcher=joblib``. What becomes of a job is in its
-    folder; a job that fails keeps no other from being done.
+    ``settings`` are Hydra's own, such as ``hydra/launcher=joblib``. Each job writes its results, or
+    its error, to its folder. A failed job does not stop the others.
     """
     with _launcher(len(jobs), settings) as launcher:
-        for done in launcher.launch([list(job) for job in jobs], initial_job_idx=0):
-            if done.status == JobStatus.FAILED:
-                log.error("a job failed unexpectedly", exc_info=done._return_value)
+        for job in launcher.launch([list(job) for job in jobs], initial_job_idx=0):
+            if job.status == JobStatus.FAILED:
+                log.error("a job failed unexpectedly", exc_info=job._return_value)
 
 
 def check_launcher(settings: Sequence[str]) -> None:
-    """Refuse a launcher that there is not, before any job is planned."""
+    """Refuse an unknown launcher before any job is planned."""
     with _launcher(0, settings):
         pass
 

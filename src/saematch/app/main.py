@@ -1,4 +1,4 @@
-"""The command ``python -m saematch``: which command runs, and how each of them ends."""
+"""The command line of saematch: choose the subcommand, and end it with a message and exit code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from saematch.app.secrets import refuse_secrets
 from saematch.run.interruption import Interrupted, interruptible, record_killed
 
 _HOME = re.compile(r"(?<=[=\[,])~(?=/)")
-"""A path's ``~`` in an argument: shells leave it, and Hydra's grammar has no such sign."""
+"""The ``~`` of a path inside an argument: shells keep it, and Hydra cannot parse it."""
 
 
 def console() -> None:
@@ -34,9 +34,10 @@ def console() -> None:
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line on stderr and exit code 1.
+    """Run the command line.
 
-    A signal ends it in one line that says how to continue, and 128 plus the signal's number.
+    Bad input ends it with one line on stderr and exit code 1. A signal ends it with a line that
+    shows how to continue, and with exit code 128 plus the signal's number.
     """
     home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails where there is none
     sys.argv[1:] = [_HOME.sub(lambda _: home, argument) for argument in sys.argv[1:]]
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def _command(words: Sequence[str]) -> None:
-    """Run the subcommand that the first word names, or without one a run."""
+    """Run the subcommand that the first word names; without a subcommand, do a run."""
     if words[:1] == ["reproduce"]:
         from saematch.app.reproduce import main as reproduce
 
@@ -91,10 +92,11 @@ def _command(words: Sequence[str]) -> None:
 
 
 def _continuation(words: Sequence[str]) -> str:
-    """Return the command that continues an interrupted one of these words."""
-    more = []
+    """Return the command line that continues an interrupted command."""
+    missing = []
     if words[:1] == ["sweep"]:
-        more = ["--resume"]
+        missing = ["--resume"]
     elif Begun.config is not None and not any(word.startswith("run_id=") for word in words):
-        more = [f"run_id={Begun.config.run_id}"]  # the default is new each time
-    return shlex.join(["python", "-m", "saematch", *words, *(m for m in more if m not in words)])
+        missing = [f"run_id={Begun.config.run_id}"]  # the default differs each time
+    missing = [word for word in missing if word not in words]
+    return shlex.join(["python", "-m", "saematch", *words, *missing])

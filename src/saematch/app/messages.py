@@ -1,4 +1,4 @@
-"""What the command line says about a caller's mistake: one line."""
+"""Messages about a caller's mistake, in one line."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from saematch.core.files import PRESETS
 from saematch.core.safe_text import visible
 
 MISTAKES = (HydraException, OmegaConfBaseException, yaml.YAMLError, InputError)
-"""What a caller's mistake ends in; anything else is ours and shows its traceback."""
+"""Errors that a caller's mistake raises. Any other error is a bug and shows its traceback."""
 
 _LAUNCHER = re.compile(
     r"class : 'hydra_plugins\.hydra_(\w+)_launcher\.|(?:find|load) 'hydra/launcher/(submitit)_"
 )
-"""What Hydra says of a launcher whose package is missing."""
+"""Hydra's message about a launcher whose package is missing."""
 
 
 _TARGET = re.compile(r"Error loading '([^']+)'")
-"""What Hydra says of a ``_target_`` that it cannot import."""
+"""Hydra's message about a ``_target_`` that it cannot import."""
 
 
 def one_line(error: BaseException) -> str:
-    """Return what the caller did wrong, without what Hydra wraps around it; safe to print."""
+    """Return the caller's mistake without Hydra's wrapper, as one line that is safe to print."""
     return visible(_sentence(error))
 
 
@@ -41,14 +41,14 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, ImportError) and (target := _TARGET.match(str(error))):
         return _not_imported(f"{key}._target_={target[1]}", target[1], error.__cause__)
     while isinstance(error, InterpolationResolutionError) and error.__context__ is not None:
-        error = error.__context__  # what a resolver of ours raised
+        error = error.__context__  # the error of one of our resolvers
     if launcher := _LAUNCHER.search(str(error)):
         name = launcher[1] or launcher[2]
         extra = {"submitit": "slurm"}.get(name, name)
         return f"hydra/launcher={name} is not installed: pip install 'saematch[{extra}]'"
     if isinstance(error, MissingConfigException) and error.options:
-        wanted = str(error.missing_cfg_file).rsplit("/", 1)
-        return f"there is no {wanted[0]}={wanted[-1]}: choose one of {', '.join(error.options)}"
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"there is no {group}={name}: choose one of {', '.join(error.options)}"
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     absent = re.search(r"Could not load '(\w+)/([^']+)'", text)
     if absent and (PRESETS / absent[1]).is_dir():  # one of a list of presets
@@ -56,7 +56,9 @@ def _sentence(error: BaseException) -> str:
         return f"there is no {absent[1]}={absent[2]}: choose among {names}"
     if text.startswith(("mismatched input", "no viable alternative", "token recognition")):
         quoted = "'sae.path=\"saes/layer_{layer}\"'"
-        return f"{text.partition(' See ')[0]}: a value with other signs wants quotes, as {quoted}"
+        return (
+            f"{text.partition(' See ')[0]}: a value with other characters needs quotes, as {quoted}"
+        )
     old = re.match(r"(In '[^']+': )Could not override '([^']+)'", text)
     if old and (sentence := renamed(f"{old[2]}=...")):
         return old[1] + sentence
@@ -65,8 +67,8 @@ def _sentence(error: BaseException) -> str:
         return missing[1] + sentence
     if "Cannot merge DictConfig with ListConfig" in text:
         return (
-            f"{text.partition(':')[0]}: a list is where named parts belong. Evaluations and arms "
-            "are chosen in the defaults, as in 'defaults: [override /evaluations: [skipping]]'"
+            f"{text.partition(':')[0]}: a list where named parts are expected. Choose evaluations "
+            "and arms in the defaults, as in 'defaults: [override /evaluations: [skipping]]'"
         )
     unknown = re.match(r"Could not override '([^']+)'", text)
     chosen = unknown and re.match(r"evaluations\.(\w+)\.", unknown[1])

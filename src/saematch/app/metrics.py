@@ -21,24 +21,10 @@ def main(words: Sequence[str]) -> None:
         help="folder of a run, whose metrics include those of evaluations of other packages; "
         "without it, the metrics that saematch defines",
     )  # fmt: skip
-    from saematch.report.metrics import print_metrics
+    from saematch.report.metrics import own_columns, print_metrics
 
     folder = parser.parse_args(words).run
-    print_metrics(_own() if folder is None else _of_run(folder))
-
-
-def _own() -> list[Column]:
-    from saematch.evaluate.co_activation import CoActivation
-    from saematch.evaluate.match_tables import MatchTables
-    from saematch.evaluate.paths import Paths
-    from saematch.evaluate.planted import Planted
-    from saematch.evaluate.skipping import Skipping
-    from saematch.judge.scores import COLUMNS as JUDGE
-    from saematch.training.train_saes import COLUMNS as SAES
-
-    evaluations = (MatchTables, CoActivation, Skipping, Paths, Planted)
-    columns = [column for evaluation in evaluations for column in evaluation.columns]
-    return list({column.name: column for column in (*columns, *JUDGE, *SAES)}.values())
+    print_metrics(_of_run(folder) if folder else own_columns().values())
 
 
 def _of_run(folder: Path) -> list[Column]:

@@ -1,4 +1,4 @@
-"""Names of version 0.1 that have changed: each is refused with the line to write instead."""
+"""Names of version 0.1 that have changed. Each is refused, with the line to write instead."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ KEYS = {
     "strategies": "evaluations.skipping.strategies",
     "paths": "evaluations.paths",
 }
-"""Settings and groups: old and new name."""
+"""Old and new names of settings and groups."""
 EVALUATIONS = {"evaluate": "co_activation,skipping", "activations": "co_activation"}
-"""Evaluations: old name and new names."""
+"""Old names of evaluations, and the new names, joined by commas."""
 TASKS = ("collect", "train_saes")
-"""Values of ``tasks`` that are values of ``task`` now."""
+"""Values of ``tasks`` that are now values of ``task``."""
 CLASSES = {
     "saematch.cli.Begun": "saematch.app.launching.Begun",
     "saematch.data.hub": "saematch.texts.hub",
@@ -44,12 +44,12 @@ CLASSES = {
     "saematch.tasks.stand_in": "saematch.sae.stand_in",
     "saematch.tracking": "saematch.run.tracking",
 }
-"""Modules and classes that a preset's ``_target_`` may name: old and new path."""
+"""Old and new paths of modules and classes that a preset's ``_target_`` may name."""
 
 _SETTING = re.compile(r"([+~]*)([\w./@]+)=(.*)", re.DOTALL)
 _DELETED = re.compile(r"~(\w+)")
 _REFERENCE = re.compile(r"\$\{(" + "|".join(KEYS) + r")\b")
-"""A value that refers to a setting, as ``${matching}`` does."""
+"""A value that refers to a setting by an old name, as ``${matching}``."""
 
 
 def refuse_old_names(settings: Sequence[str]) -> None:
@@ -64,25 +64,25 @@ def refuse_old_presets(config: Mapping[str, Any]) -> None:
     for key in ("evaluations", *KEYS):
         if key in config and (sentence := renamed(f"{key}={_written(config[key])}")):
             raise InputError(f"a preset has {sentence}")
-    for place, value in _leaves(config):
-        if arm := re.match(r"(arms\..+?)\.assignment(?![^.])", place):
+    for key, value in _leaves(config):
+        if arm := re.match(r"(arms\..+?)\.assignment(?![^.])", key):
             raise InputError(
                 f"a preset has {arm[0]}: 'assignment' is now 'matcher': write {arm[1]}.matcher"
             )
         if reference := _REFERENCE.search(str(value)):
             new = _REFERENCE.sub(lambda old: "${" + KEYS[old[1]], str(value))
             raise InputError(
-                f"a preset has {place}: {value}: {reference[1]!r} is now {KEYS[reference[1]]!r}: "
+                f"a preset has {key}: {value}: {reference[1]!r} is now {KEYS[reference[1]]!r}: "
                 f"write {new}"
             )
-        if place.endswith("_target_") and (path := _new_class(str(value))):
-            raise InputError(f"{place}={value}: the class has moved: write _target_: {path}")
+        if key.endswith("_target_") and (path := _new_class(str(value))):
+            raise InputError(f"{key}={value}: the class has moved: write _target_: {path}")
 
 
 def renamed(setting: str) -> str | None:
-    """Return what is wrong with a setting that uses an old name, None if it uses none.
+    """Return a sentence about a setting that uses an old name, None if it does not.
 
-    The sentence names the old spelling, the new name, and the setting to write instead.
+    The sentence has the old name, the new name and the setting to write instead.
     """
     deleted = _DELETED.fullmatch(setting)
     if deleted and deleted[1] in KEYS:
@@ -92,8 +92,8 @@ def renamed(setting: str) -> str | None:
         return None
     sign, key, value = parsed.groups()
     top, *fields = key.split(".")
-    if top in ("tasks", "evaluations"):
-        return _renamed_evaluations(setting, top, value)
+    if key in ("tasks", "evaluations"):  # below it, values are no names of evaluations
+        return _renamed_evaluations(setting, key, value)
     if top == "arms" and len(fields) > 1 and fields[1] == "assignment":
         return _sentence(
             setting, "assignment", sign + ".".join([top, fields[0], "matcher", *fields[2:]]), value
@@ -136,30 +136,31 @@ def _renamed_evaluations(setting: str, key: str, value: str) -> str | None:
 
 
 def _evaluations(names: str) -> str:
-    """Return a list of old evaluations in the new names; matching is no evaluation any more."""
+    """Return a list of evaluations in their new names; matching is no longer an evaluation."""
     listed = [name for name in re.findall(r"\w+", names) if name not in ("match", "null")]
     new = ",".join(EVALUATIONS.get(name, name) for name in listed)
     return ",".join(dict.fromkeys(filter(None, new.split(","))))
 
 
 def _new_class(path: str) -> str | None:
-    """Return where a class lies that had the dotted ``path``, None if it has not moved."""
+    """Return the new dotted path of a class that had ``path``; None if it has not moved."""
     for old, new in CLASSES.items():
         if path == old or path.startswith(f"{old}."):
             return new + path.removeprefix(old)
     return None
 
 
-def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of every setting that is not a mapping."""
     if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{place}.{key}" if place else str(key))
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}" if key else str(name))
     else:
-        yield place, value
+        yield key, value
 
 
 def _written(value: Any) -> str:
-    """Return a preset's value as the command line writes it, short of what is nested in it."""
+    """Return a preset's value as on the command line, with nested values left out."""
     if isinstance(value, Mapping):
         return "..."
     return "null" if value is None else re.sub(r"['\s]", "", str(value))

@@ -1,4 +1,4 @@
-"""``saematch saes``: list the released SAEs that SAELens knows, and the settings that take them."""
+"""``saematch saes``: list the released SAEs in SAELens' registry, and settings to load them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from saematch.core.files import PRESETS
 from saematch.sae.sources.registry import RegisteredSae, Release, closest, releases
 
 LAYER = re.compile(r"(layer_?|blocks\.|^l(?=\d))(\d+)")
-"""Where an id has the number of the layer."""
+"""Position of the layer's number in an id."""
 WIDTH = re.compile(r"width[-_]([a-z0-9]+)|(?:^|[-_/])w?-?(\d+[kx])(?=$|[-_/.])", re.IGNORECASE)
 SITES = {
     "transcoder": r"transcoder|\bclt\b",
@@ -27,7 +27,7 @@ SITES = {
     "attn": r"attn[-_]out|[-_]att\b|[-_]att[-_]|hook_z|lxa",
     "resid_post": r"resid[_-]post|\bres\b|[-_]res[-_]|lxr|sae-res-|l\d+r",
 }
-"""What tells the site that an SAE reads."""
+"""By site: pattern in the names of the SAEs that read it."""
 KINDS = {
     "gemma_2": "JumpReLU",
     "gemma_3": "JumpReLU",
@@ -39,7 +39,7 @@ KINDS = {
     "deepseek_r1": "ReLU",
     "temporal": "temporal",
 }
-"""Architecture of the releases that each of SAELens' loaders reads; others may have several."""
+"""By loader of SAELens: the architecture of its releases. Other loaders read several ones."""
 NAMED = {
     "matryoshka": "matryoshka",
     "batch_?topk": "BatchTopK",
@@ -47,60 +47,66 @@ NAMED = {
     "gated": "gated",
     "vanilla|standard|panneal": "ReLU",
 }
-"""Architectures that names tell."""
+"""By pattern in a name: the architecture."""
 
 
 class Preset(NamedTuple):
-    """A file of ``conf/sae`` that takes released SAEs."""
+    """A preset in ``conf/sae`` that loads released SAEs."""
 
     name: str
     fields: dict[str, Any]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command; ``InputError`` with close names if nothing fits the pattern."""
+    """Run the command. ``InputError`` with similar names if nothing matches the pattern."""
     parser = argparse.ArgumentParser(
         prog="saematch saes",
-        description="List the released SAEs that SAELens knows, without a connection: what reads "
-        "which layers at which widths and mean L0, whether Neuronpedia explains it, and the "
-        "settings of saematch that take it.",
+        description="List the released SAEs in SAELens' registry, without a connection: their "
+        "layers, widths and mean L0, whether Neuronpedia explains them, and the settings of "
+        "saematch that load them.",
     )
     parser.add_argument(
         "pattern", nargs="?", default="",
         help="part of the name of a release, a model or a repository, or a glob such as "
-        "'gemma-scope-2-*-res*'; the whole name of a release lists its SAEs; nothing lists "
-        "every release",
+        "'gemma-scope-2-*-res*'; the full name of a release lists its SAEs; no pattern lists all "
+        "releases",
     )  # fmt: skip
-    parser.add_argument("--ids", action="store_true", help="list the SAEs of what fits, one a line")
+    parser.add_argument(
+        "--ids", action="store_true", help="list the SAEs of the matching releases, one a line"
+    )
     options = parser.parse_args(arguments)
-    found = matching(options.pattern)
-    if not found:
-        names = [*releases(), *(one.model for one in releases().values())]
+    matches = matching(options.pattern)
+    if not matches:
+        names = [*releases(), *(release.model for release in releases().values())]
         raise InputError(
-            f"no release, model or repository is like {options.pattern!r}; "
+            f"no release, model or repository matches {options.pattern!r}; "
             f"{closest(options.pattern, names)}"
         )
-    known = presets()
+    files = presets()
     if options.ids or options.pattern in releases():
-        for one in [releases()[options.pattern]] if not options.ids else found:
-            print_release(line(one, known), list(rows(one)))
+        for release in [releases()[options.pattern]] if not options.ids else matches:
+            print_release(line(release, files), list(rows(release)))
     else:
-        print_releases([line(one, known) for one in found], with_settings=bool(options.pattern))
+        lines = [line(release, files) for release in matches]
+        print_releases(lines, with_settings=bool(options.pattern))
 
 
 def matching(pattern: str) -> list[Release]:
-    """Return the releases whose name, model or repository has the pattern, or fits it as a glob."""
-    wanted = pattern.lower()
-    glob = wanted if re.search(r"[*?\[]", wanted) else f"*{wanted}*"
+    """Return the releases whose name, model or repository has the pattern or matches the glob."""
+    pattern = pattern.lower()
+    glob = pattern if re.search(r"[*?\[]", pattern) else f"*{pattern}*"
     return [
-        one
-        for one in releases().values()
-        if any(fnmatch.fnmatch(name.lower(), glob) for name in (one.name, one.model, one.repo))
+        release
+        for release in releases().values()
+        if any(
+            fnmatch.fnmatch(name.lower(), glob)
+            for name in (release.name, release.model, release.repo)
+        )
     ]
 
 
-def line(release: Release, known: Sequence[Preset]) -> Line:
-    """Return what the listing says about a release."""
+def line(release: Release, files: Sequence[Preset]) -> Line:
+    """Return the listing's line of a release."""
     saes = release.saes.items()
     sites = dict.fromkeys(filter(None, (_site(release, sae_id, sae) for sae_id, sae in saes)))
     l0s = [sae.mean_l0 for sae in release.saes.values() if sae.mean_l0]
@@ -113,12 +119,12 @@ def line(release: Release, known: Sequence[Preset]) -> Line:
         _layers(release),
         "" if not l0s else f"{min(l0s):g}" + ("" if min(l0s) == max(l0s) else f"-{max(l0s):g}"),
         {0: "", len(saes): "all"}.get(explained, f"{explained} of {len(saes)}"),
-        settings(release, known),
+        settings(release, files),
     )
 
 
 def rows(release: Release) -> Iterator[tuple[str, str, str, str]]:
-    """Yield layer, id, mean L0 and the source on Neuronpedia of each SAE, by rising layer."""
+    """Yield layer, id, mean L0 and Neuronpedia's source of each SAE, in order of layers."""
 
     def place(item: tuple[str, RegisteredSae]) -> tuple[int, int, float]:
         return _layer(item[0]), _size(_width(release, *item)), item[1].mean_l0 or 0.0
@@ -130,7 +136,7 @@ def rows(release: Release) -> Iterator[tuple[str, str, str, str]]:
 
 
 def presets() -> list[Preset]:
-    """Return the files of ``conf/sae`` that take a release of their own."""
+    """Return the presets in ``conf/sae`` that name a release."""
     files = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
              for path in sorted((PRESETS / "sae").glob("*.yaml"))}  # fmt: skip
     released = {name: fields for name, fields in files.items()
@@ -138,9 +144,9 @@ def presets() -> list[Preset]:
     return [Preset(name, fields) for name, fields in released.items() if fields["release"] != "???"]
 
 
-def settings(release: Release, known: Sequence[Preset]) -> str:
-    """Return the settings that take a release: a preset's where there is one."""
-    for preset in known if "transcoder" not in release.name else ():
+def settings(release: Release, files: Sequence[Preset]) -> str:
+    """Return the settings that load a release, by a preset if one covers it."""
+    for preset in files if "transcoder" not in release.name else ():
         for key in ("release", "offers_release"):
             chosen = _by_preset(release, preset, key)
             if chosen is not None:
@@ -159,24 +165,24 @@ def settings(release: Release, known: Sequence[Preset]) -> str:
 
 def _by_preset(release: Release, preset: Preset, key: str) -> str | None:
     fields, hooks = preset.fields, preset.fields.get("hooks", {})
-    told = re.fullmatch(_pattern(fields.get(key) or ""), release.name)
-    if not told:
+    name = re.fullmatch(_pattern(fields.get(key) or ""), release.name)
+    if not name:
         return None
-    places = told.groupdict()
-    site = next((s for s, hook in hooks.items() if hook == places.get("hook")), None)
-    site = places.get("site") or site or fields.get("site", "")
-    width = places.get("width")
+    parts = name.groupdict()
+    site = next((s for s, hook in hooks.items() if hook == parts.get("hook")), None)
+    site = parts.get("site") or site or fields.get("site", "")
+    width = parts.get("width")
     sparsity = ""
     ids = fields["id_template"]
     if key == "offers_release":
         ids, sparsity = fields["offers_id"], " sae.l0=70"
     ids = ids.replace("{hook}", hooks.get(site, site)).replace("{site}", site)
     ids = ids.replace("{width}", width or "{width}")
-    found = [match for sae_id in release.saes if (match := re.fullmatch(_pattern(ids), sae_id))]
-    if not found:
+    matches = [match for sae_id in release.saes if (match := re.fullmatch(_pattern(ids), sae_id))]
+    if not matches:
         return None
-    if width is None and "width" in found[0].groupdict():
-        widths = dict.fromkeys(match["width"] for match in found)
+    if width is None and "width" in matches[0].groupdict():
+        widths = dict.fromkeys(match["width"] for match in matches)
         width = fields["width"] if fields["width"] in widths else next(iter(widths))
     chosen = {"site": site, "width": width}
     changed = (f" sae.{k}={v}" for k, v in chosen.items() if v and v != fields.get(k))
@@ -184,14 +190,14 @@ def _by_preset(release: Release, preset: Preset, key: str) -> str | None:
 
 
 def _pattern(template: str) -> str:
-    """Return a regular expression of what a template of ``conf/sae`` stands for."""
+    """Return a regular expression that matches what a template of ``conf/sae`` stands for."""
     return re.sub(r"\\{(\w+)\\}", r"(?P<\1>[\\w.-]+)", re.escape(template))
 
 
 def _layer(sae_id: str) -> int:
-    """Return the layer that an id names, -1 if it names none."""
-    found = LAYER.search(sae_id)
-    return int(found[2]) if found else -1
+    """Return the layer in an id, -1 without one."""
+    match = LAYER.search(sae_id)
+    return int(match[2]) if match else -1
 
 
 def _layers(release: Release) -> str:
@@ -217,11 +223,11 @@ def _ranges(layers: Sequence[int]) -> str:
 
 
 def _width(release: Release, sae_id: str, sae: RegisteredSae) -> str:
-    """Return an SAE's width as its names write it, empty if they do not."""
+    """Return the width in an SAE's names, empty if they have none."""
     for text in (sae_id, release.name, sae.neuronpedia_id or "", sae.path, release.repo):
-        found = WIDTH.search(text)
-        if found:
-            width = (found[1] or found[2]).lower()
+        match = WIDTH.search(text)
+        if match:
+            width = (match[1] or match[2]).lower()
             power = re.fullmatch(r"2pow(\d+)", width)
             return f"{2 ** int(power[1]) // 1000}k" if power else width
     return ""
@@ -233,12 +239,11 @@ def _size(width: str) -> int:
 
 
 def _site(release: Release, sae_id: str, sae: RegisteredSae) -> str:
-    """Return what an SAE reads; empty if no name tells."""
+    """Return the site that an SAE reads, empty if its names do not contain it."""
     for text in (f"{release.name} {sae_id} {sae.path}", f"{release.repo} {sae.neuronpedia_id}"):
-        found = (site for site, told in SITES.items() if re.search(told, text, re.IGNORECASE))
-        site = next(found, "")
-        if site:
-            return site
+        for site, pattern in SITES.items():
+            if re.search(pattern, text, re.IGNORECASE):
+                return site
     return ""
 
 
@@ -247,4 +252,5 @@ def _kind(release: Release) -> str:
         return KINDS[release.loader]
     path = next(iter(release.saes.values())).path
     text = f"{release.name} {release.repo} {path}"
-    return next((k for told, k in NAMED.items() if re.search(told, text, re.IGNORECASE)), "")
+    kinds = (kind for word, kind in NAMED.items() if re.search(word, text, re.IGNORECASE))
+    return next(kinds, "")

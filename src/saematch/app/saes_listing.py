@@ -1,4 +1,4 @@
-"""What ``saematch saes`` prints."""
+"""Printing of released SAEs for ``saematch saes``."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ HEADS = ("release", "model", "site", "kind", "layers of each width", "mean L0", 
 
 
 class Line(NamedTuple):
-    """What the listing says about a release."""
+    """A release in the listing."""
 
     release: str
     model: str
     site: str
     kind: str
-    """Architecture; empty where only the files tell."""
+    """Architecture; empty if only the files show it."""
     layers: str
     """Layers of each width."""
     mean_l0: str
     explained: str
-    """How many of its SAEs Neuronpedia explains."""
+    """Number of its SAEs that Neuronpedia explains, or ``all``."""
     settings: str
-    """What takes the release on the command line."""
+    """Settings of the command line that choose the release."""
 
 
 def print_releases(lines: Sequence[Line], with_settings: bool) -> None:
-    """Print releases one a line, and below them the settings that take each."""
+    """Print one release a line, then the settings that choose each release."""
     console = _console()
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for head in HEADS:
-        table.add_column(head, overflow="fold")  # a name cut short is none
+        table.add_column(head, overflow="fold")  # a truncated name is useless
     for line in lines:
         table.add_row(line.release, *(cell or "–" for cell in line[1 : len(HEADS)]))
     console.print(table)
@@ -45,10 +45,10 @@ def print_releases(lines: Sequence[Line], with_settings: bool) -> None:
 
 
 def print_release(line: Line, rows: Sequence[tuple[str, str, str, str]]) -> None:
-    """Print every SAE of a release, by layer."""
+    """Print all SAEs of a release by layer."""
     console = _console()
-    about = ", ".join(filter(None, (line.model, line.site, line.kind)))
-    console.print(f"\n[bold]{line.release}[/] ({about})", highlight=False, soft_wrap=True)
+    description = ", ".join(filter(None, (line.model, line.site, line.kind)))
+    console.print(f"\n[bold]{line.release}[/] ({description})", highlight=False, soft_wrap=True)
     table = Table(
         "layer", "id", "mean L0", "explained as", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
         show_edge=False,

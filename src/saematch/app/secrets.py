@@ -1,4 +1,4 @@
-"""Keys and passwords among settings, which are refused since settings are written to files."""
+"""Refusal of keys and passwords among settings, because settings are written to files."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _KEY = re.compile(
     rf"|://[^'\"\s]*@|base_url=.*[@?#]|key_variable=(?!{_VARIABLES})",
     re.IGNORECASE,
 )
-"""What looks like a key in an argument. A folder such as ``token=8`` of a path does not."""
+"""An argument that seems to hold a key. A folder named ``token=8`` in a path does not match."""
 
 _ENVIRONMENT = re.compile(r"[+~]*hydra\b.*\b(env_set|env_vars)\b", re.DOTALL)
 """Settings of Hydra and its launchers that hold values of environment variables."""
 
 
 def refuse_secrets(settings: Sequence[str]) -> None:
-    """Refuse settings that may hold a key, since settings are written to files."""
+    """Refuse settings that may hold a key."""
     if any(_KEY.search(setting) for setting in settings):
         raise InputError(
-            "no key or password is taken from the command line: put it into an environment "
-            "variable, and that one's name into judge.key_variable"
+            "the command line accepts no key or password: put it into an environment variable, and "
+            "the variable's name into judge.key_variable"
         )
     environment = [match for match in map(_ENVIRONMENT.match, settings) if match]
     if environment:
         raise InputError(
-            f"{environment[0][1]} is no setting here, since Hydra writes its values to files: set "
+            f"{environment[0][1]} is not allowed, because Hydra writes its values to files: set "
             "environment variables in the shell that starts the command"
         )

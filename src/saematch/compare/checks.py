@@ -57,11 +57,15 @@ def _of_one_code(runs: Sequence[RunFolder], code: str | None) -> list[RunFolder]
         by_code[_made_by(run)].append(run)
     if not by_code:
         return list(runs)
-    groups = {made: of_code for made, of_code in by_code.items() if made[0].startswith(code or "")}
+    groups = {
+        version: of_code
+        for version, of_code in by_code.items()
+        if version[0].startswith(code or "")
+    }
     if not groups:
         existing = ", ".join(dict.fromkeys(version[0] for version in by_code))
         raise InputError(f"no run was made by the code {code}; there are runs of {existing}")
-    kept = max(groups, key=lambda made: _weight(groups[made]))
+    kept = max(groups, key=lambda version: _weight(groups[version]))
     n = len(groups[kept])
     return [
         run if run.reason or _made_by(run) == kept else replace(run, reason=_other(run, kept, n))
@@ -78,7 +82,7 @@ def _made_by(run: RunFolder) -> tuple[str, ...]:
 
 def _other(run: RunFolder, kept: Sequence[str], n: int) -> str:
     """Return how a run's code and packages differ from those of the ``n`` runs that are kept."""
-    versions = [("code " + made[0][:8], *made[1:]) for made in (_made_by(run), kept)]
+    versions = [("code " + version[0][:8], *version[1:]) for version in (_made_by(run), kept)]
     differing = [(own, other) for own, other in zip(*versions, strict=True) if own != other]
     own, other = (", ".join(group) for group in zip(*differing, strict=True))
     return f"it was made by {own}; the {n} compared by {other}"
@@ -93,7 +97,8 @@ def _odd_ones(
 ) -> dict[RunFolder, str]:
     """Return the runs that differ in a fact from most of the group, each with the reason."""
     of_run = {run: facts(run.results) for run in group if run.results is not None}
-    kept, left_out = list(group), {}
+    kept = list(group)
+    left_out: dict[RunFolder, str] = {}
     for name in dict.fromkeys(name for own in of_run.values() for name in own):
         by_fact: dict[str, list[RunFolder]] = defaultdict(list)
         for run in kept:

@@ -60,7 +60,8 @@ def _figure(comparison: Comparison, metric: str, plan: Plan) -> Figure | None:
     rows = shown_rows(comparison, metric)
     if rows.empty:
         return None
-    looks = {cell: cell_look(*cell, comparison.means) for cell in unique(rows, "arm", "strategy")}
+    cells = unique(rows, "arm", "strategy")
+    looks = {(arm, strategy): cell_look(arm, strategy, comparison.means) for arm, strategy in cells}
     n_rows = ceil(len(plan.panels) / 4)
     n_columns = ceil(len(plan.panels) / n_rows)
     figure, axes = panels(n_columns, 3.7, n_rows)

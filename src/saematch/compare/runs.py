@@ -73,7 +73,9 @@ def find_runs(folders: Sequence[Path]) -> RunFolders:
 
     Raises ``InputError`` for a path that is not a folder, and if there is no run.
     """
-    started, planned, objectives, notes = {}, {}, [], []
+    started: dict[Path, Path] = {}
+    planned: dict[Path, tuple[Path, tuple[str, ...]]] = {}
+    objectives, notes = [], []
     for top in folders:
         check_path("folder", top)
         if not top.is_dir():
@@ -95,8 +97,7 @@ def find_runs(folders: Sequence[Path]) -> RunFolders:
             objectives += objective
     runs = []
     for path in dict.fromkeys([*planned, *started]):
-        folder, settings = planned.get(path, (started.get(path), ()))
-        assert folder is not None
+        folder, settings = planned[path] if path in planned else (started[path], ())
         missing = RunFolder(folder, "missing", "it was planned, and never began")
         run = _read(folder) if path in started else missing
         runs.append(run if run.settings else replace(run, settings=settings))

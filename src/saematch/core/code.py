@@ -7,6 +7,7 @@ import inspect
 import re
 import sys
 import sysconfig
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -25,6 +26,8 @@ LIBRARIES = ("torch", "transformers")
 """Packages whose versions are part of a hash if the code imports them."""
 _HOMES: Mapping[str, str] = sys.modules["saematch"]._HOMES
 """Module of each public name. An import statement would add ``saematch`` itself to each closure."""
+_PARSER = threading.Lock()
+"""Lock of Python's parser, which fails in CPython 3.11 if two threads parse at the same time."""
 _HEAP_TYPE = 1 << 9
 """Flag of classes that Python code defines; most classes of C libraries lack it."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -126,7 +129,8 @@ def _name(source: Source) -> str:
 def _hash(source: Source, outside: tuple[str, ...]) -> str:
     """Return the hash of the code. The cache is safe: reloading a module makes new classes."""
     try:
-        modules = closure(source, outside)
+        with _PARSER:
+            modules = closure(source, outside)
     except (OSError, TypeError):
         return hashed([uuid.uuid4().hex])
     parts = [

@@ -167,7 +167,7 @@ class ContextRecorder:
     def record(self, forward: Forward) -> Kept:
         """Return the contexts of each SAE; texts are numbered within the batch."""
         text, position = torch.nonzero(forward.batch.counts, as_tuple=True)
-        kept = {}
+        kept: Kept = {}
         for key in self.saes:
             peaks = find_peaks(forward.active(key), text, position)
             kept |= {tensor_name(key, name): getattr(peaks, name) for name in _TENSORS}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 import shutil
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -164,12 +166,15 @@ class OwnTexts:
 
     def _by_tokens(self, key: _HalfKey, top: Contexts) -> Explanation:
         """Name the tokens on which the feature is most active, by their share of the activation."""
-        mass: Counter[str] = Counter()
+        mass: dict[str, float] = defaultdict(float)
         for text, position, value in _rows(top):
             token = self._decode(key.feature.sae, text, position, position + 1)
             mass[token.strip() or repr(token)[1:-1]] += value
         total = sum(mass.values())
-        named = [f'"{t}" ({v / total:.0%})' for t, v in mass.most_common(TOKENS_NAMED)]
+        named = [
+            f'"{t}" ({v / total:.0%})'
+            for t, v in heapq.nlargest(TOKENS_NAMED, mass.items(), key=itemgetter(1))
+        ]
         return Explanation(f"active on {', '.join(named)}", "tokens", "tokens", f"half {key.half}")
 
     def _by_llm(

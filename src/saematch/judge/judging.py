@@ -50,10 +50,10 @@ class Judgement:
             "label": self.verdict.label,
             "judge_score": self.verdict.score,
             "evaluation": self.verdict.evaluation,
-            "source_explainer": self.source and self.source.explainer,
-            "target_explainer": self.target and self.target.explainer,
-            "source_explanation": self.source and self.source.text,
-            "target_explanation": self.target and self.target.text,
+            "source_explainer": self.source.explainer if self.source else None,
+            "target_explainer": self.target.explainer if self.target else None,
+            "source_explanation": self.source.text if self.source else None,
+            "target_explanation": self.target.text if self.target else None,
         }
 
 
@@ -182,10 +182,10 @@ def _again(
     Pairs of equal texts are not swapped, since that would be the same question.
     """
     again: dict[Item, Question | None] = {}
-    asked = list(_different(pairs, questions).items())
-    unequal = [(question, item) for question, item in asked if len(set(question.texts)) > 1]
+    different = list(_different(pairs, questions).items())
+    unequal = [(question, item) for question, item in different if len(set(question.texts)) > 1]
     for role, candidates, share in (
-        ("swapped", unequal, judging.swapped), ("repeated", asked, judging.repeated)
+        ("swapped", unequal, judging.swapped), ("repeated", different, judging.repeated)
     ):  # fmt: skip
         for n in rng.permutation(len(candidates))[: round(share * len(candidates))]:
             question, item = candidates[n]
@@ -258,8 +258,8 @@ def explain_tables(
         explained = []
         for row, item in zip(rows, items, strict=True):
             for end, explanation in zip(("source", "target"), shown[item], strict=True):
-                row[f"{end}_explanation"] = explanation and explanation.text
-                row[f"{end}_explainer"] = explanation and explanation.explainer
+                row[f"{end}_explanation"] = explanation.text if explanation else None
+                row[f"{end}_explainer"] = explanation.explainer if explanation else None
             explained.append(row | ({"label": labels.get(item)} if judgements else {}))
         if explained:
             tables[name] = frame_of(explained)

@@ -208,7 +208,7 @@ def _errors(judgements: Sequence[Judgement], saes: Saes) -> dict[tuple[Pair, int
     of_pair: dict[Pair, set[tuple[int, int]]] = defaultdict(set)
     for pair, *features in (_pair(judgement.item) for judgement in judgements):
         of_pair[pair].add(tuple(features))  # type: ignore[arg-type]
-    errors = {}
+    errors: dict[tuple[Pair, int, int], float] = {}
     for pair in sorted(of_pair):  # so that each SAE is loaded once
         pairs = sorted(of_pair[pair])
         of_pair_errors = _errors_of(saes, pair, pairs)

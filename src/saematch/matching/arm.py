@@ -13,33 +13,33 @@ from saematch.sae.folding import FOLDS, fold
 from saematch.sae.params import SaeParams
 
 DECODINGS = {"permute": "threshold", "permute_raw": "decoder_norm"}
-"""Strategy of encode-permute-decode -> the fold in which activations go from layer to layer."""
+"""Strategy of encode-permute-decode -> fold in which activations are transported."""
 
 
 @spec("arms")
 class Arm:
     """Fold, objective and matcher, and how the permuted features are decoded.
 
-    Folding matters twice, apart: when the permutation is found (``fold``) and when the permuted
-    features are decoded (``decode``).
+    Folding has two separate effects: on the match that is found (``fold``), and on the decoding of
+    the permuted features (``decode``).
     """
 
     fold: str
-    """The fold on which the match is found: ``threshold`` or ``decoder_norm``."""
+    """Fold of the SAEs that are matched: one of ``threshold``, ``decoder_norm`` and ``none``."""
     objective: Objective
     matcher: Matcher
     decode: Unique[str] = ("permute",)
     """Strategies to evaluate: ``permute`` (activations in units of their threshold, eq. 5 on folded
     SAEs), ``permute_raw`` (in units of their decoder vector's norm)."""
     quantiles: Unique[float] = ()
-    """Partial matches to evaluate in addition to the whole one (eq. 6): shares of the features with
-    a partner, those of the least squared error, that go over to their partners while the others
-    keep their own decoder vector."""
+    """Partial matches to evaluate in addition to the whole one (eq. 6): shares of the matched
+    features, those with the least squared error, that are transported. The other features keep
+    their own decoder vector."""
     compose: bool = False
-    """Match far layers by composing the matches of the layers between, instead of at once
-    (section 3.2)."""
+    """Whether to match distant layers by composing the matches of neighbouring layers (section 3.2)
+    instead of matching them directly."""
     composed_entries: AtLeast1 = 20
-    """Most entries a row of a composed match keeps: those of largest absolute weight."""
+    """Largest number of entries in a row of a composed match; those of largest absolute weight."""
 
     def __post_init__(self) -> None:
         if self.fold not in FOLDS:
@@ -55,9 +55,9 @@ class Arm:
             raise InputError(f"quantile {beyond[0]} of an arm: shares lie between 0 and 1")
 
     def match(self, source: SaeParams, target: SaeParams) -> Match:
-        """Match the features of two SAEs at once; entries of weight 0 are left out.
+        """Match the features of two SAEs directly; entries of weight 0 are removed.
 
-        Raises ``InputError`` with the matcher's class if what it returns breaks its contract.
+        Raises ``InputError`` with the matcher's class if its result breaks its contract.
         """
         factors = self.objective.factors(fold(source, self.fold), fold(target, self.fold))
         matcher = type(self.matcher)
@@ -68,17 +68,17 @@ class Arm:
             raise InputError(f"the matcher {name} made no valid match: {error}") from error
         if not isinstance(match, Match):
             raise InputError(f"the matcher {name} returned {type(match).__name__}, not a Match")
-        sizes, wanted = (match.n_source, match.n_target), (source.n_features, target.n_features)
-        if sizes != wanted:
+        sizes, expected = (match.n_source, match.n_target), (source.n_features, target.n_features)
+        if sizes != expected:
             raise InputError(
                 f"the matcher {name} returned a match of {sizes[0]} to {sizes[1]} features for "
-                f"SAEs of {wanted[0]} and {wanted[1]} features"
+                f"SAEs of {expected[0]} and {expected[1]} features"
             )
         if self.matcher.one_partner and not match.one_partner:
             raise InputError(
-                f"the matcher {name} gave some features several partners: let it give one, or "
+                f"the matcher {name} gave some features several partners: return one, or "
                 "declare one_partner = False in its class"
             )
-        if not match.weights.all():  # an entry of weight 0 carries nothing
+        if not match.weights.all():  # an entry of weight 0 has no effect
             match = replace(match.keep(match.weights != 0), certificate=match.certificate)
         return match

@@ -1,4 +1,4 @@
-"""A common centre of two sets of vectors, and what their pairs are worth by chance."""
+"""A common centre of two sets of vectors, and the expected value of a random match."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 VECTORS_AT_ONCE = 256
-"""Vectors that are converted to float64 together."""
+"""Number of vectors that are converted to float64 together."""
 
 
 def in_double(
     side: Float[Tensor, "n size"], centre: Float[Tensor, " size"] | None
 ) -> Iterator[Float64[Tensor, "k size"]]:
-    """Yield the rows of ``side`` less ``centre`` in float64, some at a time to save memory."""
+    """Yield the rows of ``side`` minus ``centre`` in float64, in blocks to save memory."""
     centre = None if centre is None else centre.to(side.device, torch.float64)
     for part in side.split(VECTORS_AT_ONCE):
         yield part.double() if centre is None else part.double() - centre
@@ -27,7 +27,7 @@ def in_double(
 def lengths(
     side: Float[Tensor, "n size"], centre: Float[Tensor, " size"] | None = None
 ) -> Float64[Tensor, " n"]:
-    """Return the norm of each row less ``centre``, in float64."""
+    """Return the norm of each row minus ``centre``, in float64."""
     parts = in_double(side, centre)
     return torch.cat([torch.linalg.vector_norm(part, dim=1).cpu() for part in parts])
 
@@ -37,23 +37,23 @@ def inner(
     vector: Float[Tensor, " size"],
     centre: Float[Tensor, " size"] | None = None,
 ) -> Float64[np.ndarray, " n"]:
-    """Return the inner product of each row less ``centre`` with ``vector``, in float64."""
+    """Return the inner product of each row minus ``centre`` with ``vector``, in float64."""
     vector = vector.to(side.device, torch.float64)
     return torch.cat([(part @ vector).cpu() for part in in_double(side, centre)]).numpy()
 
 
 def typical_length(of_x: Float64[Tensor, " n"], of_y: Float64[Tensor, " m"]) -> float:
-    """Return the median of the lengths of both sides that are not 0; 1 if all are."""
-    every = torch.cat([of_x, of_y])
-    return float(every[every > 0].median()) if (every > 0).any() else 1.0
+    """Return the median of the lengths of both sides without zeros; 1 if all are 0."""
+    both = torch.cat([of_x, of_y])
+    return float(both[both > 0].median()) if (both > 0).any() else 1.0
 
 
 def common_centre(x: Float[Tensor, "n size"], y: Float[Tensor, "m size"]) -> Float[Tensor, " size"]:
-    """Return a mean over the rows of both sides, in float64 if a side is, else in float32.
+    """Return a mean over the rows of both sides, in float64 if one side is float64, else float32.
 
-    Rows longer than the median count less, in inverse proportion to their length. Otherwise a few
-    huge vectors would pull the mean far from all other vectors, and float32 would no longer tell
-    these apart after the subtraction.
+    A row longer than the median has a weight inversely proportional to its length. Otherwise a few
+    huge vectors would pull the mean far from all other vectors, and float32 could no longer
+    distinguish those after the subtraction.
     """
     of_sides = lengths(x), lengths(y)
     typical = typical_length(*of_sides)
@@ -68,7 +68,7 @@ def common_centre(x: Float[Tensor, "n size"], y: Float[Tensor, "m size"]) -> Flo
 
 
 def chance_value(x: Float[Tensor, "n size"], y: Float[Tensor, "m size"]) -> float:
-    """Return the expected value of a random match in which the smaller side has partners."""
+    """Return the expected value of a random match in which the whole smaller side has partners."""
     return float(_sum(x) @ _sum(y)) / max(len(x), len(y))
 
 
@@ -80,19 +80,19 @@ def _sum(
 
 @dataclass(frozen=True)
 class Chance:
-    """What pairs of rows and columns are worth on average, if all matches are equally likely.
+    """Mean similarities of rows and columns, if all matches are equally likely.
 
-    For at most as many rows as columns, each less a common centre, in float64.
+    There are at most as many rows as columns. A common centre is subtracted. All is float64.
     """
 
     of_rows: Float64[np.ndarray, " n"]
     """Mean similarity of each row to all columns."""
     of_columns: Float64[np.ndarray, " m"]
-    """What each column adds to that: its mean similarity less the mean over all columns. 0 where
-    there are more columns than rows, since a match can then choose its columns."""
+    """Addition of each column: its mean similarity minus the mean over all columns. 0 if there are
+    more columns than rows, since a match can then choose its columns."""
     from_centre: float
-    """What is added to the value of every match if the centre is not subtracted: with ``n`` rows
-    and columns and the centre ``c``, ``c · (Σ x_i + Σ y_j) - n ‖c‖²``. Without centre 0."""
+    """Difference between the values of a match without and with the subtraction of the centre
+    ``c``: for ``n`` rows and columns ``c · (Σ x_i + Σ y_j) - n ‖c‖²``. 0 without a centre."""
 
     @classmethod
     def of(
@@ -110,16 +110,16 @@ class Chance:
         from_centre = 0.0
         if centre is not None:
             c = centre.to("cpu", torch.float64)
-            from_centre = float(c @ (sums[0] + sums[1] + len(x) * c))  # sums are less n c each
+            from_centre = float(c @ (sums[0] + sums[1] + len(x) * c))  # sums are centred
         return cls(inner(x, mean_y, centre), of_columns, from_centre)
 
     @property
     def value(self) -> float:
-        """Expected value of a match in which every row has a partner, less the centre."""
+        """Expected value of a match in which every row has a partner, without the centre."""
         return math.fsum(self.of_rows)
 
     def above(
         self, columns: Int64[np.ndarray, " n"], similarity: Float64[np.ndarray, " n"]
     ) -> Float64[np.ndarray, " n"]:
-        """Return what the pair of each row is worth above chance; the sum is that of the match."""
+        """Return the value above chance of each row's pair; they add up to that of the match."""
         return similarity - self.of_rows - self.of_columns[columns]

@@ -1,4 +1,4 @@
-"""``ChanceLevel``: how similar two features must be before a partial match pairs them."""
+"""``ChanceLevel``: the similarity that a pair of a partial match must exceed."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from saematch.matching.objectives.factors import Factors
 SHRINKAGE = 0.5
 """Weight of the diagonal in the covariance by which vectors are whitened."""
 SAMPLED = 2048
-"""Features of each side at most whose best cosines are looked at."""
+"""Largest number of features of each side whose best cosines are computed."""
 ROTATIONS, ROTATIONS_OF_MANY = 20, 3
-"""Rotations drawn where both sides have at most ``SAMPLED`` features, and where one has more."""
+"""Numbers of rotations: if both sides have at most ``SAMPLED`` features, and otherwise."""
 SAME = 1e-5
-"""Cosines that differ by less are equal up to the rounding of float32."""
+"""Difference below which cosines are equal up to the rounding of float32."""
 ROUNDING = 1e-6
 """Length below which the difference of two vectors of length 1 is the rounding of float32."""
 OUT_OF_REACH = 2.0
-"""Level where no feature is significant: no cosine is as large."""
+"""Level if no feature is significant; it is larger than any cosine."""
 NUMBERS_AT_ONCE = 1 << 22
-"""Cosines computed in one go."""
+"""Number of cosines that are computed together."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What a partial match compares."""
+    """Vectors and level of a partial match."""
 
     directions: Factors
     """Vectors of length 1, or 0 where a feature has no direction; inner products are cosines."""
@@ -43,21 +43,21 @@ class Compared:
 
 @spec("matcher.unmatched")
 class ChanceLevel:
-    """The cosine that features without a counterpart rarely reach (``docs/partial.md``).
+    """A cosine that features without a counterpart rarely reach (``docs/partial.md``).
 
     Features are compared by their directions: each vector is scaled to length 1, each side is
     centred by its own mean, and both are whitened by their joint covariance. A feature is
     significant if its best cosine is larger than two null distributions allow:
 
-    - *rotated*: its best cosine after the target's vectors were rotated within their own
-      covariance. Mean, covariance and lengths stay, and everything else that the layers share goes.
+    - *rotated*: the feature's best cosine after a rotation of the target's vectors within their own
+      covariance. Mean, covariance and lengths stay; everything else that the layers share is gone.
     - *within*: the best cosine of a feature of one layer to the **other** features of that layer.
-      Features that only belong to the same cluster are no nearer than that.
+      Features that only belong to the same cluster are not more similar than that.
 
     Features of both sides are tested, each side at half of ``share``, by Benjamini and Hochberg's
-    procedure on pooled null values. The level is the largest of the four thresholds. So on two
-    layers that share no more than a mean and a covariance, the mean share of features above the
-    level is at most ``share``.
+    procedure on pooled null values. The level is the largest of the four thresholds. If two layers
+    share only a mean and a covariance, the mean share of features above the level is therefore at
+    most ``share``.
     """
 
     share: float = 0.05
@@ -75,48 +75,49 @@ class ChanceLevel:
     def __call__(self, factors: Factors) -> Compared:
         """Return the directions of two layers and their level."""
         source, target = directions(factors)
-        pair, some = (source, target), (_sample(source), _sample(target))
-        best = _best(some[0], target), _best(some[1], source)
-        within = _best(some[1], target, other=True), _best(some[0], source, other=True)
-        rotated = self._rotated_best(*pair)
+        samples = _sample(source), _sample(target)
+        best = _best(samples[0], target), _best(samples[1], source)
+        within = _best(samples[1], target, other=True), _best(samples[0], source, other=True)
+        rotated = self._rotated_best(source, target)
         levels = [
             _threshold(best[side], null[side], self.share / 2, unseen)
             for null, unseen in ((within, 0), (rotated, 1))
             for side in (0, 1)
         ]
-        return Compared(Factors(*pair), max(SAME, *levels))
+        return Compared(Factors(source, target), max(SAME, *levels))
 
     def _rotated_best(
         self, source: Float[Tensor, "n size"], target: Float[Tensor, "m size"]
     ) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, " l"]]:
-        """Return best cosines of features of both sides, pooled over rotations of the target."""
+        """Return the best cosines of both sides' features, pooled over rotations of the target."""
         many = max(len(source), len(target)) > SAMPLED
         count = ROTATIONS_OF_MANY if many else ROTATIONS
         generator = torch.Generator().manual_seed(self.seed)
-        of_earlier, of_later = [], []
+        source_best, target_best = [], []
         for vectors in _rotations(target, count, generator):
-            of_earlier.append(_best(_sample(source), vectors))
-            of_later.append(_best(_sample(vectors), source))
-        return np.concatenate(of_earlier), np.concatenate(of_later)
+            source_best.append(_best(_sample(source), vectors))
+            target_best.append(_best(_sample(vectors), source))
+        return np.concatenate(source_best), np.concatenate(target_best)
 
 
 def directions(factors: Factors) -> tuple[Float[Tensor, "n size"], Float[Tensor, "m size"]]:
     """Return the whitened directions of both sides, in float32.
 
-    Lengths go first, or a few long vectors would set mean and covariance. The covariance is that of
-    both sides together, each around its own mean, in units of each coordinate's standard deviation,
-    and drawn halfway to its diagonal (``SHRINKAGE``), so that it has an inverse for any number of
-    features. A coordinate in which nothing varies is left out.
+    Vectors are first scaled to length 1; otherwise a few long ones would determine mean and
+    covariance. The covariance is that of both sides together, each centred by its own mean, in
+    units of each coordinate's standard deviation. It is shrunk halfway to its diagonal
+    (``SHRINKAGE``), so that it has an inverse for any number of features. A coordinate that does
+    not vary is left out.
     """
     size = factors.X_A.shape[1] - factors.norm_columns
     sides = [_unit(side[:, :size].float()) for side in (factors.X_A, factors.X_B)]
-    # A zero vector has no direction: it takes no part in the mean, and stays zero
+    # A zero vector has no direction: it does not count in the mean, and it stays zero
     live = [(side != 0).any(1, keepdim=True).float() for side in sides]
     sides = [
-        _without_rounding((side - side.sum(0) / some.sum().clamp(min=1)) * some)
-        for side, some in zip(sides, live, strict=True)
+        _without_rounding((side - side.sum(0) / mask.sum().clamp(min=1)) * mask)
+        for side, mask in zip(sides, live, strict=True)
     ]
-    count = sum(float(some.sum()) for some in live) or 1.0
+    count = sum(float(mask.sum()) for mask in live) or 1.0
     source, target = sides
     spread = ((source.square().sum(0) + target.square().sum(0)) / count).sqrt()
     scale = torch.where(spread > SAME * spread.max(), 1 / spread, 0.0)
@@ -133,7 +134,7 @@ def directions(factors: Factors) -> tuple[Float[Tensor, "n size"], Float[Tensor,
 
 
 def _without_rounding(centred: Float[Tensor, "n size"]) -> Float[Tensor, "n size"]:
-    """Set to 0 what is left of vectors of length 1 that equalled their mean."""
+    """Set vectors to 0 that are the rounding of a vector of length 1 minus an equal mean."""
     lengths = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
     return torch.where(lengths > ROUNDING, centred, 0.0)
 
@@ -144,19 +145,19 @@ def _unit(vectors: Float[Tensor, "n size"]) -> Float[Tensor, "n size"]:
 
 
 def _sample(side: Float[Tensor, "n size"]) -> Float[Tensor, "k size"]:
-    """Return rows at even distances, all if they are few."""
+    """Return at most ``SAMPLED`` rows at even distances."""
     return side[torch.linspace(0, len(side) - 1, min(len(side), SAMPLED)).long().to(side.device)]
 
 
 def _best(
-    some: Float[Tensor, "k size"], side: Float[Tensor, "m size"], other: bool = False
+    vectors: Float[Tensor, "k size"], side: Float[Tensor, "m size"], other: bool = False
 ) -> Float64[np.ndarray, " k"]:
-    """Return the best cosine of each of ``some`` vectors to a side.
+    """Return the best cosine of each vector to the vectors of a side.
 
-    With ``other``, equal vectors do not count: the vector itself and its copies.
+    With ``other``, equal vectors are excluded: the vector itself and its copies.
     """
     best = []
-    for rows in some.split(max(1, NUMBERS_AT_ONCE // len(side))):
+    for rows in vectors.split(max(1, NUMBERS_AT_ONCE // len(side))):
         cosines = rows @ side.T
         if other:
             cosines[cosines > 1 - SAME] = -1.0
@@ -202,8 +203,8 @@ def _threshold(
     """Return the lowest cosine above which at most ``share`` of the features are false.
 
     Benjamini and Hochberg's procedure with empirical p-values ``(unseen + #{null > c}) / (unseen +
-    k)``: the more features are above a cosine, the more null values may be. ``unseen=1`` counts the
-    feature itself as a draw of the null, which makes p-values valid for any number of draws.
+    k)``: the more features exceed a cosine, the more null values may exceed it. ``unseen=1`` counts
+    the feature itself as a draw of the null, so that p-values are valid for any number of draws.
     Returns ``OUT_OF_REACH`` if no feature is significant.
     """
     best, null = -np.sort(-best), -np.sort(-null)

@@ -28,26 +28,26 @@ class MatchSet:
     """The matches of a run."""
 
     pairs: tuple[Pair, ...]
-    """Pairs that at least one arm matched."""
+    """Pairs that at least one arm has matched."""
     by_arm: dict[str, dict[Pair, Match]]
-    """An arm lacks the pairs that it refuses."""
+    """Matches by arm and pair, without the pairs that the arm cannot match."""
 
     def of(self, pair: Pair) -> dict[str, Match]:
-        """Return the match of each arm that matched the pair."""
+        """Return the pair's match in each arm that has one."""
         return {arm: of_arm[pair] for arm, of_arm in self.by_arm.items() if pair in of_arm}
 
     def only(self, pairs: Iterable[Pair]) -> MatchSet:
         """Return the matches of some pairs."""
-        wanted = set(pairs)
+        chosen = set(pairs)
         by_arm = {
-            arm: {pair: match for pair, match in of_arm.items() if pair in wanted}
+            arm: {pair: match for pair, match in of_arm.items() if pair in chosen}
             for arm, of_arm in self.by_arm.items()
         }
-        return MatchSet(tuple(pair for pair in self.pairs if pair in wanted), by_arm)
+        return MatchSet(tuple(pair for pair in self.pairs if pair in chosen), by_arm)
 
     @cached_property
     def hashes(self) -> dict[str, dict[Pair, str]]:
-        """Of each match, a hash of its entries."""
+        """Hash of the entries of each match, by arm and pair."""
         return {
             arm: {pair: match.hash for pair, match in of_arm.items()}
             for arm, of_arm in self.by_arm.items()
@@ -61,9 +61,9 @@ def match_pairs(
     store: MatchStore,
     folder: Path,
 ) -> MatchSet:
-    """Match every pair in every arm, and keep each match in ``folder/<arm>/<pair>``.
+    """Match every pair in every arm, and save each match in ``folder/<arm>/<pair>``.
 
-    An arm leaves out the pairs that ``matching_refusals`` names.
+    An arm skips the pairs that ``matching_refusals`` names.
     """
     shelf = SaeShelf.of(saes)
     by_arm: dict[str, dict[Pair, Match]] = {name: {} for name in arms}
@@ -73,21 +73,21 @@ def match_pairs(
         for name, arm in arms.items()
         if _refusal(shelf.facts, pair, arm) is None
     ]
-    todo.sort(key=lambda each: arms[each[1]].compose)  # they load the layers between
+    todo.sort(key=lambda item: arms[item[1]].compose)  # composing arms load intermediate layers
     for pair, name in tqdm(todo, desc="match", unit="match"):
         arm = arms[name]
         with stage("match", arm=name, pair=pair.label):
             match = store.chain(shelf, steps(shelf, pair, arm), arm)
         by_arm[name][pair] = match
         _keep(match, arm, folder / name / f"{pair.label}.safetensors")
-    log.info(store.said())
+    log.info(store.summary())
     return MatchSet(tuple(p for p in pairs if any(p in of for of in by_arm.values())), by_arm)
 
 
 def matching_refusals(
     facts: Mapping[SaeKey, SaeFacts], pairs: Iterable[Pair], arms: Mapping[str, Arm]
 ) -> list[Refusal]:
-    """Return the pairs that arms cannot match; a reason that all arms share is one refusal."""
+    """Return the pairs that arms cannot match; one refusal if all arms have the same reason."""
     refused = []
     for pair in pairs:
         reasons = {name: _refusal(facts, pair, arm) for name, arm in arms.items()}
@@ -112,12 +112,12 @@ def _refusal(facts: Mapping[SaeKey, SaeFacts], pair: Pair, arm: Arm) -> str | No
     """Return why the arm cannot match the pair, None if it can."""
     if arm.compose and not pair.within_suite:
         return (
-            f"a composed match goes through the layers of one suite, and {pair.source.suite} and "
-            f"{pair.target.suite} are two"
+            f"a composed match needs two layers of one suite, but {pair.source.suite} and "
+            f"{pair.target.suite} are two suites"
         )
     for source, target in pairwise(steps(facts, pair, arm)):
-        one, other = facts[source], facts[target]
-        reason = site_refusal(one.origin, other.origin) or arm.objective.refusal(one, other)
+        a, b = facts[source], facts[target]
+        reason = site_refusal(a.origin, b.origin) or arm.objective.refusal(a, b)
         if reason is not None:
             return reason
     return None

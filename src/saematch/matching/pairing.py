@@ -1,4 +1,4 @@
-"""Pairings: how the pairs of a run are laid out over its suites and layers."""
+"""Pairings: which SAEs of a run's suites and layers are compared."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from saematch.core.pairs import DEFAULT, Pair, SaeKey
 from saematch.core.specs import AtLeast1, Some, Text, spec
 
 Layers = Mapping[str, Sequence[int]]
-"""The layers of each suite, in rising order."""
+"""Layers of each suite, in rising order."""
 
 
 @runtime_checkable
 class Pairing(Protocol):
-    """What every pairing offers."""
+    """Interface of a pairing."""
 
     chains: ClassVar[bool]
-    """Whether a pair begins where the pair before it ends, so that features can be followed."""
+    """Whether each pair starts at the target of the last one, so that features can be followed."""
 
     def __call__(self, layers: Layers) -> tuple[Pair, ...]:
-        """Return the pairs of a run; ``InputError`` if there is none, or a layer or suite lacks."""
+        """Return the pairs; ``InputError`` if there are none, or a layer or suite is missing."""
         ...
 
 
 @spec("pairing")
 class Neighbours:
-    """Spec: in each suite, each layer with the next."""
+    """Spec: each layer and the next one, in each suite."""
 
     chains: ClassVar[bool] = True
 
@@ -41,24 +41,24 @@ class Neighbours:
             for source, target in pairwise(of_suite)
         ]
         if not pairs:
-            every = sorted({layer for of_suite in layers.values() for layer in of_suite})
+            all_layers = sorted({layer for of_suite in layers.values() for layer in of_suite})
             raise InputError(
-                f"layers={every}: neighbouring layers need at least two layers in a suite; SAEs of "
-                "one layer are compared by pairing=same_layer"
+                f"layers={all_layers}: neighbouring layers need at least two layers in a suite; "
+                "use pairing=same_layer to compare SAEs of one layer"
             )
         return tuple(pairs)
 
 
 @spec("pairing")
 class FromStarts:
-    """Spec: in each suite, each of some layers with later ones."""
+    """Spec: given layers and the layers after them, in each suite."""
 
     chains: ClassVar[bool] = False
 
     starts: Some[int]
-    """The source layers."""
+    """Source layers."""
     reach: AtLeast1 | None = None
-    """How many of the later layers are targets; None for all."""
+    """Number of later layers that are targets; None for all."""
 
     def __call__(self, layers: Layers) -> tuple[Pair, ...]:
         """Return the pairs, suite by suite."""
@@ -67,8 +67,8 @@ class FromStarts:
             for start in sorted(self.starts):
                 if start not in of_suite[:-1]:
                     raise InputError(
-                        f"pairing.starts={list(self.starts)}: {start} is none of the layers "
-                        f"{list(of_suite)}, or the last"
+                        f"pairing.starts={list(self.starts)}: {start} must be one of the layers "
+                        f"{list(of_suite)}, but not the last"
                     )
                 first = of_suite.index(start) + 1
                 last = len(of_suite) if self.reach is None else first + self.reach
@@ -79,17 +79,17 @@ class FromStarts:
 
 @spec("pairing")
 class SameLayer:
-    """Spec: the SAEs of two suites at each layer that both have."""
+    """Spec: the SAEs of two suites in each layer that both have."""
 
     chains: ClassVar[bool] = False
 
     source: Text = DEFAULT
-    """Suite of the sources."""
+    """Suite of the source SAEs."""
     target: Text = DEFAULT
-    """Suite of the targets."""
+    """Suite of the target SAEs."""
 
     def __call__(self, layers: Layers) -> tuple[Pair, ...]:
-        """Return the pairs by rising layer."""
+        """Return the pairs in the order of their layers."""
         for field in ("source", "target"):
             name = getattr(self, field)
             if name not in layers:
@@ -100,33 +100,33 @@ class SameLayer:
         if self.source == self.target:
             raise InputError(
                 f"pairing.source and pairing.target are both {self.source}: choose two of the "
-                f"suites {', '.join(layers)}; another one is added by +sae@suites.NAME=PRESET"
+                f"suites {', '.join(layers)}; add a suite with +sae@suites.NAME=PRESET"
             )
         shared = [layer for layer in layers[self.source] if layer in layers[self.target]]
         if not shared:
             raise InputError(
                 f"the suites {self.source} (layers {_listed(layers[self.source])}) and "
                 f"{self.target} (layers {_listed(layers[self.target])}) share no layer: list pairs "
-                "by pairing=listed"
+                "with pairing=listed"
             )
         return tuple(Pair(SaeKey(self.source, n), SaeKey(self.target, n)) for n in shared)
 
 
 @spec("pairing")
 class Listed:
-    """Spec: pairs that are given one by one."""
+    """Spec: a list of pairs."""
 
     chains: ClassVar[bool] = False
 
     pairs: Some[str]
-    """Each ``source:target``; an SAE is its layer, or ``suite/layer`` outside the default suite."""
+    """Pairs ``source:target``; an SAE is a layer, or ``suite/layer`` outside the default suite."""
 
     def __post_init__(self) -> None:
         for text in self.pairs:
             _parsed(text)
 
     def __call__(self, layers: Layers) -> tuple[Pair, ...]:
-        """Return the pairs in the order in which they are given."""
+        """Return the pairs in the given order."""
         given: dict[Pair, str] = {}
         for text in self.pairs:
             if (pair := _parsed(text)) in given:
@@ -137,10 +137,10 @@ class Listed:
         for pair in given:
             for key in pair:
                 if key.layer not in layers.get(key.suite, ()):
-                    there = "; ".join(f"{name}: {_listed(some)}" for name, some in layers.items())
+                    suites = "; ".join(f"{name}: {_listed(own)}" for name, own in layers.items())
                     raise InputError(
                         f"pairing.pairs: there is no SAE {key.suite}/{key.layer}; the layers of "
-                        f"each suite are {there}"
+                        f"each suite are {suites}"
                     )
             if pair.source == pair.target:
                 raise InputError(f"pairing.pairs: {key.suite}/{key.layer} is paired with itself")

@@ -1,4 +1,4 @@
-"""Pairs of layers with a known answer, for tests and benchmarks."""
+"""Pairs of layers with a known match, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from saematch.matching.objectives.factors import Factors
 
 @dataclass(frozen=True)
 class Planted:
-    """Vectors of two layers, and which features carry on."""
+    """Vectors of two layers, and which features persist."""
 
     factors: Factors
     columns: Int64[Tensor, " n"]
-    """Of each feature of the source its counterpart in the target, -1 if it has none."""
+    """Counterpart of each source feature in the target; -1 for none."""
 
 
 def planted(
@@ -29,12 +29,12 @@ def planted(
     spread: float = 0.3,
     seed: int = 0,
 ) -> Planted:
-    """Make two layers of ``n`` features: some carry on, changed, and the others are new.
+    """Return two layers of ``n`` features, of which some persist with changes.
 
-    Directions are isotropic Gaussian. A feature carries on with probability ``persist``, at a
-    cosine drawn evenly from ``cosine``; the norms of both sides are log-normal with standard
-    deviation ``spread`` of the logarithm, apart; the target's order is shuffled. With
-    ``persist=0`` nothing is shared.
+    Directions are isotropic Gaussian. A feature persists with probability ``persist``, at a cosine
+    drawn uniformly from ``cosine``. The norms of each side are log-normal; the logarithm has the
+    standard deviation ``spread``. The target's order is shuffled. With ``persist=0`` nothing is
+    shared.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -46,11 +46,11 @@ def planted(
 
     low, high = cosine
     rho = low + (high - low) * torch.rand(n, 1, generator=generator)
-    carries_on = torch.rand(n, 1, generator=generator) < persist
-    rho *= carries_on
-    place = torch.randperm(n, generator=generator)
+    persists = torch.rand(n, 1, generator=generator) < persist
+    rho *= persists
+    positions = torch.randperm(n, generator=generator)
     source, target = vectors(), vectors()
     target.mul_((1 - rho**2).sqrt()).addcmul_(source, rho).mul_(norms())
     source.mul_(norms())
-    shuffled = torch.empty_like(target).index_copy_(0, place, target)
-    return Planted(Factors(source, shuffled), torch.where(carries_on.flatten(), place, -1))
+    shuffled = torch.empty_like(target).index_copy_(0, positions, target)
+    return Planted(Factors(source, shuffled), torch.where(persists.flatten(), positions, -1))

@@ -1,4 +1,4 @@
-"""Matches that were solved before, in this run or another, found again by what determines them."""
+"""Store of solved matches, shared by runs; the key is a hash of all that determines a match."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from saematch.sae.suites import SaeFacts, SaeShelf
 
 @dataclass
 class MatchStore:
-    """A folder with one file a match, named by its hash; runs may share it at the same time."""
+    """A folder with one file for each match, named by its key; runs can share it at one time."""
 
     folder: Path
     counts: Counter[str] = field(default_factory=Counter)
-    """``solved``, ``read`` (another run, or an earlier start of this one, had solved it) and
-    ``reused`` (asked for a second time)."""
-    _known: dict[str, Match] = field(default_factory=dict)
+    """Numbers of matches ``solved``, ``read`` (another run, or an earlier start of this run, solved
+    them) and ``reused`` (requested again)."""
+    _matches: dict[str, Match] = field(default_factory=dict)
 
     def match(self, saes: SaeShelf, source: SaeKey, target: SaeKey, arm: Arm) -> Match:
-        """Return the arm's match of two layers; load and solve it if nobody has.
+        """Return the arm's match of two layers: a stored one, or else solve it.
 
-        A match under a limit of time depends on the machine's load, so other runs don't get it. The
-        same holds for an objective or matcher whose settings have no text.
+        A match with a time limit depends on the machine's load, so it is not shared with other
+        runs. Nor is the match of an objective or matcher whose settings have no text.
         """
         facts = saes.facts[source], saes.facts[target]
         key = match_key(*facts, arm)
-        if key in self._known:
+        if key in self._matches:
             self.counts["reused"] += 1
-            return self._known[key]
+            return self._matches[key]
         path = self.folder / f"{key}.safetensors"
         shared = getattr(arm.matcher, "time_limit", None) is None and not has_address(
             settings_text(arm.objective) + settings_text(arm.matcher)
@@ -50,16 +50,16 @@ class MatchStore:
             match = arm.match(saes[source], saes[target])
             self.counts["solved"] += 1
             if shared:
-                match.save(path, about(*facts, arm), keep=True)
-        self._known[key] = match
+                match.save(path, key_facts(*facts, arm), keep=True)
+        self._matches[key] = match
         return match
 
     def chain(self, saes: SaeShelf, layers: Sequence[SaeKey], arm: Arm) -> Match:
-        """Return the composition of the matches from layer to layer."""
+        """Return the composition of the matches of successive layers."""
         steps = (self.match(saes, source, target, arm) for source, target in pairwise(layers))
         return reduce(partial(Match.compose, most=arm.composed_entries), steps)
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """Return the counts in one line."""
         n = sum(self.counts.values())
         return (
@@ -70,11 +70,11 @@ class MatchStore:
 
 def match_key(source: SaeFacts, target: SaeFacts, arm: Arm) -> str:
     """Return a hash of everything that determines a match."""
-    return hashed(list(about(source, target, arm).values()))
+    return hashed(list(key_facts(source, target, arm).values()))
 
 
-def about(source: SaeFacts, target: SaeFacts, arm: Arm) -> dict[str, object]:
-    """Return what determines a match: both SAEs, fold, objective, matcher and code."""
+def key_facts(source: SaeFacts, target: SaeFacts, arm: Arm) -> dict[str, object]:
+    """Return all that determines a match: both SAEs, fold, objective, matcher and code."""
     return {
         "source": source.identity,
         "target": target.identity,

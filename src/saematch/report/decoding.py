@@ -152,10 +152,9 @@ def planted(tables: Tables) -> Figure | None:
     if rows.empty:
         return None
     figure, axes = panels(3)
-    metrics = (("recall", "permute"), ("explained_variance", "permute"))
-    metrics += (("explained_variance", "permute_raw"),)
+    explained = [("explained_variance", strategy) for strategy in UNITS]
     suites = dict(zip(values_of(rows, "source_suite"), ("-", "--"), strict=False))
-    for axis, (metric, strategy) in zip(axes, metrics, strict=True):
+    for axis, (metric, strategy) in zip(axes, [("recall", "permute"), *explained], strict=True):
         of_strategy = where(rows, strategy=strategy)
         for (suite, dash), arm in product(suites.items(), arms_of(rows)):
             label = arm if suite == DEFAULT else f"{arm}, {suite.replace('_', ' ')}"

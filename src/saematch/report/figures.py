@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saematch.core.errors import InputError
-from saematch.core.pairs import DEFAULT, OF_DEFAULT, SUITE_COLUMNS, suites_label
+from saematch.core.pairs import DEFAULT, OF_DEFAULT, PAIR_COLUMNS, SUITE_COLUMNS, suites_label
 from saematch.core.tables import Tables
 from saematch.report import decoding, judged, paths, studies
 from saematch.report.frames import (
@@ -23,7 +23,9 @@ from saematch.report.frames import (
     table,
     unique,
     where,
+    with_metric,
 )
+from saematch.report.metrics import other_metrics
 from saematch.report.style import (
     arm_style,
     axis_label,
@@ -92,8 +94,8 @@ def norms(tables: Tables) -> Figure | None:
     norm = layers.set_index("layer")["mean_norm"]
     changes = matches.drop_duplicates(["source_layer", "target_layer"])
     change = changes["target_layer"].map(norm) - changes["source_layer"].map(norm)
-    style = {"color": "#000000", "label": "hidden state"}
-    by_pair(right, changes.assign(change=change), "change", matches, **style)
+    changes = changes.assign(change=change)
+    by_pair(right, changes, "change", matches, color="#000000", label="hidden state")
     vectors = matches.rename(
         columns={
             "decoder_norm_change_q25": "decoder_norm_change_low",
@@ -179,6 +181,34 @@ def _strategies(tables: Tables, metric: str) -> Figure | None:
     return figure
 
 
+def others(tables: Tables) -> Figure | None:
+    """Logged metrics of evaluations of other packages, by layer pair and arm."""
+    metrics = [
+        (_by_pair_and_arm(tables[name], column.name), column)
+        for name, column in other_metrics(tables)
+        if {*PAIR_COLUMNS, "arm"} <= set(tables[name])
+    ]
+    metrics = [(frame, column) for frame, column in metrics if len(frame)]
+    if not metrics:
+        return None
+    figure, axes = panels(len(metrics))
+    for axis, (frame, column) in zip(axes, metrics, strict=True):
+        for arm in arms_of(frame):
+            by_pair(axis, where(frame, arm=arm), column.name, frame, **arm_style(arm, frame))
+        axis.set_title(column.with_unit)
+    legend(figure, *axes)
+    return figure
+
+
+def _by_pair_and_arm(frame: DataFrame, metric: str) -> DataFrame:
+    """Return a row for each pair and arm, the mean if there are several, of one suite."""
+    frame = of_one_suite(with_metric(frame, metric))
+    keys = [*PAIR_COLUMNS, "arm"]
+    if frame.empty or not frame.duplicated(keys).any():
+        return frame
+    return frame.groupby(keys, sort=False, as_index=False)[metric].mean()
+
+
 def _by_layer(frame: DataFrame) -> bool:
     """Whether there are rows, and each pair of layers starts at another layer."""
     pairs = layer_pairs(frame)
@@ -205,6 +235,7 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
     "mse_by_label": judged.mse_by_label,
     "explained_pairs": paths.explained_pairs,
     "explained_paths": paths.explained_paths,
+    "others": others,
 }
 """Figures by name; each function returns None if the tables lack its numbers."""
 
@@ -232,6 +263,7 @@ NEEDS = {
     "mse_by_label": "a judge that gave at least one label, and at most 8 layer pairs",
     "explained_pairs": "the evaluation features and explanations",
     "explained_paths": "the evaluation paths and explanations",
+    "others": "an evaluation of another package with a logged metric of pairs and arms",
     "training": "the task train_saes",
 }
 """Requirements of each figure, for the message about a figure that was not drawn."""

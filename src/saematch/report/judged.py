@@ -97,8 +97,8 @@ def judge_bounds(axis: Axes, tables: Tables) -> None:
     overall = where(table(tables, "judge_scores"), source_layer=None, **OF_DEFAULT)
     for role, dash in (("random", ":"), ("ceiling", "--"), ("paraphrase", "-.")):
         for score in with_metric(where(overall, role=role), "judge_score")["judge_score"]:
-            style = {"color": BASELINES["identity"], "linestyle": dash, "linewidth": 1}
-            axis.axhline(score, label=CONTROL_LABELS[role], **style)
+            colour, label = BASELINES["identity"], CONTROL_LABELS[role]
+            axis.axhline(score, color=colour, linestyle=dash, linewidth=1, label=label)
     axis.set_ylim(0.95, 3.05)
     axis.set_yticks([1, 2, 3], ["1 DIFFERENT", "2 MAYBE", "3 SAME"])
 

@@ -175,19 +175,19 @@ def paths_hold(tables: Tables) -> Verdict:
 def planted_found(tables: Tables) -> Verdict:
     """Higher recall at every (pair, gauge)."""
     planted = rows(tables["planted"], strategy="permute")
-    arms = (rows(planted, arm=arm) for arm in ("folded", "unfolded"))
-    pairs = paired(*arms, "recall")
-    verdict = share([folded > unfolded for folded, unfolded in pairs], "(pair, gauge)", 1.0)
-    folded, unfolded = (fmean(recall) for recall in zip(*pairs, strict=True))
-    means = f"; mean recall {folded:.2f}, unfolded {unfolded:.2f}"
-    return Verdict(verdict.agrees, verdict.seen + means)
+    folded, unfolded = (rows(planted, arm=arm) for arm in ("folded", "unfolded"))
+    pairs = paired(folded, unfolded, "recall")
+    verdict = share([first > second for first, second in pairs], "(pair, gauge)", 1.0)
+    means = [fmean(recall) for recall in zip(*pairs, strict=True)]
+    seen = f"{verdict.seen}; mean recall {means[0]:.2f}, unfolded {means[1]:.2f}"
+    return Verdict(verdict.agrees, seen)
 
 
 def planted_decoded(tables: Tables) -> Verdict:
     """More explained variance at every (pair, gauge)."""
     folded = rows(tables["planted"], arm="folded")
-    strategies = (rows(folded, strategy=name) for name in ("permute", "permute_raw"))
-    pairs = paired(*strategies, "explained_variance")
+    by_threshold, by_norm = (rows(folded, strategy=name) for name in ("permute", "permute_raw"))
+    pairs = paired(by_threshold, by_norm, "explained_variance")
     verdict = share([threshold > norm for threshold, norm in pairs], "(pair, gauge)", 1.0)
     threshold, norm = (fmean(explained) for explained in zip(*pairs, strict=True))
     return Verdict(verdict.agrees, f"{verdict.seen}; mean {threshold:.3f}, by norm {norm:.3f}")
@@ -203,6 +203,6 @@ def gauge_is_nothing(tables: Tables) -> Verdict:
     cases = [
         abs(first - second) <= 1e-6
         for metric in ("recall", "explained_variance")
-        for first, second in paired(*gauges, metric, keys=layers)
+        for first, second in paired(gauges[0], gauges[1], metric, keys=layers)
     ]
     return share(cases, "(pair, metric) the same", 1.0)

@@ -1,4 +1,4 @@
-"""The definitions of metrics as a table."""
+"""Definitions of metrics: a table of them, and those from evaluations of other packages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from saematch.core.columns import Column
+from saematch.core.tables import Tables
+from saematch.report.frames import has, table
 
 
 def print_metrics(columns: Iterable[Column]) -> None:
@@ -17,17 +19,17 @@ def print_metrics(columns: Iterable[Column]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    printed = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for heading in ("name", "label", "unit", "better", "range", "interval", "meaning"):
-        table.add_column(heading, overflow="fold")
+        printed.add_column(heading, overflow="fold")
     for column in columns:
         interval = "yes" if column.interval else "no"
         better = column.better or "–"
         unit = column.unit or "–"
-        table.add_row(
+        printed.add_row(
             column.name, column.label, unit, better, limits(column), interval, column.meaning
         )
-    console.print(table, highlight=False, markup=False)
+    console.print(printed, highlight=False, markup=False)
 
 
 def limits(column: Column) -> str:
@@ -40,3 +42,30 @@ def limits(column: Column) -> str:
     if math.isinf(least):
         return f"at most {greatest:g}"
     return f"{least:g} to {greatest:g}"
+
+
+def own_columns() -> dict[str, Column]:
+    """Return the definitions of all metrics of this package."""
+    from saematch.evaluate.co_activation import CoActivation
+    from saematch.evaluate.match_tables import MatchTables
+    from saematch.evaluate.paths import Paths
+    from saematch.evaluate.planted import Planted
+    from saematch.evaluate.skipping import Skipping
+    from saematch.judge.scores import COLUMNS as JUDGE
+    from saematch.training.train_saes import COLUMNS as TRAINING
+
+    evaluations = (MatchTables, CoActivation, Skipping, Paths, Planted)
+    columns = [column for evaluation in evaluations for column in evaluation.columns]
+    return {column.name: column for column in (*columns, *JUDGE, *TRAINING)}
+
+
+def other_metrics(tables: Tables) -> list[tuple[str, Column]]:
+    """Return the logged metrics of evaluations of other packages, each with its table."""
+    own = own_columns()
+    return [
+        (name, column)
+        for column in tables.columns.values()
+        if column.name not in own
+        for name in column.logged
+        if has(table(tables, name), column.name)
+    ]

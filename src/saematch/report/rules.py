@@ -55,8 +55,8 @@ def rows(frame: pd.DataFrame, **selection: object) -> pd.DataFrame:
     """Return the rows that have the values; raises ``MissingNumbersError`` if none has."""
     chosen = where(frame, **selection)
     if chosen.empty:
-        wanted = ", ".join(f"{name} {value}" for name, value in selection.items())
-        raise MissingNumbersError(f"no rows of {wanted}")
+        selected = ", ".join(f"{name} {value}" for name, value in selection.items())
+        raise MissingNumbersError(f"no rows of {selected}")
     return chosen
 
 

@@ -59,7 +59,7 @@ def feature_mse(tables: Tables) -> Figure | None:
             edges = [*numbers(bins, "mse_low", 0.0), numbers(bins, "mse_high", 0.0)[-1]]
             colour = arm_style(arm, histogram)["color"]
             counts = list(bins["n_pairs"])
-            axis.stairs(counts, edges, color=colour, label=arm, linewidth=1.4)  # type: ignore[arg-type]
+            axis.stairs(counts, edges, color=colour, label=arm, linewidth=1.4)
         axis.set_title(f"layers {source}→{target}")
         axis.set_xlabel("squared error of the folded decoder vector")
     axes[0].set_ylabel("matched pairs of features")

@@ -15,6 +15,7 @@ from saematch.core.tables import rows_of
 from saematch.report.frames import arms_of, interval_of, layer_pairs, numbers, unique
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
@@ -84,7 +85,7 @@ def line(
     if ends is not None and single:
         axis.vlines(at, *ends, color=colour, linewidth=1.4)
     elif ends is not None:
-        axis.fill_between(at, *ends, color=colour, alpha=0.18, linewidth=0)  # type: ignore[arg-type]
+        axis.fill_between(at, *ends, color=colour, alpha=0.18, linewidth=0)
 
 
 def by_pair(axis: Axes, frame: DataFrame, metric: str, panel: DataFrame, **style: object) -> None:
@@ -122,7 +123,7 @@ def dots(axis: Axes, frame: DataFrame, labels: Sequence[str], metric: str,
     for at, (row, colour) in enumerate(zip(rows_of(frame), colours, strict=True)):
         low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
         if low is not None and high is not None:
-            axis.plot([low, high], [at, at], color=colour, linewidth=2.5, alpha=0.4)  # type: ignore[arg-type]
+            axis.plot([low, high], [at, at], color=colour, linewidth=2.5, alpha=0.4)
         axis.plot([row[metric]], [at], color=colour, marker="o", markersize=6)  # type: ignore[arg-type]
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
@@ -148,11 +149,11 @@ def cell_style(arm: str, strategy: str, frame: DataFrame) -> dict[str, object]:
 
 def legend(figure: Figure, *axes: Axes, columns: int = 4) -> None:
     """Put one legend for all panels below the figure."""
-    handles = {}
+    handles: dict[str, Artist] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center",
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center",
                   ncols=min(columns, len(handles)), frameon=False)  # fmt: skip
 
 

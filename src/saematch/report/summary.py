@@ -24,7 +24,7 @@ def history_by_layer(tables: Tables) -> dict[int, dict[str, float]]:
     """
     history: dict[int, dict[str, float]] = {}
     for layer, of_layer in _logged(tables).groupby("layer"):
-        history[int(layer)] = dict(zip(of_layer["name"], of_layer["value"], strict=True))  # type: ignore[call-overload]
+        history[int(layer)] = dict(zip(of_layer["name"], of_layer["value"], strict=True))
     return history
 
 

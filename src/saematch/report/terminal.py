@@ -24,6 +24,7 @@ from saematch.report.frames import (
     where,
     with_metric,
 )
+from saematch.report.metrics import other_metrics
 from saematch.report.summary import optimal_to
 
 HEADINGS = {
@@ -47,8 +48,6 @@ SAE_HEADINGS = {
     "threshold_mean": "mean\nthreshold",
     "threshold_spread": "threshold\nspread",
 }
-BUILT_IN = ("matches", "strategies", "layers", "saes")
-"""Tables of the package's own evaluations, with terminal tables and figures of their own."""
 
 
 def print_results(results: Results, folder: Path) -> None:
@@ -60,7 +59,7 @@ def print_results(results: Results, folder: Path) -> None:
     for title, printed in _printed(tables):
         console.print(f"\n[bold]{title}[/]", soft_wrap=True, highlight=False)
         console.print(printed)
-    for line in (*_live_recall(table(tables, "means")), *_own_tables(tables)):
+    for line in (*_live_recall(table(tables, "means")), *_other_metrics(tables)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     for line in _refused(table(tables, "refused")):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -143,18 +142,15 @@ def _live_recall(means: pd.DataFrame) -> Iterator[str]:
         yield f"recall over features{label} that fired, mean over pairs: {arms}"
 
 
-def _own_tables(tables: Tables) -> Iterator[str]:
-    """Yield a line for each logged metric of a table that only the user's evaluation has."""
-    for name, column in tables.columns.items():
-        for own in column.logged:
-            frame = with_metric(table(tables, own), name) if own not in BUILT_IN else None
-            if frame is None or frame.empty:
-                continue
-            if "arm" not in frame:
-                yield f"{column.with_unit}, mean: {_number(numbers(frame, name).mean())}"
-                continue
-            means = frame.groupby("arm", sort=False, as_index=False)[name].mean()
-            yield f"{column.with_unit}, mean over pairs: {_by_arm(means, name)}"
+def _other_metrics(tables: Tables) -> Iterator[str]:
+    """Yield a line for each logged metric of evaluations of other packages."""
+    for name, column in other_metrics(tables):
+        values = with_metric(tables[name], column.name)
+        if "arm" in values:
+            means = values.groupby("arm", sort=False, as_index=False)[column.name].mean()
+            yield f"{column.with_unit}, mean over pairs: {_by_arm(means, column.name)}"
+        else:
+            yield f"{column.with_unit}, mean: {_number(numbers(values, column.name).mean())}"
 
 
 def _by_arm(frame: pd.DataFrame, metric: str) -> str:

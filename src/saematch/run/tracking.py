@@ -1,4 +1,4 @@
-"""Mirrors of a run's results: Weights & Biases, CSV files, none. Only this file knows wandb."""
+"""Mirrors of a run's results in Weights & Biases or CSV files. Only this file imports wandb."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from saematch.core.errors import InputError
 from saematch.core.files import hashed, replacing
@@ -21,19 +21,22 @@ from saematch.core.specs import spec
 from saematch.core.tables import frame_of, rows_of
 from saematch.run.run_folders import MAX_NAME, check_name
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 log = logging.getLogger(__name__)
 
 REACH_SECONDS = 3.0
-"""How long to wait for the W&B server before a run goes on offline."""
+"""Longest wait for the W&B server before a run continues offline."""
 LOGIN_SECONDS = 30
-"""How long it may take to check the API key."""
+"""Longest wait for the check of the API key."""
 OFFLINE = ("offline", "dryrun")
-"""Values of ``WANDB_MODE`` under which no server is contacted."""
+"""Values of ``WANDB_MODE`` that contact no server."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run has to show."""
+    """Output of a finished run."""
 
     results: Results
     history: Mapping[int, Mapping[str, float]]
@@ -45,10 +48,10 @@ class Outcome:
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Where results are mirrored to while and after a run."""
+    """A mirror of results, during a run and at its end."""
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Mirror a point of a training curve; ``samples`` says where it lies."""
+        """Mirror a point of a training curve at ``samples``."""
         ...
 
     def finish(self, outcome: Outcome) -> None:
@@ -62,7 +65,7 @@ class Tracker(Protocol):
 
 @spec("logger")
 class NoLogging:
-    """Spec: keep results in the run's folder alone."""
+    """Spec: keep results only in the run's folder."""
 
     def start(self, name: str, folder: Path, config: dict[str, Any]) -> Tracker:
         """Return a tracker that does nothing."""
@@ -80,17 +83,17 @@ class CsvLogging:
 
 @spec("logger")
 class WandbLogging:
-    """Spec: mirror to Weights & Biases, offline into the run's folder if it cannot be reached."""
+    """Spec: mirror to Weights & Biases, or into the run's folder if W&B cannot be reached."""
 
     project: str = "saematch"
     entity: str | None = None
     group: str | None = None
     tags: Sequence[str] = ()
     offline: bool = False
-    """Do not even try to reach the server."""
+    """Whether the run stays offline without contacting the server."""
 
     def start(self, name: str, folder: Path, config: dict[str, Any]) -> Tracker:
-        """Open the W&B run and say in one line where it is kept."""
+        """Open the W&B run, and log its address or folder in one line."""
         if "WANDB_RUN_ID" in os.environ:
             run_id = check_name("WANDB_RUN_ID", os.environ["WANDB_RUN_ID"])
         else:
@@ -105,21 +108,21 @@ class WandbLogging:
         run_id: str,
         job_type: str | None = None,
     ) -> Tracker:
-        """Open the W&B run of this identifier."""
+        """Open the W&B run with this identifier."""
         import wandb
         from lightning.pytorch.loggers import WandbLogger
 
         if os.environ.get("WANDB_MODE") == "disabled":
             return _NoTracker()
         with _environment_kept("WANDB_SILENT"), _settings_accepted():
-            os.environ.setdefault("WANDB_SILENT", "true")  # one line of ours says what matters
+            os.environ.setdefault("WANDB_SILENT", "true")  # our own line has the address
             server = wandb.setup().settings.base_url
         reason = self._why_offline(server)
         if reason:
             log.info("Weights & Biases runs offline into %s: %s", folder / "wandb", reason)
         with _settings_accepted():
             settings = wandb.Settings(mode="offline" if reason else "online", console="off")
-        logger = WandbLogger(  # W&B reads the environment once, and jobs of a sweep share a process
+        logger = WandbLogger(  # W&B reads the environment once; jobs of a sweep share a process
             project=self.project,
             entity=self.entity,
             group=self.group or os.environ.get("WANDB_RUN_GROUP"),
@@ -127,30 +130,27 @@ class WandbLogging:
             name=os.environ.get("WANDB_NAME", None if "WANDB_SWEEP_ID" in os.environ else name),
             id=run_id,
             job_type=job_type,
-            save_dir=str(folder.resolve()),  # W&B remembers the first folder it worked in
+            save_dir=str(folder.resolve()),  # W&B remembers the first folder of a process
             offline=bool(reason),
             log_model=False,
             resume="allow",
             config=config,
             settings=settings,
         )
-        with (
-            _environment_kept("WANDB_MODE"),
-            _settings_accepted(),
-        ):  # Lightning sets it to dryrun for an offline run
-            run = logger.experiment
+        with _environment_kept("WANDB_MODE"), _settings_accepted():
+            run = logger.experiment  # Lightning sets the mode to dryrun for an offline run
         run.define_metric("layer")
         run.define_metric("*", step_metric="layer")
         run.define_metric("training/*", step_metric="samples")
         displaced = {key: value for key, value in config.items() if run.config[key] != value}
-        if displaced:  # a sweep locks its own value, as objective=decoder, which its plots want
+        if displaced:  # a sweep fixes its own value, as objective=decoder, for its plots
             run.config.update({"resolved": displaced}, allow_val_change=True)
         if not reason:
             log.info("Weights & Biases: %s", run.url)
         return _WandbTracker(logger, folder / "wandb")
 
     def _why_offline(self, server: str) -> str:
-        """Return why the run has to be offline, empty if it need not."""
+        """Return why the run has to be offline; empty if it can be online."""
         import wandb
 
         if self.offline or os.environ.get("WANDB_MODE") in OFFLINE:
@@ -158,7 +158,7 @@ class WandbLogging:
         try:
             urllib.request.urlopen(server, timeout=REACH_SECONDS).close()
         except urllib.error.HTTPError:
-            pass  # it answered
+            pass  # the server answered
         except OSError:
             return "its server cannot be reached; 'wandb sync' uploads the run later"
         try:
@@ -185,17 +185,24 @@ class _CsvTracker:
         self.folder = folder
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        pass  # the table of the curves becomes a file of its own
+        pass  # the table of curves becomes its own file
 
     def finish(self, outcome: Outcome) -> None:
         history = [{"layer": layer, **metrics} for layer, metrics in outcome.history.items()]
-        tables = {"metrics": frame_of(history), **outcome.results.tables}
-        for name, frame in tables.items():
+        for name, frame in {"metrics": frame_of(history), **_tables(outcome)}.items():
             with replacing(self.folder / "csv" / f"{name}.csv") as part:
                 for_spreadsheets(frame).to_csv(part, index=False)
 
     def fail(self) -> None:
         pass
+
+
+def _tables(outcome: Outcome) -> dict[str, DataFrame]:
+    """Return the tables of a run, and the definitions of its metrics as the table ``columns``."""
+    tables = outcome.results.tables
+    names = ("name", "label", "unit", "better", "meaning")
+    columns = [{name: getattr(c, name) for name in names} for c in tables.columns.values()]
+    return {**tables, "columns": frame_of(columns)}
 
 
 class _WandbTracker:
@@ -215,9 +222,9 @@ class _WandbTracker:
                 wandb.finish()
             _set_aside(self.staging, Path(self.logger.experiment.dir).parent.name)
         except (wandb.errors.Error, OSError) as error:  # the run itself is complete and saved
-            log.warning("Weights & Biases did not take everything: %s", error)
+            log.warning("Weights & Biases did not accept everything: %s", error)
             with suppress(wandb.errors.Error, OSError):
-                self.fail()  # else the next run of this process would go on with this one
+                self.fail()  # else the next run of this process would continue this one
 
     def _mirror(self, outcome: Outcome) -> None:
         import wandb
@@ -225,7 +232,7 @@ class _WandbTracker:
         run = self.logger.experiment
         for layer, metrics in outcome.history.items():
             self.logger.log_metrics({"layer": layer, **metrics})
-        for name, frame in outcome.results.tables.items():
+        for name, frame in _tables(outcome).items():
             if len(frame):
                 data = [list(row.values()) for row in rows_of(frame)]
                 self.logger.log_table(f"tables/{name}", columns=list(frame), data=data)
@@ -235,7 +242,7 @@ class _WandbTracker:
             artifact = wandb.Artifact(
                 f"matches-{run.id}", type="matches", metadata=outcome.results.provenance
             )
-            for path in sorted(outcome.matches.rglob("*.safetensors")):  # and no half of one
+            for path in sorted(outcome.matches.rglob("*.safetensors")):  # no partial files
                 artifact.add_file(str(path), path.relative_to(outcome.matches).as_posix())
             run.log_artifact(artifact)
         run.summary.update(outcome.results.metrics)
@@ -250,7 +257,7 @@ class _WandbTracker:
 
 
 def wandb_id(name: str, folder: Path) -> str:
-    """Return the W&B identifier of the run in ``folder``: its name and its folder's last parts."""
+    """Return the W&B identifier of a run: its name and the last parts of its folder."""
     parts = folder.parts[-2:]
     identifier = "-".join(parts if name in parts else (name, *parts))
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", identifier)
@@ -261,7 +268,7 @@ def wandb_id(name: str, folder: Path) -> str:
 
 @contextmanager
 def _environment_kept(name: str) -> Iterator[None]:
-    """Give an environment variable the value back that it had before the block, or none."""
+    """Restore an environment variable after the block."""
     value = os.environ.get(name)
     try:
         yield
@@ -274,7 +281,7 @@ def _environment_kept(name: str) -> Iterator[None]:
 
 @contextmanager
 def _settings_accepted() -> Iterator[None]:
-    """Raise ``InputError`` where W&B refuses a setting, of the logger or of the environment."""
+    """Raise ``InputError`` if W&B refuses a setting of the logger or the environment."""
     import wandb
 
     try:
@@ -282,14 +289,14 @@ def _settings_accepted() -> Iterator[None]:
     except (wandb.errors.Error, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"Weights & Biases refuses a setting, of logger or of a variable WANDB_...: {reason}"
+            f"Weights & Biases refuses a setting of logger or a variable WANDB_...: {reason}"
         ) from error
 
 
 def _set_aside(folder: Path, last: str) -> None:
-    """Rename what broken-off processes of a run logged offline: its last one has logged it all.
+    """Rename offline logs of earlier processes of a run; the last process has logged everything.
 
-    The log of a killed process ends in half a record, and ``wandb sync`` would upload none of them.
+    The log of a killed process ends in a partial record, which makes ``wandb sync`` upload no log.
     """
     for earlier in folder.glob("offline-run-*"):
         if earlier.name != last and not any(earlier.glob("*.wandb.synced")):
@@ -298,7 +305,7 @@ def _set_aside(folder: Path, last: str) -> None:
 
 @contextmanager
 def _staged_in(folder: Path) -> Iterator[None]:
-    """Keep what waits for a later upload with its run, unless the user has named a place for it."""
+    """Stage uploads in the run's folder, unless the user has set another folder."""
     with _environment_kept("WANDB_DATA_DIR"):
         os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve()))
         yield

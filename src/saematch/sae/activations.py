@@ -1,4 +1,4 @@
-"""Feature activations kept sparse, so that decoding costs what is active and not the width."""
+"""Sparse feature activations: the cost of decoding depends on the active features, not on all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.functional import embedding_bag
 from saematch.sae.params import SaeParams
 
 ENCODE_CHUNK = 2**24
-"""Pre-activations held at a time: tokens times features."""
+"""Number of pre-activations in memory at a time: tokens times features."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class SparseFeatures:
     """Active features of each token, by token."""
 
     starts: Int64[Tensor, " n_tokens"]
-    """Where each token's entries begin."""
+    """Index of each token's first entry."""
     features: Int64[Tensor, " n_active"]
     values: Float[Tensor, " n_active"]
     n_features: int
 
     @property
     def n_tokens(self) -> int:
-        """Number of tokens, those without an active feature included."""
+        """Number of tokens, including those without an active feature."""
         return len(self.starts)
 
     def tokens(self) -> Int64[Tensor, " n_active"]:
@@ -36,7 +36,7 @@ class SparseFeatures:
         return torch.repeat_interleave(ends - self.starts)
 
     def keep(self, features: Bool[Tensor, " n_features"]) -> SparseFeatures:
-        """Return the same tokens with the chosen features alone."""
+        """Return the same tokens with only the chosen features."""
         kept = features[self.features]
         counts = torch.bincount(self.tokens()[kept], minlength=self.n_tokens)
         starts = torch.cumsum(counts, 0) - counts
@@ -68,7 +68,7 @@ def encode(sae: SaeParams, x: Float[Tensor, "n_tokens d_model"]) -> SparseFeatur
 
 
 def decode(sae: SaeParams, active: SparseFeatures) -> Float[Tensor, "n_tokens d_model"]:
-    """Return the hidden states that the active features stand for."""
+    """Return the hidden states that the SAE reconstructs from the active features."""
     summed = embedding_bag(
         active.features, sae.W_dec, active.starts, mode="sum", per_sample_weights=active.values
     )

@@ -1,4 +1,4 @@
-"""Every architecture of SAEs brought to the one meaning of ``SaeParams``, or refused."""
+"""Convert the tensors of any supported architecture to ``SaeParams``; refuse the others."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ NEEDED = {
     "topk": (*_ALWAYS, "b_enc"),
     "gated": (*_ALWAYS, "b_gate", "b_mag", "r_mag"),
 }
-"""The tensors of each architecture, under SAELens' names and in its orientation."""
+"""Tensors of each architecture, with SAELens' names and orientation."""
 STATISTICS = frozenset({"sparsity", "log_sparsity", "feature_sparsity"})
-"""Tensors of any format that describe an SAE and cannot change what it computes."""
+"""Tensors of any format that describe an SAE without changing what it computes."""
 
 
 def to_sae_params(
@@ -29,13 +29,13 @@ def to_sae_params(
     *,
     subtract_b_dec: bool,
     k: int | None = None,
-    beside: Collection[str] = (),
+    ignored: Collection[str] = (),
 ) -> SaeParams:
     """Return the SAE, in float32.
 
-    ``subtract_b_dec`` tells that the SAE encodes ``x - b_dec``; ``beside`` names other tensors that
-    cannot change what it computes. Raises ``InputError`` for tensors that are missing, unknown, not
-    of floating-point numbers or do not fit together, and for a crosscoder.
+    With ``subtract_b_dec`` the SAE encodes ``x - b_dec``. ``ignored`` names further tensors that
+    do not change what the SAE computes. Raises ``InputError`` for tensors that are missing,
+    unknown or not floating-point, for shapes that do not match, and for a crosscoder.
     """
     where = f"SAE {origin.where}"
     missing = [name for name in NEEDED[architecture] if name not in tensors]
@@ -44,11 +44,11 @@ def to_sae_params(
             f"{where} is of architecture {architecture} but lacks {', '.join(missing)}; it has "
             f"{', '.join(sorted(tensors))}"
         )
-    unknown = sorted(set(tensors) - set(NEEDED[architecture]) - set(beside) - STATISTICS)
+    unknown = sorted(set(tensors) - set(NEEDED[architecture]) - set(ignored) - STATISTICS)
     if unknown:
         raise InputError(
             f"{where}: saematch does not know the tensor {', '.join(unknown)}, which may change "
-            "what the SAE computes; if it does not, take it out of the file"
+            "what the SAE computes; if it does not, remove it from the file"
         )
     for name in NEEDED[architecture]:
         if not tensors[name].is_floating_point():
@@ -76,10 +76,10 @@ def to_sae_params(
 
 
 def _as_jumprelu(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a gated SAE as the JumpReLU SAE that it is.
+    """Return the JumpReLU SAE that computes the same as a gated SAE.
 
-    With ``g = x W_enc`` the magnitude is ``m = g e^r + b_mag``, on where ``g + b_gate > 0``, which
-    is ``m > b_mag - b_gate e^r``.
+    With ``g = x W_enc`` the magnitude is ``m = g e^r + b_mag``. The gate is open where
+    ``g + b_gate > 0``, that is, where ``m > b_mag - b_gate e^r``.
     """
     gain = parts["r_mag"].exp()
     return {
@@ -95,18 +95,19 @@ def _check_shapes(where: str, parts: Mapping[str, Tensor]) -> None:
     if 3 in (parts["W_enc"].ndim, parts["W_dec"].ndim):
         raise InputError(
             f"{where} is a crosscoder: W_enc has shape {tuple(parts['W_enc'].shape)} and W_dec "
-            f"{tuple(parts['W_dec'].shape)}, so each of its features spans several layers already "
+            f"{tuple(parts['W_dec'].shape)}, so each of its features already spans several layers "
             "and there is nothing to match; choose an SAE of one layer"
         )
     shape = tuple(parts["W_enc"].shape)
     if len(shape) != 2:
-        raise InputError(f"{where}: W_enc has shape {shape}, but a matrix is needed")
+        raise InputError(f"{where}: W_enc has shape {shape}, but must be a matrix")
     d_model, n_features = shape
     written = tuple(parts["W_dec"].shape)
     if len(written) == 2 and written[0] == n_features and written[1] != d_model:
         raise InputError(
-            f"{where} reads {d_model} numbers and writes {written[1]}, so its features have no one "
-            "width to be compared in; choose one that reads and writes as many"
+            f"{where} reads {d_model} numbers and writes {written[1]}, so its encoder "
+            "and decoder vectors have different widths; choose an SAE that reads and writes the "
+            "same width"
         )
     expected = {"W_enc": shape, "W_dec": (n_features, d_model), "b_dec": (d_model,)}
     for name, tensor in parts.items():
@@ -114,13 +115,13 @@ def _check_shapes(where: str, parts: Mapping[str, Tensor]) -> None:
         alone = name == "threshold" and tensor.numel() == 1
         if tuple(tensor.shape) != legal and not alone:
             raise InputError(
-                f"{where}: {name} has shape {tuple(tensor.shape)}, but W_enc {shape} asks for "
-                f"{legal}; the file is damaged or in another format"
+                f"{where}: {name} has shape {tuple(tensor.shape)}, but with W_enc {shape} it "
+                f"must have {legal}; the file is damaged or in another format"
             )
 
 
 def unit_decoder(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return SAELens tensors with decoder vectors of norm 1 and activations scaled to match."""
+    """Return SAELens tensors with decoder vectors of norm 1 and activations scaled accordingly."""
     norm = torch.linalg.vector_norm(parts["W_dec"], dim=1)
     norm = torch.where(norm > 0, norm, 1.0)
     return {

@@ -1,4 +1,4 @@
-"""Folding: move a positive scale of each feature from its activation into its decoder vector."""
+"""Folding: move a positive scale of each feature from its activation to its decoder vector."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FOLDS = ("threshold", "decoder_norm", "none")
 def fold(sae: SaeParams, by: str) -> SaeParams:
     """Return the SAE in another gauge; it reconstructs the same hidden states.
 
-    ``threshold``     the paper's folding (eq. 4): every threshold becomes 1; by the SAE's stand-in
-                      where it has no thresholds or not all are positive
+    ``threshold``     the paper's folding (eq. 4): every threshold becomes 1. If thresholds are
+                      missing or not all positive, the SAE's stand-in takes their place
     ``decoder_norm``  the gauge of the unfolded matching: every decoder vector has norm 1
-    ``none``          as the SAE was trained, whatever norm its decoder vectors have
+    ``none``          the SAE as it was trained; decoder vectors keep their norms
 
-    Raises ``InputError`` for an unknown name, and where thresholds that are missing or not positive
-    have no stand-in.
+    Raises ``InputError`` for an unknown name, and for ``threshold`` if the SAE has neither
+    positive thresholds nor a stand-in.
     """
     return sae if by == "none" else rescale(sae, fold_scale(sae, by))
 
@@ -31,7 +31,7 @@ def fold(sae: SaeParams, by: str) -> SaeParams:
 def fold_scale(sae: SaeParams, by: str) -> Float[Tensor, " n_features"]:
     """Return the positive factor by which the fold divides each feature's activation.
 
-    A decoder vector of norm 0 has no gauge; ``decoder_norm`` leaves its feature as it is.
+    ``decoder_norm`` leaves a feature unchanged if its decoder vector has norm 0.
     """
     if by == "none":
         return torch.ones_like(sae.b_enc)
@@ -53,11 +53,11 @@ def _threshold_scale(sae: SaeParams) -> Float[Tensor, " n_features"] | None:
 
 def _no_scale(sae: SaeParams) -> str:
     where = f"SAE {sae.origin.where}"
-    instead = "stand_in=activation or stand_in=decoder_norm for a scale in their place"
+    instead = "set stand_in=activation or stand_in=decoder_norm to fold by another scale"
     if sae.threshold is None:
         return (
             f"{where} has no thresholds (its activation is {sae.activation}), so it cannot be "
-            f"folded by them; choose a JumpReLU SAE, or {instead}"
+            f"folded by thresholds; choose a JumpReLU SAE, or {instead}"
         )
     bad = torch.nonzero(sae.threshold <= 0).flatten().tolist()
     shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
@@ -71,7 +71,7 @@ def _no_scale(sae: SaeParams) -> str:
 def rescale(sae: SaeParams, scale: Float[Tensor, " n_features"]) -> SaeParams:
     """Divide each activation by its ``scale`` and multiply its decoder vector by it (eq. 4).
 
-    TopK goes on choosing by what the activations were before.
+    TopK still ranks features by their activations before the division.
     """
     rank_scale = sae.rank_scale
     if sae.activation == "topk":
@@ -88,14 +88,14 @@ def rescale(sae: SaeParams, scale: Float[Tensor, " n_features"]) -> SaeParams:
 
 
 def threshold_kind(sae: SaeParams) -> str:
-    """Return ``per feature``, ``one for all`` or ``none``, of the SAE's thresholds."""
+    """Return which thresholds the SAE has: ``per feature``, ``one for all`` or ``none``."""
     if sae.threshold is None:
         return "none"
     return "one for all" if _constant(sae.threshold) else "per feature"
 
 
 def is_uniform(sae: SaeParams) -> bool:
-    """Whether one scale folds all features, so that folding cannot change a decoder match."""
+    """Return whether all features have the same scale: then folding keeps any decoder match."""
     scale = _threshold_scale(sae)
     return scale is not None and _constant(scale)
 

@@ -1,4 +1,4 @@
-"""The parameters of one sparse autoencoder, in one meaning for every release."""
+"""The parameters of one sparse autoencoder, with the same meaning for every release."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "rank_scale", "stand
 
 @dataclass(frozen=True)
 class SaeOrigin:
-    """Where an SAE came from: enough to find the same weights again."""
+    """Source of an SAE, precise enough to find the same weights again."""
 
     layer: int
-    """The block that the SAE's site belongs to, from 0."""
+    """Number of the block that the SAE's site belongs to, from 0."""
     release: str
     """Release, family or folder."""
     sae_id: str
@@ -28,26 +28,26 @@ class SaeOrigin:
     revision: str = ""
     """Commit of the release, or a hash of the SAE's files."""
     model_name: str = ""
-    """Language model that the SAE was trained on, empty if its files do not say."""
+    """Language model that the SAE was trained on; empty if its files do not name it."""
     mean_l0: float | None = None
-    """Mean number of active features a token, as the release states it."""
+    """Mean number of active features per token, as stated by the release."""
     site: str = "resid_post"
-    """What the SAE reads, and writes again, of its block: one of ``saematch.sae.sites.SITES``."""
+    """Place that the SAE reads and reconstructs: one of ``saematch.sae.sites.SITES``."""
     stand_in_name: str = ""
-    """What ``SaeParams.stand_in`` is, such as ``decoder norm``; whatever determines it is named,
-    for what is computed from an SAE is kept under its origin. Empty where there is none."""
+    """Name of ``SaeParams.stand_in``, such as ``decoder norm``; empty if there is none. It includes
+    everything that determines the stand-in, since results are kept under the SAE's origin."""
     neuronpedia_id: str | None = field(default=None, compare=False, repr=False)
-    """The source, ``<model>/<source>``, whose explanations on Neuronpedia are of this very SAE.
+    """Neuronpedia source that explains this SAE, as ``<model>/<source>``.
 
-    Not what tells SAEs apart: a release may list one file twice, with and without it.
+    Equality ignores it, since a release may list one file twice, with and without it.
     """
     path: str = field(default="", compare=False, repr=False)
-    """Folder that the SAE was loaded from, empty if it came from a release. Not what tells SAEs
-    apart either."""
+    """Folder that the SAE was loaded from; empty if it came from a release. Equality ignores
+    it."""
 
     @property
     def where(self) -> str:
-        """What messages call the SAE: its folder, or its release and identifier."""
+        """Name of the SAE in messages: its folder, or its release and identifier."""
         return self.path or f"{self.release}/{self.sae_id}"
 
 
@@ -55,11 +55,11 @@ class SaeOrigin:
 class SaeParams:
     """One SAE: ``f = act(x W_enc + b_enc)``, ``x_hat = f W_dec + b_dec`` (paper, section 2).
 
-    Orientation is SAELens': row ``i`` of ``W_dec`` and column ``i`` of ``W_enc`` are feature ``i``.
-    Raises ``InputError`` at construction for shapes that do not fit together, for an SAE without
-    features, for values that are not finite and for an unknown activation. Of a transcoder, which
-    reads one place and writes another, ``x`` is what it reads and ``x_hat`` what it writes; a skip
-    connection past its features is not part of it.
+    The orientation is SAELens': feature ``i`` is row ``i`` of ``W_dec`` and column ``i`` of
+    ``W_enc``. A transcoder reads ``x`` at one place and writes ``x_hat`` at another; a skip
+    connection past its features is not included. Construction raises ``InputError`` for shapes
+    that do not match, for an SAE without features, for values that are not finite, and for an
+    unknown activation.
     """
 
     W_enc: Float[Tensor, "d_model n_features"]
@@ -67,18 +67,18 @@ class SaeParams:
     W_dec: Float[Tensor, "n_features d_model"]
     b_dec: Float[Tensor, " d_model"]
     threshold: Float[Tensor, " n_features"] | None
-    """JumpReLU's threshold of each feature; None for an activation that has none."""
+    """JumpReLU threshold of each feature; None for other activations."""
     activation: str
-    """``jumprelu``, ``relu``, or ``topk``: of each token the ``k`` greatest stay."""
+    """``jumprelu``, ``relu``, or ``topk``, which keeps a token's ``k`` greatest activations."""
     origin: SaeOrigin
     k: int | None = None
-    """TopK's number of features that stay active; None for the others."""
+    """Number of features that TopK keeps active; None for other activations."""
     rank_scale: Float[Tensor, " n_features"] | None = None
-    """TopK: what activations are multiplied by when the greatest are chosen; None is 1. A change
-    of gauge keeps the choice by it."""
+    """Factor on the activations by which TopK ranks them; None means 1. With it, a change of gauge
+    keeps the same features active."""
     stand_in: Float[Tensor, " n_features"] | None = None
-    """The scale that folding by thresholds takes where thresholds are missing or not all positive;
-    None where nobody measured one. ``origin.stand_in_name`` says what it is."""
+    """Scale for folding by thresholds if thresholds are missing or not all positive; None if
+    there is no such scale. ``origin.stand_in_name`` is its name."""
 
     def __post_init__(self) -> None:
         where = f"SAE {self.origin.where}"
@@ -100,7 +100,7 @@ class SaeParams:
             if tuple(tensor.shape) != shape:
                 raise InputError(
                     f"{where}: {name} has shape {tuple(tensor.shape)}, but W_enc "
-                    f"{tuple(self.W_enc.shape)} asks for {shape}"
+                    f"{tuple(self.W_enc.shape)} requires {shape}"
                 )
             if not torch.isfinite(tensor).all():
                 bad = int((~torch.isfinite(tensor)).sum())
@@ -119,16 +119,14 @@ class SaeParams:
                 f"{where}: activation {self.activation!r} is not one of {', '.join(ACTIVATIONS)}"
             )
         if (self.activation == "jumprelu") != (self.threshold is not None):
-            raise InputError(f"{where}: a JumpReLU SAE has thresholds, and no other has them")
+            raise InputError(f"{where}: JumpReLU SAEs, and only they, have thresholds")
         topk = self.activation == "topk"
         if topk != (self.k is not None) or (self.rank_scale is not None and not topk):
-            raise InputError(
-                f"{where}: a TopK SAE has k and may have rank_scale, and no other has them"
-            )
+            raise InputError(f"{where}: TopK SAEs, and only they, have k and may have rank_scale")
         if self.k is not None and not 1 <= self.k <= self.n_features:
             raise InputError(
-                f"{where}: k={self.k}, but at least 1 and at most all {self.n_features} features "
-                "can stay active"
+                f"{where}: k={self.k} must be at least 1 and at most the number of features, "
+                f"{self.n_features}"
             )
         if (self.stand_in is not None) != bool(self.origin.stand_in_name):
             raise InputError(f"{where}: stand_in and origin.stand_in_name go together")
@@ -144,10 +142,10 @@ class SaeParams:
         return self.W_enc.shape[1]
 
     def encode(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n n_features"]:
-        """Return dense feature activations; a pre-activation that equals its threshold is off.
+        """Return dense feature activations; a pre-activation equal to its threshold is inactive.
 
-        TopK keeps the ``k`` greatest of ``relu(pre) * rank_scale``, of equal ones those that
-        ``torch.topk`` takes; fewer stay where fewer are positive.
+        TopK keeps the ``k`` greatest of ``relu(pre) * rank_scale``, or fewer if fewer are
+        positive. ``torch.topk`` breaks ties.
         """
         pre = x @ self.W_enc + self.b_enc
         if self.k is not None:
@@ -160,7 +158,7 @@ class SaeParams:
         return torch.where(pre > floor, pre, 0.0)
 
     def decode(self, features: Float[Tensor, "n n_features"]) -> Float[Tensor, "n d_model"]:
-        """Return the hidden states that the activations stand for."""
+        """Return the hidden states that the SAE reconstructs from the activations."""
         return features @ self.W_dec + self.b_dec
 
     def reconstruct(self, x: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
@@ -168,7 +166,7 @@ class SaeParams:
         return self.decode(self.encode(x))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> SaeParams:
-        """Return the same SAE on another device, and in another dtype if one is given."""
+        """Return the SAE on another device, converted to ``dtype`` if given."""
         tensors = {n: getattr(self, n) for n in TENSORS}
         moved: dict[str, Any] = {
             n: None if t is None else t.to(device, dtype) for n, t in tensors.items()

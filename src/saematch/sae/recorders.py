@@ -113,11 +113,11 @@ class Recorder(Protocol):
         """
         ...
 
-    def needs(self) -> Mapping[Hashable, frozenset[SaeKey]]:
+    def needs(self) -> Mapping[Any, frozenset[SaeKey]]:
         """Return the SAEs that each item needs, at least one."""
         ...
 
-    def only(self, items: Collection[Hashable]) -> Recorder:
+    def only(self, items: Collection[Any]) -> Recorder:
         """Return a recorder of some of the items."""
         ...
 

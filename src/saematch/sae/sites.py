@@ -1,4 +1,4 @@
-"""Which place of a language model an SAE reads, told from the name of the hook."""
+"""The site that an SAE reads in a language model, derived from the name of its hook."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SITES = {
     TRANSCODER: "one place and writes another",
     NORMALISED: "hidden states brought to mean 0 and standard deviation 1, token by token",
 }
-"""What an SAE of each site reads."""
+"""Description of what an SAE at each site reads."""
 _BY_HOOK = {
     RESIDUAL: ("", "output", "hook_resid_post", "hook_out"),
     "resid_mid": ("hook_resid_mid",),
@@ -34,7 +34,7 @@ _BY_HOOK = {
                  "attn.hook_out", "ln1_post.hook_out"),
     "hook_z": ("attn.hook_z", "self_attn.o_proj.input", "attn.o.hook_in"),
 }  # fmt: skip
-"""Names after the block's number: of TransformerLens 2, of Hugging Face, of TransformerLens 3."""
+"""Hook names after the block's number in TransformerLens 2, Hugging Face and TransformerLens 3."""
 _BEFORE = ("hook_resid_pre", "input", "hook_in")
 _HOOK = re.compile(r"(?:.*\.)?(?:blocks|layers|h)\.(\d+)(?:\.(.+))?")
 
@@ -43,50 +43,50 @@ class Hook(NamedTuple):
     """A place in a language model."""
 
     site: str | None
-    """One of ``SITES``; None for a place that is none of them, such as an MLP's input."""
+    """One of ``SITES``; None for any other place, such as an MLP's input."""
     layer: int
 
 
 def read_hook(name: str) -> Hook:
-    """Read a name as TransformerLens or Hugging Face give it: ``blocks.3.hook_resid_post``.
+    """Return the place that a hook's name in TransformerLens or Hugging Face refers to.
 
-    ``hook_resid_pre``, in TransformerLens 3 ``hook_in``, is the hidden state after the block
-    before. Raises ``InputError`` for what is before block 0, and for a name without a layer.
+    ``hook_resid_pre`` (``hook_in`` in TransformerLens 3) is the hidden state after the previous
+    block. Raises ``InputError`` for a place before block 0 and for a name without a layer.
     """
-    told = _HOOK.fullmatch(name)
-    if told is None:
+    parts = _HOOK.fullmatch(name)
+    if parts is None:
         if "embed" in name:
-            raise InputError("it is the embedding, before block 0, for which no layer stands")
-        raise InputError("the name holds no layer, as blocks.3.hook_resid_post does")
-    layer, rest = int(told[1]), _after_number(name)
+            raise InputError("it is the embedding, which comes before block 0 and has no layer")
+        raise InputError("the name contains no layer (example: blocks.3.hook_resid_post)")
+    layer, rest = int(parts[1]), _after_number(name)
     if rest in _BEFORE:
         if layer == 0:
-            raise InputError("it is the hidden state before block 0, for which no layer stands")
+            raise InputError("it is the hidden state before block 0, which has no layer")
         return Hook(RESIDUAL, layer - 1)
     return Hook(next((site for site, names in _BY_HOOK.items() if rest in names), None), layer)
 
 
 def _after_number(name: str) -> str:
-    """Return what follows the block's number in a hook's name."""
-    told = _HOOK.fullmatch(name)
-    return (told[2] or "") if told else ""
+    """Return the part of a hook's name after the block's number."""
+    parts = _HOOK.fullmatch(name)
+    return (parts[2] or "") if parts else ""
 
 
 def check_hook(where: str, name: str, layer: int, *, transcoder: bool = False) -> str:
-    """Return the site of an SAE that reads ``name`` and was taken for ``layer``.
+    """Return the site of an SAE that reads the hook ``name`` and was loaded as ``layer``.
 
-    Raises ``InputError``, beginning with ``where``, for another layer and for an unknown place.
+    Raises ``InputError``, starting with ``where``, if the hook is of another layer or unknown.
     """
     try:
         hook = read_hook(name)
     except InputError as error:
         raise InputError(f"{where} reads {name}, but {error}") from error
     if hook.layer != layer:
-        shifted = " (the hidden state after the block before: sae.shift=1)"
+        shifted = " (the hidden state after the previous block: set sae.shift=1)"
         before = shifted if _after_number(name) in _BEFORE else ""
         raise InputError(
             f"{where} reads {name}, which belongs to layer {hook.layer}"
-            f"{before}, but it was taken for layer {layer}; give it the layer that it reads"
+            f"{before}, but it was loaded as layer {layer}; set the layer that it reads"
         )
     if transcoder:
         return TRANSCODER
@@ -99,12 +99,12 @@ def check_hook(where: str, name: str, layer: int, *, transcoder: bool = False) -
 
 @cache
 def warn_unstated(where: str) -> None:
-    """Say once that an SAE is taken for one of hidden states, since nothing tells what it reads."""
-    log.warning("%s does not say what it reads: taken for %s", where, RESIDUAL)
+    """Warn once that an SAE's configuration names no hook, so its site is assumed."""
+    log.warning("%s: the configuration names no hook point; assuming %s", where, RESIDUAL)
 
 
 def site_refusal(source: SaeOrigin, target: SaeOrigin) -> str | None:
-    """Return why two SAEs cannot be matched if they read different sites, else None."""
+    """Return why two SAEs of different sites cannot be matched; None if the sites are equal."""
     if source.site == target.site:
         return None
     return (
@@ -114,20 +114,19 @@ def site_refusal(source: SaeOrigin, target: SaeOrigin) -> str | None:
 
 
 def is_skippable(origin: SaeOrigin) -> bool:
-    """Whether the SAE's features stand for the hidden state between two blocks."""
+    """Return whether the SAE reconstructs the hidden state between two blocks."""
     return origin.site == RESIDUAL
 
 
 def skipping_refusal(origin: SaeOrigin) -> str | None:
-    """Return why an SAE cannot be applied to hidden states between blocks, None if it can.
+    """Return why an SAE cannot be applied to hidden states between blocks; None if it can.
 
-    It can be matched by weights all the same.
+    Such an SAE can still be matched by weights.
     """
     if is_skippable(origin):
         return None
     return (
         f"SAE {origin.where} reads {SITES[origin.site]} (site "
-        f"{origin.site}), so its features cannot stand for the hidden state between two "
-        "blocks, and no layer can be left out with them: match it by weights alone with "
-        "evaluations=[]"
+        f"{origin.site}), so its features cannot replace the hidden state between two blocks, and "
+        "no layer can be skipped with them: match it by weights alone with evaluations=[]"
     )

@@ -1,4 +1,4 @@
-"""The SAEs of a run, of which memory holds a few at a time."""
+"""The SAEs of a run. Memory holds only a few of them at a time."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class SaeFacts:
-    """What a run knows of an SAE without its weights."""
+    """Facts about an SAE that need no weights."""
 
     origin: SaeOrigin
     d_model: int
     n_features: int
     n_bytes: int
-    """Of its tensors."""
+    """Size of its tensors."""
     thresholds: Mapping[str, str | float | None]
-    """Their kind, mean and spread and the share of biases, as ``threshold_summary`` has them."""
+    """Kind, mean and spread of the thresholds, share of the biases: see ``threshold_summary``."""
     unfoldable: Mapping[str, str]
-    """Fold -> why the SAE cannot be folded by it."""
+    """Reason why the SAE cannot be folded, by fold; only for folds that fail."""
     code: str = ""
-    """Hash of the code of its source and of later changes; empty for an SAE given in memory."""
+    """Hash of the code that loads and changes the SAE; empty for an SAE given in memory."""
 
     @property
     def identity(self) -> str:
-        """What tells the SAE's weights apart, for the keys of files computed from them."""
+        """Return the text that identifies the weights in the keys of stored results."""
         return f"{self.origin!r} {self.code}"
 
     @classmethod
@@ -59,11 +59,12 @@ class SaeFacts:
 
 
 class SaeShelf(Mapping):  # with types in brackets, a checked call would load an SAE
-    """SAEs by key, each loaded when it is asked for; ``InputError`` as its source raises it.
+    """SAEs by key. Each is loaded when it is needed, with the errors of its source.
 
-    As many are held as fit into the memory, but at least two; the least recently used goes first.
-    SAEs of one origin are held once. Go through pairs in order: each shares an SAE with the one
-    before it. Let go of a pair's SAEs before taking the next one's, or memory holds both.
+    The shelf keeps as many SAEs as fit into its memory, but at least two, and drops the least
+    recently used first. It keeps only one copy of SAEs of one origin. Process pairs in order, since
+    neighbouring pairs share an SAE. Delete references to a pair's SAEs before loading the next
+    pair's, or memory holds both.
     """
 
     def __init__(self, facts: Mapping[SaeKey, SaeFacts], held: _Held) -> None:
@@ -74,50 +75,52 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
     def load(
         cls, keys: Sequence[SaeKey], suites: Mapping[str, SaeSource], memory: float
     ) -> SaeShelf:
-        """Load each SAE once, to know its facts; ``memory`` is in GiB.
+        """Load each SAE once to compute its facts; ``memory`` is in GiB.
 
-        Raises ``InputError`` if two suites have different SAEs of one origin: that would hide one.
+        Raises ``InputError`` if two suites have different SAEs with the same origin.
         """
         facts: dict[SaeKey, SaeFacts] = {}
-        once: dict[SaeOrigin, SaeFacts] = {}  # sets may share SAEs
+        by_origin: dict[SaeOrigin, SaeFacts] = {}  # suites may share SAEs
         held = _Held(memory * GIB)
         codes = {name: _code(source) for name, source in suites.items()}
         for key in tqdm(keys, desc="load SAEs", unit="SAE", leave=False):
-            held.make_room(max((known.n_bytes for known in once.values()), default=0))
+            held.make_room(max((loaded.n_bytes for loaded in by_origin.values()), default=0))
             source = partial(suites[key.suite].load, key.layer)
             sae = source()
-            if sae.origin not in once:
-                once[sae.origin] = replace(SaeFacts.of(sae), code=codes[key.suite])
+            if sae.origin not in by_origin:
+                by_origin[sae.origin] = replace(SaeFacts.of(sae), code=codes[key.suite])
                 held.add(sae, source)
-            elif replace(SaeFacts.of(sae), code=once[sae.origin].code) != once[sae.origin]:
+            elif (
+                replace(SaeFacts.of(sae), code=by_origin[sae.origin].code) != by_origin[sae.origin]
+            ):
                 raise InputError(
-                    f"the SAE of {key.name} has the origin of another SAE ({sae.origin.where}), "
-                    "but not its weights: let its source give it an origin of its own"
+                    f"the SAE of {key.name} has the origin of another SAE ({sae.origin.where}) but "
+                    "other weights: its source must give it an origin of its own"
                 )
-            facts[key] = once[sae.origin]
+            facts[key] = by_origin[sae.origin]
         return cls(facts, held)
 
     def dressed(
         self, change: Callable[[SaeParams], SaeParams], keys: Container[SaeKey] | None = None
     ) -> SaeShelf:
-        """Return the same SAEs, each changed as soon as it is loaded; this shelf is emptied.
+        """Return a shelf that changes each SAE when it loads it, and empty this shelf.
 
-        ``keys`` are the SAEs to change, None for all.
+        ``keys`` are the SAEs to change; None means all.
         """
         held = _Held(self._held.limit)
         self._held.clear()
         facts: dict[SaeKey, SaeFacts] = {}
-        once: dict[tuple[SaeOrigin, bool], SaeFacts] = {}
-        for key, known in self.facts.items():
+        loaded: dict[tuple[SaeOrigin, bool], SaeFacts] = {}
+        for key, before in self.facts.items():
             changes = keys is None or key in keys
-            source = partial(self._changed, known.origin, change if changes else None)
-            if (known.origin, changes) not in once:
-                held.make_room(known.n_bytes)
+            source = partial(self._changed, before.origin, change if changes else None)
+            if (before.origin, changes) not in loaded:
+                held.make_room(before.n_bytes)
                 sae = source()
-                code = hashed([known.code, code_of(change)]) if changes else known.code
-                once[known.origin, changes] = replace(SaeFacts.of(sae), code=code)
+                code = hashed([before.code, code_of(change)]) if changes else before.code
+                loaded[before.origin, changes] = replace(SaeFacts.of(sae), code=code)
                 held.add(sae, source)
-            facts[key] = once[known.origin, changes]
+            facts[key] = loaded[before.origin, changes]
         return SaeShelf(facts, held)
 
     def _changed(
@@ -128,7 +131,7 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
 
     @classmethod
     def of(cls, saes: Saes) -> SaeShelf:
-        """Return SAEs that are in memory anyway as a shelf, and a shelf as it is."""
+        """Wrap SAEs in a shelf; return an existing shelf unchanged."""
         if isinstance(saes, SaeShelf):
             return saes
         held = _Held(math.inf)
@@ -149,14 +152,14 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
         return len(self.facts)
 
     def only(self, keys: Iterable[SaeKey]) -> SaeShelf:
-        """Return some of the SAEs; memory is shared with the others."""
+        """Return a shelf with some of the SAEs; both shelves share their memory."""
         return SaeShelf({key: self.facts[key] for key in keys}, self._held)
 
     def parts(self, together: Iterable[Set[SaeKey]]) -> list[set[SaeKey]]:
-        """Return groups of SAEs that fit into memory at a time.
+        """Split the SAEs into groups that fit into memory.
 
-        Each set of ``together`` lies in one of them. The next set joins the group before it if both
-        fit; a set that does not fit by itself is a group all the same.
+        No set of ``together`` is split. A set joins the last group if both fit, and starts a new
+        group otherwise, even if it does not fit by itself.
         """
         groups: list[set[SaeKey]] = []
         for keys in together:
@@ -174,7 +177,7 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
 
 
 Saes = SaeShelf | Mapping[SaeKey, SaeParams]
-"""The SAEs of a run: on a shelf, or all in memory."""
+"""SAEs of a run: on a shelf, or all in memory."""
 
 
 def _unchanged(sae: SaeParams) -> SaeParams:
@@ -182,7 +185,7 @@ def _unchanged(sae: SaeParams) -> SaeParams:
 
 
 class _Held:
-    """SAEs by origin: those that are in memory, and how to load the others."""
+    """Memory of a shelf: the SAEs that are loaded, and functions that reload the others."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
@@ -190,39 +193,39 @@ class _Held:
         self._saes: OrderedDict[SaeOrigin, SaeParams] = OrderedDict()
 
     def add(self, sae: SaeParams, source: Callable[[], SaeParams]) -> None:
-        """Take in an SAE that was just loaded, and how to load it again."""
+        """Add a loaded SAE and the function that reloads it."""
         self._sources.setdefault(sae.origin, source)
         self._saes.setdefault(sae.origin, sae)
 
     def make_room(self, n_bytes: int) -> None:
-        """Let go of SAEs until another one fits, or one is left."""
+        """Drop SAEs until ``n_bytes`` more fit, or only one SAE is left."""
         while len(self._saes) > 1 and sum(map(_size, self._saes.values())) + n_bytes > self.limit:
             self._saes.popitem(last=False)
 
     def clear(self) -> None:
-        """Let go of all."""
+        """Drop all loaded SAEs."""
         self._saes.clear()
 
-    def get(self, known: SaeFacts) -> SaeParams:
-        origin = known.origin
+    def get(self, facts: SaeFacts) -> SaeParams:
+        origin = facts.origin
         if origin not in self._saes:
-            self.make_room(known.n_bytes)
+            self.make_room(facts.n_bytes)
             self._saes[origin] = self.load(origin)
         self._saes.move_to_end(origin)
         return self._saes[origin]
 
     def load(self, origin: SaeOrigin) -> SaeParams:
-        """Load an SAE, without holding it; ``InputError`` if it is another one by now."""
+        """Load an SAE without keeping it; ``InputError`` if its origin has changed since."""
         sae = self._sources[origin]()
         if sae.origin != origin:
-            raise InputError(f"the SAE {origin.where} was changed while it was in use; start again")
+            raise InputError(f"the SAE {origin.where} changed while the run used it; start again")
         return sae
 
 
 def _code(source: SaeSource) -> str:
-    """Return a hash of a source's code; for a source of another package, of its settings too.
+    """Return a hash of a source's code and, for a source of another package, of its settings.
 
-    Such a source may change SAEs by its settings and leave their origin as it is.
+    The settings of such a source may change SAEs without changing their origin.
     """
     code = code_of(source)
     if all(name.startswith("saematch.") for name in codes_of(source)):

@@ -1,4 +1,4 @@
-"""What an SAE's thresholds are like, and what folding by them makes of its encoder biases."""
+"""Statistics of an SAE's thresholds, and of its encoder biases after folding by them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from saematch.sae.params import SaeParams
 
 
 def threshold_summary(sae: SaeParams) -> dict[str, float | str | None]:
-    """Return whether the SAE has thresholds, their mean and spread (standard deviation over mean).
+    """Return the kind of the SAE's thresholds, and their mean and spread.
 
-    The spread is None where the mean is not positive. ``bias_share`` is how much of the squared
-    norm of the vectors that the paper's objective compares (eq. 3, folded) is encoder bias, between
-    0 and 1; None for an SAE that cannot be folded.
+    The spread is the standard deviation over the mean; None if the mean is not positive.
+    ``bias_share``, between 0 and 1, is the encoder biases' share of the squared norm of the
+    vectors that the paper's objective compares (eq. 3, folded); None if the SAE cannot be folded.
     """
     mean = spread = None
     if sae.threshold is not None:

@@ -41,9 +41,9 @@ def sweep(tiny, tmp_path, monkeypatch, capsys):
         logger="none",
         text=SWEEP,
     ):
-        told = {"metric": metric, "parameters": parameters,
+        fields = {"metric": metric, "parameters": parameters,
                 "settings": ", ".join(json.dumps(s) for s in settings)}  # fmt: skip
-        Path("s.yaml").write_text(text % told)
+        Path("s.yaml").write_text(text % fields)
         command = [
             "saematch",
             "sweep",
@@ -65,7 +65,7 @@ def sweep(tiny, tmp_path, monkeypatch, capsys):
                 handler.close()
                 logging.getLogger().removeHandler(handler)
 
-    run.said = capsys.readouterr
+    run.output = capsys.readouterr
     return run
 
 
@@ -85,17 +85,17 @@ def test_a_jobs_wandb_run_holds_permutations_curves_and_judgements(sweep):
     server = JudgeServer()
     judge = ["judge=local", f"judge.base_url={server.url}", "judging.n_paths=4", "layers=[0,1,2]",
              "judging.random=2", "judging.identity=2", "judging.ceiling=2"]  # fmt: skip
-    about = {"settings": ["+experiment=judge_layers"], "metric": "judge_score/folded"}
-    assert sweep(*judge, **about, logger="wandb") is None
+    options = {"settings": ["+experiment=judge_layers"], "metric": "judge_score/folded"}
+    assert sweep(*judge, **options, logger="wandb") is None
     server.close()
-    told = json.loads((FOLDER / "sweep.json").read_text())
+    plan = json.loads((FOLDER / "sweep.json").read_text())
     for number, objective in enumerate(("both", "decoder")):
         folder = FOLDER / str(number) / "wandb"
-        found = list(records(folder))
-        (run,) = [r.run for r in found if r.WhichOneof("record_type") == "run"]
-        assert run.run_id == f"s-{told['begun']}-{number}"
+        entries = list(records(folder))
+        (run,) = [r.run for r in entries if r.WhichOneof("record_type") == "run"]
+        assert run.run_id == f"s-{plan['begun']}-{number}"
         assert run.display_name == f"s-{number}"
-        assert run.run_group == f"s-{told['begun']}"
+        assert run.run_group == f"s-{plan['begun']}"
         assert config(folder)["choices"]["objective"] == objective
         logged = history(folder)
         curves = {row["layer"]: row["mse_W_dec/folded"] for row in logged
@@ -105,7 +105,7 @@ def test_a_jobs_wandb_run_holds_permutations_curves_and_judgements(sweep):
         judged = {row["layer"]: row["judge_score/folded"] for row in logged
                   if "judge_score/folded" in row}  # fmt: skip
         assert judged == {row["target_layer"]: row["judge_score"] for row in rows}
-        (artifact,) = [r.artifact for r in found if r.WhichOneof("record_type") == "artifact"
+        (artifact,) = [r.artifact for r in entries if r.WhichOneof("record_type") == "artifact"
                        and r.artifact.type == "matches"]  # fmt: skip
         paths = {entry.path for entry in artifact.manifest.contents}
         assert {"folded/0-1.safetensors", "folded/1-2.safetensors"} <= paths
@@ -120,25 +120,25 @@ def test_a_jobs_wandb_run_holds_permutations_curves_and_judgements(sweep):
 
 def test_resuming_does_only_what_is_missing(sweep):
     assert sweep() is None
-    told, first = comparison(), results(0).provenance
-    assert "holds a sweep already: --resume goes on" in sweep()
-    assert "holds another sweep (seed: 0 -> 1)" in sweep("--resume", "--seed", "1")
+    table, first = comparison(), results(0).provenance
+    assert "already contains a sweep: continue it with --resume" in sweep()
+    assert "contains another sweep (seed: 0 -> 1)" in sweep("--resume", "--seed", "1")
     path = FOLDER / "1/results.json"
     path.write_text(path.read_text().replace('"status": "finished"', '"status": "running"'))
-    sweep.said()
+    sweep.output()
     assert sweep("--resume") is None
-    assert "2 jobs, 1 of them finished" in sweep.said().err
+    assert "2 jobs, 1 of them finished" in sweep.output().err
     assert results(0).provenance == first
-    assert comparison() == told
+    assert comparison() == table
     assert sweep("--resume") is None
-    assert "2 jobs, 2 of them finished" in sweep.said().err
+    assert "2 jobs, 2 of them finished" in sweep.output().err
 
 
 def test_a_job_that_fails_is_told_and_keeps_no_other_from_being_done(sweep):
     layers = "{layers: {values: [[0, 9], [0, 1]]}}"
     assert sweep(parameters=layers) == (
-        "saematch: 1 of 2 jobs failed or never began (0); the same command with --resume does them "
-        "again"
+        "saematch: 1 of 2 jobs failed or never began (0); repeat them with the same command and "
+        "--resume"
     )
     assert results(0).status == "failed"
     assert "there is no SAE for layer 9" in results(0).error
@@ -147,8 +147,8 @@ def test_a_job_that_fails_is_told_and_keeps_no_other_from_being_done(sweep):
 
 
 def test_settings_that_do_not_go_together_are_refused_before_the_first_job(sweep):
-    said = sweep(parameters="{objective: {values: [both, sideways]}}")
-    assert "there is no objective=sideways" in said
+    message = sweep(parameters="{objective: {values: [both, sideways]}}")
+    assert "there is no objective=sideways" in message
     assert not (FOLDER / "sweep.json").exists()
     assert sweep() is None, "mended, it can be done in the same place"
 
@@ -159,10 +159,10 @@ def test_a_metric_that_no_run_has_is_named(sweep):
 
 def test_the_command_line_replaces_parameters_and_prints_commands(sweep):
     assert sweep("--dry-run", "objective=encoder", "seed=1,2", "+experiment=norms") is None
-    lines = sweep.said().out.splitlines()
+    lines = sweep.output().out.splitlines()
     assert len(lines) == 2
     assert sweep("--dry-run", "++objective=decoder", "seed=4") is None
-    (line,) = sweep.said().out.splitlines()
+    (line,) = sweep.output().out.splitlines()
     assert line.endswith("objective=decoder")
     assert line.count("objective") == 1
     for line, seed in zip(lines, (1, 2), strict=True):
@@ -178,17 +178,17 @@ def test_where_a_launcher_gives_up_what_began_is_recorded_and_the_rest_is_missin
 ):
     real = jobs.launch
 
-    def dies(told, settings):
-        real(told[:1], settings)
+    def dies(planned, settings):
+        real(planned[:1], settings)
         Results("mse", {}, {}).save(FOLDER / "1/results.json")
         raise RuntimeError("a worker was killed")
 
     monkeypatch.setattr(jobs, "launch", dies)
     seeds = "{seed: {values: [1, 2, 3]}}"
     assert "2 of 3 jobs failed or never began (1, 2)" in sweep(parameters=seeds)
-    assert "the launcher gave up: a worker was killed" in sweep.said().err
+    assert "the launcher gave up: a worker was killed" in sweep.output().err
     assert results(1).status == "failed"
-    assert "ended without a word" in results(1).error
+    assert "ended without a message" in results(1).error
     runs = (FOLDER / "comparison/runs.csv").read_text()
     assert "missing" in runs
     monkeypatch.setattr(jobs, "launch", real)
@@ -211,7 +211,7 @@ def test_what_may_change_when_a_sweep_goes_on_and_what_may_not(sweep):
 def test_one_process_at_a_time(sweep):
     FOLDER.mkdir(parents=True)
     with FileLock(FOLDER / ".lock"):
-        assert "another process is at the sweep" in sweep()
+        assert "another process is running the sweep" in sweep()
 
 
 def test_a_launcher_that_there_is_not_leaves_nothing(sweep):
@@ -221,35 +221,35 @@ def test_a_launcher_that_there_is_not_leaves_nothing(sweep):
 
 def test_names_with_other_signs(sweep):
     folder = Path("a=b (c) {d}, 'e'")
-    one = "{objective: {values: [both]}}"
-    assert sweep("--folder", str(folder), parameters=one) is None
+    parameters = "{objective: {values: [both]}}"
+    assert sweep("--folder", str(folder), parameters=parameters) is None
     assert (folder / "0/results.json").exists()
 
 
 def test_random_points_are_planned_at_once_and_stay_the_same(sweep):
-    about = {"parameters": "{seed: {distribution: int_uniform, min: 1, max: 999}}\nrun_cap: 3"}
+    options = {"parameters": "{seed: {distribution: int_uniform, min: 1, max: 999}}\nrun_cap: 3"}
     text = SWEEP.replace("grid", "random")
-    said = []
+    points = []
     for arguments in (["--count", "2"], ["--count", "2"], ["--count", "3"], ["--seed", "1"]):
-        assert sweep("--dry-run", *arguments, **about, text=text) is None
-        said.append([line.split("seed=")[1] for line in sweep.said().out.splitlines()])
-    assert said[0] == said[1] == said[2][:2]
-    assert len(said[2]) == len(said[3]) == 3
-    assert said[3] != said[2]
+        assert sweep("--dry-run", *arguments, **options, text=text) is None
+        points.append([line.split("seed=")[1] for line in sweep.output().out.splitlines()])
+    assert points[0] == points[1] == points[2][:2]
+    assert len(points[2]) == len(points[3]) == 3
+    assert points[3] != points[2]
 
 
 def test_a_search_asks_for_each_point_after_the_one_before(sweep, monkeypatch):
-    asked = []
+    calls = []
 
     def point(file, tried, seed):
-        asked.append(list(tried))
+        calls.append(list(tried))
         return {"objective.W_enc": [0.5, 2.0][len(tried)]}
 
     monkeypatch.setattr(jobs, "next_point", point)
     search = {"parameters": "{objective.W_enc: {min: 0.1, max: 3.0}}\nrun_cap: 2"}
     assert sweep(**search, text=SWEEP.replace("grid", "bayes")) is None
     first = {"objective.W_enc": 0.5}
-    assert asked == [[], [(first, results(0).metrics["mse_W_dec/folded"])]]
+    assert calls == [[], [(first, results(0).metrics["mse_W_dec/folded"])]]
     assert results(1).config["objective"]["W_enc"] == 2.0
     assert yaml.safe_load((FOLDER / "sweep.json").read_text())["jobs"][1]["point"] == {
         "objective.W_enc": 2.0

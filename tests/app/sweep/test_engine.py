@@ -24,12 +24,12 @@ def test_a_grid_is_in_the_engines_order():
         from sweeps import SweepRun, next_run
 
     for path in (Path(__file__).parents[3] / "sweeps").glob("*.yaml"):
-        told = yaml.safe_load(path.read_text())
-        if told["method"] != "grid":
+        content = yaml.safe_load(path.read_text())
+        if content["method"] != "grid":
             continue
         runs = []
-        while (found := next_run(told, runs)) is not None:
-            runs.append(SweepRun(config=found.config, state="finished"))
+        while (run := next_run(content, runs)) is not None:
+            runs.append(SweepRun(config=run.config, state="finished"))
         theirs = [{k: v["value"] for k, v in run.config.items()} for run in runs]
         assert read_sweep(path).grid() == theirs, path
 
@@ -38,12 +38,12 @@ def test_a_grid_is_in_the_engines_order():
 def test_the_same_seed_gives_the_same_points_and_leaves_the_generators_alone(method):
     state = np.random.get_state()[1].tolist()
     tried = [({"x": 0.5, "y": "a"}, 1.0), ({"x": -0.5, "y": "b"}, None)]
-    one, again, other = (next_point(sweep(method), tried, seed) for seed in (0, 0, 1))
-    assert one == again != other
-    assert -1 <= one["x"] <= 1
-    assert type(one["x"]) is float
-    assert one["y"] in ("a", "b")
-    assert next_point(sweep(method), tried[:1], 0) != one
+    first, again, other = (next_point(sweep(method), tried, seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert -1 <= first["x"] <= 1
+    assert type(first["x"]) is float
+    assert first["y"] in ("a", "b")
+    assert next_point(sweep(method), tried[:1], 0) != first
     assert np.random.get_state()[1].tolist() == state
 
 
@@ -53,7 +53,7 @@ def test_the_bayesian_search_goes_where_the_metric_is_best():
     for _ in range(12):
         point = next_point(sweep("bayes", parameters), tried, 0)
         tried.append((point, -((point["x"] - 0.6) ** 2)))
-    best = max(tried, key=lambda one: one[1])
+    best = max(tried, key=lambda trial: trial[1])
     assert abs(best[0]["x"] - 0.6) < 0.1
     later = [abs(point["x"] - 0.6) for point, _ in tried[6:]]
     assert np.median(later) < 0.3, "random points would lie about 0.6 away"

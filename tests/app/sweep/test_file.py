@@ -41,10 +41,10 @@ def agents_command(command, point):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
     words = create_sweep_command(list(command))
-    told = create_sweep_command_args({"args": {k: {"value": v} for k, v in point.items()}})
-    told |= {"interpreter": ["python"], "env": ["/usr/bin/env"]}
+    substitutes = create_sweep_command_args({"args": {k: {"value": v} for k, v in point.items()}})
+    substitutes |= {"interpreter": ["python"], "env": ["/usr/bin/env"]}
     return [w for word in words
-            for w in (told[word[2:-1]] if word.startswith("${") else [word])]  # fmt: skip
+            for w in (substitutes[word[2:-1]] if word.startswith("${") else [word])]  # fmt: skip
 
 
 def test_the_settings_of_a_job_are_those_of_the_agents_command(tmp_path):
@@ -57,9 +57,9 @@ def test_the_settings_of_a_job_are_those_of_the_agents_command(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "sentence"),
     [
-        ({"method": "annealing"}, "'annealing' is none of grid, random, bayes"),
+        ({"method": "annealing"}, "'annealing' is not one of grid, random, bayes"),
         ({"metric": {"name": "x"}}, "needs a 'name' and a 'goal'"),
         ({"metric": {"name": "x", "goal": "up"}}, "'up' is neither"),
         ({"parameters": {}}, "at least one setting"),
@@ -67,20 +67,20 @@ def test_the_settings_of_a_job_are_those_of_the_agents_command(tmp_path):
         ({"parameters": {"a": {"values": [{"b": 1}]}}}, "scalars, names or flat lists"),
         ({"parameters": {"a": {"values": [[[1]]]}}}, "scalars, names or flat lists"),
         ({"parameters": {"a": {"values": [None]}}}, "write the string 'null'"),
-        ({"parameters": {"a": {"values": ["b=c"]}}}, "no equals sign"),
-        ({"early_terminate": {"type": "hyperband"}}, "only for W&B's server"),
+        ({"parameters": {"a": {"values": ["b=c"]}}}, "cannot contain an equals sign"),
+        ({"early_terminate": {"type": "hyperband"}}, "needs W&B's server"),
         ({"command": ["${env}", "python", "x.py", "${args}"]}, "must have this form"),
         ({"command": None}, "has no 'command'"),
-        ({"run_cap": "many"}, "no number of jobs"),
-        ({"run_cap": True}, "no number of jobs"),
-        ({"parameters": {"a": {"values": []}}}, "no list of some"),
-        ({"parameters": {"a": {"values": "both"}}}, "no list of some"),
+        ({"run_cap": "many"}, "not a number of jobs"),
+        ({"run_cap": True}, "not a number of jobs"),
+        ({"parameters": {"a": {"values": []}}}, "must be a list of at least one value"),
+        ({"parameters": {"a": {"values": "both"}}}, "must be a list of at least one value"),
         ({"parameters": {"a": {"values": [1, 1]}}}, "a value twice"),
-        ({"metric": {"name": 5, "goal": "maximize"}}, "5 is no text"),
+        ({"metric": {"name": 5, "goal": "maximize"}}, "5 is not text"),
     ],
 )
-def test_what_cannot_be_done_is_refused(tmp_path, changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_done_is_refused(tmp_path, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
         read_sweep(written(tmp_path, **changes))
 
 
@@ -92,11 +92,11 @@ def test_a_grid_wants_values(tmp_path):
 
 def test_a_missing_or_broken_file(tmp_path):
     written(tmp_path)
-    with pytest.raises(ValueError, match=r"by name there are .*sparsity, width_objective"):
+    with pytest.raises(ValueError, match=r"saematch has .*sparsity, width_objective"):
         read_sweep(tmp_path / "t.yaml")
-    with pytest.raises(ValueError, match="by name there are"):
+    with pytest.raises(ValueError, match="saematch has"):
         read_sweep(tmp_path / "sparsity.yaml")
     assert read_sweep(Path("sparsity")) == read_sweep(Path("sweeps/sparsity.yaml"))
     (tmp_path / "b.yaml").write_text("a: [")
-    with pytest.raises(ValueError, match="is no YAML"):
+    with pytest.raises(ValueError, match="is not YAML"):
         read_sweep(tmp_path / "b.yaml")

@@ -39,8 +39,8 @@ def begin(tiny, tmp_path, monkeypatch):
 
 
 def statuses(folder):
-    found = (Path(folder, str(n), "results.json") for n in range(4))
-    return [Results.load(path).status if path.exists() else "" for path in found]
+    files = (Path(folder, str(n), "results.json") for n in range(4))
+    return [Results.load(path).status if path.exists() else "" for path in files]
 
 
 def table(folder):

@@ -24,32 +24,32 @@ def test_the_studies():
                             "layer_distance", "find_decode", "judge_model"}  # fmt: skip
 
 
-def first_point(told):
-    if told["method"] == "grid":
-        return {name: given["values"][0] for name, given in told["parameters"].items()}
+def first_point(content):
+    if content["method"] == "grid":
+        return {name: parameter["values"][0] for name, parameter in content["parameters"].items()}
     with warnings.catch_warnings(action="ignore"):
         from sweeps import next_run
 
-        return {name: v["value"] for name, v in next_run(told, [], validate=True).config.items()}
+        return {name: v["value"] for name, v in next_run(content, [], validate=True).config.items()}
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_first_command_of_every_sweep(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    told = yaml.safe_load((SWEEPS / f"{study}.yaml").read_text())
-    assert told["name"] == study
-    assert told["program"] == told["project"] == "saematch"
-    assert {"name", "goal"} == set(told["metric"])
-    command = agents_command(told["command"], first_point(told))
+    content = yaml.safe_load((SWEEPS / f"{study}.yaml").read_text())
+    assert content["name"] == study
+    assert content["program"] == content["project"] == "saematch"
+    assert {"name", "goal"} == set(content["metric"])
+    command = agents_command(content["command"], first_point(content))
     assert command[:4] == ["/usr/bin/env", "python", "-m", "saematch"]
     assert command[4].startswith("+experiment=")
     own = [] if study == "layer_distance" else ["layers=[3,4]"]
     small = SMALL + (JUDGED if study == "judge_model" else [])
     experiment, config = build([*command[4:], *own, *small])
     results = run(experiment, config, tmp_path / "run")
-    name = told["metric"]["name"]
+    name = content["metric"]["name"]
     assert name in results.metrics
-    if told["method"] == "bayes":  # W&B's search takes the best of what is logged by layer
+    if content["method"] == "bayes":  # W&B's search takes the best of what is logged by layer
         assert not any(name in row for row in history_by_layer(results.tables).values())
 
 

@@ -41,12 +41,12 @@ def test_optimal_equals_scipy(n_source, n_target):
 def test_optimal_may_leave_features_alone():
     truth = planted(600, 60, persist=0.5, cosine=(0.85, 0.95), spread=0.05)
     match = Optimal(unmatched=ChanceLevel())(truth.factors)
-    found, shared = partners(match), truth.columns >= 0
-    assert (found == truth.columns)[shared].float().mean() > 0.95
-    assert (found[~shared] == -1).float().mean() > 0.9
+    columns, shared = partners(match), truth.columns >= 0
+    assert (columns == truth.columns)[shared].float().mean() > 0.95
+    assert (columns[~shared] == -1).float().mean() > 0.9
 
 
-def test_a_missed_tolerance_is_told(caplog):
+def test_a_missed_tolerance_is_logged(caplog):
     with caplog.at_level(logging.WARNING):
         match = Optimal(time_limit=0.0)(factors(1, 200))
     assert "time limit" in caplog.text
@@ -79,8 +79,8 @@ def test_greedy_takes_the_best_pair_that_is_left(
 def test_mutual_nearest_are_each_other_s_best(n_source, n_target):
     f = factors(3, n_source, n_target)
     similarity = f.X_A @ f.X_B.T
-    there, back = similarity.argmax(1), similarity.argmax(0)
-    expected = torch.where(back[there] == torch.arange(n_source), there, -1)
+    forward, back = similarity.argmax(1), similarity.argmax(0)
+    expected = torch.where(back[forward] == torch.arange(n_source), forward, -1)
     assert torch.equal(partners(MutualNearest()(f)), expected)
     assert 0 < (expected >= 0).sum() < min(n_source, n_target)
 
@@ -97,10 +97,10 @@ def test_identity_and_random():
     f = factors(0, 50)
     assert torch.equal(Identity()(f).columns, torch.arange(50))
     assert Identity()(f).certificate.value == pytest.approx((f.X_A * f.X_B).sum().item(), rel=1e-5)
-    one, same, other = Random(1)(f), Random(1)(f), Random(2)(f)
-    assert one.is_permutation
-    assert torch.equal(one.columns, same.columns)
-    assert not torch.equal(one.columns, other.columns)
+    first, same, other = Random(1)(f), Random(1)(f), Random(2)(f)
+    assert first.is_permutation
+    assert torch.equal(first.columns, same.columns)
+    assert not torch.equal(first.columns, other.columns)
 
 
 @pytest.mark.parametrize("assignment", [Identity(), Random(0)])

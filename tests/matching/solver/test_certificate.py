@@ -1,4 +1,4 @@
-"""The proof, held against prices and matches that no solver made."""
+"""Proofs of prices and matches that do not come from a solver."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_any_prices_give_the_bound_of_the_formula(sides, regime):
 
 
 def test_ties_of_many_are_decided_in_float64():
-    """A row is worth the same to more columns than are taken one by one, but for 1e-9."""
+    """More columns are equal up to 1e-9 than are computed one by one."""
     n = 4 * MOST_CONTENDERS
     x, y = torch.ones(n, 1, dtype=torch.float64), torch.ones(n, 1, dtype=torch.float64)
     y[17] += 1e-9
@@ -74,10 +74,10 @@ def test_all_pairs_above_a_floor_are_found(sides):
     similarity = (x.double() @ y.double().T).numpy()
     rows, columns, net = pairs_above(products_of(x, y), np.zeros(50), np.full(50, 2.0), 2500)
     assert net == pytest.approx(similarity[rows, columns], rel=1e-13, abs=1e-14)
-    found = set(zip(rows.tolist(), columns.tolist(), strict=True))
-    assert found >= set(zip(*np.nonzero(similarity >= 2.0), strict=True))
-    assert pairs_above(products_of(x, y), np.zeros(50), np.full(50, 2.0), len(found) - 1) is None
-    assert len(found) <= (similarity >= 2.0 - 1e-3).sum()
+    pairs = set(zip(rows.tolist(), columns.tolist(), strict=True))
+    assert pairs >= set(zip(*np.nonzero(similarity >= 2.0), strict=True))
+    assert pairs_above(products_of(x, y), np.zeros(50), np.full(50, 2.0), len(pairs) - 1) is None
+    assert len(pairs) <= (similarity >= 2.0 - 1e-3).sum()
 
 
 def test_values_that_differ_by_rounding_alone_are_equal():

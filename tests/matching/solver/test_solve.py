@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from saematch import solve_assignment
+from saematch import SolverResources, solve_assignment
 from saematch.matching.planted import planted
 from saematch.matching.solver import auction, products, solve
 from saematch.matching.solver.solve import Status
@@ -21,15 +21,16 @@ def normal(*shape, seed=0):
 
 def solved(x_a, x_b, regime="whole", **settings):
     """Solve in a given regime: ``blocks`` with short lists, and a budget for blocks of 32 rows."""
+    resources = {"regime": regime}
     if regime == "blocks":
         budget = 4 * 32 * products.BYTES_A_SIMILARITY * max(len(x_a), len(x_b))
-        settings["memory_gib"] = budget / products.GIB
+        resources["memory_gib"] = budget / products.GIB
     if regime == "device":
-        settings["device"] = "cpu"
+        resources["device"] = "cpu"
     with pytest.MonkeyPatch.context() as patch:
         if regime == "blocks":
             patch.setattr(products, "LONGEST_LIST", 40)
-        solution = solve_assignment(x_a, x_b, regime=regime, **settings)
+        solution = solve_assignment(x_a, x_b, resources=SolverResources(**resources), **settings)
     assert solution.regime == regime
     return solution
 
@@ -189,9 +190,9 @@ def test_a_planted_match_comes_back():
 
 def test_the_same_twice():
     x, y = hostile()["duplicates"]
-    one, two = solved(x, y, "blocks"), solved(x, y, "blocks")
-    assert np.array_equal(one.columns, two.columns)
-    assert (one.value, one.bound) == (two.value, two.bound)
+    first, second = solved(x, y, "blocks"), solved(x, y, "blocks")
+    assert np.array_equal(first.columns, second.columns)
+    assert (first.value, first.bound) == (second.value, second.bound)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -251,9 +252,12 @@ def test_what_makes_no_sense_is_refused(x, y, message):
         ({"tolerance": float("nan")}, "tolerance is nan"),
         ({"unmatched": float("inf")}, "unmatched is inf"),
         ({"time_limit": -1.0}, "time_limit is -1"),
-        ({"memory_gib": 1e-6, "regime": "blocks"}, "give memory_gib at least"),
-        ({"regime": "half"}, "choose one of whole, blocks, device"),
-        ({"regime": "whole", "device": "cuda"}, "cannot be used here|of the CPU"),
+        ({"resources": SolverResources(1e-6, regime="blocks")}, "give memory_gib at least"),
+        ({"resources": SolverResources(regime="half")}, "choose one of whole, blocks, device"),
+        (
+            {"resources": SolverResources(device="cuda", regime="whole")},
+            "cannot be used here|uses the CPU",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
@@ -264,15 +268,16 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 def test_the_least_memory_that_is_named_suffices():
     x, y = hostile()["planted"]
     with pytest.raises(ValueError, match="at least") as refused:
-        solve_assignment(x, y, memory_gib=1e-9, device="cpu")
+        solve_assignment(x, y, resources=SolverResources(1e-9, "cpu"))
     least = float(str(refused.value).rsplit(" ", 1)[1])
-    check(solve_assignment(x, y, memory_gib=least * 1.01, device="cpu"), x, y)
+    check(solve_assignment(x, y, resources=SolverResources(least * 1.01, "cpu")), x, y)
 
 
 def test_the_regime_is_chosen_by_memory():
     x, y = hostile()["planted"]
-    found = [solve_assignment(x, y, memory_gib=g, device="cpu").regime for g in (1.0, 2e-4)]
-    assert found == ["whole", "blocks"]
+    budgets = [SolverResources(gib, "cpu") for gib in (1.0, 2e-4)]
+    regimes = [solve_assignment(x, y, resources=budget).regime for budget in budgets]
+    assert regimes == ["whole", "blocks"]
 
 
 def test_a_way_out_that_is_worth_nothing_does_not_blur_the_rest():

@@ -1,4 +1,4 @@
-"""Tiny releases in the layouts of the real ones, and a server that speaks the hub's API."""
+"""Tiny releases in the layouts of the real ones, and a server with the hub's API."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Hub:
     errors: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Status and error code that every request for a repository gets."""
     cuts: dict[str, int] = field(default_factory=dict)
-    """How many answers for a repository still break off after half of their bytes."""
+    """Number of answers, by repository, that will break off after half of their bytes."""
     asked: list[str] = field(default_factory=list)
     """Method, path and range of every request."""
     url: str = ""

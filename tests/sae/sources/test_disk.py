@@ -25,7 +25,7 @@ def write_json(path, value):
 
 
 def gemma(folder):
-    """Write a params.npz, and return what it means."""
+    """Write a params.npz; return the SAE that it represents."""
     folder.mkdir(parents=True)
     sae = random_sae(5, D, F)
     arrays = {"W_enc": sae.W_enc, "W_dec": sae.W_dec, "b_enc": sae.b_enc, "b_dec": sae.b_dec}
@@ -35,13 +35,13 @@ def gemma(folder):
 
 
 def test_a_gemma_scope_tree_with_another_sparsity_at_every_layer(tmp_path):
-    made = {}
+    folders = {}
     for layer, l0 in ((0, 105), (1, 102), (12, 82)):
-        made[layer] = gemma(tmp_path / f"layer_{layer}/width_16k/average_l0_{l0}")
+        folders[layer] = gemma(tmp_path / f"layer_{layer}/width_16k/average_l0_{l0}")
     source = SaeFolders(f"{tmp_path}/layer_{{layer}}/width_16k/average_l0_*")
     assert source.layers() == [0, 1, 12]
     sae = source.load(12)
-    torch.testing.assert_close(sae.reconstruct(X), made[12].reconstruct(X))
+    torch.testing.assert_close(sae.reconstruct(X), folders[12].reconstruct(X))
     assert (sae.origin.mean_l0, sae.origin.layer, sae.origin.site) == (82.0, 12, "resid_post")
     assert sae.origin.revision.startswith("sha256:")
     by_file = SaeFolders(f"{tmp_path}/layer_{{layer}}/width_16k/*/params.npz").load(12)
@@ -52,13 +52,13 @@ def test_several_that_fit_are_offers_and_no_set(tmp_path):
     for l0 in (141, 24):
         gemma(tmp_path / f"layer_2/average_l0_{l0}")
     source = SaeFolders(f"{tmp_path}/layer_{{layer}}/average_l0_*")
-    with pytest.raises(ValueError, match=r"2 SAEs fit .*average_l0_141, .*average_l0_24; narrow"):
+    with pytest.raises(ValueError, match=r"2 SAEs match .*average_l0_141, .*average_l0_24; narrow"):
         source.load(2)
     offers = source.offers(2)
     assert [offer.mean_l0 for offer in offers] == [24.0, 141.0]
     assert offers[1].source == SaeFolders(f"{tmp_path}/layer_{{layer}}/average_l0_141")
     assert offers[1].source.load(2).origin.mean_l0 == 141.0
-    with pytest.raises(ValueError, match=r"no SAE for layer 3: .*; layers that do: 2"):
+    with pytest.raises(ValueError, match=r"no SAE for layer 3: .*; layers that exist: 2"):
         source.load(3)
 
 
@@ -76,7 +76,7 @@ def test_the_site_of_a_gemma_scope_repository(tmp_path, repository, site):
 
 def test_an_sae_of_the_embedding_is_refused(tmp_path):
     gemma(tmp_path / "embedding/width_4k/average_l0_3")
-    with pytest.raises(ValueError, match="embedding, before block 0"):
+    with pytest.raises(ValueError, match="embedding, which comes before block 0"):
         SaeFolders(f"{tmp_path}/embedding/width_{{layer}}k/average_l0_3").load(4)
 
 
@@ -92,19 +92,19 @@ def gemma_2(folder, hook, out=None, **more):
 
 
 def test_gemma_scope_2(tmp_path):
-    made = gemma_2(tmp_path / "resid_post/layer_5_width_16k_l0_small", "model.layers.5.output")
+    folders = gemma_2(tmp_path / "resid_post/layer_5_width_16k_l0_small", "model.layers.5.output")
     source = SaeFolders(f"{tmp_path}/resid_post/layer_{{layer}}_width_16k_l0_small")
     sae = source.load(5)
-    torch.testing.assert_close(sae.reconstruct(X), made.reconstruct(X))
+    torch.testing.assert_close(sae.reconstruct(X), folders.reconstruct(X))
     assert (sae.origin.model_name, sae.origin.mean_l0) == ("gemma-3-270m-pt", None)
-    with pytest.raises(ValueError, match="does not tell the SAE's mean L0"):
+    with pytest.raises(ValueError, match="does not state the SAE's mean L0"):
         source.offers(5)
     out = {"hf_hook_point_out": "model.layers.5.post_feedforward_layernorm.output"}
     into = "model.layers.5.pre_feedforward_layernorm.output"
     gemma_2(tmp_path / "t/layer_5", into, out, affine_skip_connection=random(D, D))
     assert SaeFolders(f"{tmp_path}/t/layer_{{layer}}").load(5).origin.site == "transcoder"
     gemma_2(tmp_path / "u/layer_5", "model.layers.4.output")
-    with pytest.raises(ValueError, match="belongs to layer 4, but it was taken for layer 5"):
+    with pytest.raises(ValueError, match="belongs to layer 4, but it was loaded as layer 5"):
         SaeFolders(f"{tmp_path}/u/layer_{{layer}}").load(5)
     gemma_2(tmp_path / "clt/layer_5", into, out, w_dec=random(F, 3, D))
     with pytest.raises(ValueError, match="is a crosscoder"):
@@ -138,12 +138,16 @@ def test_sparsify(tmp_path, transcode):
 @pytest.mark.parametrize(
     ("folder", "change", "words"),
     [
-        ("layers.{layer}", {"activation": "groupmax"}, "'groupmax', one active feature of each"),
+        (
+            "layers.{layer}",
+            {"activation": "groupmax"},
+            "'groupmax', which keeps one feature",
+        ),
         ("layers.{layer}", {"gram_lookup": True}, "gram_lookup=true"),
         ("layers.{layer}", {"num_latents": 0}, "state 192 features of 6"),
         ("layers.{layer}", {"num_latents": 99}, "state 99 features of 6 numbers"),
-        ("embed_tokens{layer}", {}, "embedding, before block 0"),
-        ("layers.{layer}_of_9", {}, "holds no layer"),
+        ("embed_tokens{layer}", {}, "embedding, which comes before block 0"),
+        ("layers.{layer}_of_9", {}, "contains no layer"),
     ],
 )
 def test_sparsify_that_has_no_meaning_here(tmp_path, folder, change, words):
@@ -220,13 +224,17 @@ def test_dictionary_learning_as_saelens_reads_it(tmp_path, monkeypatch, kind):
     ("kind", "change", "words"),
     [
         ("BatchTopKSAE", {"threshold": torch.tensor(-1.0)}, "negative threshold"),
-        ("BatchTopKSAE", {"settings": False}, "AutoEncoderTopK or BatchTopKSAE, which have"),
+        ("BatchTopKSAE", {"settings": False}, "AutoEncoderTopK or BatchTopKSAE have"),
         ("AutoEncoder", {"encoder.weight": random(F, D + 1)}, r"W_enc has shape \(7, 20\)"),
         ("AutoEncoder", {"decoder.weight": random(D, F + 1)}, r"W_dec has shape \(21, 6\)"),
-        ("AutoEncoder", {"submodule": "mlp_in_layer_3"}, "reads 'mlp_in_layer_3'; known are"),
+        ("AutoEncoder", {"submodule": "mlp_in_layer_3"}, "reads 'mlp_in_layer_3'; supported are"),
         ("AutoEncoder", {"submodule": "resid_post_layer_4"}, "but its settings state layer 3"),
         ("AutoEncoder", {"encoder.bias": {"a": 1}}, "lacks b_enc"),
-        ("AutoEncoder", {"encoder.bias": pytest.raises}, "more than tensors and is not opened"),
+        (
+            "AutoEncoder",
+            {"encoder.bias": pytest.raises},
+            "such files are not opened",
+        ),
         ("CrossCoder", {}, "span several layers"),
     ],
 )
@@ -240,7 +248,7 @@ def test_an_mlp_of_dictionary_learning_and_one_for_another_layer(tmp_path):
     dictionary(tmp_path / "3", "AutoEncoder", "mlp_out_layer_3")
     assert SaeFolders(f"{tmp_path}/{{layer}}").load(3).origin.site == "mlp_out"
     dictionary(tmp_path / "4", "AutoEncoder")
-    with pytest.raises(ValueError, match="belongs to layer 3, but it was taken for layer 4"):
+    with pytest.raises(ValueError, match="belongs to layer 3, but it was loaded as layer 4"):
         SaeFolders(f"{tmp_path}/{{layer}}").load(4)
 
 
@@ -273,7 +281,7 @@ def test_missing_settings_and_folders_of_no_sae(tmp_path):
     with pytest.raises(ValueError, match=r"cfg.json cannot be read"):
         source.load(3)
     (tmp_path / "layers.4").mkdir()
-    with pytest.raises(ValueError, match=r"not the folder of one SAE: .* it holds none of them"):
+    with pytest.raises(ValueError, match=r"must contain exactly one of .* contains none of them"):
         source.load(4)
     gemma(tmp_path / "layers.5")
     np.savez(tmp_path / "layers.5/params.npz", W_enc=np.zeros((D, F), np.float32))
@@ -283,7 +291,7 @@ def test_missing_settings_and_folders_of_no_sae(tmp_path):
     config = json.loads((tmp_path / "layers.6/cfg.json").read_text())
     del config["metadata"]["l0"]
     write_json(tmp_path / "layers.6/cfg.json", config)
-    with pytest.raises(ValueError, match="does not tell the SAE's mean L0"):
+    with pytest.raises(ValueError, match="does not state the SAE's mean L0"):
         source.offers(6)
 
 
@@ -307,5 +315,5 @@ def test_layers_are_those_that_have_a_folder(tmp_path):
     assert SaeFolders(f"{tmp_path}/[a]_{{layer}}").layers() == [7]
     (tmp_path / "3" / "sae").mkdir(parents=True)
     assert SaeFolders(f"{tmp_path}/{{layer}}/sae").layers() == [3]
-    with pytest.raises(ValueError, match=r"must hold \{layer\} once"):
+    with pytest.raises(ValueError, match=r"must contain \{layer\} once"):
         SaeFolders("saes/layer_3")

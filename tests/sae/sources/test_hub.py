@@ -1,4 +1,4 @@
-"""SAEs from the hub's cache and from a hub, each in a process of its own.
+"""SAEs from the hub's cache and from a hub, each in a separate process.
 
 The hub's client reads its settings once, when it is imported.
 """
@@ -68,8 +68,8 @@ def register():
         registry.releases()[name] = Release(name, repo, "tiny", loader or "sae_lens", ours)
 
 
-def told(name, layer=3):
-    """Load an SAE, and tell what came of it."""
+def outcome(name, layer=3):
+    """Load an SAE; return its properties or the refusal."""
     from saematch.sae.sources.hub import fetch
 
     try:
@@ -87,16 +87,16 @@ def from_cache(folder):
     write_cache(cache, files(SAE, folder / "saelens"))
     write_cache(cache, files(EARLIER, folder / "saelens_2", 2))
     register()
-    found = {name: told(name) for name in RELEASES}
-    found["absent"] = told("gemma", 4)
+    outcomes = {name: outcome(name) for name in RELEASES}
+    outcomes["absent"] = outcome("gemma", 4)
     source = ReleasedSaes("gemma", "layer_{layer}")
-    found["source"] = {"layers": source.layers(), "origin": vars(source.load(3).origin)}
-    found["runs"] = {name: ran_on(name, folder) for name in RELEASES}
-    return found
+    outcomes["source"] = {"layers": source.layers(), "origin": vars(source.load(3).origin)}
+    outcomes["runs"] = {name: ran_on(name, folder) for name in RELEASES}
+    return outcomes
 
 
 def ran_on(name, folder):
-    """Match and skip a layer with a release's SAEs of layers 2 and 3; return what came of it."""
+    """Skip a layer with SAEs of layers 2 and 3; return the results or the refusal."""
     from saematch.app.configuration import build
     from saematch.run.run import run
 
@@ -142,25 +142,25 @@ def from_hub(folder):
         huggingface_hub.file_download.time.sleep = lambda _: None  # it waits between attempts
         register()
         names = ["gemma", "gemma3", "saelens", *ERRORS, *CUTS, "torn"]
-        found = {name: told(name) for name in names}
-        found["absent"] = told("gemma", 4)
-        found["resumed"] = [one for one in hub.asked if "hasty" in one]
+        outcomes = {name: outcome(name) for name in names}
+        outcomes["absent"] = outcome("gemma", 4)
+        outcomes["resumed"] = [request for request in hub.asked if "hasty" in request]
         left = folder.glob("hub/*hopeless*/snapshots/**/*")
-        found["half-written"] = [str(path) for path in left if path.is_file()]
+        outcomes["half-written"] = [str(path) for path in left if path.is_file()]
         sys.stderr.write("FROM HERE ON NOTHING IS FETCHED\n")
-        found["again"] = told("gemma")
+        outcomes["again"] = outcome("gemma")
         hub.errors[GEMMA] = ERRORS["ill"]
-        found["ill, but in the cache"] = told("gemma")
+        outcomes["ill, but in the cache"] = outcome("gemma")
         del hub.errors[GEMMA]
         sys.stderr.write("FROM HERE ON IT IS AGAIN\n")
         hub.commits[GEMMA] = LATER
-        found["later"] = told("gemma")
+        outcomes["later"] = outcome("gemma")
         hub.repos[faulty_repo("torn")] = good
         hub.commits[faulty_repo("torn")] = LATER
-        Path(found["torn"]["refused"].split("the file ")[1].split(" is damaged")[0]).unlink()
-        found["mended"] = told("torn")
-    found["unreachable"] = told("gemma", 4)
-    return found
+        Path(outcomes["torn"]["refused"].split("the file ")[1].split(" is damaged")[0]).unlink()
+        outcomes["mended"] = outcome("torn")
+    outcomes["unreachable"] = outcome("gemma", 4)
+    return outcomes
 
 
 def in_its_own_process(what, folder, **settings):
@@ -177,13 +177,13 @@ def in_its_own_process(what, folder, **settings):
 
 
 def main(what, folder):
-    found = {"from_cache": from_cache, "from_hub": from_hub}[what](Path(folder))
-    write_json(Path(folder, "found.json"), found)
+    outcomes = {"from_cache": from_cache, "from_hub": from_hub}[what](Path(folder))
+    write_json(Path(folder, "found.json"), outcomes)
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory, tiny):
-    """What both processes found and said, side by side."""
+    """Return the results and logs of both processes."""
     folders = {what: tmp_path_factory.mktemp(what) for what in ("from_cache", "from_hub")}
     processes = {
         "from_cache": in_its_own_process(
@@ -191,10 +191,10 @@ def ran(tmp_path_factory, tiny):
         ),
         "from_hub": in_its_own_process("from_hub", folders["from_hub"], HF_HUB_OFFLINE="0"),
     }
-    said = {what: process.communicate()[1] for what, process in processes.items()}
+    logs = {what: process.communicate()[1] for what, process in processes.items()}
     for what, process in processes.items():
-        assert process.returncode == 0, said[what][-3000:]
-    return {w: (json.loads((f / "found.json").read_text()), said[w]) for w, f in folders.items()}
+        assert process.returncode == 0, logs[what][-3000:]
+    return {w: (json.loads((f / "found.json").read_text()), logs[w]) for w, f in folders.items()}
 
 
 @pytest.fixture
@@ -207,15 +207,15 @@ def fetched(ran):
     return ran["from_hub"][0]
 
 
-def close(found, expected):
-    assert torch.allclose(torch.tensor(found["output"]), expected, atol=1e-5)
+def close(outcomes, expected):
+    assert torch.allclose(torch.tensor(outcomes["output"]), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["gemma", "gemma3", "saelens"])
 def test_one_sae_in_three_layouts(cached, fetched, name):
-    for found in (cached, fetched):
-        close(found[name], SAE.reconstruct(X))
-        assert found[name]["revision"] == COMMIT
+    for outcomes in (cached, fetched):
+        close(outcomes[name], SAE.reconstruct(X))
+        assert outcomes[name]["revision"] == COMMIT
 
 
 @pytest.mark.parametrize("name", RELEASES)
@@ -280,22 +280,22 @@ def test_the_revision_is_the_one_that_was_read(fetched):
 
 def test_a_download_that_broke_off_goes_on(fetched):
     close(fetched["hasty"], SAE.reconstruct(X))
-    assert sum(one.startswith("GET") for one in fetched["resumed"]) == 2
+    assert sum(request.startswith("GET") for request in fetched["resumed"]) == 2
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "words"),
     [
         ("gone", "the hub has no repository tiny/gone-2b-pt-res"),
-        ("gated", "accept it on the page of the repository, and set HF_TOKEN"),
+        ("gated", "accept it on the repository's page, and set HF_TOKEN"),
         ("ill", "it is not in the cache, and the hub answers with error 500"),
-        ("hopeless", "the download broke off"),
+        ("hopeless", "the download failed"),
         ("absent", "no longer has the file that SAELens' registry names"),
         ("unreachable", "it is not in the cache, and the hub cannot be reached"),
     ],
 )
-def test_what_the_hub_cannot_give(fetched, name, said):
-    assert said in fetched[name]["refused"]
+def test_what_the_hub_cannot_give(fetched, name, words):
+    assert words in fetched[name]["refused"]
     assert "\n" not in fetched[name]["refused"]
     assert name == "gated" or "sae=disk sae.path=" in fetched[name]["refused"]
     assert fetched["half-written"] == []
@@ -307,7 +307,7 @@ def test_no_connection_and_not_in_the_cache(cached):
 
 
 def test_a_damaged_file_is_named_and_fetched_again_once_deleted(fetched):
-    assert "is damaged or of another layout (File is not a zip file)" in fetched["torn"]["refused"]
+    assert "is damaged or has another layout (File is not a zip file)" in fetched["torn"]["refused"]
     close(fetched["mended"], SAE.reconstruct(X))
     assert fetched["mended"]["revision"] == LATER
 

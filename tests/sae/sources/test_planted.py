@@ -1,4 +1,4 @@
-"""The planted set: its truth is true, and folding has to matter."""
+"""The planted suite: its truth is correct, and folding matters."""
 
 import pytest
 import torch
@@ -35,13 +35,13 @@ def test_codes_mean_the_same_at_every_layer():
 
 
 def test_no_result_depends_on_the_gauge_of_decoder_vectors():
-    one, other = TwoGauges(1.0)(SOURCE, [0, 1]).values()
-    assert not torch.allclose(one.load(0).W_dec, other.load(0).W_dec)
+    plain, scaled = TwoGauges(1.0)(SOURCE, [0, 1]).values()
+    assert not torch.allclose(plain.load(0).W_dec, scaled.load(0).W_dec)
     for layer in (0, 1):
-        folded = [fold(s.load(layer), "threshold") for s in (one, other)]
+        folded = [fold(s.load(layer), "threshold") for s in (plain, scaled)]
         torch.testing.assert_close(folded[0].W_dec, folded[1].W_dec)
         torch.testing.assert_close(folded[0].W_enc, folded[1].W_enc)
-        states = [decode(s.load(layer), sparse_codes(s, layer)) for s in (one, other)]
+        states = [decode(s.load(layer), sparse_codes(s, layer)) for s in (plain, scaled)]
         torch.testing.assert_close(*states)
 
 
@@ -57,7 +57,7 @@ def test_folding_finds_what_directions_do_not_tell():
 
 
 def test_wrong_settings():
-    with pytest.raises(ValueError, match="no multiple of"):
+    with pytest.raises(ValueError, match="not a multiple of"):
         PlantedSaes(n_features=10, group=4)
-    with pytest.raises(ValueError, match="for sae=planted"):
+    with pytest.raises(ValueError, match="requires sae=planted"):
         TwoGauges()(ZooSaes("chain", 1024, 20), [0, 1])

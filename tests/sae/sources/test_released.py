@@ -1,4 +1,4 @@
-"""Which SAEs of SAELens' registry a choice takes, from the registry alone."""
+"""Choice among the SAEs in SAELens' registry, without a download."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_layers_and_offers_come_from_the_registry_alone():
 
 
 def test_similar_l0_on_gemma_scope():
-    """What the paper picked by hand: near 70, the chain changes less than the released set."""
+    """The paper's choice by hand: near 70, the chain changes less than the released suite."""
     sets = SimilarL0(min_l0=40.0, max_l0=150.0)(GEMMA, GEMMA.layers())
     own = [GEMMA.offers(layer) for layer in GEMMA.layers()]
     canonical = [105, 102, 141, 59, 124, 68, 70, 69, 71, 73, 77, 80, 82, 84, 84, 78, 78, 77, 74, 73,
@@ -44,12 +44,12 @@ def test_similar_l0_on_gemma_scope():
 
 
 def test_wrong_names_list_close_ones():
-    with pytest.raises(ValueError, match="close ones: gemma-scope-2b-pt-res"):
+    with pytest.raises(ValueError, match="similar names: gemma-scope-2b-pt-res"):
         ReleasedSaes("gemma-scope-2b-pt-re", "layer_{layer}/x").layers()
     wrong = ReleasedSaes(GEMMA.release, "layer_{layer}/width_16k/canonica")
     with pytest.raises(ValueError, match="it has layer_3/width_16k/canonical"):
         wrong.load(3)
-    with pytest.raises(ValueError, match="must hold"):
+    with pytest.raises(ValueError, match="must contain"):
         ReleasedSaes(GEMMA.release, "layer_3/width_16k/canonical")
 
 
@@ -63,7 +63,9 @@ def test_explained_saes_like_another_are_of_its_repository_and_layer():
     )
     near = explained_near(repo, "layer_20/width_16k/average_l0_38", 20)
     assert near[0] == canonical
-    assert all(one.neuronpedia_id.startswith("gemma-2-2b/20-gemmascope-res-") for one in near)
+    assert all(
+        explained.neuronpedia_id.startswith("gemma-2-2b/20-gemmascope-res-") for explained in near
+    )
     assert explained_near(repo, "layer_20/width_65k/average_l0_61", 20)[0] != canonical
     assert explained_near("nobody/nothing", "layer_20", 20) == []
 
@@ -139,7 +141,7 @@ def test_the_nearest_mean_l0_by_ratio():
     assert near.name == (
         "gemma-scope-2b-pt-res/layer_{layer}/width_16k/average_l0_{l0} of mean L0 near 60"
     )
-    with pytest.raises(ValueError, match="no SAE for layer 26 among"):
+    with pytest.raises(ValueError, match="has no SAE for layer 26"):
         near.chosen(26)
 
 
@@ -160,8 +162,8 @@ def test_table_1_says_which_of_its_files_do_not_exist(caplog, monkeypatch):
         with pytest.raises(ValueError, match="no hub"):
             table.load(layer)
     assert caplog.messages == [
-        "layer 0: no SAE has the mean L0 102, so layer_0/width_16k/average_l0_105 is taken",
-        "layer 1: no SAE has the mean L0 108, so layer_1/width_16k/average_l0_102 is taken",
+        "layer 0: no SAE has mean L0 102; using layer_0/width_16k/average_l0_105",
+        "layer 1: no SAE has mean L0 108; using layer_1/width_16k/average_l0_102",
     ]
 
 
@@ -178,10 +180,10 @@ def test_any_release_by_its_name():
             ["sae=llama_scope", "sae.site=mpl"],
             "sae.site=mpl is not one of resid_post, mlp_out, attn_out",
         ),
-        (["sae=llama_scope", "+sae.l0=50"], "nothing to choose from, unless sae.offers_id"),
-        (["sae=gemma_scope_2b", "sae.l0=0"], "a mean L0 is above 0"),
-        (["sae=gemma_scope_2b", "sae.offers_id=x"], r"must hold {layer} and {l0} once"),
-        (["sae=qwen_scope", 'sae.id_template="layer{layr}"'], "may hold layer, width, site"),
+        (["sae=llama_scope", "+sae.l0=50"], "no SAEs to choose from, unless sae.offers_id"),
+        (["sae=gemma_scope_2b", "sae.l0=0"], "a mean L0 must be above 0"),
+        (["sae=gemma_scope_2b", "sae.offers_id=x"], r"must contain {layer} and {l0} once"),
+        (["sae=qwen_scope", 'sae.id_template="layer{layr}"'], "may contain layer, width, site"),
     ],
 )
 def test_settings_that_fit_no_release(settings, message):

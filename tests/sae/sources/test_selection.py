@@ -1,4 +1,4 @@
-"""Which SAEs of a release make a set."""
+"""Choice of the SAEs of a release that form a suite."""
 
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -19,7 +19,7 @@ from saematch.sae.sources.source import SaeOffer, ZooSaes
 
 @dataclass(frozen=True)
 class Release:
-    """Offers of made-up mean L0 for each layer."""
+    """Synthetic source with offers of given mean L0 for each layer."""
 
     l0s: tuple[tuple[float, ...], ...]
     pick: int = 0
@@ -82,10 +82,10 @@ def test_the_zoo_offers_its_sparsities_and_a_folder_one():
     assert all(abs(o.mean_l0 / o.source.sparsity - 1) < 0.1 for o in offers)
     sets = EverySparsity()(source, [3, 4])
     assert list(sets) == ["l0_10", "l0_20", "l0_40"]
-    one = sets["l0_10"].load(3)
-    assert one.origin == ZooSaes("independent", 1024, 10).load(3).origin
+    member = sets["l0_10"].load(3)
+    assert member.origin == ZooSaes("independent", 1024, 10).load(3).origin
     assert AsReleased()(source, [3])[DEFAULT] is source
-    with pytest.raises(ValueError, match="has one SAE a layer"):
+    with pytest.raises(ValueError, match="has one SAE per layer"):
         EverySparsity()(ZooSaes("chain", 1024, 20), [3, 4])
 
 
@@ -94,4 +94,4 @@ def test_uneven_sets_of_the_zoo_become_even():
     assert source.layers() == [0, 1, 2]
     assert source.load(0).origin == ZooSaes("independent", 1024, 40).load(0).origin
     similar = SimilarL0(min_l0=15.0)(source, [0, 1, 2])["similar"]
-    assert {one.sparsity for one in similar.by_layer.values()} in ({20}, {40})
+    assert {member.sparsity for member in similar.by_layer.values()} in ({20}, {40})

@@ -1,4 +1,4 @@
-"""``saematch sweep``: do the jobs of a W&B sweep file here, without W&B's servers."""
+"""``saematch sweep``: do the jobs of a W&B sweep file without W&B's servers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command; exits with 1 if a job failed, after all others were done."""
+    """Run the command. After all jobs, exit with 1 if one of them failed."""
     options = _parser().parse_intermixed_args(arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("saematch").setLevel(logging.INFO)
@@ -47,8 +47,8 @@ def main(arguments: Sequence[str]) -> None:
     begun = _is_begun(sweep.folder)
     if begun and not options.resume:
         raise InputError(
-            f"{sweep.folder} holds a sweep already: --resume goes on with it, --folder takes "
-            "another place"
+            f"{sweep.folder} already contains a sweep: continue it with --resume, or choose "
+            "another --folder"
         )
     lock = FileLock(sweep.folder / ".lock", timeout=0)
     created = not sweep.folder.exists()
@@ -58,29 +58,29 @@ def main(arguments: Sequence[str]) -> None:
             try:
                 _run(sweep, options, launcher, begun)
             finally:
-                if created and not (sweep.folder / "sweep.json").exists():  # it was refused
+                if created and not (sweep.folder / "sweep.json").exists():  # the sweep was refused
                     (sweep.folder / ".lock").unlink()
                     sweep.folder.rmdir()
     except Timeout:
-        raise InputError(f"another process is at the sweep in {sweep.folder}") from None
+        raise InputError(f"another process is running the sweep in {sweep.folder}") from None
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether the folder holds a sweep; ``InputError`` if it holds anything else."""
+    """Return whether the folder contains a sweep. ``InputError`` if it contains anything else."""
     check_path("--folder", folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: choose another --folder")
-    there = [path.name for path in folder.iterdir()] if folder.exists() else []
-    if "sweep.json" in there:
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    if "sweep.json" in names:
         return True
-    others = [name for name in there if name != ".lock"]
+    others = [name for name in names if name != ".lock"]
     if others:
-        raise InputError(f"{folder} holds {others[0]} and no sweep: choose another --folder")
+        raise InputError(f"{folder} contains {others[0]} and no sweep: choose another --folder")
     return False
 
 
 def _run(sweep: Sweep, options: argparse.Namespace, launcher: Sequence[str], begun: bool) -> None:
-    """Do what is missing, and compare."""
+    """Do the missing jobs, then compare all jobs."""
     if begun:
         sweep.resume()
     n_jobs = _plan(sweep, options)
@@ -90,7 +90,7 @@ def _run(sweep: Sweep, options: argparse.Namespace, launcher: Sequence[str], beg
              len(sweep.jobs) - len(missing))  # fmt: skip
     if missing:
         sweep.do(missing, launcher)
-    while len(sweep.jobs) < n_jobs:  # of a Bayesian sweep, whose points follow from results
+    while len(sweep.jobs) < n_jobs:  # Bayesian: each point depends on earlier results
         job = sweep.add(sweep.next_point())
         sweep.save()
         sweep.do([job], launcher)
@@ -102,14 +102,14 @@ def _run(sweep: Sweep, options: argparse.Namespace, launcher: Sequence[str], beg
     if failed:
         sys.exit(
             f"saematch: {len(failed)} of {n_jobs} jobs failed or never began ("
-            f"{', '.join(job.folder for job in failed)}); the same command with --resume does "
-            "them again"
+            f"{', '.join(job.folder for job in failed)}); repeat them with the same command and "
+            "--resume"
         )
     sweep.reached(sweep.jobs[0])
 
 
 def _plan(sweep: Sweep, options: argparse.Namespace) -> int:
-    """Plan jobs beside those that are there; return how many there are to be."""
+    """Plan the jobs that can be planned now, and return the number of jobs of the sweep."""
     file = sweep.file
     if file.method == "grid":
         points = file.grid()
@@ -117,7 +117,7 @@ def _plan(sweep: Sweep, options: argparse.Namespace) -> int:
     else:
         n_jobs = options.count or file.run_cap or 0
         if n_jobs < 1:
-            raise InputError(f"method: {file.method} has no end of its own: set --count or run_cap")
+            raise InputError(f"method: {file.method} never ends by itself: set --count or run_cap")
     while len(sweep.jobs) < n_jobs:
         if file.method == "bayes" and (sweep.jobs or not options.dry_run):
             break
@@ -127,21 +127,22 @@ def _plan(sweep: Sweep, options: argparse.Namespace) -> int:
 
 
 def changed(file: SweepFile, settings: Sequence[str]) -> SweepFile:
-    """Return the sweep with settings of the command line in the place of its own.
+    """Return the sweep with its own settings replaced by those of the command line.
 
-    Several values, as ``objective=both,decoder``, and those of a parameter are swept over.
+    A setting with several values, as ``objective=both,decoder``, becomes a parameter. A setting of
+    one of the file's parameters replaces its values.
     """
     parameters: dict[str, Any] = dict(file.parameters)
     fixed = list(file.settings)
     for setting in settings:
-        given, each = spread(setting)
-        key = _key(given)
-        key = key if key in parameters else given
-        if key in parameters or len(each) > 1:
-            parameters[key] = {"values": [one.partition("=")[2] for one in each]}
-        fixed = [one for one in fixed if _key(one) != _key(given)]
-        if key not in parameters:
-            fixed += each
+        full_key, points = spread(setting)
+        key = _key(full_key)
+        fixed = [other for other in fixed if _key(other) != key]
+        key = key if key in parameters else full_key
+        if key in parameters or len(points) > 1:
+            parameters[key] = {"values": [point.partition("=")[2] for point in points]}
+        else:
+            fixed += points
     return replace(file, parameters=parameters, settings=tuple(fixed))
 
 
@@ -151,7 +152,7 @@ def _key(setting: str) -> str:
 
 def _whole(least: int, text: str) -> int:
     if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} on")
+        raise argparse.ArgumentTypeError(f"{text} is not an integer of at least {least}")
     return int(text)
 
 
@@ -164,33 +165,33 @@ def _parser() -> argparse.ArgumentParser:
         prog="saematch sweep",
         description="Do the jobs of a W&B sweep file on this machine or cluster, without W&B's "
         "servers: the same commands that 'wandb agent' would start. Then compare them: tables and "
-        "figures go to <folder>/comparison.",
+        "figures are written to <folder>/comparison.",
         epilog="hydra/launcher=joblib, ray or submitit does several jobs at a time, here or on a "
-        "cluster; docs/tracking.md tells more.",
+        "cluster (see docs/tracking.md).",
     )
     parser.add_argument("file", type=Path, help=f"a sweep file, or a name: {studies()}")
     parser.add_argument(
         "settings", nargs="*",
-        help="settings of every job, as dataset.n_texts=20; several values, as "
-        "objective=both,decoder, are swept over in the place of the file's own",
+        help="settings of every job, as dataset.n_texts=20; a setting with several values, as "
+        "objective=both,decoder, is swept over and replaces the file's",
     )  # fmt: skip
     parser.add_argument(
-        "--folder", type=Path, help="where jobs and comparison go (outputs/sweeps/<study>)"
+        "--folder",
+        type=Path,
+        help="folder of the jobs and the comparison (default: outputs/sweeps/<study>)",
     )
     parser.add_argument(
         "--resume", action="store_true",
-        help="go on with the sweep in the folder, if there is one: what is finished is not done "
-        "again",
+        help="continue the sweep in the folder, if it contains one; finished jobs are not repeated",
     )  # fmt: skip
     parser.add_argument(
         "--count",
         type=partial(_whole, 1),
         metavar="N",
-        help="plan at most N jobs, those that are there included; random and bayes need it or "
-        "run_cap",
+        help="plan at most N jobs in total; random and bayes need it unless the file has run_cap",
     )
     parser.add_argument(
-        "--seed", type=partial(_whole, 0), default=0, help="of random and bayes (0)"
+        "--seed", type=partial(_whole, 0), default=0, help="seed of random and bayes (default: 0)"
     )
     add_config_dir(parser)
     parser.add_argument("--dry-run", action="store_true", help="only print the jobs' commands")

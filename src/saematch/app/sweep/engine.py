@@ -1,4 +1,4 @@
-"""The next points of a random or Bayesian sweep, from W&B's own engine, the package ``sweeps``."""
+"""Next points of a random or Bayesian sweep, from W&B's own engine, the package ``sweeps``."""
 
 from __future__ import annotations
 
@@ -14,28 +14,31 @@ from saematch.app.sweep.file import Point, SweepFile
 from saematch.core.errors import InputError
 
 INSTALL = "pip install 'saematch[bayes]' && pip install --no-deps sweeps==0.3.0"
-"""Its own pin of NumPy below 2 is out of date, so it is installed without its dependencies."""
+"""Installs the engine without its dependencies, because its pin of NumPy below 2 is outdated."""
 
 
 def next_point(sweep: SweepFile, tried: Sequence[tuple[Point, float | None]], seed: int) -> Point:
-    """Return the point to try after those in ``tried``, each with the metric that it reached.
+    """Return the point to try next.
 
-    A job that failed has no metric. The same seed and the same jobs before give the same point.
-    Raises ``InputError`` if the engine is missing or refuses the sweep.
+    ``tried`` has the earlier points with their metrics, None for a failed job. The same seed and
+    the same earlier points give the same point. Raises ``InputError`` if the engine is missing or
+    refuses the sweep.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # its models are written for old pydantic
-            import sweeps.bayes_search  # noqa: F401 - else its import draws from the seeded generator
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # the engine's models are written for old pydantic
+            import sweeps.bayes_search  # noqa: F401 - a later import would draw from the seeded generator
             from jsonschema import ValidationError
             from sweeps import SweepRun, next_run
     except ImportError as error:
         raise InputError(
-            f"method: {sweep.method} wants W&B's engine ({error}): {INSTALL}"
+            f"method: {sweep.method} needs W&B's engine ({error}): {INSTALL}"
         ) from error
     config = {
         "method": sweep.method,
         "metric": sweep.metric._asdict(),
-        "parameters": {name: dict(given) for name, given in sweep.parameters.items()},
+        "parameters": {name: dict(values) for name, values in sweep.parameters.items()},
     }
     runs = [
         SweepRun(
@@ -47,13 +50,13 @@ def next_point(sweep: SweepFile, tried: Sequence[tuple[Point, float | None]], se
         for number, (point, reached) in enumerate(tried)
     ]
     with _seeded(seed, len(runs)), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="sklearn")  # of its fit, on few points
+        warnings.filterwarnings("ignore", module="sklearn")  # about the fit to few points
         try:
-            found = next_run(config, runs, validate=True)
+            next_config = next_run(config, runs, validate=True).config
         except (ValueError, AssertionError, ValidationError) as error:
-            said = " ".join(str(error).partition("\n\n")[0].split())
-            raise InputError(f"W&B's engine refuses the sweep {sweep.study}: {said}") from error
-    return {name: _plain(told["value"]) for name, told in found.config.items()}
+            reason = " ".join(str(error).partition("\n\n")[0].split())
+            raise InputError(f"W&B's engine refuses the sweep {sweep.study}: {reason}") from error
+    return {name: _plain(entry["value"]) for name, entry in next_config.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -62,7 +65,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _seeded(*seed: int) -> Iterator[None]:
-    """Seed the generators of the whole process, which the engine draws from, for a while."""
+    """Seed the process's generators, which the engine draws from; restore them afterwards."""
     states = random.getstate(), np.random.get_state()
     random.seed(repr(seed))
     np.random.seed(np.random.SeedSequence(seed).generate_state(1))

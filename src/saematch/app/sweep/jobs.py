@@ -1,4 +1,4 @@
-"""The jobs of a sweep in its folder: which there are, which are done, and what they reached."""
+"""The jobs of a sweep in its folder: planned, finished and failed ones, and their metrics."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ class Job:
     """One run of a sweep."""
 
     folder: str
-    """Its number, which is its folder in the sweep's."""
+    """Name of its folder in the sweep's folder: its number."""
     settings: list[str]
     point: Point
 
 
 @dataclass
 class Sweep:
-    """A sweep and its folder, which holds ``sweep.json`` and a folder for each job."""
+    """A sweep and its folder, which contains ``sweep.json`` and a folder for each job."""
 
     file: SweepFile
     folder: Path
     seed: int
     begun: str = field(default_factory=lambda: f"{datetime.now():%Y%m%d-%H%M%S}-{token_hex(2)}")
-    """When the sweep began, and a mark of its own: part of its jobs' names in W&B."""
+    """Time of the sweep's start and a random suffix, which are part of its jobs' names in W&B."""
     jobs: list[Job] = field(default_factory=list)
     _configs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, point: Point) -> Job:
-        """Plan a job, after checking that its settings go together (``InputError``)."""
+        """Plan a job. ``InputError`` if its settings do not fit together."""
         job = Job(str(len(self.jobs)), self.file.job_settings(point), point)
         self._config(job)
         self.jobs.append(job)
@@ -67,39 +67,42 @@ class Sweep:
 
     def save(self) -> None:
         """Write ``sweep.json``."""
-        about = {"study": self.file.study, "metric": self.file.metric._asdict(), **self._about()}
+        names = {"study": self.file.study, "metric": self.file.metric._asdict()}
         jobs = [asdict(job) for job in self.jobs]
-        write_json(self.folder / "sweep.json", {**about, "begun": self.begun, "jobs": jobs})
+        content = {**names, **self._identity(), "begun": self.begun, "jobs": jobs}
+        write_json(self.folder / "sweep.json", content)
 
     def resume(self) -> None:
-        """Take over what the folder holds; ``InputError`` if that is another sweep."""
+        """Add the jobs in the folder's ``sweep.json``. ``InputError`` if it is another sweep's."""
         path = self.folder / "sweep.json"
         try:
-            kept = read_json(path, dict, "choose another --folder")
-            theirs = {name: kept[name] for name in self._about()}
-            self.begun = kept["begun"]
-            points = [job["point"] for job in kept["jobs"]]
+            content = read_json(path, dict, "choose another --folder")
+            theirs = {name: content[name] for name in self._identity()}
+            self.begun = content["begun"]
+            points = [job["point"] for job in content["jobs"]]
         except (KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error}); choose another --folder") from error
-        for name, ours in self._about().items():
+        for name, ours in self._identity().items():
             if theirs[name] != ours:
+                change = f"{name}: {_change(theirs[name], ours)}"
                 raise InputError(
-                    f"{self.folder} holds another sweep ({name}: {_change(theirs[name], ours)}); "
-                    "choose another --folder, or the same settings"
+                    f"{self.folder} contains another sweep ({change}); "
+                    "choose another --folder, or use the same settings"
                 )
         for point in points:
             self.add(point)
 
-    def _about(self) -> dict[str, object]:
-        """Return what tells one sweep from another, as JSON gives it back."""
-        told = [one for one in self.file.settings if settings_of({one.partition("=")[0]: 0})]
-        about = {"method": self.file.method, "parameters": self.file.parameters}
-        return json.loads(json.dumps({**about, "settings": told, "seed": self.seed}))
+    def _identity(self) -> dict[str, object]:
+        """Return what distinguishes this sweep from others, with JSON's types."""
+        settings = [s for s in self.file.settings if settings_of({s.partition("=")[0]: 0})]
+        method = {"method": self.file.method, "parameters": self.file.parameters}
+        return json.loads(json.dumps({**method, "settings": settings, "seed": self.seed}))
 
     def missing(self) -> list[Job]:
-        """Return the jobs that are not finished.
+        """Return the unfinished jobs.
 
-        ``InputError`` if a job's folder holds a run of other settings, as after a preset changed.
+        ``InputError`` if a job's folder contains a run with other settings, for example because a
+        preset has changed.
         """
         for job in self.jobs:
             refuse_other_run(self.folder / job.folder, settings_of(self._config(job)))
@@ -108,12 +111,12 @@ class Sweep:
         ]
 
     def do(self, jobs: Sequence[Job], launcher: Sequence[str]) -> None:
-        """Do jobs. One that was interrupted, or ended without a word, is recorded as such."""
+        """Do jobs. Record the jobs that were interrupted or ended without writing a result."""
         try:
             target = f"hydra.sweep.dir={quoted(str(self.folder))}"
             presets = search_path(self.file.config_dir)
-            launch([self._told(job) for job in jobs], [*launcher, *presets, target])
-        except RuntimeError as error:  # a worker was killed, and with it the launcher
+            launch([self._launched(job) for job in jobs], [*launcher, *presets, target])
+        except RuntimeError as error:  # a killed worker ends the launcher too
             log.error("the launcher gave up: %s", " ".join(str(error).split()))
         except Interrupted as cause:  # a launcher kills the processes of its jobs
             record_killed(self.folder, cause)
@@ -121,28 +124,28 @@ class Sweep:
         for job in jobs:
             folder = self.folder / job.folder
             if (folder / "results.json").exists():
-                said = "ended without a word: killed, or out of memory"
-                record_failure(folder, self.file.study, job.settings, said)
+                reason = "ended without a message: killed, or out of memory"
+                record_failure(folder, self.file.study, job.settings, reason)
 
-    def _told(self, job: Job) -> list[str]:
-        """Return a job's settings, where it goes, and by which names it is known in W&B."""
+    def _launched(self, job: Job) -> list[str]:
+        """Return a job's settings, its folder and its names in W&B."""
         study = re.sub(r"[^\w-]+", "_", self.file.study, flags=re.ASCII)[:60]
         names = {
             "WANDB_NAME": f"{study}-{job.folder}",
             "WANDB_RUN_ID": f"{study}-{self.begun}-{job.folder}",
             "WANDB_RUN_GROUP": f"{study}-{self.begun}",
         }
-        told = ",".join(f"{name}:{value}" for name, value in names.items())
-        here = [f"hydra.sweep.subdir={quoted(job.folder)}", f"+hydra.job.env_set={{{told}}}"]
-        return [*job.settings, *here]
+        variables = ",".join(f"{name}:{value}" for name, value in names.items())
+        folder = f"hydra.sweep.subdir={quoted(job.folder)}"
+        return [*job.settings, folder, f"+hydra.job.env_set={{{variables}}}"]
 
     def failures(self) -> list[Job]:
-        """Return the jobs that failed or, since the launcher gave up, never began."""
-        tried = [(job, self._results(job)) for job in self.jobs]
-        return [job for job, found in tried if found is None or found.status != "finished"]
+        """Return the jobs that failed, and those that never began because the launcher gave up."""
+        results = [(job, self._results(job)) for job in self.jobs]
+        return [job for job, result in results if result is None or result.status != "finished"]
 
     def reached(self, job: Job) -> float | None:
-        """Return the metric of a finished job, None of another.
+        """Return the sweep's metric of a finished job; None for other jobs.
 
         ``InputError`` if a finished job has no such metric.
         """
@@ -152,7 +155,7 @@ class Sweep:
         if name not in results.metrics:
             close = difflib.get_close_matches(name, results.metrics, n=4) or results.metrics
             raise InputError(
-                f"the sweep's metric {name!r} is none of those that its runs log; close ones: "
+                f"the runs do not log the sweep's metric {name!r}; close ones: "
                 f"{', '.join(list(close)[:8])}"
             )
         return results.metrics[name]
@@ -163,8 +166,8 @@ class Sweep:
 
 
 def _change(before: Any, now: Any) -> str:
-    """Say what changed; of lists only what one of them lacks."""
+    """Return a description of a change; items that two lists share are left out."""
     if isinstance(before, list) and isinstance(now, list):
-        both = [one for one in before if one in now]
-        before, now = ([one for one in some if one not in both] for some in (before, now))
+        shared = [item for item in before if item in now]
+        before, now = ([item for item in items if item not in shared] for items in (before, now))
     return f"{before} -> {now}"

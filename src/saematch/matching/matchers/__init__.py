@@ -1,4 +1,4 @@
-"""Matchers: from a similarity to a match, one file an algorithm."""
+"""Matchers: algorithms that turn a similarity into a match, one in each file."""
 
 from saematch.matching.levels import ChanceLevel
 from saematch.matching.matchers.baselines import Identity, Random

@@ -1,4 +1,4 @@
-"""Matches that look at no weights: what any method has to beat."""
+"""Baselines that ignore the weights: every method has to beat them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from saematch.matching.objectives.factors import Factors
 
 @spec("matcher")
 class Identity:
-    """Feature ``i`` is feature ``i`` (the paper's "vanilla"); chance, unless SAEs share a start."""
+    """Feature ``i`` is feature ``i`` (the paper's "vanilla").
+
+    This is a random match unless the SAEs share their initialisation.
+    """
 
     one_partner: ClassVar[bool] = True
 
     def __call__(self, factors: Factors) -> Match:
-        """Return the baseline; of the factors only their number matters."""
+        """Return the baseline; it depends only on the number of factors."""
         return valued(torch.arange(len(factors.X_A)), factors)
 
 
@@ -40,18 +43,18 @@ class Random:
     seed: Seed = 0
 
     def __call__(self, factors: Factors) -> Match:
-        """Return the baseline; of the factors only number and pair matter."""
+        """Return the baseline; it depends only on the number of factors and the pair's name."""
         n_source, n_target = len(factors.X_A), len(factors.X_B)
-        drawn_from = int(hashed([self.seed, factors.pair])[:16], 16)
-        generator = torch.Generator().manual_seed(drawn_from)
+        seed = int(hashed([self.seed, factors.pair])[:16], 16)
+        generator = torch.Generator().manual_seed(seed)
         columns = torch.randperm(max(n_source, n_target), generator=generator)[:n_source]
         return valued(columns, factors)
 
 
 def valued(columns: Int64[Tensor, " n_source"], factors: Factors) -> Match:
-    """Return the match with its value; columns beyond the target's width are no partners.
+    """Return the match with its value; columns beyond the target's width mean no partner.
 
-    With the chance value, if every feature of the narrower layer has a partner.
+    The certificate has a chance value if every feature of the narrower layer has a partner.
     """
     n_target = len(factors.X_B)
     match = Match.from_columns(torch.where(columns < n_target, columns, -1), n_target)

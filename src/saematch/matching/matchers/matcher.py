@@ -1,4 +1,4 @@
-"""What every matcher offers."""
+"""Interface of a matcher."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from saematch.matching.objectives.factors import Factors
 
 @runtime_checkable
 class Matcher(Protocol):
-    """What every algorithm offers."""
+    """Interface of a matching algorithm."""
 
     one_partner: ClassVar[bool]
-    """Whether its matches never give a source feature several partners."""
+    """Whether no source feature ever has several partners."""
 
     def __call__(self, factors: Factors) -> Match:
-        """Return the match of source and target: ``[len(X_A), len(X_B)]``, weights finite."""
+        """Return the match of source and target, ``[len(X_A), len(X_B)]``, with finite weights."""
         ...

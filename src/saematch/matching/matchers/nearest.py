@@ -1,4 +1,4 @@
-"""Matches that look at each feature's nearest ones and not at the whole: greedy and mutual."""
+"""Matches that use each feature's nearest neighbours: mutual and greedy."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ N_CANDIDATES = 256
 
 @spec("matcher")
 class MutualNearest:
-    """Pairs of features of which each is the most similar to the other; the rest stay unmatched."""
+    """Pairs of mutually most similar features; all other features stay unmatched."""
 
     one_partner: ClassVar[bool] = True
 
     def __call__(self, factors: Factors) -> Match:
-        """Return the match; of features that are equally similar, the first counts."""
+        """Return the match; among equally similar features the first is chosen."""
         products = Products(factors.X_A, factors.X_B, _in_blocks(factors))
         nearest = np.empty(products.n, np.int64)
         best = torch.full((products.m,), -math.inf)
         nearest_back = np.zeros(products.m, np.int64)
-        for some, similarity in products.blocks("nearest"):
-            nearest[some] = similarity.argmax(1).numpy()
-            here, where = similarity.max(0)
-            better = here > best
-            best = torch.where(better, here, best)
-            nearest_back = np.where(better.numpy(), where.numpy() + some.start, nearest_back)
+        for block, similarity in products.blocks("nearest"):
+            nearest[block] = similarity.argmax(1).numpy()
+            values, rows = similarity.max(0)
+            better = values > best
+            best = torch.where(better, values, best)
+            nearest_back = np.where(better.numpy(), rows.numpy() + block.start, nearest_back)
         mutual = nearest_back[nearest] == np.arange(products.n)
         return valued(torch.from_numpy(np.where(mutual, nearest, -1)), factors)
 
 
 @spec("matcher")
 class Greedy:
-    """The most similar pair of all, then the most similar of what is left, and so on."""
+    """The most similar pair, then the most similar pair of the remaining features, and so on."""
 
     one_partner: ClassVar[bool] = True
 
@@ -57,11 +57,11 @@ class Greedy:
 
 
 def _greedy(factors: Factors) -> Int64[np.ndarray, " n"]:
-    """Pair rows with columns, best pairs first.
+    """Return the column of each row, assigned in the order of similarity.
 
-    A row waits in the queue at the value of its best candidate that was free when it was looked at.
-    One whose list is used up waits at the last value of its list, which nothing else of its can
-    exceed, and is scanned again, with all others like it, when its turn comes.
+    A row's place in the queue is the value of its best candidate that was free at the last look. If
+    a row has used up its list, its place is the last value of the list, which is an upper bound on
+    its other columns. All such rows are scanned again together when the first one's turn comes.
     """
     how = _in_blocks(factors)
     products = Products(factors.X_A, factors.X_B, how)
@@ -75,9 +75,9 @@ def _greedy(factors: Factors) -> Int64[np.ndarray, " n"]:
         if place == how.length:
             stale = np.array([row for _, row, place in queue if place == how.length])
             candidates.scan(stale, np.where(free, 0.0, np.inf))
-            again = zip(candidates.values[stale, 0].tolist(), stale.tolist(), strict=True)
+            rescanned = zip(candidates.values[stale, 0].tolist(), stale.tolist(), strict=True)
             queue = [entry for entry in queue if entry[2] < how.length]
-            queue += [(-value, row, 0) for value, row in again]
+            queue += [(-value, row, 0) for value, row in rescanned]
             heapq.heapify(queue)
             continue
         column = candidates.columns[row, place]

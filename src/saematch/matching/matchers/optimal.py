@@ -1,4 +1,4 @@
-"""The best match there is, with a proof: permutation, rectangular or partial."""
+"""The optimal match with a proof: a permutation, rectangular or partial."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from saematch.core.specs import NotNegative, Positive, spec
 from saematch.matching.levels import ChanceLevel
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.solver.solve import (
+    SolverResources,
     Status,
     check_device,
     check_tolerance,
@@ -24,30 +25,30 @@ log = logging.getLogger(__name__)
 
 @spec("matcher")
 class Optimal:
-    """The match of the largest total similarity, and a certificate (``solve_assignment``).
+    """The match of the largest total similarity, with a certificate (``solve_assignment``).
 
-    Layers of one width get a permutation; of two widths, every feature of the smaller one gets a
-    partner.
+    Layers of equal width get a permutation. For different widths, every feature of the narrower
+    layer gets a partner.
 
-    With ``unmatched`` the match is partial and its objective another one: the sum, over the pairs,
-    of the cosine between whitened directions less the level ``c`` of ``ChanceLevel``. A pair whose
+    With ``unmatched`` the match is partial and maximises another objective: the sum over its pairs
+    of the cosine between whitened directions minus the level ``c`` of ``ChanceLevel``. A pair whose
     cosine is not above the level would lower the sum, so its features stay unmatched. Value and
-    bound are in cosines, and each feature of the smaller side that stays unmatched counts ``c``.
+    bound are in cosines; each unmatched feature of the smaller side counts ``c``.
     """
 
     one_partner: ClassVar[bool] = True
 
     unmatched: ChanceLevel | None = None
-    """What a pair must exceed; None if each feature must have a partner."""
+    """Level that a pair must exceed; None if each feature must have a partner."""
     tolerance: float = 1e-6
-    """The gap over chance to stop at (``Certificate``), a finite number; with ``unmatched`` the
-    relative gap. 0 for the optimum itself."""
+    """Gap over chance to stop at (``Certificate``), a finite number; the relative gap with
+    ``unmatched``. 0 asks for the optimum itself."""
     time_limit: NotNegative | None = None
-    """Seconds, of one match, after which the best so far is taken."""
+    """Seconds for one match; the best match so far is then returned."""
     memory_gib: Positive | None = field(default=None, repr=False)
-    """Memory to use beside the vectors; None is half of what is free."""
+    """Memory to use in addition to the vectors; None is half of the free memory."""
     device: str | None = field(default=None, repr=False)
-    """Where to compute products; None is CUDA if there is one."""
+    """Device that computes products; None is CUDA if it is available."""
 
     def __post_init__(self) -> None:
         check_tolerance(self.tolerance)
@@ -66,9 +67,7 @@ class Optimal:
             unmatched=level,
             tolerance=self.tolerance,
             time_limit=self.time_limit,
-            memory_gib=self.memory_gib,
-            device=self.device,
-            progress=True,
+            resources=SolverResources(self.memory_gib, self.device, progress=True),
         )
         if solution.status is not Status.OPTIMAL:
             gap = solution.certificate.optimal_to

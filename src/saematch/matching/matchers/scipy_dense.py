@@ -1,4 +1,4 @@
-"""SciPy's dense solver: the oracle of the tests, and what everybody else uses."""
+"""SciPy's dense solver: the usual choice, and the oracle of the tests."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from saematch.matching.objectives.factors import Factors
 class Scipy:
     """The optimal match by ``scipy.optimize.linear_sum_assignment``; it comes without a bound.
 
-    Every feature of the smaller side gets a partner. Time grows as the cube of the width, to
-    minutes at 16,384 features, and a signal waits for its end. Memory is ``8 F_A F_B`` bytes,
-    twice.
+    Every feature of the smaller side gets a partner. Time grows with the cube of the width, to
+    minutes at 16,384 features, and signals wait until it ends. It needs ``16 F_A F_B`` bytes of
+    memory.
     """
 
     one_partner: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""A pair of factor matrices: one vector for each feature of both sides."""
+"""Factor matrices: one vector for each feature of both sides."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from saematch.matching.centring import common_centre, lengths, typical_length
 
 @dataclass(frozen=True)
 class Factors:
-    """One vector a feature and side; the similarity of a pair is their inner product.
+    """One vector for each feature; the similarity of a pair is the inner product.
 
-    Raises ``InputError`` for vectors of two sizes and for values that are not finite.
+    Raises ``InputError`` for vectors of different sizes and for values that are not finite.
     """
 
     X_A: Float[Tensor, "n_source D_A"]
@@ -25,9 +25,9 @@ class Factors:
     X_B: Float[Tensor, "n_target D_B"]
     """Vectors of the target's features."""
     pair: str = ""
-    """Names of both SAEs, from which ``Random`` draws; other assignments do not use it."""
+    """Names of both SAEs, which determine the permutation of ``Random``; others ignore them."""
     norm_columns: int = 0
-    """Number of last columns that hold norms of features and no coordinates (``by_distance``)."""
+    """Number of columns at the end that are norms and not coordinates (``by_distance``)."""
 
     def __post_init__(self) -> None:
         if self.X_A.shape[1] != self.X_B.shape[1]:
@@ -43,11 +43,11 @@ class Factors:
 def by_distance(factors: Factors) -> Factors:
     """Return factors whose similarities are minus half of the squared distances.
 
-    Of vectors ``a`` and ``b``, less a common centre, these are the inner products of
-    ``[a, -||a||^2 / 2t, t]`` and ``[b, t, -||b||^2 / 2t]``. The centre cancels; without it, float32
-    would lose small distances between long vectors. So does ``t``, about the length of a vector,
-    which keeps the vectors short and the bounds on rounding tight. The vectors are float64: a norm
-    rounded to float32 would be off by more than small distances are.
+    For vectors ``a`` and ``b``, after subtraction of a common centre, these are the inner products
+    of ``[a, -||a||^2 / 2t, t]`` and ``[b, t, -||b||^2 / 2t]``. The centre cancels; without it,
+    float32 would lose small distances between long vectors. ``t`` cancels too. It is about the
+    length of a vector, which keeps the vectors short and the bounds on rounding tight. The vectors
+    are float64, since rounding a norm to float32 could exceed small distances.
     """
     centre = common_centre(factors.X_A, factors.X_B)
     a, b = (side.double() - centre for side in (factors.X_A, factors.X_B))

@@ -1,4 +1,4 @@
-"""What every objective offers."""
+"""Interface of an objective."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from saematch.sae.suites import SaeFacts
 
 @runtime_checkable
 class Objective(Protocol):
-    """What makes two features alike."""
+    """Definition of the similarity of two features."""
 
     def factors(self, source: SaeParams, target: SaeParams) -> Factors:
-        """Return the vectors by which features are compared; both SAEs are folded already."""
+        """Return the vectors that represent the features; both SAEs are already folded."""
         ...
 
     def refusal(self, source: SaeFacts, target: SaeFacts) -> str | None:
-        """Return why the objective cannot compare two SAEs, None if it can."""
+        """Return why the objective cannot compare two SAEs; None if it can."""
         ...

@@ -20,13 +20,13 @@ class Parts:
     """The paper's objective (eq. 3): the squared error of the chosen parts of two features.
 
     ``sum_i ||v_A[i] - v_B[P(i)]||^2``, where ``v`` joins decoder vector, encoder vector and encoder
-    bias, each times the square root of its weight. The paper's plain sum has all weights 1; weight
-    0 leaves a part out.
+    bias, each times the square root of its weight. In the paper's sum all weights are 1; weight 0
+    leaves a part out.
 
-    For layers of one width the similarity of two features is ``<v_A[i], v_B[j]>``: the norms are
-    the same for every permutation. For layers of two widths they are not, since some features of
-    the wider layer get no partner. The similarity is then ``-||v_A[i] - v_B[j]||^2 / 2``, and the
-    value of a match is minus half of its squared error.
+    For layers of equal width the similarity of two features is ``<v_A[i], v_B[j]>``, since every
+    permutation has the same sum of norms. For different widths the sum depends on the match, since
+    some features of the wider layer have no partner. The similarity is then
+    ``-||v_A[i] - v_B[j]||^2 / 2``, and the value of a match is minus half of its squared error.
     """
 
     W_dec: float = 1.0
@@ -42,13 +42,13 @@ class Parts:
             )
 
     def factors(self, source: SaeParams, target: SaeParams) -> Factors:
-        """Return the vectors of both SAEs, in float32; of two widths, by ``by_distance``."""
+        """Return the vectors of both SAEs in float32; for different widths, use ``by_distance``."""
         pair = f"{_name(source.origin)} -> {_name(target.origin)}"
         factors = Factors(self._vectors(source), self._vectors(target), pair)
         return factors if source.n_features == target.n_features else by_distance(factors)
 
     def refusal(self, source: SaeFacts, target: SaeFacts) -> str | None:
-        """Refuse SAEs of different d_model."""
+        """Return a reason for SAEs of different ``d_model``, else None."""
         if source.d_model == target.d_model:
             return None
         return (
@@ -66,5 +66,5 @@ class Parts:
 
 
 def _name(origin: SaeOrigin) -> str:
-    """Name an SAE by what is the same on every machine: not by its folder."""
+    """Return a name of the SAE that is the same on every machine, so without its folder."""
     return f"layer {origin.layer} {origin.site} {origin.sae_id} {origin.revision}"

@@ -1,9 +1,9 @@
-"""The forward auction: rows bid for columns until every row holds one (docs/solver.md).
+"""The forward auction: rows bid for columns until every row has one (docs/solver.md).
 
-Prices only rise while rows bid. So what a row would gain from a column only falls, and a short list
-of its best columns stays complete for as long as the best of the list is at least the bound on all
-columns outside it. A row first looks at its ``N_HOT`` hot columns, then at its candidates, and only
-when those fail too does it wait for a new scan of all columns.
+Prices only rise while rows bid, so a row's gain from a column only falls. A short list of a row's
+best columns therefore stays valid while the best of the list is at least the bound on all columns
+outside it. A row first uses its ``N_HOT`` hot columns, then its candidates. If these are no longer
+valid, it waits for a new scan of all columns.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from numba import njit
 from saematch.matching.solver.candidates import Candidates
 
 N_HOT = 32
-"""Columns that a row looks at before it bids."""
+"""Number of columns that a row compares before it bids."""
 RAISE_AT_MOST = 4.0
-"""No bid raises a price by more than this many epsilons, and one more. A bid may go up to where the
-row is indifferent; staying below keeps uncontested columns cheap, and so candidates valid longer.
+"""Largest rise of a price by one bid, in epsilons, without the one epsilon that is always added. A
+bid could rise until the row is indifferent. Smaller bids keep uncontested columns cheap, and so
+candidates stay valid longer.
 """
 SCANNED_TOGETHER = 32
-"""Rows of a scan at least: the product of so few takes the time that reading all columns takes."""
+"""Least number of rows in a scan: up to it, a product takes only the time to read all columns."""
 LOOKS_AT_A_TIME = 1 << 28
-"""Similarities looked at in one call, about a second: then the clock and signals are looked at."""
+"""Similarities of one call, about a second of work; then the time limit and signals are checked."""
 
 FREE, OUT = -1, -2
-"""In place of a partner: has none yet; has chosen to stay unmatched."""
+"""Partner codes: not assigned yet; unmatched by choice."""
 
 
 class Auction:
-    """Prices and holders of one auction; a stage brings them to epsilon-complementary slackness.
+    """Prices and holders of one auction; each stage ends in epsilon-complementary slackness.
 
-    At the end of a stage no row would gain more than epsilon by changing its column (or by staying
-    out, which is worth ``outside`` to it).
+    At the end of a stage no row would gain more than epsilon by another column, or by staying
+    unmatched, which is worth ``outside``.
     """
 
     def __init__(
@@ -47,20 +48,20 @@ class Auction:
         self.prices = prices.copy()
         self.outside = outside
         self.partner = np.full(n, FREE)
-        """Of each row, its column; FREE or OUT."""
+        """Column of each row; FREE or OUT."""
         self.worth = np.full(n, outside)
-        """Of each row, the similarity to its column, or ``outside``."""
+        """Similarity of each row to its column, or ``outside``."""
         self.holder = np.full(m, FREE)
-        """Of each column, its row; FREE."""
+        """Row of each column; FREE."""
         self.n_scanned_again = 0
         self._hot_values = np.zeros((n, min(N_HOT, m)), np.float32)
         self._hot_columns = np.full((n, min(N_HOT, m)), -1, np.int32)
         self._hot_bound = np.full(n, np.inf)
 
     def stage(self, epsilon: float, deadline: float) -> bool:
-        """Take all columns away and auction them again at the present prices.
+        """Free all columns and auction them again, starting from the current prices.
 
-        Returns False if ``deadline`` (of ``time.monotonic``) passed before every row was served.
+        Return False if ``deadline`` (of ``time.monotonic``) passed before every row was assigned.
         """
         candidates, n = self.candidates, len(self.partner)
         self.partner[:], self.worth[:], self.holder[:] = FREE, self.outside, FREE
@@ -81,7 +82,7 @@ class Auction:
         return True
 
     def _scan(self, waiting: Int64[np.ndarray, " k"]) -> None:
-        """Scan the rows that wait and, as few cost as much as one, those likely to be next."""
+        """Scan all waiting rows, and rows that will probably wait soon if the batch has room."""
         spare = SCANNED_TOGETHER - len(waiting)
         rows = waiting
         if spare > 0:
@@ -94,7 +95,7 @@ class Auction:
         self.n_scanned_again += len(rows)
 
     def lower_prices(self, by: float) -> None:
-        """Lower all prices, none below 0; what was bounded may now be worth that much more."""
+        """Lower all prices, but not below 0, and raise the bounds on net values by as much."""
         by = min(by, float(self.prices.max()))
         np.maximum(self.prices - by, 0.0, out=self.prices)
         self._hot_bound += by
@@ -102,16 +103,16 @@ class Auction:
 
     @property
     def value(self) -> float:
-        """Total similarity at present, ``outside`` for every row that has no column."""
+        """Current total similarity, with ``outside`` for every row without a column."""
         return float(self.worth.sum())
 
     @property
     def stranded(self) -> float:
-        """Total price of the columns that nobody holds: 0 at an optimum."""
+        """Total price of the columns without a row: 0 at an optimum."""
         return float(self.prices[self.holder == FREE].sum())
 
     def columns(self) -> Int64[np.ndarray, " n"]:
-        """Return each row's column, -1 where it has none."""
+        """Return each row's column; -1 for none."""
         return np.where(self.partner >= 0, self.partner, -1)
 
 
@@ -122,7 +123,7 @@ def _bid(
     stack, n_stack, waiting, n_waiting,
     values, columns, bound, whole, hot_values, hot_columns, hot_bound,
 ):  # fmt: skip
-    """Serve the rows on the stack; return how many are left on it, and how many wait."""
+    """Assign the rows on the stack; return how many remain on it, and how many wait."""
     n_looks = 0
     while n_stack > 0 and n_looks < LOOKS_AT_A_TIME:
         n_stack -= 1
@@ -171,10 +172,10 @@ _CHUNK = 64
 @njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc"})
 @no_type_check
 def _refill(row, prices, values, columns, bound, whole, hot_values, hot_columns, hot_bound):
-    """Choose a row's hot columns anew, and bound what all others are worth to it.
+    """Choose a row's hot columns again, and update the bound on its net value of all others.
 
-    Whole chunks are passed over when their best is no better than the worst of the list. Each row
-    begins at another chunk, so that rows which value many columns alike choose different ones.
+    A chunk is skipped if its best column is no better than the worst of the list. Each row starts
+    at another chunk, so that rows for which many columns are equally good choose different ones.
     """
     n_hot, of_row = hot_columns.shape[1], values[row]
     names = columns[0] if whole else columns[row]

@@ -1,4 +1,4 @@
-"""What the auction looks at: the columns that a row may bid for."""
+"""Candidates: the columns that a row can bid for."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from saematch.matching.solver.products import Products
 
 
 class Candidates:
-    """All columns, where similarities are held whole, or the best at each row's last scan."""
+    """All columns if similarities are stored whole, else the best of each row's last scan."""
 
     values: Float32[np.ndarray, "n length"]
     """Similarity of each row to its candidates."""
     columns: Int32[np.ndarray, "n_lists length"]
-    """Their names; one list for all rows where every column is a candidate."""
+    """Columns of the candidates; one list for all rows if every column is a candidate."""
     whole: bool
     """Whether every column is a candidate of every row, in order."""
     bound: Float64[np.ndarray, " n"]
-    """What any other column can be worth to a row, at most, at the present prices."""
+    """Upper bound on a row's net value of any other column, at the current prices."""
 
     def __init__(self, products: Products, length: int, prices: Float64[np.ndarray, " m"]) -> None:
         self._products = products
@@ -31,14 +31,14 @@ class Candidates:
             return
         self.values = np.empty((products.n, length), np.float32)
         self.columns = np.empty((products.n, length), np.int32)
-        for some, similarity in products.blocks("lists"):
-            self._choose(np.arange(some.start, some.stop), similarity, prices)
+        for block, similarity in products.blocks("lists"):
+            self._choose(np.arange(block.start, block.stop), similarity, prices)
 
     def scan(self, rows: Int64[np.ndarray, " k"], prices: Float64[np.ndarray, " m"]) -> None:
-        """Choose the candidates of some rows anew, at the present prices."""
+        """Choose the candidates of the given rows again, at the current prices."""
         for start in range(0, len(rows), self._products.rows_at_once):
-            some = rows[start : start + self._products.rows_at_once]
-            self._choose(some, self._products.of(some), prices)
+            block = rows[start : start + self._products.rows_at_once]
+            self._choose(block, self._products.of(block), prices)
 
     def _choose(
         self,
@@ -47,7 +47,7 @@ class Candidates:
         prices: Float64[np.ndarray, " m"],
     ) -> None:
         m, length = similarity.shape[1], self.values.shape[1]
-        # Of columns that are worth the same, each block of rows prefers others.
+        # Among equally good columns, each block of rows prefers different ones.
         shift = int(rows[0]) * 40503 % m
         paid = torch.from_numpy(prices).float().to(similarity.device)
         net = torch.roll(similarity - paid, shift, dims=1)
@@ -56,7 +56,7 @@ class Candidates:
         self.values[rows] = similarity.gather(1, columns).cpu().numpy()
         self.columns[rows] = columns.cpu().numpy()
         if length < m:
-            # Net values in float32 may be off by more than epsilon: without the minimum a row could
-            # find its own list wanting, again and again.
+            # Net values in float32 may be off by more than epsilon. Without the minimum a row could
+            # reject its own list again and again.
             surely = (self.values[rows] - prices[self.columns[rows]]).max(axis=1)
             self.bound[rows] = np.minimum(best.values[:, length].cpu().numpy(), surely)

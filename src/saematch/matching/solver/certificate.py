@@ -1,9 +1,9 @@
-"""The proof of a match: its value, and a bound on the value of every other, from prices alone.
+"""The proof of a match: its value, and a bound on the value of all matches, from prices alone.
 
-Nothing here knows how match and prices were found. With prices ``p``, profits
+The proof does not depend on how match and prices were computed. With prices ``p``, profits
 ``π_i = max_j (s_ij - p_j)`` and reduced costs ``r_ij = π_i + p_j - s_ij >= 0``, a match ``Q`` is
-worth ``Σ_i π_i + Σ_j p_j`` less its reduced costs and less the prices of columns that it leaves
-free. So no match is worth more than ``Σ_i π_i + Σ_j p_j`` (weak duality), and the ``slack`` of a
+worth ``Σ_i π_i + Σ_j p_j`` minus its reduced costs and minus the prices of its free columns. So no
+match is worth more than ``Σ_i π_i + Σ_j p_j`` (weak duality), and the ``slack`` of a
 match is the sum of its own reduced costs and of the prices of its free columns.
 
 A match without a pair ``(i, P(i))`` that ``P`` has costs at least the margin
@@ -25,21 +25,21 @@ from saematch.matching.solver.products import Products
 from saematch.matching.solver.screening import alternatives
 
 MOST_OF_VALUE = 0.9
-"""The share of the value above chance that ``Certificate.n_90`` pairs carry."""
+"""Share of the value above chance that ``Certificate.n_90`` pairs carry."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """A certificate and what it rests on, less the centre of the products."""
+    """A certificate and the numbers that it is computed from, without the centre."""
 
     certificate: Certificate
     profits: Float64[np.ndarray, " n"]
-    """Of each row, ``max_j (s_ij - p_j)``, or ``outside`` if that is more: its dual variable."""
+    """Dual variable of each row: ``max_j (s_ij - p_j)``, or ``outside`` if that is larger."""
     slack: float
     """``bound - value``, at least 0."""
     certain: Bool[np.ndarray, " n"]
-    """Of each row, whether every optimal match contains its pair; False where that is not proven,
-    and where it has none."""
+    """Whether every optimal match contains the pair of each row; False if this is not proven or the
+    row has no pair."""
 
 
 def prove(
@@ -48,11 +48,11 @@ def prove(
     prices: Float64[np.ndarray, " m"],
     outside: float = -math.inf,
 ) -> Proof:
-    """Value and bound of a match of rows to columns, exact to the rounding of float64.
+    """Return value and bound of a match of rows to columns, exact to the rounding of float64.
 
-    One blocked pass finds the columns that can be a row's best, and these are computed in float64.
-    A row without a column (-1) is worth ``outside``. Reduced costs within the rounding of float64
-    count as 0. Raises ``InputError`` for a negative price where columns may stay free.
+    One blocked pass finds the columns that can be a row's best, and computes these in float64. A
+    row without a column (-1) is worth ``outside``. Reduced costs within the rounding of float64
+    count as 0. Raises ``InputError`` for a negative price if columns may stay free.
     """
     rows = np.flatnonzero(columns >= 0)
     taken = columns[rows]
@@ -60,8 +60,8 @@ def prove(
     assert len(rows) == products.n or outside > -math.inf, "a row is left without a column"
     if (products.m > products.n or outside > -math.inf) and (prices < 0).any():
         raise InputError(
-            f"prices go down to {prices.min():.3g}; where columns may stay free they must not be "
-            "negative"
+            f"prices go down to {prices.min():.3g}; if columns may stay free, prices must not "
+            "be negative"
         )
     worth, paid = np.full(products.n, outside), np.zeros(products.n)
     worth[rows], paid[rows] = products.exact(rows, taken), prices[taken]
@@ -93,10 +93,10 @@ def _over_chance(
     slack: float,
     certain: float | None,
 ) -> Certificate:
-    """Return the certificate of a match of all rows, for similarities without a centre.
+    """Return the certificate of a match of all rows, for the vectors as they were given.
 
-    The gap over chance is computed before the centre is added again: value, bound and chance may
-    then be large numbers that differ little.
+    The gap over chance is computed before the centre is added: with it, value, bound and chance may
+    be large numbers that differ little.
     """
     value, chance = math.fsum(worth), products.chance.value
     to_win = value + slack - chance
@@ -112,7 +112,7 @@ def _over_chance(
 
 
 def _n_most(above: Float64[np.ndarray, " n"]) -> int | None:
-    """Return how few pairs together are worth 90 % of what all are, above chance."""
+    """Return the least number of pairs with 90 % of the value above chance; None if it is 0."""
     total = math.fsum(above)
     if total <= 0:
         return None

@@ -1,7 +1,7 @@
-"""The last step from nearly optimal to optimal: reduced-cost fixing, then a sparse exact solve.
+"""The last step to the optimum: reduced-cost fixing, then an exact sparse solver.
 
-If a match is worth ``G`` less than the bound that prices prove, no pair whose reduced cost exceeds
-``G`` is in any optimal match (reduced-cost fixing; ``docs/solver.md``). What is left is sparse.
+If a match is worth ``G`` less than the bound that prices prove, no optimal match contains a pair
+whose reduced cost exceeds ``G`` (reduced-cost fixing; ``docs/solver.md``). Few pairs remain.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from saematch.matching.solver.products import Products
 from saematch.matching.solver.screening import pairs_above
 
 MOST_PAIRS, MOST_PAIRS_A_ROW = 1_000_000, 50
-"""With more pairs left than the larger of these two allows, the step is not taken."""
+"""Largest number of remaining pairs, whichever limit is larger; otherwise the step is skipped."""
 
 GRAIN = 2.0**-46
-"""Of weights of at most 1: as fine as their rounding, and so coarse that their sums are exact."""
+"""Unit of weights of at most 1: as fine as their rounding, but coarse enough for exact sums."""
 
 MOST_ROUNDS = 2000
-"""Of raising prices; few are needed, and if these do not suffice the certificate shows it."""
+"""Largest number of rounds of raising prices. Few are needed; if not, the proof shows a gap."""
 
 
 def finish(
     products: Products, proof: Proof, prices: Float64[np.ndarray, " m"], outside: float
 ) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, " m"]] | None:
-    """Return an optimal match and prices that prove it; None if too many pairs are left.
+    """Return an optimal match and prices that prove it; None if too many pairs remain.
 
-    All in float64. Twice ``G`` is taken as the limit: prices that prove the optimum are within
-    ``G`` of those at hand. Where columns may stay free, theirs are set to 0 and the others lowered
-    by ``G`` before they are raised to what is needed. The certificate has the last word.
+    All numbers are float64. The limit is twice ``G``, since the given prices differ by at most
+    ``G`` from prices that prove the optimum. If columns may stay free, prices of free columns
+    start at 0, and other prices start ``G`` lower, before they are raised as far as needed. The
+    certificate decides whether the result is optimal.
     """
     n, m = products.n, products.m
     limit = 2 * proof.slack
@@ -43,7 +44,7 @@ def finish(
     if pairs is None:
         return None
     i, j, net = pairs
-    # A row's own way out stands behind the columns, at a price of 0.
+    # Staying unmatched is an extra column for each row, after the others, with a price of 0.
     way_out = np.flatnonzero(proof.profits - outside <= limit)
     i, j, net = (
         np.append(i, way_out),
@@ -56,7 +57,7 @@ def finish(
     i, j, net = (kind[kept][order] for kind in (i, j, net))
     may_stay_free = m > n or outside > -math.inf
     weight = proof.profits[i] - net - (price[j] if may_stay_free else 0.0)
-    # SciPy takes a weight of 0 for no edge, and may search without end where sums are rounded
+    # For SciPy a weight of 0 is no edge, and its search may not end if sums are rounded
     weight = np.round(weight / (np.abs(weight).max() or 1.0) / GRAIN) * GRAIN + 2.0
     graph = csr_array((weight, (i, j)), shape=(n, m + n if len(way_out) else m))
     partner = min_weight_full_bipartite_matching(graph)[1].astype(np.int64)
@@ -77,7 +78,7 @@ def _prices(
     """Return the least prices, not below ``start``, at which no row prefers another column.
 
     They are longest paths in the graph whose arc from column ``P(i)`` to ``j`` weighs
-    ``s_ij - s_i,P(i)``, found by Bellman and Ford's rounds; they exist if the match is optimal.
+    ``s_ij - s_i,P(i)``, computed by Bellman and Ford's rounds. They exist if the match is optimal.
     """
     own = np.zeros(len(partner))
     mine = j == partner[i]
@@ -86,9 +87,9 @@ def _prices(
     ulp = np.finfo(np.float64).eps
     prices = start.copy()
     for _ in range(min(len(partner), MOST_ROUNDS)):
-        wanted = prices[tail] + weight
-        rises = wanted > prices[j] + 4 * ulp * (np.abs(similarity) + np.abs(prices[j]))
+        needed = prices[tail] + weight
+        rises = needed > prices[j] + 4 * ulp * (np.abs(similarity) + np.abs(prices[j]))
         if not rises.any():
             break
-        np.maximum.at(prices, j[rises], wanted[rises])
+        np.maximum.at(prices, j[rises], needed[rises])
     return prices

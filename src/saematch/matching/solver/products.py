@@ -1,5 +1,7 @@
-"""Similarities ``S = X_A X_Bᵀ``: float32 products in blocks, held whole where there is room, and
-chosen pairs in float64."""
+"""Similarities ``S = X_A X_Bᵀ``.
+
+Products are float32, in blocks, and stored whole if they fit. Chosen pairs are float64.
+"""
 
 from __future__ import annotations
 
@@ -24,46 +26,48 @@ from saematch.matching.centring import VECTORS_AT_ONCE, Chance, lengths
 CPU = torch.device("cpu")
 GIB = 2**30
 LONGEST_LIST = 2048
-"""Candidates a row keeps at most; more cost longer to choose than they save in scans."""
+"""Largest number of candidates a row; choosing more takes longer than the scans they save."""
 SHORTEST_LIST = 16
 MOST_ROWS_AT_ONCE = 1024
-"""Rows of a product; with more, the product is no faster."""
+"""Largest number of rows in a product; more rows make it no faster."""
 BYTES_A_SIMILARITY = 12
-"""What a block takes on the way, a row and column: product, net value, and one copy."""
+"""Memory of a block, per row and column: product, net value, and one copy."""
 NUMBERS_AT_ONCE = 1 << 21
-"""Similarities looked at in one go on the CPU, few enough for its caches."""
+"""Similarities that the CPU processes together; they fit into its caches."""
 SHARE_OF_FREE_MEMORY = 0.5
 
 
 class Regime(Enum):
-    """How the similarities are held."""
+    """How the similarities are stored."""
 
     WHOLE = "whole"
-    """All of them, in memory."""
+    """All similarities, in memory."""
     BLOCKS = "blocks"
-    """Only the best of each row; all are computed again, in blocks, where these do not suffice."""
+    """The best of each row. Rows for which these are not enough are computed again, in blocks."""
     DEVICE = "device"
-    """As blocks, with the products computed and the best chosen on another device."""
+    """Like ``blocks``, but another device computes products and chooses the best."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What fits into the memory at hand."""
+    """Sizes that fit into the available memory."""
 
     regime: Regime
     length: int
-    """Candidates that each row keeps; all columns where the similarities are held whole."""
+    """Number of candidates of each row; all columns if the similarities are stored whole."""
     rows_at_once: int
-    """Rows of a block of a product."""
+    """Number of rows in a block of a product."""
+    device: torch.device = CPU
+    """Device that computes products."""
 
 
 def plan(
     n: int, m: int, memory_gib: float | None, device: torch.device, regime: Regime | None
 ) -> Plan:
-    """Choose a regime for ``n`` rows and ``m`` columns, if it is not given.
+    """Return the plan for ``n`` rows and ``m`` columns; choose a regime if none is given.
 
-    ``memory_gib`` is for all that is held beside the input; by default it is half of what is free.
-    ``InputError`` if it does not suffice for ``SHORTEST_LIST`` candidates a row.
+    ``memory_gib`` is the memory for everything except the input, by default half of the free
+    memory. Raises ``InputError`` if it is too little for ``SHORTEST_LIST`` candidates a row.
     """
     budget = _free_memory() * SHARE_OF_FREE_MEMORY if memory_gib is None else memory_gib * GIB
     a_row = BYTES_A_SIMILARITY * m
@@ -75,7 +79,7 @@ def plan(
     if regime is None and device.type != "cpu":
         regime = Regime.DEVICE
     if regime is Regime.WHOLE or (regime is None and 4 * n * m <= left):
-        return Plan(Regime.WHOLE, m, rows_at_once)
+        return Plan(Regime.WHOLE, m, rows_at_once, device)
     shortest = min(SHORTEST_LIST, m)
     length = int(min(m, LONGEST_LIST, left // (8 * n)))
     if length < shortest:
@@ -84,11 +88,11 @@ def plan(
             f"{budget / GIB:.3g} GiB of memory do not hold {shortest} candidates for each of {n} "
             f"rows; give memory_gib at least {need:.3g}"
         )
-    return Plan(regime or Regime.BLOCKS, length, rows_at_once)
+    return Plan(regime or Regime.BLOCKS, length, rows_at_once, device)
 
 
 def _free_memory() -> int:
-    """Bytes that are free on this machine, and in the control groups that this process is in."""
+    """Return the free bytes of this machine or of this process's control groups, if less."""
     free = psutil.virtual_memory().available
     root, groups = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
     for line in groups.read_text().splitlines() if groups.exists() else ():
@@ -105,7 +109,7 @@ def _free_memory() -> int:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Multiply float32 as float32, whatever the process allows elsewhere (TF32, bfloat16)."""
+    """Multiply in full float32, even if the process allows TF32 or bfloat16 elsewhere."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -115,9 +119,9 @@ def _full_precision() -> Iterator[None]:
 
 
 class Products:
-    """All similarities of the rows of ``x`` and ``y``, in float32 or, for chosen pairs, float64.
+    """Similarities of the rows of ``x`` and ``y``: all in float32, chosen pairs in float64.
 
-    With a ``centre`` they are those of ``x - centre`` and ``y - centre``.
+    With a ``centre`` the rows are those of ``x - centre`` and ``y - centre``.
     """
 
     held: Float32[Tensor, "n m"] | None = None
@@ -127,10 +131,10 @@ class Products:
         x: Float[Tensor, "n size"],
         y: Float[Tensor, "m size"],
         how: Plan,
-        device: torch.device = CPU,
         progress: bool = False,
         centre: Float[Tensor, " size"] | None = None,
     ) -> None:
+        device = how.device
         self.n, self.m, self.size = len(x), len(y), x.shape[1]
         self.progress = progress
         self.rows_at_once = how.rows_at_once
@@ -139,7 +143,7 @@ class Products:
         self.x_lengths, self.y_lengths = lengths(x, centre), lengths(y, centre)
         if self.centre is None:
             self.x, self.y = (side.to(device, torch.float32) for side in (x, y))
-        else:  # rows of x are centred when they are multiplied: a copy of all would take memory
+        else:  # rows of x are centred when they are multiplied, which saves a copy of x
             self.x, self.y = x.to(device), torch.empty(y.shape, dtype=torch.float32, device=device)
             parts = zip(y.split(VECTORS_AT_ONCE), self.y.split(VECTORS_AT_ONCE), strict=True)
             for part, centred in parts:
@@ -149,12 +153,12 @@ class Products:
             parts = zip(
                 self.x.split(MOST_ROWS_AT_ONCE), self.held.split(MOST_ROWS_AT_ONCE), strict=True
             )
-            for part, block in parts:  # seconds each: signals wait for one
+            for part, block in parts:  # each takes seconds, and a signal waits for its end
                 self._product(part, out=block)
 
     @cached_property
     def chance(self) -> Chance:
-        """What pairs are worth by chance, less the centre."""
+        """Expected similarities of a random match, without the centre."""
         return Chance.of(self._x, self._y, self.centre)
 
     def _product(
@@ -166,14 +170,14 @@ class Products:
             return torch.mm(x, self.y.T, out=out)
 
     def of(self, rows: Int64[np.ndarray, " k"]) -> Float32[Tensor, "k m"]:
-        """Return the similarities of some rows."""
+        """Return the similarities of the given rows to all columns."""
         index = torch.from_numpy(rows).to(self.x.device)
         return self._product(self.x[index]) if self.held is None else self.held[index]
 
     def blocks(self, what: str) -> Iterator[tuple[slice, Float32[Tensor, "k m"]]]:
-        """Go over all rows, some at a time; ``what`` names the progress bar.
+        """Yield blocks of rows and their similarities; ``what`` names the progress bar.
 
-        What is yielded is overwritten by the next.
+        The next block overwrites the memory of the one before.
         """
         bar = tqdm(total=self.n, desc=what, unit="row", leave=False, delay=2,
                    disable=not self.progress)  # fmt: skip
@@ -199,12 +203,12 @@ class Products:
         """Return the similarities of chosen pairs, in float64."""
         out = np.empty(len(rows))
         for start in range(0, len(rows), VECTORS_AT_ONCE):
-            some = slice(start, start + VECTORS_AT_ONCE)
+            block = slice(start, start + VECTORS_AT_ONCE)
             sides = [
-                self._exact(side, torch.from_numpy(index[some]).to(side.device))
+                self._exact(side, torch.from_numpy(index[block]).to(side.device))
                 for side, index in ((self._x, rows), (self._y, columns))
             ]
-            out[some] = torch.linalg.vecdot(*sides).numpy()
+            out[block] = torch.linalg.vecdot(*sides).numpy()
         return out
 
     def exact_best(
@@ -213,20 +217,20 @@ class Products:
         prices: Float64[np.ndarray, " m"],
         without: Int64[np.ndarray, " k"],
     ) -> Float64[np.ndarray, " k"]:
-        """Return the best net value of each row in float64 over all columns but one (-1: none)."""
+        """Return each row's best net value in float64, without one column each (-1: none)."""
         best = np.full(len(rows), -np.inf)
         x = self._exact(self._x, torch.from_numpy(rows).to(self._x.device))
         for start in range(0, self.m, VECTORS_AT_ONCE):
-            some = slice(start, start + VECTORS_AT_ONCE)
-            net = (x @ self._exact(self._y, some).T).numpy() - prices[some]
+            block = slice(start, start + VECTORS_AT_ONCE)
+            net = (x @ self._exact(self._y, block).T).numpy() - prices[block]
             excluded = np.flatnonzero((without >= start) & (without < start + net.shape[1]))
             net[excluded, without[excluded] - start] = -np.inf
             best = np.maximum(best, net.max(axis=1))
         return best
 
     def _exact(
-        self, side: Float[Tensor, "n size"], some: slice | Int64[Tensor, " k"]
+        self, side: Float[Tensor, "n size"], rows: slice | Int64[Tensor, " k"]
     ) -> Float64[Tensor, "k size"]:
-        """Return some vectors in float64, from the vectors as they came."""
-        vectors = side[some].to("cpu", torch.float64)
+        """Return some vectors in float64, converted from the input."""
+        vectors = side[rows].to("cpu", torch.float64)
         return vectors if self.centre is None else vectors - self.centre.to("cpu", torch.float64)

@@ -1,8 +1,8 @@
-"""Which pairs of rows and columns may matter, by a bound on the rounding of float32 products.
+"""Selection of the pairs that may matter, by a bound on the rounding of float32 products.
 
 With ``u = 2⁻²⁴`` and ``g = (size + 4) u``, the float32 similarity of two vectors, less a price, is
 off by at most ``g / (1 - g) ‖x_i‖ ‖y_j‖ + 4 u |p_j|``, in any order of summation. This includes the
-rounding of the vectors to float32. The pairs that remain are computed in float64.
+rounding of the vectors to float32. The selected pairs are computed in float64.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from saematch.matching.solver.products import Products
 
 MOST_CONTENDERS = 64
-"""Where rows have more columns that may be their best one, on average, all of a row's columns are
-computed in float64 together."""
+"""Largest number of columns that may be a row's best. For rows with more, all columns are computed
+in float64 together."""
 
 
 class Screen:
@@ -34,28 +34,28 @@ class Screen:
         self._lengths = (products.y_lengths * (1 + 4 * u)).float().to(device)
 
     def lower(self, block: slice, similarity: Float32[Tensor, "k m"]) -> Float32[Tensor, "k m"]:
-        """Return what the pairs of some rows are worth at least."""
+        """Return lower bounds on the net values of a block of rows."""
         return (similarity - self._low).addr_(self._errors[block], self._lengths, alpha=-1)
 
     def upper(self, block: slice, similarity: Float32[Tensor, "k m"]) -> Float32[Tensor, "k m"]:
-        """Return what the pairs of some rows are worth at most."""
+        """Return upper bounds on the net values of a block of rows."""
         return (similarity - self._high).addr_(self._errors[block], self._lengths)
 
 
 class Alternatives(NamedTuple):
-    """What rows would gain from columns other than their own."""
+    """Net values of the rows for columns other than their own."""
 
     best: Float64[np.ndarray, " n"]
-    """Net value of the best of those that may be better than a row's own column; -inf if none may.
-    Computed in float64."""
+    """Net value, in float64, of the best column that may be better than a row's own; -inf if there
+    is none."""
     bound: Float64[np.ndarray, " n"]
-    """Upper bound on the net value of any column but a row's own."""
+    """Upper bound on the net value of any column except a row's own."""
 
 
 def alternatives(
     products: Products, prices: Float64[np.ndarray, " m"], columns: Int64[np.ndarray, " n"]
 ) -> Alternatives:
-    """Look at all pairs but those of ``columns`` (-1: none), in one blocked pass."""
+    """Return the alternatives to ``columns`` (-1: no column), from one blocked pass."""
     screen, own = Screen(products, prices), torch.from_numpy(columns)
     best, bound = np.full(products.n, -np.inf), np.empty(products.n)
     for block, similarity in products.blocks("certificate"):
@@ -82,9 +82,9 @@ def pairs_above(
     floor: Float64[np.ndarray, " n"],
     most: int,
 ) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"], Float64[np.ndarray, " k"]] | None:
-    """Return rows, columns and net values of all pairs that may be worth the floor of their row.
+    """Return rows, columns and net values of all pairs that may reach the floor of their row.
 
-    None if there are more than ``most``.
+    Return None for more than ``most`` pairs.
     """
     screen, u = Screen(products, prices), torch.finfo(torch.float32).eps / 2
     lowest = torch.from_numpy(floor)
@@ -103,7 +103,7 @@ def pairs_above(
 
 
 def _crowded(near: Bool[Tensor, "k m"], lengths: Float64[Tensor, " k"]) -> Int64[Tensor, " c"]:
-    """Return rows for which to look at all columns is less work than at those that contend."""
+    """Return the rows for which computing all columns is less work than selected columns."""
     if not (lengths == 0).any() and near.count_nonzero() <= MOST_CONTENDERS * len(near):
         return torch.zeros(0, dtype=torch.int64)
     return torch.nonzero(near.sum(1) > MOST_CONTENDERS).flatten()

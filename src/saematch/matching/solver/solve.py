@@ -33,25 +33,25 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class Solution:
-    """A match, what was proved of it, and how it was found."""
+    """A match, its proof, and how the solver ran."""
 
     columns: Int64[np.ndarray, " n_a"]
-    """Of each row of ``x_a``, its partner among the rows of ``x_b``; -1 where it has none."""
+    """Partner of each row of ``x_a`` among the rows of ``x_b``; -1 for no partner."""
     certificate: Certificate
     """Value and bound; without ``unmatched`` also chance, gap over chance and ``n_90``; and the
     share of pairs that are certain."""
     certain: Bool[np.ndarray, " n_a"]
-    """Of each row of ``x_a``, whether its pair is proven to be in every optimal match."""
+    """Whether the pair of each row of ``x_a`` is proven to be in every optimal match."""
     prices: Float64[np.ndarray, " n_b"]
     """The dual variables of ``x_b`` that prove the bound: it is at least
     ``sum_i max_j (s_ij - prices_j) + sum_j prices_j``, where the maximum is taken as at least 0 if
     there are more rows in ``x_a`` than in ``x_b``, and otherwise as at least ``unmatched``."""
     seconds: float
     regime: str
-    """How similarities were held: ``whole``, ``blocks`` or ``device``."""
+    """How similarities were stored: ``whole``, ``blocks`` or ``device``."""
     status: Status
     n_scanned_again: int
-    """Rows whose list of candidates had to be made again; each costs a row of the product."""
+    """Rows whose candidates were chosen again; each costs a row of the product."""
 
     @property
     def value(self) -> float:
@@ -77,6 +77,22 @@ class Solution:
         return self.certificate.gap_over_chance
 
 
+@dataclass(frozen=True)
+class SolverResources:
+    """Memory and device of a solve, and whether it shows its progress."""
+
+    memory_gib: float | None = None
+    """Memory to use in addition to the input; by default half of the free memory."""
+    device: str | torch.device | None = None
+    """Device that computes products and makes lists; by default the device of ``x_a``, or CUDA if
+    it is available and ``x_a`` is on the CPU."""
+    regime: str | None = None
+    """How similarities are stored: ``whole`` in memory, ``blocks`` (the best of each row, on the
+    CPU) or ``device`` (the same, with products on ``device``); by default what fits."""
+    progress: bool = False
+    """Whether to show progress bars on standard error."""
+
+
 def solve_assignment(
     x_a: np.ndarray | Tensor,
     x_b: np.ndarray | Tensor,
@@ -84,66 +100,52 @@ def solve_assignment(
     unmatched: float | None = None,
     tolerance: float = 1e-6,
     time_limit: float | None = None,
-    memory_gib: float | None = None,
-    device: str | torch.device | None = None,
-    regime: str | None = None,
-    progress: bool = False,
+    resources: SolverResources | None = None,
 ) -> Solution:
     """Match rows of ``x_a`` and ``x_b`` one to one for the largest total inner product.
 
-    Every row of the smaller side gets a partner; with ``unmatched`` it may stay without one where
-    that is better, staying being worth ``unmatched`` to it.
+    Every row of the smaller side gets a partner. With ``unmatched``, a row may stay without one if
+    that is better; staying unmatched is worth ``unmatched``.
 
-    A forward auction with epsilon-scaling (Bertsekas 1988; ``docs/solver.md``) on float32 products,
-    with float64 prices. The result's ``value`` and ``bound`` are then computed apart from it, in
-    one blocked pass, exact to float64 rounding. For two sides of one size and no ``unmatched``, one
-    common vector is first subtracted from all rows. This subtracts the same number from the value
-    of every permutation, and the number is added to value, bound and chance at the end.
+    The solver is a forward auction with epsilon-scaling (Bertsekas 1988; ``docs/solver.md``) on
+    float32 products, with float64 prices. A separate blocked pass then computes ``value`` and
+    ``bound``, exact to float64 rounding. For two sides of one size and no ``unmatched``, a common
+    vector is first subtracted from all rows. This subtracts the same number from the value of every
+    permutation, and the number is added to value, bound and chance at the end.
 
-    Time is that of one float32 product of both sides (``2 n_a n_b size`` flops) and little more if
-    the similarities fit into memory; if not, it is that of two and of the rows scanned again.
-    Memory beside the input is ``4 n_a n_b`` bytes, or, if that is more than there is, ``8 K n`` for
-    lists of ``K <= 2048`` candidates. A float32 copy of ``x_b`` comes on top if a common vector is
-    subtracted; otherwise copies of inputs that are not float32.
+    If the similarities fit into memory, the time is little more than that of one float32 product of
+    both sides (``2 n_a n_b size`` flops). Otherwise it is that of two products and of the rows that
+    are scanned again. The memory, in addition to the input, is ``4 n_a n_b`` bytes, or ``8 K n``
+    bytes for lists of ``K <= 2048`` candidates if that is too much. A float32 copy of ``x_b`` is
+    added if a common vector is subtracted; otherwise copies of inputs that are not float32.
 
     Args:
         x_a: ``[n_a, size]``, vectors of one side, of any floating type.
         x_b: ``[n_b, size]``, vectors of the other side.
-        unmatched: what staying without a partner is worth; None if that is not allowed.
-        tolerance: the gap to stop at, ``(bound - value) / (bound - chance)``, where chance is the
+        unmatched: value of a row without a partner; None if every row must have one.
+        tolerance: gap to stop at, ``(bound - value) / (bound - chance)``, where chance is the
             expected value of a random match; with ``unmatched``, ``(bound - value) / |bound|``. 0
-            is the optimum itself.
-        time_limit: seconds after which the best match so far is taken. Making the first lists,
-            proving the result, and what is under way when the time is up come on top.
-        memory_gib: memory to use beside the input; by default half of what is free.
-        device: where products are computed and lists made; by default the device of ``x_a``, or
-            CUDA if there is one, or the CPU.
-        regime: how similarities are held: ``whole`` in memory, ``blocks`` (the best of each row, on
-            the CPU) or ``device`` (the same, with products on ``device``); by default what fits.
-        progress: show bars on standard error.
+            asks for the optimum itself.
+        time_limit: seconds after which the best match so far is returned. Making the first lists,
+            the step that is running at that time, and the proof take additional time.
+        resources: memory and device; by default ``SolverResources()``.
 
     Raises:
         ValueError: for arrays of other shapes, empty ones, values that are not finite or out of
             float32's range, settings without meaning, and too little memory.
     """
     started = time.monotonic()
+    resources = resources or SolverResources()
     a, b = _checked(x_a, x_b)
-    if unmatched is not None and not math.isfinite(unmatched):
-        raise InputError(
-            f"unmatched is {unmatched}; give a finite number, or None for no such choice"
-        )
-    check_tolerance(tolerance)
-    if time_limit is not None and not time_limit >= 0:
-        raise InputError(f"time_limit is {time_limit}; give seconds, or None for no limit")
+    _check_limits(unmatched, tolerance, time_limit)
+    outside = -math.inf if unmatched is None else float(unmatched)
+    deadline = math.inf if time_limit is None else started + time_limit
     swapped = len(a) > len(b)
     x, y = (b, a) if swapped else (a, b)
-    outside = -math.inf if unmatched is None else float(unmatched)
-    chosen, place = _regime(regime, device, a)
-    how = plan(len(x), len(y), memory_gib, place, chosen)
-    permuted = len(x) == len(y) and unmatched is None
-    centre = common_centre(x, y) if permuted else None
-    products = Products(x, y, how, place, progress, centre)
-    deadline = math.inf if time_limit is None else started + time_limit
+    regime, device = _regime(resources.regime, resources.device, a)
+    how = plan(len(x), len(y), resources.memory_gib, device, regime)
+    centre = common_centre(x, y) if len(x) == len(y) and unmatched is None else None
+    products = Products(x, y, how, resources.progress, centre)
     auctioned = run_stages(products, how.length, outside, tolerance, deadline)
     columns, prices, in_time, again = auctioned
     proof = prove(products, columns, prices, outside)
@@ -158,9 +160,9 @@ def solve_assignment(
     if centre is not None:
         prices = prices + inner(y, centre)
     if swapped:
-        rows, taken = np.flatnonzero(columns >= 0), columns[columns >= 0]
+        rows, partners = np.flatnonzero(columns >= 0), columns[columns >= 0]
         columns, certain = np.full(len(y), -1), np.zeros(len(y), bool)
-        columns[taken], certain[taken] = rows, proof.certain[rows]
+        columns[partners], certain[partners] = rows, proof.certain[rows]
         prices = proof.profits
     return Solution(
         columns=columns,
@@ -174,6 +176,18 @@ def solve_assignment(
     )
 
 
+def _check_limits(unmatched: float | None, tolerance: float, time_limit: float | None) -> None:
+    """Raise ``InputError`` for limits without meaning."""
+    if unmatched is not None and not math.isfinite(unmatched):
+        raise InputError(
+            f"unmatched is {unmatched}; give a finite number, or None if every row must have a "
+            "partner"
+        )
+    check_tolerance(tolerance)
+    if time_limit is not None and not time_limit >= 0:
+        raise InputError(f"time_limit is {time_limit}; give seconds, or None for no limit")
+
+
 def check_tolerance(tolerance: float) -> None:
     """Raise ``InputError`` for a tolerance that is not a gap to stop at."""
     if not 0 <= tolerance < math.inf:
@@ -184,7 +198,7 @@ def check_tolerance(tolerance: float) -> None:
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """Return the device of a name; ``InputError`` if there is none of that name."""
+    """Return the device with this name; ``InputError`` if the name is none of a device."""
     try:
         return torch.device(device)
     except RuntimeError as error:
@@ -194,14 +208,14 @@ def check_device(device: str | torch.device) -> torch.device:
 
 
 def _usable_device(device: str | torch.device) -> torch.device:
-    """Return the device of a name; ``InputError`` if it computes nothing here."""
+    """Return the device with this name; ``InputError`` if it cannot be used on this machine."""
     place = check_device(device)
     try:
         torch.empty(1, device=place).cpu()
     except (RuntimeError, AssertionError) as error:
         raise InputError(
-            f"device={str(device)!r} cannot be used here ({str(error).splitlines()[0]}): take cpu, "
-            "or leave it out for a GPU where there is one"
+            f"device={str(device)!r} cannot be used here ({str(error).splitlines()[0]}): use cpu, "
+            "or leave device out, which uses a GPU if there is one"
         ) from error
     return place
 
@@ -215,8 +229,8 @@ def _missed(proof: Proof, tolerance: float) -> bool:
 def _regime(
     regime: str | None, device: str | torch.device | None, a: Tensor
 ) -> tuple[Regime | None, torch.device]:
-    """Return the regime, if it is decided already, and where products are computed."""
-    names = [known.value for known in Regime]
+    """Return the regime, None if it depends on memory, and the device that computes products."""
+    names = [member.value for member in Regime]
     if regime is not None and regime not in names:
         raise InputError(f"there is no regime {regime!r}; choose one of {', '.join(names)}")
     chosen = None if regime is None else Regime(regime)
@@ -226,7 +240,7 @@ def _regime(
     elif chosen in (None, Regime.DEVICE):
         place = torch.device("cuda") if a.is_cpu and torch.cuda.is_available() else a.device
     if place != CPU and chosen not in (None, Regime.DEVICE):
-        raise InputError(f"regime {regime!r} is of the CPU; leave out device={str(place)!r}")
+        raise InputError(f"regime {regime!r} uses the CPU; leave out device={str(place)!r}")
     return chosen, place
 
 
@@ -238,8 +252,8 @@ def _checked(
         tensor = torch.as_tensor(side).detach()
         if tensor.ndim != 2 or 0 in tensor.shape or not tensor.is_floating_point():
             raise InputError(
-                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; give one vector of "
-                "floating-point numbers a row, at least one"
+                f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; give floating-point "
+                "numbers with one vector in each row, and at least one row"
             )
         longest = float(lengths(tensor).max())
         if not math.isfinite(longest):
@@ -249,8 +263,8 @@ def _checked(
     a, b = sides
     if a.shape[1] != b.shape[1]:
         raise InputError(
-            f"vectors of x_a have {a.shape[1]} numbers, those of x_b {b.shape[1]}; they must be of "
-            "one size"
+            f"vectors of x_a have {a.shape[1]} numbers, those of x_b {b.shape[1]}; both sides "
+            "need vectors of the same size"
         )
     for size in (*sizes, math.prod(sizes)):
         if size and not 1e-15 < size < 1e15:

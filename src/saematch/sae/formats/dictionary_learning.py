@@ -1,11 +1,15 @@
-"""SAEs as dictionary_learning has them on disk: ``trainer_0/ae.pt`` beside ``config.json``.
+"""Reader of dictionary_learning's SAEs: ``trainer_0/ae.pt`` next to ``config.json``.
 
-Taken for granted of the layout: ``encoder.weight`` is ``[F, d]`` and ``decoder.weight`` ``[d, F]``,
-but ``W_enc`` and ``W_dec`` are as here. ``AutoEncoderNew`` encodes ``x``, ``JumpReluAutoEncoder``
-too unless its settings say ``apply_b_dec_to_input``, all others ``x`` minus the decoder's bias.
-BatchTopK and matryoshka SAEs are at inference JumpReLU with one threshold, negative until it was
-measured. ``resid_post_layer_3`` is the output of block 3, and so is the module ``model.layers.3``
-unless the buffer's ``io`` says that its input was read.
+Assumptions about the layout:
+
+- ``encoder.weight`` is ``[F, d]`` and ``decoder.weight`` is ``[d, F]``, but tensors with the names
+  ``W_enc`` and ``W_dec`` have the orientation of ``SaeParams``.
+- ``AutoEncoderNew`` encodes ``x``, and so does ``JumpReluAutoEncoder`` unless its settings have
+  ``apply_b_dec_to_input``. All others encode ``x`` minus the decoder's bias.
+- At inference, BatchTopK and matryoshka SAEs are JumpReLU SAEs with one threshold. It is negative
+  until training has measured it.
+- ``resid_post_layer_3`` is the output of block 3. So is the module ``model.layers.3``, unless the
+  buffer's ``io`` states that its input was read.
 """
 
 from __future__ import annotations
@@ -25,15 +29,15 @@ from saematch.sae.formats.reading import (
     present,
     read_tensors,
     renamed,
+    required_l0,
     short_name,
-    told,
 )
 from saematch.sae.formats.settings import Fields, refuse_contradiction
 from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.sites import check_hook, warn_unstated
 
 SETTINGS = Fields({"trainer": dict, "buffer": dict}, closed=False)
-"""``config.json``; its other groups describe the training."""
+"""Fields of ``config.json``; its other groups describe the training."""
 TRAINER = Fields(
     {"dict_class": str, "activation_dim": int, "dict_size": int, "k": int, "layer": int,
      "lm_name": str, "submodule_name": str, "apply_b_dec_to_input": bool},
@@ -44,16 +48,16 @@ TRAINER = Fields(
     "sparsity_warmup_steps steps target_l0 threshold_beta threshold_start_step top_k_aux "
     "trainer_class wandb_name warmup_steps",
 )  # fmt: skip
-"""Group ``trainer``. The factor that activations were divided by in training (``norm_factor``) is
-worked into the biases before the SAE is saved."""
+"""Fields of the group ``trainer``. Training divides activations by ``norm_factor``; the biases
+in the file already include it."""
 _BUFFER = Fields({"io": str}, closed=False)
-_BESIDE = {
+_IGNORED = {
     "AutoEncoderTopK": ("k", "threshold"),
     "BatchTopKSAE": ("k",),
     "MatryoshkaBatchTopKSAE": ("k", "group_sizes"),
 }
-"""Tensors of each class that its encoder does not read here: TopK's threshold is for another way to
-encode, matryoshka's groups are for training."""
+"""Tensors of each class that are not read: TopK's threshold belongs to another way of encoding, and
+matryoshka's groups are only used in training."""
 
 CLASSES = {
     "AutoEncoder": "standard",
@@ -64,7 +68,7 @@ CLASSES = {
     "BatchTopKSAE": "jumprelu",
     "MatryoshkaBatchTopKSAE": "jumprelu",
 }
-"""How each class encodes."""
+"""Architecture of each class."""
 _NAMES = {
     "encoder.weight": "W_enc",
     "decoder.weight": "W_dec",
@@ -85,9 +89,9 @@ _HOOKS = {
 
 
 def load_dictionary_learning(folder: Path, layer: int, release: str) -> SaeParams:
-    """Load one SAE; ``InputError`` if it is damaged or of a class not taken.
+    """Load one SAE; ``InputError`` if it is damaged or of an unsupported class.
 
-    Opened weights-only, so that nothing in the file can run.
+    The file is opened weights-only, so that it cannot run code.
     """
     where, path, trainer = (
         f"the SAE in {folder}",
@@ -97,11 +101,11 @@ def load_dictionary_learning(folder: Path, layer: int, release: str) -> SaeParam
     held = read_tensors(path)
     kind = trainer.get("dict_class") or _class_of(where, held.tensors)
     if kind not in CLASSES:
-        reason = ", whose features span several layers already" if "Cross" in kind else ""
+        reason = ", whose features already span several layers" if "Cross" in kind else ""
         raise InputError(
             f"{where} is of class {kind!r}{reason}; choose one of {', '.join(CLASSES)}"
         )
-    refuse_contradiction(path, held.beside, {**trainer, "dict_class": kind})
+    refuse_contradiction(path, held.other, {**trainer, "dict_class": kind})
     tensors = renamed(held.tensors, _NAMES)
     check_size(where, tensors, trainer.get("activation_dim"), trainer.get("dict_size"))
     k = tensors.get("k", trainer.get("k"))
@@ -126,19 +130,19 @@ def load_dictionary_learning(folder: Path, layer: int, release: str) -> SaeParam
         origin,
         subtract_b_dec=trainer.get("apply_b_dec_to_input", subtract),
         k=None if k is None or CLASSES[kind] != "topk" else int(k),
-        beside=(*_BESIDE.get(kind, ()), *TRAINER.harmless.split()),
+        ignored=(*_IGNORED.get(kind, ()), *TRAINER.harmless.split()),
     )
 
 
 def dictionary_learning_l0(folder: Path) -> float:
-    """Return the ``k`` of the settings, ``InputError`` if there is none."""
-    return told(folder, trainer_settings(folder / "config.json").get("k"))
+    """Return the ``k`` in the settings; ``InputError`` if there is none."""
+    return required_l0(folder, trainer_settings(folder / "config.json").get("k"))
 
 
 def trainer_settings(path: Path) -> dict[str, Any]:
-    """Return the understood settings of the trainer in ``config.json``; empty without the file.
+    """Return the trainer's known settings in ``config.json``; empty without the file.
 
-    Raises ``InputError`` for settings that may change what the SAE computes and are not understood.
+    Raises ``InputError`` for unknown settings, which may change what the SAE computes.
     """
     if not path.exists():
         return {}
@@ -146,7 +150,7 @@ def trainer_settings(path: Path) -> dict[str, Any]:
 
 
 def _class_of(where: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return the class whose tensors these are, for folders without settings."""
+    """Return the class that has these tensors, for folders without settings."""
     marks = {
         "decoder_bias": "GatedAutoEncoder",
         "group_sizes": "MatryoshkaBatchTopKSAE",
@@ -158,23 +162,23 @@ def _class_of(where: str, tensors: Mapping[str, Tensor]) -> str:
             return kind
     if "W_enc" in tensors and "threshold" in tensors:
         return "JumpReluAutoEncoder"
-    either = "AutoEncoderTopK or BatchTopKSAE, which have tensors of the same names"
+    either = "AutoEncoderTopK or BatchTopKSAE have tensors of these names"
     raise InputError(
-        f"{where} does not tell its class, {either if 'k' in tensors else 'and no known one fits'}"
-        f" (it has {', '.join(sorted(tensors))}); put its config.json beside it"
+        f"{where} does not state its class: {either if 'k' in tensors else 'no known class fits'}"
+        f" (it has {', '.join(sorted(tensors))}); put its config.json next to it"
     )
 
 
 def _check_measured(where: str, tensors: Mapping[str, Tensor]) -> None:
     if "threshold" in tensors and bool((tensors["threshold"] < 0).any()):
         raise InputError(
-            f"{where} has a negative threshold: training stopped before it was measured, so which "
-            "features are active is not known; train it longer"
+            f"{where} has a negative threshold: training stopped before it measured the threshold, "
+            "so the active features are unknown; train it longer"
         )
 
 
 def _site(where: str, trainer: Mapping[str, Any], folder: Path, layer: int) -> str:
-    """Return the site; ``InputError`` if the SAE is of another layer, or of no known site."""
+    """Return the site; ``InputError`` if the SAE is of another layer or an unknown site."""
     path, hook = folder / "config.json", _hook(where, trainer, layer)
     buffer = _BUFFER.checked(f"{path}: buffer", SETTINGS.read(path).get("buffer", {}))
     io = buffer.get("io", "out")
@@ -185,13 +189,13 @@ def _site(where: str, trainer: Mapping[str, Any], folder: Path, layer: int) -> s
     if io == "in" and not hook.startswith("blocks."):
         return check_hook(where, f"{hook}.input", layer)
     raise InputError(
-        f"{where} reads {io!r} of {trainer.get('submodule_name')!r}, which saematch does not know; "
-        "known are 'out', and 'in' and 'in_and_out' of a module such as model.layers.3"
+        f"{where} reads {io!r} of {trainer.get('submodule_name')!r}, which is not supported; "
+        "supported are 'out', and 'in' and 'in_and_out' of a module such as model.layers.3"
     )
 
 
 def _hook(where: str, trainer: Mapping[str, Any], layer: int) -> str:
-    """Return the hook's name as TransformerLens or Hugging Face have it."""
+    """Return the hook's name in TransformerLens or Hugging Face."""
     if not trainer.get("submodule_name"):
         warn_unstated(where)
     submodule = trainer.get("submodule_name") or f"resid_post_layer_{trainer.get('layer', layer)}"
@@ -204,8 +208,8 @@ def _hook(where: str, trainer: Mapping[str, Any], layer: int) -> str:
         hook = f"blocks.{number}.{_HOOKS[parts[1]]}"
     else:
         raise InputError(
-            f"{where} reads {submodule!r}; known are {', '.join(f'{h}_layer_3' for h in _HOOKS)} "
-            "and modules such as model.layers.3"
+            f"{where} reads {submodule!r}; supported are "
+            f"{', '.join(f'{h}_layer_3' for h in _HOOKS)} and modules such as model.layers.3"
         )
     if trainer.get("layer", number) != number:
         raise InputError(

@@ -1,9 +1,9 @@
-"""SAEs as Llama Scope has them on disk: ``checkpoints/final.safetensors`` and ``hyperparams.json``.
+"""Reader of Llama Scope's SAEs: ``checkpoints/final.safetensors`` and ``hyperparams.json``.
 
 The weights act on hidden states times ``s = sqrt(d_model) / norm``, where ``norm`` is the mean norm
-of hidden states that the settings state. The one threshold is in units of hidden states as they
-are, and of features whose decoder vectors have norm 1. With ``s`` worked into the weights, as
-SAELens does, the threshold is ``s`` times as large.
+of hidden states stated in the settings. All features share one threshold, which refers to raw
+hidden states and to decoder vectors of norm 1. Folding ``s`` into the weights, as SAELens does,
+multiplies the threshold by ``s``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from saematch.core.errors import InputError
 from saematch.core.files import content_hash
 from saematch.sae.architectures import to_sae_params
-from saematch.sae.formats.reading import check_size, read_tensors, renamed, told
+from saematch.sae.formats.reading import check_size, read_tensors, renamed, required_l0
 from saematch.sae.formats.settings import Fields
 from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.sites import check_hook
@@ -35,7 +35,7 @@ HYPERPARAMS = Fields(
     "l1_coefficient l1_coefficient_warmup_steps lp tp_size use_batch_norm_mse "
     "use_ghost_grads",
 )  # fmt: skip
-"""``hyperparams.json``."""
+"""Fields of ``hyperparams.json``."""
 _NEEDED = ("d_model", "d_sae", "jump_relu_threshold", "dataset_average_activation_norm",
            "hook_point_in")  # fmt: skip
 _NORMS = Fields({"in": float, "out": float})
@@ -46,9 +46,9 @@ _LEGAL: Mapping[str, str | bool] = {
     "use_glu_encoder": False,
     "apply_decoder_bias_to_pre_encoder": False,
 }
-"""Settings that change what the SAE computes, and the value that is read here."""
+"""Settings that change what the SAE computes, with their only supported values."""
 _UNIT = 0.01
-"""Distance from 1 at which a decoder vector's norm counts as 1: the files are in bfloat16."""
+"""Tolerance for decoder norms of 1, since the files are in bfloat16."""
 _NAMES = {
     "encoder.weight": "W_enc",
     "encoder.bias": "b_enc",
@@ -58,7 +58,7 @@ _NAMES = {
 
 
 def load_llama_scope(folder: Path, layer: int, release: str) -> SaeParams:
-    """Load one SAE; ``InputError`` if it is damaged or its settings ask for another computation."""
+    """Load one SAE; ``InputError`` if it is damaged or its settings are not supported."""
     where, path = f"the SAE in {folder}", folder / "hyperparams.json"
     settings = llama_scope_settings(path)
     norms = _NORMS.checked(
@@ -67,7 +67,7 @@ def load_llama_scope(folder: Path, layer: int, release: str) -> SaeParams:
         needed=("in",),
     )
     if min(norms.values()) <= 0:
-        raise InputError(f"{path}: dataset_average_activation_norm={norms} must be above 0")
+        raise InputError(f"{path}: dataset_average_activation_norm={norms} must be positive")
     held = read_tensors(folder / WEIGHTS).tensors
     tensors = renamed(held, _NAMES)
     check_size(where, tensors, settings["d_model"], settings["d_sae"])
@@ -92,7 +92,7 @@ def load_llama_scope(folder: Path, layer: int, release: str) -> SaeParams:
 def _on_raw_states(
     tensors: dict[str, Tensor], settings: Mapping[str, Any], read: float, written: float
 ) -> dict[str, Tensor]:
-    """Return the tensors with the factors on what is read and written worked in."""
+    """Return the tensors with the factors on inputs and outputs folded in."""
     if not {"W_enc", "W_dec", "b_dec"} <= tensors.keys():
         return tensors
     theta = torch.tensor(settings["jump_relu_threshold"] * read)
@@ -110,17 +110,16 @@ def _on_raw_states(
 
 
 def llama_scope_settings(path: Path) -> dict[str, Any]:
-    """Return the understood settings; ``InputError`` if they ask for another computation."""
+    """Return the known settings; ``InputError`` if they are unknown or not supported."""
     settings = HYPERPARAMS.read(path, needed=_NEEDED)
     for name, legal in _LEGAL.items():
         if settings.get(name, legal) != legal:
             raise InputError(
-                f"{path}: {name}={settings[name]!r}, but saematch computes these SAEs with "
-                f"{name}={legal!r} alone"
+                f"{path}: {name}={settings[name]!r}, but saematch supports only {name}={legal!r}"
             )
     return settings
 
 
 def llama_scope_l0(folder: Path) -> float:
-    """Return ``top_k``, ``InputError`` if there is none."""
-    return told(folder, llama_scope_settings(folder / "hyperparams.json").get("top_k"))
+    """Return ``top_k``; ``InputError`` if there is none."""
+    return required_l0(folder, llama_scope_settings(folder / "hyperparams.json").get("top_k"))

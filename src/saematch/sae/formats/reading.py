@@ -1,4 +1,4 @@
-"""Files of tensors, and what other libraries call the tensors in them."""
+"""Readers of weights files, and helpers for other libraries' names of tensors."""
 
 from __future__ import annotations
 
@@ -31,61 +31,60 @@ _DAMAGED = (
     ValueError,
     zipfile.BadZipFile,
 )
-"""What the three libraries raise on a file that is cut off or not theirs."""
+"""Errors of the three libraries for a file that is truncated or in another format."""
 
 
-class Held(NamedTuple):
-    """What a file of weights holds."""
+class Content(NamedTuple):
+    """Content of a weights file."""
 
     tensors: dict[str, Tensor]
-    """By name; single numbers too."""
-    beside: dict[str, Any]
-    """Entries that are no tensors, such as texts; objects that numpy would have to unpickle are
-    left out."""
+    """Tensors and single numbers, by name."""
+    other: dict[str, Any]
+    """Other entries, such as texts; None for objects that NumPy would have to unpickle."""
 
 
-def read_tensors(path: Path) -> Held:
-    """Return what a ``.npz``, ``.pt`` or ``.safetensors`` file holds.
+def read_tensors(path: Path) -> Content:
+    """Return the content of a ``.npz``, ``.pt`` or ``.safetensors`` file.
 
-    Raises ``InputError`` for a damaged file, for a git-lfs pointer, and for a ``.pt`` file of more
-    than tensors and plain values: it could run code when opened, so it is not.
+    Raises ``InputError`` for a damaged file, for a git-lfs pointer, and for a ``.pt`` file with
+    more than tensors and plain values, since opening it could run code.
     """
     refuse_pointer(path)
     try:
-        held = dict(_entries(path))
+        entries = dict(_entries(path))
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} is damaged, or holds more than tensors and is not opened, since that could "
-            "run code; save the SAE's state_dict alone"
+            f"{path} is damaged, or contains more than tensors; such files are not opened, since "
+            "that could run code; save only the SAE's state_dict"
         ) from error
     except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{path} is damaged or incomplete ({reason}); fetch or train the SAE again"
+            f"{path} is damaged or incomplete ({reason}); download or train the SAE again"
         ) from error
-    tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
-    beside = {name: value for name, value in held.items() if name not in tensors}
-    if beside:
-        log.info("%s: ignoring entries that are no tensors: %s", path, ", ".join(beside))
-    return Held(tensors, beside)
+    tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+    other = {name: value for name, value in entries.items() if name not in tensors}
+    if other:
+        log.info("%s: ignoring entries that are not tensors: %s", path, ", ".join(other))
+    return Content(tensors, other)
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".safetensors":
         yield from load_file(path).items()
     elif path.suffix == ".npz":
-        with path.open("rb") as file, np.load(file) as arrays:  # numpy leaves a bad one open
+        with path.open("rb") as file, np.load(file) as arrays:  # NumPy leaves a damaged file open
             for name in arrays.files:
                 yield name, _from_numpy(arrays, name)
     else:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-        for name, value in held.items():
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, value in state.items():
             plain = isinstance(value, (bool, int, float, complex))
             yield str(name), torch.as_tensor(value) if plain else value
 
 
 def _from_numpy(arrays: Any, name: str) -> Any:
-    """Return an array as a tensor, as text if it is text, and None if it has to be unpickled."""
+    """Return an array as a tensor, a text array as text, and None for a pickled one."""
     try:
         array = arrays[name]
     except ValueError as error:
@@ -98,7 +97,7 @@ def _from_numpy(arrays: Any, name: str) -> Any:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raise ``InputError`` if a file is a git-lfs pointer, which stands for the real file."""
+    """Raise ``InputError`` if a file is a git-lfs pointer instead of the real file."""
     with reading(path), path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise InputError(
@@ -108,7 +107,7 @@ def refuse_pointer(path: Path) -> None:
 
 
 def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return tensors under our names; the weight of a linear layer is turned round."""
+    """Return tensors under new names, with the weights of linear layers transposed."""
     return {
         names.get(name, name): t.T if name.endswith(".weight") and t.ndim == 2 else t
         for name, t in tensors.items()
@@ -118,33 +117,33 @@ def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str
 def check_size(
     where: str, tensors: Mapping[str, Tensor], d_model: int | None, n_features: int | None
 ) -> None:
-    """Raise ``InputError`` if ``W_enc`` is not of the size that the settings state.
+    """Raise ``InputError`` if the shape of ``W_enc`` differs from the sizes in the settings.
 
-    None stands for a size that they do not state.
+    A size of None is not checked.
     """
     if "W_enc" not in tensors or tensors["W_enc"].ndim != 2:
         return
-    held = tuple(tensors["W_enc"].shape)
-    stated = held[0] if d_model is None else d_model, held[1] if n_features is None else n_features
-    if held != stated:
+    d, n = tensors["W_enc"].shape
+    stated = d if d_model is None else d_model, n if n_features is None else n_features
+    if (d, n) != stated:
         raise InputError(
-            f"{where}: W_enc has shape {held}, but its settings state {stated[1]} features "
-            f"of {stated[0]} numbers; the file is damaged or in another layout"
+            f"{where}: W_enc has shape {(d, n)}, but its settings state {stated[1]} features "
+            f"of {stated[0]} numbers; the file is damaged or has another layout"
         )
 
 
 def present(*paths: Path) -> list[Path]:
-    """Return those paths that exist."""
+    """Return the paths that exist."""
     return [path for path in paths if path.exists()]
 
 
 def short_name(model: str | None) -> str:
-    """Return a model's name without its owner."""
+    """Return a model's name without the organisation in front."""
     return (model or "").rpartition("/")[2]
 
 
-def told(folder: Path, l0: float | None) -> float:
-    """Return the stated mean L0, ``InputError`` if none is."""
+def required_l0(folder: Path, l0: float | None) -> float:
+    """Return the mean L0; ``InputError`` if the folder states none."""
     if l0 is None:
-        raise InputError(f"{folder} does not tell the SAE's mean L0")
+        raise InputError(f"{folder} does not state the SAE's mean L0")
     return l0

@@ -1,4 +1,4 @@
-"""SAEs in SAELens' format: every architecture that it can load, or the reason against it."""
+"""Reader of SAELens' format: each of its architectures is supported or refused with a reason."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from saematch.core.errors import InputError
 from saematch.core.files import content_hash
 from saematch.sae.architectures import NEEDED, to_sae_params, unit_decoder
-from saematch.sae.formats.reading import present, read_tensors, told
+from saematch.sae.formats.reading import present, read_tensors, required_l0
 from saematch.sae.formats.saelens_fields import CONFIG, METADATA, check_computation
 from saematch.sae.formats.settings import Fields, read_json
 from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.sites import NORMALISED, RESIDUAL, TRANSCODER, check_hook, warn_unstated
 
 WEIGHTS = "sae_weights.safetensors"
-TAKEN = {
+SUPPORTED = {
     "jumprelu": "jumprelu",
     "standard": "standard",
     "gated": "gated",
@@ -31,26 +31,25 @@ TAKEN = {
     "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
 }
-"""How each architecture encodes; a skip connection is no part of the features."""
+"""Way of encoding of each architecture; skip connections are not part of the features."""
 REFUSED = {
-    "abstopk": "whose activations may be negative, so a feature is two directions and no one",
-    "temporal": "which reads earlier tokens too, so that no hidden state alone gives its features",
-    "matching_pursuit": "which has no encoder: what is active is searched for, one by one",
+    "abstopk": "whose activations may be negative, so one feature represents two directions",
+    "temporal": "which also reads earlier tokens, so one hidden state does not determine features",
+    "matching_pursuit": "which has no encoder: it searches for active features one by one",
 }
-"""Why an architecture cannot be brought to the one meaning."""
+"""Reasons why architectures cannot be converted to ``SaeParams``."""
 TRAINED = ("batchtopk", "matryoshka_batchtopk")
-"""Architectures of checkpoints alone, which end as JumpReLU SAEs with one threshold."""
+"""Architectures during training, which become JumpReLU SAEs with one threshold at its end."""
 NORMALISATIONS = {
-    "constant_norm_rescale": "which depends on each token, so no weights on hidden states do the "
-    "same",
-    "expected_average_only_in": "but the factor is not with it; fold the factor into its weights "
-    "(fold_activation_norm_scaling_factor of SAELens) and save it again",
-    "covariance_whitening": "but the matrices are not with it; fold them into its weights "
-    "(fold_activation_whitening of SAELens) and save it again",
+    "constant_norm_rescale": "which differs between tokens, so weights cannot include it",
+    "expected_average_only_in": "but its factor is missing; fold the factor into the weights "
+    "(fold_activation_norm_scaling_factor of SAELens) and save the SAE again",
+    "covariance_whitening": "but its matrices are missing; fold them into the weights "
+    "(fold_activation_whitening of SAELens) and save the SAE again",
 }
-"""Why a normalisation that SAELens has not folded into the weights cannot be undone."""
+"""Reasons why a normalisation cannot be undone unless SAELens has folded it into the weights."""
 LAYER_NORM = "layer_norm"
-"""The normalisation that differs from token to token: such an SAE is matched by weights alone."""
+"""Normalisation of each token, which restricts the SAE to matching by weights."""
 _SCALER = "activation_scaler.json"
 _KIND = Fields({"architecture": str}, closed=False)
 _SCALE = Fields({"scaling_factor": float}, "has_whitening")
@@ -58,9 +57,9 @@ _WHITENING = "activation_whitening.safetensors"
 
 
 def load_saelens(folder: Path, layer: int, release: str) -> SaeParams:
-    """Load a SAELens folder; ``InputError`` if it is missing, damaged or of a kind not taken.
+    """Load a SAELens folder; ``InputError`` if it is missing, damaged or not supported.
 
-    A checkpoint of training is taken as the SAE that training would have ended with.
+    A training checkpoint is converted to the SAE that the training would have saved at its end.
     """
     for path in (folder / "cfg.json", folder / WEIGHTS):
         if not path.exists():
@@ -74,20 +73,20 @@ def load_saelens(folder: Path, layer: int, release: str) -> SaeParams:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{where}: SAELens cannot load it ({reason}); cfg.json and the weights are damaged or "
-            "do not belong together"
+            "do not match"
         ) from error
     check_computation(str(folder / "cfg.json"), config, sae.cfg.architecture())
     _undo_normalisation(sae, folder)
     used = [folder / name for name in (WEIGHTS, "cfg.json", _SCALER, _WHITENING)]
     origin = SaeOrigin(layer, release, folder.name, content_hash(present(*used)), path=str(folder))
-    return from_saelens(_ended(sae), origin)
+    return from_saelens(_for_inference(sae), origin)
 
 
 def read_saelens_config(path: Path) -> dict[str, Any]:
-    """Return the fields of a ``cfg.json`` that are not null, as SAELens is to read them.
+    """Return the fields of a ``cfg.json`` that are not null, in the form that SAELens reads.
 
-    Raises ``InputError`` for an architecture that is not taken, and for fields that may change what
-    the SAE computes and are not understood.
+    Raises ``InputError`` for an unsupported architecture and for unknown fields, which may change
+    what the SAE computes.
     """
     fields = read_json(path)
     architecture = _KIND.checked(str(path), fields).get("architecture", "standard")
@@ -101,15 +100,15 @@ def read_saelens_config(path: Path) -> dict[str, Any]:
         metadata = {name: config[name] for name in METADATA.understood if name in config}
         metadata |= {**own, **METADATA.checked(f"{path}: metadata", own)}
         if not old:
-            metadata.setdefault("sae_lens_version", "6.0.0")  # else SAELens leaves the group out
+            metadata.setdefault("sae_lens_version", "6.0.0")  # or SAELens ignores the group
         config["metadata"] = metadata
     return config
 
 
 def _weights(where: str, folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors, the factor of finetuning worked into the decoder.
+    """Return the tensors, with the factor of finetuning folded into the decoder.
 
-    SAELens before version 6 multiplied activations by it before decoding; SAELens now does not
+    SAELens before version 6 multiplied activations by it before decoding; later versions do not
     load such an SAE.
     """
     tensors = read_tensors(folder / WEIGHTS).tensors
@@ -126,12 +125,12 @@ def _weights(where: str, folder: Path, config: Mapping[str, Any]) -> dict[str, T
     factors = [factor for factor in (tensors.pop(name) for name in names) if (factor != 1).any()]
     if factors and not config.get("finetuning_scaling_factor"):
         raise InputError(
-            f"{where}: the weights hold {names[0]}, but cfg.json states "
-            "finetuning_scaling_factor=false, so it is not known whether the factor counts"
+            f"{where}: the weights contain {names[0]}, but cfg.json states "
+            "finetuning_scaling_factor=false, so it is unclear whether the factor applies"
         )
     if config.get("finetuning_scaling_factor") and not names:
         raise InputError(
-            f"{where}: cfg.json states finetuning_scaling_factor=true, but the weights do not hold "
+            f"{where}: cfg.json states finetuning_scaling_factor=true, but the weights lack "
             "scaling_factor"
         )
     for factor in factors:
@@ -140,7 +139,7 @@ def _weights(where: str, folder: Path, config: Mapping[str, Any]) -> dict[str, T
 
 
 def _open(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    """Return SAELens' SAE, or the one in training."""
+    """Return the SAE as SAELens loads it: for inference, or in training."""
     from sae_lens import SAE, TrainingSAE
 
     def converter(path: Path, device: str, cfg_overrides: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -152,8 +151,8 @@ def _open(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
         return kind.load_from_disk(folder, device="cpu", dtype="float32", converter=converter)
 
 
-def _ended(sae: Any) -> Any:
-    """Return an SAE, and of one in training what it would have ended as."""
+def _for_inference(sae: Any) -> Any:
+    """Return the SAE for inference; convert an SAE in training as the end of training would."""
     from sae_lens import SAE, TrainingSAE
 
     if not isinstance(sae, TrainingSAE):
@@ -161,21 +160,21 @@ def _ended(sae: Any) -> Any:
     state = {name: tensor.detach() for name, tensor in sae.state_dict().items()}
     sae.process_state_dict_for_saving_inference(state)
     with without_advice():
-        ended = SAE.from_dict(sae.cfg.get_inference_sae_cfg_dict())
-    ended.load_state_dict(state)
-    return ended
+        inference_sae = SAE.from_dict(sae.cfg.get_inference_sae_cfg_dict())
+    inference_sae.load_state_dict(state)
+    return inference_sae
 
 
 @contextmanager
 def without_advice() -> Iterator[None]:
-    """Keep SAELens from advising how to load a model with centred weights: they are seen to."""
+    """Silence SAELens' advice on models with centred weights, which ``from_saelens`` handles."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*This SAE has non-empty model_from_pretrained_kwargs")
         yield
 
 
 def _undo_normalisation(sae: Any, folder: Path) -> None:
-    """Fold what a checkpoint measured of the activations into the weights, as training ends."""
+    """Fold a checkpoint's activation statistics into its weights, as training does at its end."""
     if not (folder / _SCALER).exists():
         return
     factor = _SCALE.read(folder / _SCALER).get("scaling_factor")
@@ -183,33 +182,34 @@ def _undo_normalisation(sae: Any, folder: Path) -> None:
     if normalised == "expected_average_only_in" and factor is not None:
         sae.fold_activation_norm_scaling_factor(factor)
     if normalised == "covariance_whitening" and (folder / _WHITENING).exists():
-        of = read_tensors(folder / _WHITENING).tensors
-        sae.fold_activation_whitening(of["mean"], of["matrix"], of["inverse_matrix"])
+        parts = read_tensors(folder / _WHITENING).tensors
+        sae.fold_activation_whitening(parts["mean"], parts["matrix"], parts["inverse_matrix"])
 
 
 def stated_l0(folder: Path) -> float:
-    """Return the mean L0 that a SAELens folder states, ``InputError`` if there is none."""
+    """Return the mean L0 stated in a SAELens folder; ``InputError`` if there is none."""
     config = read_saelens_config(folder / "cfg.json")
     kwargs = config.get("activation_fn_kwargs", {})
     l0 = config.get("metadata", {}).get("l0", config.get("k", kwargs.get("k")))
-    return float(told(folder, l0))
+    return float(required_l0(folder, l0))
 
 
 def from_saelens(sae: Any, origin: SaeOrigin) -> SaeParams:
-    """Bring a SAELens SAE to the one meaning of ``SaeParams``; refuse what has no such meaning.
+    """Convert a SAELens SAE to ``SaeParams``; ``InputError`` if that is impossible.
 
-    ``origin`` states where it came from; what SAELens knows of the SAE is added. Its layer is the
-    block that the site belongs to: block 2 for ``blocks.3.hook_resid_pre``. An SAE of a model with
-    centred writing weights read hidden states less their mean over coordinates; taking that mean
-    from ``W_enc``'s columns does the same to hidden states as they are. What it decodes has mean 0,
-    which the model's LayerNorms cannot tell.
+    ``origin`` is the SAE's source; SAELens' metadata are added to it. Its layer is the block that
+    the site belongs to: block 2 for ``blocks.3.hook_resid_pre``.
+
+    In a model with centred writing weights, an SAE reads hidden states minus their mean over
+    coordinates. Subtracting the mean of each column of ``W_enc`` has the same effect on raw hidden
+    states. The decoded states have mean 0, which the model's LayerNorms ignore.
     """
     where = f"the SAE {origin.where}"
     architecture = sae.cfg.architecture()
     _check_architecture(where, architecture)
     normalised = sae.cfg.normalize_activations
     if normalised not in ("none", LAYER_NORM):
-        reason = NORMALISATIONS.get(normalised, "which is not known here")
+        reason = NORMALISATIONS.get(normalised, "which is not supported")
         raise InputError(f"{where} has normalize_activations={normalised!r}, {reason}")
     metadata = sae.cfg.metadata
     transcoder = "transcoder" in architecture
@@ -220,11 +220,11 @@ def from_saelens(sae: Any, origin: SaeOrigin) -> SaeParams:
         warn_unstated(f"{where} (layer {origin.layer})")
     if normalised == LAYER_NORM:
         site = NORMALISED
-    needed = NEEDED[TAKEN[architecture]]  # SAELens loads no others, but skip connections
+    needed = NEEDED[SUPPORTED[architecture]]  # SAELens loads only these and skip connections
     tensors = {name: tensor for name, tensor in sae.state_dict().items() if name in needed}
     k = sae.cfg.k if architecture == "topk" else None
     if k is not None and k != int(k):
-        raise InputError(f"{where}: k={k}, but TopK keeps a whole number of features")
+        raise InputError(f"{where}: k={k} must be a whole number")
     k = None if k is None else int(k)
     if k is not None and sae.cfg.rescale_acts_by_decoder_norm:
         tensors = unit_decoder(tensors)
@@ -237,18 +237,19 @@ def from_saelens(sae: Any, origin: SaeOrigin) -> SaeParams:
         neuronpedia_id=metadata.neuronpedia_id or None,
     )
     subtract = sae.cfg.apply_b_dec_to_input and not transcoder
-    params = to_sae_params(TAKEN[architecture], tensors, origin, subtract_b_dec=subtract, k=k)
+    params = to_sae_params(SUPPORTED[architecture], tensors, origin, subtract_b_dec=subtract, k=k)
     if (metadata.model_from_pretrained_kwargs or {}).get("center_writing_weights"):
         params = replace(params, W_enc=params.W_enc - params.W_enc.mean(0))
     return params
 
 
 def _check_architecture(where: str, architecture: str) -> None:
-    if architecture in TAKEN:
+    if architecture in SUPPORTED:
         return
-    reason = REFUSED.get(architecture, "which is not known here")
+    reason = REFUSED.get(architecture, "which is not supported")
     if "crosscoder" in architecture:
-        reason = "whose features span several layers already, so there is nothing to match"
+        reason = "whose features already span several layers, so there is nothing to match"
     raise InputError(
-        f"{where} is of architecture {architecture!r}, {reason}; choose one of {', '.join(TAKEN)}"
+        f"{where} is of architecture {architecture!r}, {reason}; choose one of "
+        f"{', '.join(SUPPORTED)}"
     )

@@ -1,4 +1,4 @@
-"""The fields of SAELens' ``cfg.json`` in all its versions, and those that SAELens drops."""
+"""Fields of SAELens' ``cfg.json`` in all versions, and checks of fields that SAELens ignores."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ CONFIG = Fields(
     "use_matryoshka_aux_loss use_sparse_activations verbose wandb_entity wandb_group "
     "wandb_id wandb_log_frequency wandb_project",
 )  # fmt: skip
-"""``cfg.json``. Harmless are settings of the training and of where activations came from, noise
-included: no SAE adds it outside training."""
+"""Fields of ``cfg.json``. Settings of the training and of the source of activations are harmless;
+so is noise, which SAEs add only in training."""
 METADATA = Fields(
     {"sae_lens_version": str, "model_name": str, "hook_name": str, "l0": float,
      "neuronpedia_id": str, "model_from_pretrained_kwargs": dict},
     closed=False,
 )  # fmt: skip
-"""Group ``metadata`` since version 6; may hold whatever a researcher adds."""
+"""Fields of the group ``metadata`` since version 6. Users may add any others."""
 _KWARGS = Fields({"k": float})
 _RESHAPES = ("none", "hook_z")
 
 
 def check_computation(where: str, config: Mapping[str, Any], loaded: str) -> None:
-    """Raise ``InputError`` for a field that SAELens drops though it changes what the SAE computes.
+    """Raise ``InputError`` for a field that SAELens ignores although it changes the computation.
 
-    ``config`` holds the understood fields, ``loaded`` is the architecture that SAELens made of
-    them. Before version 6 an activation was a field of its own; SAELens now reads ReLU from it
-    unless the architecture is TopK's.
+    ``config`` has the known fields; ``loaded`` is the architecture that SAELens derives from them.
+    Before version 6 the activation was a separate field; SAELens now assumes ReLU unless the
+    architecture is TopK.
     """
     legal = ("relu", "topk") if "topk" in loaded else ("relu",)
     for name in ("activation_fn_str", "activation_fn"):
@@ -78,11 +78,11 @@ def check_computation(where: str, config: Mapping[str, Any], loaded: str) -> Non
         raise InputError(f"{where} is of architecture {loaded!r}, but does not state k")
     if config.get("rescale_acts_by_decoder_norm") and "topk" not in loaded:
         raise InputError(
-            f"{where}: rescale_acts_by_decoder_norm=true, which SAELens knows of TopK alone, but "
-            f"the architecture is {loaded!r}"
+            f"{where}: rescale_acts_by_decoder_norm=true, which SAELens supports only for TopK, "
+            f"but the architecture is {loaded!r}"
         )
     if config.get("reshape_activations", "none") not in _RESHAPES:
         raise InputError(
-            f"{where}: reshape_activations={config['reshape_activations']!r} is none of "
+            f"{where}: reshape_activations={config['reshape_activations']!r} must be one of "
             f"{', '.join(_RESHAPES)}"
         )

@@ -1,4 +1,4 @@
-"""The settings that lie beside the weights of an SAE: their types, and fields nobody knows."""
+"""The settings next to an SAE's weights: types of known fields, and refusal of unknown ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DESCRIPTIVE = (
     "author authors comment comments commit created created_at date description git_commit id "
     "license metadata name note notes seed tags timestamp title url version"
 )
-"""Fields of any format that describe an SAE and cannot change what it computes."""
+"""Fields of any format that describe an SAE without changing what it computes."""
 KINDS = {
     str: "text",
     int: "a whole number",
@@ -25,28 +25,27 @@ KINDS = {
     bool: "true or false",
     dict: "a group of fields",
 }
-"""What messages call the types of fields."""
+"""Names of the types of fields in messages."""
 LARGEST = 1e300
-"""Numbers beyond this do not fit into a float, and NaN is not below it."""
+"""Limit of numbers: larger ones may not fit into a float, and NaN does not compare below it."""
 
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields that one format's settings may have."""
+    """Fields that the settings of a format may have."""
 
     understood: Mapping[str, type | tuple[type, ...]]
-    """Type of each field that is read. A whole number may also be written as text."""
+    """Types of the fields that are read. A whole number may also be written as text."""
     harmless: str = ""
-    """Names, with spaces between, of fields that cannot change what the SAE computes, such as
-    settings of its training."""
+    """Names, separated by spaces, of fields that do not change what the SAE computes, such as
+    training settings."""
     closed: bool = True
     """Whether other fields are refused."""
 
     def read(self, path: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
-        """Return the understood fields of a JSON file; empty if no file is there or needed.
+        """Return the known fields of a JSON file; empty if it is missing and no field is needed.
 
-        Raises ``InputError`` as ``checked`` does, for a file that is no group of fields, and for
-        one that lacks a needed field.
+        Raises ``InputError`` for a file that is not a JSON object, and as ``checked`` does.
         """
         if not path.exists() and not needed:
             return {}
@@ -55,17 +54,17 @@ class Fields:
     def checked(
         self, where: str, settings: Mapping[str, Any], needed: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """Return the understood fields that are not null, each in its type.
+        """Return the known fields that are not null, converted to their types.
 
-        Raises ``InputError``, beginning with ``where``, for a value of another type, for a needed
-        field that is missing, and for a field that is neither understood nor harmless. An unknown
-        field that is null, false, zero or empty is taken as switched off.
+        Raises ``InputError``, starting with ``where``, for a value of another type, for a needed
+        field that is missing, and for a field that is neither understood nor harmless. Unknown
+        fields that are null, false, zero or empty count as switched off.
         """
-        known = {*self.understood, *self.harmless.split(), *DESCRIPTIVE.split()}
+        legal = {*self.understood, *self.harmless.split(), *DESCRIPTIVE.split()}
         unknown = [
             name
             for name, value in settings.items()
-            if self.closed and value and name not in known and not name.startswith("_")
+            if self.closed and value and name not in legal and not name.startswith("_")
         ]
         if unknown:
             raise InputError(
@@ -79,38 +78,36 @@ class Fields:
         }
         missing = [name for name in needed if name not in values]
         if missing:
-            raise InputError(
-                f"{where} does not hold the settings of an SAE: it lacks {', '.join(missing)}"
-            )
+            raise InputError(f"{where} has no settings of an SAE: it lacks {', '.join(missing)}")
         return values
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the fields of a JSON file; ``InputError`` if it cannot be read as such."""
+    """Return the fields of a JSON file; ``InputError`` if it is not a readable JSON object."""
     try:
         refuse_pointer(path)
         fields = parse_json(path.read_bytes())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); fetch the SAE again") from error
+        raise InputError(f"{path} cannot be read ({error}); download the SAE again") from error
     if not isinstance(fields, dict):
-        raise InputError(f"{path} does not hold the settings of an SAE, but {_brief(fields)}")
+        raise InputError(f"{path} has no settings of an SAE, but {_brief(fields)}")
     return fields
 
 
 def refuse_contradiction(
-    path: Path, beside: Mapping[str, Any], settings: Mapping[str, Any]
+    path: Path, entries: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
-    """Raise ``InputError`` if what lies beside the tensors of a file contradicts the settings.
+    """Raise ``InputError`` if entries of a weights file contradict the settings.
 
-    ``beside`` are entries that are no tensors, as ``read_tensors`` returns them, or groups of such.
+    ``entries`` are the entries that are not tensors (``Content.other``), or groups of them.
     """
-    groups = [beside, *(value for value in beside.values() if isinstance(value, Mapping))]
+    groups = [entries, *(value for value in entries.values() if isinstance(value, Mapping))]
     for group in groups:
         for name, value in settings.items():
             if name in group and group[name] != value:
                 raise InputError(
-                    f"{path} states {name}={_brief(group[name])} beside its tensors, but the SAE's "
-                    f"settings state {_brief(value)}; make them agree"
+                    f"{path} states {name}={_brief(group[name])} next to its tensors, but the "
+                    f"SAE's settings state {_brief(value)}; make them agree"
                 )
 
 

@@ -1,4 +1,4 @@
-"""SAEs on disk, one folder or file a layer, in any of five formats told by their files."""
+"""SAEs on disk, one folder or file per layer; their files identify one of five formats."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from saematch.sae.sources.source import SaeOffer
 
 @dataclass(frozen=True)
 class Format:
-    """How SAEs of one kind are read."""
+    """Functions that read one file format."""
 
     load: Callable[[Path, int, str], SaeParams]
-    """Takes the folder, the layer and the release."""
+    """Function that loads the SAE in a folder, given the layer and the release."""
     stated_l0: Callable[[Path], float]
-    """Returns the mean L0 that the folder states, without reading the weights; ``InputError`` if
-    it states none."""
+    """Function that returns the mean L0 stated in a folder without reading the weights; raises
+    ``InputError`` if none is stated."""
 
 
 _GEMMA_SCOPE = Format(formats.load_gemma_scope, formats.gemma_scope_l0)
@@ -42,16 +42,16 @@ FORMATS = {
     "ae.pt": Format(load_dictionary_learning, dictionary_learning_l0),
     llama_scope.WEIGHTS: Format(llama_scope.load_llama_scope, llama_scope.llama_scope_l0),
 }
-"""By the file of weights below the SAE's folder: SAELens, Gemma Scope and its second edition,
-sparsify, dictionary_learning, Llama Scope."""
+"""Formats by the name of the weights file in the SAE's folder: SAELens, Gemma Scope and Gemma
+Scope 2, sparsify, dictionary_learning, Llama Scope."""
 
 
 class _Fit(NamedTuple):
-    """What fits a path."""
+    """A folder or file that matches ``sae.path``."""
 
     layer: int
     narrowed: str
-    """Its path with ``{layer}`` in the place of the number."""
+    """Its path with ``{layer}`` in place of the layer's number."""
     path: Path
 
 
@@ -60,29 +60,29 @@ class SaeFolders:
     """Spec of SAEs on disk."""
 
     path: str
-    """Folder of one SAE, or its file of weights, with ``{layer}`` in the place of the layer's
-    number and perhaps ``*`` for what else differs from layer to layer. The number is a whole one:
-    ``{layer}`` and ``*`` never share the digits of a number. It may have leading zeros."""
+    """Folder or weights file of an SAE, with ``{layer}`` in place of the layer's number. ``*``
+    matches other parts that differ between layers. ``{layer}`` matches all digits of a number,
+    including leading zeros."""
     shift: int = 0
-    """The number in the path is the layer plus this: 1 where the SAE reads ``resid_pre``, which is
-    what the block before gives."""
+    """Difference between the number in the path and the layer: 1 if the SAE reads ``resid_pre``,
+    which is the output of the previous block."""
 
     def __post_init__(self) -> None:
         expand_home(self, "path")
         if self.path.count("{layer}") != 1:
             raise InputError(
-                f"sae.path={self.path!r} must hold {{layer}} once, in the place of the layer's "
+                f"sae.path={self.path!r} must contain {{layer}} once, in place of the layer's "
                 "number, as in 'my_saes/layer_{layer}'"
             )
         if re.search(r"[0-9]\{layer\}|\{layer\}[0-9]", self.path):
             raise InputError(
-                f"sae.path={self.path!r} has a digit next to {{layer}}, which stands for a whole "
-                "number, leading zeros included; take the digit out"
+                f"sae.path={self.path!r} has a digit next to {{layer}}, which matches all "
+                "digits of a number, including leading zeros; remove the digit"
             )
 
     @property
     def name(self) -> str:
-        """The path itself."""
+        """Return the path."""
         return self.path
 
     def layers(self) -> list[int]:
@@ -90,46 +90,48 @@ class SaeFolders:
         return sorted({fit.layer for fit in self._fits() if fit.layer >= 0})
 
     def load(self, layer: int) -> SaeParams:
-        """Load one SAE; ``InputError`` if it is missing, damaged, of a kind not taken, or several
-        fit the path."""
+        """Load one SAE.
+
+        Raises ``InputError`` if it is missing, damaged or not supported, or if several match.
+        """
         fitting = self._at(layer)
         if len(fitting) > 1:
             shown = ", ".join(str(fit.path) for fit in fitting[:8])
             raise InputError(
-                f"{len(fitting)} SAEs fit sae.path={self.path} at layer {layer}: {shown}"
-                f"{', ...' if len(fitting) > 8 else ''}; narrow the path until one fits, or take "
-                "them all with selection=every_sparsity"
+                f"{len(fitting)} SAEs match sae.path={self.path} at layer {layer}: {shown}"
+                f"{', ...' if len(fitting) > 8 else ''}; narrow the path until one matches, or "
+                "use them all with selection=every_sparsity"
             )
         folder = _folder(fitting[0].path)
         return _format(folder).load(folder, layer, self.path)
 
     def truth(self, source: int, target: int) -> Match | None:
-        """Nobody knows the truth of found SAEs."""
+        """Return None: the true match is unknown."""
         return None
 
     def offers(self, layer: int) -> list[SaeOffer]:
-        """Return every SAE that fits the path, by rising mean L0."""
-        found = []
+        """Return every SAE that matches the path, sorted by mean L0."""
+        offers = []
         for fit in self._at(layer):
             folder = _folder(fit.path)
             source = replace(self, path=fit.narrowed)
-            found.append(SaeOffer(_format(folder).stated_l0(folder), source))
-        return sorted(found, key=lambda offer: offer.mean_l0)
+            offers.append(SaeOffer(_format(folder).stated_l0(folder), source))
+        return sorted(offers, key=lambda offer: offer.mean_l0)
 
     def _at(self, layer: int) -> list[_Fit]:
-        """Return what fits at a layer, by path."""
+        """Return the matches at a layer, sorted by path."""
         fitting = [fit for fit in self._fits() if fit.layer == layer]
         if not fitting:
-            there = ", ".join(map(str, self.layers())) or "none"
+            layers = ", ".join(map(str, self.layers())) or "none"
             raise InputError(
                 f"no SAE for layer {layer}: "
                 f"{self.path.replace('{layer}', str(layer + self.shift))} does not exist; layers "
-                f"that do: {there}"
+                f"that exist: {layers}"
             )
         return sorted(fitting, key=lambda fit: fit.path)
 
     def _fits(self) -> Iterator[_Fit]:
-        """Yield everything that fits; ``InputError`` where a path can be read as two layers."""
+        """Yield every match; ``InputError`` if a path can be read as two layers."""
         whole = str(Path(self.path).expanduser())
         stars = (part if part == "*" else glob.escape(part) for part in re.split(r"(\*)", whole))
         for path in glob.glob("".join(stars).replace("{layer}", "*")):
@@ -138,13 +140,13 @@ class SaeFolders:
                 if len(readings) > 1:
                     raise InputError(
                         f"sae.path={self.path}: {path} can be read as layer "
-                        f"{' or '.join(map(str, sorted(readings)))}; put more of the name into the "
-                        "path in the place of *"
+                        f"{' or '.join(map(str, sorted(readings)))}; replace the * by more of "
+                        "the name"
                     )
                 yield from readings.values()
 
     def _readings(self, whole: str, path: str) -> Iterator[_Fit]:
-        """Yield a path once for each whole number in it that ``{layer}`` can stand for."""
+        """Yield a path once for each number in it that ``{layer}`` can match."""
         before, after = (
             re.compile("[^/]*".join(map(re.escape, part.split("*"))))
             for part in whole.split("{layer}")
@@ -156,21 +158,21 @@ class SaeFolders:
 
 
 def _weights_name(path: str | Path) -> str | None:
-    """Return which file of weights a path is, None if it is none."""
+    """Return the name in ``FORMATS`` that a path ends in; None if there is none."""
     return next((name for name in FORMATS if PurePath(path).match(name)), None)
 
 
 def _folder(path: Path) -> Path:
-    """Return the folder of an SAE, of which the path is the folder or the file of weights."""
+    """Return the folder of the SAE whose folder or weights file is ``path``."""
     name = None if path.is_dir() else _weights_name(path)
     return path if name is None else path.parents[len(PurePath(name).parts) - 1]
 
 
 def _format(folder: Path) -> Format:
-    there = [name for name in FORMATS if (folder / name).exists()]
-    if len(there) != 1:
-        held = " and ".join(there) or "none of them"
+    names = [name for name in FORMATS if (folder / name).exists()]
+    if len(names) != 1:
+        present = " and ".join(names) or "none of them"
         raise InputError(
-            f"{folder} is not the folder of one SAE: of {', '.join(FORMATS)} it holds {held}"
+            f"{folder} must contain exactly one of {', '.join(FORMATS)}, but contains {present}"
         )
-    return FORMATS[there[0]]
+    return FORMATS[names[0]]

@@ -25,9 +25,8 @@ from saematch.sae.sources.registry import Release
 log = logging.getLogger(__name__)
 
 WEIGHTS = (".npz", ".safetensors", ".pt", ".pth")
-"""How files of weights end."""
-ON_DISK = "SAEs on disk are taken with sae=disk sae.path=..."
-
+"""Endings of the names of weights files."""
+ON_DISK = "for SAEs on disk, use sae=disk sae.path=..."
 
 SETTINGS: Mapping[str, Callable[[Path], Any]] = {
     "sae_lens": read_saelens_config,
@@ -36,11 +35,11 @@ SETTINGS: Mapping[str, Callable[[Path], Any]] = {
     "sparsify": sparsify_settings,
     "dictionary_learning_1": trainer_settings,
 }
-"""By SAELens' loader: what refuses settings that the loader drops though they count."""
+"""Functions that refuse settings which a loader of SAELens ignores although they matter."""
 
 
 class Fetched(NamedTuple):
-    """An SAE as SAELens has it, and where its weights came from."""
+    """An SAE loaded by SAELens, and the commit of its weights."""
 
     sae: Any
     revision: str
@@ -48,9 +47,10 @@ class Fetched(NamedTuple):
 
 
 def log_download(saes: Iterable[tuple[Release, str]]) -> None:
-    """Log the size of those SAEs' weights that are not in the cache.
+    """Log how much must be downloaded because it is not in the cache.
 
-    Logs nothing if all are, and if the hub gives no answer: fetching says why.
+    Logs nothing if the cache has everything, or if the hub does not answer; then ``fetch`` says
+    why.
     """
     folders: dict[str, set[str]] = {}
     for release, sae_id in saes:
@@ -60,19 +60,19 @@ def log_download(saes: Iterable[tuple[Release, str]]) -> None:
         model = hub_model(repo)
         if model is not None:
             files = {file for file in model.sizes if _is_weights(Path(file))}
-            wanted = {f for f in files for path in paths if f == path or f.startswith(f"{path}/")}
-            total = total.joined(model.to_fetch(wanted.__contains__))
+            needed = {f for f in files for path in paths if f == path or f.startswith(f"{path}/")}
+            total = total.joined(model.to_fetch(needed.__contains__))
     if total.n_files:
         log.info("SAEs: %s to fetch", total)
 
 
 def fetch(release: Release, sae_id: str) -> Fetched:
-    """Load an SAE, from the cache where the hub says that it is the newest or cannot be asked.
+    """Load an SAE. The cache's copy is used if it is up to date or the hub cannot be reached.
 
-    Raises ``InputError`` if there is neither the hub nor a copy in the cache, if the hub does not
-    have the file or does not give it to everybody, if the download breaks off more often than it is
-    taken up again, if a file is damaged, and if settings that may change what the SAE computes are
-    not understood. The hub's client shows the progress of a download.
+    Raises ``InputError`` if neither the hub nor the cache has the file, if access to it is
+    restricted, if the download fails repeatedly, if a file is damaged, or if settings are not
+    understood that may change what the SAE computes. The hub's client shows the download's
+    progress.
     """
     from huggingface_hub.errors import HTTPError
     from sae_lens import SAE
@@ -87,8 +87,8 @@ def fetch(release: Release, sae_id: str) -> Fetched:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             path = _damaged(files, error)
             raise InputError(
-                f"{where}: the file {path} is damaged or of another layout ({reason}); delete it, "
-                "and the next run fetches it again"
+                f"{where}: the file {path} is damaged or has another layout ({reason}); delete it, "
+                "and the next run downloads it again"
             ) from error
     for path in files:
         if path.suffix == ".json" and release.loader in SETTINGS:
@@ -101,11 +101,11 @@ def fetch(release: Release, sae_id: str) -> Fetched:
 
 DAMAGES = (SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError,
            RuntimeError, json.JSONDecodeError)  # fmt: skip
-"""What reading a damaged file ends in."""
+"""Errors that a damaged file causes."""
 
 
 def _reason(error: BaseException, release: Release) -> str:
-    """Return why a file could not be had, and what to try."""
+    """Return why a file could not be loaded, and what to try."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -117,47 +117,47 @@ def _reason(error: BaseException, release: Release) -> str:
     repo = release.repo
     if isinstance(error, GatedRepoError):
         return (
-            f"{repo} is given only to those who accepted its licence: accept it on the page of "
-            "the repository, and set HF_TOKEN to a token of that account"
+            f"{repo} is only available to users who accepted its licence: accept it on the "
+            "repository's page, and set HF_TOKEN to a token of that account"
         )
     if isinstance(error, RepositoryNotFoundError):
         return (
-            f"the hub has no repository {repo}, or does not show it without a token: set HF_TOKEN "
-            f"if you have access to it; {ON_DISK}"
+            f"the hub has no repository {repo}, or hides it without a token: set HF_TOKEN if "
+            f"you have access to it; {ON_DISK}"
         )
     if isinstance(error, LocalEntryNotFoundError):
         answer = getattr(error.__cause__, "response", None)
-        asked = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the hub cannot be reached"
-        asked = asked if answer is None else f"the hub answers with error {answer.status_code}"
-        return f"it is not in the cache, and {asked}; try again with a connection. {ON_DISK}"
+        cause = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the hub cannot be reached"
+        cause = cause if answer is None else f"the hub answers with error {answer.status_code}"
+        return f"it is not in the cache, and {cause}; try again with a connection; {ON_DISK}"
     if isinstance(error, EntryNotFoundError):
         return f"{repo} no longer has the file that SAELens' registry names; {ON_DISK}"
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"the download broke off ({said}); try again. {ON_DISK}"
+    message = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"the download failed ({message}); try again; {ON_DISK}"
 
 
 @contextmanager
 def _files() -> Iterator[list[Path]]:
-    """Note the files of the cache that SAELens' loaders read, in their order.
+    """Record the cached files that SAELens' loaders read, in order.
 
-    For Gemma Scope 2 SAELens asks the hub for the shapes of the weights, cached or not; they are
-    read from the file here, so that what is in the cache needs no connection.
+    For Gemma Scope 2, SAELens asks the hub for the shapes of the weights even if the cache has
+    them. Here the shapes are read from the file, so that cached SAEs need no connection.
     """
     from sae_lens.loading import pretrained_sae_loaders as loaders
 
     files: list[Path] = []
     download, shapes = loaders.hf_hub_download, loaders.get_safetensors_tensor_shapes
 
-    def noted(*args: Any, **kwargs: Any) -> str:
+    def recorded(*args: Any, **kwargs: Any) -> str:
         path = download(*args, **kwargs)
         files.append(Path(path))
         return path
 
     def read_shapes(repo_id: str, filename: str) -> dict[str, list[int]]:
-        with safe_open(noted(repo_id, filename), framework="pt") as file:
+        with safe_open(recorded(repo_id, filename), framework="pt") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
 
-    loaders.hf_hub_download, loaders.get_safetensors_tensor_shapes = noted, read_shapes
+    loaders.hf_hub_download, loaders.get_safetensors_tensor_shapes = recorded, read_shapes
     try:
         yield files
     finally:
@@ -165,7 +165,7 @@ def _files() -> Iterator[list[Path]]:
 
 
 def _weights(files: list[Path]) -> Path:
-    """Return the file of weights, if it was read."""
+    """Return the weights file, or the last file if no weights were read."""
     return next(filter(_is_weights, files), files[-1])
 
 
@@ -174,7 +174,7 @@ def _is_weights(path: Path) -> bool:
 
 
 def _damaged(files: list[Path], error: Exception) -> Path:
-    """Return the file to delete: what the cache's entry links to, else it would be linked again."""
+    """Return the damaged file: the target of the cache's link, which would otherwise be reused."""
     if isinstance(error, json.JSONDecodeError):
         return next(path for path in files if path.suffix == ".json").resolve()
     return _weights(files).resolve()

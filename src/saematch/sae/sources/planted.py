@@ -1,10 +1,10 @@
-"""SAEs made up so that the right match is known, and in which folding has to matter.
+"""Synthetic SAEs with a known match, for which folding must matter.
 
-Feature ``i`` of layer ``t`` stands for the vector ``theta_i(t) d_i(t)`` of the hidden state when
-its activation is at its threshold. Directions come in groups of nearly the same one, whose members
-differ by the length of that vector alone, log-normal and kept from layer to layer: only a match
-that sees the thresholds can tell them apart. All lengths grow with the layer, each at its own pace:
-only a decoding in units of the thresholds keeps up.
+At its threshold, feature ``i`` of layer ``t`` adds the vector ``theta_i(t) d_i(t)`` to the hidden
+state. The features of a group have nearly the same direction and differ in the length of this
+vector. Lengths are log-normal and persist from layer to layer, so only a match that uses the
+thresholds can distinguish the features of a group. All lengths grow with the layer, each at its own
+pace, so only a decoding in units of the thresholds is accurate.
 """
 
 from __future__ import annotations
@@ -27,41 +27,41 @@ from saematch.sae.sources.source import SaeOffer, SaeSource
 
 @spec("sae")
 class PlantedSaes:
-    """Spec of the planted set; everything follows from the seed."""
+    """Spec of the planted suite; the seed determines everything."""
 
     n_layers: AtLeast1 = 5
     n_features: AtLeast1 = 512
     d_model: AtLeast1 = 64
     group: AtLeast1 = 4
-    """Features that share a direction."""
+    """Number of features that share a direction."""
     drift: NotNegative = 0.2
-    """Length of the noise that a group's direction gathers from layer to layer, to a direction of
-    length 1."""
+    """Length of the noise added to a group's direction from one layer to the next, relative to a
+    direction of length 1."""
     jitter: NotNegative = 0.05
-    """Length of the noise of each feature's direction in each layer apart."""
+    """Length of the noise added to each feature's direction, independently at each layer."""
     spread: NotNegative = 0.7
     """Standard deviation of the logarithm of thresholds."""
     growth: float = 0.3
-    """Mean of the logarithm of a threshold's growth from layer to layer."""
+    """Mean logarithm of a threshold's growth from one layer to the next."""
     pace: NotNegative = 0.1
-    """Standard deviation of the logarithm of that growth over features."""
+    """Standard deviation, over features, of the logarithm of that growth."""
     gauge: NotNegative = 0.0
-    """Standard deviation of the logarithm of the norms of decoder vectors, which no result may
-    depend on: activations and thresholds are scaled the other way."""
+    """Standard deviation of the logarithm of the decoder vectors' norms. Activations and thresholds
+    are scaled inversely, so no result may depend on it."""
     n_tokens: AtLeast1 = 2000
-    """Made-up tokens, with ``mean_l0`` active features each."""
+    """Number of synthetic tokens, each with ``mean_l0`` active features."""
     mean_l0: AtLeast1 = 20
     seed: Seed = 0
 
     def __post_init__(self) -> None:
         if self.n_features % self.group:
             raise InputError(
-                f"sae.n_features={self.n_features} is no multiple of sae.group={self.group}"
+                f"sae.n_features={self.n_features} is not a multiple of sae.group={self.group}"
             )
 
     @property
     def name(self) -> str:
-        """What the set is called."""
+        """Return the name of the suite."""
         return f"planted, gauge {self.gauge:g}"
 
     def layers(self) -> list[int]:
@@ -69,7 +69,7 @@ class PlantedSaes:
         return list(range(self.n_layers))
 
     def load(self, layer: int) -> SaeParams:
-        """Make one layer's SAE; its features are in a random order of their own."""
+        """Generate one layer's SAE. Each layer has its own random order of features."""
         directions, thresholds = self._features(layer)
         order = self._order(layer)
         directions, thresholds = directions[order], thresholds[order]
@@ -92,13 +92,14 @@ class PlantedSaes:
         )
 
     def offers(self, layer: int) -> list[SaeOffer]:
-        """Return the one SAE that there is."""
+        """Return the only SAE of the layer."""
         return [SaeOffer(float(self.mean_l0), self)]
 
     def codes(self, layer: int) -> tuple[Int64[Tensor, "n k"], Float[Tensor, "n k"]]:
-        """Return the active features of the made-up tokens, and how active each is.
+        """Return the active features of the synthetic tokens and their activations.
 
-        They mean the same at every layer. A feature is active at 1 to about 4 times its threshold.
+        A token has the same features, matched by the truth, at every layer. Activations are 1 to
+        about 4 times the threshold.
         """
         size = self.n_tokens, self.mean_l0
         random = self._random("codes")
@@ -110,7 +111,7 @@ class PlantedSaes:
         return features, strength * thresholds[features]
 
     def _features(self, layer: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
-        """Return directions and thresholds in the hidden order, at norm 1 of decoder vectors."""
+        """Return directions and thresholds in the hidden order, for decoder vectors of norm 1."""
         n, d = self.n_features, self.d_model
         generator = self._random("features")
 
@@ -130,19 +131,19 @@ class PlantedSaes:
         return torch.randperm(self.n_features, generator=self._random("order", layer))
 
     def _random(self, purpose: str, layer: int = 0) -> torch.Generator:
-        """Return random numbers of their own for each purpose and layer."""
+        """Return an independent generator for each purpose and layer."""
         digest = hashlib.sha256(f"{self.seed} {purpose} {layer}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
 
 @spec("selection")
 class TwoGauges:
-    """Spec: the planted set, and the same in which decoder vectors have norms of their own."""
+    """Spec: the planted suite, and a copy whose decoder vectors have random norms."""
 
     gauge: NotNegative = 1.0
 
     def __call__(self, source: SaeSource, layers: Sequence[int]) -> dict[str, SaeSource]:
-        """Return both sets; ``InputError`` for SAEs that were not planted."""
+        """Return both suites; ``InputError`` for SAEs that are not planted."""
         if not isinstance(source, PlantedSaes):
-            raise InputError("selection=two_gauges is for sae=planted")
+            raise InputError("selection=two_gauges requires sae=planted")
         return {DEFAULT: source, "other_gauge": replace(source, gauge=self.gauge)}

@@ -1,4 +1,4 @@
-"""Where SAEs come from: what every source offers, and the embedded zoo."""
+"""Sources of SAEs: the protocol of every source, and the embedded zoo."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ ZOO_SAES = PACKAGE / "zoo" / "saes"
 
 @dataclass(frozen=True)
 class SaeOffer:
-    """One of the SAEs that a release has for a layer."""
+    """One of a release's SAEs for a layer."""
 
     mean_l0: float
-    """As the release states it."""
+    """Mean L0 stated by the release."""
     source: SaeSource
-    """Where the SAE is that layer's."""
+    """Source that has this SAE at the layer."""
 
 
 @runtime_checkable
 class SaeSource(Protocol):
-    """One SAE a layer."""
+    """Protocol of every source: one SAE per layer."""
 
     @property
     def name(self) -> str:
-        """Return what the SAEs are called in messages and results."""
+        """Return the name of the SAEs in messages and results."""
         ...
 
     def layers(self) -> list[int]:
@@ -40,32 +40,32 @@ class SaeSource(Protocol):
         ...
 
     def load(self, layer: int) -> SaeParams:
-        """Load one layer's SAE; ``InputError`` if it cannot be had."""
+        """Load one layer's SAE; ``InputError`` if it is not available."""
         ...
 
     def truth(self, source: int, target: int) -> Match | None:
-        """Return the known match of two layers, None where nobody knows it."""
+        """Return the true match of two layers; None if it is unknown."""
         ...
 
     def offers(self, layer: int) -> list[SaeOffer]:
-        """Return all SAEs of the same width that there are for a layer, by rising mean L0."""
+        """Return all SAEs of the same width for a layer, sorted by mean L0."""
         ...
 
 
 @spec("sae")
 class ZooSaes:
-    """Spec of one of the embedded families."""
+    """Spec of an embedded family of SAEs."""
 
     family: str
     """``chain``, ``independent`` or ``mixed``."""
     width: AtLeast1
     """Number of features."""
     sparsity: AtLeast1
-    """The mean L0 that training aimed at."""
+    """Target mean L0 of the training."""
 
     @property
     def name(self) -> str:
-        """Path inside the zoo."""
+        """Return the path inside the zoo."""
         return f"{self.family}/width_{self.width}/l0_{self.sparsity}"
 
     def layers(self) -> list[int]:
@@ -77,7 +77,7 @@ class ZooSaes:
         return load_saelens(self._folder() / f"layer_{layer}", layer, f"zoo/{self.name}")
 
     def truth(self, source: int, target: int) -> Match | None:
-        """Return the hidden permutation; it is composed where layers lie between."""
+        """Return the true permutation, composed over the layers in between."""
         folder = self._folder() / "truth"
         if not folder.exists():
             return None
@@ -91,24 +91,23 @@ class ZooSaes:
         return match
 
     def offers(self, layer: int) -> list[SaeOffer]:
-        """Return the family's SAEs of this width and layer, one a sparsity."""
-        there = self._folder().parent.glob(f"l0_*/layer_{layer}")
-        found = [
+        """Return the family's SAEs of this width and layer, one per sparsity."""
+        offers = [
             SaeOffer(stated_l0(path), replace(self, sparsity=int(path.parent.name[3:])))
-            for path in there
+            for path in self._folder().parent.glob(f"l0_*/layer_{layer}")
         ]
-        return sorted(found, key=lambda offer: offer.mean_l0)
+        return sorted(offers, key=lambda offer: offer.mean_l0)
 
     def _folder(self) -> Path:
         folder = ZOO_SAES / self.name
         if not folder.exists():
-            there = sorted(
+            choices = sorted(
                 f"sae={path.parts[-3]} sae.width={path.parts[-2].removeprefix('width_')} "
                 f"sae.sparsity={path.parts[-1].removeprefix('l0_')}"
                 for path in ZOO_SAES.glob("*/width_*/l0_*")
             )
             raise InputError(
                 f"the zoo has no SAEs with sae={self.family} sae.width={self.width} "
-                f"sae.sparsity={self.sparsity}; it has: {'; '.join(there)}"
+                f"sae.sparsity={self.sparsity}; it has: {'; '.join(choices)}"
             )
         return folder
