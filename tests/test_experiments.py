@@ -13,7 +13,7 @@ from conftest import tiny_overrides
 from saematch.app.configuration import CONF, build
 from saematch.core.pairs import PAIR_COLUMNS, pair_of, suites_of
 from saematch.core.results import Results
-from saematch.evaluate.means import SCORE_METRICS, WEIGHT_METRICS
+from saematch.evaluate.co_activation import SCORES
 from saematch.judge.verdicts import LABELS
 from saematch.report import rules
 from saematch.report.claims import CLAIMS
@@ -94,20 +94,21 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
     n_arms, n_pairs = len(parts.arms), len(pairs)
     expected = {"matches": n_pairs * n_arms, "layers": len(keys)}
     n_sets = 1 if experiment not in ("sparsity", "similar_l0", "llama") else 3
-    if {"co_activation", "skipping"} & set(parts.evaluations):
+    if "co_activation" in parts.evaluations:
         expected["activations"] = n_pairs * n_arms * (n_sets + 1)
         n_contrasts = n_arms * (n_arms - 1) // 2
         expected["activation_contrasts"] = n_pairs * n_contrasts * (n_sets + 1)
     if "skipping" in parts.evaluations:
+        matchless = parts.evaluations["skipping"].strategies
         cells = sum(len(a.decode) * (1 + len(a.quantiles)) for a in parts.arms.values())
-        expected["strategies"] = n_pairs * n_sets * (cells + len(parts.strategies))
+        expected["strategies"] = n_pairs * n_sets * (cells + len(matchless))
         contrasts = {
             frozenset({(a, s, q), (b, t, q)})
             for a, arm in parts.arms.items() for s in arm.decode for q in (None, *arm.quantiles)
             for b, two in parts.arms.items() for t in two.decode
             if (a == b) != (s == t) and q in (None, *two.quantiles)
         }  # fmt: skip
-        n_contrasts = len(contrasts) + cells * len(parts.strategies)
+        n_contrasts = len(contrasts) + cells * len(matchless)
         expected["contrasts"] = n_pairs * n_sets * n_contrasts
     if "features" in parts.evaluations:
         expected["feature_mse_histogram"] = n_pairs * n_arms * 60
@@ -132,11 +133,9 @@ def test_the_docs_of_tracking_name_every_metric_and_column(finished, experiment)
     named |= {"suite", "suites", *PAIR_COLUMNS, "arm", "dataset", "strategy", "quantile"}
     named |= {f"n_{label.lower()}" for label in LABELS}
     assert {metric.partition("/")[0] for metric in results.metrics} <= named
-    for table, rows in results.tables.items():
+    for table, frame in results.tables.items():
         assert table in named
-        columns = {
-            name if name in named else re.sub(ENDS, "", name) for row in rows for name in row
-        }
+        columns = {name if name in named else re.sub(ENDS, "", name) for name in frame}
         assert columns <= named, table
 
 
@@ -158,13 +157,17 @@ def rows_of_means(parts, tables, n_sets):
     weights = {
         (suites_of(row), row["arm"], metric)
         for row in tables.rows("matches")
-        for metric in WEIGHT_METRICS
+        for metric in (
+            column.name
+            for column in tables.columns.values()
+            if "matches" in column.logged and not column.interval
+        )
         if row.get(metric) is not None
     }
     keys = {suites_of(row) for row in tables.rows("matches")}
     n_rows = len(weights)
     if "activations" in tables:
-        n_rows += len(keys) * len(parts.arms) * (n_sets + 1) * len(SCORE_METRICS)
+        n_rows += len(keys) * len(parts.arms) * (n_sets + 1) * len(SCORES)
     cells = {(suites_of(r), r["arm"], r["strategy"], r["quantile"])
              for r in tables.rows("strategies")}  # fmt: skip
     n_rows += len(cells) * (n_sets + 1) * 2
@@ -214,8 +217,8 @@ def test_figures_and_intervals(finished, experiment):
     drawn = {path.stem for path in (folder / "figures").glob("*.png")}
     without = {"judge_controls"} if experiment == "persistence" else set()
     assert drawn == set(parts.figures) - without
-    measured = [m.removesuffix("_low") for r in results.tables.get("strategies", [{}])[:1]
-                for m in r if m.endswith("_low")]  # fmt: skip
+    measured = [name.removesuffix("_low") for name in results.tables.get("strategies", [])
+                if name.endswith("_low")]  # fmt: skip
     for row in results.tables.rows("strategies"):
         for metric in measured:
             assert row[f"{metric}_low"] <= row[f"{metric}_high"], metric
@@ -226,8 +229,11 @@ def test_figures_and_intervals(finished, experiment):
     "experiment", ["persistence", "quantiles", "paths", "planted", "judge_layers"]
 )
 def test_the_same_seed_gives_the_same_numbers(finished, experiment):
-    assert finished(experiment)[1].tables == finished(experiment, again=True)[1].tables
-    assert finished(experiment)[1].metrics == finished(experiment, again=True)[1].metrics
+    first, again = (finished(experiment, again)[1] for again in (False, True))
+    assert first.tables.keys() == again.tables.keys()
+    for table in first.tables:
+        assert first.tables.rows(table) == again.tables.rows(table), table
+    assert first.metrics == again.metrics
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: f"{claim.experiment}: {claim.says}")

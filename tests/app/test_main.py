@@ -181,11 +181,8 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
             "there is no objective=everything: choose one of both, decoder, encoder",
         ),
         (["arms=[best]"], "best"),
-        (
-            ["evaluations=[nothing]"],
-            "there is no evaluations=nothing: choose one of co_activation, ",
-        ),
-        (["evaluations.paths.n_paths=3"], "evaluations.paths"),
+        (["evaluations=[nothing]"], "there is no evaluations=nothing: choose among co_activation"),
+        (["evaluations.paths.n_paths=3"], "n_paths: the evaluation paths is not chosen"),
         (["evaluations.skipping.strategies=[skip]"], "unknown strategy 'skip'"),
         (["dataset.max_tokens=2"], "at least 3"),
         (["dataset.paths=[none.jsonl]"], "cannot read the texts in none.jsonl"),

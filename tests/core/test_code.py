@@ -221,7 +221,8 @@ def test_a_runs_code_is_all_that_makes_numbers():
               "matching.arm", "training.steps", "run.run", "chat.client")  # fmt: skip
     assert {f"saematch.{name}" for name in stages} <= modules
     assert not {name for name in modules if name.startswith(SHOWING)}
-    assert {n for n in modules if n.startswith("saematch.report")} == {"saematch.report.summary"}
+    of_report = {name for name in modules if name.startswith("saematch.report")}
+    assert of_report == {"saematch.report.summary", "saematch.report.frames"}
     specs = {"saematch.matching.matchers.optimal", "saematch.evaluate.skipping"}
     assert not specs & modules, "specs have their own hashes"
     assert "saematch.evaluate.splice" in closure(Skipping, SHOWING)

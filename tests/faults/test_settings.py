@@ -59,9 +59,10 @@ def test_A11_training_on_nothing_is_refused(setting, words):
         ),
         ("arms.folded.decode=[permute,permute]", "arms.decode"),
         ("layers=[2,2]", "layers=[2, 2] names 2 twice"),
-        ("evaluations=[paths,paths]", "names 'paths' twice"),
+        ("evaluations=[paths,paths]", "evaluations=[paths,paths] names 'paths' twice"),
+        ("arms=[folded,folded]", "arms=[folded,folded] names 'folded' twice"),
         ("figures=[mse,mse]", "names 'mse' twice"),
-        ("paths.features=[7,7]", "names 7 twice"),
+        ("evaluations.paths.features=[7,7]", "names 7 twice"),
         ("dataset.kinds=[zoo_prose,zoo_prose]", "dataset.kinds"),
         ("arms={}", "arms={} has no effect"),
         ("arms=[]", "arms is missing"),
@@ -70,7 +71,8 @@ def test_A11_training_on_nothing_is_refused(setting, words):
     ],
 )
 def test_A16_settings_without_meaning_are_refused(setting, words):
-    assert words in refusal(setting)
+    chosen = ["evaluations=[paths]"] if setting.startswith("evaluations.paths") else []
+    assert words in refusal(*chosen, setting)
 
 
 def test_A16_a_sweep_over_a_bad_seed_is_refused_by_the_plan(tmp_path, monkeypatch):
@@ -96,7 +98,10 @@ def test_A16_a_sweep_over_a_bad_seed_is_refused_by_the_plan(tmp_path, monkeypatc
             "evaluations.skipping.strategies=None must be a list",
         ),
         ("cache=5", "cache=5 must be a valid string"),
-        ("paths.features=[a]", "paths.features=['a'] item 0 must be a valid integer"),
+        (
+            "evaluations.paths.features=[a]",
+            "evaluations.paths.features=['a'] item 0 must be a valid integer",
+        ),
         ("matcher.device=foo", "device='foo' is not the name of a device"),
         ("intervals.n_replicates=2.5", "intervals.n_replicates=2.5 must be a valid integer"),
         ("model.path=null", "model.path=None must be a valid string"),
@@ -110,7 +115,8 @@ def test_A16_a_sweep_over_a_bad_seed_is_refused_by_the_plan(tmp_path, monkeypatc
 )
 def test_B10_a_wrong_type_is_refused_by_name(setting, words):
     judge = ["judge=gpt_4o_mini"] if setting.startswith("judge") else []
-    assert words in refusal(*judge, setting)
+    chosen = ["evaluations=[paths]"] if setting.startswith("evaluations.paths") else []
+    assert words in refusal(*judge, *chosen, setting)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +125,7 @@ def test_B10_a_wrong_type_is_refused_by_name(setting, words):
         ("seed=-1", "seed=-1 must be greater than or equal to 0"),
         ("dataset.kinds=[]", "dataset.kinds=[]"),
         ("layers=4", "layers=4 must be a list"),
-        ("evaluations=paths", "evaluations='paths' must be a list"),
+        ("evaluations=5", "evaluations=5: choose one of co_activation, explain, features, paths"),
         ("arms.folded.decode=permute", "arms.decode='permute' must be a list"),
         ("figures=mse", "figures='mse' must be a list"),
         ("model=[1]", "model=[1]: choose one of gemma_2_2b, "),

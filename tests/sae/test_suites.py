@@ -148,7 +148,7 @@ def test_no_result_depends_on_how_many_are_held(cli, tmp_path, monkeypatch):
         now = counting[run] = Counting()
         message, _ = cli(
             f"run_id={run}", f"sae_memory={memory}", "logger=none", "cache=null",
-            "evaluations=[skipping,features,paths,explain]", "arms=[folded,random]",
+            "evaluations=[co_activation,skipping,features,paths,explain]", "arms=[folded,random]",
             "arms.folded.quantiles=[0.5]", "layers=[0,1,2]", "figures=[]",
         )  # fmt: skip
         assert message is None

@@ -200,7 +200,10 @@ def _check_settings(
 
 
 def check_choices(settings: Sequence[str]) -> None:
-    """Refuse a preset's name that is a number, for which Hydra raises a traceback."""
+    """Refuse a number as the name of a preset, and a preset that is named twice.
+
+    Hydra raises a traceback for the number, and ignores the second name.
+    """
     for choice in OverridesParser.create().parse_overrides(list(settings)):
         group = choice.key_or_group
         if choice.is_sweep_override() or not (PRESETS / group).is_dir():
@@ -210,6 +213,9 @@ def check_choices(settings: Sequence[str]) -> None:
         if not isinstance(value, dict) and not all(isinstance(name, str) for name in names):
             presets = ", ".join(sorted(path.stem for path in (PRESETS / group).glob("*.yaml")))
             raise InputError(f"{choice.input_line}: choose one of {presets}")
+        repeated = [name for n, name in enumerate(names) if name in names[:n]]
+        if repeated:
+            raise InputError(f"{choice.input_line} names {repeated[0]!r} twice: name it once")
 
 
 def quoted(value: str) -> str:

@@ -92,8 +92,8 @@ def renamed(setting: str) -> str | None:
         return None
     sign, key, value = parsed.groups()
     top, *fields = key.split(".")
-    if top in ("tasks", "evaluations"):
-        return _renamed_evaluations(setting, top, value)
+    if key in ("tasks", "evaluations"):  # below it, values are no names of evaluations
+        return _renamed_evaluations(setting, key, value)
     if top == "arms" and len(fields) > 1 and fields[1] == "assignment":
         return _sentence(
             setting, "assignment", sign + ".".join([top, fields[0], "matcher", *fields[2:]]), value

@@ -112,7 +112,8 @@ class Skipping(Evaluation):
 
         ``strategies`` has a row for each pair, text set, arm, strategy and quantile. ``contrasts``
         has the differences between an arm and each later arm under the same strategy, between two
-        strategies of an arm, and between an arm and each strategy without a match.
+        strategies of an arm, and between an arm and each strategy without a match. A run that skips
+        no layers has neither table.
         """
         assert recording is not None and subject.measures is not None
         sums, measures = recording.sums(), subject.measures
@@ -129,6 +130,8 @@ class Skipping(Evaluation):
                     for cell, of_cell in zip(cells, values, strict=True)
                 ]
                 contrasts += strategy_contrasts(cells, values, dataset, measures.replicates)
+        if not rows:
+            return Tables()
         return Tables.of({"strategies": rows, "contrasts": contrasts})
 
 
