@@ -1,6 +1,9 @@
+from dataclasses import replace
+from typing import ClassVar
+
 from conftest import random_sae
 from saematch.core.pairs import Pair, Refusal
-from saematch.evaluate.evaluation import PairFacts
+from saematch.evaluate.evaluation import Evaluation, PairFacts
 from saematch.evaluate.paths import Paths
 from saematch.sae.recorders import Models
 from saematch.sae.suites import SaeFacts
@@ -33,3 +36,27 @@ def test_paths_of_another_suite_go_on():
     refused = [Refusal(pairs[0], "matching", "too early")]
     (ended,) = Paths().refusals([facts_of(pair) for pair in pairs], refused)
     assert ended == (pairs[0], "no path goes beyond layer 0 of x: too early")
+
+
+class OnTexts(Evaluation):
+    """An evaluation of another package, which has a reason of its own for one pair."""
+
+    reads_texts: ClassVar[bool] = True
+
+    def refusal(self, facts):
+        return "too early" if facts.pair.source.layer == 0 else None
+
+
+class OnWeights(OnTexts):
+    reads_texts: ClassVar[bool] = False
+
+
+def test_an_evaluation_on_texts_leaves_out_saes_that_read_no_hidden_states():
+    early, inner, late = (facts_of(Pair.of_layers(n, n + 1)) for n in range(3))
+    origin = replace(inner.target.origin, site="mlp_out")
+    inner = inner._replace(target=replace(inner.target, origin=origin))
+    reasons = dict(OnTexts().refusals([early, inner, late], []))
+    assert reasons[early.pair] == "too early"
+    assert "(site mlp_out)" in reasons[inner.pair]
+    assert late.pair not in reasons
+    assert dict(OnWeights().refusals([early, inner, late], [])) == {early.pair: "too early"}

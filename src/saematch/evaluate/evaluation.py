@@ -18,7 +18,7 @@ from saematch.matching.arm import Arm
 from saematch.matching.matches import MatchSet
 from saematch.sae.params import SaeOrigin
 from saematch.sae.recorders import Models, Recorder, Recording
-from saematch.sae.sites import is_skippable
+from saematch.sae.sites import is_skippable, skipping_refusal
 from saematch.sae.sources.source import SaeSource
 from saematch.sae.suites import SaeFacts, SaeShelf
 
@@ -30,6 +30,10 @@ class PairFacts(NamedTuple):
     source: SaeFacts
     target: SaeFacts
     models: Models
+
+    def site_refusal(self) -> str | None:
+        """Return why the SAEs cannot be applied to hidden states; None if they can."""
+        return skipping_refusal(self.source.origin) or skipping_refusal(self.target.origin)
 
 
 @dataclass(frozen=True)
@@ -115,11 +119,15 @@ class Evaluation:
         """Yield the pairs that the evaluation leaves out, with the reason.
 
         ``refused`` holds what the run leaves out already. By default, ``refusal`` decides for each
-        pair that is matched.
+        pair that is matched. An evaluation that reads texts also leaves out SAEs that do not read
+        the residual stream, since a pass over the texts has no other hidden states.
         """
         unmatched = {r.pair for r in refused if r.evaluation == "matching" and r.arm is None}
         for facts in pairs:
-            if facts.pair not in unmatched and (reason := self.refusal(facts)):
+            if facts.pair in unmatched:
+                continue
+            reason = facts.site_refusal() if self.reads_texts else None
+            if reason := reason or self.refusal(facts):
                 yield facts.pair, reason
 
     def recorder(self, subject: Subject) -> Recorder | None:
