@@ -44,7 +44,7 @@ def test_the_interval_of_a_mean_is_that_of_the_mean_of_replicates():
     assert [row["low"], row["high"]] == pytest.approx(expected, rel=1e-5)
 
 
-def test_over_all_data_sets_stands_the_mean_of_theirs():
+def test_the_value_over_all_data_sets_is_their_mean():
     measures = measures_of(prose=2, code=2)
     # replicates 1 and 2 leave out a text of prose, 3 and 4 a text of code
     for dataset, values in (("prose", [0.5, 0.4, 0.6, 0.5, 0.5]), ("code", [0.1] * 5)):

@@ -215,7 +215,7 @@ def test_each_job_with_a_bug_shows_its_traceback(cli, tiny, tmp_path, monkeypatc
         (KeyError("x"), "'x'", ["in stage match, arm folded, pair 3-4"]),
     ],
 )
-def test_a_stage_says_where_an_error_happened(error, text, notes):
+def test_an_error_names_its_stage(error, text, notes):
     with pytest.raises(type(error)) as caught, stage("match", arm="folded", pair="3-4"):
         raise error
     assert caught.value is error

@@ -53,7 +53,7 @@ KINDS: dict[str, list[list[str]]] = {
     "reproduce": [["reproduce", "--only", "norms,feature_mse", "--families", "chain,mixed"]],
     "shared cache": [["run_id=a"], ["run_id=b", "seed=1"]],
 }
-"""What the command lines are told that work at the same time in one folder."""
+"""Arguments of the commands that work at the same time in one folder."""
 
 
 class Work(NamedTuple):
