@@ -218,7 +218,7 @@ def test_notes_of_collections_and_what_nobody_makes_again(world, tmp_path, caplo
     assert path.exists(), "it is still told that the store is not whole"
     assert collection(world, tmp_path) == expected
     flip(note, 100)
-    with pytest.raises(InputError, match="holds no complete set of hidden states"):
+    with pytest.raises(InputError, match="has no complete set of hidden states"):
         open_store(note.parent)
 
 
@@ -235,7 +235,7 @@ def test_a_collection_that_is_being_made_again_is_not_complete(world, tmp_path, 
         patched.setattr(lightning_runner, "write_sums", interrupted)
         with pytest.raises(KeyboardInterrupt):
             collection(world, tmp_path)
-    with pytest.raises(InputError, match="holds no complete set of hidden states"):
+    with pytest.raises(InputError, match="has no complete set of hidden states"):
         open_store(note.parent)
 
 
