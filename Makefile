@@ -19,7 +19,7 @@ SMOLLM2     := outputs/models/smollm2_135m
 EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
 SWEEPS      := $(addprefix sweep-,$(basename $(notdir $(wildcard sweeps/*.yaml))))
 
-.PHONY: $(EXPERIMENTS) $(SWEEPS) compare reproduce reproduction-page help setup demo test test-slow test-kill lint bench bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-studies
+.PHONY: $(EXPERIMENTS) $(SWEEPS) compare reproduce reproduction-page metrics-page help setup demo test test-slow test-kill lint bench bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-studies
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ reproduce: $(READY) ## Run every experiment and compare it with the paper (15 mi
 reproduction-page: $(READY) ## Make docs/reproduction.md from the last reproduction
 	$(BIN)/python -m saematch reproduce --model $(MODEL) --page docs/reproduction.md $(ARGS)
 	rm docs/reproduction.html
+
+metrics-page: $(READY) ## Make docs/metrics.md from the definitions of the metrics
+	$(BIN)/python -m saematch metrics --page docs/metrics.md
 
 test: $(READY) ## Check style, imports and types, and run the tests
 	$(BIN)/ruff check .

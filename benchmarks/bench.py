@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import measures
+import passes
 import torch
 from measures import FULL, TINY, Size
 from measuring import Measured
@@ -42,11 +43,13 @@ ROWS = (
     Row("weights_memory", "memory that the same errors and norms add",
         "memory of one SAE", 2.5, measures.weights_memory),
     Row("skip_layers", "skip_layers on texts, with intervals",
-        "whole model with plain hooks for each cell", 0.5, measures.skip_layers),
+        "whole model with plain hooks for each cell", 0.5, passes.skip_layers),
     Row("evaluation", "all splices on all texts",
-        "blocks and heads that every method needs", 1.3, measures.evaluation),
+        "blocks and heads that every method needs", 1.3, passes.evaluation),
     Row("contexts", "pass that keeps contexts",
-        "forward passes and encoding", 2.0, measures.contexts),
+        "forward passes and encoding", 2.0, passes.contexts),
+    Row("one_pass", "one pass that records contexts and co-activation",
+        "one pass for each of them", 1.0, passes.one_pass),
     Row("decoding", "decoding at width 8,192",
         "decoding at width 1,024, same L0", 1.5, measures.decoding),
     Row("start_up", "saematch --help", "import torch", 2.0, measures.start_up),

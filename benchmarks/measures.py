@@ -1,4 +1,4 @@
-"""What the rows of ``bench.py`` measure."""
+"""Measure the rows of ``bench.py`` that read no texts."""
 
 from __future__ import annotations
 
@@ -7,36 +7,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from measuring import GIB, Measured, in_turn, peak_bytes, product, timed
-from plain import plain_skip_layers
-from saematch.evaluate.plan import Cell, evaluate_texts, plan_splices
-from saematch.evaluate.tables import Tables
 
 from saematch.core.match import Match
-from saematch.core.pairs import SaeKey
-from saematch.evaluate.intervals import Intervals
-from saematch.evaluate.splice import MATCHLESS, SplicePlan, evaluate_batch
 from saematch.evaluate.weights import FoldedPair, decoder_norm_change, mse
-from saematch.explain.contexts import TextPass, collect_contexts
-from saematch.lm.hooks import LanguageModel
-from saematch.lm.source import LmSource
-from saematch.matching.arm import Arm
-from saematch.matching.matchers import Random
-from saematch.matching.matches import match_pairs
-from saematch.matching.objectives.parts import Parts
-from saematch.matching.pairing import Neighbours
-from saematch.matching.store import MatchStore
 from saematch.sae.activations import decode, encode
 from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.sources.source import ZooSaes
-from saematch.texts.sources import ZooTexts
-from saematch.texts.tokens import TokenBatch, tokenise
-from saematch.texts.trainer import TrainerSpec
 
 
 @dataclass(frozen=True)
@@ -59,47 +40,8 @@ class Size:
 FULL = Size(5, 16384, 2304, tuple(range(8)), 12, 128, composes_only=False)
 TINY = Size(1, 100, 8, (4, 5), 1, 16, composes_only=True)
 
-BOTH_SCALES = ("permute", "permute_raw")
-ARMS = {
-    name: Arm("threshold", Parts(), Random(seed), BOTH_SCALES if seed < 2 else ("permute",))
-    for seed, name in enumerate(("folded", "unfolded", "identity", "random"))
-}
-"""Arms of the experiment skip_layers. Matches are random, since time does not depend on them."""
+N_ARMS = 4
 DEMO_SECONDS = 90.0
-
-
-@dataclass(frozen=True)
-class Workload:
-    """The evaluation of the demo."""
-
-    saes: dict[SaeKey, SaeParams]
-    plan: SplicePlan
-    cells: list[Cell]
-    matches: list[Match | None]
-    """The match of each cell; None for a strategy without a match."""
-    lm: LanguageModel
-    batches: tuple[TokenBatch, ...]
-
-
-@cache
-def workload(size: Size) -> Workload:
-    """Return the demo's SAEs with random matches, its model and its texts."""
-    lm = LmSource("zoo", "saematch-zoo").load()
-    source = ZooSaes("chain", 1024, 20)
-    saes = {SaeKey("default", layer): source.load(layer) for layer in size.layers}
-    pairs = Neighbours()({"default": list(size.layers)})
-    with TemporaryDirectory() as folder:
-        match_set = match_pairs(saes, pairs, ARMS, MatchStore(Path(folder)), Path(folder))
-    plan, cells = plan_splices(saes, match_set, ARMS, MATCHLESS)
-    matches = [
-        match_set.by_arm[cell.arm][cell.splice.pair] if cell.splice.match else None
-        for cell in cells
-    ]
-    text_sets = ZooTexts(("prose", "docs", "code"), size.n_texts, size.max_tokens).load()
-    batches = tuple(
-        b for texts in text_sets for b in tokenise(texts, lm, size.max_tokens).batches(16)
-    )
-    return Workload(saes, plan, cells, matches, lm, batches)
 
 
 def weights(size: Size) -> Measured:
@@ -120,7 +62,7 @@ def weights_memory(size: Size) -> Measured:
 def weight_metrics(size: Size) -> Callable[[], object]:
     """Return the work: errors and norm changes of random SAEs in four random matches."""
     source, target = (random_sae(layer, size) for layer in (0, 1))
-    draws = [torch.Generator().manual_seed(seed) for seed in range(len(ARMS))]
+    draws = [torch.Generator().manual_seed(seed) for seed in range(N_ARMS)]
     columns = [torch.randperm(size.n_features, generator=draw) for draw in draws]
     matches = [Match.from_columns(partners, size.n_features) for partners in columns]
 
@@ -137,87 +79,6 @@ def random_sae(layer: int, size: Size) -> SaeParams:
     W_enc, W_dec, threshold = torch.randn(d, n), torch.randn(n, d), torch.rand(n) + 0.5
     origin = SaeOrigin(layer, "random", str(layer))
     return SaeParams(W_enc, torch.randn(n), W_dec, torch.randn(d), threshold, "jumprelu", origin)
-
-
-def skip_layers(size: Size) -> Measured:
-    """Measure everything that skip_layers does with texts, and check its numbers by the peer's."""
-    work = workload(size)
-    cells = [(cell.splice, match) for cell, match in zip(work.cells, work.matches, strict=True)]
-    numbers: list[tuple[float, float]] = []
-    rows: list[dict] = []
-
-    def ours() -> None:
-        rows[:] = strategies(work)
-
-    def peer() -> None:
-        numbers[:] = plain_skip_layers(work.saes, cells, work.lm, work.batches)
-
-    measured = in_turn(ours, peer, size.repeats)
-    for row, (explained, delta) in zip(rows, numbers, strict=True):
-        assert abs(row["explained_variance"] - explained) < 1e-3 * max(1, abs(explained)), row
-        assert abs(row["delta_loss"] - delta) < 1e-3, row
-    return measured
-
-
-def strategies(work: Workload) -> list[dict]:
-    """Evaluate the plan on the texts, and return the rows of the table ``strategies``."""
-    with TemporaryDirectory() as folder:
-        tokens = {"all texts": work.batches}
-        sums = evaluate_texts(work.plan, work.lm, tokens, TrainerSpec("cpu"), Path(folder))
-        return Tables(work.plan, sums, Intervals()).strategies(work.cells)["strategies"]
-
-
-@torch.inference_mode()
-def evaluation(size: Size) -> Measured:
-    """Measure the evaluation against the blocks and heads that no method can avoid."""
-    work = workload(size)
-    return in_turn(
-        lambda: [evaluate_batch(work.plan, work.lm, batch) for batch in work.batches],
-        lambda: [strictly_needed(work, batch) for batch in work.batches],
-        size.repeats,
-    )
-
-
-def strictly_needed(work: Workload, batch: TokenBatch) -> None:
-    """Run the original once, and bare blocks and the head for each splice."""
-    calls: list[tuple[tuple, dict]] = []
-    lm = work.lm
-    hooks = [
-        block.register_forward_pre_hook(lambda _m, a, k: calls.append((a, k)), with_kwargs=True)
-        for block in lm.blocks
-    ]
-    try:
-        _, final = lm.capture(batch.ids, ())
-    finally:
-        for hook in hooks:
-            hook.remove()
-    states, targets = final[batch.predicts], batch.ids.roll(-1, dims=1)[batch.predicts]
-    lm.token_losses(states, targets)
-    for splice in work.plan.splices:
-        target = splice.pair.target.layer
-        for block, (args, kwargs) in list(zip(lm.blocks, calls, strict=True))[target + 1 :]:
-            block(*args, **kwargs)
-        lm.token_losses(states, targets)
-
-
-def contexts(size: Size) -> Measured:
-    """Measure the pass that keeps where features are active, against forwards and encoding."""
-    work = workload(size)
-
-    @torch.inference_mode()
-    def bare() -> None:
-        for batch in work.batches:
-            hidden, _ = work.lm.capture(batch.ids, size.layers)
-            for key, sae in work.saes.items():
-                encode(sae, hidden[key.layer][batch.counts])
-
-    def ours() -> None:
-        with TemporaryDirectory() as folder:
-            tokens = {"all texts": work.batches}
-            texts = TextPass(work.lm, tokens, TrainerSpec("cpu"), Path(folder) / "left")
-            collect_contexts(work.saes, texts, 10, 10, Path(folder))
-
-    return in_turn(ours, bare, size.repeats)
 
 
 @torch.inference_mode()

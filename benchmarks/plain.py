@@ -7,7 +7,7 @@ means are computed at the end over all stored values. The numbers must be equal 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from saematch.core.match import Match
 from saematch.core.pairs import SaeKey
-from saematch.evaluate.splice import Splice
+from saematch.evaluate.measures import Cell
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.arm import DECODINGS
 from saematch.sae.folding import fold
@@ -25,36 +25,39 @@ from saematch.texts.tokens import TokenBatch
 
 @torch.inference_mode()
 def plain_skip_layers(
-    saes: dict[SaeKey, SaeParams],
-    cells: Sequence[tuple[Splice, Match | None]],
+    saes: Mapping[SaeKey, SaeParams],
+    cells: Mapping[Cell, Match | None],
     lm: LanguageModel,
     batches: Sequence[TokenBatch],
-) -> list[tuple[float, float]]:
-    """Return the explained variance and the change in loss of each cell."""
+) -> dict[Cell, tuple[float, float]]:
+    """Return the explained variance and the change in loss of each cell.
+
+    ``cells`` has the match of each cell, or None for a strategy without a match.
+    """
     clean = [_losses(lm, batch) for batch in batches]
     original = torch.cat(clean).mean().item()
-    results = []
-    for splice, match in cells:
+    results = {}
+    for cell, match in cells.items():
         states, errors, losses = [], [], []
         for batch in batches:
-            x, x_hat, loss = _changed(saes, splice, match, lm, batch)
+            x, x_hat, loss = _changed(saes, cell, match, lm, batch)
             states.append(x)
             errors.append(x_hat - x)
             losses.append(loss)
         x, error = torch.cat(states).double(), torch.cat(errors).double()
         unexplained = error.var(dim=0, correction=0).sum() / x.var(dim=0, correction=0).sum()
-        results.append((1 - unexplained.item(), torch.cat(losses).mean().item() - original))
+        results[cell] = (1 - unexplained.item(), torch.cat(losses).mean().item() - original)
     return results
 
 
 def _changed(
-    saes: dict[SaeKey, SaeParams],
-    splice: Splice,
+    saes: Mapping[SaeKey, SaeParams],
+    cell: Cell,
     match: Match | None,
     lm: LanguageModel,
     batch: TokenBatch,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    pair = splice.pair
+    pair = cell.pair
     source, target = saes[pair.source], saes[pair.target]
     seen: dict[str, Tensor] = {}
 
@@ -63,14 +66,14 @@ def _changed(
 
     def replace(_module: object, _args: object, output: Tensor) -> Tensor:
         x_t, seen["x"] = seen["x_t"], output[batch.counts]
-        if splice.strategy == "drop":
+        if cell.strategy == "drop":
             x_hat = x_t
-        elif splice.strategy == "reconstruct_previous":
+        elif cell.strategy == "reconstruct_previous":
             x_hat = source.reconstruct(x_t)
-        elif splice.strategy == "reconstruct_current":
+        elif cell.strategy == "reconstruct_current":
             x_hat = target.reconstruct(seen["x"])
         else:
-            by = DECODINGS[splice.strategy]
+            by = DECODINGS[cell.strategy]
             assert match is not None
             x_hat = fold(target, by).decode(_permuted(fold(source, by).encode(x_t), match))
         seen["x_hat"] = x_hat

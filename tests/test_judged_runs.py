@@ -188,7 +188,7 @@ def test_explanations_without_a_judge(cli, labels, tmp_path):
         (["judging.arms=[greedy]"], "judging.arms holds 'greedy'"),
         (["second_judge=gpt_4o"], "second_judge=gpt_4o: write judge@second_judge=gpt_4o"),
         (["explain=jsonl", "explain.path=nowhere.jsonl"], "nowhere.jsonl"),
-        (["explain=neuronpedia"], "Neuronpedia explains no SAE that is layer 0"),
+        (["explain=neuronpedia"], "Neuronpedia has no explanations of the SAE of layer 0"),
     ],
 )  # fmt: skip
 def test_bad_input_ends_in_one_line_before_any_work(judged, tmp_path, arguments, words):

@@ -256,7 +256,7 @@ def test_two_text_files_of_one_name_are_refused(cli, tmp_path, tiny):
         (tmp_path / folder).mkdir()
         shutil.copy(tiny / "texts.jsonl", tmp_path / folder)
     message, _ = cli("dataset.paths=[a/texts.jsonl,b/texts.jsonl]", "logger=none", "run_id=a")
-    assert "two text sets have one name" in message
+    assert "two text sets have the same name" in message
 
 
 def test_texts_longer_than_the_model_takes_are_refused(cli, tmp_path):

@@ -77,7 +77,7 @@ class NeuronpediaServer:
     def export(self, source: str, rows: Iterable[dict], batch: int, folder: str = "explanations"):
         """Put a batch there and return its key."""
         key = f"v1/{source}/{folder}/batch-{batch}.jsonl.gz"
-        lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows)
+        lines = "".join(json.dumps(fields, ensure_ascii=False) + "\n" for fields in rows)
         self.objects[key] = gzip.compress(lines.encode(), mtime=0)
         return key
 

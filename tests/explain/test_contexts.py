@@ -144,8 +144,8 @@ def test_a_killed_pass_continues_and_kept_contexts_need_no_pass(lm, saes, tmp_pa
 
 def test_only_contexts_that_are_not_kept_are_recorded(lm, saes, tmp_path):
     texts = text_pass(lm, 8)
-    one = ContextStore(saes.only(KEYS[:1]), texts, tmp_path / "kept", 2, 1)
-    first = collect(one, tmp_path / "left")
+    first_store = ContextStore(saes.only(KEYS[:1]), texts, tmp_path / "kept", 2, 1)
+    first = collect(first_store, tmp_path / "left")
     both = ContextStore(saes, texts, tmp_path / "kept", 2, 1)
     recorder = both.recorder(tmp_path / "left")
     assert isinstance(recorder, Recorder)

@@ -61,7 +61,7 @@ def test_one_file_for_all_layers(tmp_path):
         file.write("\n  \n")
     texts = opened(path)
     of = texts.of([FeatureKey(THREE, 0), FeatureKey(FOUR, 0)])
-    assert [one.text for (one,) in of.values()] == ["of three", "of four"]
+    assert [e.text for (e,) in of.values()] == ["of three", "of four"]
     assert texts.features(THREE) == [0]
 
 
@@ -69,27 +69,30 @@ GOOD = {"layer": 3, "feature": 0, "text": "a text"}
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
-        ("{oops", r"line 2 is no JSON object: "),
-        ("[3, 0]", r"line 2 is no JSON object, but '\[3, 0\]'"),
-        ('{"layer": 3, "feature": 0}', r"line 2: 'text' must hold a text, not None"),
-        ('{"layer": 3, "text": "x"}', r"line 2: 'feature' must hold a number from 0, not None"),
-        ('{"layer": 9, "text": "x"}', r"line 2: 'feature' must hold a number from 0, not None"),
+        ("{oops", r"line 2 is not a JSON object: "),
+        ("[3, 0]", r"line 2 is not a JSON object: '\[3, 0\]'"),
+        ('{"layer": 3, "feature": 0}', r"line 2: 'text' must be a text, not None"),
+        ('{"layer": 3, "text": "x"}', r"line 2: 'feature' must be a whole number from 0, not None"),
+        ('{"layer": 9, "text": "x"}', r"line 2: 'feature' must be a whole number from 0, not None"),
         ('{"feature": 0, "text": "x"}', r"line 2: 'layer' must .* with \{layer\} in explain.path"),
-        ('{"layer": 3, "feature": 0, "text": " "}', r"line 2: 'text' must hold a text, not ' '"),
+        ('{"layer": 3, "feature": 0, "text": " "}', r"line 2: 'text' must be a text, not ' '"),
         ('{"layer": 3, "feature": true, "text": "x"}', r"line 2: 'feature' must .*, not True"),
         ('{"layer": 3, "feature": "1", "text": "x"}', r"line 2: 'feature' must .*, not '1'"),
         ('{"layer": 3, "feature": -1, "text": "x"}', r"line 2: 'feature' must .*, not -1"),
-        ('{"layer": 3, "feature": 24, "text": "x"}', r"line 2: feature 24 is none .* 0 to 23$"),
+        (
+            '{"layer": 3, "feature": 24, "text": "x"}',
+            r"line 2: the SAE .* no feature 24, .* 23$",
+        ),
         ('{"layer": 3, "feature": 0, "text": "x", "explainer": ""}', r"line 2: 'explainer' must"),
     ],
 )
-def test_a_line_that_is_refused(tmp_path, line, said):
+def test_a_line_that_is_refused(tmp_path, line, message):
     path = write(tmp_path / "all.jsonl", GOOD)
     with path.open("a") as file:
         file.write(line)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         JsonlExplanations(str(path)).check({THREE: SAES[THREE]})
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)

@@ -69,10 +69,10 @@ def opened(server, folder, saes=SAES, **settings):
     return source.open(saes, Means(folder))
 
 
-def told(texts, *features, key=KEY):
+def texts_of(texts, *features, key=KEY):
     """The explanations of features, each as its texts in order."""
-    found = texts.of([FeatureKey(key, feature) for feature in features])
-    return {place.feature: [one.text for one in of] for place, of in found.items()}
+    explanations = texts.of([FeatureKey(key, feature) for feature in features])
+    return {key.feature: [e.text for e in of_key] for key, of_key in explanations.items()}
 
 
 def parquet(folder, name=NAME):
@@ -87,9 +87,11 @@ def test_an_export_of_several_pages_and_batches(server, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "saematch"):
         texts = opened(server, tmp_path)
     assert texts.features(KEY) == [i for i in range(N_FEATURES) if i % 8 != 7]
-    assert told(texts, 16, 0) == {16: ["text 16"], 0: ["text 0"]}
-    (one,) = texts.of([FeatureKey(KEY, 9)])[FeatureKey(KEY, 9)]
-    assert one == Explanation("text 9", "gpt-4o-mini", "oai_token-act-pair", one.tag)
+    assert texts_of(texts, 16, 0) == {16: ["text 16"], 0: ["text 0"]}
+    (explanation,) = texts.of([FeatureKey(KEY, 9)])[FeatureKey(KEY, 9)]
+    assert explanation == Explanation(
+        "text 9", "gpt-4o-mini", "oai_token-act-pair", explanation.tag
+    )
     tags = {texts.of([FeatureKey(KEY, i)])[FeatureKey(KEY, i)][0].tag for i in texts.features(KEY)}
     assert len(tags) == 3
     assert server.log.count("/") == 2, "two pages of the listing"
@@ -117,8 +119,8 @@ def test_saes_that_share_a_source_and_others(server, tmp_path):
     texts = opened(server, tmp_path, saes)
     assert len(server.asked(".gz")) == 4
     assert len(server.asked("/")) == 6
-    assert told(texts, 0, key=TWIN) == told(texts, 0) == {0: ["text 0"]}
-    assert told(texts, 0, key=FOUR) == {0: ["of layer 4"]}
+    assert texts_of(texts, 0, key=TWIN) == texts_of(texts, 0) == {0: ["text 0"]}
+    assert texts_of(texts, 0, key=FOUR) == {0: ["of layer 4"]}
     assert texts.features(FOUR) == [0]
 
 
@@ -131,16 +133,16 @@ def test_several_folders_and_explainers(server, tmp_path, caplog):
     server.export(NAME, often[:3], 1)
     with caplog.at_level(logging.INFO, "saematch"):
         texts = opened(server, tmp_path, single=0)
-    assert told(texts, 0, 1, 2, 3, 4) == {
+    assert texts_of(texts, 0, 1, 2, 3, 4) == {
         0: ["often 0", "rare 0"],
         1: ["often 1", "rare 1", "tied 1"],
         2: ["often 2", "tied 2"],
         3: ["often 3"],
     }
     assert "4 of 24 features explained (z-often 4, a-rare 2, b-rare 2)" in caplog.messages[0]
-    one = opened(server, tmp_path, single=0, explainer="a-rare")
-    assert one.features(KEY) == [0, 1]
-    assert told(one, 0, 1, 2) == {0: ["rare 0"], 1: ["rare 1"]}
+    texts = opened(server, tmp_path, single=0, explainer="a-rare")
+    assert texts.features(KEY) == [0, 1]
+    assert texts_of(texts, 0, 1, 2) == {0: ["rare 0"], 1: ["rare 1"]}
     with pytest.raises(ValueError, match=r"no text of explain\.explainer=gpt-9, only of a-rare, b"):
         opened(server, tmp_path, explainer="gpt-9")
 
@@ -164,8 +166,8 @@ def test_embeddings_empty_texts_and_odd_line_ends(server, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "saematch"):
         texts = opened(server, tmp_path, single=0)
     assert texts.features(KEY) == [0, 1, 2, 3, 4, 8]
-    assert told(texts, 4) == {4: ["one\u2028line\x85"]}
-    assert f"{NAME}: 3 empty explanations of the export are left out" in caplog.messages
+    assert texts_of(texts, 4) == {4: ["one\u2028line\x85"]}
+    assert f"{NAME}: 3 explanations of the export are empty and not used" in caplog.messages
     table = pq.read_table(parquet(tmp_path))
     assert set(table.column_names) == {
         "feature", "text", "explainer", "method", "tag", "embedding",
@@ -196,7 +198,7 @@ def test_a_wait_that_the_server_asks_for_is_told(server, tmp_path, caplog, monke
     fill(server, 1)
     server.fault("/", Fault(503, (("Retry-After", "1"),)), times=1)
     opened(server, tmp_path)
-    assert "the server asks to wait 1 s (status 503)" in caplog.messages
+    assert "the server requests 1 s of delay (status 503)" in caplog.messages
 
 
 def test_a_connection_cut_within_a_batch(server, tmp_path):
@@ -210,7 +212,7 @@ def test_a_connection_cut_within_a_batch(server, tmp_path):
 def test_a_killed_fetch_goes_on_with_the_missing_batches(server, tmp_path):
     fill(server)
     server.fault(BATCH.format(1), Fault(cut=True))
-    with pytest.raises(ValueError, match=r"cannot fetch http://.*batch-1\.jsonl\.gz .* is kept"):
+    with pytest.raises(ValueError, match=r"cannot fetch http://.*batch-1\.jsonl\.gz .* are stored"):
         opened(server, tmp_path, connections=3)
     assert not parquet(tmp_path).exists()
     folder = parquet(tmp_path).with_name("3-tinyscope-res.batches")
@@ -269,8 +271,8 @@ def test_a_batch_that_stays_broken(server, tmp_path, content, sent, reason):
     server.objects[BATCH.format(1)[1:]] = content
     if sent is not None:
         server.fault(BATCH.format(1), Fault(200, body=sent))
-    said = rf"batch-1\.jsonl\.gz stays broken \(.*{reason}.*\) after 3 fetches; .* explain=own and"
-    with pytest.raises(ValueError, match=said):
+    message = rf"batch-1\.jsonl\.gz is broken \(.*{reason}.*\) after 3 attempts; .* explain=own and"
+    with pytest.raises(ValueError, match=message):
         opened(server, tmp_path)
     assert len(server.asked("batch-1")) == 3
     assert not parquet(tmp_path).exists()
@@ -283,7 +285,7 @@ def test_a_batch_that_arrives_broken_once(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (
             {"layer": "3-tinyscope-res-65k"},
@@ -291,32 +293,32 @@ def test_a_batch_that_arrives_broken_once(server, tmp_path):
         ),
         ({"modelId": "large"}, "explanations of large/3-tinyscope-res, which is another SAE"),
         ({"index": str(N_FEATURES)}, "has feature 24, but the SAE has features 0 to 23"),
-        ({"index": "-1"}, "a row of .*batch-1.jsonl.gz is not understood"),
-        ({"index": None}, "a row of .*batch-1.jsonl.gz is not understood"),
-        ({"embedding": "[0.5, "}, "a row of .*batch-1.jsonl.gz is not understood"),
-        ({"description": 7}, "a row of .*batch-1.jsonl.gz is not understood"),
+        ({"index": "-1"}, "a row of .*batch-1.jsonl.gz is invalid"),
+        ({"index": None}, "a row of .*batch-1.jsonl.gz is invalid"),
+        ({"embedding": "[0.5, "}, "a row of .*batch-1.jsonl.gz is invalid"),
+        ({"description": 7}, "a row of .*batch-1.jsonl.gz is invalid"),
     ],
 )
-def test_rows_of_another_sae(server, tmp_path, wrong, said):
+def test_rows_of_another_sae(server, tmp_path, wrong, message):
     fill(server, 1)
     server.export(NAME, [row(NAME, 8, "right"), {**row(NAME, 9, "wrong"), **wrong}], 1)
     for _ in range(2):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             opened(server, tmp_path)
 
 
 def test_refresh_fetches_what_has_changed(server, tmp_path):
     fill(server)
     server.features[f"{NAME}/23"] = b"null"
-    told(opened(server, tmp_path), 23)
+    texts_of(opened(server, tmp_path), 23)
     server.export(NAME, [row(NAME, 0, "changed"), row(NAME, 7, "new")], 0)
     del server.objects[BATCH.format(2)[1:]]
-    assert told(opened(server, tmp_path), 0) == {0: ["text 0"]}
+    assert texts_of(opened(server, tmp_path), 0) == {0: ["text 0"]}
     server.log.clear()
     texts = opened(server, tmp_path, refresh=True)
     assert server.log == ["/", BATCH.format(0)]
     assert texts.features(KEY) == [0, *range(7, 15)]
-    assert told(texts, 0, 8, 23) == {0: ["changed"], 8: ["text 8"]}
+    assert texts_of(texts, 0, 8, 23) == {0: ["changed"], 8: ["text 8"]}
     assert server.log[2:] == [f"/api/feature/{NAME}/23"], "asked again"
 
 
@@ -333,14 +335,14 @@ def test_features_that_the_export_lacks_are_asked_for_once(server, tmp_path, cap
     server.features[f"{NAME}/7"] = single(("late", "human"), ("newer", "gpt-4o-mini"), (" ", "x"))
     server.features[f"{NAME}/15"] = b"null"
     texts = opened(server, tmp_path)
-    assert told(texts, 7, 8, 15, 23) == {7: ["newer", "late"], 8: ["text 8"]}
+    assert texts_of(texts, 7, 8, 15, 23) == {7: ["newer", "late"], 8: ["text 8"]}
     seven = texts.of([FeatureKey(KEY, 7)])[FeatureKey(KEY, 7)]
     assert seven[0] == Explanation("newer", "gpt-4o-mini", "np_max-act", "api")
     again = opened(server, tmp_path)
-    assert told(again, 7, 15, 23) == {7: ["newer", "late"]}
+    assert texts_of(again, 7, 15, 23) == {7: ["newer", "late"]}
     assert server.asked("/api/") == [f"/api/feature/{NAME}/{i}" for i in (15, 23, 7)]
     assert 7 not in again.features(KEY)
-    assert told(opened(server, tmp_path, explainer="gpt-4o-mini"), 7) == {7: ["newer"]}
+    assert texts_of(opened(server, tmp_path, explainer="gpt-4o-mini"), 7) == {7: ["newer"]}
     kept = json.loads(parquet(tmp_path).with_name("3-tinyscope-res.single.json").read_text())
     assert {feature: len(of) for feature, of in kept.items()} == {"7": 2, "15": 0, "23": 0}
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
@@ -352,14 +354,14 @@ def test_more_missing_features_than_are_asked_for(server, tmp_path, caplog):
         server.features[f"{NAME}/{feature}"] = single((f"late {feature}", "x"))
     texts = opened(server, tmp_path, single=2)
     for _ in range(2):
-        assert told(texts, 23, 15, 7) == {15: ["late 15"], 7: ["late 7"]}
+        assert texts_of(texts, 23, 15, 7) == {15: ["late 15"], 7: ["late 7"]}
     warned = [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
     assert warned == [
-        f"{NAME}: the export lacks 3 features that were asked for; 2 of them are fetched one by "
-        "one, 1 stay without explanation (explain.single=2)"
+        f"{NAME}: the export lacks 3 features that the run needs; 2 of them are fetched one by "
+        "one, 1 have no explanation (explain.single=2)"
     ]
     assert len(server.asked("/api/")) == 2
-    assert told(opened(server, tmp_path, single=2), 23) == {}
+    assert texts_of(opened(server, tmp_path, single=2), 23) == {}
     assert len(server.asked("/api/")) == 2, "a later run gets the same"
 
 
@@ -367,15 +369,15 @@ def test_what_was_asked_for_is_kept_when_the_site_fails(server, tmp_path):
     fill(server)
     server.features[f"{NAME}/7"] = single(("late", "x"))
     server.fault(f"/api/feature/{NAME}/15", LIMIT)
-    said = (
+    message = (
         rf"/api/feature/{NAME}/15 answers with status 429: its limit is reached \(endpoint "
         r"/api/feature, limitPerWindow 25000, requestWindow 60 minutes\).*explain\.single=0"
     )
-    with pytest.raises(ValueError, match=said):
-        told(opened(server, tmp_path), 7, 15)
+    with pytest.raises(ValueError, match=message):
+        texts_of(opened(server, tmp_path), 7, 15)
     assert len(server.asked("/15")) == 3
     server.heal()
-    assert told(opened(server, tmp_path), 7, 15) == {7: ["late"]}
+    assert texts_of(opened(server, tmp_path), 7, 15) == {7: ["late"]}
     assert len(server.asked("/api/feature")) == 5, "feature 7 is not asked for again"
 
 
@@ -383,8 +385,8 @@ def test_what_was_asked_for_is_kept_when_the_site_fails(server, tmp_path):
 def test_an_answer_that_is_not_understood(server, tmp_path, body):
     fill(server)
     server.features[f"{NAME}/7"] = body
-    with pytest.raises(ValueError, match=rf"/api/feature/{NAME}/7 is not understood .*single=0"):
-        told(opened(server, tmp_path), 7)
+    with pytest.raises(ValueError, match=rf"/api/feature/{NAME}/7 has an invalid .*single=0"):
+        texts_of(opened(server, tmp_path), 7)
 
 
 def test_a_limit_without_a_body_of_its_own(server, tmp_path):
@@ -395,8 +397,8 @@ def test_a_limit_without_a_body_of_its_own(server, tmp_path):
 
 def test_listings_without_explanations(server, tmp_path):
     server.objects[f"v1/{NAME}/features/batch-0.jsonl.gz"] = GOOD
-    said = rf"nothing under v1/{NAME}/explanations.*explain=own and explain=jsonl"
-    with pytest.raises(ValueError, match=said):
+    message = rf"nothing under v1/{NAME}/explanations.*explain=own and explain=jsonl"
+    with pytest.raises(ValueError, match=message):
         opened(server, tmp_path)
     server.fault("/", Fault(200, body=b"<html><p>log in</html>"), times=1)
     with pytest.raises(ValueError, match=r"does not list its objects as S3 does .*log in"):
@@ -411,8 +413,8 @@ def test_listings_without_explanations(server, tmp_path):
 
 def test_a_server_that_is_not_there(server, tmp_path):
     server.close()
-    said = rf"cannot fetch {server.address}/ .*refused.*explain=own and explain=jsonl"
-    with pytest.raises(ValueError, match=said):
+    message = rf"cannot fetch {server.address}/ .*refused.*explain=own and explain=jsonl"
+    with pytest.raises(ValueError, match=message):
         opened(server, tmp_path)
 
 
@@ -428,9 +430,9 @@ def test_a_proxy_of_the_environment_is_used(server, tmp_path, monkeypatch):
 def test_saes_without_explanations_are_refused(server, tmp_path, monkeypatch):
     sae = random_sae(3, layer=3)
     monkeypatch.setattr(neuronpedia, "explained_near", lambda *_: [])
-    with pytest.raises(ValueError, match=r"layer 3, random/3.*must not be joined"):
+    with pytest.raises(ValueError, match=r"layer 3, random/3.*do not apply to it"):
         opened(server, tmp_path, {KEY: sae})
-    with pytest.raises(ValueError, match=r"neuronpedia_id='\.\./x', no model/source"):
+    with pytest.raises(ValueError, match=r"neuronpedia_id='\.\./x': must be model/source"):
         opened(server, tmp_path, {KEY: explained("../x")})
     narrow = random_sae(0, n_features=8, layer=3)
     narrow = replace(narrow, origin=replace(narrow.origin, neuronpedia_id=NAME))

@@ -151,8 +151,8 @@ def test_B23_a_figure_that_is_left_out_says_what_it_needs(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert draw_figures(tables, ["persistence"], tmp_path) == {}
     assert caplog.messages == [
-        "figure persistence was not drawn: it needs source layers with several target "
-        "layers (pairing=starts)"
+        "figure persistence was not drawn: it needs source layers with several target layers "
+        "(pairing=starts)"
     ]
     caplog.clear()
     with caplog.at_level(logging.WARNING):

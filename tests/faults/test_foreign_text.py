@@ -15,6 +15,7 @@ from saematch.chat.asking import AskingError
 from saematch.chat.model import ChatModel, Limits
 from saematch.core.results import Results
 from saematch.core.safe_text import for_spreadsheets, in_markdown, visible
+from saematch.core.tables import Tables
 from saematch.judge.connect import connect
 from saematch.report.reproduction import Run, write_page
 
@@ -33,7 +34,7 @@ def foreign_runs(folder: Path) -> None:
         config = {"overrides": [f"sae={value}"], "sae": {"path": value}, "choices": {}}
         results = Results("match", config, {"code": "c", "git_commit": None, "versions": {}})
         results.status = "finished"
-        results.tables = {"means": [{**MEANS_ROW, "arm": f"@{value}"}]}
+        results.tables = Tables.of({"means": [{**MEANS_ROW, "arm": f"@{value}"}]})
         results.save(run / "results.json")
         (run / "run.json").write_text(json.dumps({"sae.path": value}))
 

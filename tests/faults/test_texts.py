@@ -94,8 +94,11 @@ def test_B6_a_lone_surrogate_is_refused_with_its_line_before_a_model_runs(
         ('{"text": null}', "line 2: the field 'text' is null, not a text"),
         ('{"text": 5}', "line 2: the field 'text' is 5, not a text"),
         ('{"body": "one"}', "line 2: no field 'text', only body: set dataset.column"),
-        (DEEP, "line 2: this is not JSON (it is nested too deeply"),
-        ('{"text": "a", "n": ' + "1" * 5000 + "}", "line 2: this is not JSON (Exceeds the limit"),
+        (DEEP, "line 2: the line is not JSON (it is nested too deeply"),
+        (
+            '{"text": "a", "n": ' + "1" * 5000 + "}",
+            "line 2: the line is not JSON (Exceeds",
+        ),
         ('"one"', "line 2: not a JSON object with a field 'text'"),
     ],
 )
@@ -112,7 +115,7 @@ def test_B15_deeply_nested_json_is_refused_elsewhere(tmp_path):
             parse_json(content)
     assert "nested too deeply" in refused(tmp_path / "t.json", DEEP)
     (tmp_path / "labels.jsonl").write_text(DEEP)
-    with pytest.raises(ValueError, match=r"labels\.jsonl, line 1 is no JSON object: it is nested"):
+    with pytest.raises(ValueError, match=r"labels\.jsonl, line 1 is not a JSON object: it is"):
         check_labels(tmp_path / "labels.jsonl")
     assert json_object('{"a":' + DEEP + "}") is None, "what an LLM answers"
 
@@ -155,7 +158,7 @@ def test_B19_what_save_to_disk_writes_is_read(tmp_path, caplog):
     assert "two: taking the split train; dataset.paths can name the others: test" in caplog.text
     assert load(tmp_path / "two/test") == {"test": SAME[1:2]}
     (tmp_path / "one/state.json").write_text("[]")
-    assert "state.json is not as the datasets library writes it" in refused(tmp_path / "one")
+    assert "state.json is not a valid file of the datasets library" in refused(tmp_path / "one")
 
 
 def test_B19_a_snapshot_of_the_hub_is_read(tmp_path, caplog):
@@ -172,7 +175,7 @@ def test_B19_a_snapshot_of_the_hub_is_read(tmp_path, caplog):
     assert "taking the split train; dataset.paths can name the others: test" in caplog.text
     assert load(top / "data/test-*.parquet") == {"test": SAME[2:]}
     (top / "LICENSE.txt").write_text("you may")
-    assert "has files of texts (LICENSE.txt) and so has its folder data: set" in refused(top)
+    assert "has text files (LICENSE.txt), and its subfolder data has some too: set" in refused(top)
 
 
 def test_B19_a_choice_between_folders_or_splits_is_the_users(tmp_path):
@@ -234,7 +237,7 @@ def test_B21_what_is_no_text_is_refused(tmp_path):
     lines = "\n".join(json.dumps({"text": text}) for text in SAME)
     with zipfile.ZipFile(tmp_path / "t.docx", "w") as file:
         file.writestr("word/document.xml", "<w/>")
-    assert "is no UTF-8 text: unpack a compressed file" in refused(tmp_path / "t.docx")
+    assert "is not UTF-8 text: unpack a compressed file" in refused(tmp_path / "t.docx")
     for name, content in {
         "t.jsonl.gz": gzip.compress(lines.encode()),
         "t.pdf": "%PDF-1.4 text",
@@ -242,11 +245,11 @@ def test_B21_what_is_no_text_is_refused(tmp_path):
         "t.bin": "a\0b",
         "utf16.txt": "text".encode("utf-16"),
     }.items():
-        assert f"{name} is no UTF-8 text" in refused(tmp_path / name, content)
+        assert f"{name} is not UTF-8 text" in refused(tmp_path / name, content)
     for name in ("t.txt", "t", "t.ipynb"):
         for content in (lines, f"\n[{lines.splitlines()[0]}]", '{\n "cells": []\n}'):
             message = refused(tmp_path / name, content)
-            assert f"{name} holds JSON, not plain text: name it .jsonl or .json" in message
+            assert f"{name} contains JSON, not plain text: rename it to .jsonl or .json" in message
     assert load_text(tmp_path / "code.py", "[1]\n\n{x}\n\nend") == ("[1]", "{x}", "end")
     assert "cannot read the texts in" in refused(tmp_path / "t.arrow", b"ARROW1 no more")
     assert "cannot read the texts in" in refused(tmp_path / "t.arrow", b"")
@@ -267,7 +270,7 @@ def test_B19_fewer_texts_than_asked_for_are_all_taken_and_said(cli, tiny, tmp_pa
     for run in ("a", "b"):  # the second one reads the tokens of the first
         message, printed = cli(*settings, f"run_id={run}")
         assert message is None
-        words = "dataset.n_texts=50, but the text set 'texts' has only 5: the run takes all of them"
+        words = "dataset.n_texts=50, but the text set 'texts' has only 5: the run uses all of them"
         assert words in printed.err
         results = json.loads((tmp_path / f"outputs/match/{run}/results.json").read_text())
         assert results["provenance"]["texts"]["texts"]["n_texts"] == len(TEXTS)
@@ -310,5 +313,5 @@ def test_B19_a_folder_of_splits_and_another_file_is_refused(tmp_path):
         (tmp_path / name).write_text('{"text": "a text of this split"}\n')
     assert [path.name for path in find_files(str(tmp_path))[1]] == ["train.jsonl"]
     (tmp_path / "README.txt").write_text("What these files are.")
-    with pytest.raises(ValueError, match=r"files of several splits and README\.txt"):
+    with pytest.raises(ValueError, match=r"files of several splits, and README\.txt"):
         find_files(str(tmp_path))

@@ -23,6 +23,7 @@ from saematch.core import store
 from saematch.core.errors import FileError
 from saematch.core.files import replacing, replacing_folder, write_json
 from saematch.core.results import Results
+from saematch.core.tables import Tables
 from saematch.run.run_folders import LogFile
 from saematch.training.trained import save_sae
 
@@ -46,6 +47,7 @@ from saematch.core.files import replacing, replacing_folder, write_json
 from saematch.chat.questions import QuestionRecord, Reply
 from saematch.chat.replies import ReplyStore
 from saematch.core.match import Match
+from saematch.core.tables import Tables
 from saematch.report.style import save
 
 folder = Path(sys.argv[1])
@@ -245,7 +247,7 @@ def test_B8_a_mirror_that_cannot_be_written_leaves_the_run_finished(tmp_path, mo
 
     monkeypatch.setattr(wandb, "Table", full)
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
-    results = Results("x", {}, {}, tables={"matches": [{"arm": "folded"}]})
+    results = Results("x", {}, {}, tables=Tables.of({"matches": [{"arm": "folded"}]}))
     tracker = WandbLogging(offline=True).start("x", tmp_path, {})
     tracker.finish(Outcome(results, {}, {}, tmp_path / "matches"))
     assert f"did not accept everything: [Errno 28] {FULL}: 'media/table.json'" in caplog.text

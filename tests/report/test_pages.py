@@ -9,6 +9,7 @@ import pytest
 
 from saematch.app.compare import compare
 from saematch.core.results import Results
+from saematch.core.tables import Tables
 from saematch.report import reproduction
 from saematch.report.reproduction import Run, write_page
 
@@ -42,7 +43,7 @@ def comparison_page(tmp_path, monkeypatch):
         results = Results("match", config, {"code": "c", "git_commit": SCRIPT, "versions": {}})
         results.status = "finished" if number else "failed"
         results.error = SCRIPT
-        results.tables = {"means": [MEANS_ROW]}
+        results.tables = Tables.of({"means": [MEANS_ROW]})
         results.save(run / "results.json")
         (run / "run.json").write_text(json.dumps({"sae.path": value}))
     return compare([Path("runs")]).out / "index.html"
@@ -53,7 +54,7 @@ def reproduction_page(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduction, "ZOO_NOTE", f"`{SCRIPT}` {SCRIPT}")
     folder = tmp_path / SCRIPT.replace("/", "")
     results = Results("mse", {}, {"git_commit": SCRIPT, "seconds": 1.0})
-    results.status, results.tables = "finished", {SCRIPT: []}
+    results.status, results.tables = "finished", Tables.of({SCRIPT: []})
     results.save(folder / "results.json")
     runs = [
         Run("mse", SCRIPT, SCRIPT, folder),

@@ -221,8 +221,8 @@ def test_a_pass_that_was_killed_continues_with_the_missing_file(lm, saes, tmp_pa
     for recorder in recorders.values():
         recorder.seen.clear()
     resumed = texts.record(saes, recorders, "record")
-    made = {name: len(recorder.seen) for name, recorder in recorders.items()}
-    assert made == {name: distinct(texts) - n for name, n in kept.items()}
+    n_recorded = {name: len(recorder.seen) for name, recorder in recorders.items()}
+    assert n_recorded == {name: distinct(texts) - n for name, n in kept.items()}
     fresh = {name: replace(r, folder=tmp_path / "new" / name) for name, r in recorders.items()}
     for name, recording in texts.record(saes, fresh, "record").items():
         for key in KEYS:
@@ -341,7 +341,7 @@ def test_out_of_memory_halves_the_batch_for_all_recorders(lm, saes, tmp_path, ca
     modest = Totals(tmp_path / "modest", (KEYS[:2],))
     halved = texts.record(saes, {"modest": modest, "greedy": greedy}, "record")
     assert [n for n, *_ in greedy.seen] == [5, 3, 2, 1, 2, 3, 2, 1], (
-        "the size that fits is found for each text set"
+        "each text set determines the size that fits"
     )
     for key in KEYS:
         totals = recorded(expected, key)
@@ -349,7 +349,7 @@ def test_out_of_memory_halves_the_batch_for_all_recorders(lm, saes, tmp_path, ca
     sums = [recorded(expected, key) for key in KEYS[:2]]
     both = [sum(of_text) for of_text in zip(*sums, strict=True)]
     assert recorded(halved["modest"], *KEYS[:2]) == pytest.approx(both, rel=1e-5)
-    assert "5 texts of 10 tokens do not fit into memory" in caplog.text
+    assert "5 texts of 10 tokens do not fit into memory: continuing with 3" in caplog.text
 
 
 @pytest.mark.parametrize("runs_model", [False, True])

@@ -14,13 +14,13 @@ def test_quantiles_are_those_of_each_features_values(quantile):
     g = torch.Generator().manual_seed(0)
     features, values = torch.randint(0, 6, (50,), generator=g), torch.rand(50, generator=g)
     features[features == 4] = 3
-    scale = quantiles(features, values, 7, quantile)
+    scales = quantiles(features, values, 7, quantile)
     for feature in range(7):
         own = values[features == feature]
         if len(own):
-            assert scale[feature].item() == pytest.approx(torch.quantile(own, quantile).item())
+            assert scales[feature].item() == pytest.approx(torch.quantile(own, quantile).item())
         else:
-            assert scale[feature].isnan()
+            assert scales[feature].isnan()
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def test_topk_saes_are_folded_by_what_is_asked_for(cli, tiny, topk, tmp_path):
         path = tmp_path / f"outputs/match/{choice}/results.json"
         results[choice] = json.loads(path.read_text())
     names = {
-        choice: {sae["stand_in_name"] for sae in scale["provenance"]["saes"].values()}
-        for choice, scale in results.items()
+        choice: {sae["stand_in_name"] for sae in result["provenance"]["saes"].values()}
+        for choice, result in results.items()
     }
     assert names["decoder_norm"] == {"decoder norm"}
     assert all(name.startswith("quantile 0.1 of the positive") for name in names["activation"])
@@ -65,9 +65,9 @@ def test_topk_saes_are_folded_by_what_is_asked_for(cli, tiny, topk, tmp_path):
     splices = [
         {
             (r["dataset"], r["strategy"], r["arm"], r["source_layer"]): r["explained_variance"]
-            for r in scale["tables"]["strategies"]
+            for r in result["tables"]["strategies"]
         }
-        for scale in results.values()
+        for result in results.values()
     ]
     same = {cell for cell in splices[0] if cell[1] in ("drop", "reconstruct_current")}
     assert all(splices[0][cell] == splices[1][cell] for cell in same)

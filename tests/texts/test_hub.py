@@ -37,9 +37,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def load(folder, about=None, **settings):
-    one = HubSet(str(folder / "web"), column="content", **(about or {}))
-    return HubTexts({"web": one}, **{"n_texts": 10, "max_tokens": 64, **settings}).load()
+def load(folder, source=None, **settings):
+    data_set = HubSet(str(folder / "web"), column="content", **(source or {}))
+    return HubTexts({"web": data_set}, **{"n_texts": 10, "max_tokens": 64, **settings}).load()
 
 
 def test_texts_are_drawn_at_random_and_short_ones_passed_over(folder):
@@ -76,20 +76,26 @@ def test_what_cannot_be_read(folder):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
-        (OfflineModeIsEnabled("offline mode is on\nand more"), r"\(offline mode is on\); texts on"),
-        (HTTPError("timed out"), r"\(timed out\); texts on disk are taken with dataset=local"),
-        (OSError("401 Client Error"), r"accept its conditions .*set HF_TOKEN; texts on disk"),
+        (
+            OfflineModeIsEnabled("offline mode is on\nand more"),
+            r"\(offline mode is on\); use texts",
+        ),
+        (HTTPError("timed out"), r"\(timed out\); use texts on disk with dataset=local"),
+        (
+            OSError("401 Client Error"),
+            r"accept its conditions .*set HF_TOKEN, or use texts",
+        ),
     ],
 )
-def test_a_hub_that_gives_no_answer_in_one_line(tmp_path, monkeypatch, error, said):
+def test_a_hub_that_gives_no_answer_in_one_line(tmp_path, monkeypatch, error, message):
     def refuse(*_, **__):
         raise error
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
     texts = HubTexts({"a": HubSet("nobody/nothing")}, n_texts=1, max_tokens=9)
-    with pytest.raises(ValueError, match=said) as raised:
+    with pytest.raises(ValueError, match=message) as raised:
         texts.resolve(tmp_path)
     assert "\n" not in str(raised.value)
 
@@ -108,10 +114,10 @@ def hub(folder, monkeypatch):
             raise HTTPError("timed out")
         return types.SimpleNamespace(sha=state.commits.pop(0))
 
-    def load_dataset(path, *about, revision, **settings):
+    def load_dataset(path, *arguments, revision, **settings):
         assert path == "some/web"
         state.read.append(revision)
-        return open_folder(str(folder / "web"), *about, **settings)
+        return open_folder(str(folder / "web"), *arguments, **settings)
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
@@ -120,26 +126,26 @@ def hub(folder, monkeypatch):
 
 def test_the_newest_commit_is_pinned_recorded_and_read_once(hub, tiny, tmp_path, caplog):
     lm = LmSource(str(tiny / "lm"), "tiny").load()
-    one = HubSet("some/web", column="content")
-    spec = HubTexts({"web": one}, n_texts=3, max_tokens=9, seed=2)
+    data_set = HubSet("some/web", column="content")
+    spec = HubTexts({"web": data_set}, n_texts=3, max_tokens=9, seed=2)
     hub.commits = [COMMITS[0], COMMITS[0]]
     for _ in range(2):
-        about = load_texts(spec, lm, tmp_path).about["web"]
-        assert about.pop("datasets")
-        assert about.pop("n_special") == 12, "digits and the sign are <unk>"
-        assert about == {
+        described = load_texts(spec, lm, tmp_path).described["web"]
+        assert described.pop("datasets")
+        assert described.pop("n_special") == 12, "digits and the sign are <unk>"
+        assert described == {
             "path": "some/web", "config": None, "split": "train", "column": "content",
             "revision": COMMITS[0], "n_texts": 3, "seed": 2, "min_characters": 200,
         }  # fmt: skip
     assert hub.asked == [("some/web", None)] * 2
     assert hub.read == COMMITS[:1], "the second time tokens are kept"
 
-    assert load_texts(spec, lm, tmp_path).about["web"]["revision"] == COMMITS[0]
-    assert "as last time, since the hub gives no answer (timed out)" in caplog.text
+    assert load_texts(spec, lm, tmp_path).described["web"]["revision"] == COMMITS[0]
+    assert "the hub gives no answer (timed out), so the run uses commit" in caplog.text
     assert hub.read == COMMITS[:1]
 
     hub.commits = [COMMITS[1]]
-    assert load_texts(spec, lm, tmp_path).about["web"]["revision"] == COMMITS[1]
+    assert load_texts(spec, lm, tmp_path).described["web"]["revision"] == COMMITS[1]
     assert hub.read == COMMITS, "a newer commit is read"
 
 
@@ -150,8 +156,8 @@ def test_a_pinned_commit_is_not_asked_for(hub, tmp_path):
 
 
 def test_a_folder_is_known_by_its_content(folder):
-    one = HubSet(str(folder / "web"))
-    before = one.described()["sha256"]
-    assert one.resolve(folder) == one
+    data_set = HubSet(str(folder / "web"))
+    before = data_set.described()["sha256"]
+    assert data_set.resolve(folder) == data_set
     (folder / "web/README.md").write_text("")
-    assert one.described()["sha256"] != before
+    assert data_set.described()["sha256"] != before

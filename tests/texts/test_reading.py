@@ -11,7 +11,7 @@ from saematch.texts.sources import LocalTexts
 
 def load(*paths, n_texts=2, **settings):
     spec = LocalTexts([str(path) for path in paths], n_texts, 8, **settings)
-    return {one.name: sorted(one.texts) for one in spec.load()}
+    return {text_set.name: sorted(text_set.texts) for text_set in spec.load()}
 
 
 def write_jsonl(path, *texts, column="text"):
@@ -24,8 +24,8 @@ def test_every_format_holds_the_same_texts(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps([{"text": "one"}, {"text": "two", "id": 3}]))
     pandas.DataFrame({"id": [3, 4], "text": ["one", "two"]}).to_parquet(tmp_path / "c.parquet")
     (tmp_path / "d.txt").write_text("one\n\ntwo\n")
-    found = load(*(tmp_path / name for name in ("a.jsonl", "b.json", "c.parquet", "d.txt")))
-    assert found == {name: ["one", "two"] for name in "abcd"}
+    texts = load(*(tmp_path / name for name in ("a.jsonl", "b.json", "c.parquet", "d.txt")))
+    assert texts == {name: ["one", "two"] for name in "abcd"}
 
 
 def test_a_folder_and_a_pattern_are_one_set_each(tmp_path):
@@ -34,8 +34,8 @@ def test_a_folder_and_a_pattern_are_one_set_each(tmp_path):
     (tmp_path / "web/notes.md").write_text("no text")
     write_jsonl(tmp_path / "code-1.jsonl", "three")
     write_jsonl(tmp_path / "code-2.jsonl", "four")
-    found = load(tmp_path / "web", tmp_path / "code-*.jsonl")
-    assert found == {"web": ["one", "two"], "code": ["four", "three"]}
+    texts = load(tmp_path / "web", tmp_path / "code-*.jsonl")
+    assert texts == {"web": ["one", "two"], "code": ["four", "three"]}
     assert set(load(tmp_path / "web/?.*")) == {"web"}
     write_jsonl(tmp_path / "a[1].jsonl", "one", "two")
     assert set(load(tmp_path / "a[1].jsonl")) == {"a[1]"}, "a file goes before a pattern"
@@ -66,15 +66,15 @@ def test_what_cannot_be_read(tmp_path):
     (tmp_path / "c.parquet").write_text("no Parquet")
     (tmp_path / "d.json").write_text('["one"]')
     (tmp_path / "e").mkdir()
-    for name, said in {
+    for name, message in {
         "a.parquet": r"no field 'text', only id, body: set dataset\.column",
         "c.parquet": r"cannot read the texts in .*c\.parquet",
         "d.json": r"d\.json, entry 1: not a JSON object with a field 'text'",
         "e": r"holds no file ending in \.txt, \.jsonl",
-        "f*": "no file is called like",
+        "f*": "no file matches",
         "nowhere": "there is no such file or folder",
     }.items():
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             load(tmp_path / name)
     with pytest.raises(ValueError, match=r"dataset\.paths='a\.jsonl' must be a list"):
         LocalTexts("a.jsonl", 1, 8)

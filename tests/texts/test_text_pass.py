@@ -89,8 +89,8 @@ def test_out_of_memory_halves_the_batch_and_says_so(lm, tmp_path, caplog):
     assert work.sizes == [5, 3, 2, 1, 2, 2, 1, 2]
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [
-        "5 texts of 10 tokens do not fit into memory: going on with 3 at a time",
-        "3 texts of 10 tokens do not fit into memory: going on with 2 at a time",
+        "5 texts of 10 tokens do not fit into memory: continuing with 3 at a time",
+        "3 texts of 10 tokens do not fit into memory: continuing with 2 at a time",
     ]
 
 

@@ -34,13 +34,13 @@ def drawn(monkeypatch):
 def test_the_same_texts_are_read_once(lm, spec, drawn, tmp_path):
     first, again = (load_texts(spec, lm, tmp_path) for _ in range(2))
     assert len(drawn) == 1
-    assert first.about == again.about
+    assert first.described == again.described
     (texts,) = spec.load()
-    for found in (first, again):
+    for loaded in (first, again):
         expected = tokenise(texts, lm, 10)
-        torch.testing.assert_close(found.tokens["texts"].ids, expected.ids)
-        torch.testing.assert_close(found.tokens["texts"].lengths, expected.lengths)
-        torch.testing.assert_close(found.tokens["texts"].counts, expected.counts)
+        torch.testing.assert_close(loaded.tokens["texts"].ids, expected.ids)
+        torch.testing.assert_close(loaded.tokens["texts"].lengths, expected.lengths)
+        torch.testing.assert_close(loaded.tokens["texts"].counts, expected.counts)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_sets_keep_their_order_and_say_what_they_are(tmp_path):
     spec = ZooTexts(("prose", "code"), n_texts=2, max_tokens=8, seed=3)
     for _ in range(2):
         loaded = load_texts(spec, lm, tmp_path)
-        assert list(loaded.tokens) == list(loaded.about) == ["prose", "code"]
-    assert loaded.about["code"].pop("sha256").startswith("sha256:")
-    assert loaded.about["code"] == {
+        assert list(loaded.tokens) == list(loaded.described) == ["prose", "code"]
+    assert loaded.described["code"].pop("sha256").startswith("sha256:")
+    assert loaded.described["code"] == {
         "path": "zoo/code",
         "n_texts": 2,
         "seed": 3,
@@ -104,5 +104,5 @@ def test_sets_keep_their_order_and_say_what_they_are(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one two three")
     twice = LocalTexts([str(path), f"{tmp_path}/a*.txt"], n_texts=1, max_tokens=8)
-    with pytest.raises(ValueError, match=r"two text sets have one name \(a\)"):
+    with pytest.raises(ValueError, match=r"two text sets have the same name \(a\)"):
         load_texts(twice, lm, tmp_path)

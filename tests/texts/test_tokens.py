@@ -9,7 +9,7 @@ from saematch.texts.tokens import tokenise
 
 
 class Letters:
-    """A vocabulary of one token a letter, a being 1."""
+    """A vocabulary of one token for each letter; a is 1."""
 
     special_ids = frozenset({0})
 
@@ -54,9 +54,9 @@ def test_without_bos_the_first_token_of_a_text_does_not_count():
 
 def test_drawing_is_seeded_and_without_replacement():
     texts = [Text(str(i), f"line {i}") for i in range(50)]
-    one, same, other = (draw("t", texts, 20, seed).texts for seed in (1, 1, 2))
-    assert one == same != other
-    assert len(set(one)) == 20
+    first, same, other = (draw("t", texts, 20, seed).texts for seed in (1, 1, 2))
+    assert first == same != other
+    assert len(set(first)) == 20
 
 
 def test_sets_that_are_empty_are_refused():

@@ -10,7 +10,7 @@ from saematch.texts.windows import windows
 
 
 class Letters:
-    """A tokenizer of one token a letter, a being 1; the end of a text is 0, and so is a ``."""
+    """A tokenizer with one token for each letter: a is 1; the end of a text and ` are 0."""
 
     eos_token_id: int | None = 0
 
@@ -54,9 +54,9 @@ def test_sets_take_turns_and_have_equal_shares():
 
 def test_windows_are_shuffled_by_the_seed():
     texts = [tuple(chr(97 + n) * 9 for n in range(26))]
-    one, same, other = (cut(texts, 4, 4 * 40, seed=seed) for seed in (1, 1, 2))
-    assert one == same != other
-    firsts = [row[1] for row in one]
+    first, same, other = (cut(texts, 4, 4 * 40, seed=seed) for seed in (1, 1, 2))
+    assert first == same != other
+    firsts = [row[1] for row in first]
     assert len(set(firsts)) > 10
     adjacent = sum(abs(a - b) <= 1 for a, b in pairwise(firsts))
     assert adjacent < 20, "windows of one document do not follow each other"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saematch.core.columns import Column
+from saematch.core.files import replacing
 
 
 def main(words: Sequence[str]) -> None:
@@ -21,10 +22,26 @@ def main(words: Sequence[str]) -> None:
         help="folder of a run, whose metrics include those of evaluations of other packages; "
         "without it, the metrics that saematch defines",
     )  # fmt: skip
-    from saematch.report.metrics import own_columns, print_metrics
+    parser.add_argument("--page", type=Path, help="write the table to this Markdown file instead")
+    from saematch.report.metrics import markdown, own_columns, print_metrics
 
-    folder = parser.parse_args(words).run
-    print_metrics(_of_run(folder) if folder else own_columns().values())
+    arguments = parser.parse_args(words)
+    folder = arguments.run
+    columns = own_columns().values() if folder is None else _of_run(folder)
+    if arguments.page is None:
+        print_metrics(columns)
+    else:
+        with replacing(arguments.page) as part:
+            part.write_text(PAGE + markdown(columns), encoding="utf-8")
+
+
+PAGE = """# Metrics
+
+Each evaluation defines its metrics in its own file; `make metrics-page` writes this page from those
+definitions. `saematch metrics RUN` prints the metrics of one run, those of your own evaluations
+included. A metric with an interval has the columns `<name>_low` and `<name>_high`.
+
+"""
 
 
 def _of_run(folder: Path) -> list[Column]:

@@ -1,4 +1,4 @@
-"""Explanations in the user's own files: one JSON object a line."""
+"""Read explanations from the user's own files, with one JSON object per line."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from saematch.sae.suites import SaeFacts, Saes, SaeShelf
 from saematch.texts.reading import check_unicode
 
 Texts = dict[int, tuple[Explanation, ...]]
-"""Of one SAE, by feature."""
+"""Explanations of one SAE, by feature."""
 
 
 @spec("explain")
 class JsonlExplanations:
     """Spec of explanations in JSON lines.
 
-    A line holds ``feature`` (from 0) and ``text``; ``explainer``, if it is not to be the file's
-    name; and ``layer``, if the file is of several layers. Several lines about one feature are
-    several explanations, the first one first.
+    A line has ``feature`` (from 0) and ``text``. It may have ``explainer``; the default is the name
+    of the file. If a file has explanations of several layers, a line also has ``layer``. Several
+    lines about one feature are several explanations, in the order of the file.
     """
 
     on_texts: ClassVar[bool] = False
     asks_llm: ClassVar[bool] = False
 
     path: str
-    """One file a layer, with ``{layer}`` in the place of the layer's number; or one file for all
-    layers, whose lines then hold ``layer``. ``{suite}`` stands for the name of the suite."""
+    """Path of one file for each layer, with ``{layer}`` for the number of the layer, or of one file
+    for all layers, whose lines have ``layer``. ``{suite}`` is replaced by the suite's name."""
 
     def __post_init__(self) -> None:
         expand_home(self, "path")
@@ -43,12 +43,12 @@ class JsonlExplanations:
             raise InputError("explain.path is empty: name a file, as in explain.path=labels.jsonl")
 
     def check(self, saes: Saes) -> None:
-        """Read everything.
+        """Read all files and check them.
 
-        ``InputError`` with file and line for a missing file, a line that is no JSON object, a
-        missing or wrong field, an empty text and a feature that the SAE does not have; also for an
-        SAE of which no line speaks, and for two SAEs of one layer in one file, which a line cannot
-        tell apart.
+        Raises ``InputError``, with file and line, for a missing file, a line that is not a JSON
+        object, a missing or wrong field, an empty text, and a feature that the SAE does not have.
+        Also raises it if an SAE has no explanation, or if two SAEs of one layer share a file, since
+        lines cannot distinguish them.
         """
         self._read(saes)
 
@@ -78,7 +78,7 @@ class JsonlExplanations:
             if not of_sae:
                 raise InputError(f"{self._file(key)} explains no feature of the SAE of {key.name}")
         return {
-            key: {feature: tuple(each) for feature, each in sorted(of_sae.items())}
+            key: {feature: tuple(of_feature) for feature, of_feature in sorted(of_sae.items())}
             for key, of_sae in texts.items()
         }
 
@@ -89,22 +89,22 @@ class JsonlExplanations:
 
 @dataclass(frozen=True)
 class JsonlTexts:
-    """Explanations as they were read."""
+    """Explanations read from files."""
 
     asks_llm: ClassVar[bool] = False
     texts: Mapping[SaeKey, Texts]
 
     def features(self, sae: SaeKey) -> list[int]:
-        """Return the features that a line speaks of, in rising order."""
+        """Return the features that have an explanation, in ascending order."""
         return list(self.texts[sae])
 
     def of(
-        self, wanted: Sequence[FeatureKey], others: bool = False
+        self, features: Sequence[FeatureKey], others: bool = False
     ) -> dict[FeatureKey, tuple[Explanation, ...]]:
-        """Return the texts of features, in the order of the file."""
+        """Return the explanations of features, in the order of the file."""
         return {
             key: self.texts[key.sae][key.feature]
-            for key in wanted
+            for key in features
             if key.feature in self.texts[key.sae]
         }
 
@@ -116,16 +116,16 @@ def _check_one_a_layer(facts: Mapping[SaeKey, SaeFacts]) -> None:
         if first.origin != sae.origin:
             raise InputError(
                 f"the run has two SAEs of layer {key.layer}, {first.origin.where} and "
-                f"{sae.origin.where}, but a line of {{layer, feature}} means one: give each suite "
-                "a file of its own, with {suite} in explain.path"
+                f"{sae.origin.where}, and the lines of one file cannot distinguish them: give each "
+                "suite its own file, with {suite} in explain.path"
             )
 
 
 def _check_feature(line: _Line, key: SaeKey, sae: SaeFacts) -> None:
     if line.feature >= sae.n_features:
         raise InputError(
-            f"{line.where}: feature {line.feature} is none of the SAE of {key.name}, whose "
-            f"features are 0 to {sae.n_features - 1}"
+            f"{line.where}: the SAE of {key.name} has no feature {line.feature}, only features 0 "
+            f"to {sae.n_features - 1}"
         )
 
 
@@ -137,7 +137,7 @@ class _Line(NamedTuple):
 
 
 def _lines(path: Path, of_file: int | None) -> Iterator[_Line]:
-    """Read a file, which is of one layer or tells each line's layer."""
+    """Yield the lines of a file of one layer, or of several layers if ``of_file`` is None."""
     try:
         with reading(path, "the explanations in"):
             content = path.read_bytes()
@@ -152,12 +152,12 @@ def _lines(path: Path, of_file: int | None) -> Iterator[_Line]:
         try:
             row = parse_json(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{where} is no JSON object: {error}") from error
+            raise InputError(f"{where} is not a JSON object: {error}") from error
         if not isinstance(row, dict):
-            raise InputError(f"{where} is no JSON object, but {line.strip()[:40]!r}")
-        told = {"layer": of_file, "explainer": path.stem, **row}
-        layer, feature = (_number(told, name, where) for name in ("layer", "feature"))
-        text, explainer = (_text(told, name, where) for name in ("text", "explainer"))
+            raise InputError(f"{where} is not a JSON object: {line.strip()[:40]!r}")
+        entry = {"layer": of_file, "explainer": path.stem, **row}
+        layer, feature = (_number(entry, name, where) for name in ("layer", "feature"))
+        text, explainer = (_text(entry, name, where) for name in ("text", "explainer"))
         if of_file not in (None, layer):
             raise InputError(f"{where} is of layer {layer}, but the file is of layer {of_file}")
         yield _Line(where, layer, feature, Explanation(text, explainer, tag=tag))
@@ -166,14 +166,14 @@ def _lines(path: Path, of_file: int | None) -> Iterator[_Line]:
 def _number(row: dict[str, Any], name: str, where: str) -> int:
     value = row.get(name)
     if type(value) is not int or value < 0:
-        hint = "; or give one file a layer, with {layer} in explain.path" * (name == "layer")
-        raise InputError(f"{where}: {name!r} must hold a number from 0, not {value!r}{hint}")
+        hint = "; or use one file for each layer, with {layer} in explain.path" * (name == "layer")
+        raise InputError(f"{where}: {name!r} must be a whole number from 0, not {value!r}{hint}")
     return value
 
 
 def _text(row: dict[str, Any], name: str, where: str) -> str:
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: {name!r} must hold a text, not {value!r:.40}")
+        raise InputError(f"{where}: {name!r} must be a text, not {value!r:.40}")
     check_unicode(value, where)
     return value

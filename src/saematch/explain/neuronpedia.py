@@ -1,4 +1,4 @@
-"""Explanations from Neuronpedia: bulk exports, kept as one Parquet file a source."""
+"""Explanations from Neuronpedia's bulk exports, stored as one Parquet file for each source."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SOURCE = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 @spec("explain")
 class NeuronpediaExplanations:
-    """Spec of the explanations that Neuronpedia publishes of the very SAEs of a run."""
+    """Spec of the explanations that Neuronpedia publishes for exactly the SAEs of a run."""
 
     on_texts: ClassVar[bool] = False
     asks_llm: ClassVar[bool] = False
@@ -37,19 +37,20 @@ class NeuronpediaExplanations:
     exports: str = "https://neuronpedia-datasets.s3.us-east-1.amazonaws.com"
     """Address of the bucket of bulk exports."""
     api: str = "https://www.neuronpedia.org"
-    """Address of the site, which is asked for single features."""
+    """Address of the site, for requests of single features."""
     explainer: str | None = None
-    """Take the texts of this explainer model only; None for all."""
+    """Explainer model whose texts are used; None for all."""
     single: int = 50
-    """At most so many features of an SAE are fetched one by one when the bulk export lacks them."""
+    """Maximum number of features of an SAE that are fetched one by one if the bulk export lacks
+    them."""
     refresh: bool = False
-    """List the exports again, and fetch what has changed."""
+    """Whether to list the exports again and fetch changed batches."""
     connections: int = 4
-    """Batches that are fetched at the same time."""
+    """Number of batches fetched at the same time."""
     retries: int = 6
-    """Further attempts at a request that fails, with growing waits between."""
+    """Number of further attempts after a failed request, with growing delays."""
     timeout: float = 60.0
-    """Seconds without a byte after which an attempt has failed."""
+    """Time without a byte after which an attempt fails, in seconds."""
 
     def __post_init__(self) -> None:
         for name, least in (("single", 0), ("connections", 1), ("retries", 0), ("timeout", 1)):
@@ -60,29 +61,30 @@ class NeuronpediaExplanations:
                 raise InputError(f"explain.{name}={getattr(self, name)!r} must be http(s)://…")
 
     def server(self, address: str, instead: str) -> Server:
-        """Return how an address is asked, with what to do ``instead``."""
+        """Return a server for an address; messages suggest ``instead`` if it fails."""
         return Server(address, self.connections, self.retries, self.timeout, instead)
 
     def check(self, saes: Saes) -> None:
-        """Refuse an SAE that Neuronpedia does not explain: ``InputError``, with the one it does."""
+        """Raise ``InputError`` for an SAE without explanations; it names a similar SAE."""
         for key, sae in SaeShelf.of(saes).facts.items():
             source = sae.origin.neuronpedia_id
             if source is None:
                 raise InputError(_unexplained(key, sae.origin))
             if not SOURCE.fullmatch(source):
                 raise InputError(
-                    f"the SAE of {key.name} has neuronpedia_id={source!r}, no model/source"
+                    f"the SAE of {key.name} has neuronpedia_id={source!r}: must be model/source"
                 )
 
     def recorder(self, saes: Saes, means: Means) -> None:
         """Return None: nothing is recorded."""
 
     def open(self, saes: Saes, means: Means) -> NeuronpediaTexts:
-        """Fetch what is not kept yet of each source's export.
+        """Fetch the parts of each source's export that are not stored yet.
 
-        A fetch that was killed goes on where it stood. ``InputError`` for an SAE that ``check``
-        refuses, an address that cannot be reached, a limit that outlasts the retries, a batch that
-        stays broken, an export that is empty, of another SAE or without ``explainer``.
+        A killed fetch continues with the next batch. Raises ``InputError`` for an SAE that
+        ``check`` refuses, an unreachable address, a rate limit that outlasts the retries, a batch
+        that is broken in every attempt, and an export that is empty, belongs to another SAE, or has
+        no text of ``explainer``.
         """
         self.check(saes)
         facts = SaeShelf.of(saes).facts
@@ -110,30 +112,30 @@ class NeuronpediaTexts:
         self._sources = sources
 
     def features(self, sae: SaeKey) -> list[int]:
-        """Return the features that the export explains, in rising order."""
+        """Return the features that the export explains, in ascending order."""
         return self._sources[sae].texts.index.unique().tolist()
 
     def of(
-        self, wanted: Sequence[FeatureKey], others: bool = False
+        self, features: Sequence[FeatureKey], others: bool = False
     ) -> dict[FeatureKey, tuple[Explanation, ...]]:
         """Return the explanations of features, those of the SAE's most frequent explainer first.
 
-        What the export lacks is asked of the site, ``single`` features of an SAE at most:
-        ``InputError`` if it cannot be reached or has enough of us.
+        Features that the export lacks are requested from the site, at most ``single`` of an SAE.
+        Raises ``InputError`` if the site cannot be reached or its rate limit is reached.
         """
         by_source: dict[_Source, set[int]] = {}
-        for key in wanted:
+        for key in features:
             by_source.setdefault(self._sources[key.sae], set()).add(key.feature)
-        found = {source: source.of(features) for source, features in by_source.items()}
+        explained = {source: source.of(numbers) for source, numbers in by_source.items()}
         return {
             key: texts
-            for key in wanted
-            if (texts := found[self._sources[key.sae]].get(key.feature))
+            for key in features
+            if (texts := explained[self._sources[key.sae]].get(key.feature))
         }
 
 
 class _Source:
-    """One source: its export as it is kept, and the features that were asked for one by one."""
+    """One source: its stored export, and the features that were requested one by one."""
 
     def __init__(
         self, spec: NeuronpediaExplanations, name: str, path: Path, n_features: int
@@ -156,7 +158,7 @@ class _Source:
         self.sidecar = path.with_name(f"{path.stem}.single.json")
         if spec.refresh:
             self.sidecar.unlink(missing_ok=True)
-        self.asked = self._kept()
+        self.fetched = self._kept()
         self.warned = False
         explainers = sorted(set(export["explainer"]), key=self._rank)
         log.info(
@@ -172,62 +174,62 @@ class _Source:
         if last >= self.n_features:
             raise InputError(
                 f"the export of {self.name} has feature {last}, but the SAE has features 0 to "
-                f"{self.n_features - 1}: it is not the one that is explained there; {ELSE}"
+                f"{self.n_features - 1}: the export belongs to another SAE; {ELSE}"
             )
 
     def _rank(self, explainer: str) -> tuple[int, str]:
         return -self.covers.get(explainer, 0), explainer
 
     def of(self, features: set[int]) -> dict[int, tuple[Explanation, ...]]:
-        found: dict[int, list[Explanation]] = {feature: [] for feature in sorted(features)}
+        explained: dict[int, list[Explanation]] = {feature: [] for feature in sorted(features)}
         for feature, *text in self.texts[self.texts.index.isin(features)].itertuples():
-            found[feature].append(Explanation(*text))
-        self._ask([feature for feature, texts in found.items() if not texts])
-        for feature, texts in found.items():
+            explained[feature].append(Explanation(*text))
+        self._fetch([feature for feature, texts in explained.items() if not texts])
+        for feature, texts in explained.items():
             if not texts:
-                asked = (Explanation(**text) for text in self.asked.get(str(feature), []))
-                texts += [one for one in asked if self.spec.explainer in (None, one.explainer)]
-            texts.sort(key=lambda one: (self._rank(one.explainer), one.method, one.text))
-        return {feature: tuple(texts) for feature, texts in found.items()}
+                fetched = (Explanation(**text) for text in self.fetched.get(str(feature), []))
+                texts += [text for text in fetched if self.spec.explainer in (None, text.explainer)]
+            texts.sort(key=lambda text: (self._rank(text.explainer), text.method, text.text))
+        return {feature: tuple(texts) for feature, texts in explained.items()}
 
-    def _ask(self, missing: list[int]) -> None:
-        """Ask the site for features that were never asked for, and keep what it says."""
-        new = [feature for feature in missing if str(feature) not in self.asked]
-        room = max(0, self.spec.single - len(self.asked))
+    def _fetch(self, missing: list[int]) -> None:
+        """Fetch features from the site that were never requested, and store its answers."""
+        new = [feature for feature in missing if str(feature) not in self.fetched]
+        room = max(0, self.spec.single - len(self.fetched))
         if new[room:] and not self.warned:
             self.warned = True
             log.warning(
-                "%s: the export lacks %d features that were asked for; %d of them are fetched one "
-                "by one, %d stay without explanation (explain.single=%d)",
+                "%s: the export lacks %d features that the run needs; %d of them are fetched one "
+                "by one, %d have no explanation (explain.single=%d)",
                 self.name, len(new), len(new[:room]), len(new[room:]), self.spec.single,
             )  # fmt: skip
         if not new[:room]:
             return
-        server = self.spec.server(self.spec.api, "explain.single=0 asks for no feature by itself")
+        server = self.spec.server(self.spec.api, "explain.single=0 fetches no single features")
         with server.pool() as pool:
             try:
                 for feature in tqdm(new[:room], desc=self.name, unit="feature", leave=False):
-                    self.asked[str(feature)] = fetch_single(server, pool, self.name, feature)
+                    self.fetched[str(feature)] = fetch_single(server, pool, self.name, feature)
             finally:
-                self.asked = self._kept() | self.asked  # with what another run has asked meanwhile
-                write_json(self.sidecar, self.asked)
+                self.fetched = self._kept() | self.fetched  # another run may have fetched more
+                write_json(self.sidecar, self.fetched)
 
     def _kept(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the features that were asked for one by one, with what the site said."""
+        """Return the stored answers of the site by feature."""
         if not self.sidecar.exists():
             return {}
         return read_json(self.sidecar, dict, "delete it; its features are fetched again")
 
 
 def _unexplained(key: SaeKey, origin: SaeOrigin) -> str:
-    """Say that there are no explanations of an SAE, and of which one like it there are."""
+    """Return the message that an SAE has no explanations, with a similar SAE that has them."""
     near = explained_near(origin.release, origin.sae_id, origin.layer)[:1]
     hint = "".join(
-        f"; there are explanations of {one.release}/{one.sae_id} ({one.neuronpedia_id})"
-        for one in near
+        f"; there are explanations of {sae.release}/{sae.sae_id} ({sae.neuronpedia_id})"
+        for sae in near
     )
     return (
-        f"Neuronpedia explains no SAE that is {key.name}, "
-        f"{origin.where}, and explanations of another SAE of that layer must not "
-        f"be joined to it, since its features have other meanings{hint}; {ELSE}"
+        f"Neuronpedia has no explanations of the SAE of {key.name}, {origin.where}; explanations "
+        f"of another SAE of that layer do not apply to it, since its features have other meanings"
+        f"{hint}; {ELSE}"
     )

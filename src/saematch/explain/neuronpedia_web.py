@@ -1,4 +1,4 @@
-"""Neuronpedia over HTTP: patient requests, bulk exports batch by batch, single features."""
+"""Neuronpedia over HTTP: requests with retries, bulk exports in batches, single features."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from saematch.core.files import parse_json, replacing
 log = logging.getLogger(__name__)
 
 BACKOFF_S = 0.5
-"""The wait before the third attempt is twice this; it doubles from one to the next."""
+"""Half the delay before the third attempt, in seconds; the delay doubles with each attempt."""
 LONG_S = 20.0
-"""A longer wait that the server asks for is logged."""
+"""Delay that a server may request without a log message, in seconds."""
 TRIES = 3
-"""Fetches of one batch that arrives but cannot be read."""
+"""Number of attempts at a batch that arrives but cannot be read."""
 BUSY = (429, 500, 502, 503, 504)
 LIMIT = ("endpoint", "limitPerWindow", "requestWindow")
-ELSE = "explain=own and explain=jsonl do without Neuronpedia"
+ELSE = "explain=own and explain=jsonl work without Neuronpedia"
 TEXTS = ("text", "explainer", "method", "tag")
 SCHEMA = pa.schema(
     {
@@ -52,33 +52,33 @@ SCHEMA = pa.schema(
         "embedding": pa.list_(pa.float32()),
     }
 )
-"""Of the kept export: one row an explanation, with the ETag of its batch as its tag."""
+"""Schema of a stored export: one row for each explanation, tagged with the ETag of its batch."""
 
 
 class _Patience(Retry):
-    """Says when the server asks for a long wait."""
+    """Retries that log a long delay requested by the server."""
 
     def sleep_for_retry(self, response: BaseHTTPResponse) -> bool:
         seconds = self.get_retry_after(response) or 0.0
         if seconds > LONG_S:
-            log.warning("the server asks to wait %.0f s (status %d)", seconds, response.status)
+            log.warning("the server requests %.0f s of delay (status %d)", seconds, response.status)
         return super().sleep_for_retry(response)
 
 
 @dataclass(frozen=True)
 class Server:
-    """One address, asked with patience; the proxies of the environment are used."""
+    """One address, requested with retries through the proxies of the environment."""
 
     address: str
     connections: int
     retries: int
     timeout: float
-    """Seconds without a byte after which an attempt has failed."""
+    """Time without a byte after which an attempt fails, in seconds."""
     instead: str
-    """What to do without it, for messages."""
+    """Advice on how to do without the server, for messages."""
 
     def pool(self) -> PoolManager:
-        """Return the connections; a context manager that closes them."""
+        """Return a pool of connections, which is a context manager that closes them."""
         settings: dict[str, Any] = {
             "maxsize": self.connections,
             "timeout": self.timeout,
@@ -104,9 +104,10 @@ class Server:
         query: Mapping[str, str] | None = None,
         may_lack: bool = False,
     ) -> bytes:
-        """Return a body, as it was stored; empty for an unknown path if it ``may_lack``.
+        """Return the body of a response without decoding it.
 
-        ``InputError`` naming the address if it cannot be had.
+        For an unknown path it is empty if the path ``may_lack``. Raises ``InputError`` with the
+        address if the request fails.
         """
         url = f"{self.address.rstrip('/')}/{path}"
         try:
@@ -114,14 +115,14 @@ class Server:
         except HTTPError as error:
             reason = getattr(error, "reason", None) or error
             raise InputError(
-                f"cannot fetch {url} ({reason}); what was fetched before is kept, so try again "
+                f"cannot fetch {url} ({reason}); earlier batches are stored, so try again "
                 f"later; {self.instead}"
             ) from error
         if answer.status == 404 and may_lack:
             return b""
         if answer.status != 200:
-            said = _limit(answer.data) if answer.status == 429 else _start(answer.data)
-            raise InputError(f"{url} answers with status {answer.status}: {said}; {self.instead}")
+            reason = _limit(answer.data) if answer.status == 429 else _start(answer.data)
+            raise InputError(f"{url} answers with status {answer.status}: {reason}; {self.instead}")
         return answer.data
 
 
@@ -130,12 +131,12 @@ def _start(data: bytes) -> str:
 
 
 def _limit(data: bytes) -> str:
-    """Quote the limit from the body of a 429."""
+    """Return a message with the rate limit in the body of a response with status 429."""
     with suppress(ValueError, TypeError):
-        told = parse_json(data)
-        quoted = ", ".join(f"{name} {told[name]}" for name in LIMIT if name in told)
+        body = parse_json(data)
+        quoted = ", ".join(f"{name} {body[name]}" for name in LIMIT if name in body)
         if quoted:
-            return f"its limit is reached ({quoted}), so go on after that window"
+            return f"its limit is reached ({quoted}), so try again after that window"
     return f"its limit is reached ({_start(data)})"
 
 
@@ -148,15 +149,15 @@ class _Batch(NamedTuple):
 
 
 class _Broken(ValueError):
-    """A batch is not whole."""
+    """A batch is incomplete or damaged."""
 
 
 def keep_export(server: Server, name: str, path: Path, refresh: bool) -> None:
-    """Bring the export of the source ``name`` to the Parquet file ``path``.
+    """Store the export of the source ``name`` in the Parquet file ``path``.
 
-    One that is there is left alone, or with ``refresh`` brought up to date. Batches lie beside it
-    until all are there, so that a fetch that was killed goes on. ``InputError`` for an export that
-    is empty, that is of another SAE, or that cannot be fetched whole.
+    An existing file stays as it is, or is updated with ``refresh``. Batches are stored in a folder
+    next to it until all are complete, so that a killed fetch can continue. Raises ``InputError`` if
+    the export is empty, belongs to another SAE, or cannot be fetched completely.
     """
     if path.exists() and not refresh:
         return
@@ -164,8 +165,8 @@ def keep_export(server: Server, name: str, path: Path, refresh: bool) -> None:
     folder = path.with_name(f"{path.stem}.batches")
     with server.pool() as pool:
         batches = _listed(server, pool, name)
-        known = set(kept["tag"].to_pylist())
-        new = [batch for tag, batch in batches.items() if tag not in known]
+        kept_tags = set(kept["tag"].to_pylist())
+        new = [batch for tag, batch in batches.items() if tag not in kept_tags]
         slots = Semaphore(server.connections)
         futures: list[Future[pa.Table]] = [Future() for _ in new]
         try:
@@ -181,7 +182,7 @@ def keep_export(server: Server, name: str, path: Path, refresh: bool) -> None:
     still = pc.is_in(kept["tag"], value_set=pa.array(list(batches), pa.string()))
     table = pa.concat_tables([kept.filter(still), *tables])
     if empty := table["text"].null_count:
-        log.info("%s: %d empty explanations of the export are left out", name, empty)
+        log.info("%s: %d explanations of the export are empty and not used", name, empty)
     with replacing(path, None if refresh else Path.exists) as part:
         pq.write_table(table.filter(pc.is_valid(table["text"])), part, compression="zstd")
     shutil.rmtree(folder, ignore_errors=True)
@@ -191,7 +192,7 @@ def _listed(server: Server, pool: PoolManager, name: str) -> dict[str, _Batch]:
     """Return the batches of all explanation folders of a source, by ETag."""
     prefix = f"v1/{name}/explanations"  # no slash: it may be explanations-gpt-4o-mini
     query = {"list-type": "2", "prefix": prefix}
-    found: dict[str, _Batch] = {}
+    batches: dict[str, _Batch] = {}
     more = True
     while more:
         data = server.get(pool, "", query)
@@ -201,7 +202,7 @@ def _listed(server: Server, pool: PoolManager, name: str) -> dict[str, _Batch]:
                 key, tag, size = (node.findtext(f"{{*}}{x}", "") for x in ("Key", "ETag", "Size"))
                 if key.endswith(".jsonl.gz"):
                     (tag,) = re.findall(r'^"?([\w-]+)"?$', tag)  # ValueError if it is no tag
-                    found.setdefault(tag, _Batch(key, tag, int(size)))
+                    batches.setdefault(tag, _Batch(key, tag, int(size)))
             more = page.findtext("{*}IsTruncated") == "true"
             if more:
                 (query["continuation-token"],) = (
@@ -209,15 +210,15 @@ def _listed(server: Server, pool: PoolManager, name: str) -> dict[str, _Batch]:
                 )
         except (ElementTree.ParseError, ValueError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{server.address} does not list its objects as S3 does ({error}); it says "
+                f"{server.address} does not list its objects as S3 does ({error}); its answer is "
                 f"{_start(data)!r}; {ELSE}"
             ) from error
-    if not found:
+    if not batches:
         raise InputError(
             f"{server.address} has nothing under {prefix}: no explanations of {name} are "
             f"exported; {ELSE}"
         )
-    return found
+    return batches
 
 
 def _table(server: Server, pool: PoolManager, name: str, batch: _Batch, folder: Path) -> pa.Table:
@@ -238,16 +239,16 @@ def _table(server: Server, pool: PoolManager, name: str, batch: _Batch, folder: 
                 part.write_bytes(content)
         except FileError:
             if folder.exists():
-                raise  # else another run has all batches, and has removed the folder
+                raise  # otherwise another run has fetched all batches and removed the folder
         return table
     raise InputError(
-        f"{server.address}/{batch.key} stays broken ({reason}) after {TRIES} fetches; what else "
-        f"was fetched is kept, so try again later; {ELSE}"
+        f"{server.address}/{batch.key} is broken ({reason}) after {TRIES} attempts; the other "
+        f"batches are stored, so try again later; {ELSE}"
     ) from reason
 
 
 def _read(content: bytes, name: str, batch: _Batch) -> pa.Table:
-    """Read a batch; the text of an empty explanation is null."""
+    """Return a batch as a table; the text of an empty explanation is null."""
     if len(content) != batch.size:
         raise _Broken(f"{len(content)} bytes of {batch.size}")
     try:
@@ -259,18 +260,18 @@ def _read(content: bytes, name: str, batch: _Batch) -> pa.Table:
         of = {f"{row['modelId']}/{row['layer']}" for row in rows}
         table = pa.Table.from_pylist([_row(row, batch.tag) for row in rows], SCHEMA)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"a row of {batch.key} is not understood: {error!r}; {ELSE}") from error
+        raise InputError(f"a row of {batch.key} is invalid: {error!r}; {ELSE}") from error
     if other := sorted(of - {name}):
         raise InputError(
-            f"{batch.key} holds explanations of {other[0]}, which is another SAE than {name}, with "
-            f"features of other meanings; {ELSE}"
+            f"{batch.key} has explanations of {other[0]}, which is another SAE than {name} and has "
+            f"other features; {ELSE}"
         )
     return table
 
 
 def _row(row: dict[str, Any], tag: str) -> dict[str, Any]:
     embedding = row.get("embedding")
-    if isinstance(embedding, str):  # so it is in older exports
+    if isinstance(embedding, str):  # in older exports
         embedding = parse_json(embedding) if embedding.strip() else None
     return {
         "feature": _feature(row["index"]),
@@ -281,12 +282,12 @@ def _row(row: dict[str, Any], tag: str) -> dict[str, Any]:
 
 def _feature(index: str | int) -> int:
     if not re.fullmatch(r"\d+", str(index)):
-        raise TypeError(f"{index!r} is no feature's number")
+        raise TypeError(f"{index!r} is not the number of a feature")
     return int(index)
 
 
 def _text(row: dict[str, Any], tag: str) -> dict[str, str | None]:
-    """Return the fields of an explanation; the text is None if it is empty."""
+    """Return the fields of an explanation; an empty text becomes None."""
     text = (row["description"] or "").encode("utf-8", "replace").decode()  # half a surrogate pair
     return {
         "text": text if text.strip() else None,
@@ -299,18 +300,18 @@ def _text(row: dict[str, Any], tag: str) -> dict[str, str | None]:
 def fetch_single(
     server: Server, pool: PoolManager, name: str, feature: int
 ) -> list[dict[str, str | None]]:
-    """Ask the site for one feature's explanations; none for a feature that it does not know.
+    """Fetch one feature's explanations from the site; none for a feature that it does not have.
 
-    ``InputError`` if it cannot be asked or does not answer as it should.
+    Raises ``InputError`` if the request fails or the answer is invalid.
     """
     path = f"api/feature/{name}/{feature}"
     data = server.get(pool, path, may_lack=True)
     try:
-        told = parse_json(data) if data.strip() else None
-        rows = (told or {}).get("explanations") or []
+        answer = parse_json(data) if data.strip() else None
+        rows = (answer or {}).get("explanations") or []
         texts = [_text(row, "api") for row in rows]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{server.address}/{path} is not understood ({error!r}); {server.instead}"
+            f"{server.address}/{path} has an invalid answer ({error!r}); {server.instead}"
         ) from error
     return [text for text in texts if text["text"] is not None]

@@ -1,4 +1,4 @@
-"""The wording of the question for an explanation."""
+"""Prompt that asks an LLM for an explanation."""
 
 from __future__ import annotations
 
@@ -28,4 +28,4 @@ Answer with a JSON object: "explanation", a phrase without a full stop.""",
     answer={"explanation": {"type": "string"}},
     max_tokens=100,
 )
-"""An explanation of a feature from contexts in which it is active."""
+"""Prompt for the explanation of a feature from contexts in which it is active."""

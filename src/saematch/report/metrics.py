@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
+from importlib import import_module
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from saematch.core.columns import Column
+from saematch.core.files import PRESETS
 from saematch.core.tables import Tables
+from saematch.evaluate.evaluation import Evaluation
+from saematch.evaluate.match_tables import MatchTables
 from saematch.report.frames import has, table
 
 
@@ -32,6 +37,19 @@ def print_metrics(columns: Iterable[Column]) -> None:
     console.print(printed, highlight=False, markup=False)
 
 
+def markdown(columns: Iterable[Column]) -> str:
+    """Return the same table in Markdown."""
+    lines = ["| name | meaning | unit | better | range | interval |", "| --- " * 6 + "|"]
+    for column in columns:
+        meaning = f"{column.label}: {column.meaning}" if column.meaning else column.label
+        cells = (
+            f"`{column.name}`", meaning.replace("|", "\\|"), column.unit or "–",
+            column.better or "–", limits(column), "yes" if column.interval else "no",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def limits(column: Column) -> str:
     """Return the least and the greatest value of a metric, as ``0 to 1`` or ``any``."""
     least, greatest = column.least, column.greatest
@@ -46,17 +64,19 @@ def limits(column: Column) -> str:
 
 def own_columns() -> dict[str, Column]:
     """Return the definitions of all metrics of this package."""
-    from saematch.evaluate.co_activation import CoActivation
-    from saematch.evaluate.match_tables import MatchTables
-    from saematch.evaluate.paths import Paths
-    from saematch.evaluate.planted import Planted
-    from saematch.evaluate.skipping import Skipping
     from saematch.judge.scores import COLUMNS as JUDGE
     from saematch.training.train_saes import COLUMNS as TRAINING
 
-    evaluations = (MatchTables, CoActivation, Skipping, Paths, Planted)
+    evaluations: list[type[Evaluation]] = [MatchTables, *_evaluations()]
     columns = [column for evaluation in evaluations for column in evaluation.columns]
     return {column.name: column for column in (*columns, *JUDGE, *TRAINING)}
+
+
+def _evaluations() -> list[type[Evaluation]]:
+    """Return the classes of the evaluations that have a preset."""
+    presets = sorted((PRESETS / "evaluations").glob("*.yaml"))
+    targets = [re.search(r"^_target_: (.+)\.(\w+)$", p.read_text("utf-8"), re.M) for p in presets]
+    return [getattr(import_module(target[1]), target[2]) for target in targets if target]
 
 
 def other_metrics(tables: Tables) -> list[tuple[str, Column]]:

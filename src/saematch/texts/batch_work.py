@@ -34,8 +34,8 @@ class BatchWork(Protocol):
 
 
 class Todo(NamedTuple):
-    """A batch, and the files that it lacks."""
+    """A batch with missing files."""
 
     tokens: TokenBatch
     paths: dict[str, str]
-    """File of each recorder that has not kept the batch yet."""
+    """Missing file of each recorder."""

@@ -1,4 +1,4 @@
-"""The files of texts that a path, a folder or a pattern means."""
+"""Find the text files at a path, in a folder or by a pattern."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from saematch.texts.reading import SUFFIXES
 log = logging.getLogger(__name__)
 
 PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4")
-"""Endings of compressed files, which are not read."""
+"""Suffixes of compressed files, which are not read."""
 FACTS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files of the ``datasets`` library that hold no texts."""
 SPLITS = ("train", "training", "validation", "valid", "dev", "val", "test", "eval")
-"""Names of a data set's splits; the number of a shard may follow in the name of a file."""
+"""Names of a data set's splits. In a file's name, the number of a shard may follow."""
 _SHARD = re.compile(r"[-_.]\d+(-of-\d+)?(-\w+)?$")
 
 
 def find_files(entry: str) -> tuple[str, list[Path]]:
     """Return a name for the texts at a path, a folder or a pattern, and their files.
 
-    A pattern with ``*``, ``?`` or ``[...]`` is named by what comes before these, or by its folder.
-    A folder means the files in it or, if it has none, those in its only folder that has some: the
-    layouts of ``save_to_disk`` and of a snapshot of the Hugging Face hub. Of several splits,
-    ``train`` is taken. Raises ``InputError`` if there is no file, or a choice to make.
+    The name of a pattern is the text before its first ``*``, ``?`` or ``[...]``, or the name of the
+    folder. For a folder, the files are those in it. If it has none, they are those in its only
+    subfolder with text files, as in the layouts of ``save_to_disk`` and of a snapshot of the
+    Hugging Face hub. If there are several splits, the files of ``train`` are returned. Raises
+    ``InputError`` if there is no file, or if the choice is ambiguous.
     """
     path = Path(entry)
     if path.is_dir():
@@ -38,29 +39,29 @@ def find_files(entry: str) -> tuple[str, list[Path]]:
         return path.stem, [path]
     if not glob.has_magic(entry):
         raise InputError(f"cannot read the texts in {entry}: there is no such file or folder")
-    found = sorted(p for p in map(Path, glob.glob(entry, recursive=True)) if p.is_file())
-    if not found:
-        raise InputError(f"no file is called like {entry}")
+    files = sorted(p for p in map(Path, glob.glob(entry, recursive=True)) if p.is_file())
+    if not files:
+        raise InputError(f"no file matches {entry}")
     before = re.split(r"[*?\[]", path.name)[0].strip("-_. ")
-    return before or found[0].resolve().parent.name, found
+    return before or files[0].resolve().parent.name, files
 
 
 def _name(folder: Path) -> str:
-    """Return the folder's name; for a snapshot in the hub's cache, the data set's."""
+    """Return the folder's name; for a snapshot in the hub's cache, the data set's name."""
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("datasets--"):
         return folder.parent.parent.name.rpartition("--")[2]
     return folder.name
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """Return the files of texts in a folder or, if it has none, in one of its folders."""
+    """Return the text files in a folder or, if it has none, in one of its subfolders."""
     own = _texts(folder)
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
     below = {path.name: files for path in folders if (files := _texts(path))}
     if own and "data" in below:
         raise InputError(
-            f"{folder} has files of texts ({own[0].name}) and so has its folder data: set "
-            f"dataset.paths to '{folder}/data', or to a pattern as '{folder}/*{own[0].suffix}'"
+            f"{folder} has text files ({own[0].name}), and its subfolder data has some too: set "
+            f"dataset.paths to '{folder}/data', or to a pattern like '{folder}/*{own[0].suffix}'"
         )
     if not own and not below:
         raise InputError(
@@ -77,25 +78,25 @@ def _in_folder(folder: Path) -> list[Path]:
         return own
     if others:
         raise InputError(
-            f"{folder} has files of several splits and {splits[others[0]][0].name}, which belongs "
-            f"to none: set dataset.paths to the files, as in '{folder}/train*'"
+            f"{folder} has files of several splits, and {splits[others[0]][0].name} belongs to "
+            f"none of them: set dataset.paths to the files, as in '{folder}/train*'"
         )
     return _train(folder, splits)
 
 
 def _texts(folder: Path) -> list[Path]:
-    """Return the files of texts that lie in a folder."""
+    """Return the text files that are directly in a folder."""
     if (folder / "state.json").exists():
         return _saved(folder)
-    there = sorted(path for path in folder.iterdir() if path.is_file())
-    for path in there:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    for path in files:
         if path.suffix in PACKED and Path(path.stem).suffix in SUFFIXES:
             raise InputError(f"{path} is compressed: unpack it, or move it to another folder")
-    return [path for path in there if path.suffix.lower() in SUFFIXES and path.name not in FACTS]
+    return [path for path in files if path.suffix.lower() in SUFFIXES and path.name not in FACTS]
 
 
 def _saved(folder: Path) -> list[Path]:
-    """Return the files that ``save_to_disk`` wrote; the library's caches may lie beside them."""
+    """Return the files that ``save_to_disk`` wrote, without the library's caches next to them."""
     path = folder / "state.json"
     try:
         with reading(path):
@@ -104,14 +105,16 @@ def _saved(folder: Path) -> list[Path]:
     except FileError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not as the datasets library writes it ({error})") from error
+        raise InputError(f"{path} is not a valid file of the datasets library: {error}") from error
     if state.get("_indices_data_files"):
-        raise InputError(f"{folder} holds a selection of rows: save it with a newer datasets")
+        raise InputError(
+            f"{folder} holds a selection of rows: save it with a newer version of datasets"
+        )
     return files
 
 
 def _train(folder: Path, parts: Mapping[str, Sequence[Path]]) -> list[Path]:
-    """Return the files of ``train``; ``InputError`` if the parts are no splits or lack it."""
+    """Return the files of ``train``; ``InputError`` if it is missing or a part is no split."""
     first = next(iter(parts.values()))[0]
     if "train" not in parts or not set(parts) <= set(SPLITS):
         name = next(iter(parts))

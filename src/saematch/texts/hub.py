@@ -21,17 +21,17 @@ from saematch.texts.sources import TextSet, check_sizes
 log = logging.getLogger(__name__)
 
 BUFFER = 10_000
-"""Texts among which the next is drawn at random while a data set is read."""
+"""Number of texts in the shuffle buffer, from which the next text is drawn."""
 TIMEOUT = 30.0
-"""Seconds in which the hub has to say which commit is the newest."""
+"""Maximum time for the hub to name the newest commit, in seconds."""
 
 
 @spec("dataset.sets")
 class HubSet:
-    """Spec of one data set."""
+    """Spec of one data set on the hub."""
 
     path: Text
-    """Name on the hub, or a folder in a hub's layout."""
+    """Name on the hub, or a folder with the layout of the hub."""
     config: str | None = None
     split: str = "train"
     column: str = "text"
@@ -42,44 +42,44 @@ class HubSet:
         expand_home(self, "path")
 
     def resolve(self, memory: Path) -> HubSet:
-        """Return the same at the commit that ``revision`` stands for now.
+        """Return the data set at the commit that ``revision`` currently names.
 
-        If the hub cannot be asked, it is the commit of the last time that it could be, as noted in
-        ``memory``; ``InputError`` if there was none.
+        ``memory`` is the folder in which the commit is noted. If the hub does not answer, the noted
+        commit is used; ``InputError`` if there is none.
         """
         if Path(self.path).is_dir() or re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
             return self
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HTTPError
 
-        noted = memory / f"{hashed([self.path, self.revision])}.json"
+        path = memory / f"{hashed([self.path, self.revision])}.json"
         try:
-            found = HfApi().dataset_info(self.path, revision=self.revision, timeout=TIMEOUT)
+            info = HfApi().dataset_info(self.path, revision=self.revision, timeout=TIMEOUT)
         except (OSError, ValueError, HTTPError) as error:
-            note = read_note(noted)
+            note = read_note(path)
             if note is None:
                 raise self.unreadable(error) from error
             commit = note["commit"]
             log.warning(
-                "%s is taken at commit %s, as last time, since the hub gives no answer (%s)",
+                "%s: the hub gives no answer (%s), so the run uses commit %s, as the last run did",
                 self.path,
-                commit,
                 _first_line(error),
+                commit,
             )
             return replace(self, revision=commit)
-        write_note(noted, {"path": self.path, "revision": self.revision, "commit": found.sha})
-        return replace(self, revision=found.sha)
+        write_note(path, {"path": self.path, "revision": self.revision, "commit": info.sha})
+        return replace(self, revision=info.sha)
 
     def described(self) -> dict[str, Any]:
-        """Return all that determines its texts; of a folder, the content stands for the commit."""
-        about: dict[str, Any] = dict(vars(self))
+        """Return everything that determines the texts: for a folder, a hash of its content."""
+        settings: dict[str, Any] = dict(vars(self))
         if Path(self.path).is_dir():
             files = sorted(path for path in Path(self.path).rglob("*") if path.is_file())
-            about["sha256"] = content_hash(files)
-        return about
+            settings["sha256"] = content_hash(files)
+        return settings
 
     def texts(self, seed: int) -> Iterator[str]:
-        """Read the texts in random order; ``InputError`` if they cannot be read."""
+        """Yield the texts in random order; ``InputError`` if they cannot be read."""
         import datasets
         from huggingface_hub.errors import HTTPError
 
@@ -98,34 +98,34 @@ class HubSet:
         except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
             raise self.unreadable(error) from error
         except RuntimeError as error:
-            if "scripts" not in str(error):  # of a data set that is a program
+            if "scripts" not in str(error):  # the error for a data set that is a program
                 raise
             raise self.unreadable(error) from error
 
     def unreadable(self, error: BaseException) -> InputError:
-        """Return the error that says in one line why it cannot be read and what to do."""
+        """Return an error with the reason, in one line, and what to do."""
         reason = _first_line(error)
-        advice = "texts on disk are taken with dataset=local dataset.paths=[texts.jsonl]"
+        advice = "use texts on disk with dataset=local dataset.paths=[texts.jsonl]"
         if "scripts" in reason:
-            advice = f"the hub's own Parquet copy is at revision=refs/convert/parquet; {advice}"
+            advice = f"use the hub's Parquet copy with revision=refs/convert/parquet, or {advice}"
         if any(sign in reason for sign in ("gated", "401", "403")):
-            page = "its page of the Hugging Face hub"
-            advice = f"accept its conditions on {page} and set HF_TOKEN; {advice}"
+            page = "its page on the Hugging Face hub"
+            advice = f"accept its conditions on {page} and set HF_TOKEN, or {advice}"
         return InputError(f"cannot read the data set {self.path!r} ({reason}); {advice}")
 
 
 @spec("dataset")
 class HubTexts:
-    """Spec of the texts of several data sets, read no further than needed."""
+    """Spec of texts of several data sets, of which no more than needed is read."""
 
     sets: Mapping[str, HubSet]
-    """By the name that results give them."""
+    """Data sets by their name in results."""
     n_texts: int | None
     """Number of texts drawn from each set; all if a set has fewer."""
     max_tokens: int
     seed: Seed = 0
     min_characters: AtLeast1 = 200
-    """Shorter texts, such as headings of WikiText, are passed over."""
+    """Minimum length of a text. Shorter texts, such as headings of WikiText, are skipped."""
 
     def __post_init__(self) -> None:
         check_sizes(self.n_texts, self.max_tokens)
@@ -135,28 +135,29 @@ class HubTexts:
             )
 
     def resolve(self, memory: Path) -> HubTexts:
-        """Return the same with every data set at one commit; ``InputError`` if it has none."""
-        return replace(self, sets={name: one.resolve(memory) for name, one in self.sets.items()})
+        """Return the spec with every data set at one commit; ``InputError`` if it is unknown."""
+        sets = {name: data_set.resolve(memory) for name, data_set in self.sets.items()}
+        return replace(self, sets=sets)
 
     def described(self) -> dict[str, dict[str, Any]]:
-        """Return all that determines the texts of each set: the library draws them."""
+        """Return everything that determines the texts of each set, and the library's version."""
         drawn = {name: getattr(self, name) for name in ("n_texts", "seed", "min_characters")}
         drawn["datasets"] = version("datasets")
-        return {name: {**one.described(), **drawn} for name, one in self.sets.items()}
+        return {name: {**data_set.described(), **drawn} for name, data_set in self.sets.items()}
 
     def load(self) -> list[TextSet]:
         """Draw the texts; ``InputError`` if a data set cannot be reached or has none."""
-        return [TextSet(name, self._draw(name, one)) for name, one in self.sets.items()]
+        return [TextSet(name, self._draw(name, data_set)) for name, data_set in self.sets.items()]
 
-    def _draw(self, name: str, one: HubSet) -> tuple[str, ...]:
-        long = (text for text in one.texts(self.seed) if len(text) >= self.min_characters)
-        found = tuple(islice(long, self.n_texts))
-        if not found:
+    def _draw(self, name: str, data_set: HubSet) -> tuple[str, ...]:
+        long = (text for text in data_set.texts(self.seed) if len(text) >= self.min_characters)
+        texts = tuple(islice(long, self.n_texts))
+        if not texts:
             raise InputError(
                 f"the data set {name!r} has no text of at least {self.min_characters} characters: "
                 "lower dataset.min_characters"
             )
-        return found
+        return texts
 
 
 def _first_line(error: BaseException) -> str:

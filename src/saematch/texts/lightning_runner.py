@@ -1,4 +1,4 @@
-"""Lightning's part of work on texts: devices, precision, processes, progress."""
+"""Run work on texts with Lightning, which manages devices, precision, processes and progress."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ log = logging.getLogger(__name__)
 
 
 def run_with_lightning(
-    spec: TrainerSpec, work: BatchWork, lm: LanguageModel, left: Sequence[Todo], label: str
+    spec: TrainerSpec, work: BatchWork, lm: LanguageModel, todo: Sequence[Todo], label: str
 ) -> None:
-    """Do the work on the batches that are left; raises what ``run_batches`` says."""
+    """Do the work on the batches that lack files; raises the errors of ``run_batches``."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated.*")
-        warnings.filterwarnings("ignore", ".*GPU available but not used.*")  # as asked for
-        _test(_trainer(spec, label), _Runner(work, lm, left))
+        warnings.filterwarnings("ignore", ".*GPU available but not used.*")  # a setting
+        _test(_trainer(spec, label), _Runner(work, lm, todo))
 
 
 def _trainer(spec: TrainerSpec, label: str) -> L.Trainer:
-    """Return a Trainer that writes nothing itself and shows ``label`` on its bar."""
+    """Return a Trainer that writes no files of its own and shows ``label`` on its bar."""
     for name in (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.pytorch.accelerators.cuda",
@@ -100,8 +100,8 @@ def _test(trainer: L.Trainer, runner: _Runner) -> None:
 def _last_error(text: str) -> tuple[str, str]:
     """Return the full name and the message of the error that a printed traceback ends in."""
     lines = text.rpartition("Traceback (most recent call last):\n")[2].splitlines()
-    said = " ".join(line.strip() for line in dropwhile(_is_frame, lines) if line.strip())
-    kind, _, reason = said.partition(": ")
+    last = " ".join(line.strip() for line in dropwhile(_is_frame, lines) if line.strip())
+    kind, _, reason = last.partition(": ")
     return kind, reason
 
 
@@ -121,34 +121,34 @@ def _full_name(cls: type) -> str:
 
 
 LESS = "lower sae_memory, set model.dtype=bfloat16, or trainer.precision=bf16-mixed;"
-"""What takes less of a device's memory, whatever the batch."""
+"""Advice that lowers the memory needed on a device for any size of batch."""
 
 
 class _Runner(L.LightningModule):
-    """Feeds batches to the work and writes what is kept of each."""
+    """Calls the work on each batch and writes the files of each recorder."""
 
-    def __init__(self, work: BatchWork, lm: LanguageModel, left: Sequence[Todo]) -> None:
+    def __init__(self, work: BatchWork, lm: LanguageModel, todo: Sequence[Todo]) -> None:
         super().__init__()
-        self._lm = [lm]  # in a list, it is no part of this module
+        self._lm = [lm]  # in a list, it is not a submodule
         if not lm.is_dispatched:
-            self.lm = lm  # a part, which Lightning takes to the device
-        self.work, self.left = work, left
-        self.fits = max(len(todo.tokens.ids) for todo in left)
+            self.lm = lm  # a submodule, which Lightning moves to the device
+        self.work, self.todo = work, todo
+        self.fits = max(len(batch.tokens.ids) for batch in todo)
 
     def put_down(self) -> None:
-        """Let go of the SAEs: Lightning's own objects hold the runner until Python cleans up."""
+        """Release the SAEs. Lightning's objects keep the runner until garbage collection."""
         del self.work
 
     def test_dataloader(self) -> DataLoader[Any]:
         sampler = None
         if self.trainer.world_size > 1:  # Lightning's own sampler would repeat batches
             sampler = UnrepeatedDistributedSampler(
-                self.left,
+                self.todo,
                 num_replicas=self.trainer.world_size,
                 rank=self.trainer.global_rank,
                 shuffle=False,
             )
-        return DataLoader(self.left, batch_size=None, sampler=sampler)  # type: ignore[arg-type]
+        return DataLoader(self.todo, batch_size=None, sampler=sampler)  # type: ignore[arg-type]
 
     def on_test_start(self) -> None:
         self.work = self.work.to(self.device)
@@ -173,12 +173,16 @@ class _Runner(L.LightningModule):
                 if n == 1:
                     raise InputError(
                         f"one text of {length} tokens does not fit into the device's memory "
-                        f"beside the language model and the SAEs: lower dataset.max_tokens; or "
-                        f"{LESS} trainer=large spreads the language model"
+                        f"together with the language model and the SAEs: lower dataset.max_tokens; "
+                        f"or {LESS} trainer=large spreads the language model"
                     ) from error
                 self.fits = (n + 1) // 2
-                said = "%d texts of %d tokens do not fit into memory: going on with %d at a time"
-                log.warning(said, n, length, self.fits)
+                log.warning(
+                    "%d texts of %d tokens do not fit into memory: continuing with %d at a time",
+                    n,
+                    length,
+                    self.fits,
+                )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         half = (n + 1) // 2
@@ -189,13 +193,13 @@ class _Runner(L.LightningModule):
 
 
 def _texts(tokens: TokenBatch, start: int, end: int) -> TokenBatch:
-    """Return some texts of a batch, padded as they were."""
+    """Return a range of a batch's texts, with the batch's padding."""
     parts = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
     return TokenBatch(**{name: part[start:end] for name, part in parts.items()})
 
 
 class _Bar(TQDMProgressBar):
-    """Lightning's progress bar with a name of our own."""
+    """Lightning's progress bar with a label."""
 
     def __init__(self, label: str) -> None:
         super().__init__()

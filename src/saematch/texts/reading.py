@@ -1,5 +1,4 @@
-"""Texts in files of several kinds. The only file of the package that reads them with
-``pyarrow``."""
+"""Read texts from files of several types. The only module that reads texts with ``pyarrow``."""
 
 from __future__ import annotations
 
@@ -24,23 +23,23 @@ class Text(NamedTuple):
 
 
 def read_texts(path: Path, column: str = "text") -> list[Text]:
-    """Read all texts of a file of UTF-8, with or without a byte-order mark.
+    """Return all texts of a file in UTF-8, with or without a byte-order mark.
 
-    - ``.jsonl`` and ``.ndjson``: one JSON object a line;
-    - ``.json``: a list of JSON objects, one object, or one a line;
+    - ``.jsonl`` and ``.ndjson``: one JSON object per line;
+    - ``.json``: a list of JSON objects, one object, or one object per line;
     - ``.csv`` and ``.tsv``: rows below a line of column names, with Excel's quotes;
-    - ``.parquet`` and ``.arrow`` (what ``save_to_disk`` writes): rows;
-    - any other file: plain text with an empty line between texts.
+    - ``.parquet`` and ``.arrow`` (as ``save_to_disk`` writes them): rows;
+    - any other suffix: plain text with an empty line between texts.
 
-    In all but plain text, the field ``column`` holds the text. Raises ``InputError``, with file and
-    line, for a file that is missing or damaged or is no text, for a row without that field, and for
-    a field that is no text.
+    In all types but plain text, the field ``column`` contains the text. Raises ``InputError`` with
+    file and line if the file is missing, damaged or not a text file, if a row lacks the field, or
+    if the field is not a text.
     """
     return _KINDS.get(path.suffix.lower(), _plain)(path, column)
 
 
 def check_text(value: Any, column: str, place: str) -> str:
-    """Return a field's value; ``InputError`` if it is no text, or one that UTF-8 cannot hold."""
+    """Return a field's value; ``InputError`` if it is not a text that UTF-8 can represent."""
     if not isinstance(value, str):
         kinds = {dict: "a JSON object", list: "a list", type(None): "null"}
         kind = kinds.get(type(value)) or f"{value!r:.40}"
@@ -50,14 +49,14 @@ def check_text(value: Any, column: str, place: str) -> str:
 
 
 def check_unicode(text: str, place: str) -> None:
-    """Refuse a text with half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    """Raise ``InputError`` for half of a surrogate pair, which JSON allows and UTF-8 does not."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
             f"{place}: character {error.start} of the text is half of a surrogate pair "
-            f"(\\u{ord(text[error.start]):04x}), which no Unicode text has: remove this text, or "
-            "write the file with whole characters"
+            f"(\\u{ord(text[error.start]):04x}), which Unicode text cannot contain: remove this "
+            "text, or write the file with whole characters"
         ) from error
 
 
@@ -73,15 +72,15 @@ def _content(path: Path) -> str:
 
 
 _NO_TEXT = (
-    "is no UTF-8 text: unpack a compressed file, save a document as .txt in UTF-8, and give a data "
-    "set as .jsonl, .json, .csv, .tsv, .parquet or .arrow"
+    "is not UTF-8 text: unpack a compressed file, save a document as .txt in UTF-8, and save a "
+    "data set as .jsonl, .json, .csv, .tsv, .parquet or .arrow"
 )
 
 
 def _plain(path: Path, _column: str) -> list[Text]:
     content = _content(path).replace("\r\n", "\n").replace("\r", "\n")
     if _is_json(content.strip()):
-        raise InputError(f"{path} holds JSON, not plain text: name it .jsonl or .json")
+        raise InputError(f"{path} contains JSON, not plain text: rename it to .jsonl or .json")
     texts, line = [], 1
     for part in content.split("\n\n"):
         if text := part.strip():
@@ -92,12 +91,12 @@ def _plain(path: Path, _column: str) -> list[Text]:
 
 
 def _is_json(content: str) -> bool:
-    """Whether a text, or its first line, is a JSON object or a list of them."""
+    """Return whether a text, or its first line, is a JSON object or a list of JSON objects."""
     if not content.startswith(("{", "[")):
         return False
-    for some in (content, content.partition("\n")[0]):
+    for candidate in (content, content.partition("\n")[0]):
         try:
-            value = parse_json(some)
+            value = parse_json(candidate)
         except ValueError:
             continue
         first = value[0] if isinstance(value, list) and value else value
@@ -125,7 +124,7 @@ def _json_lines(path: Path, column: str) -> list[Text]:
             try:
                 row = parse_json(line)
             except ValueError as error:
-                raise InputError(f"{place}: this is not JSON ({error})") from error
+                raise InputError(f"{place}: the line is not JSON ({error})") from error
             texts.append(_field(row, column, place))
     return texts
 
@@ -139,7 +138,7 @@ def _field(row: Any, column: str, place: str) -> Text:
 
 
 def _csv(path: Path, column: str) -> list[Text]:
-    content = io.StringIO(_content(path), newline="")  # line ends in cells stay as they are
+    content = io.StringIO(_content(path), newline="")  # keeps line ends in cells
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     texts = []
     with _long_fields():
@@ -164,7 +163,7 @@ def _csv(path: Path, column: str) -> list[Text]:
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    """Let Python's reader take cells of any length; its limit belongs to the process."""
+    """Allow cells of any length. The limit of Python's reader is one for the whole process."""
     before = csv.field_size_limit(sys.maxsize)
     try:
         yield
@@ -208,7 +207,7 @@ def _rows(path: Path, column: str, read: Callable[[], tuple[list[str], list[Any]
         raise InputError(f"{path}: {_no_column(column, names)}")
     places = [f"{path}, row {n}" for n in range(1, len(rows) + 1)]
     return [
-        Text(check_text("" if value is None else value, column, place), place)  # as of the hub
+        Text(check_text("" if value is None else value, column, place), place)  # as for the hub
         for value, place in zip(rows, places, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""Where evaluation texts come from."""
+"""Sources of texts: the embedded texts, and files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ZOO_TEXTS = PACKAGE / "zoo" / "texts"
 
 @dataclass(frozen=True)
 class TextSet:
-    """Texts of one kind."""
+    """The texts of one data set or of one kind."""
 
     name: str
     texts: tuple[str, ...]
@@ -31,31 +31,31 @@ class TextSet:
     """File and line of each text, if it comes from a file."""
 
     def place(self, number: int) -> str:
-        """Return where a text comes from, for messages."""
+        """Return the place of a text, for messages."""
         return self.places[number] if self.places else f"text {number} of the set {self.name!r}"
 
 
 @runtime_checkable
 class TextSource(Protocol):
-    """What every spec of texts offers."""
+    """Interface of every spec of texts."""
 
     n_texts: int | None
     max_tokens: int
 
     def resolve(self, memory: Path) -> TextSource:
-        """Return the same with every data set at one exact version.
+        """Return the source with every data set at one exact version.
 
-        ``memory`` is a folder in which versions are noted, for when they cannot be asked for.
-        Raises ``InputError`` if there is no such data set.
+        Versions are noted in the folder ``memory`` and read from there if the hub does not answer.
+        Raises ``InputError`` if a data set does not exist.
         """
         ...
 
     def described(self) -> dict[str, dict[str, Any]]:
-        """Return all that determines the texts of each set, by its name, if they are resolved."""
+        """Return everything that determines the texts of each set, if the source is resolved."""
         ...
 
     def load(self) -> list[TextSet]:
-        """Draw the texts of every kind; ``InputError`` if they cannot be had."""
+        """Draw the texts of every set; ``InputError`` if they cannot be read."""
         ...
 
 
@@ -64,11 +64,11 @@ class ZooTexts:
     """Spec of the embedded held-out texts."""
 
     kinds: Some[str]
-    """Among ``prose``, ``docs`` and ``code``."""
+    """Kinds of texts: ``prose``, ``docs`` and ``code``."""
     n_texts: int
-    """Texts of each kind, drawn at random without replacement; all if there are fewer."""
+    """Number of texts of each kind, drawn at random without replacement; all if there are fewer."""
     max_tokens: int
-    """A text is cut after this many tokens, BOS included."""
+    """Number of tokens, BOS included, after which a text is cut."""
     seed: Seed = 0
 
     def __post_init__(self) -> None:
@@ -79,33 +79,33 @@ class ZooTexts:
         return self
 
     def described(self) -> dict[str, dict[str, Any]]:
-        """Say of each kind which file, by its content, and how texts are drawn from it."""
+        """Return the file of each kind, with a hash of its content, and how texts are drawn."""
         return by_name(
             (kind, {"path": f"zoo/{kind}", "sha256": content_hash([path]), **_drawn(self)})
             for kind, path in self._files()
         )
 
     def load(self) -> list[TextSet]:
-        """Draw the texts; ``InputError`` for a kind that the zoo lacks."""
+        """Draw the texts; ``InputError`` if the zoo lacks a kind."""
         return [
             draw(kind, read_texts(path), self.n_texts, self.seed) for kind, path in self._files()
         ]
 
     def _files(self) -> list[tuple[str, Path]]:
-        known = {path.stem: path for path in sorted(ZOO_TEXTS.glob("*.jsonl"))}
-        unknown = [kind for kind in self.kinds if kind not in known]
+        paths = {path.stem: path for path in sorted(ZOO_TEXTS.glob("*.jsonl"))}
+        unknown = [kind for kind in self.kinds if kind not in paths]
         if unknown:
             raise InputError(
-                f"the zoo has no texts of kind {unknown[0]!r}, only {', '.join(known)}"
+                f"the zoo has no texts of kind {unknown[0]!r}, only {', '.join(paths)}"
             )
-        return [(kind, known[kind]) for kind in self.kinds]
+        return [(kind, paths[kind]) for kind in self.kinds]
 
 
 @spec("dataset")
 class LocalTexts:
     """Spec of texts in the user's own files, one set for each path.
 
-    JSON, JSON Lines, CSV, TSV, Parquet and Arrow files hold the text in the field ``column``; any
+    JSON, JSON Lines, CSV, TSV, Parquet and Arrow files contain texts in the field ``column``. Any
     other file is plain text with an empty line between texts (``saematch.texts.reading``).
     """
 
@@ -119,48 +119,48 @@ class LocalTexts:
     seed: Seed = 0
     column: str = "text"
     min_characters: AtLeast1 = 1
-    """Shorter texts are passed over."""
+    """Minimum length of a text. Shorter texts are skipped."""
 
     def __post_init__(self) -> None:
         expand_home(self, "paths")
         check_sizes(self.n_texts, self.max_tokens)
 
     def resolve(self, _memory: Path) -> LocalTexts:
-        """Return the spec as it is: files have no other version."""
+        """Return the spec as it is: files have no versions."""
         return self
 
     def described(self) -> dict[str, dict[str, Any]]:
-        """Say of each set which files, by their content, and how texts are drawn from them."""
+        """Return the files of each set, with a hash of their content, and how texts are drawn."""
         how = {name: getattr(self, name) for name in ("column", "min_characters")}
         return by_name(
             (
                 name,
                 {"path": entry, "sha256": content_hash(files), **how, **_drawn(self)},
             )
-            for entry, name, files in self._found()
+            for entry, name, files in self._files()
         )
 
     def load(self) -> list[TextSet]:
-        """Read and draw; ``InputError`` for a file missing, damaged or without texts."""
+        """Draw the texts; ``InputError`` if a file is missing, damaged or has no texts."""
         sets = []
-        for _, name, files in self._found():
+        for _, name, files in self._files():
             texts = (text for path in files for text in read_texts(path, self.column))
             long = [text for text in texts if len(text.content) >= self.min_characters]
             sets.append(draw(name, long, self.n_texts, self.seed))
         return sets
 
-    def _found(self) -> list[tuple[str, str, list[Path]]]:
+    def _files(self) -> list[tuple[str, str, list[Path]]]:
         return [(entry, *find_files(entry)) for entry in self.paths]
 
 
-def by_name(about: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Return what is known of each text set; ``InputError`` if two have one name."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, known in about:
-        if name in found:
-            raise InputError(f"two text sets have one name ({name}); rename a file")
-        found[name] = known
-    return found
+def by_name(descriptions: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Return the description of each text set; ``InputError`` if two sets have the same name."""
+    described: dict[str, dict[str, Any]] = {}
+    for name, description in descriptions:
+        if name in described:
+            raise InputError(f"two text sets have the same name ({name}): rename a file")
+        described[name] = description
+    return described
 
 
 def _drawn(source: ZooTexts | LocalTexts) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _drawn(source: ZooTexts | LocalTexts) -> dict[str, Any]:
 
 
 def check_sizes(n_texts: int | None, max_tokens: int) -> None:
-    """Refuse sizes that leave nothing to measure."""
+    """Raise ``InputError`` if there would be no text, or no token to predict in a text."""
     if not isinstance(n_texts, int | None) or not isinstance(max_tokens, int):
         raise InputError(
             f"dataset.n_texts={n_texts} and dataset.max_tokens={max_tokens} must be whole numbers"
@@ -178,15 +178,15 @@ def check_sizes(n_texts: int | None, max_tokens: int) -> None:
     if max_tokens < 3:
         raise InputError(
             f"dataset.max_tokens={max_tokens}: at least 3 are needed, BOS and two tokens, since "
-            "the loss of a token is predicted from the one before it and BOS is left out"
+            "a token is predicted from the token before it, and BOS is excluded"
         )
 
 
 def draw(name: str, texts: Sequence[Text], n_texts: int | None, seed: int) -> TextSet:
     """Draw texts at random without replacement; the same seed draws the same texts.
 
-    Without a number all are taken, in their order; with more than there are, all, in random order.
-    Raises ``InputError`` if there is no text.
+    If ``n_texts`` is None, all texts are returned in their order. If it exceeds their number, all
+    are returned in random order. Raises ``InputError`` if there is no text.
     """
     if not texts:
         raise InputError(f"the text set {name!r} is empty")
@@ -197,12 +197,12 @@ def draw(name: str, texts: Sequence[Text], n_texts: int | None, seed: int) -> Te
     return TextSet(name, tuple(text.content for text in drawn), tuple(text.place for text in drawn))
 
 
-def warn_of_fewer(name: str, n_texts: int, wanted: int | None) -> None:
-    """Say that a set has fewer texts than a run asks for."""
-    if wanted is not None and n_texts < wanted:
+def warn_of_fewer(name: str, n_texts: int, requested: int | None) -> None:
+    """Warn if a set has fewer texts than requested."""
+    if requested is not None and n_texts < requested:
         log.warning(
-            "dataset.n_texts=%d, but the text set %r has only %d: the run takes all of them",
-            wanted,
+            "dataset.n_texts=%d, but the text set %r has only %d: the run uses all of them",
+            requested,
             name,
             n_texts,
         )

@@ -1,4 +1,4 @@
-"""Sums by text, one file a batch: what an evaluation leaves, and all that its tables need."""
+"""Sums by text in one file for each batch. Evaluations record them and compute tables from them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SMALL = 2**15
 
 @dataclass(frozen=True)
 class TextSums:
-    """The sums of one data set, read from its files when asked for."""
+    """The sums of one data set, read from files on access."""
 
     parts: tuple[tuple[Path, ...], ...]
-    """Of each part of the evaluation the files, in the order of the batches."""
+    """Files of each part of the pass, in the order of the batches."""
 
     @cached_property
     def _open(self) -> list[list[Any]]:
@@ -31,15 +31,15 @@ class TextSums:
 
     @cached_property
     def _part_of(self) -> dict[str, int]:
-        """Name of a sum -> the first part that has it; what several have is the same in all."""
+        """The first part that has each sum, by name. Other parts with the sum have equal values."""
         first = [list(files[0].keys()) for files in self._open]
         return {name: part for part in reversed(range(len(first))) for name in first[part]}
 
     def __getitem__(self, name: str) -> Tensor:
         """Return one sum of every text, ``[n_texts, ...]`` in float64 or int64."""
         files = self._open[self._part_of[name]]
-        found = torch.cat([file.get_tensor(name) for file in files])
-        return found.double() if found.is_floating_point() else found.long()
+        sums = torch.cat([file.get_tensor(name) for file in files])
+        return sums.double() if sums.is_floating_point() else sums.long()
 
 
 def write_sums(path: Path, sums: Mapping[str, Tensor]) -> None:
@@ -48,9 +48,9 @@ def write_sums(path: Path, sums: Mapping[str, Tensor]) -> None:
 
 
 def _stored(name: str, sums: Tensor) -> Tensor:
-    """Return the sums as they are kept: what is large at half its size.
+    """Return the sums in the type in which they are stored: half the size for large tensors.
 
-    Errors' sums as float32 change an explained variance by about 1e-7; counts lose nothing.
+    Sums of errors in float32 change an explained variance by about 1e-7. Counts are exact.
     """
     sums = sums.cpu().contiguous()
     if name.startswith("error_sum"):

@@ -1,4 +1,4 @@
-"""Work on texts, batch by batch, which continues after a kill."""
+"""Run work on texts batch by batch; a killed run continues with the next batch."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def run_batches(
     label: str,
     paths: Mapping[str, Sequence[Path]],
 ) -> None:
-    """Do the work on every batch; ``paths`` has the files of each recorder, one for each batch.
+    """Do the work on every batch; ``paths`` has one file for each recorder and batch.
 
-    One forward of a batch serves all recorders that lack a file for it; a file that is there and
-    whole is not made again. A batch that does not fit into the device's memory is done in halves,
-    and later batches in pieces of the size that fitted. Raises ``InputError`` if a single text does
-    not fit, or the work and the language model do not.
+    The work is called once for a batch, with all recorders whose file is missing or damaged. If a
+    batch does not fit into the device's memory, it is split into halves, and later batches are
+    split into pieces of the size that fits. Raises ``InputError`` if a single text does not fit, or
+    if the work and the language model do not fit.
     """
     lacking: dict[int, dict[str, str]] = {}
     for recorder, files in paths.items():
@@ -40,7 +40,7 @@ def run_batches(
     todo = [Todo(batches[number], lacking[number]) for number in sorted(lacking)]
     if len(todo) < len(batches):
         n_done = len(batches) - len(todo)
-        log.info("%s: %d of %d batches were done before", label, n_done, len(batches))
+        log.info("%s: skipping %d of %d batches: already recorded", label, n_done, len(batches))
     if todo:
         from saematch.texts.lightning_runner import run_with_lightning  # takes seconds to import
 
@@ -51,4 +51,4 @@ def run_batches(
         )
         lost = [path for files in paths.values() for path in files if not path.exists()]
         if lost:
-            raise RuntimeError(f"{lost[0]} was not written by the runner")
+            raise RuntimeError(f"the runner did not write {lost[0]}")

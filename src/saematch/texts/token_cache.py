@@ -1,4 +1,4 @@
-"""Tokens of texts, kept so that texts are read, and on the hub fetched, only once."""
+"""Cache tokens, so that texts are read, or downloaded from the hub, only once."""
 
 from __future__ import annotations
 
@@ -21,40 +21,41 @@ log = logging.getLogger(__name__)
 
 
 class LoadedTexts(NamedTuple):
-    """Tokens of every text set, and where they come from."""
+    """Tokens of every text set, and a description of the texts."""
 
     tokens: dict[str, TokenisedTexts]
-    about: dict[str, dict[str, Any]]
-    """What determines the texts of each set; how many there are, and how many special tokens."""
+    described: dict[str, dict[str, Any]]
+    """Everything that determines the texts of each set, and the numbers of texts and of special
+    tokens."""
 
 
 def load_texts(source: TextSource, lm: LanguageModel, folder: Path) -> LoadedTexts:
-    """Return the tokens of every set of ``source``, from ``folder`` if they are there.
+    """Return the tokens of every set of ``source``, from ``folder`` if it has them.
 
-    They are kept by a hash of all that determines them: texts, tokenizer, BOS, special tokens, cut
-    and code. Raises ``InputError`` if the texts cannot be had.
+    The name of their file is a hash of everything that determines them: texts, tokenizer, BOS,
+    special tokens, maximum length and code. Raises ``InputError`` if the texts cannot be read.
     """
     resolved = source.resolve(folder / "revisions")
-    about = resolved.described()
+    described = resolved.described()
     code = code_of(load_texts, source, LmSource)
-    key = [code, about, source.max_tokens, lm.name, lm.revision, lm.bos_id]
+    key = [code, described, source.max_tokens, lm.name, lm.revision, lm.bos_id]
     path = folder / f"{hashed([*key, sorted(lm.special_ids)])}.safetensors"
     stored = read(path)
-    kept = None if stored is None else _tokens(stored, list(about))
+    kept = None if stored is None else _tokens(stored, list(described))
     if kept is None:
         kept = {texts.name: tokenise(texts, lm, source.max_tokens) for texts in resolved.load()}
         _write(path, kept)
     for name, tokens in kept.items():
-        about[name] |= {"n_texts": len(tokens.lengths), "n_special": tokens.n_special}
+        described[name] |= {"n_texts": len(tokens.lengths), "n_special": tokens.n_special}
         warn_of_fewer(name, len(tokens.lengths), source.n_texts)
         log.info(
-            "%s: %d texts, %d tokens; %d special tokens are left out of every metric",
+            "%s: %d texts, %d tokens; metrics exclude %d special tokens",
             name,
             len(tokens.lengths),
             int(tokens.counts.sum()),
             tokens.n_special,
         )
-    return LoadedTexts(kept, about)
+    return LoadedTexts(kept, described)
 
 
 def _write(path: Path, tokens: dict[str, TokenisedTexts]) -> None:

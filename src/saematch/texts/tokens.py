@@ -1,4 +1,4 @@
-"""From texts to batches of tokens, and which positions count."""
+"""Tokenise texts, make batches, and decide which positions count in metrics."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from saematch.texts.sources import TextSet
 
 @runtime_checkable
 class Vocabulary(Protocol):
-    """How a language model reads texts."""
+    """Tokenizer and special tokens of a language model."""
 
     tokenizer: Any
-    """A tokenizer of transformers."""
+    """Tokenizer of transformers."""
     bos_id: int | None
-    """The token that every text begins with; None if nothing is put in front."""
+    """Token at the beginning of every text; None if the model has none."""
     special_ids: frozenset[int]
-    """Tokens that no metric counts, wherever they are in a text."""
+    """Tokens that metrics exclude at any position."""
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Sequences that begin with BOS, or with a token in its place, padded on the right."""
+    """Sequences padded on the right. They begin with BOS if the model has it."""
 
     ids: Int64[Tensor, "batch seq"]
     counts: Bool[Tensor, "batch seq"]
-    """Positions whose hidden state counts: not the first one, special tokens or padding."""
+    """Positions whose hidden state counts: not the first position, special tokens or padding."""
     lengths: Int64[Tensor, " batch"]
-    """Tokens of each sequence, without padding."""
+    """Number of tokens of each sequence, without padding."""
 
     @property
     def predicts(self) -> Bool[Tensor, "batch seq"]:
-        """Positions whose loss counts: those that count and whose next token counts too."""
+        """Positions whose loss counts: the position and the next one both count."""
         after = torch.zeros_like(self.counts)
         after[:, :-1] = self.counts[:, 1:]
         return self.counts & after
 
     @property
     def n_special(self) -> Int64[Tensor, " batch"]:
-        """Special tokens of each sequence, its first position left out."""
+        """Number of special tokens of each sequence after its first position."""
         return self.lengths - 1 - self.counts.sum(dim=1)
 
     def to(self, device: torch.device) -> TokenBatch:
@@ -63,21 +63,21 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class TokenisedTexts:
-    """The tokens of the texts of one set, one text after another."""
+    """The tokens of the texts of one set, concatenated."""
 
     ids: Int64[Tensor, " n_tokens"]
     counts: Bool[Tensor, " n_tokens"]
-    """Positions whose hidden state counts: not a text's first token or special tokens."""
+    """Positions whose hidden state counts: not the first token of a text or special tokens."""
     lengths: Int64[Tensor, " n_texts"]
-    """Tokens of each text."""
+    """Number of tokens of each text."""
 
     @property
     def n_special(self) -> int:
-        """Special tokens in the texts, the first token of each text left out."""
+        """Number of special tokens in the texts, not counting the first token of each text."""
         return len(self.ids) - len(self.lengths) - int(self.counts.sum())
 
     def batches(self, size: int) -> tuple[TokenBatch, ...]:
-        """Return batches of ``size`` texts of similar length, long ones first."""
+        """Return batches of ``size`` texts of similar length, the longest first."""
         order = torch.argsort(self.lengths, descending=True, stable=True).tolist()
         ids, counts = (part.split(self.lengths.tolist()) for part in (self.ids, self.counts))
         return tuple(
@@ -91,24 +91,23 @@ class TokenisedTexts:
 
 
 def counting(ids: Int64[Tensor, "*n seq"], special: Iterable[int]) -> Bool[Tensor, "*n seq"]:
-    """Return which positions count: all but the first of a sequence and special tokens."""
+    """Return which positions count: all but the first of each sequence and special tokens."""
     counts = ~torch.isin(ids, torch.tensor(sorted(special), dtype=torch.int64))
     counts[..., :1] = False
     return counts
 
 
 def whole_windows(ids: Int64[Tensor, "batch seq"], special: Iterable[int]) -> TokenBatch:
-    """Return windows of tokens, none of them padding, as a batch."""
+    """Return windows of tokens without padding as a batch."""
     return TokenBatch(ids, counting(ids, special), torch.full((len(ids),), ids.shape[1]))
 
 
 def tokenise(texts: TextSet, vocabulary: Vocabulary, max_tokens: int) -> TokenisedTexts:
-    """Put BOS before each text and cut after ``max_tokens``.
+    """Return the tokens of texts, with BOS before each text, cut after ``max_tokens``.
 
-    The model's own tokenizer reads the texts, so the name of a special token in a text becomes
-    that token. A text that begins with BOS itself gets no second one. Raises ``InputError`` for a
-    text without two consecutive tokens that count: the loss of a token is predicted from the one
-    before it.
+    The model's own tokenizer encodes the texts, so the name of a special token in a text becomes
+    that token. If a text begins with BOS, no second BOS is added. Raises ``InputError`` for a text
+    without two consecutive tokens that count, since a token is predicted from the token before it.
     """
     bos = [] if vocabulary.bos_id is None else [vocabulary.bos_id]
     rows, counts = [], []

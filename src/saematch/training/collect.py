@@ -1,4 +1,4 @@
-"""Collect hidden states: ``resid_post`` of many tokens, kept on disk for the training of SAEs."""
+"""Collect hidden states on disk for the training of SAEs: ``resid_post`` of many tokens."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ DTYPES = ("bfloat16", "float32", "float16")
 
 @spec("collection")
 class Collection:
-    """Spec of the hidden states to keep."""
+    """Spec of the hidden states to store."""
 
     n_tokens: AtLeast1
-    """Positions of the windows drawn from the texts, BOS included."""
+    """Number of positions in the windows drawn from the texts, BOS included."""
     context: AtLeast1
-    """Tokens of a window."""
+    """Number of tokens of a window."""
     dtype: str = "bfloat16"
-    """In which they are kept: ``bfloat16``, ``float32`` or ``float16``."""
+    """Type in which hidden states are stored: ``bfloat16``, ``float32`` or ``float16``."""
     folder: str = "outputs/activations"
-    """Each set of model, texts and layers has a folder of its own in it."""
+    """Folder that has a subfolder for each combination of model, texts and layers."""
     seed: Seed = 0
-    """Of the choice and the order of the windows."""
+    """Seed of the choice and the order of the windows."""
     held_out: int = 32_768
-    """The last tokens, on which no SAE is trained."""
+    """Number of tokens at the end on which no SAE is trained."""
     max_norm: float = 10.0
-    """Hidden states whose norm is more than this times the median are kept, but left out when SAEs
-    are trained and measured."""
+    """Maximum norm, as a multiple of the median norm. Hidden states with larger norms are stored,
+    but excluded when SAEs are trained and evaluated."""
 
     def __post_init__(self) -> None:
         expand_home(self, "folder")
@@ -71,32 +71,32 @@ class Collection:
                 f"collection.max_norm={self.max_norm} more than 1"
             )
         if self.dtype not in DTYPES:
-            raise InputError(f"collection.dtype={self.dtype!r} is none of {', '.join(DTYPES)}")
+            raise InputError(f"collection.dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True)
 class Store:
-    """Hidden states of some layers on disk, one safetensors file a batch of windows."""
+    """Hidden states of some layers on disk, one safetensors file for each batch of windows."""
 
     folder: Path
     files: tuple[Path, ...]
     about: dict[str, Any]
-    """Model, texts, layers, dtype, and how many tokens were kept and left out."""
+    """Model, texts, layers, dtype, and the numbers of stored and of excluded tokens."""
 
     def layer(self, layer: int) -> HiddenStates:
-        """Return one layer's hidden states, special tokens left out, mapped from disk."""
+        """Return one layer's hidden states, mapped from disk; special tokens are excluded."""
         return HiddenStates.open(self.files, layer)
 
 
 @dataclass(frozen=True)
 class KeepStates:
-    """Work on batches: the hidden states of the positions that count, and their tokens."""
+    """Work that keeps the hidden states of the positions that count, and their tokens."""
 
     layers: tuple[int, ...]
     dtype: str
 
     def to(self, device: torch.device) -> KeepStates:
-        """Return the same: it has no tensors."""
+        """Return the work itself, which has no tensors."""
         return self
 
     @torch.inference_mode()
@@ -122,11 +122,11 @@ def collect(
     trainer: TrainerSpec,
     cache: Path,
 ) -> Store:
-    """Draw windows from the texts and keep the hidden states of the layers on them.
+    """Draw windows from the texts and store the hidden states of the layers.
 
-    What an earlier collection of the same left is not done again; ``cache`` notes versions of data
-    sets. Raises ``InputError`` for windows longer than the model takes, for too few texts, and
-    before it begins if the disk is too full.
+    Files of an earlier collection with the same settings are not made again. Versions of data sets
+    are noted in ``cache``. Raises ``InputError`` if windows are too long for the model or there are
+    too few texts, and before the collection starts if the disk is too full.
     """
     if lm.max_positions is not None and spec.context > lm.max_positions:
         raise InputError(
@@ -134,7 +134,7 @@ def collect(
             f"tokens: set collection.context={lm.max_positions} at most"
         )
     texts = texts.resolve(cache / "tokens" / "revisions")
-    about: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "model": lm.name,
         "revision": lm.revision,
@@ -150,30 +150,30 @@ def collect(
         "seed": spec.seed,
     }
     code = code_of(collect, texts, LmSource)
-    key = hashed([code, about, trainer.batch_size, sorted(lm.special_ids)])
+    key = hashed([code, facts, trainer.batch_size, sorted(lm.special_ids)])
     folder = Path(spec.folder) / key
     ids = _windows(folder / "windows.safetensors", texts, lm, spec)
     lm.refuse_ids(int(ids.max()), "the collection's texts")
-    batches = [whole_windows(some, lm.special_ids) for some in ids.split(trainer.batch_size)]
+    batches = [whole_windows(rows, lm.special_ids) for rows in ids.split(trainer.batch_size)]
     tokens = sum(int(batch.counts.sum()) for batch in batches)
-    about |= {"tokens": tokens, "left_out": ids.numel() - tokens}
+    facts |= {"tokens": tokens, "left_out": ids.numel() - tokens}
     special = torch.cat([batch.n_special for batch in batches])
-    for number, name in enumerate(about["texts"]):
-        about["texts"][name]["n_special"] = int(special[number :: len(about["texts"])].sum())
-    log.info("%d special tokens of the windows are left out", int(special.sum()))
-    return keep_states(lm, batches, about, folder, trainer)
+    for number, name in enumerate(facts["texts"]):
+        facts["texts"][name]["n_special"] = int(special[number :: len(facts["texts"])].sum())
+    log.info("%d special tokens of the windows are excluded", int(special.sum()))
+    return keep_states(lm, batches, facts, folder, trainer)
 
 
 def _windows(
     path: Path, texts: TextSource, lm: LanguageModel, spec: Collection
 ) -> Int64[Tensor, "n context"]:
-    """Return the windows kept at ``path``, drawn from the texts if there are none."""
+    """Return the windows stored at ``path``, or draw them from the texts and store them."""
     kept = read(path)
     if kept is not None:
         return kept["ids"].long()
     sets = texts.load()
-    for of_set in sets:
-        warn_of_fewer(of_set.name, len(of_set.texts), texts.n_texts)
+    for text_set in sets:
+        warn_of_fewer(text_set.name, len(text_set.texts), texts.n_texts)
     ids = windows(sets, lm, spec.context, spec.n_tokens, spec.seed)
     write(path, {"ids": ids.int()})
     return ids.long()
@@ -182,29 +182,29 @@ def _windows(
 def keep_states(
     lm: LanguageModel,
     batches: Sequence[TokenBatch],
-    about: Mapping[str, Any],
+    facts: Mapping[str, Any],
     folder: Path,
     trainer: TrainerSpec,
 ) -> Store:
-    """Keep the hidden states of ``about["layers"]`` on batches in ``folder``."""
+    """Store the hidden states of ``facts["layers"]`` on batches in ``folder``."""
     paths = tuple(folder / f"{number:05d}.safetensors" for number in range(len(batches)))
-    _check_space(paths, batches, about, folder)
-    work = KeepStates(tuple(about["layers"]), about["dtype"])
+    _check_space(paths, batches, facts, folder)
+    work = KeepStates(tuple(facts["layers"]), facts["dtype"])
     run_batches(trainer, work, lm, batches, "collect", {"states": paths})
-    write_note(folder / "store.json", about)
-    return Store(folder, paths, dict(about))
+    write_note(folder / "store.json", facts)
+    return Store(folder, paths, dict(facts))
 
 
 def _check_space(
-    paths: Sequence[Path], batches: Sequence[TokenBatch], about: Mapping[str, Any], folder: Path
+    paths: Sequence[Path], batches: Sequence[TokenBatch], facts: Mapping[str, Any], folder: Path
 ) -> None:
-    """Say how much is going to be written, and refuse what the disk has no room for."""
-    width = about["d_model"] * getattr(torch, about["dtype"]).itemsize
-    left = [batches[number] for number in missing(paths)]
-    tokens = sum(int(b.counts.sum()) for b in left)
-    needed = tokens * (len(about["layers"]) * width + 4)
-    if not left:
-        log.info("%s holds the hidden states already", folder)
+    """Log the size of the files to write; ``InputError`` if the disk has too little space."""
+    width = facts["d_model"] * getattr(torch, facts["dtype"]).itemsize
+    todo = [batches[number] for number in missing(paths)]
+    tokens = sum(int(batch.counts.sum()) for batch in todo)
+    needed = tokens * (len(facts["layers"]) * width + 4)
+    if not todo:
+        log.info("%s already has the hidden states", folder)
         return
     make_folder(folder)
     (folder / "store.json").unlink(missing_ok=True)  # until all files are there
@@ -212,17 +212,17 @@ def _check_space(
     size = f"{readable_size(needed)} of hidden states ({tokens:,} tokens)"
     if needed > 0.95 * free:
         raise InputError(
-            f"{folder} would get {size}, but its disk has {readable_size(free)} free: take fewer "
+            f"{folder} needs {size}, but its disk has {readable_size(free)} free: choose fewer "
             "layers or a smaller collection.n_tokens, or set collection.folder"
         )
     log.info("collect %s into %s", size, folder)
 
 
 def open_store(folder: Path) -> Store:
-    """Open a complete store; ``InputError`` if it is none."""
-    about = read_note(folder / "store.json")
-    if about is None:
-        raise InputError(f"{folder} holds no complete set of hidden states: collect them again")
+    """Open a store; ``InputError`` if it is incomplete or damaged."""
+    facts = read_note(folder / "store.json")
+    if facts is None:
+        raise InputError(f"{folder} has no complete set of hidden states: collect them again")
     files = tuple(sorted(folder.glob("[0-9]*.safetensors")))
     for path in files:
         try:
@@ -231,4 +231,4 @@ def open_store(folder: Path) -> Store:
             raise InputError(
                 f"{path} is damaged ({error}): collect the hidden states again"
             ) from error
-    return Store(folder, files, about)
+    return Store(folder, files, facts)
