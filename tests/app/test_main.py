@@ -183,7 +183,7 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
         (["arms=[best]"], "best"),
         (
             ["evaluations=[nothing]"],
-            "there is no evaluations=nothing: choose one of co_activation, ",
+            "there is no evaluations=nothing: choose among co_activation, ",
         ),
         (["evaluations.paths.n_paths=3"], "evaluations.paths"),
         (["evaluations.skipping.strategies=[skip]"], "unknown strategy 'skip'"),
