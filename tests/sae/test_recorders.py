@@ -288,7 +288,7 @@ def test_whole_numbers_are_read_as_they_were_recorded(lm, saes, tmp_path):
 
 def test_items_that_no_part_of_a_pass_can_record_are_refused(two_models, tmp_path):
     texts, saes = two_models
-    with pytest.raises(InputError, match="of r: .* 0 language models; it must be at least one"):
+    with pytest.raises(InputError, match=r"of r: .* 0 language models; it must be at least one"):
         texts.record(saes, {"r": Totals(tmp_path, ((),))}, "record")
     runs = Totals(tmp_path, ((KEYS[1], OTHER[1]),), runs_model=True)
     with pytest.raises(InputError, match="2 language models; it must be one"):

@@ -57,5 +57,5 @@ def _stored(name: str, sums: Tensor) -> Tensor:
         return sums.float()
     if sums.dim() == 2 and sums.dtype == torch.int64 and sums.numel():
         least, greatest = map(int, sums.aminmax())
-        return sums.to(torch.int16) if 0 <= least and greatest < SMALL else sums
+        return sums.to(torch.int16) if least >= 0 and greatest < SMALL else sums
     return sums
