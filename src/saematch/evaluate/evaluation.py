@@ -109,8 +109,9 @@ class Evaluation:
     ) -> Iterable[tuple[Pair, str]]:
         """Yield the pairs that the evaluation leaves out, with the reason.
 
-        ``refused`` holds what the run leaves out already. By default, ``refusal`` decides for each
-        pair that is matched.
+        ``refused`` holds what the run leaves out already: pairs that are not matched, and those of
+        evaluations that keep this default. By default, ``refusal`` decides for each pair that is
+        matched.
         """
         unmatched = {r.pair for r in refused if r.evaluation == "matching" and r.arm is None}
         for facts in pairs:
