@@ -20,7 +20,7 @@ from saematch.matching.matchers import Greedy, Optimal, Random
 from saematch.matching.objectives.parts import Parts
 from saematch.run import run
 from saematch.run.provenance import SHOWING
-from saematch.sae.recorders import TextPass
+from saematch.sae.passes import TextPass
 from saematch.sae.stand_in import ActivationRecorder, by_activation
 from saematch.texts.token_cache import load_texts
 from saematch.training.collect import collect
