@@ -74,7 +74,7 @@ def test_B6_a_lone_surrogate_is_refused_with_its_line_before_a_model_runs(
     cli, tiny, tmp_path, monkeypatch
 ):
     (tmp_path / "t.jsonl").write_text('{"text": "fine \\ud83d\\ude00"}\n{"text": "half \\ud83d"}')
-    monkeypatch.setattr("saematch.evaluate.splice.evaluate_batch", None)
+    monkeypatch.setattr("saematch.sae.passes.TextPass.record", None)
     base = [s for s in tiny_overrides(tiny) if not s.startswith("dataset.paths")]
     message, _ = cli("dataset.paths=[t.jsonl]", "logger=none", base=base)
     assert "t.jsonl, line 2: character 5 of the text is half of a surrogate pair" in message
