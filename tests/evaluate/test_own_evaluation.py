@@ -12,6 +12,7 @@ from evaluations import recorded, subject_of, tables_of
 from matches import permutation
 from saematch.app.configuration import build
 from saematch.core.columns import Column
+from saematch.core.errors import InputError
 from saematch.core.pairs import Pair, SaeKey
 from saematch.core.results import Results
 from saematch.core.specs import spec
@@ -152,3 +153,18 @@ def test_a_run_has_its_metric_everywhere(tiny, tmp_path, monkeypatch, ratios):
     assert history[1]["norm_ratio/folded"] == rows[0]["norm_ratio"]
     assert "norm_ratio/folded" not in history[2]
     assert results.metrics["norm_ratio/random"] == rows[1]["norm_ratio"]
+
+
+@spec("evaluations.other_recall")
+class OtherRecall(Evaluation):
+    """An evaluation whose metric has the name of one of saematch."""
+
+    columns: ClassVar[tuple[Column, ...]] = (Column("recall", "recall of mine"),)
+
+
+def test_a_metric_with_two_definitions_is_refused(tiny):
+    from conftest import tiny_overrides
+
+    target = f"+evaluations.other_recall._target_={__name__}.OtherRecall"
+    with pytest.raises(InputError, match="other_recall defines the metric recall, which saematch"):
+        build([*tiny_overrides(tiny), target])

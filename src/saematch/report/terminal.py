@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from saematch.core.pairs import DEFAULT, NO_ARM, PAIR_COLUMNS, Pair, pair_of
@@ -57,7 +58,7 @@ def print_results(results: Results, folder: Path) -> None:
         console = Console(width=100)
     tables = results.tables
     for title, printed in _printed(tables):
-        console.print(f"\n[bold]{title}[/]", soft_wrap=True, highlight=False)
+        console.print(f"\n[bold]{escape(title)}[/]", soft_wrap=True, highlight=False)
         console.print(printed)
     for line in (*_live_recall(table(tables, "means")), *_other_metrics(tables)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)

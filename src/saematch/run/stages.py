@@ -184,10 +184,9 @@ def evaluate(context: Context) -> None:
             recording = context.recordings.get(name)
             tables.join(evaluation.tables(subject.without(name), recording))
         tables.define(evaluation.columns)
-    rows = weight_means(tables)
-    if subject.measures is not None:
-        rows += subject.measures.mean_rows()
-    tables["means"] = frame_of(rows)
+    measured = [] if subject.measures is None else subject.measures.mean_rows()
+    rows = weight_means(tables, {str(row["metric"]) for row in measured})
+    tables["means"] = frame_of(rows + measured)
 
 
 @stage("judge")
