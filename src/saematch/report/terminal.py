@@ -19,6 +19,7 @@ from saematch.report.frames import (
     datasets_of,
     has,
     numbers,
+    skipped_layers,
     table,
     unique,
     values_of,
@@ -112,7 +113,7 @@ def _printed(tables: Tables) -> Iterator[tuple[str, Table]]:
     scores = table(tables, "judge_scores")
     if len(scores):
         yield "Judge score (share of SAME), from 1 different to 3 the same", _judge_table(scores)
-    strategies = table(tables, "strategies")
+    strategies = skipped_layers(tables)
     if len(strategies):
         datasets = ", ".join(datasets_of(strategies))
         title = f"Explained variance of the replaced hidden state, mean over {datasets}"
@@ -190,7 +191,8 @@ def _strategy_table(strategies: pd.DataFrame, metric: str) -> Table:
     cells = unique(strategies, *keys)
     headings = []
     for arm, strategy, quantile in cells:
-        heading = HEADINGS[strategy] if arm == NO_ARM else f"{arm}\n{HEADINGS[strategy]}"
+        name = HEADINGS.get(strategy, strategy)
+        heading = name if arm == NO_ARM else f"{arm}\n{name}"
         share = "" if quantile is None else f"q={quantile:g}"
         headings.append(f"{heading}{share}".strip())
     printed = _table(*headings)
