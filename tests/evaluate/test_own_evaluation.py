@@ -89,6 +89,78 @@ class Norms(Evaluation):
         return Tables.of({"matches": rows})
 
 
+class Alone(Norms):
+    """Leaves out every pair."""
+
+    def refusal(self, facts):
+        return "it takes none"
+
+
+class Unread(Norms):
+    """Has a recorder, and does not say that it reads texts."""
+
+    reads_texts = False
+
+
+class Clashing(Evaluation):
+    """Adds a column that the run's own table has."""
+
+    def tables(self, subject, recording):
+        rows = [{**pair.columns(), "mse_W_dec": 0.0} for pair in subject.matches.pairs]
+        return Tables.of({"matches": rows})
+
+
+class Repeating(Evaluation):
+    """Adds two rows for each row of the run's own table."""
+
+    def tables(self, subject, recording):
+        rows = [{**pair.columns(), "x": 0.0} for pair in subject.matches.pairs]
+        return Tables.of({"matches": [*rows, *rows]})
+
+
+@pytest.fixture
+def built(tiny, tmp_path, monkeypatch):
+    """Build a run that co-activation and an evaluation of this file are asked in."""
+    from conftest import tiny_overrides
+
+    monkeypatch.chdir(tmp_path)
+
+    def build_run(cls, *more):
+        overrides = [*tiny_overrides(tiny), "evaluations=[co_activation]", "arms=[folded]"]
+        overrides += [f"+evaluations.own._target_={__name__}.{cls}", *more]
+        return build([*overrides, "layers=[0,1,2]", "logger=none", "figures=[]"])
+
+    return build_run
+
+
+def test_an_evaluation_that_leaves_out_every_pair_of_a_run_has_no_tables(built, tmp_path):
+    results = run(*built("Alone"), tmp_path / "run")
+    assert "norm_ratio" not in results.tables["matches"]
+    assert {row["evaluation"] for row in results.tables.rows("refused")} == {"own"}
+
+
+@pytest.mark.parametrize(
+    ("cls", "reason"),
+    [
+        ("Unread", "evaluations.own has a recorder, so Unread must set reads_texts = True"),
+        (
+            "Clashing",
+            "evaluation own: the new columns .* the table has mse_W_dec already",
+        ),
+        ("Repeating", "evaluation own: .* several rows have source_suite default, source_layer 0"),
+    ],
+)
+def test_a_mistake_in_an_evaluation_is_named(built, tmp_path, cls, reason):
+    with pytest.raises(InputError, match=reason):
+        run(*built(cls), tmp_path / "run")
+
+
+def test_two_evaluations_of_one_class_are_refused(built):
+    second = f"+evaluations.again._target_={__name__}.Norms"
+    with pytest.raises(InputError, match=r"evaluations.own and evaluations.again are both a Norms"):
+        built("Norms", second)
+
+
 @pytest.fixture
 def ratios(tiny):
     """Mean ratio of each pair of neighbours, by a plain forward of each text."""

@@ -16,7 +16,6 @@ from saematch.evaluate.counts import Counts
 from saematch.evaluate.measures import Measures
 from saematch.matching.arm import Arm
 from saematch.matching.matches import MatchSet
-from saematch.sae.params import SaeOrigin
 from saematch.sae.recorders import Models, Recorder, Recording
 from saematch.sae.sites import is_skippable
 from saematch.sae.sources.source import SaeSource
@@ -72,12 +71,8 @@ class Subject:
 
         Suites may share SAEs: the first key of an SAE stands for it in recordings.
         """
-        first: dict[tuple[int, SaeOrigin, str], SaeKey] = {}
-        return {
-            key: first.setdefault((key.layer, sae.origin, self.models.of(key)), key)
-            for key, sae in self.saes.facts.items()
-            if is_skippable(sae.origin)
-        }
+        applicable = [key for key, sae in self.saes.facts.items() if is_skippable(sae.origin)]
+        return self.models.twins(self.saes.only(applicable))
 
     def twin(self, pair: Pair) -> Pair:
         """Return the two SAEs of a pair under the keys that stand for them."""
@@ -114,8 +109,9 @@ class Evaluation:
     ) -> Iterable[tuple[Pair, str]]:
         """Yield the pairs that the evaluation leaves out, with the reason.
 
-        ``refused`` holds what the run leaves out already. By default, ``refusal`` decides for each
-        pair that is matched.
+        ``refused`` holds what the run leaves out already: pairs that are not matched, and those of
+        evaluations that keep this default. By default, ``refusal`` decides for each pair that is
+        matched.
         """
         unmatched = {r.pair for r in refused if r.evaluation == "matching" and r.arm is None}
         for facts in pairs:

@@ -204,15 +204,17 @@ class ContextStore:
 
         Contexts that are not kept yet are merged from the recording of ``recorder`` and written.
         """
-        kept = {}
+        kept, merged = {}, []
         for key, path in tqdm(self._paths.items(), desc="merge contexts", unit="SAE", leave=False):
             tensors = read(path)
             if tensors is None:
                 assert recording is not None
                 kept[key] = self._merge(key, recording)
-                write(path, kept[key].tensors())
+                merged.append(key)
             else:
                 kept[key] = KeptContexts.of(tensors)
+        for key in merged:  # a kill between two of them would change the recorder, and its files
+            write(self._paths[key], kept[key].tensors())
         return {key: kept[twin] for key, twin in self._twins.items()}
 
     @cached_property

@@ -112,6 +112,7 @@ class Experiment:
                 f"training.samples={recipe.samples} is less than one batch (training.batch="
                 f"{recipe.batch}), so nothing would be trained: raise samples or lower batch"
             )
+        self._check_classes()
         self._check_partners()
         self._check_columns()
         check_figures(self.figures)
@@ -142,6 +143,18 @@ class Experiment:
         follows = any(isinstance(each, Paths) for each in self.evaluations.values())
         if follows and not self.pairing.chains:
             raise InputError("paths go from each layer to the next: take pairing=neighbours")
+
+    def _check_classes(self) -> None:
+        """Refuse two evaluations of one class: their tables have the same names."""
+        names: dict[type, str] = {}
+        for name, evaluation in self.evaluations.items():
+            first = names.setdefault(type(evaluation), name)
+            if first != name:
+                raise InputError(
+                    f"evaluations.{first} and evaluations.{name} are both a "
+                    f"{type(evaluation).__name__}, so their tables would have the same names: "
+                    "choose one, or make two runs"
+                )
 
     def _check_partners(self) -> None:
         for name, evaluation in self.evaluations.items():

@@ -8,6 +8,7 @@ from saematch.chat.asking import Chat
 from saematch.core.errors import InputError, stage
 from saematch.core.memory import memory_shortage
 from saematch.core.tables import Tables, frame_of
+from saematch.evaluate.evaluation import Evaluation, Subject
 from saematch.evaluate.match_tables import MatchTables
 from saematch.evaluate.means import weight_means
 from saematch.evaluate.measures import Measures
@@ -28,6 +29,7 @@ from saematch.run.checks import (
     of_label,
 )
 from saematch.run.context import Context
+from saematch.run.experiment import Experiment
 from saematch.run.refusals import check_texts, find_refusals, token_refusals
 from saematch.sae.recorders import Recorder
 from saematch.sae.stand_in import ActivationQuantile, DecoderNorm, by_activation, by_decoder_norm
@@ -145,10 +147,14 @@ def read_texts(context: Context) -> None:
     if experiment.evaluates_texts:
         context.measures = Measures.of(context.readers[""].tokens, experiment.intervals)
     subject = context.subject()
-    recorders: dict[str, Recorder | None] = {
-        name: evaluation.recorder(subject.without(name))
-        for name, evaluation in experiment.evaluations.items()
-    }
+    recorders: dict[str, Recorder | None] = {}
+    for name, evaluation in _with_pairs(experiment, subject).items():
+        recorders[name] = evaluation.recorder(subject.without(name))
+        if recorders[name] is not None and not evaluation.reads_texts:
+            raise InputError(
+                f"evaluations.{name} has a recorder, so {type(evaluation).__name__} must set "
+                "reads_texts = True"
+            )
     if experiment.explains:
         recorders[CONTEXTS] = experiment.explain.recorder(context.saes, _means(context))
     needed = {name: recorder for name, recorder in recorders.items() if recorder is not None}
@@ -156,6 +162,15 @@ def read_texts(context: Context) -> None:
         context.recordings = context.text_pass.record(context.saes, needed, "read")
     if experiment.explains:
         context.explanations = experiment.explain.open(context.saes, _means(context))
+
+
+def _with_pairs(experiment: Experiment, subject: Subject) -> dict[str, Evaluation]:
+    """Return the evaluations without those on texts that leave out every pair."""
+    return {
+        name: evaluation
+        for name, evaluation in experiment.evaluations.items()
+        if subject.without(name).matches.pairs or not evaluation.reads_texts
+    }
 
 
 CONTEXTS = "contexts of features"
@@ -179,11 +194,11 @@ def _means(context: Context) -> Means:
 def evaluate(context: Context) -> None:
     """Put every evaluation to the matches, and add its tables to the run's."""
     subject, tables = context.subject(), context.results.tables
-    for name, evaluation in context.experiment.evaluations.items():
-        with stage(name):
+    for name, evaluation in _with_pairs(context.experiment, subject).items():
+        with stage(name, evaluation=name):
             recording = context.recordings.get(name)
             tables.join(evaluation.tables(subject.without(name), recording))
-        tables.define(evaluation.columns)
+            tables.define(evaluation.columns)
     measured = [] if subject.measures is None else subject.measures.mean_rows()
     rows = weight_means(tables, {str(row["metric"]) for row in measured})
     tables["means"] = frame_of(rows + measured)

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from saematch.core.code import code_of
+from saematch.core.errors import InputError
 from saematch.core.files import hashed
 from saematch.core.pairs import SaeKey
 from saematch.lm.hooks import LanguageModel
@@ -126,7 +127,10 @@ class Recorder(Protocol):
         ...
 
     def record(self, forward: Forward) -> Kept:
-        """Return the tensors of a batch. Two items never share a tensor's name."""
+        """Return the tensors of a batch. Two items never share a tensor's name.
+
+        A recorder that runs the model is called in the trainer's precision, others in full.
+        """
         ...
 
     def join(self, first: Kept, second: Kept, n_texts: int) -> Kept:
@@ -156,7 +160,12 @@ class Recording:
                 raise KeyError(*names)
             for path in having[0]:
                 with safe_open(path, framework="pt") as file:
-                    yield [file.get_tensor(name) for name in names]
+                    yield [_as_recorded(file.get_tensor(name)) for name in names]
+
+
+def _as_recorded(tensor: Tensor) -> Tensor:
+    """Return whole numbers in 64 bits: small ones are stored in 16, which overflow in sums."""
+    return tensor.long() if tensor.dtype == torch.int16 else tensor
 
 
 def _tensor_names(path: Path) -> set[str]:
@@ -205,7 +214,14 @@ class _Part:
         forward = Forward(
             lm, batch, self.model, self.models, dict(self.saes), hidden, final, states
         )
-        return {name: self.recorders[name].record(forward) for name in recorders}
+        return {name: self._record(self.recorders[name], forward) for name in recorders}
+
+    def _record(self, recorder: Recorder, forward: Forward) -> Kept:
+        """Record in full precision, unless the recorder runs the model."""
+        if recorder.runs_model:
+            return recorder.record(forward)
+        with torch.autocast(forward.batch.ids.device.type, enabled=False):
+            return recorder.record(forward)
 
     def join(self, recorder: str, first: Kept, second: Kept, n_texts: int) -> Kept:
         return self.recorders[recorder].join(first, second, n_texts)
@@ -263,7 +279,8 @@ class TextPass:
         for name, recorder in part.recorders.items():
             needed = frozenset().union(*recorder.needs().values())
             keys = [key for key in saes if key in needed]
-            facts = [code_of(type(recorder), TextPass, LmSource), *recorder.facts()]
+            code = code_of(type(recorder), TextPass, LmSource)
+            facts = [code, type(recorder).__qualname__, *recorder.facts()]
             facts += [[label, self.identity(label)] for label in sorted(self._labels(keys))]
             facts += [[list(k), self.models.of(k), saes.facts[k].identity] for k in keys]
             hashes = [hashed([*facts, batch.identity]) for batch in batches]
@@ -273,6 +290,8 @@ class TextPass:
     def _parts(self, saes: SaeShelf, recorders: Mapping[str, Recorder]) -> list[_Part]:
         """Assign each item of each recorder to one part whose SAEs fit into memory together."""
         needs = {name: recorder.needs() for name, recorder in recorders.items()}
+        for name, recorder in recorders.items():
+            self._check(name, recorder)
         groups = self._groups(
             saes,
             [(keys, recorders[name].runs_model) for name in needs for keys in needs[name].values()],
@@ -300,6 +319,16 @@ class TextPass:
                 )
             )
         return [part for part in parts if part.recorders]
+
+    def _check(self, name: str, recorder: Recorder) -> None:
+        """Raise ``InputError`` for an item that no part of a pass can record."""
+        for item, keys in recorder.needs().items():
+            n_models = len(self._labels(keys))
+            if n_models == 0 or (recorder.runs_model and n_models > 1):
+                raise InputError(
+                    f"the recorder of {name}: {item} needs SAEs of {n_models} language models; "
+                    f"it must be {'one' if recorder.runs_model else 'at least one'}"
+                )
 
     def _groups(
         self, saes: SaeShelf, needs: Sequence[tuple[frozenset[SaeKey], bool]]
