@@ -115,7 +115,6 @@ def train(context: Context) -> None:
         assert context.tracker is not None
         device = "cuda" if trainer.device_type in ("gpu", "cuda") else "cpu"
         training = SaeTraining(store, experiment.training, experiment.collection, device)
-        training = SaeTraining(store, experiment.training, experiment.collection, device)
         folder = context.folder / "saes"
         tables = train_saes(training, layers, folder, context.tracker.log)
         context.results.tables |= Tables.of(tables)
