@@ -30,7 +30,8 @@ from saematch.matching.objectives.parts import Parts
 from saematch.matching.pairing import Neighbours
 from saematch.matching.store import MatchStore
 from saematch.sae.activations import encode
-from saematch.sae.recorders import Forward, Models, Recorder, TextPass
+from saematch.sae.passes import TextPass
+from saematch.sae.recorders import Forward, Models, Recorder
 from saematch.sae.sources.source import ZooSaes
 from saematch.sae.suites import SaeShelf
 from saematch.texts.readers import Reader

@@ -18,7 +18,8 @@ from saematch.explain.contexts import (
 )
 from saematch.lm.source import LmSource
 from saematch.sae.activations import SparseFeatures
-from saematch.sae.recorders import Models, Recorder, TextPass, tensor_name
+from saematch.sae.passes import TextPass
+from saematch.sae.recorders import Models, Recorder, tensor_name
 from saematch.sae.sources.disk import SaeFolders
 from saematch.sae.suites import SaeShelf
 from saematch.texts import lightning_runner

@@ -13,7 +13,8 @@ from saematch.core.pairs import SaeKey
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.sae import recorders as module
-from saematch.sae.recorders import Models, Recorder, TextPass, tensor_name
+from saematch.sae.passes import TextPass
+from saematch.sae.recorders import Models, Recorder, tensor_name
 from saematch.sae.sources.disk import SaeFolders
 from saematch.sae.suites import SaeShelf
 from saematch.texts import lightning_runner

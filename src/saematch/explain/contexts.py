@@ -19,7 +19,8 @@ from saematch.core.pairs import SaeKey
 from saematch.core.store import is_kept, read, write
 from saematch.lm.source import LmSource
 from saematch.sae.activations import SparseFeatures
-from saematch.sae.recorders import Forward, Recording, TextPass, tensor_name
+from saematch.sae.passes import TextPass
+from saematch.sae.recorders import Forward, Recording, tensor_name
 from saematch.sae.suites import SaeShelf
 from saematch.texts.batch_work import Kept
 
