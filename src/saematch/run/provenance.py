@@ -45,7 +45,13 @@ def _sae_name(key: SaeKey) -> str:
     return str(key.layer) if key.suite == DEFAULT else f"{key.suite}/{key.layer}"
 
 
-SHOWING = ("saematch.app", "saematch.compare", "saematch.report.figures", "saematch.run.tracking")
+SHOWING = (
+    "saematch.app",
+    "saematch.compare",
+    "saematch.report.figures",
+    "saematch.report.metrics",
+    "saematch.run.tracking",
+)
 """Code that shows numbers and makes none. ``saematch.report.summary`` makes a run's metrics."""
 
 
