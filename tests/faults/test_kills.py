@@ -138,9 +138,10 @@ def tables(folder: Path) -> dict[str, dict]:
     for path in folder.rglob("results.json"):
         results = Results.load(path)
         assert results.status == "finished", path
-        for row in results.tables.rows("saes"):
+        rows: dict = {name: results.tables.rows(name) for name in results.tables}
+        for row in rows.get("saes", []):
             del row["seconds"]
-        states[str(path.relative_to(folder))] = results.tables | {"metrics": results.metrics}
+        states[str(path.relative_to(folder))] = rows | {"metrics": results.metrics}
     return states
 
 
