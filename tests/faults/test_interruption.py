@@ -153,7 +153,7 @@ def test_A8_a_sweep_records_the_job_in_progress_and_resumes_it(signalled, cli, t
     (tmp_path / "s.yaml").write_text(json.dumps(GRID))
     words = ["sweep", "s.yaml", "--folder", "s"]
     words += [*tiny_overrides(tiny), *MATCH]
-    code, printed = signalled(TEXTS, 8, signal.SIGTERM, *words, base=[])
+    code, printed = signalled(TEXTS, 16, signal.SIGTERM, *words, base=[])
     assert code == 143
     paths = [tmp_path / "s" / job / "results.json" for job in "01"]
     assert [Results.load(path).status for path in paths] == ["finished", "interrupted"]
@@ -165,7 +165,7 @@ def test_A8_a_sweep_records_the_job_in_progress_and_resumes_it(signalled, cli, t
 
 def test_A8_a_multirun_records_the_job_in_progress(signalled, tiny, tmp_path):
     words = ["--multirun", "objective=both,decoder", *tiny_overrides(tiny), *MATCH]
-    code, printed = signalled(TEXTS, 8, signal.SIGTERM, *words, base=[])
+    code, printed = signalled(TEXTS, 16, signal.SIGTERM, *words, base=[])
     (folder,) = (tmp_path / "outputs/match").iterdir()
     states = [Results.load(folder / job / "results.json").status for job in "01"]
     assert (code, *states) == (143, "finished", "interrupted")
