@@ -1,4 +1,4 @@
-"""From settings to an ``Experiment``: compose the configuration with Hydra, then check it."""
+"""Build an ``Experiment`` from settings: compose the configuration with Hydra, then check it."""
 
 from __future__ import annotations
 

@@ -160,8 +160,8 @@ def planned(
         saes = FAMILIES[model].get(family, [])
         plan.append((experiment, family, (f"+experiment={experiment}", *saes)))
     return [
-        Planned(name, family, (*own, f"run_id={run_id}-{family}", *settings), config_dir)
-        for name, family, own in plan
+        Planned(name, family, (*choices, f"run_id={run_id}-{family}", *settings), config_dir)
+        for name, family, choices in plan
     ]
 
 

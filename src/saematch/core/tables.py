@@ -13,7 +13,7 @@ Value = str | int | float | bool | None
 Row = dict[str, Value]
 
 KEYS = (*PAIR_COLUMNS, "suite", "layer", "arm", "dataset", "strategy", "quantile")
-"""Columns that say what a row is about; tables are joined by those that they share."""
+"""Key columns of rows; tables are joined by the key columns that they share."""
 
 
 class Tables(dict[str, pd.DataFrame]):
@@ -32,7 +32,7 @@ class Tables(dict[str, pd.DataFrame]):
         return cls({name: frame_of(of_table) for name, of_table in rows.items()}, columns)
 
     def rows(self, name: str) -> list[Row]:
-        """Return the rows of a table, none if the run does not have the table."""
+        """Return the rows of a table; empty if the run does not have the table."""
         return rows_of(self[name]) if name in self else []
 
     def column(self, name: str) -> Column:
@@ -44,10 +44,10 @@ class Tables(dict[str, pd.DataFrame]):
         self.columns |= {column.name: column for column in columns}
 
     def add(self, name: str, frame: pd.DataFrame) -> None:
-        """Add a table, or new columns to a table that is there, joined by its key columns.
+        """Add a table, or join new columns to an existing table by its key columns.
 
-        Rows of the table that have no match in ``frame`` get no value. Columns of ``frame`` replace
-        those of the same name.
+        Rows of the table without a counterpart in ``frame`` get no value. Columns of ``frame``
+        replace those of the same name.
         """
         if name not in self:
             self[name] = frame
@@ -68,9 +68,9 @@ class Tables(dict[str, pd.DataFrame]):
 
 
 def frame_of(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    """Return a frame of rows that may lack columns.
+    """Return a frame of rows, some of which may lack columns.
 
-    Whole numbers are Int64 and truth values boolean, so that a missing value changes no type.
+    Whole numbers become Int64 and truth values boolean, so that a missing value changes no type.
     """
     names = dict.fromkeys(name for row in rows for name in row)
     return pd.DataFrame({name: _series([row.get(name) for row in rows]) for name in names})

@@ -16,7 +16,7 @@ from saematch.core.errors import InputError
 from saematch.core.files import read_json, write_json
 from saematch.core.pairs import SaeKey
 from saematch.core.specs import spec
-from saematch.explain.explanations import Explanation, FeatureKey, Means
+from saematch.explain.explanations import Explanation, FeatureKey, Inputs
 from saematch.explain.neuronpedia_web import ELSE, TEXTS, Server, fetch_single, keep_export
 from saematch.sae.params import SaeOrigin
 from saematch.sae.sources.registry import explained_near
@@ -75,10 +75,10 @@ class NeuronpediaExplanations:
                     f"the SAE of {key.name} has neuronpedia_id={source!r}: must be model/source"
                 )
 
-    def recorder(self, saes: Saes, means: Means) -> None:
+    def recorder(self, saes: Saes, inputs: Inputs) -> None:
         """Return None: nothing is recorded."""
 
-    def open(self, saes: Saes, means: Means) -> NeuronpediaTexts:
+    def open(self, saes: Saes, inputs: Inputs) -> NeuronpediaTexts:
         """Fetch the parts of each source's export that are not stored yet.
 
         A killed fetch continues with the next batch. Raises ``InputError`` for an SAE that
@@ -92,7 +92,7 @@ class NeuronpediaExplanations:
         for key, sae in facts.items():
             name = str(sae.origin.neuronpedia_id)
             if name not in sources:
-                path = means.folder / "explanations" / f"{name}.parquet"
+                path = inputs.folder / "explanations" / f"{name}.parquet"
                 sources[name] = _Source(self, name, path, sae.n_features)
             elif sources[name].n_features != sae.n_features:
                 raise InputError(

@@ -1,4 +1,4 @@
-"""Ask a judge about pairs of features, and collect its verdicts with the texts it read."""
+"""Ask a judge about pairs of features, and collect verdicts and explanations."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def judge_matches(
 ) -> list[Judgement]:
     """Judge the paths of every arm, the examples and paths in the run's tables, and the controls.
 
-    ``chains`` is that of the pairing. The second judge reads the pairs of the first. Raises
-    ``AskingError`` if asking has to stop; the store keeps all answers so far.
+    ``chains`` is that of the pairing. The second judge gets the pairs of the first. Raises
+    ``AskingError`` if asking has to stop; the answers so far are stored.
     """
     judge, second = judges
     rng = np.random.default_rng(judging.seed)
@@ -139,23 +139,23 @@ def _ceiling(items: Sequence[Item], explanations: Explanations, judge: Judge) ->
     """
     texts = explanations.of([item.source for item in items], others=True)
     pairs: dict[Item, Both] = {}
-    alone: dict[Item, Question] = {}
+    unpaired: dict[Item, Question] = {}
     for item in items:
-        first, *others = texts.get(item.source, (None,))
-        other = next((text for text in others if text and first and text.text != first.text), None)
-        if first is not None and other is None:
-            alone[item] = Question(PARAPHRASE, (first.text,))
+        first, *further = texts.get(item.source, (None,))
+        second = next((t for t in further if t and first and t.text != first.text), None)
+        if first is not None and second is None:
+            unpaired[item] = Question(PARAPHRASE, (first.text,))
         else:
-            pairs[item] = first, other
-    if alone and not judge.writes:
+            pairs[item] = first, second
+    if unpaired and not judge.writes:
         message = "%s writes no paraphrases: %d features with one explanation have no ceiling"
-        log.info(message, judge.model, len(alone))
+        log.info(message, judge.model, len(unpaired))
         return pairs
-    replies = judge.ask(list(alone.values()), "paraphrases") if alone else {}
-    for item, question in alone.items():
+    replies = judge.ask(list(unpaired.values()), "paraphrases") if unpaired else {}
+    for item, question in unpaired.items():
         text = read_text(replies[question], "paraphrase") if question in replies else None
-        other = Explanation(text, judge.model, PARAPHRASE.version) if text else None
-        pairs[replace(item, role="paraphrase")] = texts[item.source][0], other
+        second = Explanation(text, judge.model, PARAPHRASE.version) if text else None
+        pairs[replace(item, role="paraphrase")] = texts[item.source][0], second
     return pairs
 
 
@@ -177,9 +177,9 @@ def _again(
     judging: Judging,
     rng: np.random.Generator,
 ) -> dict[Item, Question | None]:
-    """Return the pairs to judge again, with roles of their own.
+    """Return the pairs to judge again, with their roles.
 
-    Pairs of equal texts are not swapped, since that would be the same question.
+    Pairs of equal texts are not swapped, since the question would be the same.
     """
     again: dict[Item, Question | None] = {}
     different = list(_different(pairs, questions).items())
@@ -203,7 +203,7 @@ def _announce(
     explanations: Explanations,
     judges: tuple[Judge, Judge | None],
 ) -> None:
-    """Log the most that the run may cost, with explanations of two lines."""
+    """Log the largest possible cost of the run, if explanations have two lines."""
     judge, second = judges
     line = "x" * 160
     n_again = round((judging.swapped + judging.repeated) * len(items.pairs))
@@ -235,7 +235,7 @@ def _verdict(question: Question | None, replies: Mapping[Question, Reply]) -> Ve
 
 
 def explainers(judgements: Sequence[Judgement]) -> dict[str, object]:
-    """Return how many explanations each explainer and method wrote, and a hash of their tags."""
+    """Return the number of explanations by explainer and method, and a hash of their tags."""
     read = {
         (key, explanation)
         for j in judgements

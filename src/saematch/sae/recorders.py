@@ -1,4 +1,4 @@
-"""One pass over the texts for many recorders, each of which keeps something of every batch.
+"""One pass over the texts for many recorders, each of which stores tensors of every batch.
 
 All recorders of a pass share one forward of the language model for each batch, and the active
 features of each SAE. Each recorder writes its own files. The name of a file is a hash of everything
@@ -38,7 +38,7 @@ from saematch.texts.trainer import TrainerSpec
 
 @dataclass(frozen=True)
 class Models:
-    """Which language model each suite of a run belongs to."""
+    """Language models of the suites of a run."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     """Label of each suite's model. Suites without a label have the run's own model, ``""``."""
@@ -97,7 +97,10 @@ class Forward:
 
 @runtime_checkable
 class Recorder(Protocol):
-    """Keeps tensors of each batch, for items that need one or more SAEs at the same time."""
+    """Interface of a recorder, which stores tensors of each batch for items.
+
+    An item needs one or more SAEs at the same time.
+    """
 
     @property
     def folder(self) -> Path:
@@ -122,7 +125,8 @@ class Recorder(Protocol):
         ...
 
     def facts(self) -> list[Any]:
-        """Return what determines the tensors besides code, SAEs, models and texts: JSON values."""
+        """Return, as JSON values, everything that determines the tensors except code, SAEs, models
+        and texts."""
         ...
 
     def record(self, forward: Forward) -> Kept:
@@ -196,8 +200,8 @@ class _Part:
         else:
             hidden, final = lm.states(batch.ids, layers), None
         of_models: dict[str, Mapping[int, Tensor]] = {self.model: hidden}
-        for label, other in self.others.items():
-            of_models[label] = other.states(batch.ids, self._layers(label))
+        for label, other_lm in self.others.items():
+            of_models[label] = other_lm.states(batch.ids, self._layers(label))
         states = {
             label: {layer: x[batch.counts].float() for layer, x in of_model.items()}
             for label, of_model in of_models.items()
@@ -229,7 +233,7 @@ class TextPass:
         """Record every text set; ``label`` is the name on the progress bar.
 
         The pass has as few parts as memory allows: one for each group of SAEs that fit into memory
-        together. It skips files of earlier passes, and batches of which no file is missing.
+        together. It skips files of earlier passes, and batches without missing files.
         """
         files: dict[str, dict[str, list[tuple[Path, ...]]]] = {
             name: {text_set: [] for text_set in self.readers[""].tokens} for name in recorders
@@ -237,10 +241,10 @@ class TextPass:
         parts = self._parts(saes, recorders)
         for number, part in enumerate(parts, start=1):
             reader = self.readers[part.model]
-            of = f" {number}/{len(parts)}" if len(parts) > 1 else ""
+            position = f" {number}/{len(parts)}" if len(parts) > 1 else ""
             for text_set, batches in reader.tokens.items():
                 paths = self._paths(part, saes, batches)
-                title = f"{label} {text_set}{of}"
+                title = f"{label} {text_set}{position}"
                 run_batches(self.trainer, part, reader.lm, batches, title, paths)
                 for name, of_set in paths.items():
                     files[name][text_set].append(of_set)
@@ -250,7 +254,7 @@ class TextPass:
         }
 
     def identity(self, label: str) -> list[str | None]:
-        """Return everything that determines the hidden states of a model, but for the texts."""
+        """Return everything that determines the hidden states of a model, except the texts."""
         lm = self.readers[label].lm
         dtype = str(next(lm.parameters()).dtype)
         return [lm.name, lm.revision, dtype, self.trainer.precision, self.trainer.device_type]

@@ -31,8 +31,8 @@ def main(arguments: Sequence[str]) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("saematch").setLevel(logging.INFO)
     launcher = [setting for setting in options.settings if _is_hydras(setting)]
-    own = [setting for setting in options.settings if not _is_hydras(setting)]
-    file = changed(read_sweep(options.file), own)
+    settings = [setting for setting in options.settings if not _is_hydras(setting)]
+    file = changed(read_sweep(options.file), settings)
     config_dir = config_dir_of(options.config_dir) or file.config_dir
     file = replace(file, config_dir=config_dir)
     sweep = Sweep(file, options.folder or Path("outputs/sweeps") / file.study, options.seed)
