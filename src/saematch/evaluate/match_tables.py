@@ -102,11 +102,11 @@ def match_rows(
     is the share of the pairs of the match at once that composition finds too.
     """
     return [
-        row for pair in matches.pairs for row in _rows_of(saes, matches, pair, truth(pair), exact)
+        row for pair in matches.pairs for row in _pair_rows(saes, matches, pair, truth(pair), exact)
     ]
 
 
-def _rows_of(
+def _pair_rows(
     saes: Saes, matches: MatchSet, pair: Pair, truth: Match | None, exact: Mapping[str, str]
 ) -> list[Row]:
     source, target = saes[pair.source], saes[pair.target]
@@ -148,9 +148,9 @@ def exact_arms(arms: Mapping[str, Arm]) -> dict[str, str]:
         for name, arm in arms.items()
         if arm.compose
         for direct_name, direct in arms.items()
-        if replace(arm, compose=False, **_APART) == replace(direct, **_APART)
+        if replace(arm, compose=False, **_NEUTRAL) == replace(direct, **_NEUTRAL)
     }
 
 
-_APART: dict[str, Any] = {"decode": (), "quantiles": (), "composed_entries": 1}
+_NEUTRAL: dict[str, Any] = {"decode": (), "quantiles": (), "composed_entries": 1}
 """Settings of an arm that do not change the match of two layers at once."""

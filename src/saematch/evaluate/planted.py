@@ -46,11 +46,11 @@ class Planted(Evaluation):
         The true activations of the source are transported and decoded. They are compared with the
         decoded true activations of the target.
         """
-        rows = [row for pair in subject.matches.pairs for row in _rows_of(subject, pair)]
+        rows = [row for pair in subject.matches.pairs for row in _pair_rows(subject, pair)]
         return Tables.of({"planted": rows})
 
 
-def _rows_of(subject: Subject, pair: Pair) -> list[Row]:
+def _pair_rows(subject: Subject, pair: Pair) -> list[Row]:
     suite = subject.sources[pair.source.suite]
     assert isinstance(suite, PlantedSaes), suite
     source, target = subject.saes[pair.source], subject.saes[pair.target]

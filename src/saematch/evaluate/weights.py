@@ -50,7 +50,7 @@ class FoldedPair:
     def encoders(self) -> Sides:
         """Folded encoder vectors, ``[n_features, d_model]``."""
         # A copy is needed: .T.contiguous() may return the SAE's own memory, and div_ writes to it.
-        return self._both(
+        return self._folded_parts(
             lambda sae, scale: sae.W_enc.T.clone(memory_format=torch.contiguous_format).div_(
                 scale[:, None]
             )
@@ -59,12 +59,12 @@ class FoldedPair:
     @cached_property
     def biases(self) -> Sides:
         """Folded encoder biases, ``[n_features]``."""
-        return self._both(lambda sae, scale: sae.b_enc / scale)
+        return self._folded_parts(lambda sae, scale: sae.b_enc / scale)
 
     @cached_property
     def decoders(self) -> Sides:
         """Folded decoder vectors, ``[n_features, d_model]``."""
-        return self._both(lambda sae, scale: sae.W_dec * scale[:, None])
+        return self._folded_parts(lambda sae, scale: sae.W_dec * scale[:, None])
 
     @cached_property
     def decoder_norms(self) -> Sides:
@@ -72,7 +72,7 @@ class FoldedPair:
         source, target = (_squared_lengths(W.split(BLOCK)).sqrt() for W in self.decoders)
         return source, target
 
-    def _both(self, part: Callable[[SaeParams, Tensor], Tensor]) -> Sides:
+    def _folded_parts(self, part: Callable[[SaeParams, Tensor], Tensor]) -> Sides:
         return part(self.source, self.scales[0]), part(self.target, self.scales[1])
 
 

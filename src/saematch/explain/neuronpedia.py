@@ -158,7 +158,7 @@ class _Source:
         self.sidecar = path.with_name(f"{path.stem}.single.json")
         if spec.refresh:
             self.sidecar.unlink(missing_ok=True)
-        self.fetched = self._kept()
+        self.fetched = self._stored_answers()
         self.warned = False
         explainers = sorted(set(export["explainer"]), key=self._rank)
         log.info(
@@ -211,10 +211,12 @@ class _Source:
                 for feature in tqdm(new[:room], desc=self.name, unit="feature", leave=False):
                     self.fetched[str(feature)] = fetch_single(server, pool, self.name, feature)
             finally:
-                self.fetched = self._kept() | self.fetched  # another run may have fetched more
+                self.fetched = (
+                    self._stored_answers() | self.fetched
+                )  # another run may have fetched more
                 write_json(self.sidecar, self.fetched)
 
-    def _kept(self) -> dict[str, list[dict[str, Any]]]:
+    def _stored_answers(self) -> dict[str, list[dict[str, Any]]]:
         """Return the stored answers of the site by feature."""
         if not self.sidecar.exists():
             return {}

@@ -84,13 +84,13 @@ def judge_matches(
     _announce(items, judging, explanations, judges)
     twice = [item for item in items.controls if item.role == "ceiling"]
     once = [item for of_kind in items for item in of_kind if item.role != "ceiling"]
-    shown = _shown(once, explanations) | _ceiling(twice, explanations, judge)
+    shown = _explained(once, explanations) | _ceiling(twice, explanations, judge)
     questions = {item: _question(*texts) for item, texts in shown.items()}
-    questions |= _again(items.pairs, questions, judging, rng)
+    questions |= _repetitions(items.pairs, questions, judging, rng)
     replies = judge.ask([question for question in questions.values() if question], "judgements")
     verdicts = {item: _verdict(question, replies) for item, question in questions.items()}
     if second is not None:
-        different = _different(items.pairs, questions)
+        different = _unique_questions(items.pairs, questions)
         replies = second.ask(list(different), "second judgements")
         for question, item in different.items():
             verdicts[replace(item, role="second")] = _verdict(question, replies)
@@ -125,7 +125,7 @@ def _rows_of_arms(tables: Tables, name: str, arms: list[str]) -> list[Row]:
     return rows_of(tables[name][tables[name]["arm"].isin(arms)])
 
 
-def _shown(items: Sequence[Item], explanations: Explanations) -> dict[Item, Both]:
+def _explained(items: Sequence[Item], explanations: Explanations) -> dict[Item, Both]:
     """Return the explanations of both features of each item."""
     keys = dict.fromkeys(key for item in items for key in (item.source, item.target))
     texts = {key: of_key[0] for key, of_key in explanations.of(list(keys)).items()}
@@ -159,7 +159,7 @@ def _ceiling(items: Sequence[Item], explanations: Explanations, judge: Judge) ->
     return pairs
 
 
-def _different(
+def _unique_questions(
     pairs: Sequence[Item], questions: Mapping[Item, Question | None]
 ) -> dict[Question, Item]:
     """Return each question once, with the first pair that needs it."""
@@ -171,7 +171,7 @@ def _different(
     return first
 
 
-def _again(
+def _repetitions(
     pairs: Sequence[Item],
     questions: Mapping[Item, Question | None],
     judging: Judging,
@@ -182,7 +182,7 @@ def _again(
     Pairs of equal texts are not swapped, since the question would be the same.
     """
     again: dict[Item, Question | None] = {}
-    different = list(_different(pairs, questions).items())
+    different = list(_unique_questions(pairs, questions).items())
     unequal = [(question, item) for question, item in different if len(set(question.texts)) > 1]
     for role, candidates, share in (
         ("swapped", unequal, judging.swapped), ("repeated", different, judging.repeated)
@@ -254,7 +254,7 @@ def explain_tables(
     for name, role, path in (("features", "example", "rank"), ("paths", "pair", "path")):
         rows = tables.rows(name)
         items = table_items(role, rows, path)
-        shown = _shown(items, explanations)
+        shown = _explained(items, explanations)
         explained = []
         for row, item in zip(rows, items, strict=True):
             for end, explanation in zip(("source", "target"), shown[item], strict=True):

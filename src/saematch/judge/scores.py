@@ -88,9 +88,11 @@ class _Scores:
         """Return the rows of ``judge_scores``: by role, arm and pair, then over all pairs."""
         rows = [
             {**pair.columns(), "role": role, "arm": arm, **self._row(of_pair)}
-            for (role, arm, pair), of_pair in self._by(lambda i: (i.role, i.arm, i.pair)).items()
+            for (role, arm, pair), of_pair in self._grouped(
+                lambda i: (i.role, i.arm, i.pair)
+            ).items()
         ]
-        overall = self._by(lambda i: (i.role, i.arm, i.pair.source.suite, i.pair.target.suite))
+        overall = self._grouped(lambda i: (i.role, i.arm, i.pair.source.suite, i.pair.target.suite))
         for (role, arm, source, target), of_suites in overall.items():
             suites = dict(zip(PAIR_COLUMNS, (source, None, target, None), strict=True))
             rows.append({**suites, "role": role, "arm": arm, **self._row(of_suites)})
@@ -98,7 +100,7 @@ class _Scores:
 
     def contrasts(self) -> list[Row]:
         """Return the rows of ``judge_contrasts``: one arm's mean score minus another's."""
-        of_cell = self._by(lambda i: (i.pair, i.arm) if i.role == "pair" else None)
+        of_cell = self._grouped(lambda i: (i.pair, i.arm) if i.role == "pair" else None)
         arms = dict.fromkeys(arm for _, arm in of_cell)
         rows: list[Row] = []
         for pair in dict.fromkeys(pair for pair, _ in of_cell):
@@ -124,7 +126,7 @@ class _Scores:
             for key, of_key in by_key.items()
         ]
 
-    def _by(self, key: Callable[[Item], tuple | None]) -> dict[tuple, list[Judgement]]:
+    def _grouped(self, key: Callable[[Item], tuple | None]) -> dict[tuple, list[Judgement]]:
         """Return the judgements by key, without those whose key is None."""
         groups: dict[tuple, list[Judgement]] = defaultdict(list)
         for judgement in self.judgements:

@@ -20,16 +20,16 @@ def finished_as(folder: Path, config: dict[str, Any]) -> bool:
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that distinguish a run from others."""
-    return {k: v for k, v in _flat(config).items() if not k.startswith(_NO_SETTINGS + _MEANS)}
+    return {k: v for k, v in _flat(config).items() if not k.startswith(_NOT_COMPARED + _ACCESS)}
 
 
-_NO_SETTINGS = ("logger", "run_id", "cache", "figures", "sae_memory", "overrides", "choices")
-_MEANS = tuple(
+_NOT_COMPARED = ("logger", "run_id", "cache", "figures", "sae_memory", "overrides", "choices")
+_ACCESS = tuple(
     f"{judge}.{name}"
     for judge in ("judge", "second_judge")
     for name in ("limits", "base_url", "key_variable", "price", "batch", "cached_only")
 ) + tuple(f"explain.{name}" for name in ("timeout", "retries", "connections", "refresh"))
-"""Settings of the access to judge and explanations and of its cost. A run can continue with other
+"""Settings for access to judge and explanations, and for its cost. A run can continue with other
 values."""
 
 

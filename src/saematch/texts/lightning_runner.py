@@ -159,10 +159,10 @@ class _Runner(L.LightningModule):
         paths = {name: Path(path) for name, path in batch.paths.items()}
         lacking = [name for name, path in paths.items() if not is_kept(path)]
         if lacking:  # another run may do the same work
-            for name, kept in self._done(batch.tokens, lacking).items():
+            for name, kept in self._record(batch.tokens, lacking).items():
                 write_sums(paths[name], kept)
 
-    def _done(self, tokens: TokenBatch, recorders: Sequence[str]) -> dict[str, Kept]:
+    def _record(self, tokens: TokenBatch, recorders: Sequence[str]) -> dict[str, Kept]:
         """Do the work on some texts, in pieces that fit into memory."""
         n = len(tokens.ids)
         if n <= self.fits:
@@ -189,7 +189,7 @@ class _Runner(L.LightningModule):
             torch.cuda.empty_cache()
         half = (n + 1) // 2
         first, second = (
-            self._done(_texts(tokens, *ends), recorders) for ends in ((0, half), (half, n))
+            self._record(_texts(tokens, *ends), recorders) for ends in ((0, half), (half, n))
         )
         return {name: self.work.join(name, first[name], second[name], half) for name in recorders}
 
