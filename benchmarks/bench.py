@@ -29,11 +29,11 @@ class Row:
 
     name: str
     ours: str
-    """Work that is measured."""
+    """Measured work."""
     peer: str
-    """Work or value that it is compared with."""
+    """Work or value that the measured work is compared with."""
     bound: float
-    """Largest ratio that is good."""
+    """Largest acceptable ratio."""
     measure: Callable[[Size], Measured]
 
 
@@ -58,11 +58,11 @@ ROWS = (
     Row("demo", "the demo, measured once", "bound in seconds", 1.0, measures.demo),
 )  # fmt: skip
 MARKS = ("<!-- measured: begin -->\n", "<!-- measured: end -->\n")
-"""Lines of the page between which the table is written."""
+"""Lines in the page before and after the table."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, and return the exit code: 1 if a row failed. A missed bound is no failure."""
+    """Measure all rows; return exit code 1 if a row failed. A missed bound is not a failure."""
     options = parse(arguments)
     size = TINY if options.tiny else FULL
     size = replace(size, repeats=options.repeats or size.repeats)
@@ -83,9 +83,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog="rows: " + "; ".join(f"{row.name} ({row.ours} / {row.peer})" for row in ROWS),
     )
     parser.add_argument("--rows", nargs="+", choices=names, metavar="NAME", help="only these rows")
-    parser.add_argument("--repeats", type=int, help="measurements that the median is taken of (5)")
+    parser.add_argument("--repeats", type=int, help="number of measurements for each median (5)")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to check that rows work")
-    parser.add_argument("--page", type=Path, help="page to write the table of all rows into")
+    parser.add_argument("--page", type=Path, help="page that receives the table of all rows")
     return parser.parse_args(arguments)
 
 

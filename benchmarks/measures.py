@@ -1,4 +1,4 @@
-"""Measure the rows of ``bench.py`` that read no texts."""
+"""Measure the rows of ``bench.py`` on weights, decoding and whole processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from saematch.sae.sources.source import ZooSaes
 
 @dataclass(frozen=True)
 class Size:
-    """How much work each row does."""
+    """Amount of work in the rows."""
 
     repeats: int
     n_features: int
@@ -30,22 +30,24 @@ class Size:
     layers: tuple[int, ...]
     """Layers of the embedded model whose SAEs are matched and skipped to."""
     n_texts: int
-    """Texts of each of three kinds."""
+    """Number of texts of each of the three kinds."""
     max_tokens: int
-    """Tokens of a text at most."""
+    """Largest number of tokens in a text."""
     composes_only: bool
-    """Whether runs in processes of their own only compose their settings."""
+    """Whether runs in separate processes only compose their settings."""
 
 
 FULL = Size(5, 16384, 2304, tuple(range(8)), 12, 128, composes_only=False)
 TINY = Size(1, 100, 8, (4, 5), 1, 16, composes_only=True)
 
 N_ARMS = 4
+"""Matches whose weight metrics are computed."""
 DEMO_SECONDS = 90.0
+"""Bound of the row ``demo``."""
 
 
 def weights(size: Size) -> Measured:
-    """Measure the metrics of one pair in four arms that need only weights."""
+    """Measure the weight metrics of one pair in four arms."""
     metrics = weight_metrics(size)
     shape = size.n_features, 2 * size.d_model + 1
     x, y = torch.randn(shape), torch.randn(shape)
@@ -53,7 +55,7 @@ def weights(size: Size) -> Measured:
 
 
 def weights_memory(size: Size) -> Measured:
-    """Measure the memory that these metrics add to that of the SAEs."""
+    """Measure the memory that the weight metrics need in addition to the SAEs."""
     peak = peak_bytes(weight_metrics(size)) / GIB
     of_sae = 4 * size.n_features * (2 * size.d_model + 1) / GIB
     return Measured(peak, of_sae, peak / of_sae, "GiB")
@@ -109,7 +111,7 @@ def start_up(size: Size) -> Measured:
 
 
 def run_memory(size: Size) -> Measured:
-    """Measure the peak memory of whole runs, the first of four times the texts."""
+    """Measure the peak memory of two whole runs; the first has four times the texts."""
     settings = ["arms=[folded]", "logger=none", "layers=[5,6,7]", "cache=null", "name=bench"]
     more, less = (
         saematch(size, f"dataset.n_texts={n}", f"run_id=bench-{n}", *settings) / GIB

@@ -25,7 +25,7 @@ class Measured:
 
 
 def in_turn(ours: Callable[[], object], peer: Callable[[], object], repeats: int) -> Measured:
-    """Return the medians of seconds and of ratios; each ratio is of two runs in succession."""
+    """Return the medians of the seconds and of the ratios; each ratio is of two successive runs."""
     seconds = [(timed(ours), timed(peer)) for _ in range(repeats)]
     return Measured(
         median(a for a, _ in seconds),
@@ -42,7 +42,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Return by how many bytes the work raises this process's resident memory at its peak."""
+    """Return the peak of this process's resident memory during the work, minus that before it."""
     reset_peak()
     before = resident("VmRSS")
     work()
@@ -56,12 +56,12 @@ def resident(field: str) -> int:
 
 
 def reset_peak() -> None:
-    """Make ``VmHWM`` start again from the memory that is in use now."""
+    """Reset ``VmHWM`` to the memory that is in use now."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def product(x: Tensor, y: Tensor) -> None:
-    """Compute ``x @ y.T`` in blocks of 1,024 rows, none of which is kept."""
+    """Compute ``x @ y.T`` in blocks of 1,024 rows; each block overwrites the one before it."""
     out = torch.empty(1024, len(y))
     for k in range(0, len(x), 1024):
         torch.mm(x[k : k + 1024], y.T, out=out[: len(x[k : k + 1024])])

@@ -1,8 +1,7 @@
-"""Measure the rows of ``bench.py`` that read texts."""
+"""Measure the rows of ``bench.py`` on a pass over the texts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -31,7 +30,8 @@ from saematch.matching.objectives.parts import Parts
 from saematch.matching.pairing import Neighbours
 from saematch.matching.store import MatchStore
 from saematch.sae.activations import encode
-from saematch.sae.recorders import Forward, Models, Recorder, TextPass
+from saematch.sae.passes import TextPass
+from saematch.sae.recorders import Forward, Models, Recorder
 from saematch.sae.sources.source import ZooSaes
 from saematch.sae.suites import SaeShelf
 from saematch.texts.readers import Reader
@@ -47,11 +47,12 @@ ARMS = {
 }
 """Arms of the experiment skip_layers. Matches are random, since time does not depend on them."""
 SKIPPING = Skipping(MATCHLESS)
+"""The evaluation with every strategy."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The evaluation of the demo."""
+    """SAEs, matches and texts of the rows on texts, as in the demo."""
 
     subject: Subject
     """The demo's SAEs with random matches."""
@@ -67,8 +68,8 @@ class Workload:
         """The pass over the texts."""
         return TextPass({"": self.reader}, Models(), TrainerSpec("cpu"))
 
-    def evaluated(self, folder: Path) -> dict[str, Recorder]:
-        """Return the recorders of the evaluations, which write into ``folder``."""
+    def recorders(self, folder: Path) -> dict[str, Recorder]:
+        """Return a recorder of each evaluation; their files go into ``folder``."""
         subject = replace(self.subject, folder=folder)
         return {
             "skipping": SKIPPING.recorder(subject),
@@ -135,7 +136,7 @@ def cells_of(subject: Subject) -> dict[Cell, Match | None]:
 def strategies(work: Workload) -> list[Row]:
     """Evaluate the matches on the texts, and return the rows of the table ``strategies``."""
     with TemporaryDirectory() as folder:
-        recorders = work.evaluated(Path(folder))
+        recorders = work.recorders(Path(folder))
         recordings = work.text_pass.record(work.subject.saes, recorders, "evaluate")
         measures = Measures.of(work.reader.tokens, Intervals())
         subject = replace(work.subject, measures=measures)
@@ -146,7 +147,7 @@ def strategies(work: Workload) -> list[Row]:
 def evaluation(size: Size) -> Measured:
     """Measure the evaluation against the blocks and heads that no method can avoid."""
     work = workload(size)
-    recorders = work.evaluated(Path()).values()  # write no files here
+    recorders = work.recorders(Path()).values()  # `record` alone writes no files
 
     def ours() -> None:
         for batch in work.batches:
@@ -164,12 +165,12 @@ def forward_of(work: Workload, batch: TokenBatch, layers: tuple[int, ...]) -> Fo
     lm = work.reader.lm
     hidden, final = lm.capture(batch.ids, layers)
     states = {layer: x[batch.counts].float() for layer, x in hidden.items()}
-    saes: Mapping = dict(work.subject.saes)
+    saes = dict(work.subject.saes)
     return Forward(lm, batch, "", Models(), saes, hidden, final, {"": states})
 
 
 def strictly_needed(work: Workload, batch: TokenBatch) -> None:
-    """Run the original once, and bare blocks and the head for each splice."""
+    """Run the original model once, then the later blocks and the head for each splice."""
     calls: list[tuple[tuple, dict]] = []
     lm = work.reader.lm
     hooks = [
@@ -193,7 +194,7 @@ def strictly_needed(work: Workload, batch: TokenBatch) -> None:
 
 
 def contexts(size: Size) -> Measured:
-    """Measure the pass that keeps where features are active, against forwards and encoding."""
+    """Measure the pass that keeps contexts against forwards and encoding."""
     work = workload(size)
 
     @torch.inference_mode()
@@ -231,9 +232,9 @@ def one_pass(size: Size) -> Measured:
 
 
 def record(work: Workload, names: tuple[str, ...]) -> None:
-    """Record the named recordings in one pass over the texts."""
+    """Run the named recorders in one pass over the texts, into a temporary folder."""
     with TemporaryDirectory() as folder:
-        recorders = work.evaluated(Path(folder))
+        recorders = work.recorders(Path(folder))
         recorder = work.contexts(Path(folder)).recorder(Path(folder))
         assert recorder is not None
         recorders["contexts"] = recorder

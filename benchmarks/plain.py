@@ -1,4 +1,4 @@
-"""The peer of the row ``skip_layers``: the first program that one would write.
+"""Peer of the row ``skip_layers``: a straightforward program with forward hooks.
 
 For each cell the whole model runs over every batch. A forward hook at the source's block encodes,
 and a hook at the target's block replaces the state with the decoded one. Features are dense, and

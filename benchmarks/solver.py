@@ -1,4 +1,4 @@
-"""Time, memory and proof of the solver, compared with the dense solvers on PyPI.
+"""Measure time, memory and optimality gap of the solver, against the dense solvers on PyPI.
 
 python benchmarks/solver.py [--large] [--peers FOLDER] [--out FOLDER]
 """
@@ -26,12 +26,12 @@ from saematch.matching.planted import planted
 from saematch.matching.solver.solve import SolverResources, solve_assignment
 
 SIZE = 4609
-"""All parts of a Gemma 2 2B feature: decoder and encoder vector of 2,304 numbers, and a bias."""
+"""Numbers in a Gemma 2 2B feature: decoder and encoder vectors of 2,304 each, and a bias."""
 OURS = "saematch"
 PEERS = ("scipy", "lap", "lapx", "lapjv", "pot", "ortools")
 WIDTHS = (1024, 2048, 4096, 8192, 16384)
 SLOWEST = {"lap": 8192, "lapx": 8192, "pot": 4096, "ortools": 2048}
-"""Largest width at which a peer is run; wider ones take many minutes or more than the memory."""
+"""Largest width measured for a peer. Larger widths take many minutes or exceed the memory."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Case:
     instance: str
     """``planted``, ``random``, or ``zoo S-T`` for two layers of the embedded SAEs."""
     n: int
-    """Features of each side."""
+    """Number of features in each SAE."""
     size: int
-    """Numbers in a vector."""
+    """Length of a feature's vector."""
     repeats: int
     peers: str = ""
-    """Folder of the other solvers' packages."""
+    """Folder with the packages of the peers."""
     memory_gib: float | None = None
 
 
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def small(repeats: int, peers: str) -> list[Case]:
-    """Return this solver on every instance, and every peer on the planted one."""
+    """Return cases of this solver on every instance, and of every peer on the planted instance."""
     cases = [
         Case(OURS, instance, n, SIZE, repeats) for instance in ("planted", "random") for n in WIDTHS
     ]
@@ -94,7 +94,7 @@ def small(repeats: int, peers: str) -> list[Case]:
 
 
 def large() -> list[Case]:
-    """Return widths whose similarities do not fit into memory."""
+    """Return cases whose similarities do not fit into memory."""
     return [
         Case(OURS, "planted", 65536, SIZE, 1, memory_gib=2.0),
         Case(OURS, "planted", 131072, 2304, 1, memory_gib=3.0),
@@ -102,14 +102,14 @@ def large() -> list[Case]:
 
 
 def run(case: Case) -> dict:
-    """Measure in a fresh process, so that peaks of memory are its own."""
+    """Measure in a fresh process, so that the peak memory belongs to this case alone."""
     command = [sys.executable, __file__, "--child", json.dumps(asdict(case))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     label = f"{case.solver:<9} {case.instance:<8} {case.n:>7}"
-    if done.returncode:
-        print(f"{label}  failed ({done.returncode})", flush=True)
-        return {**asdict(case), "failed": done.returncode}
-    row = json.loads(done.stdout.split("RESULT ", 1)[1])
+    if process.returncode:
+        print(f"{label}  failed ({process.returncode})", flush=True)
+        return {**asdict(case), "failed": process.returncode}
+    row = json.loads(process.stdout.split("RESULT ", 1)[1])
     gap = "" if row["gap"] is None else f"gap {row['gap']:.0e} {row['regime']}"
     print(
         f"{label} x {case.size:<5} product {row['product']:7.2f} s, all "
@@ -121,7 +121,7 @@ def run(case: Case) -> dict:
 
 
 def measure(case: Case) -> dict:
-    """Time product and solve together, in turn with the bare product."""
+    """Time product and solution together, alternating with the bare product."""
     factors = make(case)
     solve = SOLVERS[case.solver](Path(case.peers))
     solve(planted(200, 8).factors, None)  # compile, import
@@ -130,7 +130,7 @@ def measure(case: Case) -> dict:
     seconds, products, peak = [], [], 0
     for _ in range(case.repeats):
         started = time.perf_counter()
-        value, gap, regime, again = solve(factors, case.memory_gib)
+        value, gap, regime, scanned_again = solve(factors, case.memory_gib)
         seconds.append(time.perf_counter() - started)
         peak = max(peak, resident("VmHWM"))
         products.append(timed(lambda: bare_product(factors)))
@@ -140,7 +140,7 @@ def measure(case: Case) -> dict:
         "seconds": median(seconds), "product": median(products),
         "ratio": median(s / p for s, p in zip(seconds, products, strict=True)),
         "above_input_gib": (peak - before) / GIB, "peak_gib": peak / GIB,
-        "value": value, "gap": gap, "regime": regime, "scanned_again": again,
+        "value": value, "gap": gap, "regime": regime, "scanned_again": scanned_again,
         "contested": contested(factors),
     }  # fmt: skip
 
@@ -159,7 +159,7 @@ def make(case: Case) -> Factors:
 
 
 def bare_product(factors: Factors) -> None:
-    """Compute the float32 product alone; in blocks if the whole needs 4 GiB."""
+    """Compute the float32 product alone; in blocks if the whole product needs 4 GiB or more."""
     x, y = factors.X_A, factors.X_B
     if 4 * len(x) * len(y) < 4 * GIB:
         torch.mm(x, y.T)
@@ -171,7 +171,7 @@ def contested(factors: Factors) -> float | None:
     """Return the hardness: the share of rows that have the same best column as another row."""
     x, y = factors.X_A, factors.X_B
     if len(x) > 20000:
-        return None  # it would take another product, of minutes
+        return None  # another product would take minutes
     best = torch.cat([(x[k : k + 512] @ y.T).argmax(1) for k in range(0, len(x), 512)])
     return (torch.bincount(best, minlength=len(y))[best] > 1).double().mean().item()
 
@@ -227,7 +227,7 @@ def ortools(peers: Path):
     from ortools.graph.python.linear_sum_assignment import SimpleLinearSumAssignment
 
     def solve(s):
-        """Round similarities to a millionth of the largest, since it takes whole numbers only."""
+        """Solve with similarities rounded to a millionth of the largest: it takes integers only."""
         n = len(s)
         costs = np.rint(-s * (1e6 / np.abs(s).max())).astype(np.int64)
         rows, columns = (index.ravel().astype(np.int32) for index in np.indices((n, n)))
@@ -246,7 +246,7 @@ SOLVERS = {
 
 
 def dense(columns_of):
-    """Wrap a dense solver, which needs the whole product in float64."""
+    """Wrap a dense solver, which needs the whole product in float64; return a solver of factors."""
 
     def solve(factors, _memory_gib):
         similarity = (factors.X_A @ factors.X_B.T).double().numpy()

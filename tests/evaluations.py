@@ -18,7 +18,8 @@ from saematch.matching.arm import Arm
 from saematch.matching.matchers import Optimal
 from saematch.matching.matches import MatchSet
 from saematch.matching.objectives.parts import Parts
-from saematch.sae.recorders import Forward, Models, Recording, TextPass
+from saematch.sae.passes import TextPass
+from saematch.sae.recorders import Forward, Models, Recording
 from saematch.sae.sources.disk import SaeFolders
 from saematch.sae.suites import Saes, SaeShelf
 from saematch.texts.readers import Reader

@@ -1,4 +1,4 @@
-"""Every benchmark at a tiny size, so that none stops working."""
+"""Run every benchmark at a tiny size."""
 
 import dataclasses
 import sys

@@ -15,7 +15,7 @@ from saematch.core.pairs import PAIR_COLUMNS, pair_of, suites_of
 from saematch.core.results import Results
 from saematch.evaluate.co_activation import SCORES
 from saematch.judge.verdicts import LABELS
-from saematch.report import rules
+from saematch.report import match_rules
 from saematch.report.claims import CLAIMS
 from saematch.report.rules import Verdict
 from saematch.run.resuming import finished_as
@@ -240,7 +240,7 @@ def test_the_same_seed_gives_the_same_numbers(finished, experiment):
 def test_every_rule_decides(finished, claim):
     """SAEs are random, so this only tests that each rule finds its numbers and states them."""
     verdict = claim.check(finished(claim.experiment)[1].tables)
-    if claim.rule_on is rules.recall_almost_whole:
+    if claim.rule_on is match_rules.recall_almost_whole:
         assert verdict == Verdict(None, "undecided: no recall"), "nobody knows the truth of these"
         return
     assert isinstance(verdict.agrees, bool)

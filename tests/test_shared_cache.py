@@ -28,9 +28,9 @@ def test_runs_that_start_together_share_an_empty_cache(tiny, tmp_path):
     assert first["features"][0]["source_explanation"]
     assert all(of_run == first for of_run in others)
     cache = tmp_path / "outputs/cache"
-    # one of tokens, one of contexts, and of sums one for each evaluation on texts and batch of two
-    # texts; three pairs of layers in two arms
+    # one of tokens, one of contexts for each of four SAEs; three batches of sums for each of two
+    # evaluations; three pairs of layers in two arms
     numbers = {kind.name: len(list(kind.iterdir())) for kind in cache.iterdir() if kind.is_dir()}
-    assert numbers == {"tokens": 1, "contexts": 1, "sums": 6, "matches": 6}
+    assert numbers == {"tokens": 1, "contexts": 4, "sums": 6, "matches": 6}
     assert not list(tmp_path.rglob("*.part"))
     assert not list((tmp_path / "outputs/match").rglob("contexts"))

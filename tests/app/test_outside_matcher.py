@@ -86,7 +86,8 @@ def outside(tmp_path, monkeypatch):
 def test_a_matcher_of_several_partners_goes_through_a_whole_run(cli, outside, tmp_path):
     message, _ = cli(
         "arms=[soft,soft_composed,folded]", "pairing=starts",
-        "pairing.starts=[0]", "evaluations=[skipping,explain]", "explain=own", "judge=overlap",
+        "pairing.starts=[0]", "evaluations=[co_activation,skipping,explain]",
+        "explain=own", "judge=overlap",
         "judging.n_paths=5", "logger=csv", "run_id=a", "figures=null", *PRESETS,
     )  # fmt: skip
     assert message is None
@@ -119,7 +120,8 @@ def test_a_matcher_of_several_partners_goes_through_a_whole_run(cli, outside, tm
 def test_paths_of_several_partners_are_followed_judged_and_drawn(cli, outside, tmp_path):
     message, _ = cli(
         "arms=[soft,folded]", "evaluations=[co_activation,paths,explain]",
-        "paths.n_paths=3", "paths.breadth=2", "explain=own", "judge=overlap", "logger=none",
+        "evaluations.paths.n_paths=3", "evaluations.paths.breadth=2",
+        "explain=own", "judge=overlap", "logger=none",
         "run_id=a", "figures=[paths,explained_paths]", *PRESETS,
     )  # fmt: skip
     assert message is None

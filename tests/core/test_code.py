@@ -20,7 +20,7 @@ from saematch.matching.matchers import Greedy, Optimal, Random
 from saematch.matching.objectives.parts import Parts
 from saematch.run import run
 from saematch.run.provenance import SHOWING
-from saematch.sae.recorders import TextPass
+from saematch.sae.passes import TextPass
 from saematch.sae.stand_in import ActivationRecorder, by_activation
 from saematch.texts.token_cache import load_texts
 from saematch.training.collect import collect
@@ -218,7 +218,7 @@ def test_keys_of_kept_files_hold_no_unrelated_code(kind):
 def test_a_runs_code_is_all_that_makes_numbers():
     modules = set(closure(run, SHOWING))
     stages = ("evaluate.measures", "evaluate.intervals", "judge.judging", "sae.recorders",
-              "matching.arm", "training.steps", "run.run", "chat.client")  # fmt: skip
+              "sae.passes", "matching.arm", "training.steps", "run.run", "chat.client")  # fmt: skip
     assert {f"saematch.{name}" for name in stages} <= modules
     assert not {name for name in modules if name.startswith(SHOWING)}
     of_report = {name for name in modules if name.startswith("saematch.report")}

@@ -12,6 +12,7 @@ from evaluations import recorded, subject_of, tables_of
 from matches import permutation
 from saematch.app.configuration import build
 from saematch.core.columns import Column
+from saematch.core.errors import InputError
 from saematch.core.pairs import Pair, SaeKey
 from saematch.core.results import Results
 from saematch.core.specs import spec
@@ -86,6 +87,77 @@ class Norms(Evaluation):
                 row = subject.measures.row(Cell(pair, arm, "all"), {NORM_RATIO: values})
                 rows.append({name: value for name, value in row.items() if name != "dataset"})
         return Tables.of({"matches": rows})
+
+
+class Alone(Norms):
+    """Leaves out every pair."""
+
+    def refusal(self, facts):
+        return "it takes none"
+
+
+class Unread(Norms):
+    """Has a recorder, and does not say that it reads texts."""
+
+    reads_texts = False
+
+
+class Clashing(Evaluation):
+    """Adds a column that the run's own table has."""
+
+    def tables(self, subject, recording):
+        rows = [{**pair.columns(), "mse_W_dec": 0.0} for pair in subject.matches.pairs]
+        return Tables.of({"matches": rows})
+
+
+class Repeating(Evaluation):
+    """Adds two rows for each row of the run's own table."""
+
+    def tables(self, subject, recording):
+        rows = [{**pair.columns(), "x": 0.0} for pair in subject.matches.pairs]
+        return Tables.of({"matches": [*rows, *rows]})
+
+
+@pytest.fixture
+def built(tiny, tmp_path, monkeypatch):
+    """Build a run that co-activation and an evaluation of this file are asked in."""
+    from conftest import tiny_overrides
+
+    monkeypatch.chdir(tmp_path)
+
+    def build_run(cls, *more):
+        overrides = [*tiny_overrides(tiny), "evaluations=[co_activation]", "arms=[folded]"]
+        overrides += [f"+evaluations.own._target_={__name__}.{cls}", *more]
+        return build([*overrides, "layers=[0,1,2]", "logger=none", "figures=[]"])
+
+    return build_run
+
+
+def test_an_evaluation_that_leaves_out_every_pair_of_a_run_has_no_tables(built, tmp_path):
+    results = run(*built("Alone"), tmp_path / "run")
+    assert "norm_ratio" not in results.tables["matches"]
+    assert {row["evaluation"] for row in results.tables.rows("refused")} == {"own"}
+
+
+@pytest.mark.parametrize(
+    ("cls", "reason"),
+    [
+        ("Unread", "evaluations.own has a recorder, so Unread must set reads_texts = True"),
+        ("Clashing", "evaluations.own: the run's table matches already has the column mse_W_dec"),
+        ("Repeating", "rows for the run's table matches must differ in source_suite, source_layer"),
+    ],
+)
+def test_a_mistake_in_an_evaluation_is_named(built, tmp_path, cls, reason):
+    with pytest.raises(InputError, match=reason):
+        run(*built(cls), tmp_path / "run")
+
+
+def test_two_evaluations_of_one_class_are_refused(built):
+    second = f"+evaluations.again._target_={__name__}.Norms"
+    with pytest.raises(
+        InputError, match=r"evaluations.own and evaluations.again are both of class Norms"
+    ):
+        built("Norms", second)
 
 
 @pytest.fixture

@@ -430,3 +430,14 @@ def check_halves(subject, lm, batch, evaluation):
     assert joined.keys() == whole.keys()
     for name, value in whole.items():
         torch.testing.assert_close(joined[name], value, rtol=1e-4, atol=1e-3)
+
+
+def test_the_names_of_files_follow_the_features_that_go_over(matched):
+    """Which features go over to the target depends on code that no splice names."""
+    recorder = SKIPPING.recorder(matched)
+    splice = next(s for s in recorder.splices if s.quantile == 0.4)
+    job = recorder.splices[splice]
+    fewer = job._replace(moved=job.moved.keep(torch.arange(len(job.moved.rows)) > 0))
+    other = dataclasses.replace(recorder, splices={**recorder.splices, splice: fewer})
+    assert list(other.splices) == list(recorder.splices)
+    assert other.facts() != recorder.facts()

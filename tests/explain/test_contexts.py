@@ -18,7 +18,8 @@ from saematch.explain.contexts import (
 )
 from saematch.lm.source import LmSource
 from saematch.sae.activations import SparseFeatures
-from saematch.sae.recorders import Models, Recorder, TextPass, tensor_name
+from saematch.sae.passes import TextPass
+from saematch.sae.recorders import Models, Recorder, tensor_name
 from saematch.sae.sources.disk import SaeFolders
 from saematch.sae.suites import SaeShelf
 from saematch.texts import lightning_runner
@@ -140,6 +141,25 @@ def test_a_killed_pass_continues_and_kept_contexts_need_no_pass(lm, saes, tmp_pa
     shutil.rmtree(left)
     again = store.contexts(None)
     assert listed(again[KEYS[1]].sample) == listed(whole[KEYS[1]].sample)
+
+
+def test_a_merge_that_was_killed_needs_no_second_pass(lm, saes, tmp_path, monkeypatch):
+    store = ContextStore(saes, text_pass(lm, 2), tmp_path / "kept", 2, 1)
+    add, added = KeptContexts.add, []
+
+    def killed(self, *arguments):
+        added.append(arguments)
+        if len(added) == 7:  # in the second SAE
+            raise KeyboardInterrupt
+        return add(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(KeptContexts, "add", killed)
+        with pytest.raises(KeyboardInterrupt):
+            collect(store, tmp_path / "left")
+    files = set((tmp_path / "left").iterdir())
+    collect(store, tmp_path / "left")
+    assert set((tmp_path / "left").iterdir()) == files
 
 
 def test_only_contexts_that_are_not_kept_are_recorded(lm, saes, tmp_path):

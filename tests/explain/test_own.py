@@ -15,7 +15,8 @@ from saematch.explain.own import OwnExplanations, OwnTexts
 from saematch.judge.connect import connect
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
-from saematch.sae.recorders import Models, TextPass
+from saematch.sae.passes import TextPass
+from saematch.sae.recorders import Models
 from saematch.sae.sources.disk import SaeFolders
 from saematch.sae.suites import SaeShelf
 from saematch.texts.readers import Reader

@@ -27,7 +27,8 @@ from saematch.matching.matchers import Optimal
 from saematch.matching.matches import match_pairs
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.store import MatchStore
-from saematch.sae.recorders import Models, TextPass
+from saematch.sae.passes import TextPass
+from saematch.sae.recorders import Models
 from saematch.sae.sources.disk import SaeFolders
 from saematch.sae.sources.source import ZooSaes
 from saematch.sae.stand_in import ActivationQuantile, by_activation
@@ -218,7 +219,7 @@ def test_notes_of_collections_and_what_nobody_makes_again(world, tmp_path, caplo
     assert path.exists(), "it is still told that the store is not whole"
     assert collection(world, tmp_path) == expected
     flip(note, 100)
-    with pytest.raises(InputError, match="holds no complete set of hidden states"):
+    with pytest.raises(InputError, match="has no complete set of hidden states"):
         open_store(note.parent)
 
 
@@ -235,7 +236,7 @@ def test_a_collection_that_is_being_made_again_is_not_complete(world, tmp_path, 
         patched.setattr(lightning_runner, "write_sums", interrupted)
         with pytest.raises(KeyboardInterrupt):
             collection(world, tmp_path)
-    with pytest.raises(InputError, match="holds no complete set of hidden states"):
+    with pytest.raises(InputError, match="has no complete set of hidden states"):
         open_store(note.parent)
 
 

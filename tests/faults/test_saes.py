@@ -14,7 +14,7 @@ from sae.sources.test_disk import D, F, X, dictionary, gemma, gemma_2, random, s
 from sae.test_architectures import D as WIDTH
 from sae.test_architectures import F as FEATURES
 from sae.test_architectures import X as STATES
-from sae.test_architectures import new_sae
+from sae.test_architectures import new_sae as saelens_sae
 from saematch.core.pairs import SaeKey
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Identity
@@ -52,7 +52,7 @@ TRAINING = {
 
 def old_sae(folder, name="StandardSAE", change=None, **tensors):
     """Write an SAE as SAELens 5.10 does; return it as the current SAELens class."""
-    theirs = new_sae(name, **({"k": 5} if name == "TopKSAE" else {}))
+    theirs = saelens_sae(name, **({"k": 5} if name == "TopKSAE" else {}))
     folder.mkdir(parents=True)
     state = {key: value.detach().clone() for key, value in theirs.state_dict().items()}
     save_file({**state, **tensors}, folder / "sae_weights.safetensors")

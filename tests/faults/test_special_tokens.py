@@ -23,7 +23,8 @@ from saematch.matching.matches import match_pairs
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.store import MatchStore
 from saematch.sae.folding import fold
-from saematch.sae.recorders import Models, TextPass
+from saematch.sae.passes import TextPass
+from saematch.sae.recorders import Models
 from saematch.sae.sources.disk import SaeFolders
 from saematch.sae.stand_in import ActivationQuantile, by_activation
 from saematch.sae.suites import SaeShelf

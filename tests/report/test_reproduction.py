@@ -79,14 +79,14 @@ def test_wrong_names(command):
 def test_a_bug_in_one_run_does_not_stop_the_others(command, tmp_path, monkeypatch, caplog):
     from saematch.run import stages
 
-    compare = stages.compare
+    load = stages.load
 
-    def fails(experiment, *rest):
-        if experiment.name == "mse":
+    def fails(context):
+        if context.experiment.name == "mse":
             raise RuntimeError("a bug")
-        compare(experiment, *rest)
+        load(context)
 
-    monkeypatch.setattr(stages, "compare", fails)
+    monkeypatch.setattr(stages, "load", fails)
     message = command(*ONLY, "--families", "tiny")
     assert message == "failed: mse on tiny: RuntimeError: a bug"
     assert (tmp_path / "outputs/reproduction/index.html").exists()

@@ -1,9 +1,15 @@
-from conftest import random_sae
-from saematch.core.pairs import Pair, Refusal
+from dataclasses import replace
+
+import pytest
+
+from conftest import random_sae, tiny_overrides
+from saematch.app.configuration import build
+from saematch.core.pairs import Pair, Refusal, SaeKey
 from saematch.evaluate.evaluation import PairFacts
 from saematch.evaluate.paths import Paths
+from saematch.run.refusals import find_refusals
 from saematch.sae.recorders import Models
-from saematch.sae.suites import SaeFacts
+from saematch.sae.suites import SaeFacts, SaeShelf
 
 
 def facts_of(pair):
@@ -33,3 +39,20 @@ def test_paths_of_another_suite_go_on():
     refused = [Refusal(pairs[0], "matching", "too early")]
     (ended,) = Paths().refusals([facts_of(pair) for pair in pairs], refused)
     assert ended == (pairs[0], "no path goes beyond layer 0 of x: too early")
+
+
+@pytest.mark.parametrize("evaluations", ["co_activation,paths", "paths,co_activation"])
+def test_paths_end_in_every_order_of_the_evaluations(tiny, evaluations):
+    experiment, _ = build([*tiny_overrides(tiny), f"evaluations=[{evaluations}]"])
+    saes = {}
+    for suite, site in (("default", "resid_post"), ("mlp", "mlp_out")):
+        for layer in (0, 1):
+            sae = random_sae(layer, layer=layer)
+            origin = replace(sae.origin, site=site, sae_id=f"{suite}/{layer}")
+            saes[SaeKey(suite, layer)] = replace(sae, origin=origin)
+    pairs = [Pair.of_layers(0, 1, suite) for suite in ("default", "mlp")]
+    refused = find_refusals(experiment, pairs, SaeShelf.of(saes))
+    assert [(r.pair, r.evaluation) for r in refused] == [
+        (pairs[1], "co_activation"),
+        (pairs[1], "paths"),
+    ]

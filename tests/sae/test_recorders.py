@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from conftest import TEXTS
+from saematch.core.errors import InputError
 from saematch.core.pairs import SaeKey
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.sae import recorders as module
-from saematch.sae.recorders import Models, Recorder, TextPass, tensor_name
+from saematch.sae.passes import TextPass
+from saematch.sae.recorders import Models, Recorder, tensor_name
 from saematch.sae.sources.disk import SaeFolders
 from saematch.sae.suites import SaeShelf
 from saematch.texts import lightning_runner
@@ -106,6 +108,18 @@ class Totals:
     def join(self, first, second, n_texts):
         assert all(len(total) == n_texts for total in first.values())
         return {name: torch.cat([total, second[name]]) for name, total in first.items()}
+
+
+@dataclass(frozen=True)
+class Products(Totals):
+    """Records products of hidden states, and whole numbers."""
+
+    def record(self, forward):
+        n_texts = len(forward.batch.ids)
+        x = forward.x(self.items[0][0])
+        negative = torch.arange(n_texts)[:, None] - 40_000
+        return {"product": x @ x[:2].T, "negative": negative, "none": negative[:, :0],
+                "small": negative + 40_000}  # fmt: skip
 
 
 def singles(keys=KEYS):
@@ -249,6 +263,37 @@ def test_the_name_of_a_file_follows_what_determines_its_content(
     names = [{path for parts in r.files.values() for of in parts for path in of}
              for r in (before, after)]  # fmt: skip
     assert not names[0] & names[1]
+
+
+def test_recorders_of_two_classes_have_files_of_their_own_in_one_folder(lm, saes, tmp_path):
+    recorders = {"a": Totals(tmp_path, singles()), "b": Products(tmp_path, singles())}
+    recordings = text_pass(lm).record(saes, recorders, "record")
+    assert recorded(recordings["a"], KEYS[0])
+    assert list(recordings["b"].batches(["product"]))
+
+
+def test_a_recorder_that_runs_no_model_computes_in_full_precision(lm, saes, tmp_path):
+    texts = replace(text_pass(lm), trainer=replace(CPU, precision="bf16-mixed"))
+    recording = texts.record(saes, {"r": Products(tmp_path, singles())}, "record")["r"]
+    assert {product.dtype for (product,) in recording.batches(["product"])} == {torch.float32}
+
+
+def test_whole_numbers_are_read_as_they_were_recorded(lm, saes, tmp_path):
+    recording = text_pass(lm).record(saes, {"r": Products(tmp_path, singles())}, "record")["r"]
+    negative, none, small = next(recording.batches(["negative", "none", "small"]))
+    assert negative.tolist() == [[-40_000], [-39_999]]
+    assert none.shape == (2, 0)
+    assert small.tolist() == [[0], [1]]
+    assert (small + 40_000).tolist() == [[40_000], [40_001]], "in 64 bits"
+
+
+def test_items_that_no_part_of_a_pass_can_record_are_refused(two_models, tmp_path):
+    texts, saes = two_models
+    with pytest.raises(InputError, match=r"of r: .* 0 language models; it must be at least one"):
+        texts.record(saes, {"r": Totals(tmp_path, ((),))}, "record")
+    runs = Totals(tmp_path, ((KEYS[1], OTHER[1]),), runs_model=True)
+    with pytest.raises(InputError, match="2 language models; it must be one"):
+        texts.record(saes, {"r": runs}, "record")
 
 
 def test_saes_that_do_not_fit_make_parts_with_every_item_once(lm, source, tmp_path, calls):

@@ -163,7 +163,7 @@ def test_no_result_depends_on_how_many_are_held(cli, tmp_path, monkeypatch):
     # facts, contexts, match, its rows, errors of quantiles, evaluation, two tables, paths
     assert counting["few"].loads <= 9 * 3
     sums = list((tmp_path / "outputs/match/few/cache/sums").glob("*.safetensors"))
-    assert len(sums) == 2 * 3, "two places, three batches"
+    assert len(sums) == 2 * 2 * 3, "two recorders, two parts of the pass, three batches"
 
 
 class TwoSites(Counting):

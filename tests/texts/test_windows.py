@@ -10,7 +10,7 @@ from saematch.texts.windows import windows
 
 
 class Letters:
-    """A tokenizer with one token for each letter: a is 1; the end of a text and ` are 0."""
+    """A tokenizer with one token per letter: a is 1, and both the end of a text and ` are 0."""
 
     eos_token_id: int | None = 0
 

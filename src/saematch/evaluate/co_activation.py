@@ -106,7 +106,8 @@ class CoActivation(Evaluation):
             for arm, of_arm in scores.items():
                 rows += [_row(subject.measures, Cell(pair, arm, d), s) for d, s in of_arm.items()]
             contrasts += _contrasts(pair, scores, subject.measures)
-            live = live_part(subject.truth(pair), subject.counts.fired(pair.source))
+            truth = subject.truth(pair)
+            live = None if truth is None else live_part(truth, subject.counts.fired(pair.source))
             for arm, match in subject.matches.of(pair).items():
                 recall[pair, arm] = None if live is None else match.agreement(live)
         of_matches = [

@@ -16,7 +16,6 @@ from saematch.evaluate.counts import Counts
 from saematch.evaluate.measures import Measures
 from saematch.matching.arm import Arm
 from saematch.matching.matches import MatchSet
-from saematch.sae.params import SaeOrigin
 from saematch.sae.recorders import Models, Recorder, Recording
 from saematch.sae.sites import is_skippable
 from saematch.sae.sources.source import SaeSource
@@ -72,12 +71,8 @@ class Subject:
 
         Suites may share SAEs; recordings use the first key of such an SAE.
         """
-        first: dict[tuple[int, SaeOrigin, str], SaeKey] = {}
-        return {
-            key: first.setdefault((key.layer, sae.origin, self.models.of(key)), key)
-            for key, sae in self.saes.facts.items()
-            if is_skippable(sae.origin)
-        }
+        applicable = [key for key, sae in self.saes.facts.items() if is_skippable(sae.origin)]
+        return self.models.twins(self.saes.only(applicable))
 
     def twin(self, pair: Pair) -> Pair:
         """Return the pair with the keys that recordings use."""
@@ -116,7 +111,8 @@ class Evaluation:
     ) -> Iterable[tuple[Pair, str]]:
         """Yield the pairs that the evaluation leaves out, with the reason.
 
-        ``refused`` has the refusals so far. By default, ``refusal`` decides for each matched pair.
+        ``refused`` has the pairs that are not matched, and the refusals of evaluations that keep
+        this default. By default, ``refusal`` decides for each matched pair.
         """
         unmatched = {r.pair for r in refused if r.evaluation == "matching" and r.arm is None}
         for facts in pairs:

@@ -85,8 +85,9 @@ class SpliceRecorder:
         return replace(self, splices={s: job for s, job in self.splices.items() if s in items})
 
     def facts(self) -> list[Any]:
-        """Return the splices; they name matches by their hashes."""
-        return [list(self.splices)]
+        """Return the splices, and the hashes of the matches that they transport features by."""
+        moved = [job.moved and job.moved.hash for job in self.splices.values()]
+        return [list(self.splices), moved]
 
     def record(self, forward: Forward) -> Kept:
         """Evaluate every splice on one batch. The first axis of each tensor is the text."""

@@ -19,7 +19,8 @@ from saematch.core.pairs import SaeKey
 from saematch.core.store import is_kept, read, write
 from saematch.lm.source import LmSource
 from saematch.sae.activations import SparseFeatures
-from saematch.sae.recorders import Forward, Recording, TextPass, tensor_name
+from saematch.sae.passes import TextPass
+from saematch.sae.recorders import Forward, Recording, tensor_name
 from saematch.sae.suites import SaeShelf
 from saematch.texts.batch_work import Kept
 
@@ -204,15 +205,19 @@ class ContextStore:
 
         Contexts that are not kept yet are merged from the recording of ``recorder`` and written.
         """
-        kept = {}
+        kept, merged = {}, []
         for key, path in tqdm(self._paths.items(), desc="merge contexts", unit="SAE", leave=False):
             tensors = read(path)
             if tensors is None:
                 assert recording is not None
                 kept[key] = self._merge(key, recording)
-                write(path, kept[key].tensors())
+                merged.append(key)
             else:
                 kept[key] = KeptContexts.of(tensors)
+        for key in (
+            merged
+        ):  # after all merges, since a kill between writes would change the recorder and its files
+            write(self._paths[key], kept[key].tensors())
         return {key: kept[twin] for key, twin in self._twins.items()}
 
     @cached_property

@@ -13,7 +13,8 @@ from saematch.sae.suites import Saes
 
 if TYPE_CHECKING:
     from saematch.chat.asking import Chat
-    from saematch.sae.recorders import Recorder, Recording, TextPass
+    from saematch.sae.passes import TextPass
+    from saematch.sae.recorders import Recorder, Recording
 
 
 class FeatureKey(NamedTuple):

@@ -27,7 +27,7 @@ from saematch.explain.contexts import (
 )
 from saematch.explain.explanations import Explanation, FeatureKey, Inputs
 from saematch.explain.prompts import EXPLAIN
-from saematch.sae.recorders import TextPass
+from saematch.sae.passes import TextPass
 from saematch.sae.suites import Saes, SaeShelf
 
 log = logging.getLogger(__name__)

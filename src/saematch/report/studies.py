@@ -116,6 +116,8 @@ def _by_distance(
 
 def sparsity(tables: Tables) -> Figure | None:
     """Figure 14: explained variance and change in loss against mean L0."""
+    if "mean_l0" not in table(tables, "layers"):  # a run without co-activation
+        return None
     cells = _with_l0(within_suites(where(table(tables, "strategies"), quantile=None)), tables)
     if len(values_of(cells, "source_suite")) < 2 or len(layer_pairs(cells)) != 1:
         return None
@@ -157,6 +159,8 @@ def similar_l0(tables: Tables) -> Figure | None:
     cells = within_suites(where(table(tables, "strategies"), quantile=None))
     suites = values_of(cells, "source_suite")
     if not 2 <= len(suites) <= len(DASHES) or DEFAULT not in suites:
+        return None
+    if "mean_l0" not in table(tables, "layers"):  # a run without co-activation
         return None
     datasets = datasets_of(cells)
     figure, axes = panels(1 + len(datasets), 3.6)

@@ -18,7 +18,8 @@ from saematch.matching.matches import MatchSet
 from saematch.run.checks import Chosen
 from saematch.run.experiment import Experiment
 from saematch.run.tracking import Tracker
-from saematch.sae.recorders import Models, Recording, TextPass
+from saematch.sae.passes import TextPass
+from saematch.sae.recorders import Models, Recording
 from saematch.sae.suites import SaeShelf
 from saematch.texts.readers import Reader
 

@@ -95,6 +95,7 @@ class Experiment:
                 f"arms holds {list(self.arms) or 'nothing'}: a run needs at least one way of "
                 f"matching, and no arm may be called {NO_ARM!r}"
             )
+        self._check_classes()
         self._check_partners()
         check_figures(self.figures)
         self._check_models()
@@ -150,6 +151,18 @@ class Experiment:
             )
         if isinstance(self.judge, NoJudge) and not isinstance(self.second_judge, NoJudge):
             raise InputError("second_judge is set, but judge=none: set judge first")
+
+    def _check_classes(self) -> None:
+        """Refuse two evaluations of one class, since their tables have the same names."""
+        names: dict[type, str] = {}
+        for name, evaluation in self.evaluations.items():
+            first = names.setdefault(type(evaluation), name)
+            if first != name:
+                raise InputError(
+                    f"evaluations.{first} and evaluations.{name} are both of class "
+                    f"{type(evaluation).__name__}, so their tables would have the same names: "
+                    "choose one, or make two runs"
+                )
 
     def _check_partners(self) -> None:
         for name, evaluation in self.evaluations.items():

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from saematch.core.errors import InputError
 from saematch.core.pairs import Pair, Refusal
-from saematch.evaluate.evaluation import PairFacts
+from saematch.evaluate.evaluation import Evaluation, PairFacts
 from saematch.matching.matches import matching_refusals
 from saematch.run.experiment import Experiment
 from saematch.sae.recorders import Models
@@ -34,11 +34,16 @@ def find_refusals(
     facts = [
         PairFacts(pair, saes.facts[pair.source], saes.facts[pair.target], models) for pair in pairs
     ]
-    for name, evaluation in experiment.evaluations.items():
-        reasons = evaluation.refusals(facts, tuple(refused))
+    for name in sorted(experiment.evaluations, key=lambda name: _uses_refusals(experiment, name)):
+        reasons = experiment.evaluations[name].refusals(facts, tuple(refused))
         refused += [Refusal(pair, name, reason) for pair, reason in reasons]
     check_texts(experiment, pairs, refused)
     return tuple(refused)
+
+
+def _uses_refusals(experiment: Experiment, name: str) -> bool:
+    """Return whether an evaluation's refusals may depend on those of the other evaluations."""
+    return type(experiment.evaluations[name]).refusals is not Evaluation.refusals
 
 
 def token_refusals(

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from saematch.chat.asking import Chat
 from saematch.core.errors import InputError, stage
 from saematch.core.memory import memory_shortage
-from saematch.core.tables import Tables, frame_of
+from saematch.core.tables import KEYS, Tables, frame_of
+from saematch.evaluate.evaluation import Evaluation, Subject
 from saematch.evaluate.match_tables import MatchTables
 from saematch.evaluate.means import weight_means
 from saematch.evaluate.measures import Measures
@@ -28,6 +29,7 @@ from saematch.run.checks import (
     of_label,
 )
 from saematch.run.context import Context
+from saematch.run.experiment import Experiment
 from saematch.run.refusals import check_texts, find_refusals, token_refusals
 from saematch.sae.recorders import Recorder
 from saematch.sae.stand_in import ActivationQuantile, DecoderNorm, by_activation, by_decoder_norm
@@ -144,10 +146,14 @@ def read_texts(context: Context) -> None:
     if experiment.evaluates_texts:
         context.measures = Measures.of(context.readers[""].tokens, experiment.intervals)
     subject = context.subject()
-    recorders: dict[str, Recorder | None] = {
-        name: evaluation.recorder(subject.without(name))
-        for name, evaluation in experiment.evaluations.items()
-    }
+    recorders: dict[str, Recorder | None] = {}
+    for name, evaluation in _with_pairs(experiment, subject).items():
+        recorders[name] = evaluation.recorder(subject.without(name))
+        if recorders[name] is not None and not evaluation.reads_texts:
+            raise InputError(
+                f"evaluations.{name} has a recorder, so {type(evaluation).__name__} must set "
+                "reads_texts = True"
+            )
     if experiment.explains:
         recorders[CONTEXTS] = experiment.explain.recorder(context.saes, _inputs(context))
     needed = {name: recorder for name, recorder in recorders.items() if recorder is not None}
@@ -155,6 +161,15 @@ def read_texts(context: Context) -> None:
         context.recordings = context.text_pass.record(context.saes, needed, "read")
     if experiment.explains:
         context.explanations = experiment.explain.open(context.saes, _inputs(context))
+
+
+def _with_pairs(experiment: Experiment, subject: Subject) -> dict[str, Evaluation]:
+    """Return the evaluations without those on texts that leave out every pair."""
+    return {
+        name: evaluation
+        for name, evaluation in experiment.evaluations.items()
+        if subject.without(name).matches.pairs or not evaluation.reads_texts
+    }
 
 
 CONTEXTS = "contexts of features"
@@ -178,15 +193,35 @@ def _inputs(context: Context) -> Inputs:
 def evaluate(context: Context) -> None:
     """Compute the tables of every evaluation, and add them to the results."""
     subject, tables = context.subject(), context.results.tables
-    for name, evaluation in context.experiment.evaluations.items():
+    for name, evaluation in _with_pairs(context.experiment, subject).items():
         with stage(name):
             recording = context.recordings.get(name)
-            tables.join(evaluation.tables(subject.without(name), recording))
-        tables.define(evaluation.columns)
+            new = evaluation.tables(subject.without(name), recording)
+            _check_join(name, new, tables)
+            tables.join(new)
+            tables.define(evaluation.columns)
     rows = weight_means(tables)
     if subject.measures is not None:
         rows += subject.measures.mean_rows()
     tables["means"] = frame_of(rows)
+
+
+def _check_join(name: str, new: Tables, tables: Tables) -> None:
+    """Refuse tables of an evaluation that would replace columns or repeat rows of run tables."""
+    for table in [table for table in new if table in tables]:
+        frame = new[table]
+        keys = [key for key in KEYS if key in frame and key in tables[table]]
+        taken = [column for column in frame if column in tables[table] and column not in keys]
+        if taken:
+            raise InputError(
+                f"evaluations.{name}: the run's table {table} already has the column {taken[0]}: "
+                "choose another name for the column or the table"
+            )
+        if len(frame) and (not keys or frame.duplicated(keys).any()):
+            raise InputError(
+                f"evaluations.{name}: rows for the run's table {table} must differ in "
+                f"{', '.join(keys) or 'key columns'}: choose another name for the table"
+            )
 
 
 @stage("judge")

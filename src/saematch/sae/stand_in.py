@@ -20,7 +20,8 @@ from saematch.core.specs import spec
 from saematch.lm.source import LmSource
 from saematch.sae.folding import fold_scale
 from saematch.sae.params import SaeOrigin, SaeParams
-from saematch.sae.recorders import Forward, Recording, TextPass, tensor_name
+from saematch.sae.passes import TextPass
+from saematch.sae.recorders import Forward, Recording, tensor_name
 from saematch.sae.suites import SaeShelf
 from saematch.texts.batch_work import Kept
 from saematch.texts.readers import Reader

@@ -55,6 +55,7 @@ def _stored(name: str, sums: Tensor) -> Tensor:
     sums = sums.cpu().contiguous()
     if name.startswith("error_sum"):
         return sums.float()
-    if sums.dim() == 2 and not sums.is_floating_point() and int(sums.max()) < SMALL:
-        return sums.to(torch.int16)
+    if sums.dim() == 2 and sums.dtype == torch.int64 and sums.numel():
+        least, greatest = map(int, sums.aminmax())
+        return sums.to(torch.int16) if least >= 0 and greatest < SMALL else sums
     return sums
