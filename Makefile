@@ -27,7 +27,7 @@ help: ## List the targets
 	@echo "                     $(wordlist 8,99,$(EXPERIMENTS))"
 	@echo "  one sweep          $(wordlist 1,4,$(SWEEPS))"
 	@echo "                     $(wordlist 5,99,$(SWEEPS))"
-	@echo "  with               MODEL=gemma_2_2b or llama_3_1_8b, ARGS='dataset.n_texts=20 run_id=a'"
+	@echo "  with               MODEL=gemma_2_2b, llama_3_1_8b or smollm2_135m, ARGS='dataset.n_texts=20 run_id=a'"
 
 setup: $(READY) ## Make .venv from the lock
 

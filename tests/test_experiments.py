@@ -33,7 +33,7 @@ SMALL = ["dataset.n_texts=3", "dataset.max_tokens=16", "logger=none", "intervals
 DOCS = Path(__file__).parents[1] / "docs/experiments.md"
 TRACKING = DOCS.with_name("tracking.md")
 ENDS = r"_(low|high|q25|q75)$"
-"""What stands behind a column's name beside it."""
+"""Endings of columns that belong to a metric's column."""
 
 
 def any_label(body):

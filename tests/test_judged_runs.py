@@ -88,7 +88,7 @@ def test_any_run_can_have_a_judge_and_its_scores_reach_wandb_and_its_key_no_file
         assert KEY.encode() not in path.read_bytes(), path
 
 
-def test_a_capped_run_goes_on_with_a_higher_cap(judged, labels, server, tmp_path):
+def test_a_capped_run_continues_with_a_higher_cap(judged, labels, server, tmp_path):
     message, _ = judged(*labels, "judge.limits.max_requests=10")
     assert "judge.limits.max_requests=10 is used up" in message
     assert "the same command continues" in message
@@ -151,7 +151,7 @@ def test_explanations_from_neuronpedia_join_the_saes_that_they_are_of(
             assert (judgement["label"] == "UNEXPLAINED") != explained
 
 
-def test_paths_and_examples_carry_what_is_said_of_them(judged, labels, tmp_path):
+def test_paths_and_examples_have_explanations_and_labels(judged, labels, tmp_path):
     drawn = "figures=[explained_pairs,explained_paths]"
     assert judged(*labels, "evaluations=[features,paths,explain]", drawn)[0] is None
     tables = loaded(tmp_path).tables
@@ -235,6 +235,6 @@ def test_a_second_judge(judged, labels, tmp_path):
     other.close()
     assert message is None
     results = loaded(tmp_path)
-    assert [about["model"] for about in results.provenance["judges"]] == ["judge-1", "judge-2"]
+    assert [judge["model"] for judge in results.provenance["judges"]] == ["judge-1", "judge-2"]
     rows = {row["compared"]: row for row in results.tables.rows("judge_agreement")}
     assert rows["second"]["agreement"] == 0, "one says MAYBE throughout, the other SAME"

@@ -46,7 +46,7 @@ def basic(tiny, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_jobs_beside_each_other(tiny, basic, tmp_path, launcher):
+def test_parallel_jobs(tiny, basic, tmp_path, launcher):
     assert sweep(tiny, tmp_path / launcher, launcher) == basic
 
 
@@ -106,7 +106,7 @@ def test_a_launcher_that_is_not_installed_ends_in_what_installs_it(cli):
         ("slurm", "Could not find 'hydra/launcher/submitit_local'"),
     ],
 )
-def test_what_hydra_says_of_a_missing_launcher(extra, printed):
+def test_the_message_for_a_missing_launcher(extra, printed):
     assert one_line(RuntimeError(printed)).endswith(f"pip install 'saematch[{extra}]'")
 
 

@@ -2,12 +2,16 @@
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from saematch.core.match import Match
 from saematch.core.results import Results
+from saematch.lm.source import LmSource
+from saematch.texts.sources import ZooTexts
 
 PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text(encoding="utf-8")
 FILE = re.compile(r"^`([\w/]+\.\w+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -58,6 +62,29 @@ def test_a_setting_of_the_package_is_refused_by_its_name(command, setting, sente
     assert message.startswith(f"saematch: {sentence}")
 
 
+def test_an_evaluation_on_texts(command):
+    assert command(EXPERIMENT, "run_id=a", "layers=[3,4,5]")[0] is None
+    assert command(EXPERIMENT, "run_id=b", "layers=[3,4,5]", "sae_memory=1e-6")[0] is None
+    runs = [Results.load(Path(f"outputs/top_partners/{name}/results.json")) for name in "ab"]
+    whole, in_parts = (run.tables.rows("matches") for run in runs)
+    texts = ZooTexts(("prose", "docs", "code"), 4, 16, 0).load()
+    lm = LmSource("zoo", "saematch-zoo").load()
+    read = partial(lm.tokenizer, add_special_tokens=False)
+    words = [read(text).input_ids for of_set in texts for text in of_set.texts]
+    ids = [[lm.bos_id, *of_text][:16] for of_text in words]
+    for row, again in zip(whole, in_parts, strict=True):
+        layers = (row["source_layer"], row["target_layer"])
+        states = [lm.capture(torch.tensor([text]), layers)[0] for text in ids]
+        source, target = (torch.cat([s[layer][0, 1:] for s in states]) for layer in layers)
+        cosine = torch.nn.functional.cosine_similarity(source, target).mean().item()
+        assert row["state_cosine"] == pytest.approx(cosine, rel=1e-5)
+        assert row["state_cosine_low"] < row["state_cosine"] < row["state_cosine_high"]
+        assert again["state_cosine"] == pytest.approx(row["state_cosine"], rel=1e-6)
+    assert runs[0].metrics["state_cosine/folded"] == pytest.approx(
+        sum(row["state_cosine"] for row in whole if row["arm"] == "folded") / 2
+    )
+
+
 def test_a_sweep(command):
     assert command(SWEEP)[0] is None
     runs = [Results.load(Path(f"outputs/sweeps/my_sweep/{n}/results.json")) for n in range(2)]
@@ -65,6 +92,7 @@ def test_a_sweep(command):
     assert runs[0].metrics["effective_partners/folded"] == 1
     comparison = Path("outputs/sweeps/my_sweep/comparison/comparison.csv").read_text()
     assert "effective_partners" in comparison
+    assert "state_cosine" in comparison
 
 
 def test_a_reproduction_shows_the_experiment(command):

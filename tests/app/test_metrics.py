@@ -45,3 +45,8 @@ def test_a_run_has_the_metrics_of_other_packages_too(cli, tmp_path):
     assert "delta_loss" not in output.out
     message, _ = cli("metrics", "nowhere", base=[])
     assert "nowhere" in message
+
+
+def test_text_of_other_packages_does_not_break_the_table():
+    row = markdown([Column("m", "a | b", unit="x|y", meaning="one\ntwo")]).splitlines()[-1]
+    assert row == r"| `m` | a \| b: one two | x\|y | – | any | no |"

@@ -58,7 +58,7 @@ class JudgeServer:
         self.lock = threading.Lock()
         self.bodies: list[dict] = []
         self.delivered: Counter[str] = Counter()
-        """How often a question was answered in full, by its user message."""
+        """Number of complete answers to a question, by its user message."""
         self.faulted: Counter[str] = Counter()
         self.headers: list[dict] = []
         self.files: dict[str, bytes] | None = {}

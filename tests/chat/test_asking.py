@@ -124,7 +124,7 @@ def run_until_killed(url, path):
     connect(model, path).ask(questions(400), "x")
 
 
-def test_a_killed_run_loses_only_what_is_in_flight(served, tmp_path):
+def test_a_killed_run_loses_only_requests_in_flight(served, tmp_path):
     server = served()
     child = multiprocessing.get_context("spawn").Process(
         target=run_until_killed, args=(server.url, tmp_path / "s")
@@ -161,7 +161,7 @@ def test_two_runs_at_the_same_time_share_without_paying_twice(served, tmp_path):
     assert max(server.delivered.values()) == 1
 
 
-def test_a_cap_on_requests_stops_cleanly_and_goes_on(served, tmp_path):
+def test_a_cap_on_requests_stops_a_run_that_continues_later(served, tmp_path):
     server = served()
     capped = spec(server, limits={"max_requests": 7})
     for done in (7, 14):
@@ -317,7 +317,7 @@ def test_a_server_that_counts_no_tokens_costs_what_was_estimated(served, tmp_pat
     assert chat.spent.cost > 0
 
 
-def test_what_is_used_twice_counts_once(served, tmp_path):
+def test_a_question_that_is_used_twice_counts_once(served, tmp_path):
     server = served()
     chat = connect(spec(server), tmp_path / "s")
     for _ in range(3):

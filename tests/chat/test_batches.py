@@ -130,7 +130,7 @@ def test_a_server_without_batches(server, tmp_path):
     assert judge.store.claim([question.key("judge-1") for question in questions(3)])
 
 
-def test_a_batch_that_failed_says_why(server, tmp_path):
+def test_a_failed_batch_has_a_reason(server, tmp_path):
     judge = chat(server, tmp_path)
     killed_while_waiting(judge, server, 3)
     (batch,) = server.batches.values()

@@ -159,6 +159,16 @@ def test_definitions_of_metrics_come_from_the_runs(write, tmp_path, command):
     assert "drift of &lt;norms&gt; (nats)" in svg
 
 
+def test_strategies_of_other_packages_have_their_own_names(write, tmp_path, command):
+    cells = {"folded": mean("drift", 0.5, dataset="all", strategy="mine"),
+             "none": mean("drift", 0.25, "none", dataset="all", strategy="copy")}  # fmt: skip
+    write("0", tables=Tables.of({"means": list(cells.values())}, [Column("drift", "drift")]))
+    message, _ = command(tmp_path / "sweep", "--metric", "drift")
+    assert message is None
+    page = (tmp_path / "sweep/comparison/index.html").read_text()
+    assert "<th>folded, mine</th><th>copy</th>" in page
+
+
 def test_runs_that_did_not_finish_are_listed(write, tmp_path, command):
     top = sweep(write, tmp_path)
     write("4", status="failed", error="ValueError: no layer 9")

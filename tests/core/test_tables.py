@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
-from pandas.errors import MergeError
 
 from saematch.core.columns import Column
+from saematch.core.errors import InputError
 from saematch.core.pairs import Pair
 from saematch.core.tables import Tables, frame_of, rows_of
 
@@ -68,7 +69,6 @@ def test_added_columns_are_joined_by_key_and_rows_keep_their_order():
     scores = [
         {**SECOND, "arm": "b", "score": 3, "live": True},
         {**FIRST, "arm": "b", "score": 1, "live": False},
-        {**FIRST, "arm": "unknown", "score": 7, "live": True},
         {**SECOND, "arm": "a", "score": 2, "live": None},
     ]
     tables.add("matches", frame_of(scores))
@@ -94,17 +94,41 @@ def test_a_missing_quantile_is_a_key_like_any_other():
     assert [row["x"] for row in tables.rows("strategies")] == [1, 2]
 
 
-def test_two_rows_of_one_key_are_refused():
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ([{**FIRST, "arm": "b", "score": n} for n in (1, 2)], "several rows have source_suite"),
+        ([{**FIRST, "arm": "unknown", "score": 7}], "no row with .* arm unknown;"),
+        ([{**FIRST, "arm": "b", "n": 10}], "has n already"),
+        ([{"score": 1}], r"none of its key columns \(.*target_layer.*arm\)"),
+    ],
+)
+def test_columns_that_would_lose_values_are_refused(rows, problem):
     tables = matches()
-    scores = [{**FIRST, "arm": "b", "score": n} for n in (1, 2)]
-    with pytest.raises(MergeError, match="not a many-to-one merge"):
-        tables.add("matches", frame_of(scores))
+    before = tables.rows("matches")
+    with pytest.raises(InputError, match=f"columns of the table matches cannot be .* {problem}"):
+        tables.add("matches", frame_of(rows))
+    assert tables.rows("matches") == before
 
 
-def test_columns_of_one_name_are_replaced():
-    tables = matches()
-    tables.add("matches", frame_of([{**FIRST, "arm": "b", "n": 10}]))
-    assert [row["n"] for row in tables.rows("matches")] == [10, None, None, None]
+def test_a_second_table_of_one_name_is_refused():
+    """As of two evaluations of one class, of which the second would vanish."""
+    tables = Tables.of({"strategies": [{**FIRST, "arm": "a", "strategy": "permute", "x": 1}]})
+    with pytest.raises(InputError, match="table strategies"):
+        tables.join(Tables.of({"strategies": [{**FIRST, "arm": "a", "strategy": "drop", "y": 1}]}))
+
+
+@pytest.mark.parametrize("name", ["means", "refused", "metrics", "columns"])
+def test_names_of_a_runs_own_tables_are_refused(name):
+    with pytest.raises(InputError, match=f"may not be called {name}"):
+        matches().join(Tables.of({name: [{"x": 1}]}))
+
+
+def test_numpy_numbers_become_plain_numbers():
+    rows = [{"n": np.int64(1), "x": np.float32(0.5), "b": np.bool_(True)}, {"n": None}]
+    back = rows_of(frame_of(rows))
+    assert back == [{"n": 1, "x": 0.5, "b": True}, {"n": None, "x": None, "b": None}]
+    assert [type(value) for value in back[0].values()] == [int, float, bool]
 
 
 def test_an_empty_frame_adds_a_table_but_no_columns():

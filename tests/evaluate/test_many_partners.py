@@ -214,11 +214,15 @@ def test_errors_and_norms_are_weighted_by_the_entries():
     a, b = random_sae(0), random_sae(1)
     weights = torch.zeros(24, 24)
     weights[2, 3], weights[2, 5], weights[7, 3] = 0.5, -0.25, 1.0
-    found, norms = (of(FoldedPair(a, b), of_dense(weights)) for of in (mse, decoder_norm_change))
+    errors_of_parts, norms = (
+        of(FoldedPair(a, b), of_dense(weights)) for of in (mse, decoder_norm_change)
+    )
     a, b = (fold(sae, "threshold") for sae in (a, b))
     share = {(2, 3): 0.5 / 1.75, (2, 5): 0.25 / 1.75, (7, 3): 1 / 1.75}
     errors = {(i, j): (a.W_dec[i] - b.W_dec[j]).square().mean().item() for i, j in share}
-    assert found["W_dec"] == pytest.approx(sum(share[p] * errors[p] for p in share), rel=1e-5)
+    assert errors_of_parts["W_dec"] == pytest.approx(
+        sum(share[p] * errors[p] for p in share), rel=1e-5
+    )
     change = {(i, j): (b.W_dec[j].norm() - a.W_dec[i].norm()).item() for i, j in share}
     mean = sum(share[p] * change[p] for p in share)
     assert norms["decoder_norm_change"] == pytest.approx(mean, rel=1e-5)
@@ -246,9 +250,9 @@ def test_quartiles_by_weight_by_hand():
     target = scaled_to(sae, fold_norms)
     match = Match(torch.tensor([0, 0, 3]), torch.tensor([0, 1, 2]),
                   torch.tensor([1.0, -2.0, 1.0], dtype=torch.float64), 4, 4)  # fmt: skip
-    found = decoder_norm_change(FoldedPair(target, target), match)
-    assert found["decoder_norm_change_q25"] == pytest.approx((1.25 - 0.5) / 1.5, rel=1e-5)
-    assert found["decoder_norm_change_q75"] == pytest.approx(1 + 2 * (2.75 - 2) / 1.5, rel=1e-5)
+    change = decoder_norm_change(FoldedPair(target, target), match)
+    assert change["decoder_norm_change_q25"] == pytest.approx((1.25 - 0.5) / 1.5, rel=1e-5)
+    assert change["decoder_norm_change_q75"] == pytest.approx(1 + 2 * (2.75 - 2) / 1.5, rel=1e-5)
 
 
 def test_entries_of_weight_0_do_not_move_the_quartiles():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from saematch.core.columns import Column
 from saematch.core.pairs import Pair
 from saematch.core.tables import Tables
 from saematch.evaluate.co_activation import SCORES
@@ -44,7 +45,7 @@ def test_the_interval_of_a_mean_is_that_of_the_mean_of_replicates():
     assert [row["low"], row["high"]] == pytest.approx(expected, rel=1e-5)
 
 
-def test_over_all_data_sets_stands_the_mean_of_theirs():
+def test_the_value_over_all_data_sets_is_their_mean():
     measures = measures_of(prose=2, code=2)
     # replicates 1 and 2 leave out a text of prose, 3 and 4 a text of code
     for dataset, values in (("prose", [0.5, 0.4, 0.6, 0.5, 0.5]), ("code", [0.1] * 5)):
@@ -93,6 +94,14 @@ def test_metrics_of_weights_and_of_a_judge():
     assert (judged["value"], judged["low"], judged["high"]) == (2.0, 1.0, 3.0)
     assert (judged["strategy"], judged["n_pairs"]) == (None, 1)
     assert only_row(rows, metric="judge_score", arm="none")["strategy"] == "random"
+
+
+def test_an_interval_that_no_text_set_gives_does_not_remove_the_mean():
+    drift = Column("drift", "drift", interval=True, logged=("matches",))
+    tables = Tables.of({"matches": [match(FIRST, "a", drift=n) for n in (1.0, 3.0)]}, [drift])
+    row = only_row(weight_means(tables), metric="drift")
+    assert (row["value"], row["low"], row["n_pairs"]) == (2.0, None, 2)
+    assert weight_means(tables, {"drift"}) == []
 
 
 def test_a_judges_scores_are_over_all_judgements():

@@ -143,8 +143,11 @@ def test_an_evaluation_that_leaves_out_every_pair_of_a_run_has_no_tables(built, 
     ("cls", "reason"),
     [
         ("Unread", "evaluations.own has a recorder, so Unread must set reads_texts = True"),
-        ("Clashing", "evaluations.own: the run's table matches already has the column mse_W_dec"),
-        ("Repeating", "rows for the run's table matches must differ in source_suite, source_layer"),
+        (
+            "Clashing",
+            "evaluation own: the new columns .* the table has mse_W_dec already",
+        ),
+        ("Repeating", "evaluation own: .* several rows have source_suite default, source_layer 0"),
     ],
 )
 def test_a_mistake_in_an_evaluation_is_named(built, tmp_path, cls, reason):
@@ -224,3 +227,18 @@ def test_a_run_has_its_metric_everywhere(tiny, tmp_path, monkeypatch, ratios):
     assert history[1]["norm_ratio/folded"] == rows[0]["norm_ratio"]
     assert "norm_ratio/folded" not in history[2]
     assert results.metrics["norm_ratio/random"] == rows[1]["norm_ratio"]
+
+
+@spec("evaluations.other_recall")
+class OtherRecall(Evaluation):
+    """An evaluation whose metric has the name of one of saematch."""
+
+    columns: ClassVar[tuple[Column, ...]] = (Column("recall", "recall of mine"),)
+
+
+def test_a_metric_with_two_definitions_is_refused(tiny):
+    from conftest import tiny_overrides
+
+    target = f"+evaluations.other_recall._target_={__name__}.OtherRecall"
+    with pytest.raises(InputError, match="other_recall defines the metric recall, which saematch"):
+        build([*tiny_overrides(tiny), target])

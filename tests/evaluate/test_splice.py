@@ -162,11 +162,13 @@ def test_all_permuted_is_the_full_match_and_none_is_the_earlier_sae_with_the_lat
     at = {(pair_of(r), r["arm"], r["strategy"], r["quantile"]): r for r in rows}
     for pair in PAIRS:
         for strategy in ("permute", "permute_raw"):
-            none, some, every, full = (at[pair, "a", strategy, q] for q in (0.0, 0.4, 1.0, None))
-            assert {k: v for k, v in every.items() if k != "quantile"} == {
+            none, partial, all_features, full = (
+                at[pair, "a", strategy, q] for q in (0.0, 0.4, 1.0, None)
+            )
+            assert {k: v for k, v in all_features.items() if k != "quantile"} == {
                 k: v for k, v in full.items() if k != "quantile"
             }
-            assert none["explained_variance"] != some["explained_variance"]
+            assert none["explained_variance"] != partial["explained_variance"]
             previous = at[pair, "none", "reconstruct_previous", None]
             # the biases differ by a constant, which has no variance
             assert none["explained_variance"] == pytest.approx(previous["explained_variance"])
@@ -337,7 +339,7 @@ def test_batch_size_does_not_change_the_sums(matched, lm, subject, tmp_path):
         torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-3)
 
 
-def test_an_evaluation_goes_on_where_it_stopped(
+def test_an_evaluation_continues_where_it_stopped(
     matched, lm, batches, subject, tmp_path, monkeypatch
 ):
     """Sums after a break are bit for bit those of an unbroken evaluation."""
@@ -416,7 +418,7 @@ def test_halves_of_a_batch_are_joined_as_the_whole(matched, lm, batches, evaluat
 
 
 def check_halves(subject, lm, batch, evaluation):
-    """What an evaluation records of both halves of two texts is what it records of both."""
+    """Check that joined recordings of two halves equal the recording of the whole batch."""
     recorder = evaluation.recorder(subject)
 
     def record(part):

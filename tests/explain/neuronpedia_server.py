@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 
 
 class Fault(NamedTuple):
-    """What is answered instead."""
+    """A faulty answer of the server."""
 
     status: int = 500
     headers: tuple[tuple[str, str], ...] = ()

@@ -193,7 +193,7 @@ def test_a_server_that_is_busy_for_a_while(server, tmp_path, after):
     assert waited >= 1 if after == "1" else waited < 0.9
 
 
-def test_a_wait_that_the_server_asks_for_is_told(server, tmp_path, caplog, monkeypatch):
+def test_a_wait_that_the_server_asks_for_is_logged(server, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(neuronpedia_web, "LONG_S", 0.5)
     fill(server, 1)
     server.fault("/", Fault(503, (("Retry-After", "1"),)), times=1)
@@ -209,7 +209,7 @@ def test_a_connection_cut_within_a_batch(server, tmp_path):
     assert len(server.asked("batch-0")) == 3
 
 
-def test_a_killed_fetch_goes_on_with_the_missing_batches(server, tmp_path):
+def test_a_killed_fetch_continues_with_the_missing_batches(server, tmp_path):
     fill(server)
     server.fault(BATCH.format(1), Fault(cut=True))
     with pytest.raises(ValueError, match=r"cannot fetch http://.*batch-1\.jsonl\.gz .* are stored"):

@@ -143,7 +143,7 @@ def test_B23_a_run_of_one_pair_draws_points_with_intervals(cli, tmp_path):
     assert len(set(pairs)) == len(rows), "side by side"
 
 
-def test_B23_a_figure_that_is_left_out_says_what_it_needs(tmp_path, caplog):
+def test_B23_the_message_for_an_omitted_figure_names_its_needs(tmp_path, caplog):
     assert set(NEEDS) == set(FIGURES) | set(OF_TRAINING)
     pairs = (Pair.of_layers(0, 1, suite) for suite in ("x", "y"))
     matches = [{**pair.columns(), "arm": "folded", "value": 1.0} for pair in pairs]

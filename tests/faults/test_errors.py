@@ -10,6 +10,7 @@ import torch
 from conftest import tiny_overrides
 from saematch.core.errors import FileError, InputError, stage
 from saematch.core.results import Results
+from saematch.run import stages
 
 SMALL = ["logger=none", "arms=[identity]", "layers=[0,1]", "run_id=a"]
 LONG = "x" * 300
@@ -215,7 +216,7 @@ def test_each_job_with_a_bug_shows_its_traceback(cli, tiny, tmp_path, monkeypatc
         (KeyError("x"), "'x'", ["in stage match, arm folded, pair 3-4"]),
     ],
 )
-def test_a_stage_says_where_an_error_happened(error, text, notes):
+def test_an_error_names_its_stage(error, text, notes):
     with pytest.raises(type(error)) as caught, stage("match", arm="folded", pair="3-4"):
         raise error
     assert caught.value is error
@@ -263,8 +264,6 @@ def test_a_name_that_looks_like_a_number_is_to_be_quoted(cli, setting, words):
 
 
 def test_judges_are_closed_if_the_second_one_cannot_be_connected(cli, monkeypatch):
-    from saematch.run import run
-
     closed = []
 
     class First:
@@ -280,7 +279,7 @@ def test_judges_are_closed_if_the_second_one_cannot_be_connected(cli, monkeypatc
 
     judges = ["judge=gpt_4o_mini", "judge.model=first", "judge@second_judge=gpt_4o",
               "second_judge.model=second"]  # fmt: skip
-    monkeypatch.setattr(run, "connect", connect)
+    monkeypatch.setattr(stages, "connect", connect)
     message, _ = cli(*judges, "logger=none")
     assert "no server" in message
     assert closed == ["first"]

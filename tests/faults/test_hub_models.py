@@ -95,7 +95,7 @@ def test_B24_a_gated_model_is_refused_before_any_sae_is_fetched(outcome):
     assert not any(SAES in request for request in outcome["asked first"])
 
 
-def test_B24_sizes_are_announced_once_and_not_of_what_is_cached(outcome):
+def test_B24_sizes_are_logged_once_and_not_for_cached_files(outcome):
     announced = [line for line in outcome["first"]["messages"] if line.endswith("to fetch")]
     size = outcome["sizes"]["lm"] / 2**20
     assert announced == [

@@ -71,9 +71,10 @@ def tables(path: Path) -> dict:
     """Return a finished run's tables without training times."""
     results = Results.load(path / "results.json")
     assert results.status == "finished"
-    for row in results.tables.rows("saes"):
+    rows = {name: results.tables.rows(name) for name in results.tables}
+    for row in rows.get("saes", []):
         del row["seconds"]
-    return results.tables
+    return rows
 
 
 MATCH = ["logger=none", "figures=[]", "trainer.batch_size=1", "arms=[folded,random]"]  # fmt: skip

@@ -279,7 +279,7 @@ def test_files_of_the_zoo_are_whole_too(tmp_path, monkeypatch):
         match.save(path)
 
 
-def test_scales_by_almost_equal_quantiles_are_told_apart(world, tmp_path):
+def test_almost_equal_quantiles_have_different_kept_scales(world, tmp_path):
     relu = {k: replace(sae, threshold=None, activation="relu") for k, sae in world.saes.items()}
     identities = set()
     for quantile in (0.1234567, 0.1234568):

@@ -53,7 +53,7 @@ KINDS: dict[str, list[list[str]]] = {
     "reproduce": [["reproduce", "--only", "norms,feature_mse", "--families", "chain,mixed"]],
     "shared cache": [["run_id=a"], ["run_id=b", "seed=1"]],
 }
-"""What the command lines are told that work at the same time in one folder."""
+"""Arguments of the commands that work at the same time in one folder."""
 
 
 class Work(NamedTuple):
@@ -138,9 +138,10 @@ def tables(folder: Path) -> dict[str, dict]:
     for path in folder.rglob("results.json"):
         results = Results.load(path)
         assert results.status == "finished", path
-        for row in results.tables.rows("saes"):
+        rows: dict = {name: results.tables.rows(name) for name in results.tables}
+        for row in rows.get("saes", []):
             del row["seconds"]
-        states[str(path.relative_to(folder))] = results.tables | {"metrics": results.metrics}
+        states[str(path.relative_to(folder))] = rows | {"metrics": results.metrics}
     return states
 
 

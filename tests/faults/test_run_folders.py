@@ -134,14 +134,14 @@ def test_A7_a_folder_of_a_run_with_other_settings_is_left_as_it_is(cli, tmp_path
 
 
 def test_B25_an_attempt_that_fails_before_any_work_leaves_no_folder(cli, tmp_path, monkeypatch):
-    def load(experiment, folder):
-        settings = json.loads((folder / "run.json").read_text())
+    def load(context):
+        settings = json.loads((context.folder / "run.json").read_text())
         assert settings["seed"] == 3, "the folder is claimed before anything is loaded"
         run.log.warning("this line makes a log")
         raise InputError("no such SAE")
 
     message = cli("evaluations=[nothing]", "run_id=a", "logger=none")[0]
-    assert "evaluations holds 'nothing'" in message
+    assert "there is no evaluations=nothing" in message
     assert runs(tmp_path) == []
     with monkeypatch.context() as patched:
         patched.setattr(stages, "load", load)

@@ -14,7 +14,7 @@ from sae.sources.test_disk import D, F, X, dictionary, gemma, gemma_2, random, s
 from sae.test_architectures import D as WIDTH
 from sae.test_architectures import F as FEATURES
 from sae.test_architectures import X as STATES
-from sae.test_architectures import new_sae as saelens_sae
+from sae.test_architectures import new_sae as sae_of_saelens
 from saematch.core.pairs import SaeKey
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Identity
@@ -37,7 +37,7 @@ OLD = {
     "normalize_activations": "none", "neuronpedia_id": None, "sae_lens_training_version": "5.10.1",
     "model_from_pretrained_kwargs": {}, "seqpos_slice": [None],
 }  # fmt: skip
-"""What SAELens 5.10 writes."""
+"""Settings that SAELens 5.10 writes."""
 TRAINING = {
     "noise_scale": 0.1, "scale_sparsity_penalty_by_decoder_norm": True, "l1_coefficient": 5.0,
     "normalize_sae_decoder": True, "mse_loss_normalization": "dense_batch", "lp_norm": 1.0,
@@ -47,12 +47,12 @@ TRAINING = {
     "b_dec_init_method": "geometric_median", "wandb_project": "mine", "n_batches_in_buffer": 20,
     "feature_sampling_window": 2000, "dead_feature_threshold": 1e-8, "finetuning_method": "scale",
 }  # fmt: skip
-"""What SAELens 3.22 also writes."""
+"""Further settings that SAELens 3.22 writes."""
 
 
 def old_sae(folder, name="StandardSAE", change=None, **tensors):
     """Write an SAE as SAELens 5.10 does; return it as the current SAELens class."""
-    theirs = saelens_sae(name, **({"k": 5} if name == "TopKSAE" else {}))
+    theirs = sae_of_saelens(name, **({"k": 5} if name == "TopKSAE" else {}))
     folder.mkdir(parents=True)
     state = {key: value.detach().clone() for key, value in theirs.state_dict().items()}
     save_file({**state, **tensors}, folder / "sae_weights.safetensors")
@@ -563,7 +563,7 @@ def test_B26_messages_name_the_folder_that_was_loaded(tmp_path):
     assert repr(here) == repr(dataclasses.replace(here, path="elsewhere"))
 
 
-def test_A18_the_share_of_biases_in_what_is_compared():
+def test_A18_the_share_of_biases_in_the_compared_vectors():
     sae = random_sae(0)
     scale = torch.full((sae.n_features,), 0.01)
     origin = dataclasses.replace(sae.origin, stand_in_name="low")
@@ -581,7 +581,7 @@ def test_A18_the_share_of_biases_in_what_is_compared():
 
 
 @pytest.mark.filterwarnings("ignore")  # SAELens' imports warn
-def test_A18_a_match_of_biases_alone_is_said_with_the_remedy(cli, tiny, tmp_path):
+def test_A18_a_match_of_biases_alone_gives_a_warning_with_the_remedy(cli, tiny, tmp_path):
     for layer in range(4):
         sae = random_sae(layer)
         sae = dataclasses.replace(sae, b_enc=3.0 + sae.b_enc)
@@ -609,7 +609,7 @@ BIASED = "so the match of all parts is a match of the biases: set objective=deco
     ("scale", "parts", "expected"),
     [(0.01, Parts(), True), (1.0, Parts(), False), (0.01, Parts(W_enc=0.0, b_enc=0.0), False)],
 )
-def test_A18_it_is_said_of_arms_that_compare_biases(caplog, scale, parts, expected):
+def test_A18_only_arms_that_compare_biases_give_the_warning(caplog, scale, parts, expected):
     sae = random_sae(0)
     origin = dataclasses.replace(sae.origin, stand_in_name="made up")
     stand_in = torch.full((sae.n_features,), scale)

@@ -132,7 +132,7 @@ def test_B10_a_wrong_type_is_refused_by_name(setting, words):
         ("objective=5", "objective=5: choose one of both, decoder, encoder"),
     ],
 )
-def test_B16_messages_name_the_setting_and_what_is_legal(setting, words):
+def test_B16_messages_name_the_setting_and_the_allowed_values(setting, words):
     assert words in refusal(setting)
 
 

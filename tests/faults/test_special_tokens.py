@@ -221,14 +221,14 @@ def test_A2_contexts_equal_plain_hooks(lm, saes, batches, tmp_path):
     store = ContextStore(SaeShelf.of(saes), texts, tmp_path / "kept", 99, 1)
     recorder = store.recorder(tmp_path / "left")
     kept = store.contexts(texts.record(store.saes, {"r": recorder}, "contexts")["r"])
-    every = [plain_ids(lm, text) for text in SPOILED]
-    order = sorted(range(len(every)), key=lambda n: -every[n][0].shape[1])
+    plain = [plain_ids(lm, text) for text in SPOILED]
+    order = sorted(range(len(plain)), key=lambda n: -plain[n][0].shape[1])
     for ids, n in zip(texts.readers[""].texts, order, strict=True):
-        assert ids.tolist() == every[n][0][0].tolist(), "special tokens included"
+        assert ids.tolist() == plain[n][0][0].tolist(), "special tokens included"
     for key in KEYS[1:3]:
         expected = {}
         for number, n in enumerate(order):
-            ids, counts = every[n]
+            ids, counts = plain[n]
             active = saes[key].encode(resid_post(lm, ids)[key.layer]) * counts[:, None]
             values, positions = active.max(dim=0)
             for feature in torch.nonzero(values).flatten().tolist():

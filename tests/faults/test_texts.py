@@ -74,7 +74,7 @@ def test_B6_a_lone_surrogate_is_refused_with_its_line_before_a_model_runs(
     cli, tiny, tmp_path, monkeypatch
 ):
     (tmp_path / "t.jsonl").write_text('{"text": "fine \\ud83d\\ude00"}\n{"text": "half \\ud83d"}')
-    monkeypatch.setattr("saematch.evaluate.splice.evaluate_batch", None)
+    monkeypatch.setattr("saematch.sae.passes.TextPass.record", None)
     base = [s for s in tiny_overrides(tiny) if not s.startswith("dataset.paths")]
     message, _ = cli("dataset.paths=[t.jsonl]", "logger=none", base=base)
     assert "t.jsonl, line 2: character 5 of the text is half of a surrogate pair" in message
@@ -102,7 +102,7 @@ def test_B6_a_lone_surrogate_is_refused_with_its_line_before_a_model_runs(
         ('"one"', "line 2: not a JSON object with a field 'text'"),
     ],
 )
-def test_B15_what_is_no_text_is_refused_with_its_line(tmp_path, row, words):
+def test_B15_values_that_are_not_texts_are_refused_with_their_line(tmp_path, row, words):
     for name in ("t.jsonl", "t.json"):
         message = refused(tmp_path / name, '{"text": "one"}\n' + row)
         assert f"{name}, {words}" in message
@@ -233,7 +233,7 @@ def test_B21_a_table_without_the_column_is_refused(tmp_path):
     assert "t.csv, line 3: unexpected end" in refused(tmp_path / "t.csv", 'id,text\n1,a\n2,"b')
 
 
-def test_B21_what_is_no_text_is_refused(tmp_path):
+def test_B21_files_that_are_not_texts_are_refused(tmp_path):
     lines = "\n".join(json.dumps({"text": text}) for text in SAME)
     with zipfile.ZipFile(tmp_path / "t.docx", "w") as file:
         file.writestr("word/document.xml", "<w/>")
@@ -264,7 +264,7 @@ def load_text(path, content):
     return load(path)[path.stem]
 
 
-def test_B19_fewer_texts_than_asked_for_are_all_taken_and_said(cli, tiny, tmp_path):
+def test_B19_a_set_with_too_few_texts_is_used_whole_with_a_warning(cli, tiny, tmp_path):
     settings = ["dataset.n_texts=50", "evaluations=[co_activation]", "logger=none", "layers=[1,2]"]
     numbers = []
     for run in ("a", "b"):  # the second one reads the tokens of the first

@@ -163,7 +163,9 @@ def test_B8_no_file_is_written_in_another_way():
     assert [line for path in sorted(SOURCE.rglob("*.py")) for line in unguarded(path)] == []
 
 
-def test_B8_a_disk_that_fills_up_ends_a_run_in_one_line_and_it_goes_on(cli, tmp_path, monkeypatch):
+def test_B8_a_full_disk_ends_a_run_in_one_line_and_the_run_continues_later(
+    cli, tmp_path, monkeypatch
+):
     saved = []
 
     def save(tensors, path, metadata=None):
@@ -187,7 +189,7 @@ def test_B8_a_disk_that_fills_up_ends_a_run_in_one_line_and_it_goes_on(cli, tmp_
     assert "2 matches: 1 solved, 1 found" in output.err
 
 
-def test_B8_where_not_even_the_error_can_be_saved_it_is_said(cli, tmp_path, monkeypatch):
+def test_B8_an_error_that_cannot_be_saved_is_printed(cli, tmp_path, monkeypatch):
     def full(self, path):
         raise FileError(f"{path} cannot be written ({FULL})")
 
@@ -227,7 +229,7 @@ def test_B8_a_folder_is_whole_or_not_there(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_B8_a_log_that_cannot_be_written_says_so_once(capsys):
+def test_B8_a_log_that_cannot_be_written_gives_one_warning(capsys):
     log, logger = LogFile("/dev/full"), logging.Logger("x")
     logger.addHandler(log)
     for text in ("one", "two"):

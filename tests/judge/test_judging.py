@@ -228,10 +228,14 @@ def test_scores_by_hand(saes):
     assert [overall[name] for name in counts] == [6, 2, 1, 1, 1, 1]
     assert rows["random", None]["judge_score"] == rows["random", None]["judge_score_high"] == 1
     assert first["judge_score_low"] <= 2.5 <= first["judge_score_high"]
-    matches = [Pair.of_layers(0, 1).columns() | {"arm": arm} for arm in ("same", "other")]
+    matches = [
+        Pair.of_layers(n, n + 1).columns() | {"arm": arm}
+        for n in (0, 1)
+        for arm in ("same", "other")
+    ]
     tables.join(Tables.of({"matches": matches}))
     score_matches(tables)
-    same, other = tables.rows("matches")
+    same, other, *_ = tables.rows("matches")
     assert (same["judge_score"], same["n_same"]) == (2.5, 1)
     assert other["judge_score"] is None
     assert tables.column("judge_score").logged == ("matches",)

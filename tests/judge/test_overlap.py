@@ -67,8 +67,8 @@ def test_overlap_by_hand(tmp_path, first, second, label, reason):
 def test_exchanging_the_texts_changes_nothing(tmp_path):
     texts = ["a river", "river bank", 'active on "river" (90%), "," (10%)', "the", "bank of bread"]
     of_default = judge(tmp_path)
-    for one, other in product(texts, texts):
-        assert judged(of_default, one, other) == judged(of_default, other, one)
+    for first, second in product(texts, texts):
+        assert judged(of_default, first, second) == judged(of_default, second, first)
 
 
 def test_thresholds_are_settings_and_part_of_the_name(tmp_path):
@@ -92,7 +92,7 @@ def loaded(tmp_path):
 
 
 def test_a_run_judged_twice_by_words_alone(cli, tmp_path):
-    """Of layers l and m, ``kind i, l`` and ``kind j, m`` share one of three words or nothing."""
+    """Explanations of two layers share one of three words (equal kinds) or none."""
     path = tmp_path / "labels.jsonl"
     lines = [
         {"layer": layer, "feature": feature, "text": f"kind{feature % 5} of {layer}"}
@@ -134,8 +134,8 @@ def test_own_explanations_have_a_ceiling_from_other_texts(cli, tmp_path):
     assert ceiling
     assert "paraphrase" not in {row["role"] for row in rows}
     for row in ceiling:
-        one, other = (words(row[f"{end}_explanation"]) for end in ("source", "target"))
-        share = len(one & other) / len(one | other)
+        source, target = (words(row[f"{end}_explanation"]) for end in ("source", "target"))
+        share = len(source & target) / len(source | target)
         assert row["judge_score"] == 1 + (share >= 0.1) + (share >= 0.3)
 
 

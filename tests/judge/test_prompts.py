@@ -27,13 +27,13 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_text_stays_inside_its_marks(text):
     prompt = JUDGE.messages((text, "rivers"))[-1]["content"]
-    told = re.fullmatch(
+    marked = re.fullmatch(
         r"<explanation_a>(.*)</explanation_a>\n<explanation_b>(.*)</explanation_b>", prompt
     )
-    assert told is not None
+    assert marked is not None
     assert prompt.count("<") == prompt.count(">") == 4
-    assert isinstance(json.loads(told[1]), str)
-    assert json.loads(told[2]) == "rivers"
+    assert isinstance(json.loads(marked[1]), str)
+    assert json.loads(marked[2]) == "rivers"
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -85,16 +85,16 @@ def test_texts_are_read_from_json_or_as_plain_text(content, text):
 
 def test_kappa_by_hand():
     """Four of six alike; by chance (2*3 + 2*2 + 2*1) / 36 = 1/3; so kappa is 1/2."""
-    one, other = torch.tensor([1, 1, 2, 2, 3, 3]), torch.tensor([1, 1, 2, 1, 3, 2])
+    first, second = torch.tensor([1, 1, 2, 2, 3, 3]), torch.tensor([1, 1, 2, 1, 3, 2])
     weights = torch.ones(1, 6, dtype=torch.float64)
-    assert kappa(weights, one, other).item() == pytest.approx(0.5)
+    assert kappa(weights, first, second).item() == pytest.approx(0.5)
 
 
 def test_kappa_with_weights_is_kappa_of_repeated_pairs():
-    one, other = torch.tensor([1, 2, 3]), torch.tensor([1, 3, 3])
-    weighted = kappa(torch.tensor([[2.0, 1.0, 3.0]], dtype=torch.float64), one, other)
+    first, second = torch.tensor([1, 2, 3]), torch.tensor([1, 3, 3])
+    weighted = kappa(torch.tensor([[2.0, 1.0, 3.0]], dtype=torch.float64), first, second)
     index = torch.tensor([0, 0, 1, 2, 2, 2])
-    plain = kappa(torch.ones(1, 6, dtype=torch.float64), one[index], other[index])
+    plain = kappa(torch.ones(1, 6, dtype=torch.float64), first[index], second[index])
     assert weighted.item() == pytest.approx(plain.item())
 
 

@@ -1,4 +1,4 @@
-"""What an arm refuses of a matcher."""
+"""Matchers that an arm refuses."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -76,7 +76,7 @@ def test_a_composition_that_keeps_nothing_is_refused():
         Arm("threshold", Parts(), Identity(), composed_entries=0)
 
 
-def test_a_matcher_that_does_not_declare_its_partners_is_told_what_it_lacks():
+def test_a_matcher_that_does_not_declare_its_partners_is_refused():
     def matcher(factors):
         return permutation(0)
 

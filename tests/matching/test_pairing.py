@@ -1,4 +1,4 @@
-"""How the pairs of a run are laid out."""
+"""Layouts of the pairs of a run."""
 
 import pytest
 

@@ -29,7 +29,7 @@ def command(tiny, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_what_is_finished_is_kept_and_shown_and_the_page_is_whole(command, tmp_path):
+def test_finished_runs_are_kept_and_shown_on_a_whole_page(command, tmp_path):
     assert command("--only", "mse", "--families", "tiny", "--page", "docs/page.md") is None
     assert (tmp_path / "docs/page_figures/mse-tiny-mse.png").exists()
     result = tmp_path / "outputs/mse/reproduction-tiny/results.json"

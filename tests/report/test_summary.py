@@ -1,6 +1,9 @@
 """Names and values of the history and the means of a run."""
 
+import pytest
+
 from saematch.core.columns import Column
+from saematch.core.errors import InputError
 from saematch.core.tables import Tables
 from saematch.report.summary import history_by_layer, mean_metrics, optimal_to
 
@@ -71,3 +74,17 @@ def test_an_arm_is_optimal_to_its_largest_gap_if_all_its_matches_have_one():
         for gap, over_chance in of_arm
     ]
     assert optimal_to(Tables.of({"matches": rows})) == {"optimal_to/a": 0.5}
+
+
+def test_rows_without_an_arm_or_a_layer():
+    """An arm that is missing has no part in the name; a row over all layers is not logged."""
+    drifts = [pair(0, 1, drift=1.0) | {"arm": None}, pair(None, None, drift=5.0) | {"arm": None}]
+    tables = Tables.of({"drifts": drifts}, COLUMNS)
+    assert history_by_layer(tables) == {1: {"drift": 1.0}}
+    assert mean_metrics(tables) == {"drift": 1.0}
+
+
+def test_a_table_without_layers_is_refused_by_name():
+    tables = Tables.of({"drifts": [{"arm": "a", "drift": 1.0}]}, COLUMNS)
+    with pytest.raises(InputError, match="drift is logged from the table drifts, which has no"):
+        mean_metrics(tables)

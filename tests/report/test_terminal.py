@@ -51,3 +51,12 @@ def test_the_definitions_of_metrics_are_printed(capsys):
         "M",
     ] in lines
     assert ["share", "a", "share", "–", "higher", "0", "to", "1", "yes"] in lines
+
+
+def test_a_table_strategies_of_another_package_is_no_table_of_skipped_layers(tmp_path, capsys):
+    cell = {"arm": "a", "dataset": "all", "strategy": "mine", "quantile": None, "drift": 1.0}
+    tables = Tables.of({"matches": [{**ROW, "arm": "a"}], "strategies": [{**ROW, **cell}]})
+    print_results(Results("x", {}, {}, tables=tables), tmp_path)
+    assert "Explained variance" not in capsys.readouterr().out
+    for name in ("explained_variance", "persistence", "sparsity", "similar_l0", "quantiles"):
+        assert FIGURES[name](tables) is None

@@ -126,9 +126,9 @@ def test_listed_pairs_keep_their_order_and_may_go_back(cli, tmp_path, add_suite)
     message, _ = cli(*QUIET, *suite, "pairing=listed", pairs)
     assert message is None
     tables = results_of(tmp_path).tables
-    found = [(r["source_suite"], r["source_layer"], r["target_suite"], r["target_layer"])
+    pairs_of_rows = [(r["source_suite"], r["source_layer"], r["target_suite"], r["target_layer"])
              for r in tables.rows("matches") if r["arm"] == "folded"]  # fmt: skip
-    assert found == [
+    assert pairs_of_rows == [
         ("default", 3, "default", 1),
         ("default", 1, "default", 3),
         ("default", 2, "wide", 0),

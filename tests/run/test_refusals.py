@@ -1,11 +1,12 @@
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 
 from conftest import random_sae, tiny_overrides
 from saematch.app.configuration import build
 from saematch.core.pairs import Pair, Refusal, SaeKey
-from saematch.evaluate.evaluation import PairFacts
+from saematch.evaluate.evaluation import Evaluation, PairFacts
 from saematch.evaluate.paths import Paths
 from saematch.run.refusals import find_refusals
 from saematch.sae.recorders import Models
@@ -39,6 +40,30 @@ def test_paths_of_another_suite_go_on():
     refused = [Refusal(pairs[0], "matching", "too early")]
     (ended,) = Paths().refusals([facts_of(pair) for pair in pairs], refused)
     assert ended == (pairs[0], "no path goes beyond layer 0 of x: too early")
+
+
+class OnTexts(Evaluation):
+    """An evaluation of another package, which has a reason of its own for one pair."""
+
+    reads_texts: ClassVar[bool] = True
+
+    def refusal(self, facts):
+        return "too early" if facts.pair.source.layer == 0 else None
+
+
+class OnWeights(OnTexts):
+    reads_texts: ClassVar[bool] = False
+
+
+def test_an_evaluation_on_texts_leaves_out_saes_that_read_no_hidden_states():
+    early, inner, late = (facts_of(Pair.of_layers(n, n + 1)) for n in range(3))
+    origin = replace(inner.target.origin, site="mlp_out")
+    inner = inner._replace(target=replace(inner.target, origin=origin))
+    reasons = dict(OnTexts().refusals([early, inner, late], []))
+    assert reasons[early.pair] == "too early"
+    assert "(site mlp_out)" in reasons[inner.pair]
+    assert late.pair not in reasons
+    assert dict(OnWeights().refusals([early, inner, late], [])) == {early.pair: "too early"}
 
 
 @pytest.mark.parametrize("evaluations", ["co_activation,paths", "paths,co_activation"])

@@ -52,11 +52,11 @@ def test_everything_is_mirrored(tmp_path, wandb_folder):
         row["layer"]: row["mse_W_dec/folded"] for row in logged if "mse_W_dec/folded" in row
     }
     assert by_layer == {1: 0.25, 2: 0.5}
-    found = list(records(wandb_folder))
+    entries = list(records(wandb_folder))
     assert config(wandb_folder)["seed"] == 3
     (artifact,) = [
         r.artifact
-        for r in found
+        for r in entries
         if r.WhichOneof("record_type") == "artifact" and r.artifact.type == "matches"
     ]
     assert [entry.path for entry in artifact.manifest.contents] == ["folded/0-1.safetensors"]
@@ -130,10 +130,10 @@ def test_without_a_network_the_run_is_offline_and_says_so_once(
     with caplog.at_level("INFO", logger="saematch"):
         tracker, matches = start(tmp_path)
         tracker.finish(Outcome(Results("skip", {}, {}), {1: {"x": 1.0}}, {}, matches))
-    said = [r.getMessage() for r in caplog.records if r.name == "saematch.run.tracking"]
-    assert len(said) == 1
-    assert "runs offline into" in said[0]
-    assert "cannot be reached" in said[0]
+    messages = [r.getMessage() for r in caplog.records if r.name == "saematch.run.tracking"]
+    assert len(messages) == 1
+    assert "runs offline into" in messages[0]
+    assert "cannot be reached" in messages[0]
     assert history(wandb_folder)
 
 

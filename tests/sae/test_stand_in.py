@@ -44,7 +44,7 @@ def topk(tiny, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # SAELens' imports warn
-def test_topk_saes_are_folded_by_what_is_asked_for(cli, tiny, topk, tmp_path):
+def test_topk_saes_are_folded_by_the_chosen_stand_in(cli, tiny, topk, tmp_path):
     own = [s for s in tiny_overrides(tiny) if not s.startswith("sae.path")]
     base = [*own, f'sae.path="{topk}/layer_{{layer}}"', "logger=none", "figures=[norms]"]
     message, _ = cli("run_id=a", base=base)

@@ -105,11 +105,11 @@ def hub(folder, monkeypatch):
     """A hub with one data set, whose commits are ``commits`` in turn; then it cannot be reached."""
     import datasets
 
-    state = types.SimpleNamespace(commits=[], asked=[], read=[])
+    state = types.SimpleNamespace(commits=[], requests=[], read=[])
     open_folder = datasets.load_dataset
 
     def dataset_info(_, path, *, revision, timeout):
-        state.asked.append((path, revision))
+        state.requests.append((path, revision))
         if not state.commits:
             raise HTTPError("timed out")
         return types.SimpleNamespace(sha=state.commits.pop(0))
@@ -137,7 +137,7 @@ def test_the_newest_commit_is_pinned_recorded_and_read_once(hub, tiny, tmp_path,
             "path": "some/web", "config": None, "split": "train", "column": "content",
             "revision": COMMITS[0], "n_texts": 3, "seed": 2, "min_characters": 200,
         }  # fmt: skip
-    assert hub.asked == [("some/web", None)] * 2
+    assert hub.requests == [("some/web", None)] * 2
     assert hub.read == COMMITS[:1], "the second time tokens are kept"
 
     assert load_texts(spec, lm, tmp_path).described["web"]["revision"] == COMMITS[0]
@@ -152,7 +152,7 @@ def test_the_newest_commit_is_pinned_recorded_and_read_once(hub, tiny, tmp_path,
 def test_a_pinned_commit_is_not_asked_for(hub, tmp_path):
     pinned = HubSet("some/web", revision=COMMITS[0])
     assert pinned.resolve(tmp_path) == pinned
-    assert hub.asked == []
+    assert hub.requests == []
 
 
 def test_a_folder_is_known_by_its_content(folder):

@@ -1,4 +1,4 @@
-"""What the runner does when memory runs out."""
+"""The runner when memory runs out."""
 
 import logging
 import traceback

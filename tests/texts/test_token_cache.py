@@ -25,7 +25,7 @@ def spec(tiny):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """How often texts were drawn."""
+    """Return a list with one item for each time that texts were drawn."""
     calls, load = [], LocalTexts.load
     monkeypatch.setattr(LocalTexts, "load", lambda self: calls.append(self) or load(self))
     return calls

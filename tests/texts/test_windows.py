@@ -20,7 +20,7 @@ class Letters:
 
 
 def cut(texts, context, n_tokens, bos_id=99, seed=0, tokenizer=None):
-    sets = [TextSet(str(number), some) for number, some in enumerate(texts)]
+    sets = [TextSet(str(number), of_set) for number, of_set in enumerate(texts)]
     vocabulary = types.SimpleNamespace(
         tokenizer=tokenizer or Letters(), bos_id=bos_id, special_ids=frozenset()
     )

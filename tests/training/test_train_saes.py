@@ -82,7 +82,7 @@ def test_train_resume_and_match(cli, tiny, tmp_path):
     assert set(provenance["saes"]) == {"1", "2"}
 
 
-def test_topk_and_what_is_refused(cli, tmp_path, monkeypatch):
+def test_topk_and_refusals(cli, tmp_path, monkeypatch):
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     message, _ = cli(*SETTINGS, "training=topk", "layers=[1]", "logger=wandb")

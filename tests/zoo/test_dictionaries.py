@@ -88,7 +88,7 @@ def test_independent_layers_differ_and_have_no_truth(folders):
     assert not (folders.out / built.name / "truth").exists()
 
 
-def test_what_is_there_is_not_trained_again_and_what_is_lost_comes_back(folders, monkeypatch):
+def test_only_missing_saes_are_trained(folders, monkeypatch):
     built = family("chain", steps=2)
     build_family(built, folders, N_LAYERS)
     lost = folders.out / built.name / "layer_1"

@@ -17,7 +17,6 @@ from saematch.core.pairs import DEFAULT, NO_ARM
 from saematch.core.tables import Row, rows_of
 from saematch.report.frames import has, numbers, unique, values_of, where
 from saematch.report.style import (
-    MATCHLESS_STYLES,
     SIZE,
     arm_style,
     axis_label,
@@ -90,7 +89,7 @@ def cell_look(arm: str, strategy: str | None, frame: DataFrame) -> dict[str, obj
     """Return the style and label of an arm, of its strategy, or of a judge's control."""
     if strategy is None:
         return arm_style(arm, frame)
-    if arm == NO_ARM and strategy not in MATCHLESS_STYLES:
+    if arm == NO_ARM and strategy in CONTROL_STYLES:
         from saematch.report.judged import CONTROL_LABELS  # imports torch
 
         dashes, marker = CONTROL_STYLES[strategy]

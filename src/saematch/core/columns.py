@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from saematch.core.errors import InputError
+
 
 @dataclass(frozen=True)
 class Column:
@@ -25,10 +27,22 @@ class Column:
     interval: bool = False
     """Whether tables have the ends of its interval, as ``<name>_low`` and ``<name>_high``."""
     logged: tuple[str, ...] = ()
-    """Tables from which the metric is logged by layer. If ``matches`` or ``strategies`` is one of
-    them, runs are compared by the mean of the metric over pairs."""
+    """Tables from which the metric is logged by layer; they have the column ``target_layer`` or
+    ``layer``. Runs are compared by the mean of the metric over pairs if it is logged from
+    ``matches``, or if ``Measures.row`` computed it for ``strategies``."""
     meaning: str = ""
     """Phrase that defines the metric."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.logged, str):
+            raise InputError(
+                f"metric {self.name}: logged={self.logged!r} must be a tuple of names of tables, "
+                f"as ({self.logged!r},)"
+            )
+        if self.better not in ("higher", "lower", None):
+            raise InputError(
+                f"metric {self.name}: better={self.better!r} must be 'higher', 'lower' or None"
+            )
 
     @property
     def with_unit(self) -> str:

@@ -17,13 +17,20 @@ class FileError(InputError, OSError):
 class stage(ContextDecorator):
     """Add the stage of a run to an error in the block or decorated function.
 
-    The message of an ``InputError`` gets the arm and pair as a prefix, except for ``FileError``.
+    The message of an ``InputError`` gets the arm, pair and evaluation as a prefix, except for
+    ``FileError``.
     Any other error gets a note, which its traceback shows. No error is caught.
     """
 
-    def __init__(self, name: str, arm: str | None = None, pair: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        arm: str | None = None,
+        pair: str | None = None,
+        evaluation: str | None = None,
+    ) -> None:
         self.name = name
-        named = {"arm": arm, "pair": pair}
+        named = {"arm": arm, "pair": pair, "evaluation": evaluation}
         self.place = ", ".join(f"{kind} {value}" for kind, value in named.items() if value)
 
     def __enter__(self) -> None:

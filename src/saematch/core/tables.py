@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from saematch.core.columns import Column
+from saematch.core.errors import InputError
 from saematch.core.pairs import PAIR_COLUMNS
 
 Value = str | int | float | bool | None
@@ -14,6 +16,8 @@ Row = dict[str, Value]
 
 KEYS = (*PAIR_COLUMNS, "suite", "layer", "arm", "dataset", "strategy", "quantile")
 """Key columns of rows; tables are joined by the key columns that they share."""
+RESERVED = ("means", "refused", "metrics", "columns")
+"""Names of tables that a run or its mirrors write."""
 
 
 class Tables(dict[str, pd.DataFrame]):
@@ -44,10 +48,11 @@ class Tables(dict[str, pd.DataFrame]):
         self.columns |= {column.name: column for column in columns}
 
     def add(self, name: str, frame: pd.DataFrame) -> None:
-        """Add a table, or join new columns to an existing table by its key columns.
+        """Add a table, or join new columns to an existing table by the key columns of both.
 
-        Rows of the table without a counterpart in ``frame`` get no value. Columns of ``frame``
-        replace those of the same name.
+        Rows of the table without a counterpart in ``frame`` get no value. Raises ``InputError`` if
+        the two share no key, if rows of ``frame`` have equal keys or keys that the table lacks, and
+        if the table already has one of the new columns.
         """
         if name not in self:
             self[name] = frame
@@ -56,13 +61,24 @@ class Tables(dict[str, pd.DataFrame]):
             return
         table = self[name]
         keys = [key for key in KEYS if key in table and key in frame]
-        values = [column for column in frame if column not in keys]
-        kept = table.drop(columns=[column for column in values if column in table])
-        self[name] = kept.merge(frame, how="left", on=keys, validate="many_to_one")
+        existing = [str(column) for column in frame if column in table and column not in keys]
+        problem = f"the table has {', '.join(existing)} already" if existing else ""
+        problem = problem or _problem_of_keys(table, frame, keys)
+        if problem:
+            raise InputError(
+                f"the new columns of the table {name} cannot be joined: {problem}; use another "
+                "name for the table or the column, or correct the rows"
+            )
+        self[name] = table.merge(frame, how="left", on=keys)
 
     def join(self, tables: Tables) -> None:
-        """Add tables, as ``add`` does, and their definitions."""
+        """Add tables, as ``add`` does, and their definitions.
+
+        Raises ``InputError`` for a table with a name in ``RESERVED``.
+        """
         for name, frame in tables.items():
+            if name in RESERVED:
+                raise InputError(f"a table of an evaluation may not be called {name}: rename it")
             self.add(name, frame)
         self.define(tables.columns.values())
 
@@ -88,7 +104,25 @@ def rows_of(frame: pd.DataFrame) -> list[Row]:
     ]
 
 
+def _problem_of_keys(table: pd.DataFrame, frame: pd.DataFrame, keys: list[str]) -> str:
+    """Return why a frame cannot be joined to a table by the keys; empty if it can be joined."""
+    if not keys:
+        return f"they have none of its key columns ({', '.join(k for k in KEYS if k in table)})"
+    repeated = frame[frame.duplicated(keys)]
+    if len(repeated):
+        return f"several rows have {_key(repeated, keys)}"
+    sides = frame[keys].merge(table[keys].drop_duplicates(), how="left", indicator=True)
+    lost = sides[sides["_merge"] == "left_only"]
+    return f"it has no row with {_key(lost, keys)}" if len(lost) else ""
+
+
+def _key(frame: pd.DataFrame, keys: list[str]) -> str:
+    """Return the key of the first row, for a message."""
+    return ", ".join(f"{name} {value}" for name, value in rows_of(frame[keys])[0].items())
+
+
 def _series(values: list[object]) -> pd.Series:
+    values = [value.item() if isinstance(value, np.generic) else value for value in values]
     kinds = {type(value) for value in values if value is not None}
     if kinds == {bool}:
         return pd.Series(values, dtype="boolean")

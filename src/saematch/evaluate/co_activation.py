@@ -18,12 +18,11 @@ from saematch.core.specs import spec
 from saematch.core.tables import Row, Tables
 from saematch.evaluate.counting import CountRecorder, MatchedPair
 from saematch.evaluate.counts import JACCARD, MATCHING_SCORE, Counts, PairCounts
-from saematch.evaluate.evaluation import Evaluation, PairFacts, Subject
+from saematch.evaluate.evaluation import Evaluation, Subject
 from saematch.evaluate.intervals import Values, Weights
 from saematch.evaluate.measures import Cell, Measures
 from saematch.evaluate.metrics import mean, ratio
 from saematch.sae.recorders import Recording
-from saematch.sae.sites import skipping_refusal
 
 FEATURES_AT_ONCE = 4096
 """Number of features whose replicated counts are in memory at a time."""
@@ -78,10 +77,6 @@ class CoActivation(Evaluation):
 
     columns: ClassVar[tuple[Column, ...]] = (*SCORES, RECALL_LIVE, MEAN_L0, MEAN_NORM, N_DEAD)
     reads_texts: ClassVar[bool] = True
-
-    def refusal(self, facts: PairFacts) -> str | None:
-        """Refuse SAEs that cannot be applied to hidden states."""
-        return skipping_refusal(facts.source.origin) or skipping_refusal(facts.target.origin)
 
     def recorder(self, subject: Subject) -> CountRecorder:
         """Return the recorder of counts; a match that several arms found is counted once."""

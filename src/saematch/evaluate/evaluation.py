@@ -17,7 +17,7 @@ from saematch.evaluate.measures import Measures
 from saematch.matching.arm import Arm
 from saematch.matching.matches import MatchSet
 from saematch.sae.recorders import Models, Recorder, Recording
-from saematch.sae.sites import is_skippable
+from saematch.sae.sites import is_skippable, skipping_refusal
 from saematch.sae.sources.source import SaeSource
 from saematch.sae.suites import SaeFacts, SaeShelf
 
@@ -29,6 +29,10 @@ class PairFacts(NamedTuple):
     source: SaeFacts
     target: SaeFacts
     models: Models
+
+    def site_refusal(self) -> str | None:
+        """Return why the SAEs cannot be applied to hidden states; None if they can."""
+        return skipping_refusal(self.source.origin) or skipping_refusal(self.target.origin)
 
 
 @dataclass(frozen=True)
@@ -112,11 +116,16 @@ class Evaluation:
         """Yield the pairs that the evaluation leaves out, with the reason.
 
         ``refused`` has the pairs that are not matched, and the refusals of evaluations that keep
-        this default. By default, ``refusal`` decides for each matched pair.
+        this default. By default, ``refusal`` decides for each matched pair. An
+        evaluation that reads texts also leaves out SAEs that do not read the residual stream, since
+        a pass over the texts has no other hidden states.
         """
         unmatched = {r.pair for r in refused if r.evaluation == "matching" and r.arm is None}
         for facts in pairs:
-            if facts.pair not in unmatched and (reason := self.refusal(facts)):
+            if facts.pair in unmatched:
+                continue
+            reason = facts.site_refusal() if self.reads_texts else None
+            if reason := reason or self.refusal(facts):
                 yield facts.pair, reason
 
     def recorder(self, subject: Subject) -> Recorder | None:

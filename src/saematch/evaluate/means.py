@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from statistics import fmean
 from typing import NamedTuple
 
@@ -30,12 +31,15 @@ def mean_row(key: MeanKey, interval: Interval, n_pairs: int) -> Row:
     return {**key._asdict(), **interval._asdict(), "n_pairs": n_pairs}
 
 
-def weight_means(tables: Tables) -> list[Row]:
-    """Return the rows of ``means`` for the metrics of ``matches`` that have no interval."""
+def weight_means(tables: Tables, measured: Collection[str] = ()) -> list[Row]:
+    """Return the rows of ``means`` for the logged metrics of ``matches`` not in ``measured``.
+
+    They have no interval.
+    """
     metrics = [
         column.name
         for column in tables.columns.values()
-        if "matches" in column.logged and not column.interval
+        if "matches" in column.logged and column.name not in measured
     ]
     values: dict[MeanKey, list[float]] = defaultdict(list)
     for row in tables.rows("matches"):

@@ -22,7 +22,6 @@ from saematch.evaluate.metrics import explained_variance, mean
 from saematch.evaluate.splice import MATCHLESS, Job, Splice, SpliceRecorder
 from saematch.evaluate.weights import FoldedPair, of_least_error, row_errors
 from saematch.sae.recorders import Recording
-from saematch.sae.sites import skipping_refusal
 from saematch.texts.sums import TextSums
 
 DELTA_LOSS = Column(
@@ -67,9 +66,6 @@ class Skipping(Evaluation):
     def refusal(self, facts: PairFacts) -> str | None:
         """Refuse pairs between which no layer can be skipped."""
         source, target = facts.pair
-        reason = skipping_refusal(facts.source.origin) or skipping_refusal(facts.target.origin)
-        if reason is not None:
-            return reason
         if facts.models.of(source) != facts.models.of(target):
             return f"{source.suite} and {target.suite} have SAEs of two language models"
         if source.layer == target.layer:

@@ -13,7 +13,7 @@ import torch
 
 from saematch.core.columns import Column, share
 from saematch.core.match import Match
-from saematch.core.pairs import NO_ARM, PAIR_COLUMNS, Pair
+from saematch.core.pairs import PAIR_COLUMNS, Pair
 from saematch.core.tables import Row, Tables
 from saematch.evaluate.intervals import Intervals, Values
 from saematch.evaluate.weights import FoldedPair, feature_mse
@@ -258,7 +258,7 @@ def score_matches(tables: Tables) -> None:
     """Add the judge's scores of single pairs to the table ``matches``."""
     scores = tables["judge_scores"]
     if len(scores):
-        of_pairs = scores[(scores["role"] == "pair") & (scores["arm"] != NO_ARM)]
+        of_pairs = scores[(scores["role"] == "pair") & scores["source_layer"].notna()]
         tables.add("matches", of_pairs[[*PAIR_COLUMNS, "arm", *_IN_MATCHES]])
 
 

@@ -14,6 +14,7 @@ from saematch.report.frames import (
     datasets_of,
     layer_pairs,
     numbers,
+    skipped_layers,
     table,
     unique,
     values_of,
@@ -41,7 +42,7 @@ UNITS = {"permute": "threshold", "permute_raw": "norm"}
 
 def quantiles(tables: Tables, metric: str) -> Figure | None:
     """Figures 16 and 17: partial matches, by layer and by the share of features permuted."""
-    permuted = where(table(tables, "strategies"), strategy="permute")
+    permuted = where(skipped_layers(tables), strategy="permute")
     partial = permuted if permuted.empty else permuted[permuted["quantile"].notna()]
     if partial.empty or len(unique(partial, *SUITE_COLUMNS)) > 1:
         return None

@@ -20,6 +20,7 @@ from saematch.report.frames import (
     layer_pairs,
     numbers,
     of_one_suite,
+    skipped_layers,
     table,
     unique,
     where,
@@ -164,7 +165,7 @@ def _place(matches: DataFrame) -> str:
 
 def _strategies(tables: Tables, metric: str) -> Figure | None:
     """Figures 10 and 11: a metric of skipped layers, by layer and data set."""
-    cells = where(table(tables, "strategies"), quantile=None)
+    cells = where(skipped_layers(tables), quantile=None)
     if not _by_layer(cells) or len(unique(cells, *SUITE_COLUMNS)) > 1:
         return None
     datasets = datasets_of(cells)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from saematch.core.columns import EXPLAINED_VARIANCE
 from saematch.core.pairs import NO_ARM, OF_DEFAULT, SUITE_COLUMNS
 from saematch.core.tables import Tables, rows_of
 
@@ -14,6 +15,15 @@ from saematch.core.tables import Tables, rows_of
 def table(tables: Tables, name: str) -> pd.DataFrame:
     """Return a table, or an empty frame if the run does not have the table."""
     return tables[name] if name in tables else pd.DataFrame()
+
+
+def skipped_layers(tables: Tables) -> pd.DataFrame:
+    """Return the table ``strategies``, or an empty frame if it has no explained variance.
+
+    An evaluation of another package may have made the table.
+    """
+    strategies = table(tables, "strategies")
+    return strategies if EXPLAINED_VARIANCE.name in strategies else strategies.iloc[:0]
 
 
 def where(frame: pd.DataFrame, **values: object) -> pd.DataFrame:

@@ -43,10 +43,11 @@ def markdown(columns: Iterable[Column]) -> str:
     for column in columns:
         meaning = f"{column.label}: {column.meaning}" if column.meaning else column.label
         cells = (
-            f"`{column.name}`", meaning.replace("|", "\\|"), column.unit or "–",
+            f"`{column.name}`", meaning, column.unit or "–",
             column.better or "–", limits(column), "yes" if column.interval else "no",
         )  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
+        escaped = (" ".join(cell.split()).replace("|", "\\|") for cell in cells)
+        lines.append(f"| {' | '.join(escaped)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -13,6 +13,7 @@ from saematch.report.frames import (
     has,
     layer_pairs,
     numbers,
+    skipped_layers,
     table,
     unique,
     values_of,
@@ -70,7 +71,7 @@ def feature_mse(tables: Tables) -> Figure | None:
 def persistence(tables: Tables) -> Figure | None:
     """Figure 8: a feature against its match in each target layer."""
     matches = where(table(tables, "matches"), **OF_DEFAULT)
-    strategies = where(table(tables, "strategies"), **OF_DEFAULT)
+    strategies = where(skipped_layers(tables), **OF_DEFAULT)
     sources = values_of(matches, "source_layer")
     if len(layer_pairs(matches)) == len(sources) or len(matches) < 2:
         return None
@@ -118,7 +119,7 @@ def sparsity(tables: Tables) -> Figure | None:
     """Figure 14: explained variance and change in loss against mean L0."""
     if "mean_l0" not in table(tables, "layers"):  # a run without co-activation
         return None
-    cells = _with_l0(within_suites(where(table(tables, "strategies"), quantile=None)), tables)
+    cells = _with_l0(within_suites(where(skipped_layers(tables), quantile=None)), tables)
     if len(values_of(cells, "source_suite")) < 2 or len(layer_pairs(cells)) != 1:
         return None
     ticks = sorted(set(numbers(cells, "l0", 0.0)))
@@ -156,7 +157,7 @@ def _with_l0(cells: DataFrame, tables: Tables) -> DataFrame:
 
 def similar_l0(tables: Tables) -> Figure | None:
     """Figure 15: mean L0 by layer of two suites, and the variance that each explains."""
-    cells = within_suites(where(table(tables, "strategies"), quantile=None))
+    cells = within_suites(where(skipped_layers(tables), quantile=None))
     suites = values_of(cells, "source_suite")
     if not 2 <= len(suites) <= len(DASHES) or DEFAULT not in suites:
         return None

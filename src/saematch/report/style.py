@@ -139,12 +139,16 @@ def arm_style(arm: str, frame: DataFrame) -> dict[str, object]:
 
 
 def cell_style(arm: str, strategy: str, frame: DataFrame) -> dict[str, object]:
-    """Return the style of an arm under a strategy, or of a strategy that needs no match."""
+    """Return the style of an arm under a strategy, or of a strategy that needs no match.
+
+    Strategies of other packages are labelled by their names.
+    """
     if arm == NO_ARM:
-        label, dashes, marker = MATCHLESS_STYLES[strategy]
+        label, dashes, marker = MATCHLESS_STYLES.get(strategy, (strategy, "-.", "s"))
         return {"color": "#000000", "label": label, "linestyle": dashes, "marker": marker}
-    label = f"{arm}{STRATEGY_LABELS[strategy]}"
-    return {**STRATEGY_STYLES[strategy], **arm_style(arm, frame), "label": label}
+    label = f"{arm}{STRATEGY_LABELS.get(strategy, f', {strategy}')}"
+    style = STRATEGY_STYLES.get(strategy, {"linestyle": ":"})
+    return {**style, **arm_style(arm, frame), "label": label}
 
 
 def legend(figure: Figure, *axes: Axes, columns: int = 4) -> None:

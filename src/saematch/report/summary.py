@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from saematch.core.errors import InputError
 from saematch.core.pairs import DEFAULT, PAIR_COLUMNS, suites_label
 from saematch.core.tables import Tables
 from saematch.report.frames import has, table, with_metric
@@ -68,7 +69,8 @@ def _logged(tables: Tables) -> pd.DataFrame:
         logged = [metric for metric, column in tables.columns.items() if name in column.logged]
         for metric in logged:
             if has(frame, metric):
-                rows = with_metric(frame, metric)
+                layer = _layer_column(name, frame, metric)
+                rows = with_metric(with_metric(frame, metric), layer)
                 names = PREFIXES.get(name, "") + metric + _parts(rows) + _tail(rows, several)
                 parts.append(_values(rows, names, metric))
     controls = _controls(tables)
@@ -76,6 +78,17 @@ def _logged(tables: Tables) -> pd.DataFrame:
         names = "judge_control/" + controls["role"] + _tail(controls, several)
         parts.append(_values(controls, names, "judge_score"))
     return pd.concat([part for part in parts if len(part)] or parts)
+
+
+def _layer_column(name: str, frame: pd.DataFrame, metric: str) -> str:
+    """Return the column of the layer that a row's metrics belong to."""
+    for layer in ("target_layer", "layer"):
+        if layer in frame:
+            return layer
+    raise InputError(
+        f"metric {metric} is logged from the table {name}, which has no column target_layer or "
+        "layer: add the column, or remove the table from the metric's logged"
+    )
 
 
 def _values(rows: pd.DataFrame, names: pd.Series, metric: str) -> pd.DataFrame:
@@ -107,7 +120,7 @@ def _parts(rows: pd.DataFrame) -> pd.Series:
     parts = pd.Series("", index=rows.index, dtype=object)
     for key in IN_NAMES:
         if key in rows:
-            parts += "/" + rows[key].astype(object)
+            parts += [f"/{part}" if pd.notna(part) else "" for part in rows[key]]
     if has(rows, "quantile"):
         parts += [f"@{share:g}" if pd.notna(share) else "" for share in rows["quantile"]]
     return parts

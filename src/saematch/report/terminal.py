@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from saematch.core.pairs import DEFAULT, NO_ARM, PAIR_COLUMNS, Pair, pair_of
@@ -18,6 +19,7 @@ from saematch.report.frames import (
     datasets_of,
     has,
     numbers,
+    skipped_layers,
     table,
     unique,
     values_of,
@@ -57,7 +59,7 @@ def print_results(results: Results, folder: Path) -> None:
         console = Console(width=100)
     tables = results.tables
     for title, printed in _printed(tables):
-        console.print(f"\n[bold]{title}[/]", soft_wrap=True, highlight=False)
+        console.print(f"\n[bold]{escape(title)}[/]", soft_wrap=True, highlight=False)
         console.print(printed)
     for line in (*_live_recall(table(tables, "means")), *_other_metrics(tables)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -111,7 +113,7 @@ def _printed(tables: Tables) -> Iterator[tuple[str, Table]]:
     scores = table(tables, "judge_scores")
     if len(scores):
         yield "Judge score (share of SAME), from 1 different to 3 the same", _judge_table(scores)
-    strategies = table(tables, "strategies")
+    strategies = skipped_layers(tables)
     if len(strategies):
         datasets = ", ".join(datasets_of(strategies))
         title = f"Explained variance of the replaced hidden state, mean over {datasets}"
@@ -189,7 +191,8 @@ def _strategy_table(strategies: pd.DataFrame, metric: str) -> Table:
     cells = unique(strategies, *keys)
     headings = []
     for arm, strategy, quantile in cells:
-        heading = HEADINGS[strategy] if arm == NO_ARM else f"{arm}\n{HEADINGS[strategy]}"
+        name = HEADINGS.get(strategy, strategy)
+        heading = name if arm == NO_ARM else f"{arm}\n{name}"
         share = "" if quantile is None else f"q={quantile:g}"
         headings.append(f"{heading}{share}".strip())
     printed = _table(*headings)

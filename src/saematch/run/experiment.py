@@ -20,6 +20,7 @@ from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
 from saematch.matching.pairing import Pairing
 from saematch.report.figures import check_figures
+from saematch.report.metrics import own_columns
 from saematch.run.run_folders import check_name
 from saematch.run.tracking import CsvLogging, NoLogging, WandbLogging
 from saematch.sae.sources.selection import Selection
@@ -97,6 +98,7 @@ class Experiment:
             )
         self._check_classes()
         self._check_partners()
+        self._check_columns()
         check_figures(self.figures)
         self._check_models()
         self._check_judges()
@@ -173,6 +175,18 @@ class Experiment:
                         f"arms.{arm}.matcher, {type(of_arm.matcher).__name__}, may give a feature "
                         f"several partners: leave {name} out, or choose another matcher for this "
                         "arm"
+                    )
+
+    def _check_columns(self) -> None:
+        """Refuse a metric with two definitions, since tables and figures use only one."""
+        definitions = own_columns()
+        for name, evaluation in self.evaluations.items():
+            for column in evaluation.columns:
+                check_name(f"evaluations.{name}: name of a metric", column.name)
+                if definitions.setdefault(column.name, column) != column:
+                    raise InputError(
+                        f"evaluations.{name} defines the metric {column.name}, which saematch or "
+                        "another evaluation defines differently: rename the metric"
                     )
 
     @property

@@ -45,9 +45,15 @@ def _sae_name(key: SaeKey) -> str:
     return str(key.layer) if key.suite == DEFAULT else f"{key.suite}/{key.layer}"
 
 
-SHOWING = ("saematch.app", "saematch.compare", "saematch.report.figures", "saematch.run.tracking")
-"""Packages that show numbers without computing them, except ``saematch.report.summary``, which
-computes a run's metrics."""
+SHOWING = (
+    "saematch.app",
+    "saematch.compare",
+    "saematch.report.figures",
+    "saematch.report.metrics",
+    "saematch.run.tracking",
+)
+"""Code that shows numbers without computing them. ``saematch.report.summary`` is not in the list,
+since it computes a run's metrics."""
 
 
 def made_with(experiment: Experiment | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from saematch.chat.asking import Chat
 from saematch.core.errors import InputError, stage
 from saematch.core.memory import memory_shortage
-from saematch.core.tables import KEYS, Tables, frame_of
+from saematch.core.tables import Tables, frame_of
 from saematch.evaluate.evaluation import Evaluation, Subject
 from saematch.evaluate.match_tables import MatchTables
 from saematch.evaluate.means import weight_means
@@ -194,34 +194,13 @@ def evaluate(context: Context) -> None:
     """Compute the tables of every evaluation, and add them to the results."""
     subject, tables = context.subject(), context.results.tables
     for name, evaluation in _with_pairs(context.experiment, subject).items():
-        with stage(name):
+        with stage(name, evaluation=name):
             recording = context.recordings.get(name)
-            new = evaluation.tables(subject.without(name), recording)
-            _check_join(name, new, tables)
-            tables.join(new)
+            tables.join(evaluation.tables(subject.without(name), recording))
             tables.define(evaluation.columns)
-    rows = weight_means(tables)
-    if subject.measures is not None:
-        rows += subject.measures.mean_rows()
-    tables["means"] = frame_of(rows)
-
-
-def _check_join(name: str, new: Tables, tables: Tables) -> None:
-    """Refuse tables of an evaluation that would replace columns or repeat rows of run tables."""
-    for table in [table for table in new if table in tables]:
-        frame = new[table]
-        keys = [key for key in KEYS if key in frame and key in tables[table]]
-        taken = [column for column in frame if column in tables[table] and column not in keys]
-        if taken:
-            raise InputError(
-                f"evaluations.{name}: the run's table {table} already has the column {taken[0]}: "
-                "choose another name for the column or the table"
-            )
-        if len(frame) and (not keys or frame.duplicated(keys).any()):
-            raise InputError(
-                f"evaluations.{name}: rows for the run's table {table} must differ in "
-                f"{', '.join(keys) or 'key columns'}: choose another name for the table"
-            )
+    measured = [] if subject.measures is None else subject.measures.mean_rows()
+    rows = weight_means(tables, {str(row["metric"]) for row in measured})
+    tables["means"] = frame_of(rows + measured)
 
 
 @stage("judge")

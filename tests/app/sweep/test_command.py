@@ -134,7 +134,7 @@ def test_resuming_does_only_what_is_missing(sweep):
     assert "2 jobs, 2 of them finished" in sweep.output().err
 
 
-def test_a_job_that_fails_is_told_and_keeps_no_other_from_being_done(sweep):
+def test_a_failed_job_is_reported_and_the_others_run(sweep):
     layers = "{layers: {values: [[0, 9], [0, 1]]}}"
     assert sweep(parameters=layers) == (
         "saematch: 1 of 2 jobs failed or never began (0); repeat them with the same command and "
@@ -195,7 +195,7 @@ def test_where_a_launcher_gives_up_what_began_is_recorded_and_the_rest_is_missin
     assert sweep("--resume", parameters=seeds) is None
 
 
-def test_what_may_change_when_a_sweep_goes_on_and_what_may_not(sweep):
+def test_settings_that_may_and_may_not_change_when_a_sweep_continues(sweep):
     assert "close ones" in sweep(metric="mse_W_decoder/folded")
     assert sweep("--resume", "cache=other") is None, "metric and means are mended"
     assert "another sweep (settings: [] -> ['seed=3'])" in sweep("--resume", "seed=3")

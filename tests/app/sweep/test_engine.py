@@ -59,7 +59,7 @@ def test_the_bayesian_search_goes_where_the_metric_is_best():
     assert np.median(later) < 0.3, "random points would lie about 0.6 away"
 
 
-def test_without_the_engine_it_says_how_to_get_it(monkeypatch):
+def test_without_the_engine_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sweeps", None)
     with pytest.raises(ValueError, match="pip install --no-deps sweeps"):
         next_point(sweep("random"), [], 0)

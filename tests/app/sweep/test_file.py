@@ -25,7 +25,7 @@ def written(folder: Path, **changes) -> Path:
     return path
 
 
-def test_a_grid_goes_by_the_alphabet_and_changes_the_last_parameter_first(tmp_path):
+def test_a_grid_sorts_parameters_and_changes_the_last_one_first(tmp_path):
     parameters = {"b": {"values": [1, 2]}, "a": {"values": ["x", "y"]}, "c": {"value": True}}
     sweep = read_sweep(written(tmp_path, parameters=parameters))
     assert sweep.grid() == [

@@ -87,7 +87,7 @@ def test_values_that_differ_by_rounding_alone_are_equal():
     assert math.isfinite(proof.slack)
 
 
-def test_what_is_no_match_is_no_proof(sides):
+def test_values_that_are_not_a_match_prove_nothing(sides):
     products = products_of(*sides)
     with pytest.raises(AssertionError, match="two rows"):
         prove(products, np.zeros(50, np.int64), np.zeros(50))

@@ -303,7 +303,7 @@ def test_reduced_precision_elsewhere_does_not_reach_the_products():
 @pytest.mark.parametrize("unmatched", [None, 0.1])
 @pytest.mark.parametrize("n", [200, 300])
 def test_out_of_time(name, unmatched, n):
-    """What is returned is a whole match and a true bound, and it says that it is not optimal."""
+    """The result is a whole match with a true bound, and its status says that time ran out."""
     x, y = hostile()[name]
     solution = solve_assignment(x[:n], y, unmatched=unmatched, time_limit=0.0)
     best = oracle(x[:n], y, unmatched)

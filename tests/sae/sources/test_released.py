@@ -145,7 +145,7 @@ def test_the_nearest_mean_l0_by_ratio():
         near.chosen(26)
 
 
-def test_table_1_says_which_of_its_files_do_not_exist(caplog, monkeypatch):
+def test_table_1_names_its_files_that_do_not_exist(caplog, monkeypatch):
     table = preset("sae=gemma_scope_2b_table_1")
     paths = {layer: table.chosen(layer)[1].rpartition("_")[2] for layer in table.layers()}
     canonical = [registry.release(GEMMA.release).sae(GEMMA.chosen(layer)[1]).path.rpartition("_")[2]
