@@ -225,7 +225,7 @@ def test_judges_that_cannot_be(judged, cli, server):
         "second_judge.price_input=1.0")  # fmt: skip
     assert "both judges are called judge-1" in message
     message, _ = cli(*MATCH, "explain=own_llm", "evaluations=[explain]")
-    assert "set judge, or take explain=own" in message
+    assert "set judge to an LLM, or set explain=own" in message
 
 
 def test_a_second_judge(judged, labels, tmp_path):

@@ -105,7 +105,7 @@ def test_settings_reach_the_run(cli, tmp_path):
 def test_a_folder_of_another_run_is_refused(cli, tmp_path):
     cli("run_id=a", "logger=none", "evaluations=[]")
     message, _ = cli("run_id=a", "logger=none", "evaluations=[]", "objective=decoder")
-    assert "holds a run with other settings (objective.W_enc: 1.0 -> 0.0" in message
+    assert "contains a run with other settings (objective.W_enc: 1.0 -> 0.0" in message
     results = Results.load(tmp_path / "outputs/match/a/results.json")
     assert results.status == "finished", "what was there is kept"
     assert results.tables.rows("matches")

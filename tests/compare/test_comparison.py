@@ -199,7 +199,7 @@ def test_runs_that_did_not_finish_are_listed(write, tmp_path, command):
     message, out = command(top, "--metric", "recall")
     assert message is None
     assert "best by matching_score/folded (maximize): run 2 (seed=0, objective=both, " in out
-    assert "10 (missing): it was planned, and never began" in out
+    assert "10 (missing): it was planned and never started" in out
 
 
 def test_nothing_to_compare_is_an_error(write, tmp_path, command):
@@ -208,7 +208,7 @@ def test_nothing_to_compare_is_an_error(write, tmp_path, command):
     assert not (tmp_path / "comparison").exists()
     (tmp_path / "empty").mkdir()
     assert "no run in" in command("empty")[0]
-    assert "nowhere is no folder" in command("nowhere")[0]
+    assert "nowhere is not a folder" in command("nowhere")[0]
 
 
 def test_runs_of_other_code_are_left_out(write, tmp_path):
@@ -239,9 +239,9 @@ def test_of_two_groups_of_equal_size_the_newer_is_kept(write, tmp_path):
     [
         (
             {"saes": {"2": origin(2, "sha256:2")}},
-            "its SAE of layer 2 is a different one (mine layer_2",
+            "its SAE of layer 2 differs (mine layer_2",
         ),
-        ({"texts": {"a": {"sha256": "y"}}}, "its text set a is a different one (sha256 y"),
+        ({"texts": {"a": {"sha256": "y"}}}, "its text set a differs (sha256 y"),
         ({"model": {"revision": "s"}}, "model"),
     ],
 )

@@ -157,7 +157,9 @@ def test_a_mistake_in_an_evaluation_is_named(built, tmp_path, cls, reason):
 
 def test_two_evaluations_of_one_class_are_refused(built):
     second = f"+evaluations.again._target_={__name__}.Norms"
-    with pytest.raises(InputError, match=r"evaluations.own and evaluations.again are both a Norms"):
+    with pytest.raises(
+        InputError, match=r"evaluations.own and evaluations.again are both of class Norms"
+    ):
         built("Norms", second)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import N_FEATURES, random_sae
 from saematch.core.pairs import SaeKey
-from saematch.explain.explanations import Explanation, ExplanationSource, FeatureKey, Means
+from saematch.explain.explanations import Explanation, ExplanationSource, FeatureKey, Inputs
 from saematch.explain.jsonl import JsonlExplanations
 
 THREE, FOUR = SaeKey("default", 3), SaeKey("default", 4)
@@ -25,7 +25,7 @@ def opened(path, saes=SAES):
     assert isinstance(source, ExplanationSource)
     assert not source.on_texts
     source.check(saes)
-    return source.open(saes, Means(path.parent))
+    return source.open(saes, Inputs(path.parent))
 
 
 def test_one_file_a_layer(tmp_path):

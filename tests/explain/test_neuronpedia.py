@@ -18,7 +18,7 @@ from saematch import __version__
 from saematch.core.files import replacing
 from saematch.core.pairs import SaeKey
 from saematch.explain import neuronpedia, neuronpedia_web
-from saematch.explain.explanations import Explanation, ExplanationSource, FeatureKey, Means
+from saematch.explain.explanations import Explanation, ExplanationSource, FeatureKey, Inputs
 from saematch.explain.neuronpedia import NeuronpediaExplanations
 from saematch.sae.sources.registry import ExplainedSae
 
@@ -66,7 +66,7 @@ def opened(server, folder, saes=SAES, **settings):
     source = spec(server, **settings)
     assert isinstance(source, ExplanationSource)
     assert not source.on_texts
-    return source.open(saes, Means(folder))
+    return source.open(saes, Inputs(folder))
 
 
 def texts_of(texts, *features, key=KEY):
@@ -423,7 +423,7 @@ def test_a_proxy_of_the_environment_is_used(server, tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", server.address)
     monkeypatch.setenv("no_proxy", "")
     elsewhere = NeuronpediaExplanations(exports="http://bucket.invalid", retries=0)
-    assert len(elsewhere.open(SAES, Means(tmp_path)).features(KEY)) == 7
+    assert len(elsewhere.open(SAES, Inputs(tmp_path)).features(KEY)) == 7
     assert server.log == ["/", BATCH.format(0)]
 
 

@@ -10,7 +10,7 @@ from conftest import TEXTS
 from saematch.chat.model import ChatModel
 from saematch.core.pairs import SaeKey
 from saematch.explain.contexts import Contexts, KeptContexts
-from saematch.explain.explanations import ExplanationSource, FeatureKey, Means
+from saematch.explain.explanations import ExplanationSource, FeatureKey, Inputs
 from saematch.explain.own import OwnExplanations, OwnTexts
 from saematch.judge.connect import connect
 from saematch.lm.hooks import LanguageModel
@@ -134,28 +134,28 @@ def test_bad_settings():
 
 @pytest.fixture
 def run(tiny, tmp_path):
-    """SAEs and means of a run on the tiny language model."""
+    """SAEs and inputs of a run on the tiny language model."""
     lm = LmSource(str(tiny / "lm"), "tiny").load()
     batches = tokenise(TextSet("t", tuple(TEXTS)), lm, 10).batches(2)
     source = SaeFolders(str(tiny / "saes/layer_{layer}"))
     saes = SaeShelf.of({SaeKey("default", layer): source.load(layer) for layer in (1, 2)})
     texts = TextPass({"": Reader(lm, {"t": batches})}, Models(), TrainerSpec(accelerator="cpu"))
-    return saes, Means(tmp_path / "cache", texts, tmp_path / "run")
+    return saes, Inputs(tmp_path / "cache", texts, tmp_path / "run")
 
 
-def record(saes, means, recorder):
-    recordings = means.texts.record(saes, {"contexts": recorder}, "contexts")
-    return replace(means, recording=recordings["contexts"])
+def record(saes, inputs, recorder):
+    recordings = inputs.texts.record(saes, {"contexts": recorder}, "contexts")
+    return replace(inputs, recording=recordings["contexts"])
 
 
 def test_a_run_records_contexts_once_and_a_second_run_none(run):
-    saes, means = run
+    saes, inputs = run
     spec = OwnExplanations("tokens", n_top=2)
-    recorder = spec.recorder(saes, means)
-    opened = spec.open(saes, record(saes, means, recorder))
-    assert not means.left.exists(), "the files of batches are deleted"
-    assert spec.recorder(saes, means) is None
-    again = spec.open(saes, means)
+    recorder = spec.recorder(saes, inputs)
+    opened = spec.open(saes, record(saes, inputs, recorder))
+    assert not inputs.recorder_folder.exists(), "the files of batches are deleted"
+    assert spec.recorder(saes, inputs) is None
+    again = spec.open(saes, inputs)
     for key in saes:
         features = [FeatureKey(key, feature) for feature in opened.features(key)]
         explanations = opened.of(features, others=True)
@@ -164,11 +164,11 @@ def test_a_run_records_contexts_once_and_a_second_run_none(run):
 
 
 def test_an_sae_without_active_features_is_refused(run):
-    saes, means = run
+    saes, inputs = run
     dead = {
         key: replace(saes[key], threshold=torch.full_like(saes[key].threshold, 1e9)) for key in saes
     }
     spec = OwnExplanations("tokens")
-    recorder = spec.recorder(dead, means)
+    recorder = spec.recorder(dead, inputs)
     with pytest.raises(ValueError, match=r"no feature of layer 1 is active .*dataset\.n_texts"):
-        spec.open(dead, record(SaeShelf.of(dead), means, recorder))
+        spec.open(dead, record(SaeShelf.of(dead), inputs, recorder))

@@ -128,7 +128,7 @@ def collection(world: World, folder: Path) -> Any:
     spec = Collection(40, 10, "float32", str(folder))
     result = collect(world.lm, world.texts, (1, 3), spec, CPU, folder)
     opened = open_store(result.folder)
-    assert opened.about == result.about
+    assert opened.facts == result.facts
     assert opened.files == result.files
     return [result.layer(n).rows(torch.arange(len(result.layer(n)))).tolist() for n in (1, 3)]
 

@@ -126,7 +126,7 @@ def test_A7_a_folder_of_a_run_with_other_settings_is_left_as_it_is(cli, tmp_path
     assert cli(*SMALL, "run_id=a", "seed=1")[0] is None
     before = files(tmp_path / A)
     message, _ = cli(*SMALL, "run_id=a", "seed=2")
-    assert "holds a run with other settings (seed: 1 -> 2" in message
+    assert "contains a run with other settings (seed: 1 -> 2" in message
     assert files(tmp_path / A) == before
 
 
@@ -319,7 +319,7 @@ def test_A15_an_offline_wish_holds_for_every_run_of_a_process(
         for name in ("a", "b"):
             mirrored(tmp_path / name)
     assert server == []
-    assert caplog.text.count("as asked for") == 2
+    assert caplog.text.count("as requested") == 2
     assert os.environ["WANDB_MODE"] == mode
     assert all(any((tmp_path / name / "wandb").glob("offline-run-*")) for name in ("a", "b"))
 

@@ -278,17 +278,17 @@ def test_A2_training_leaves_special_tokens_out_and_doubles_no_bos(lm, tmp_path, 
     for layer, expected in rows.items():
         expected = torch.cat(expected)
         outcome = store.layer(layer)
-        assert len(outcome) == len(expected) == store.about["tokens"]
+        assert len(outcome) == len(expected) == store.facts["tokens"]
         torch.testing.assert_close(
             outcome.rows(torch.arange(len(expected))), expected, rtol=1e-4, atol=1e-4
         )
-    assert store.about["texts"]["t"]["n_special"] == n_special > 4
+    assert store.facts["texts"]["t"]["n_special"] == n_special > 4
     assert not ((windows[:, 1:] == 0) & (windows[:, :-1] == 0)).any()
     with monkeypatch.context() as changed:
         changed.setattr(lm, "special_ids", frozenset({0}))
         other = collect(lm, texts, (1, 3), spec, CPU, tmp_path)
     assert other.folder != store.folder
-    assert other.about["tokens"] > store.about["tokens"]
+    assert other.facts["tokens"] > store.facts["tokens"]
 
 
 def test_A2_windows_are_the_same_with_the_separator_in_the_texts(lm):

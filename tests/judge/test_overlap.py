@@ -54,7 +54,7 @@ def test_common_words_do_not_count(text, expected):
         ("red b1 b2 b3 b4 b5", "red c1 c2 c3 c4 c5", "DIFFERENT", "1 of 11 words shared: red"),
         ("x y z b1 b2 b3", "x y z c1 c2 c3 c4", "SAME", "3 of 10 words shared: x, y, z"),
         ("x y b1 b2", "x y c1 c2 c3", "MAYBE", "2 of 7 words shared: x, y"),
-        ("active on", "active on", "UNPARSED", "nothing to compare: a text has common words alone"),
+        ("active on", "active on", "UNPARSED", "nothing to compare: a text has only common words"),
         ('active on "the" (100%)', 'active on "the" (70%), "The" (30%)', "SAME",
          "1 of 1 words shared: the"),
     ],
@@ -141,4 +141,4 @@ def test_own_explanations_have_a_ceiling_from_other_texts(cli, tmp_path):
 
 def test_it_writes_no_explanations(cli):
     message, _ = cli(*RUN, "explain=own_llm")
-    assert "an LLM's, and neither judge=none nor judge=overlap is one: set judge" in message
+    assert "judge=none and judge=overlap are not LLMs: set judge to an LLM" in message

@@ -231,7 +231,7 @@ def test_two_language_models(cli, tiny, tmp_path, add_suite, noisy_model):
     loss = {row["source_suite"]: row["loss_original"] for row in tables.rows("strategies")}
     assert loss["default"] != loss["other"]
     (refusal,) = tables.rows("refused")
-    assert refusal["reason"] == "default and other are SAEs of two language models"
+    assert refusal["reason"] == "default and other have SAEs of two language models"
     norms = {(row["suite"], row["layer"]): row["mean_norm"] for row in tables.rows("layers")}
     assert norms["default", 1] != norms["other", 1]
     other = results.provenance["models"]["other"]

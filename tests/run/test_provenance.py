@@ -78,7 +78,7 @@ def test_a_changed_plug_in_is_solved_anew_and_not_compared(cli, plugged):
     ]
     kept = keep_comparable(runs, None)
     assert [run.folder.name for run in compared(kept)] == ["a", "b", "d"]
-    assert kept[2].reason.startswith("its source code of plugged.mine.Mine is a different one (")
+    assert kept[2].reason.startswith("its source code of plugged.mine.Mine differs (")
 
 
 def test_runs_of_other_specs_are_compared(tmp_path):

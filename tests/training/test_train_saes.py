@@ -48,7 +48,7 @@ def test_train_resume_and_match(cli, tiny, tmp_path):
     assert "| 2 |" in card
 
     store = open_store(tmp_path / results.provenance["hidden_states"]["folder"])
-    assert store.about["tokens"] == len(store.layer(1))
+    assert store.facts["tokens"] == len(store.layer(1))
     sae = load_saelens(folder / "saes/layer_1", 1, "mine")
     assert sae.origin.mean_l0 == pytest.approx(rows[0]["l0"])
     held_out = split(store.layer(1), Collection(60, 12, held_out=8)).held_out

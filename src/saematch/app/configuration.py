@@ -1,4 +1,4 @@
-"""From settings to an ``Experiment``: compose the configuration with Hydra, then check it."""
+"""Build an ``Experiment`` from settings: compose the configuration with Hydra, then check it."""
 
 from __future__ import annotations
 
@@ -151,13 +151,13 @@ def _instantiated(config: DictConfig) -> dict[str, Any]:
         return hydra.utils.instantiate(config, _convert_="object")
     except InstantiationException as wrapped:
         cause = wrapped.__cause__
-        if cause is None or isinstance(cause, InputError) or _is_hydras(cause):
+        if cause is None or isinstance(cause, InputError) or _is_hydra_error(cause):
             raise
         cause.add_note(f"in stage configuration, {str(wrapped).splitlines()[-1]}")
     raise cause
 
 
-def _is_hydras(error: BaseException) -> bool:
+def _is_hydra_error(error: BaseException) -> bool:
     """Return whether Hydra raised the error, or Python did when Hydra called the class."""
     *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals["__name__"].startswith(("hydra.", "omegaconf."))

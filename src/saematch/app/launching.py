@@ -91,8 +91,8 @@ def _run(config: DictConfig) -> None:
 
     folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
     try:
-        results = _do(config, folder)
-    except MISTAKES as error:  # leave before Hydra prints its own lines about them
+        results = _do_run(config, folder)
+    except MISTAKES as error:  # exit before Hydra prints its own lines about them
         if os.environ.get("SAEMATCH_TRACEBACK") or HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # the launcher continues with the other jobs
         sys.exit(f"saematch: {one_line(error)}")
@@ -103,7 +103,7 @@ def _run(config: DictConfig) -> None:
     print_results(results, folder)
 
 
-def _do(config: DictConfig, folder: Path) -> Results:
+def _do_run(config: DictConfig, folder: Path) -> Results:
     """Do the run.
 
     A run that fails before it does any work leaves no folder; a job of a sweep leaves its error.
@@ -139,14 +139,14 @@ def _job(n_jobs: int, config: DictConfig) -> None:
     settings = " ".join(hydra_config.overrides.task)
     log.info("\n[%d/%d] %s: %s", hydra_config.job.num + 1, n_jobs, folder, settings)
     try:
-        _do(config, folder)
+        _do_run(config, folder)
     except MISTAKES as error:
         log.error("%s failed: %s", folder, one_line(error))
     except Exception:  # logged here, since another process cannot pass its traceback on
         log.exception(_BUG, folder)
 
 
-_OF_SWEEPS = (
+_SWEEP_SETTINGS = (
     "hydra.mode=MULTIRUN",
     "hydra.hydra_logging.root.level=WARNING",  # each job logs its own number
     "hydra.hydra_logging.formatters.simple.format='%(message)s'",
@@ -178,7 +178,7 @@ def _launcher(n_jobs: int, settings: Sequence[str]) -> Iterator[Launcher]:
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration(
-            "config", [*_OF_SWEEPS, *settings], run_mode=RunMode.MULTIRUN
+            "config", [*_SWEEP_SETTINGS, *settings], run_mode=RunMode.MULTIRUN
         )
         with _known_plugins():
             launcher = Plugins.instance().instantiate_launcher(

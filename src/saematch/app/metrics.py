@@ -27,7 +27,7 @@ def main(words: Sequence[str]) -> None:
 
     arguments = parser.parse_args(words)
     folder = arguments.run
-    columns = own_columns().values() if folder is None else _of_run(folder)
+    columns = own_columns().values() if folder is None else _run_columns(folder)
     if arguments.page is None:
         print_metrics(columns)
     else:
@@ -44,7 +44,7 @@ included. A metric with an interval has the columns `<name>_low` and `<name>_hig
 """
 
 
-def _of_run(folder: Path) -> list[Column]:
+def _run_columns(folder: Path) -> list[Column]:
     from saematch.core.results import Results
 
     return list(Results.load(folder / "results.json").tables.columns.values())

@@ -62,7 +62,7 @@ def refuse_old_names(settings: Sequence[str]) -> None:
 def refuse_old_presets(config: Mapping[str, Any]) -> None:
     """Refuse a composed configuration in which a preset uses an old name."""
     for key in ("evaluations", *KEYS):
-        if key in config and (sentence := renamed(f"{key}={_written(config[key])}")):
+        if key in config and (sentence := renamed(f"{key}={_as_text(config[key])}")):
             raise InputError(f"a preset has {sentence}")
     for key, value in _leaves(config):
         if arm := re.match(r"(arms\..+?)\.assignment(?![^.])", key):
@@ -159,7 +159,7 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _written(value: Any) -> str:
+def _as_text(value: Any) -> str:
     """Return a preset's value as on the command line, with nested values left out."""
     if isinstance(value, Mapping):
         return "..."

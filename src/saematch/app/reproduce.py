@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(
             f"nothing to run: choose --only from {experiments}, and --families from {families}"
         )
-    runs = _done_or_do(plan, chosen)
+    runs = _finished_runs(plan, chosen)
     n_agreeing, n_decided = write_page(runs, options.model, page)
     log.info("\n%d of %d statements agree with their rules", n_agreeing, n_decided)
     log.info("written: %s\nwritten: %s", page, page.with_suffix(".html"))
@@ -149,7 +149,7 @@ def planned(
     """
     plan = []
     for family, saes in FAMILIES[model].items():
-        for experiment in (*EXPERIMENTS, *_own_experiments(config_dir)):
+        for experiment in (*EXPERIMENTS, *_user_experiments(config_dir)):
             plan.append((experiment, family, (f"+experiment={experiment}", *saes)))
         experiment, setting = DECODER_ONLY
         overrides = (f"+experiment={experiment}", *saes, setting, f"name={experiment}_decoder")
@@ -160,12 +160,12 @@ def planned(
         saes = FAMILIES[model].get(family, [])
         plan.append((experiment, family, (f"+experiment={experiment}", *saes)))
     return [
-        Planned(name, family, (*own, f"run_id={run_id}-{family}", *settings), config_dir)
-        for name, family, own in plan
+        Planned(name, family, (*choices, f"run_id={run_id}-{family}", *settings), config_dir)
+        for name, family, choices in plan
     ]
 
 
-def _own_experiments(config_dir: Path | None) -> list[str]:
+def _user_experiments(config_dir: Path | None) -> list[str]:
     """Return the names of the experiments in a folder of the user's presets."""
     files = [] if config_dir is None else sorted((config_dir / "experiment").glob("*.yaml"))
     return [file.stem for file in files if not (PRESETS / "experiment" / file.name).exists()]
@@ -177,19 +177,19 @@ def _is_chosen(run: Planned, only: str | None, families: str | None) -> bool:
     )
 
 
-def _done_or_do(plan: Sequence[Planned], chosen: Sequence[Planned]) -> list[Run]:
+def _finished_runs(plan: Sequence[Planned], chosen: Sequence[Planned]) -> list[Run]:
     """Return the finished runs of the plan, after doing the chosen ones that are not finished."""
     runs = []
     for run in plan:
         if run in chosen:
             number = chosen.index(run) + 1
             log.info("\n[%d/%d] %s on %s", number, len(chosen), run.experiment, run.family)
-        result = _done(run) or (_do(run) if run in chosen else None)
+        result = _finished_run(run) or (_do_run(run) if run in chosen else None)
         runs += [result] if result else []
     return runs
 
 
-def _done(run: Planned) -> Run | None:
+def _finished_run(run: Planned) -> Run | None:
     """Return the run if it is already finished with the same settings, else None."""
     from saematch.run.resuming import finished_as
 
@@ -198,13 +198,13 @@ def _done(run: Planned) -> Run | None:
         folder = run_folder(config["name"], config["run_id"])
         if not finished_as(folder, config):
             return None
-    except Exception:  # noqa: BLE001 - a mistake or a bug: ``_do`` reports it
+    except Exception:  # noqa: BLE001 - a mistake or a bug, which ``_do_run`` reports it
         return None
     log.info("already finished: %s", folder)
     return Run(run.experiment, run.family, run.command, folder)
 
 
-def _do(planned_run: Planned) -> Run:
+def _do_run(planned_run: Planned) -> Run:
     from saematch.run.run import run
 
     folder, error = Path(), ""
@@ -226,7 +226,7 @@ def _do(planned_run: Planned) -> Run:
     except MISTAKES as mistake:
         error = one_line(mistake)
         log.error("failed: %s", error)
-    except Exception as bug:  # ours: the other runs still go on
+    except Exception as bug:  # a bug of saematch; the other runs continue
         error = visible(described(bug))
         log.exception("failed unexpectedly")
     return Run(planned_run.experiment, planned_run.family, planned_run.command, folder, error)

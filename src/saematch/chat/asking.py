@@ -59,7 +59,7 @@ class BatchRunner(Protocol):
 
 @dataclass
 class Spent:
-    """Requests, tokens and cost since the start of the run."""
+    """Requests, tokens and cost since this start of the run."""
 
     requests: int = 0
     cost: float = 0.0
@@ -83,21 +83,21 @@ class Chat(Judge):
         """Batch API of the server; None if it is not used."""
         self.spent = Spent()
         self._served_by: dict[str, str] = {}
-        """Model name by the server, for the key of every answer that was used."""
+        """Model name that the server states, by the key of every answer that was used."""
 
-    def ask(self, questions: Sequence[Question], what: str) -> dict[Question, Reply]:
+    def ask(self, questions: Sequence[Question], noun: str) -> dict[Question, Reply]:
         """Return the answers; with ``cached_only``, only stored answers.
 
-        ``what`` is the name of the answers in messages, in the plural. Raises ``AskingError`` if a
+        ``noun`` is the name of the answers in messages, in the plural. Raises ``AskingError`` if a
         limit is reached or the server does not answer; a later call continues.
         """
         by_key = {question.key(self.model): question for question in questions}
         replies = self.store.find(list(by_key))
-        left = [question for key, question in by_key.items() if key not in replies]
+        unanswered = [question for key, question in by_key.items() if key not in replies]
         self.spent.reused += len(replies.keys() - self._served_by.keys())
-        if left and self.endpoint is not None:
-            self._announce(what, len(by_key), left)
-            _Round(self, what).run(left)
+        if unanswered and self.endpoint is not None:
+            self._announce(noun, len(by_key), unanswered)
+            _Round(self, noun).run(unanswered)
             replies = self.store.find(list(by_key))
         self._served_by |= {key: reply.served_by for key, reply in replies.items()}
         return {by_key[key]: reply for key, reply in replies.items()}
@@ -155,11 +155,12 @@ class Chat(Judge):
             **vars(self.spent),
         }
 
-    def _announce(self, what: str, total: int, left: Sequence[Question]) -> None:
-        tokens_in, tokens_out, cost = self.estimate(left)
+    def _announce(self, noun: str, total: int, unanswered: Sequence[Question]) -> None:
+        tokens_in, tokens_out, cost = self.estimate(unanswered)
+        n = len(unanswered)
         log.info(
             "%s by %s: %d in total, %d stored, %d to ask: about %s tokens in and at most %s out%s",
-            what, self.model, total, total - len(left), len(left), f"{tokens_in:,}",
+            noun, self.model, total, total - n, n, f"{tokens_in:,}",
             f"{tokens_out:,}", f", at most ${cost:.2f}" if cost else "",
         )  # fmt: skip
         cap = self.spec.limits.max_cost
@@ -172,8 +173,8 @@ class Chat(Judge):
 class _Round:
     """One call of ``Chat.ask``: concurrent requests, stored answers and limits."""
 
-    def __init__(self, chat: Chat, what: str) -> None:
-        self.chat, self.what = chat, what
+    def __init__(self, chat: Chat, noun: str) -> None:
+        self.chat, self.noun = chat, noun
         self.running: dict[Future[Reply], Question] = {}
         self.lost: list[Question] = []
         self.in_a_row = 0
@@ -183,37 +184,37 @@ class _Round:
     def run(self, questions: Sequence[Question]) -> None:
         """Ask until every question is answered; waits for questions that another run asks."""
         chat = self.chat
-        left = list(questions)
-        with tqdm(total=len(left), desc=self.what, unit="answer", leave=False) as bar:
-            while left:
-                if chat.batches and (chat.spec.batch or self._in_batches(left)):
-                    chat.batches.run(left, bar)
+        unanswered = list(questions)
+        with tqdm(total=len(unanswered), desc=self.noun, unit="answer", leave=False) as bar:
+            while unanswered:
+                if chat.batches and (chat.spec.batch or self._in_batches(unanswered)):
+                    chat.batches.run(unanswered, bar)
                 else:
-                    self._ask(left, bar)
-                replies = chat.store.find([question.key(chat.model) for question in left])
-                left = [question for question in left if question.key(chat.model) not in replies]
-                self._complain(len(left), len(questions))
-                if left:
-                    bar.set_postfix_str(f"{len(left)} asked by another run")
+                    self._ask(unanswered, bar)
+                replies = chat.store.find([question.key(chat.model) for question in unanswered])
+                unanswered = [q for q in unanswered if q.key(chat.model) not in replies]
+                self._raise_if_stopped(len(unanswered), len(questions))
+                if unanswered:
+                    bar.set_postfix_str(f"{len(unanswered)} asked by another run")
                     time.sleep(POLL_SECONDS)
 
-    def _in_batches(self, left: Sequence[Question]) -> bool:
-        """Return whether an earlier start submitted some of the questions as a batch."""
+    def _in_batches(self, questions: Sequence[Question]) -> bool:
+        """Return whether some of the questions were submitted in a batch that is still stored."""
         batches = self.chat.store.batches(self.chat.model)
         waiting = {question.key for batch in batches for question in batch.questions}
-        return any(question.key(self.chat.model) in waiting for question in left)
+        return any(question.key(self.chat.model) in waiting for question in questions)
 
-    def _complain(self, n_left: int, n_questions: int) -> None:
+    def _raise_if_stopped(self, n_unanswered: int, n_questions: int) -> None:
         """Raise the error that stopped the round, with the number of stored answers."""
-        kept = f"{n_questions - n_left} of {n_questions} answers are stored"
+        stored = f"{n_questions - n_unanswered} of {n_questions} answers are stored"
         if isinstance(self.stop, AskingError):
-            raise AskingError(f"{self.stop}; {kept}, and the same command continues") from None
+            raise AskingError(f"{self.stop}; {stored}, and the same command continues") from None
         if self.stop is not None and not isinstance(self.stop, TimeoutError):
             raise self.stop
         if self.lost:
             raise AskingError(
                 f"{len(self.lost)} requests to {self.chat.spec.base_url} were not answered after "
-                f"{self.chat.spec.limits.retries} retries (last: {self.last}); {kept}, and the "
+                f"{self.chat.spec.limits.retries} retries (last: {self.last}); {stored}, and the "
                 "same command continues"
             )
 
@@ -239,12 +240,12 @@ class _Round:
 
     def _claim(self, waiting: deque[Question], n: int) -> list[Question]:
         """Claim the next questions that no other run is asking."""
-        mine: list[Question] = []
-        while waiting and not mine:
+        claimed: list[Question] = []
+        while waiting and not claimed:
             batch = [waiting.popleft() for _ in range(min(n, len(waiting)))]
             keys = self.chat.store.claim([question.key(self.chat.model) for question in batch])
-            mine = [question for question in batch if question.key(self.chat.model) in keys]
-        return mine
+            claimed = [question for question in batch if question.key(self.chat.model) in keys]
+        return claimed
 
     def _submit(self, claimed: deque[Question]) -> bool:
         """Send the next question, unless a limit forbids it; return whether it was sent.
@@ -260,7 +261,9 @@ class _Round:
         question = claimed.popleft()
         assert self.chat.endpoint is not None
         future: Future[Reply] = Future()
-        self.running[future] = question  # before it starts, so that an interrupt loses none
+        self.running[future] = (
+            question  # before the request starts, so that an interrupt loses no question
+        )
         in_background(future, partial(self.chat.endpoint.complete, self.chat.model, question))
         self.chat.spent.requests += 1
         return True
@@ -284,7 +287,9 @@ class _Round:
                 self.stop = self.stop or error
         if answers:
             self.chat.keep(answers)
-            for future in done & self.running.keys():  # an interrupt before this line loses none
+            for future in (
+                done & self.running.keys()
+            ):  # an interrupt before this line loses no answer
                 del self.running[future]
             bar.update(len(answers))
             bar.set_postfix_str(f"${self.chat.spent.cost:.4f}", refresh=False)

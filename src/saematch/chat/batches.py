@@ -29,7 +29,7 @@ POLL_SECONDS = 20.0
 """Seconds between checks of the batches."""
 ENDED = ("completed", "failed", "expired", "cancelled")
 OURS = "saematch"
-"""Key of our name in the metadata of a batch on the server."""
+"""Key of our name for a batch in its metadata on the server."""
 
 
 class Batches:
@@ -100,11 +100,11 @@ class Batches:
         by_key = {question.key(chat.model): question for question in questions}
         keys = chat.store.claim([key for key in by_key if key not in waiting])
         taken = self._noted()  # another run may have submitted some in the meantime
-        left = [by_key[key] for key in by_key if key in keys - taken]
+        free = [by_key[key] for key in by_key if key in keys - taken]
         try:
-            self._check_caps(left)
-            for start in range(0, len(left), BATCH_SIZE):
-                self._submit_part(left[start : start + BATCH_SIZE])
+            self._check_caps(free)
+            for start in range(0, len(free), BATCH_SIZE):
+                self._submit_part(free[start : start + BATCH_SIZE])
         finally:  # a stored batch replaces the claims
             chat.store.release(list(keys))
 
@@ -208,6 +208,6 @@ class Batches:
         refused = response.get("status_code") == 400
         reply = read_refusal(error.get("code"), message) if refused else None
         if reply is None:
-            self.server.give_up(dict.fromkeys(OPTIONAL), message)  # for the next start
+            self.server.give_up(dict.fromkeys(OPTIONAL), message)  # a later start asks it again
             self.failed.append(message[:200])
         return reply

@@ -91,22 +91,22 @@ class OpenAiServer(Endpoint):
         return served[0]
 
     def _check_name(self, model: str, served: Sequence[str]) -> None:
-        """Refuse a model that the server denies to have; some servers list only part of theirs."""
+        """Raise ``AskingError`` for a model that the server lacks; some lists are incomplete."""
         import openai
 
-        others = ", ".join(difflib.get_close_matches(model, served, n=3) or served[:3])
+        similar = ", ".join(difflib.get_close_matches(model, served, n=3) or served[:3])
         try:
             self.client.models.retrieve(model)
         except openai.NotFoundError as error:
             if error.code == "model_not_found":
                 raise AskingError(
-                    f"{self.spec.base_url} has no model {model!r}, but {others}: set judge.model"
+                    f"{self.spec.base_url} has no model {model!r}, but {similar}: set judge.model"
                 ) from None
         except (openai.OpenAIError, *NO_JSON):
             pass
         else:
             return
-        log.warning("%s does not list the model %s, but %s", self.spec.base_url, model, others)
+        log.warning("%s does not list the model %s, but %s", self.spec.base_url, model, similar)
 
     def body(self, model: str, question: Question) -> dict[str, Any]:
         """Return the body of the request."""
@@ -175,7 +175,7 @@ class OpenAiServer(Endpoint):
         return empty
 
     def refused(self, error: Exception) -> AskingError:
-        """Return an error with the server's refusal in one line."""
+        """Return an error with the server's reason for a refusal, in one line."""
         import openai
 
         reason = self.scrubbed(error)

@@ -75,15 +75,15 @@ class Reply:
 
 @runtime_checkable
 class Judge(Protocol):
-    """Judge of the pairs of a run, an LLM or not."""
+    """Interface of a judge of the pairs of a run, with or without an LLM."""
 
     writes: ClassVar[bool]
-    """Whether it can write paraphrases and explanations, or only compare."""
+    """Whether it can also write paraphrases and explanations, not only compare."""
     model: str
     """Name of the judge, unique in a run."""
 
-    def ask(self, questions: Sequence[Question], what: str) -> dict[Question, Reply]:
-        """Return the answers; ``what`` is their name in messages, in the plural."""
+    def ask(self, questions: Sequence[Question], noun: str) -> dict[Question, Reply]:
+        """Return the answers; ``noun`` is their name in messages, in the plural."""
         ...
 
     def estimate(self, questions: Sequence[Question]) -> tuple[int, int, float]:

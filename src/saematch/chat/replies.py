@@ -28,7 +28,7 @@ _REMEDIES = {
     sqlite3.SQLITE_READONLY: (_PERMISSIONS,),
     sqlite3.SQLITE_CANTOPEN: (_PERMISSIONS,),
 }
-"""Advice by SQLite's error code; for other codes the advice is to free space."""
+"""Advice by SQLite's error code. For other codes the advice is to free space."""
 
 _TABLES = """
 create table if not exists replies (
@@ -99,7 +99,7 @@ class ReplyStore:
     def claim(self, keys: Sequence[str]) -> set[str]:
         """Claim questions; return the keys of those that this run must ask."""
         now = time.time()
-        mine = set()
+        claimed = set()
         with self._open() as database, database:
             database.execute("begin immediate")
             for key in keys:
@@ -110,8 +110,8 @@ class ReplyStore:
                     continue
                 row = (key, self.owner, now + CLAIM_SECONDS)
                 database.execute("insert or replace into claims values (?, ?, ?)", row)
-                mine.add(key)
-        return mine
+                claimed.add(key)
+        return claimed
 
     def _is_valid(self, claim: tuple[str, float], now: float) -> bool:
         owner, until = claim

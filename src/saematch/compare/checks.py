@@ -36,7 +36,7 @@ def keep_comparable(runs: Sequence[RunFolder], code: str | None) -> list[RunFold
             groups[json.dumps(settings(run.results), sort_keys=True)].append(run)
         left_out: dict[RunFolder, str] = {}
         for group in groups.values():
-            left_out |= _odd_ones(group, kind, facts)
+            left_out |= _differing(group, kind, facts)
         runs = [replace(run, reason=left_out.get(run, run.reason)) for run in runs]
     return list(runs)
 
@@ -68,7 +68,9 @@ def _of_one_code(runs: Sequence[RunFolder], code: str | None) -> list[RunFolder]
     kept = max(groups, key=lambda version: _weight(groups[version]))
     n = len(groups[kept])
     return [
-        run if run.reason or _made_by(run) == kept else replace(run, reason=_other(run, kept, n))
+        run
+        if run.reason or _made_by(run) == kept
+        else replace(run, reason=_version_reason(run, kept, n))
         for run in runs
     ]
 
@@ -80,26 +82,26 @@ def _made_by(run: RunFolder) -> tuple[str, ...]:
     return code_of(run.results), *packages
 
 
-def _other(run: RunFolder, kept: Sequence[str], n: int) -> str:
+def _version_reason(run: RunFolder, kept: Sequence[str], n: int) -> str:
     """Return how a run's code and packages differ from those of the ``n`` runs that are kept."""
     versions = [("code " + version[0][:8], *version[1:]) for version in (_made_by(run), kept)]
-    differing = [(own, other) for own, other in zip(*versions, strict=True) if own != other]
-    own, other = (", ".join(group) for group in zip(*differing, strict=True))
-    return f"it was made by {own}; the {n} compared by {other}"
+    differing = [names for names in zip(*versions, strict=True) if len(set(names)) > 1]
+    excluded, compared = (", ".join(names) for names in zip(*differing, strict=True))
+    return f"it was made by {excluded}; the {n} compared by {compared}"
 
 
 def _weight(group: Sequence[RunFolder]) -> tuple[int, float]:
     return len(group), max(run.saved_at for run in group)
 
 
-def _odd_ones(
+def _differing(
     group: Sequence[RunFolder], kind: str, facts: Callable[[Results], Facts]
 ) -> dict[RunFolder, str]:
     """Return the runs that differ in a fact from most of the group, each with the reason."""
     of_run = {run: facts(run.results) for run in group if run.results is not None}
     kept = list(group)
     left_out: dict[RunFolder, str] = {}
-    for name in dict.fromkeys(name for own in of_run.values() for name in own):
+    for name in dict.fromkeys(name for of_one in of_run.values() for name in of_one):
         by_fact: dict[str, list[RunFolder]] = defaultdict(list)
         for run in kept:
             if name in of_run[run]:
@@ -108,8 +110,8 @@ def _odd_ones(
         for fact, odd in by_fact.items():
             if fact != most:
                 n = len(by_fact[most])
-                why = f"its {kind} {name} is a different one ({fact}; in {n} runs {most})"
-                left_out |= dict.fromkeys(odd, f"{why}, though the settings are equal")
+                reason = f"its {kind} {name} differs ({fact}; in {n} runs {most})"
+                left_out |= dict.fromkeys(odd, f"{reason}, though the settings are equal")
         kept = [run for run in kept if run not in left_out]
     return left_out
 

@@ -34,11 +34,11 @@ class Comparison:
     """The tidy table: a row for each compared run and row of its table ``means``."""
     objectives: tuple[Objective, ...] = ()
     notes: tuple[str, ...] = ()
-    """Remarks that a reader needs."""
+    """Remarks on the runs that are compared."""
     out: Path = Path()
     figures: Mapping[str, Path] = field(default_factory=dict)
     undrawn: str = ""
-    """Why there are no figures; empty if there are figures."""
+    """Reason why there are no figures; empty if there are figures."""
 
     @property
     def compared(self) -> list[RunFolder]:
@@ -111,7 +111,7 @@ def collect(
     if suites is not None and len(means):
         means = means[means[SUITES].isin(suites)]
     if means.empty:
-        raise InputError(_nothing(runs, where, existing))
+        raise InputError(_no_runs_reason(runs, where, existing))
     notes = [*folder_runs.notes, *_notes(runs, parameters)]
     n, n_chosen = len(folder_runs.runs), len(chosen)
     if n_chosen < n:
@@ -155,14 +155,14 @@ def _with_parameters(runs: Sequence[RunFolder]) -> tuple[list[str], list[RunFold
     """Return the swept parameters, and the runs with their values."""
     overrides = [_overrides(run) for run in runs]
     keys = list(dict.fromkeys(key for of_run in overrides for key in of_run))
-    settings = [_values(run, own, keys) for run, own in zip(runs, overrides, strict=True)]
-    swept = [key for key in keys if len({of[key] for of in settings if key in of}) > 1]
-    texts = {key for key in swept if any(isinstance(of.get(key), str) for of in settings)}
+    settings = [_values(run, of_run, keys) for run, of_run in zip(runs, overrides, strict=True)]
+    swept = [key for key in keys if len({s[key] for s in settings if key in s}) > 1]
+    texts = {key for key in swept if any(isinstance(s.get(key), str) for s in settings)}
     with_values = []
     for run, of_run in zip(runs, settings, strict=True):
         values: dict[str, Value] = {}
         for key in swept:
-            value = of_run.get(key)  # a run that never began has no values but its overrides
+            value = of_run.get(key)  # a run that never started has only its overrides
             values[key] = shown(value) if key in texts and value is not None else value
         with_values.append(replace(run, parameters=values))
     return swept, with_values
@@ -256,7 +256,7 @@ def _reached(run: RunFolder, objective: Objective) -> float | None:
     return metrics.get(objective.metric)  # a run that failed has none
 
 
-def _nothing(runs: Sequence[RunFolder], where: Sequence[str], suites: Sequence[str]) -> str:
+def _no_runs_reason(runs: Sequence[RunFolder], where: Sequence[str], suites: Sequence[str]) -> str:
     """Return why there is nothing to compare."""
     if suites:
         return f"no run has SAEs of --where {', '.join(where)}; the suites are {', '.join(suites)}"
@@ -279,7 +279,7 @@ def _notes(runs: Sequence[RunFolder], parameters: Sequence[str]) -> list[str]:
     by_settings: dict[tuple, list[RunFolder]] = defaultdict(list)
     for run in compared(runs):
         by_settings[tuple(run.parameters[name] for name in parameters)].append(run)
-    return notes + [_same(alike) for alike in by_settings.values() if len(alike) > 1]
+    return notes + [_equality_note(alike) for alike in by_settings.values() if len(alike) > 1]
 
 
 def _records_settings(run: RunFolder) -> bool:
@@ -287,12 +287,12 @@ def _records_settings(run: RunFolder) -> bool:
     return bool(run.settings) or "overrides" in run.results.config
 
 
-def _same(runs: Sequence[RunFolder]) -> str:
-    """Return a note on runs whose swept settings are equal."""
+def _equality_note(runs: Sequence[RunFolder]) -> str:
+    """Return a note on runs with equal swept settings."""
     names = ", ".join(run.name for run in runs)
     results = [run.results for run in runs if run.results is not None]
     first = rows_of(results[0].tables["means"])
-    identical = all(rows_of(other.tables["means"]) == first for other in results[1:])
+    identical = all(rows_of(of_run.tables["means"]) == first for of_run in results[1:])
     configs = [settings_of(of_run.config) for of_run in results]
     keys = dict.fromkeys(key for config in configs for key in config if is_parameter(key))
     missing = object()

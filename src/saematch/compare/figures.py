@@ -182,8 +182,8 @@ def _dot(axis: Axes, at: float, row: Row, style: Mapping[str, object]) -> None:
 def _name_ticks(axis: Axes, labels: Sequence[str]) -> None:
     room = 42 / len(labels)  # characters for each label in a panel's width
     turned = any(len(label) > room for label in labels)
-    how = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if turned else {}
-    axis.set_xticks(range(len(labels)), labels, parse_math=False, **how)  # type: ignore[arg-type]
+    rotation = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+    axis.set_xticks(range(len(labels)), labels, parse_math=False, **rotation)  # type: ignore[arg-type]
 
 
 def _scale_parameter(axis: Axes, values: Sequence[float]) -> None:

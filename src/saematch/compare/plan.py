@@ -23,7 +23,7 @@ FAMILIES = (
     "mse_W_dec",
     "jaccard",
 )
-"""Metrics that are drawn, if runs have them, unless the user names some."""
+"""Metrics that are drawn by default, if runs have them."""
 MAX_PANELS = 8
 
 
@@ -65,7 +65,7 @@ def metrics_of(comparison: Comparison, names: Sequence[str] = ()) -> list[str]:
 def shown_rows(comparison: Comparison, metric: str) -> pd.DataFrame:
     """Return the rows of a metric that figures show: those over all data sets.
 
-    They are those of the whole match, or of the partial match if an arm has exactly one.
+    These are the rows of the whole match, or of the partial match if an arm has exactly one.
     """
     rows = where(comparison.means, metric=metric)
     rows = rows[rows["dataset"].isna() | (rows["dataset"] == POOLED)]
@@ -108,7 +108,7 @@ def plan_panels(comparison: Comparison, against: str | None = None) -> Plan:
 
 
 def too_many_panels(comparison: Comparison, plan: Plan) -> str:
-    """Return why figures cannot be drawn, and what to try; empty if they can be drawn."""
+    """Return the reason why figures cannot be drawn, with advice; empty if they can be drawn."""
     n = len(plan.panels)
     if n <= MAX_PANELS:
         return ""

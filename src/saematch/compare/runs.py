@@ -29,21 +29,21 @@ Value = str | int | float | None
 
 @dataclass(frozen=True, eq=False)
 class RunFolder:
-    """A run, as read from its folder."""
+    """A run that was read from its folder."""
 
     folder: Path
     state: str
     """``finished``, ``failed``, ``unfinished`` (running or killed), ``missing`` (planned and not
     started), ``outdated`` (written by another version of saematch) or ``damaged``."""
     reason: str = ""
-    """Why the run is not compared; empty if it is compared."""
+    """Reason why the run is not compared; empty if it is compared."""
     name: str = ""
     """Path below the folder that all runs share."""
     settings: tuple[str, ...] = ()
     """Overrides as the user gave them."""
     results: Results | None = None
     parameters: Mapping[str, Value] = field(default_factory=dict)
-    """Value of each swept parameter; None if the run has no value or it is not known."""
+    """Value of each swept parameter; None if the run has no value or the value is unknown."""
 
     @property
     def saved_at(self) -> float:
@@ -80,7 +80,7 @@ def find_runs(folders: Sequence[Path]) -> RunFolders:
         check_path("folder", top)
         if not top.is_dir():
             raise InputError(
-                f"{top} is no folder: name folders of runs or sweeps, or a folder above them"
+                f"{top} is not a folder: name folders of runs or sweeps, or a folder above them"
             )
         for folder, is_sweep in _walk(top):
             if not is_sweep:
@@ -98,12 +98,12 @@ def find_runs(folders: Sequence[Path]) -> RunFolders:
     runs = []
     for path in dict.fromkeys([*planned, *started]):
         folder, settings = planned[path] if path in planned else (started[path], ())
-        missing = RunFolder(folder, "missing", "it was planned, and never began")
+        missing = RunFolder(folder, "missing", "it was planned and never started")
         run = _read(folder) if path in started else missing
         runs.append(run if run.settings else replace(run, settings=settings))
     if not runs:
         raise InputError(
-            f"no run in {', '.join(map(str, folders))}: the folder of a run holds results.json"
+            f"no run in {', '.join(map(str, folders))}: the folder of a run contains results.json"
         )
     runs = sorted(runs, key=lambda run: _in_order(run.folder))
     return RunFolders(tuple(_named(runs)), tuple(dict.fromkeys(objectives)), tuple(notes))
@@ -133,7 +133,7 @@ def _plan(folder: Path) -> tuple[dict[Path, tuple[str, ...]], list[Objective]]:
 def _read(folder: Path) -> RunFolder:
     path = folder / "results.json"
     if not path.exists():
-        return RunFolder(folder, "unfinished", "it began, and nothing is saved yet")
+        return RunFolder(folder, "unfinished", "it started, and nothing is saved yet")
     try:
         results = _visible(Results.load(path))
         settings = tuple(map(str, results.config.get("overrides", ())))
@@ -152,13 +152,13 @@ def _read(folder: Path) -> RunFolder:
     if results.status != "finished":
         return replace(run, state="unfinished", reason="it is still running, or was killed")
     if means.empty:
-        why = "it has no table of means: older code made it, or it matched no SAEs"
-        return replace(run, reason=why)
+        reason = "it has no table of means: older code made it, or it matched no SAEs"
+        return replace(run, reason=reason)
     return run
 
 
 def _visible(results: Results) -> Results:
-    """Return the results with control characters of all texts written out."""
+    """Return the results with escaped control characters in all texts."""
     tables = results.tables
     columns = [Column(**visible(vars(column))) for column in tables.columns.values()]
     safe = Tables.of(visible({name: rows_of(frame) for name, frame in tables.items()}), columns)

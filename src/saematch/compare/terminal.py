@@ -24,7 +24,7 @@ N_METRICS = 3
 """Number of metrics that fit a terminal next to the parameters."""
 MAX_ROWS = 60
 MAX_VALUES = 8
-"""Most values of a parameter that are listed one by one."""
+"""Largest number of values of a parameter that are all listed."""
 HEADS = {
     "matching_score": "matching\nscore",
     "explained_variance": "explained\nvariance",

@@ -20,7 +20,7 @@ from typing import Any
 from saematch.core.files import PACKAGE, hashed
 
 Source = type | FunctionType | ModuleType
-"""Something that a source file defines."""
+"""Object that a source file defines."""
 
 LIBRARIES = ("torch", "transformers")
 """Packages whose versions are part of a hash if the code imports them."""

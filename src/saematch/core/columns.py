@@ -1,4 +1,4 @@
-"""What a metric is: the one definition that tables, figures, terminal and comparisons read."""
+"""Definitions of metrics, which tables, figures, terminal and comparisons read."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class Column:
     label: str
     """Name in figures and headings."""
     better: str | None = None
-    """``higher``, ``lower``, or None for what is neither good nor bad."""
+    """Whether ``higher`` or ``lower`` values are better; None if neither."""
     unit: str = ""
     least: float = -math.inf
-    """Least value that the metric can have; an interval ends there."""
+    """Least possible value; intervals do not go below it, nor above ``greatest``."""
     greatest: float = math.inf
     interval: bool = False
     """Whether tables have the ends of its interval, as ``<name>_low`` and ``<name>_high``."""
     logged: tuple[str, ...] = ()
-    """Tables from which it is logged against the layer; they have the column ``target_layer`` or
-    ``layer``. Runs are compared by its mean over pairs if it is logged from ``matches``, or if
-    ``Measures.row`` computed it for ``strategies``."""
+    """Tables from which the metric is logged by layer; they have the column ``target_layer`` or
+    ``layer``. Runs are compared by the mean of the metric over pairs if it is logged from
+    ``matches``, or if ``Measures.row`` computed it for ``strategies``."""
     meaning: str = ""
-    """One sentence that defines it."""
+    """Phrase that defines the metric."""
 
     def __post_init__(self) -> None:
         if isinstance(self.logged, str):
@@ -46,12 +46,12 @@ class Column:
 
     @property
     def with_unit(self) -> str:
-        """The label and, in brackets, the unit, if there is one."""
+        """Label, with the unit in brackets if there is one."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     @property
     def difference(self) -> Column:
-        """The column of differences between two values of this metric."""
+        """Column of differences between two values of this metric."""
         return replace(
             self, name=f"{self.name}_difference", label=f"difference in {self.label}",
             least=-math.inf, greatest=math.inf, logged=(),
@@ -70,4 +70,4 @@ EXPLAINED_VARIANCE = Column(
     logged=("strategies", "saes"),
     meaning="1 - Var(x_hat - x) / Var(x), variances over tokens summed over coordinates",
 )  # fmt: skip
-"""Of replaced hidden states and of an SAE's reconstructions."""
+"""Explained variance of replaced hidden states, and of an SAE's reconstructions."""

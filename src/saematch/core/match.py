@@ -201,9 +201,9 @@ class Match:
             )
         if not len(other.rows):
             return 1.0
-        mine = self.rows * self.n_target + self.columns
-        theirs = other.rows * self.n_target + other.columns
-        return torch.isin(theirs, mine).double().mean().item()
+        entries = self.rows * self.n_target + self.columns
+        other_entries = other.rows * self.n_target + other.columns
+        return torch.isin(other_entries, entries).double().mean().item()
 
     @property
     def hash(self) -> str:

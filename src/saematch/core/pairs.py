@@ -12,7 +12,7 @@ NO_ARM = "none"
 """Name of the arm in rows of a strategy that uses no match."""
 
 POOLED = "all"
-"""Name of all data sets together; their intervals vary the texts within each set."""
+"""Name of all data sets together; replicates leave out texts within each set."""
 
 
 class SaeKey(NamedTuple):
@@ -41,8 +41,8 @@ class Pair(NamedTuple):
 
     @property
     def suites(self) -> str:
-        """Name of the suites: ``wide``, or ``default-wide`` if source and target differ in
-        suite."""
+        """Name of the suites: ``wide``, or ``default-wide`` if source and target belong to two
+        suites."""
         return suites_label(self.source.suite, self.target.suite)
 
     @property

@@ -1,4 +1,4 @@
-"""``results.json``: what a run found, and from what. Every table and figure is made from it."""
+"""``results.json``: the results of a run and their provenance, for every table and figure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _AGAIN = "delete the file, and the same command makes it again"
 
 @dataclass
 class Results:
-    """The results of one run, filled task by task."""
+    """The results of one run, which its stages fill."""
 
     name: str
     config: dict[str, Any]
@@ -31,14 +31,14 @@ class Results:
     """``running``, ``finished``, ``failed``, or ``interrupted`` by a signal."""
     error: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
-    """Flat; the means that runs are compared by."""
+    """Means by which runs are compared, by name."""
     tables: Tables = field(default_factory=Tables)
-    """With the definitions of the metrics, which the file has under ``columns``."""
+    """Tables, with the definitions of their metrics; the file has these under ``columns``."""
 
     def save(self, path: Path) -> None:
-        """Write ``results.json``; what is not a finite number is written as null."""
+        """Write ``results.json``; numbers that are not finite become null."""
         content = vars(self) | {
-            "columns": [_written(column) for column in self.tables.columns.values()],
+            "columns": [_stored_definition(column) for column in self.tables.columns.values()],
             "tables": {name: rows_of(frame) for name, frame in self.tables.items()},
         }
         write_json(path, {"schema": SCHEMA, **{n: _plain(value) for n, value in content.items()}})
@@ -59,16 +59,16 @@ class Results:
             columns = [_definition(column) for column in content.pop("columns", [])]
             content["tables"] = Tables.of(content.get("tables", {}), columns)
             return cls(**content)
-        except TypeError as error:  # a name is missing, or there is one too many
+        except TypeError as error:  # a name is missing or unknown
             raise InputError(f"{path} is damaged ({error}): {_AGAIN}") from error
 
 
 class SchemaError(InputError):
-    """Another version of saematch wrote the results, with other names."""
+    """Error for results that another version of saematch wrote, with other names."""
 
 
 def _check_schema(path: Path, schema: Any) -> None:
-    """Refuse results of another schema; files of version 0.1 state none."""
+    """Raise ``SchemaError`` for results of another schema; files of version 0.1 state no schema."""
     if schema == SCHEMA:
         return
     written = WRITERS.get(schema) if type(schema) is int else None
@@ -86,7 +86,7 @@ _KINDS = {
 
 
 def _of_wrong_type(content: dict[str, Any]) -> list[str]:
-    """Return the names of values that ``Results.save`` would not have written so."""
+    """Return the names of values whose type differs from those that ``Results.save`` writes."""
     wrong = [n for n, kind in _KINDS.items() if n in content and not isinstance(content[n], kind)]
     return wrong or [n for n, rows in content.get("tables", {}).items() if not _is_table(rows)]
 
@@ -95,15 +95,15 @@ def _is_table(rows: Any) -> bool:
     return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
 
 
-def _written(column: Column) -> dict[str, Any]:
-    """Return a definition without what it leaves to the defaults."""
+def _stored_definition(column: Column) -> dict[str, Any]:
+    """Return a definition without default values."""
     default = asdict(Column(column.name, column.label))
     written = {name: value for name, value in asdict(column).items() if value != default[name]}
     return {"name": column.name, "label": column.label, **written}
 
 
 def _definition(written: dict[str, Any]) -> Column:
-    """Return a definition from its form in the file, where a tuple is a list."""
+    """Return the definition in a results file, where tuples are lists."""
     return Column(**{**written, "logged": tuple(written.get("logged", ()))})
 
 

@@ -15,9 +15,9 @@ Value = str | int | float | bool | None
 Row = dict[str, Value]
 
 KEYS = (*PAIR_COLUMNS, "suite", "layer", "arm", "dataset", "strategy", "quantile")
-"""Columns that say what a row is about; tables are joined by those that they share."""
+"""Key columns of rows; tables are joined by the key columns that they share."""
 RESERVED = ("means", "refused", "metrics", "columns")
-"""Names of tables that a run or its mirrors make themselves."""
+"""Names of tables that a run or its mirrors write."""
 
 
 class Tables(dict[str, pd.DataFrame]):
@@ -36,7 +36,7 @@ class Tables(dict[str, pd.DataFrame]):
         return cls({name: frame_of(of_table) for name, of_table in rows.items()}, columns)
 
     def rows(self, name: str) -> list[Row]:
-        """Return the rows of a table, none if the run does not have the table."""
+        """Return the rows of a table; empty if the run does not have the table."""
         return rows_of(self[name]) if name in self else []
 
     def column(self, name: str) -> Column:
@@ -48,11 +48,11 @@ class Tables(dict[str, pd.DataFrame]):
         self.columns |= {column.name: column for column in columns}
 
     def add(self, name: str, frame: pd.DataFrame) -> None:
-        """Add a table, or new columns to an existing table, joined by the key columns of both.
+        """Add a table, or join new columns to an existing table by the key columns of both.
 
-        Rows of the table that have no row in ``frame`` get no value. Raises ``InputError`` if the
-        two share no key, if rows of ``frame`` have equal keys or keys that the table lacks, and if
-        the table has one of the new columns already.
+        Rows of the table without a counterpart in ``frame`` get no value. Raises ``InputError`` if
+        the two share no key, if rows of ``frame`` have equal keys or keys that the table lacks, and
+        if the table already has one of the new columns.
         """
         if name not in self:
             self[name] = frame
@@ -84,9 +84,9 @@ class Tables(dict[str, pd.DataFrame]):
 
 
 def frame_of(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
-    """Return a frame of rows that may lack columns.
+    """Return a frame of rows, some of which may lack columns.
 
-    Whole numbers are Int64 and truth values boolean, so that a missing value changes no type.
+    Whole numbers become Int64 and truth values boolean, so that a missing value changes no type.
     """
     names = dict.fromkeys(name for row in rows for name in row)
     return pd.DataFrame({name: _series([row.get(name) for row in rows]) for name in names})

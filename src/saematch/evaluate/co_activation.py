@@ -1,4 +1,4 @@
-"""The evaluation ``co_activation``: which features fire together with their partners."""
+"""The evaluation ``co_activation``: how often features fire together with their partners."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from saematch.evaluate.metrics import mean, ratio
 from saematch.sae.recorders import Recording
 
 FEATURES_AT_ONCE = 4096
-"""Features whose replicated counts are held at a time."""
+"""Number of features whose replicated counts are in memory at a time."""
 
 _SCORE: Any = {"interval": True, "logged": ("matches",)}
 MACRO = share(
     "matching_score_macro", "matching score, mean over features",
-    "mean of the share over the source features that fired at all", **_SCORE,
+    "mean over source features that fired of the share of activations with an active partner",
+    **_SCORE,
 )  # fmt: skip
 SCORES = (
     MATCHING_SCORE,
     share("matching_score_entries", "matching score of single entries",
-          "share of (token, active source feature, partner of it) whose partner is active; weights "
+          "share of (token, active source feature, partner of it) with the partner active; weights "
           "are not used", **_SCORE),
     share("matching_score_live", "matching score over features whose partner fired",
           "matching score without the features whose partners never fired", **_SCORE),
@@ -46,7 +47,7 @@ SCORES = (
 )  # fmt: skip
 """Metrics of the table ``activations``, each a field of ``Scores``."""
 CONTRASTED = (MATCHING_SCORE, MACRO, JACCARD)
-"""Scores in which arms are contrasted."""
+"""Scores for which differences between arms are computed."""
 RECALL_LIVE = share(
     "recall_live", "recall over features that fired",
     "recall of the true match over source features that fired on the texts", logged=("matches",),
@@ -78,7 +79,7 @@ class CoActivation(Evaluation):
     reads_texts: ClassVar[bool] = True
 
     def recorder(self, subject: Subject) -> CountRecorder:
-        """Count every SAE, and each match once though several arms found it."""
+        """Return the recorder of counts; a match that several arms found is counted once."""
         saes = tuple(dict.fromkeys(subject.twins.values()))
         matched: dict[MatchedPair, Match] = {}
         for pair in subject.matches.pairs:
@@ -89,7 +90,7 @@ class CoActivation(Evaluation):
     def tables(self, subject: Subject, recording: Recording | None) -> Tables:
         """Return ``activations`` with a row for each pair, arm and text set, and contrasts of arms.
 
-        The last text set of each arm is ``all`` of them together; ``matches`` gets its columns.
+        The last text set of each arm is ``all``, the sets together; ``matches`` gets its columns.
         """
         assert subject.counts is not None and subject.measures is not None
         rows: list[Row] = []
@@ -122,36 +123,36 @@ class CoActivation(Evaluation):
 
 @dataclass(frozen=True)
 class Scores:
-    """How often matched features are active on the same token.
+    """Scores of how often matched features are active on the same token.
 
-    Of a feature with several partners, any of them may be active.
+    For a feature with several partners, one active partner is enough.
     """
 
     matching_score: Values
-    """Over all (token, feature active at the source): share with an active partner at the target
-    (micro average). A feature without a partner counts as a miss."""
+    """Share of all (token, active source feature) with an active partner (micro average). A feature
+    without a partner counts as a miss."""
     matching_score_entries: Values
-    """Over all (token, feature active at the source, partner of it): share whose partner is active;
-    NaN if there are none. Weights are not used."""
+    """Share of all (token, active source feature, partner of it) with the partner active; NaN if
+    there are none. Weights are not used."""
     matching_score_live: Values
     """``matching_score`` without features whose partners never fired."""
     matching_score_matched: Values
-    """The same over features with a partner only; NaN if none of those fired."""
+    """``matching_score`` over features with a partner only; NaN if none of them fired."""
     matching_score_macro: Values
-    """Mean of the share over the source features that fired at all."""
+    """Mean over source features that fired of the share of activations with an active partner."""
     jaccard: Values
-    """Mean over source features that fired of both / either."""
+    """Mean over source features that fired of the Jaccard index: both active / either active."""
     n_live: int
-    """Source features that fired: the last two metrics are means over these. It is the sum of the
-    last three counts."""
+    """Number of source features that fired, over which the last two metrics are means. It is the
+    sum of the last three counts."""
     n_dead: int
-    """Source features that never fired."""
+    """Number of source features that never fired."""
     n_unmatched: int
-    """Features that fired and have no partner."""
+    """Number of source features that fired and have no partner."""
     n_dead_partners: int
-    """Features that fired and have partners, none of which fired."""
+    """Number of source features that fired and whose partners never fired."""
     n_both_live: int
-    """Features that fired and of whose partners some fired too."""
+    """Number of source features that fired and have a partner that fired."""
 
 
 def co_activation(
@@ -191,7 +192,7 @@ def co_activation(
 def _by_feature(
     weights: Weights, both: Tensor, fired: Tensor, partner: Tensor, unmatched: Tensor
 ) -> tuple[Values, Values, Values]:
-    """Return what depends on which features fire in each replicate.
+    """Return the sums that depend on which features fire in each replicate.
 
     These are the means of both / fired and of both / either over features that fired, and the
     number of activations of features that are unmatched or whose partner fired.
@@ -199,13 +200,14 @@ def _by_feature(
     macro, jaccard, n, live = (torch.zeros(len(weights), dtype=torch.float64) for _ in range(4))
     exact = weights.float()  # counts stay far below 2^24
     for part in torch.arange(fired.shape[1]).split(FEATURES_AT_ONCE):
-        hits, own, partners = (
+        hits, activations, partners = (
             (exact @ counts[:, part].float()).double() for counts in (both, fired, partner)
         )
-        macro += ratio(hits, own).sum(dim=1)
-        jaccard += ratio(hits, own + partners - hits).masked_fill_(own == 0, 0).sum(dim=1)
-        n += (own > 0).sum(dim=1)
-        live += torch.where((partners > 0) | unmatched[part], own, 0).sum(dim=1)
+        macro += ratio(hits, activations).sum(dim=1)
+        shares = ratio(hits, activations + partners - hits)
+        jaccard += shares.masked_fill_(activations == 0, 0).sum(dim=1)
+        n += (activations > 0).sum(dim=1)
+        live += torch.where((partners > 0) | unmatched[part], activations, 0).sum(dim=1)
     return ratio(macro, n), ratio(jaccard, n), live
 
 
@@ -250,7 +252,7 @@ def _contrasts(
 
 
 def _layer_row(key: SaeKey, counts: Counts) -> Row:
-    """Return the row of ``layers`` for one SAE, as it was measured over all text sets."""
+    """Return the row of ``layers`` for one SAE, measured over all text sets."""
     weights = counts.replicates.pooled()
     n_tokens = counts.total(key, "n_tokens")
     fired = counts.fired_by_text(key)

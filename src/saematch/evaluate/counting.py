@@ -1,4 +1,4 @@
-"""Count which features are active, and which are active together with their partners."""
+"""Count activations of features, and activations together with their partners."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class CountRecorder:
     runs_model: ClassVar[bool] = False
 
     def needs(self) -> dict[Hashable, frozenset[SaeKey]]:
-        """Return the SAEs of each SAE's counts, itself, and of each match."""
+        """Return the SAEs that each item needs: an SAE itself, or both SAEs of a match."""
         needs: dict[Hashable, frozenset[SaeKey]] = {key: frozenset([key]) for key in self.saes}
         return needs | {matched: frozenset(matched.pair) for matched in self.matched}
 
@@ -82,7 +82,7 @@ class CountRecorder:
             active = forward.active(key)
             counts = _count(text[active.tokens()], active.features, n_texts, active.n_features)
             sums[fired_name(key)] = counts
-        dense_of, dense = None, torch.empty(0)  # of one SAE at a time, since it is large
+        dense_of, dense = None, torch.empty(0)  # large, so only one SAE at a time
         for matched_pair, match in self.matched.items():
             source, target = matched_pair.pair
             if target != dense_of:

@@ -1,4 +1,4 @@
-"""Which features were active on the texts of a run, and which of them together."""
+"""Counts of features that were active on the texts of a run, alone or together."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class PairCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class Counts:
-    """Reads what ``CountRecorder`` recorded."""
+    """Reader of the counts that ``CountRecorder`` recorded."""
 
     sums: Mapping[str, TextSums]
     """By text set."""
     twins: Mapping[SaeKey, SaeKey]
-    """The key under which each SAE was recorded."""
+    """Key under which each SAE was recorded."""
     models: Models
     replicates: Replicates
 
@@ -62,11 +62,11 @@ class Counts:
         return self._pooled(labelled(name, self.models.of(key)))
 
     def fired_by_text(self, key: SaeKey) -> Int64[Tensor, "n_texts n_features"]:
-        """Return on how many tokens of each text of all sets each feature was active."""
+        """Return the number of tokens with each feature active, by text of all sets."""
         return self._pooled(fired_name(self.twins[key]))
 
     def fired(self, key: SaeKey) -> Int64[Tensor, " n_features"]:
-        """Return on how many tokens each feature was active, over all text sets."""
+        """Return the number of tokens with each feature active, over all text sets."""
         return self.fired_by_text(key).sum(dim=0)
 
     def of_pair(self, pair: Pair, match: Match) -> dict[str, PairCounts]:

@@ -1,4 +1,4 @@
-"""What an evaluation is: one question put to the matches of a run, in one file."""
+"""Base class of evaluations, each of which answers one question about the matches of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from saematch.sae.suites import SaeFacts, SaeShelf
 
 
 class PairFacts(NamedTuple):
-    """A pair of SAEs before they are compared, without their weights."""
+    """Facts about a pair of SAEs that need no weights."""
 
     pair: Pair
     source: SaeFacts
@@ -37,23 +37,23 @@ class PairFacts(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """The matches of a run and all that its evaluations may look at."""
+    """The matches of a run, and the data that evaluations may use."""
 
     saes: SaeShelf
     matches: MatchSet
     arms: Mapping[str, Arm]
     sources: Mapping[str, SaeSource]
-    """Where the SAEs of each suite come from."""
+    """Source of the SAEs of each suite."""
     models: Models = field(default_factory=Models)
     refused: Sequence[Refusal] = ()
     folder: Path = Path("sums")
-    """Folder of files of recorders that runs share."""
+    """Folder for the files of recorders, which runs share."""
     measures: Measures | None = None
     """Text sets and the intervals over their texts; None in a run without texts."""
     recordings: Mapping[str, Recording] = field(default_factory=dict)
-    """What each evaluation recorded, by the evaluation's name."""
+    """Recording of each evaluation, by the evaluation's name."""
     counts: Counts | None = None
-    """Which features were active together, if the run counted that."""
+    """Counts of features that were active together, if the run counted them."""
 
     def without(self, evaluation: str) -> Subject:
         """Return the subject without the pairs that an evaluation leaves out."""
@@ -71,23 +71,24 @@ class Subject:
 
     @cached_property
     def twins(self) -> dict[SaeKey, SaeKey]:
-        """The key that stands for each SAE that can be applied to hidden states.
+        """Key in recordings of each SAE that can be applied to hidden states.
 
-        Suites may share SAEs: the first key of an SAE stands for it in recordings.
+        Suites may share SAEs; recordings use the first key of such an SAE.
         """
         applicable = [key for key, sae in self.saes.facts.items() if is_skippable(sae.origin)]
         return self.models.twins(self.saes.only(applicable))
 
     def twin(self, pair: Pair) -> Pair:
-        """Return the two SAEs of a pair under the keys that stand for them."""
+        """Return the pair with the keys that recordings use."""
         return Pair(self.twins[pair.source], self.twins[pair.target])
 
 
 class Evaluation:
     """Base class of evaluations: specs whose fields are their settings.
 
-    A run asks in this order: ``refusals`` before any work, ``recorder`` after matching, ``tables``
-    after the pass over the texts. An evaluation overrides what it needs.
+    A run calls ``check_sources``, ``check_saes`` and ``refusals`` before any work, ``recorder``
+    after matching, and ``tables`` after the pass over the texts. An evaluation overrides the
+    methods that it needs.
     """
 
     columns: ClassVar[tuple[Column, ...]] = ()
@@ -97,26 +98,27 @@ class Evaluation:
     explains: ClassVar[bool] = False
     """Whether it needs explanations of features."""
     one_partner: ClassVar[str] = ""
-    """Why it needs matches with at most one partner a feature; empty if it takes any match."""
+    """Reason why it needs matches with at most one partner per feature, as a phrase after
+    ``which``; empty if it accepts any match."""
 
     def check_sources(self, sources: Mapping[str, SaeSource]) -> None:
-        """Raise ``InputError`` for suites that it cannot use, before SAEs are loaded."""
+        """Raise ``InputError``, before SAEs are loaded, for suites that cannot be used."""
 
     def check_saes(self, saes: SaeShelf) -> None:
         """Raise ``InputError`` for SAEs that the evaluation cannot use, before any work."""
 
     def refusal(self, facts: PairFacts) -> str | None:
-        """Return why the evaluation leaves out a pair, None if it takes the pair."""
+        """Return why the evaluation leaves out a pair; None if it includes the pair."""
 
     def refusals(
         self, pairs: Sequence[PairFacts], refused: Sequence[Refusal]
     ) -> Iterable[tuple[Pair, str]]:
         """Yield the pairs that the evaluation leaves out, with the reason.
 
-        ``refused`` holds what the run leaves out already: pairs that are not matched, and those of
-        evaluations that keep this default. By default, ``refusal`` decides for each pair that is
-        matched. An evaluation that reads texts also leaves out SAEs that do not read the residual
-        stream, since a pass over the texts has no other hidden states.
+        ``refused`` has the pairs that are not matched, and the refusals of evaluations that keep
+        this default. By default, ``refusal`` decides for each matched pair. An
+        evaluation that reads texts also leaves out SAEs that do not read the residual stream, since
+        a pass over the texts has no other hidden states.
         """
         unmatched = {r.pair for r in refused if r.evaluation == "matching" and r.arm is None}
         for facts in pairs:
@@ -127,12 +129,12 @@ class Evaluation:
                 yield facts.pair, reason
 
     def recorder(self, subject: Subject) -> Recorder | None:
-        """Return what to record in the pass over the texts; by default nothing."""
+        """Return the recorder for the pass over the texts; by default None."""
 
     def tables(self, subject: Subject, recording: Recording | None) -> Tables:
-        """Return its tables.
+        """Return the tables of the evaluation; ``recording`` is that of its recorder.
 
-        Columns of a table that the run has already, such as ``matches``, are joined to its rows by
-        the key columns of both.
+        If the run already has a table, such as ``matches``, its rows get the new columns. Rows are
+        joined by the key columns that both frames have.
         """
         return Tables()

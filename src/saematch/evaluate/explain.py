@@ -1,4 +1,4 @@
-"""The evaluation ``explain``: words for the features that other evaluations list."""
+"""The evaluation ``explain``: explanations of the features that other evaluations list."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Explain(Evaluation):
     """Spec of the evaluation ``explain``.
 
     The tables ``features`` and ``paths`` get the explanations of both features of each row. A run
-    with a judge has explanations anyway.
+    with a judge has explanations without this evaluation.
     """
 
     explains: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""The squared error of single features: its distribution, and examples from both ends."""
+"""The evaluation ``features``: squared errors of single features, and examples of pairs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 N_BINS = 60
 N_EXAMPLES = 10
-"""Of the least and of the greatest errors, each."""
+"""Number of examples of the smallest errors, and of the largest errors."""
 
 
 @spec("evaluations.features")
@@ -38,7 +38,7 @@ class Features(Evaluation):
         return None
 
     def tables(self, subject: Subject, recording: Recording | None) -> Tables:
-        """Return how errors are distributed, and the pairs of least and of greatest error."""
+        """Return the distribution of errors, and the pairs with the smallest and largest errors."""
         return Tables.of(
             {
                 "feature_mse_histogram": histogram_rows(subject.saes, subject.matches),
@@ -50,8 +50,8 @@ class Features(Evaluation):
 def histogram_rows(saes: Saes, matches: MatchSet) -> list[Row]:
     """Return the rows of ``feature_mse_histogram``: numbers of pairs by decoder error (figure 5).
 
-    The edges, the same for all arms of a pair, are evenly spaced between the least and the
-    greatest error of any.
+    All arms of a pair share the edges, which are evenly spaced from the smallest to the largest
+    error of any arm.
     """
     rows: list[Row] = []
     for pair in matches.pairs:
@@ -66,7 +66,7 @@ def histogram_rows(saes: Saes, matches: MatchSet) -> list[Row]:
 
 
 def example_rows(saes: Saes, matches: MatchSet) -> list[Row]:
-    """Return the rows of ``features``: the pairs of least and of greatest decoder error."""
+    """Return the rows of ``features``: pairs with the smallest and largest decoder errors."""
     rows: list[Row] = []
     for pair in matches.pairs:
         for arm, errors in _by_arm(saes, matches, pair, squared_errors).items():
@@ -90,6 +90,6 @@ def example_rows(saes: Saes, matches: MatchSet) -> list[Row]:
 def _by_arm(
     saes: Saes, matches: MatchSet, pair: Pair, metric: Callable[[FoldedPair, Match], T]
 ) -> dict[str, T]:
-    """Return the metric of each arm's match; the folded SAEs are released with this call."""
+    """Return the metric of each arm's match; the folded SAEs are freed after the call."""
     folded = FoldedPair(saes[pair.source], saes[pair.target])
     return {arm: metric(folded, match) for arm, match in matches.of(pair).items()}

@@ -11,14 +11,14 @@ import torch
 from saematch.core.match import Match
 
 BREADTH = 5
-"""Features that a path holds at a layer unless a spec says otherwise."""
+"""Default number of features of a path at a layer."""
 
-Held = Mapping[int, Mapping[int, float]]
-"""Path -> features of one layer that it holds -> share of the path's first activation in each."""
+Fronts = Mapping[int, Mapping[int, float]]
+"""By path: its features at one layer, each with its share of the path's first activation."""
 
 
 class Step(NamedTuple):
-    """One entry of a match that leaves a feature held by a path."""
+    """One entry of a match whose source feature belongs to a path."""
 
     path: int
     entry: int
@@ -28,10 +28,10 @@ class Step(NamedTuple):
     weight: float
     """Weight of the entry."""
     path_weight: float
-    """What of the path's first activation arrives through the entry."""
+    """Share of the path's first activation that arrives through the entry."""
     dropped_mass: float
-    """Share of what the path's step carries (sum of absolute weights) that it does not hold on to,
-    the same for all entries of the step."""
+    """Share of the mass (sum of absolute weights) that arrives at features which the path drops;
+    the same for all entries of the path's step."""
 
 
 class Followed(NamedTuple):
@@ -39,44 +39,45 @@ class Followed(NamedTuple):
 
     steps: list[Step]
     """Sorted by path, then by source and target feature."""
-    held: Held
-    """What paths hold at the target; a path that ended is left out."""
+    fronts: Fronts
+    """Features of the paths at the target, without paths that ended."""
 
 
-def begin(features: Iterable[int]) -> Held:
+def begin(features: Iterable[int]) -> Fronts:
     """Return one path for each feature, numbered in their order."""
     return {path: {feature: 1.0} for path, feature in enumerate(features)}
 
 
-def follow(held: Held, match: Match, breadth: int) -> Followed:
+def follow(fronts: Fronts, match: Match, breadth: int) -> Followed:
     """Follow each path through a match to at most ``breadth`` features of the target.
 
-    The features that receive the largest absolute weight are held, of equal ones the first. A path
-    ends where none of its features has an entry.
+    A path keeps the features that receive the largest absolute weight; ties go to the first
+    feature. A path ends where none of its features has an entry.
     """
     steps: list[Step] = []
-    there: dict[int, Mapping[int, float]] = {}
-    for path, features in held.items():
-        left = [step for feature in sorted(features)
-                for step in _leaving(path, feature, features[feature], match)]  # fmt: skip
-        if not left:
+    targets: dict[int, Mapping[int, float]] = {}
+    for path, features in fronts.items():
+        entries = [step for feature in sorted(features)
+                   for step in _steps_from(path, feature, features[feature], match)]  # fmt: skip
+        if not entries:
             continue
         arrived: dict[int, float] = defaultdict(float)
-        for step in left:
+        for step in entries:
             arrived[step.target_feature] += step.path_weight
         largest = sorted(arrived, key=lambda feature: (-abs(arrived[feature]), feature))
-        there[path] = {feature: arrived[feature] for feature in largest[:breadth]}
+        targets[path] = {feature: arrived[feature] for feature in largest[:breadth]}
         lost = sum(abs(arrived[feature]) for feature in largest[breadth:])
         mass = sum(map(abs, arrived.values()))
         dropped = lost / mass if mass else 0.0
-        steps += [step._replace(dropped_mass=dropped) for step in left]
-    return Followed(steps, there)
+        steps += [step._replace(dropped_mass=dropped) for step in entries]
+    return Followed(steps, targets)
 
 
-def _leaving(path: int, feature: int, held: float, match: Match) -> list[Step]:
+def _steps_from(path: int, feature: int, share: float, match: Match) -> list[Step]:
     ends = torch.searchsorted(match.rows, torch.tensor([feature, feature + 1])).tolist()
     entries = slice(*ends)
-    each = zip(
-        range(*ends), match.columns[entries].tolist(), match.weights[entries].tolist(), strict=True
-    )
-    return [Step(path, n, feature, column, w, held * w, 0.0) for n, column, w in each]
+    columns, weights = match.columns[entries].tolist(), match.weights[entries].tolist()
+    return [
+        Step(path, n, feature, column, weight, share * weight, 0.0)
+        for n, column, weight in zip(range(*ends), columns, weights, strict=True)
+    ]

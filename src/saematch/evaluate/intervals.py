@@ -1,15 +1,16 @@
 """Confidence intervals from a jackknife over texts.
 
 Each metric of a run is a function of weights: how often each text counts. A replicate computes it
-again without one text (of many texts: without one group of them). The spread of the replicates
-gives the standard error, and Student's t gives the interval around the value (Tukey 1958; Efron
-and Stein 1981). The interval is about the expected value of the metric over text sets of as many
-texts.
+again without one text or, if there are many texts, without one group of texts. The spread of the
+replicates gives the standard error, and Student's t gives the interval around the value (Tukey
+1958; Efron and Stein 1981). The interval is for the expected value of the metric over text sets of
+the same size.
 
-A percentile bootstrap would not do for means over the features that fired. Texts drawn with
-replacement leave out 37 % of the texts, and with them most features that fire in one text only, so
-the resampled means are means over other features and may all lie to one side of the value. With the
-set of features fixed the spread is too small, since a feature that fired in one text never varies.
+A percentile bootstrap is unsuitable for means over the features that fired. Drawing with
+replacement leaves out 37 % of the texts, and so most features that fire in one text only. The
+resampled means are then means over other features, and may all lie to one side of the value. With
+the set of features fixed the spread is too small, since a feature that fired in one text never
+varies.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ Weights = Float64[Tensor, "n_values n_texts"]
 Values = Float64[Tensor, " n_values"]
 
 FEW_TEXTS = 30
-"""Intervals from fewer texts than this are often too narrow."""
+"""Number of texts below which intervals are often too narrow."""
 
 
 class Interval(NamedTuple):
-    """A value and the ends of its interval; None where there is no value, or no interval."""
+    """A value and the ends of its interval; None without a value or an interval."""
 
     value: float | None
     low: float | None = None
@@ -51,8 +52,8 @@ class Intervals:
     level: float = 0.95
     """Probability that an interval contains the expected value."""
     n_replicates: int = 1000
-    """Most replicates of a run. With more texts than this, texts are left out in groups. 0 computes
-    no intervals."""
+    """Largest number of replicates. With more texts than this, texts are left out in groups. 0
+    computes no intervals."""
 
     def __post_init__(self) -> None:
         if not (self.n_replicates >= 0 and 0 < self.level < 1):
@@ -62,15 +63,15 @@ class Intervals:
             )
 
     def replicates(self, sizes: Sequence[int]) -> Replicates:
-        """Return the replicates of text sets with so many texts each."""
+        """Return the replicates of text sets; ``sizes`` has the number of texts of each."""
         groups = [self._n_groups(n, sum(sizes)) for n in sizes]
         of_set = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(groups).long())
         weights, start = [], 1
         for n, n_groups in zip(sizes, groups, strict=True):
-            each = torch.arange(n)
+            texts = torch.arange(n)
             part = torch.ones(1 + len(of_set), n, dtype=torch.float64)
             if n_groups:
-                part[start + each % n_groups, each] = 0
+                part[start + texts % n_groups, texts] = 0
             weights.append(part)
             start += n_groups
         return Replicates(tuple(weights), of_set, self.level)
@@ -85,13 +86,13 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Replicates:
-    """The replicates of a run. All its metrics share them, so that differences are paired."""
+    """The replicates of a run. All metrics share them, so that differences are paired."""
 
     weights: tuple[Tensor, ...]
-    """By text set, ``[1 + n_replicates, n_texts]``: how often each text counts. The first row is
-    all ones, so the first value of a metric is the metric itself."""
+    """Weights by text set, ``[1 + n_replicates, n_texts]``: how often each text counts. The first
+    row is all ones, so the first value of a metric is the metric itself."""
     of_set: Int64[Tensor, " n_replicates"]
-    """The text set from which each replicate leaves texts out."""
+    """Number of the text set from which each replicate leaves out texts."""
     level: float
 
     def pooled(self) -> Weights:
@@ -106,9 +107,9 @@ class Replicates:
     def interval(self, column: Column, values: Values, whole: Values | None = None) -> Interval:
         """Return the value of a metric and its interval, which always contains the value.
 
-        ``values``: the metric, then its replicates. ``whole``: what a share is a share of. Texts
-        that do not change it say nothing about the share, so they do not count as texts. There is
-        no interval where each set has one text, nor where a replicate has no value.
+        ``values`` has the metric, then its replicates. For a share, ``whole`` has its denominator;
+        replicates that do not change the denominator contain no information about the share and
+        are left out. There is no interval if each set has one text, or if a replicate is NaN.
         """
         value = values[0].item()
         if math.isnan(value):
@@ -130,7 +131,7 @@ class Replicates:
             return None
         n = torch.bincount(of_set, minlength=len(sets)).double()
         centres = torch.zeros_like(n).index_add_(0, of_set, moved) / n
-        centres[n == 1] = values[0]  # the only text of its set has no other to compare with
+        centres[n == 1] = values[0]  # the only text of its set
         squares = torch.zeros_like(n).index_add_(0, of_set, (moved - centres[of_set]).square())
         freedom = (n - 1).clamp(min=1)
         variances = squares * torch.where(n == 1, 1, freedom / n)

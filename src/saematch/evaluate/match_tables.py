@@ -43,7 +43,7 @@ CERTIFICATE = (
     Column("n_90", "pairs that carry 90 % of the value over chance", unit="pairs", least=0.0,
            **_LOGGED, meaning="least number of pairs with 90 % of the value over chance"),
     share("certain", "share of pairs in every optimal match",
-          "lower bound on the share of pairs that every optimal match has", **_LOGGED),
+          "lower bound on the share of pairs that are in every optimal match", **_LOGGED),
 )  # fmt: skip
 """Attributes of ``Certificate``."""
 RECALL = share(
@@ -52,7 +52,7 @@ RECALL = share(
 )  # fmt: skip
 AGREEMENT = share(
     "agreement", "pairs shared with the match at once",
-    "share of the pairs that composition and the match of both layers at once have in common",
+    "share of the pairs of the match of both layers at once that composition finds too",
     **_LOGGED,
 )  # fmt: skip
 NORM_CHANGE = Column(
@@ -68,7 +68,7 @@ THRESHOLDS = (
 
 @spec("")
 class MatchTables(Evaluation):
-    """The evaluation that every run makes: how good each match is by weights alone."""
+    """The evaluation of every run: metrics of each match that need only weights."""
 
     columns: ClassVar[tuple[Column, ...]] = (
         *ERRORS, RECALL, AGREEMENT, NORM_CHANGE, *CERTIFICATE, *THRESHOLDS,
@@ -98,16 +98,16 @@ def match_rows(
 ) -> list[Row]:
     """Return the rows of the table ``matches``, without the columns that need activations.
 
-    ``exact`` names, for each arm that composes, the arm that matches at once: the share of its
-    pairs that composition finds too is ``agreement``.
+    ``exact`` maps each arm that composes to the arm that matches both layers at once. ``agreement``
+    is the share of the pairs of the match at once that composition finds too.
     """
     return [
-        row for pair in matches.pairs for row in _rows_of(saes, matches, pair, truth(pair), exact)
+        row for pair in matches.pairs for row in _pair_rows(saes, matches, pair, truth(pair), exact)
     ]
 
 
-def _rows_of(
-    saes: Saes, matches: MatchSet, pair: Pair, known: Match | None, exact: Mapping[str, str]
+def _pair_rows(
+    saes: Saes, matches: MatchSet, pair: Pair, truth: Match | None, exact: Mapping[str, str]
 ) -> list[Row]:
     source, target = saes[pair.source], saes[pair.target]
     folded = FoldedPair(source, target)
@@ -125,7 +125,7 @@ def _rows_of(
                 **pair.columns(),
                 "arm": arm,
                 **by_hash[key],
-                "recall": None if known is None else match.agreement(known),
+                "recall": None if truth is None else match.agreement(truth),
                 "agreement": None if direct is None else match.agreement(direct),
                 **{
                     column.name: None if proof is None else getattr(proof, column.name)
@@ -142,15 +142,15 @@ def _rows_of(
 
 
 def exact_arms(arms: Mapping[str, Arm]) -> dict[str, str]:
-    """Return, for each arm that composes, an arm that differs from it in nothing else."""
+    """Return, for each arm that composes, an arm with the same settings that matches at once."""
     return {
-        name: other
+        name: direct_name
         for name, arm in arms.items()
         if arm.compose
-        for other, direct in arms.items()
-        if replace(arm, compose=False, **_APART) == replace(direct, **_APART)
+        for direct_name, direct in arms.items()
+        if replace(arm, compose=False, **_NEUTRAL) == replace(direct, **_NEUTRAL)
     }
 
 
-_APART: dict[str, Any] = {"decode": (), "quantiles": (), "composed_entries": 1}
+_NEUTRAL: dict[str, Any] = {"decode": (), "quantiles": (), "composed_entries": 1}
 """Settings of an arm that do not change the match of two layers at once."""

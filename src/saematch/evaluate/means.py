@@ -1,4 +1,4 @@
-"""What runs are compared by: the mean of every metric over the pairs of a run."""
+"""Means of every metric over the pairs of a run, by which runs are compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMPARED = {"matches", "strategies"}
 
 
 class MeanKey(NamedTuple):
-    """What a mean over pairs is about."""
+    """Key of a mean over pairs."""
 
     suites: str
     arm: str
@@ -54,8 +54,8 @@ def weight_means(tables: Tables, measured: Collection[str] = ()) -> list[Row]:
 def headline_metrics(tables: Tables) -> dict[str, float]:
     """Return the metrics of skipped layers by which sweeps compare runs, from the table ``means``.
 
-    ``explained_variance/<arm>`` and ``delta_loss/<arm>``: the mean over pairs and data sets, of
-    the first strategy that the arm is decoded by; of its partial match, if the arm has exactly one.
+    These are ``explained_variance/<arm>`` and ``delta_loss/<arm>``: means over pairs and data sets
+    for the first strategy of the arm, and for its partial match if the arm has exactly one.
     """
     rows_of_name: dict[str, list[Row]] = defaultdict(list)
     for row in tables.rows("means"):

@@ -21,17 +21,17 @@ log = logging.getLogger(__name__)
 
 
 class Cell(NamedTuple):
-    """What a measured row is about."""
+    """Key of a measured row."""
 
     pair: Pair
     arm: str
     dataset: str
-    """A text set, or ``all`` of them together."""
+    """Name of a text set, or ``all`` for the sets together."""
     strategy: str | None = None
     quantile: float | None = None
 
     def columns(self) -> Row:
-        """Return the key columns of the row; without a strategy there is no quantile either."""
+        """Return the key columns of the row; strategy and quantile only if there is a strategy."""
         row: Row = {**self.pair.columns(), "arm": self.arm, "dataset": self.dataset}
         if self.strategy is not None:
             row |= {"strategy": self.strategy, "quantile": self.quantile}
@@ -47,14 +47,14 @@ class Measures:
 
     replicates: Replicates
     weights: Mapping[str, Weights]
-    """By text set: how often each text counts, as ``Replicates.weights``."""
+    """Weights by text set, as in ``Replicates.weights``."""
     _values: dict[MeanKey, list[tuple[Column, Values]]] = field(
         default_factory=lambda: defaultdict(list)
     )
 
     @classmethod
     def of(cls, tokens: Mapping[str, Iterable[TokenBatch]], intervals: Intervals) -> Measures:
-        """Return the measures of text sets; few texts are warned of."""
+        """Return the measures of text sets; logs a warning for sets with few texts."""
         sizes = {name: sum(len(b.ids) for b in batches) for name, batches in tokens.items()}
         small = [f"{name} has {n}" for name, n in sizes.items() if n < FEW_TEXTS]
         if small and intervals.n_replicates:
@@ -72,13 +72,13 @@ class Measures:
         return list(self.weights)
 
     def weights_of(self, dataset: str) -> Weights:
-        """Return the weights of a text set, or of the texts of ``all`` sets."""
+        """Return the weights of a text set, or of all sets for ``all``."""
         return self.replicates.pooled() if dataset == POOLED else self.weights[dataset]
 
     def row(self, cell: Cell, values: Mapping[Column, Values]) -> Row:
         """Return a row with metrics and the ends of their intervals.
 
-        Metrics that are logged from ``matches`` or ``strategies`` count in the means over pairs.
+        Metrics that are logged from ``matches`` or ``strategies`` are included in the means.
         """
         row = cell.columns()
         for column, of_column in values.items():
@@ -92,8 +92,8 @@ class Measures:
     def mean_rows(self) -> list[Row]:
         """Return the rows of ``means`` for all measured metrics.
 
-        The value under ``all`` text sets, where none was measured over all texts together, is the
-        mean of the text sets' values.
+        If a metric was not measured over all texts together, its value for ``all`` is the mean of
+        the values of the text sets.
         """
         means = {
             key: torch.stack([value for _, value in values]).mean(dim=0)

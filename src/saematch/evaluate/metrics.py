@@ -1,7 +1,7 @@
 """Metrics from sums by text.
 
-Every function takes ``weights`` ``[1 + n_replicates, n_texts]``: how often each text counts. Its
-first row is all ones, so the first value is the metric itself and the others are its replicates
+The parameter ``weights`` ``[1 + n_replicates, n_texts]`` has how often each text counts. Its first
+row is all ones, so the first value is the metric itself and the others are its replicates
 (``intervals``).
 """
 
@@ -31,8 +31,8 @@ def explained_variance(
 ) -> Values:
     """Return ``1 - sum Var(x_hat - x) / sum Var(x)``, variances over tokens.
 
-    Takes sums over each text's tokens of the vectors and of their squared norms. 1 is perfect, 0 is
-    as good as the mean, negative is worse.
+    The arguments are sums over the tokens of each text, of vectors and of their squared norms. 1 is
+    perfect, 0 is as good as the mean, and a negative value is worse.
     """
     n = weights @ counts.double()
     unexplained = _variance(weights, error_sum, error_square, n)
@@ -40,11 +40,11 @@ def explained_variance(
 
 
 def _variance(weights: Weights, sums: Tensor, squares: Tensor, n: Values) -> Values:
-    """``sum |v|^2 / n - |sum v / n|^2``; the second from inner products of the texts' sums."""
+    """Return ``sum |v|^2 / n - |sum v / n|^2``, from inner products of the sums by text."""
     gram = sums @ sums.T
     return weights @ squares / n - ((weights @ gram) * weights).sum(dim=1) / n.square()
 
 
 def ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """Return ``part / whole``, and 0 where there is nothing."""
+    """Return ``part / whole``, and 0 where ``whole`` is 0."""
     return torch.where(whole > 0, part / whole, 0)

@@ -31,9 +31,9 @@ COSINE = Column(
 
 @spec("evaluations.paths")
 class Paths(Evaluation):
-    """Spec of the evaluation ``paths``: how many features of the first layer to follow, and which.
+    """Spec of the evaluation ``paths``: the features of the first layer to follow.
 
-    A path goes step by step, which is composition: it follows each layer's match to the next
+    A path goes from each layer to the next through their match. This is composition of the matches
     (section 3.2).
     """
 
@@ -42,10 +42,10 @@ class Paths(Evaluation):
     n_paths: AtLeast1 = 20
     seed: Seed = 0
     breadth: AtLeast1 = BREADTH
-    """Most features that a path holds at a layer, those of largest absolute weight."""
+    """Largest number of features of a path at a layer; those of largest absolute weight stay."""
     features: Some[int] | None = None
-    """Features of the first layer to follow; None draws ``n_paths`` at random, of those that fired
-    on the texts if the run counted that (``co_activation``)."""
+    """Features of the first layer to follow; None draws ``n_paths`` at random. If the run counts
+    activations (``co_activation``), only features that fired are drawn."""
 
     def check_saes(self, saes: SaeShelf) -> None:
         """Refuse features that a suite's first SAE does not have."""
@@ -58,9 +58,9 @@ class Paths(Evaluation):
     def refusals(
         self, pairs: Sequence[PairFacts], refused: Sequence[Refusal]
     ) -> Iterator[tuple[Pair, str]]:
-        """Yield the pairs that no path reaches: from a suite's first pair that is left out on.
+        """Yield the pairs that no path reaches: a suite's first refused pair and all later pairs.
 
-        Paths go through all arms, so a pair that one arm cannot match ends those of every arm.
+        A pair that one arm cannot match ends the paths of every arm.
         """
         reasons = {
             refusal.pair: refusal.reason
@@ -92,12 +92,12 @@ class Paths(Evaluation):
         by_arm = subject.matches.by_arm
         n_features = next(iter(by_arm.values()))[pairs[0]].n_source
         first = begin(self._choose(n_features, pairs[0].source, subject.counts))
-        held = dict.fromkeys(by_arm, first)
+        fronts = dict.fromkeys(by_arm, first)
         rows: dict[str, list[Row]] = {arm: [] for arm in by_arm}
         for number, pair in enumerate(pairs):
             folded = FoldedPair(subject.saes[pair.source], subject.saes[pair.target])
             for arm, of_arm in by_arm.items():
-                steps, held[arm] = follow(held[arm], of_arm[pair], self.breadth)
+                steps, fronts[arm] = follow(fronts[arm], of_arm[pair], self.breadth)
                 scores = _scores(folded, of_arm[pair], pair, steps, subject.counts)
                 for step, score in zip(steps, scores, strict=True):
                     row: Row = {**pair.columns(), "arm": arm, "path": step.path, "step": number}
@@ -133,7 +133,7 @@ def check_features(features: Sequence[int], key: SaeKey, sae: SaeFacts) -> None:
 def _scores(
     folded: FoldedPair, match: Match, pair: Pair, steps: list[Step], counts: Counts | None
 ) -> list[Row]:
-    """Return how alike the two features of each step are."""
+    """Return the similarity metrics of the two features of each step."""
     entries = sorted({step.entry for step in steps})
     chosen = torch.zeros(len(match.rows), dtype=torch.bool)
     chosen[entries] = True

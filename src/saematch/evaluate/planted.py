@@ -26,14 +26,14 @@ from saematch.sae.sources.source import SaeSource
 
 @spec("evaluations.planted")
 class Planted(Evaluation):
-    """Spec of the evaluation ``planted``: recall, and what decoding explains."""
+    """Spec of the evaluation ``planted``: recall, and explained variance of decoding."""
 
     columns: ClassVar[tuple[Column, ...]] = (RECALL, EXPLAINED_VARIANCE)
 
     def check_sources(self, sources: Mapping[str, SaeSource]) -> None:
         """Refuse SAEs whose true activations are unknown."""
         if not all(isinstance(source, PlantedSaes) for source in sources.values()):
-            raise InputError("the evaluation planted needs activations that are known: sae=planted")
+            raise InputError("the evaluation planted needs known activations: set sae=planted")
 
     def refusal(self, facts: PairFacts) -> str | None:
         """Refuse pairs of two suites."""
@@ -43,14 +43,14 @@ class Planted(Evaluation):
     def tables(self, subject: Subject, recording: Recording | None) -> Tables:
         """Return ``planted``, a row for each pair, arm and strategy.
 
-        The source's true activations are transported and decoded; the target's hidden states are
-        its own true activations, decoded.
+        The true activations of the source are transported and decoded. They are compared with the
+        decoded true activations of the target.
         """
-        rows = [row for pair in subject.matches.pairs for row in _rows_of(subject, pair)]
+        rows = [row for pair in subject.matches.pairs for row in _pair_rows(subject, pair)]
         return Tables.of({"planted": rows})
 
 
-def _rows_of(subject: Subject, pair: Pair) -> list[Row]:
+def _pair_rows(subject: Subject, pair: Pair) -> list[Row]:
     suite = subject.sources[pair.source.suite]
     assert isinstance(suite, PlantedSaes), suite
     source, target = subject.saes[pair.source], subject.saes[pair.target]

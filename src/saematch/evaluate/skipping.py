@@ -1,4 +1,4 @@
-"""The evaluation ``skipping``: skip layers, and fill them in through a match."""
+"""The evaluation ``skipping``: skip layers, and replace their output through a match."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ LOSS = Column(
 
 
 class SkippedCell(NamedTuple):
-    """A row of the table ``strategies``, but for the text set."""
+    """Row of the table ``strategies``, without the text set."""
 
     arm: str
     splice: Splice
-    """The splice that was asked for."""
+    """Splice of the row."""
     evaluated: Splice
-    """Its canonical form, which several cells may share."""
+    """Canonical form of the splice, which several cells may share."""
 
 
 @spec("evaluations.skipping")
@@ -52,22 +52,22 @@ class Skipping(Evaluation):
     reads_texts: ClassVar[bool] = True
 
     strategies: Unique[str] = ("reconstruct_current", "drop")
-    """Ways to fill in the skipped layers without a match: ``reconstruct_previous``,
-    ``reconstruct_current``, ``drop``. Those with a match are set by each arm's ``decode``."""
+    """Strategies without a match: ``reconstruct_previous``, ``reconstruct_current``, ``drop``. Each
+    arm's ``decode`` sets the strategies with a match."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.strategies if name not in MATCHLESS]
         if unknown:
             raise InputError(
                 f"evaluations.skipping.strategies: unknown strategy {unknown[0]!r}: choose among "
-                f"{', '.join(MATCHLESS)}; those with a match are set by each arm's decode"
+                f"{', '.join(MATCHLESS)}; each arm's decode sets the strategies with a match"
             )
 
     def refusal(self, facts: PairFacts) -> str | None:
         """Refuse pairs between which no layer can be skipped."""
         source, target = facts.pair
         if facts.models.of(source) != facts.models.of(target):
-            return f"{source.suite} and {target.suite} are SAEs of two language models"
+            return f"{source.suite} and {target.suite} have SAEs of two language models"
         if source.layer == target.layer:
             return f"both SAEs are of layer {source.layer}, so there is no layer to skip"
         if source.layer > target.layer:
@@ -78,7 +78,7 @@ class Skipping(Evaluation):
         return None
 
     def recorder(self, subject: Subject) -> SpliceRecorder:
-        """Record each change of the model once, though several arms and suites ask for it."""
+        """Return the recorder of all splices; it records equal splices of arms and suites once."""
         splices: dict[Splice, Job] = {}
         for pair in subject.matches.pairs:
             errors = _row_errors(subject, pair)
@@ -108,8 +108,8 @@ class Skipping(Evaluation):
 
         ``strategies`` has a row for each pair, text set, arm, strategy and quantile. ``contrasts``
         has the differences between an arm and each later arm under the same strategy, between two
-        strategies of an arm, and between an arm and each strategy without a match. A run that skips
-        no layers has neither table.
+        strategies of an arm, and between an arm and each strategy without a match. Without a pair
+        there are no tables.
         """
         assert recording is not None and subject.measures is not None
         sums, measures = recording.sums(), subject.measures
@@ -156,13 +156,13 @@ def _moved(subject: Subject, cell: SkippedCell, errors: Mapping[str, Tensor]) ->
 
 
 def _ends(splice: Splice, subject: Subject) -> Pair:
-    """Return the SAEs that a splice needs: the target's alone for its own reconstruction."""
+    """Return the SAEs that a splice needs: only the target for ``reconstruct_current``."""
     ends = subject.twin(splice.pair)
     return Pair(ends.target, ends.target) if splice.strategy == "reconstruct_current" else ends
 
 
 def canonical(subject: Subject, splice: Splice, match: Match | None) -> Splice:
-    """Return the splice without what makes no difference to it, so that equal ones are equal."""
+    """Return the canonical form of a splice, which is equal for splices with the same effect."""
     pair = splice.pair
     if splice.strategy == "drop":
         nobody = labelled("", subject.models.of(pair.target))
@@ -206,7 +206,7 @@ def _row(
 
 
 def _sizes(sums: TextSums, label: str) -> Row:
-    """Return how many texts and tokens a row is about, and the loss of the unchanged model."""
+    """Return the numbers of texts and tokens, and the loss of the unchanged model."""
     n_tokens, n_special, n_targets, loss = (
         sums[labelled(name, label)]
         for name in ("n_tokens", "n_special", "n_targets", "loss_original")
@@ -229,7 +229,7 @@ def strategy_contrasts(
     """Yield the rows of ``contrasts`` for the cells of one pair and text set.
 
     Each row has the metrics of one cell minus those of another cell. The two differ in the arm
-    alone or in the strategy alone, or the second one is a strategy without a match.
+    alone or in the strategy alone, or the second cell has a strategy without a match.
     """
     for (cell, of_cell), (other, of_other) in combinations(zip(cells, values, strict=True), 2):
         if not _comparable(cell, other):

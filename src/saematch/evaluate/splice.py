@@ -1,4 +1,4 @@
-"""Skip layers: replace a hidden state by what the features of an earlier layer say it is."""
+"""Skip layers: replace a hidden state by a prediction from the features of an earlier layer."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class Splice(NamedTuple):
     """One change of the model: skip blocks ``t+1`` to ``u`` and replace the output of ``u``.
 
     At BOS and other special tokens the hidden state keeps its true value. Equal splices are the
-    same change: it is evaluated once, even if several arms and suites ask for it.
+    same change, which is evaluated once even if several arms and suites request it.
     """
 
     strategy: str
     pair: Pair
     match: str = ""
-    """The match's hash; empty where none is used."""
+    """Hash of the match; empty for a strategy without a match."""
     quantile: float | None = None
-    """Share of features, those of the least squared error, that go over to the target's
-    decoder while the others keep their own (paper, eq. 6). None: all that have a partner go over,
-    the others are lost."""
+    """Share of features, those with the smallest squared error, that are decoded by the target; the
+    others keep their own decoder vectors (paper, eq. 6). None: the target decodes all features with
+    a partner, and the others are lost."""
 
     @property
     def name(self) -> str:
-        """The splice in the name of a tensor."""
+        """Name of the splice in names of tensors."""
         return "|".join(
             map(
                 str,
@@ -54,12 +54,12 @@ class Splice(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What a splice needs."""
+    """SAEs and match that a splice needs."""
 
     ends: Pair
-    """The SAEs of source and target, under the keys that stand for them."""
+    """SAEs of source and target, with the keys that recordings use."""
     moved: Match | None
-    """The match of the features that go over; None for a strategy without a match."""
+    """Match of the features that the target decodes; None for a strategy without a match."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class SpliceRecorder:
         return replace(self, splices={s: job for s, job in self.splices.items() if s in items})
 
     def facts(self) -> list[Any]:
-        """Return the splices, and the hashes of the matches of the features that go over."""
+        """Return the splices, and the hashes of the matches that they transport features by."""
         moved = [job.moved and job.moved.hash for job in self.splices.values()]
         return [list(self.splices), moved]
 
@@ -127,7 +127,7 @@ class SpliceRecorder:
 
 
 def _replacement(forward: Forward, splice: Splice, job: Job) -> Float[Tensor, "n_tokens d_model"]:
-    """Return what replaces the target's hidden states."""
+    """Return the hidden states that replace the target's."""
     source_key, target_key = job.ends
     if splice.strategy == "drop":
         return forward.x(source_key)
@@ -140,6 +140,6 @@ def _replacement(forward: Forward, splice: Splice, job: Job) -> Float[Tensor, "n
     replaced = decode(target, transport(active, job.moved, *scales))
     if splice.quantile is None:
         return replaced
-    own = torch.ones(source.n_features, dtype=torch.bool, device=replaced.device)
-    own[job.moved.rows.to(own.device)] = False
-    return replaced + decode(source, active.keep(own)) - source.b_dec
+    unmoved = torch.ones(source.n_features, dtype=torch.bool, device=replaced.device)
+    unmoved[job.moved.rows.to(unmoved.device)] = False
+    return replaced + decode(source, active.keep(unmoved)) - source.b_dec

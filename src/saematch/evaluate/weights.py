@@ -19,17 +19,17 @@ from saematch.sae.params import SaeParams
 PARTS = ("W_enc", "b_enc", "W_dec")
 
 Sides = tuple[Tensor, Tensor]
-"""A tensor of the source and a tensor of the target."""
+"""Tensor of the source and tensor of the target."""
 
 BLOCK = 64
-"""Rows of a block: of 2,304 float32 numbers they fit into a core's cache."""
+"""Number of rows in a block; rows of 2,304 float32 numbers fit into a core's cache."""
 
 
 @dataclass(frozen=True)
 class FoldedPair:
     """Two SAEs, folded by their thresholds (eq. 4), with one feature in each row.
 
-    Every part is folded once, when it is first used. All parts together take as much memory as the
+    Every part is folded once, when it is first used. All parts together need as much memory as the
     two SAEs. Raises ``InputError`` at first use for an SAE that cannot be folded by its thresholds.
     """
 
@@ -50,7 +50,7 @@ class FoldedPair:
     def encoders(self) -> Sides:
         """Folded encoder vectors, ``[n_features, d_model]``."""
         # A copy is needed: .T.contiguous() may return the SAE's own memory, and div_ writes to it.
-        return self._both(
+        return self._folded_parts(
             lambda sae, scale: sae.W_enc.T.clone(memory_format=torch.contiguous_format).div_(
                 scale[:, None]
             )
@@ -59,12 +59,12 @@ class FoldedPair:
     @cached_property
     def biases(self) -> Sides:
         """Folded encoder biases, ``[n_features]``."""
-        return self._both(lambda sae, scale: sae.b_enc / scale)
+        return self._folded_parts(lambda sae, scale: sae.b_enc / scale)
 
     @cached_property
     def decoders(self) -> Sides:
         """Folded decoder vectors, ``[n_features, d_model]``."""
-        return self._both(lambda sae, scale: sae.W_dec * scale[:, None])
+        return self._folded_parts(lambda sae, scale: sae.W_dec * scale[:, None])
 
     @cached_property
     def decoder_norms(self) -> Sides:
@@ -72,7 +72,7 @@ class FoldedPair:
         source, target = (_squared_lengths(W.split(BLOCK)).sqrt() for W in self.decoders)
         return source, target
 
-    def _both(self, part: Callable[[SaeParams, Tensor], Tensor]) -> Sides:
+    def _folded_parts(self, part: Callable[[SaeParams, Tensor], Tensor]) -> Sides:
         return part(self.source, self.scales[0]), part(self.target, self.scales[1])
 
 
@@ -152,7 +152,7 @@ def of_least_error(match: Match, errors: Float[Tensor, " n_matched"], quantile: 
 
 
 def decoder_norm_change(pair: FoldedPair, match: Match) -> dict[str, float | None]:
-    """Return how the norm of a folded decoder vector changes to its partner's (figure 1).
+    """Return the change of norm from a folded decoder vector to its partner (figure 1).
 
     The mean and the quartiles over entries; an entry counts by its absolute weight. With weights of
     1 the mean is the same for every permutation; the quartiles are not. None if no feature is
@@ -182,7 +182,7 @@ def _entry_errors(vectors: Sides, match: Match) -> Float[Tensor, " n_entries"]:
 def _squared_lengths(blocks: Iterable[Tensor]) -> Float[Tensor, " n_rows"]:
     """Return the squared length of each row of all blocks ``[rows, d_model]``, in float64.
 
-    NumPy, since starting PyTorch's threads takes longer than the work on one block.
+    It uses NumPy, since starting PyTorch's threads takes longer than the work on one block.
     """
     doubles = (block.numpy().astype(np.float64) for block in blocks)
     lengths = [np.vecdot(block, block) for block in doubles]
@@ -197,7 +197,9 @@ def _weighted_mean(values: Float[Tensor, " n_entries"], match: Match) -> float |
 def _weighted_quantile(
     values: Float[Tensor, " n_entries"], match: Match, share: float
 ) -> float | None:
-    """Interpolate between the sorted values, each at the middle of its interval of mass.
+    """Return the quantile of values, weighted by the absolute weights of the entries.
+
+    It interpolates between the sorted values, each at the middle of its interval of mass.
 
     With equal weights the result is the ordinary quantile. Entries of weight 0 are ignored.
     """

@@ -1,4 +1,4 @@
-"""Contexts: where each feature is most active. A recorder keeps them of each batch of texts."""
+"""Contexts: positions where each feature is most active, recorded for each batch of texts."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class KeptContexts:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> KeptContexts:
-        """Return the contexts that ``tensors`` were made of."""
+        """Return the contexts from the result of ``tensors``."""
         return cls(
             *(Contexts(*(tensors[f"{kind}|{name}"] for name in _TENSORS)) for kind in _KINDS)
         )
@@ -127,7 +127,7 @@ _KINDS = ("top", "sample")
 def find_peaks(
     active: SparseFeatures, text: Int64[Tensor, " n_tokens"], position: Int64[Tensor, " n_tokens"]
 ) -> Contexts:
-    """Return where each feature is most active in each text; the first token if several are equal.
+    """Return the position of each feature's largest activation in each text; ties go to the first.
 
     ``text`` and ``position`` are those of each token of ``active``.
     """
@@ -146,7 +146,7 @@ def find_peaks(
 
 @dataclass(frozen=True)
 class ContextRecorder:
-    """Records for each SAE and batch where each feature is most active in each text."""
+    """Recorder of the position of each feature's largest activation in each text."""
 
     runs_model: ClassVar[bool] = False
 
@@ -214,7 +214,9 @@ class ContextStore:
                 merged.append(key)
             else:
                 kept[key] = KeptContexts.of(tensors)
-        for key in merged:  # a kill between two of them would change the recorder, and its files
+        for key in (
+            merged
+        ):  # after all merges, since a kill between writes would change the recorder and its files
             write(self._paths[key], kept[key].tensors())
         return {key: kept[twin] for key, twin in self._twins.items()}
 
@@ -224,7 +226,7 @@ class ContextStore:
 
     @cached_property
     def _paths(self) -> dict[SaeKey, Path]:
-        """The file of each SAE that is recorded."""
+        """File of each SAE that is recorded."""
         code = code_of(ContextStore, LmSource)
         labels = set(map(self.texts.models.of, self._twins.values()))
         texts = {

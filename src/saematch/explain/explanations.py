@@ -65,15 +65,15 @@ class Explanations(Protocol):
 
 
 @dataclass(frozen=True)
-class Means:
+class Inputs:
     """Inputs that a source may use to load or create explanations."""
 
     folder: Path
     """Folder of files that runs share."""
     texts: TextPass | None = None
     """Language models and texts, for a source with ``on_texts``."""
-    left: Path | None = None
-    """Folder of the run for the files of the recorder; ``open`` deletes it."""
+    recorder_folder: Path | None = None
+    """Folder for the files of the recorder, in the run's folder; ``open`` deletes it."""
     recording: Recording | None = None
     """Recording of the source's ``recorder``, if it returned one."""
     chat: Chat | None = None
@@ -98,13 +98,13 @@ class ExplanationSource(Protocol):
         """Raise ``InputError``, before any work, if the source cannot explain an SAE."""
         ...
 
-    def recorder(self, saes: Saes, means: Means) -> Recorder | None:
-        """Return what has to be recorded of the texts before ``open``; None if nothing is missing.
+    def recorder(self, saes: Saes, inputs: Inputs) -> Recorder | None:
+        """Return a recorder of the data that ``open`` needs from texts; None if nothing is missing.
 
-        ``open`` then needs the recording in its ``means``.
+        ``open`` then needs the recording in its ``inputs``.
         """
         ...
 
-    def open(self, saes: Saes, means: Means) -> Explanations:
+    def open(self, saes: Saes, inputs: Inputs) -> Explanations:
         """Return the explanations; ``InputError`` if an SAE has no feature with an explanation."""
         ...

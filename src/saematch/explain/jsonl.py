@@ -13,7 +13,7 @@ from saematch.core.errors import InputError
 from saematch.core.files import expand_home, parse_json, reading
 from saematch.core.pairs import SaeKey
 from saematch.core.specs import spec
-from saematch.explain.explanations import Explanation, FeatureKey, Means
+from saematch.explain.explanations import Explanation, FeatureKey, Inputs
 from saematch.sae.suites import SaeFacts, Saes, SaeShelf
 from saematch.texts.reading import check_unicode
 
@@ -52,10 +52,10 @@ class JsonlExplanations:
         """
         self._read(saes)
 
-    def recorder(self, saes: Saes, means: Means) -> None:
+    def recorder(self, saes: Saes, inputs: Inputs) -> None:
         """Return None: nothing is recorded."""
 
-    def open(self, saes: Saes, means: Means) -> JsonlTexts:
+    def open(self, saes: Saes, inputs: Inputs) -> JsonlTexts:
         """Read the files again; ``InputError`` as in ``check``."""
         return JsonlTexts(self._read(saes))
 

@@ -16,7 +16,7 @@ from saematch.core.errors import InputError
 from saematch.core.files import read_json, write_json
 from saematch.core.pairs import SaeKey
 from saematch.core.specs import spec
-from saematch.explain.explanations import Explanation, FeatureKey, Means
+from saematch.explain.explanations import Explanation, FeatureKey, Inputs
 from saematch.explain.neuronpedia_web import ELSE, TEXTS, Server, fetch_single, keep_export
 from saematch.sae.params import SaeOrigin
 from saematch.sae.sources.registry import explained_near
@@ -75,10 +75,10 @@ class NeuronpediaExplanations:
                     f"the SAE of {key.name} has neuronpedia_id={source!r}: must be model/source"
                 )
 
-    def recorder(self, saes: Saes, means: Means) -> None:
+    def recorder(self, saes: Saes, inputs: Inputs) -> None:
         """Return None: nothing is recorded."""
 
-    def open(self, saes: Saes, means: Means) -> NeuronpediaTexts:
+    def open(self, saes: Saes, inputs: Inputs) -> NeuronpediaTexts:
         """Fetch the parts of each source's export that are not stored yet.
 
         A killed fetch continues with the next batch. Raises ``InputError`` for an SAE that
@@ -92,7 +92,7 @@ class NeuronpediaExplanations:
         for key, sae in facts.items():
             name = str(sae.origin.neuronpedia_id)
             if name not in sources:
-                path = means.folder / "explanations" / f"{name}.parquet"
+                path = inputs.folder / "explanations" / f"{name}.parquet"
                 sources[name] = _Source(self, name, path, sae.n_features)
             elif sources[name].n_features != sae.n_features:
                 raise InputError(
@@ -158,7 +158,7 @@ class _Source:
         self.sidecar = path.with_name(f"{path.stem}.single.json")
         if spec.refresh:
             self.sidecar.unlink(missing_ok=True)
-        self.fetched = self._kept()
+        self.fetched = self._stored_answers()
         self.warned = False
         explainers = sorted(set(export["explainer"]), key=self._rank)
         log.info(
@@ -211,10 +211,12 @@ class _Source:
                 for feature in tqdm(new[:room], desc=self.name, unit="feature", leave=False):
                     self.fetched[str(feature)] = fetch_single(server, pool, self.name, feature)
             finally:
-                self.fetched = self._kept() | self.fetched  # another run may have fetched more
+                self.fetched = (
+                    self._stored_answers() | self.fetched
+                )  # another run may have fetched more
                 write_json(self.sidecar, self.fetched)
 
-    def _kept(self) -> dict[str, list[dict[str, Any]]]:
+    def _stored_answers(self) -> dict[str, list[dict[str, Any]]]:
         """Return the stored answers of the site by feature."""
         if not self.sidecar.exists():
             return {}

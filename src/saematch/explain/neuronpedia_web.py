@@ -201,7 +201,7 @@ def _listed(server: Server, pool: PoolManager, name: str) -> dict[str, _Batch]:
             for node in page.iterfind("{*}Contents"):
                 key, tag, size = (node.findtext(f"{{*}}{x}", "") for x in ("Key", "ETag", "Size"))
                 if key.endswith(".jsonl.gz"):
-                    (tag,) = re.findall(r'^"?([\w-]+)"?$', tag)  # ValueError if it is no tag
+                    (tag,) = re.findall(r'^"?([\w-]+)"?$', tag)  # ValueError without a tag
                     batches.setdefault(tag, _Batch(key, tag, int(size)))
             more = page.findtext("{*}IsTruncated") == "true"
             if more:
@@ -257,13 +257,13 @@ def _read(content: bytes, name: str, batch: _Batch) -> pa.Table:
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise _Broken(str(error)) from error
     try:
-        of = {f"{row['modelId']}/{row['layer']}" for row in rows}
+        sources = {f"{row['modelId']}/{row['layer']}" for row in rows}
         table = pa.Table.from_pylist([_row(row, batch.tag) for row in rows], SCHEMA)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"a row of {batch.key} is invalid: {error!r}; {ELSE}") from error
-    if other := sorted(of - {name}):
+    if wrong := sorted(sources - {name}):
         raise InputError(
-            f"{batch.key} has explanations of {other[0]}, which is another SAE than {name} and has "
+            f"{batch.key} has explanations of {wrong[0]}, which is another SAE than {name} and has "
             f"other features; {ELSE}"
         )
     return table

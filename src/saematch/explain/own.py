@@ -1,4 +1,4 @@
-"""Explanations that the run creates from the contexts in which features are active."""
+"""Explanations that the run creates from contexts with active features."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from saematch.explain.contexts import (
     ContextStore,
     KeptContexts,
 )
-from saematch.explain.explanations import Explanation, FeatureKey, Means
+from saematch.explain.explanations import Explanation, FeatureKey, Inputs
 from saematch.explain.prompts import EXPLAIN
 from saematch.sae.passes import TextPass
 from saematch.sae.suites import Saes, SaeShelf
@@ -79,19 +79,19 @@ class OwnExplanations:
     def check(self, saes: Saes) -> None:
         """Accept every SAE."""
 
-    def recorder(self, saes: Saes, means: Means) -> ContextRecorder | None:
+    def recorder(self, saes: Saes, inputs: Inputs) -> ContextRecorder | None:
         """Return the recorder of the contexts that no run has kept yet; None if all are kept."""
-        assert means.left is not None
-        return self._store(saes, means).recorder(means.left)
+        assert inputs.recorder_folder is not None
+        return self._store(saes, inputs).recorder(inputs.recorder_folder)
 
-    def open(self, saes: Saes, means: Means) -> OwnTexts:
+    def open(self, saes: Saes, inputs: Inputs) -> OwnTexts:
         """Merge the contexts; ``InputError`` if no feature of an SAE is active."""
-        assert means.texts is not None
-        assert means.left is not None
-        assert means.chat is not None or not self.asks_llm
-        store = self._store(saes, means)
-        contexts = store.contexts(means.recording)
-        shutil.rmtree(means.left, ignore_errors=True)
+        assert inputs.texts is not None
+        assert inputs.recorder_folder is not None
+        assert inputs.chat is not None or not self.asks_llm
+        store = self._store(saes, inputs)
+        contexts = store.contexts(inputs.recording)
+        shutil.rmtree(inputs.recorder_folder, ignore_errors=True)
         for key, kept in contexts.items():
             n_features = store.saes.facts[key].n_features
             n_active = len(kept.top.feature.unique())
@@ -101,12 +101,12 @@ class OwnExplanations:
                     "explained: take more texts (dataset.n_texts)"
                 )
             log.info("%s: %d of %d features are active", key.name, n_active, n_features)
-        return OwnTexts(self, contexts, means.texts, means.chat if self.by == "llm" else None)
+        return OwnTexts(self, contexts, inputs.texts, inputs.chat if self.by == "llm" else None)
 
-    def _store(self, saes: Saes, means: Means) -> ContextStore:
-        assert means.texts is not None
-        folder = means.folder / "contexts"
-        return ContextStore(SaeShelf.of(saes), means.texts, folder, self.n_top, self.n_samples)
+    def _store(self, saes: Saes, inputs: Inputs) -> ContextStore:
+        assert inputs.texts is not None
+        folder = inputs.folder / "contexts"
+        return ContextStore(SaeShelf.of(saes), inputs.texts, folder, self.n_top, self.n_samples)
 
 
 class _HalfKey(NamedTuple):
@@ -154,12 +154,12 @@ class OwnTexts:
         return explanations
 
     def _halves(self, key: FeatureKey) -> list[tuple[int, tuple[Contexts, Contexts]]]:
-        """Return the top contexts and the sample of each half that has any."""
+        """Return the top contexts and the sample of each half that has contexts."""
         kept = self.contexts[key.sae]
-        both = kept.top.of(key.feature), kept.sample.of(key.feature)
+        of_feature = kept.top.of(key.feature), kept.sample.of(key.feature)
         halves = []
         for half in range(HALVES):
-            top, sample = (contexts[contexts.text % HALVES == half] for contexts in both)
+            top, sample = (contexts[contexts.text % HALVES == half] for contexts in of_feature)
             if len(top.feature):
                 halves.append((half, (top, sample)))
         return halves

@@ -1,4 +1,4 @@
-"""Choice of what is judged: feature paths, and controls that calibrate a judge's scores."""
+"""Choice of pairs to judge: feature paths, and controls that calibrate a judge's scores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from saematch.core.errors import InputError
 from saematch.core.pairs import NO_ARM, Pair, SaeKey, pair_of
 from saematch.core.specs import AtLeast1, Seed, Some, spec
 from saematch.core.tables import Row
-from saematch.evaluate.following import BREADTH, Held, begin, follow
+from saematch.evaluate.following import BREADTH, Fronts, begin, follow
 from saematch.explain.explanations import Explanations, FeatureKey
 from saematch.matching.matches import MatchSet
 
@@ -33,8 +33,8 @@ class Judging:
     """Number of features of each first layer whose matches are judged, drawn from features with an
     explanation. In a run of neighbouring layers, each is followed from match to match."""
     breadth: AtLeast1 = BREADTH
-    """Most features of a path at a layer, those of largest absolute weight. Every entry from one of
-    them is a judged pair."""
+    """Largest number of features of a path at a layer; those of largest absolute weight are kept.
+    Every entry of the match from one of them is a judged pair."""
     random: int = 20
     """Number of random pairs of explained features for each pair of SAEs: the floor."""
     identity: int = 20
@@ -102,8 +102,8 @@ def path_items(
     items = []
     began: dict[SaeKey, int] = {}
     """Layer where the paths through an SAE begin."""
-    drawn: dict[SaeKey, Held] = {}
-    at: dict[tuple[str, SaeKey], Held] = {}
+    drawn: dict[SaeKey, Fronts] = {}
+    at: dict[tuple[str, SaeKey], Fronts] = {}
     for pair in matches.pairs:
         key = pair.source
         follows = chains and key in began
@@ -118,8 +118,8 @@ def path_items(
         for arm in judging.arms or matches.by_arm:
             if pair not in matches.by_arm[arm]:
                 continue
-            held = at.get((arm, key), {}) if follows else drawn[key]
-            steps, at[arm, pair.target] = follow(held, matches.by_arm[arm][pair], judging.breadth)
+            fronts = at.get((arm, key), {}) if follows else drawn[key]
+            steps, at[arm, pair.target] = follow(fronts, matches.by_arm[arm][pair], judging.breadth)
             items += [
                 Item("pair", pair, arm, start, step.path, step.source_feature, step.target_feature)
                 for step in steps

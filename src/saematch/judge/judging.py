@@ -1,4 +1,4 @@
-"""Ask a judge about pairs of features, and collect its verdicts with the texts it read."""
+"""Ask a judge about pairs of features, and collect verdicts and explanations."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def judge_matches(
 ) -> list[Judgement]:
     """Judge the paths of every arm, the examples and paths in the run's tables, and the controls.
 
-    ``chains`` is that of the pairing. The second judge reads the pairs of the first. Raises
-    ``AskingError`` if asking has to stop; the store keeps all answers so far.
+    ``chains`` is that of the pairing. The second judge gets the pairs of the first. Raises
+    ``AskingError`` if asking has to stop; the answers so far are stored.
     """
     judge, second = judges
     rng = np.random.default_rng(judging.seed)
@@ -84,13 +84,13 @@ def judge_matches(
     _announce(items, judging, explanations, judges)
     twice = [item for item in items.controls if item.role == "ceiling"]
     once = [item for of_kind in items for item in of_kind if item.role != "ceiling"]
-    shown = _shown(once, explanations) | _ceiling(twice, explanations, judge)
+    shown = _explained(once, explanations) | _ceiling(twice, explanations, judge)
     questions = {item: _question(*texts) for item, texts in shown.items()}
-    questions |= _again(items.pairs, questions, judging, rng)
+    questions |= _repetitions(items.pairs, questions, judging, rng)
     replies = judge.ask([question for question in questions.values() if question], "judgements")
     verdicts = {item: _verdict(question, replies) for item, question in questions.items()}
     if second is not None:
-        different = _different(items.pairs, questions)
+        different = _unique_questions(items.pairs, questions)
         replies = second.ask(list(different), "second judgements")
         for question, item in different.items():
             verdicts[replace(item, role="second")] = _verdict(question, replies)
@@ -125,7 +125,7 @@ def _rows_of_arms(tables: Tables, name: str, arms: list[str]) -> list[Row]:
     return rows_of(tables[name][tables[name]["arm"].isin(arms)])
 
 
-def _shown(items: Sequence[Item], explanations: Explanations) -> dict[Item, Both]:
+def _explained(items: Sequence[Item], explanations: Explanations) -> dict[Item, Both]:
     """Return the explanations of both features of each item."""
     keys = dict.fromkeys(key for item in items for key in (item.source, item.target))
     texts = {key: of_key[0] for key, of_key in explanations.of(list(keys)).items()}
@@ -139,27 +139,27 @@ def _ceiling(items: Sequence[Item], explanations: Explanations, judge: Judge) ->
     """
     texts = explanations.of([item.source for item in items], others=True)
     pairs: dict[Item, Both] = {}
-    alone: dict[Item, Question] = {}
+    unpaired: dict[Item, Question] = {}
     for item in items:
-        first, *others = texts.get(item.source, (None,))
-        other = next((text for text in others if text and first and text.text != first.text), None)
-        if first is not None and other is None:
-            alone[item] = Question(PARAPHRASE, (first.text,))
+        first, *further = texts.get(item.source, (None,))
+        second = next((t for t in further if t and first and t.text != first.text), None)
+        if first is not None and second is None:
+            unpaired[item] = Question(PARAPHRASE, (first.text,))
         else:
-            pairs[item] = first, other
-    if alone and not judge.writes:
+            pairs[item] = first, second
+    if unpaired and not judge.writes:
         message = "%s writes no paraphrases: %d features with one explanation have no ceiling"
-        log.info(message, judge.model, len(alone))
+        log.info(message, judge.model, len(unpaired))
         return pairs
-    replies = judge.ask(list(alone.values()), "paraphrases") if alone else {}
-    for item, question in alone.items():
+    replies = judge.ask(list(unpaired.values()), "paraphrases") if unpaired else {}
+    for item, question in unpaired.items():
         text = read_text(replies[question], "paraphrase") if question in replies else None
-        other = Explanation(text, judge.model, PARAPHRASE.version) if text else None
-        pairs[replace(item, role="paraphrase")] = texts[item.source][0], other
+        second = Explanation(text, judge.model, PARAPHRASE.version) if text else None
+        pairs[replace(item, role="paraphrase")] = texts[item.source][0], second
     return pairs
 
 
-def _different(
+def _unique_questions(
     pairs: Sequence[Item], questions: Mapping[Item, Question | None]
 ) -> dict[Question, Item]:
     """Return each question once, with the first pair that needs it."""
@@ -171,18 +171,18 @@ def _different(
     return first
 
 
-def _again(
+def _repetitions(
     pairs: Sequence[Item],
     questions: Mapping[Item, Question | None],
     judging: Judging,
     rng: np.random.Generator,
 ) -> dict[Item, Question | None]:
-    """Return the pairs to judge again, with roles of their own.
+    """Return the pairs to judge again, with their roles.
 
-    Pairs of equal texts are not swapped, since that would be the same question.
+    Pairs of equal texts are not swapped, since the question would be the same.
     """
     again: dict[Item, Question | None] = {}
-    different = list(_different(pairs, questions).items())
+    different = list(_unique_questions(pairs, questions).items())
     unequal = [(question, item) for question, item in different if len(set(question.texts)) > 1]
     for role, candidates, share in (
         ("swapped", unequal, judging.swapped), ("repeated", different, judging.repeated)
@@ -203,7 +203,7 @@ def _announce(
     explanations: Explanations,
     judges: tuple[Judge, Judge | None],
 ) -> None:
-    """Log the most that the run may cost, with explanations of two lines."""
+    """Log the largest possible cost of the run, if explanations have two lines."""
     judge, second = judges
     line = "x" * 160
     n_again = round((judging.swapped + judging.repeated) * len(items.pairs))
@@ -235,7 +235,7 @@ def _verdict(question: Question | None, replies: Mapping[Question, Reply]) -> Ve
 
 
 def explainers(judgements: Sequence[Judgement]) -> dict[str, object]:
-    """Return how many explanations each explainer and method wrote, and a hash of their tags."""
+    """Return the number of explanations by explainer and method, and a hash of their tags."""
     read = {
         (key, explanation)
         for j in judgements
@@ -254,7 +254,7 @@ def explain_tables(
     for name, role, path in (("features", "example", "rank"), ("paths", "pair", "path")):
         rows = tables.rows(name)
         items = table_items(role, rows, path)
-        shown = _shown(items, explanations)
+        shown = _explained(items, explanations)
         explained = []
         for row, item in zip(rows, items, strict=True):
             for end, explanation in zip(("source", "target"), shown[item], strict=True):

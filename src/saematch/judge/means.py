@@ -1,4 +1,4 @@
-"""A judge's scores among the means by which runs are compared."""
+"""Means of a judge's scores, by which runs are compared."""
 
 from __future__ import annotations
 

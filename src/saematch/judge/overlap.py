@@ -28,7 +28,7 @@ _QUOTED = re.compile(r'"("|"?(?:[^"]|"(?="))+)" \(\d+%\)|["“](\S+?)["”]')
 """A token with its share, as in explanations by tokens, or a word in quotes."""
 _WORD = re.compile(r"\w+")
 COMMON = frozenset(_COMMON.split())
-"""Words that say nothing about a feature: first those of any sentence, then those of any
+"""Words without information about a feature: first those of any sentence, then those of any
 explanation."""
 
 
@@ -65,7 +65,7 @@ class OverlapJudge(Judge):
         self.model = f"overlap {spec.maybe}/{spec.same}"
         self.answers = 0
 
-    def ask(self, questions: Sequence[Question], what: str) -> dict[Question, Reply]:
+    def ask(self, questions: Sequence[Question], noun: str) -> dict[Question, Reply]:
         """Return the judgements of pairs; other questions are not allowed."""
         assert all(question.prompt is JUDGE for question in questions)
         replies = {question: self._judged(*question.texts) for question in questions}
@@ -76,12 +76,12 @@ class OverlapJudge(Judge):
         """Return a judgement in an LLM's form, without a label if a text has no words."""
         a, b = words(first), words(second)
         if not a or not b:
-            return self._reply("nothing to compare: a text has common words alone", None)
-        both, either = sorted(a & b), a | b
-        overlap = len(both) / len(either)
+            return self._reply("nothing to compare: a text has only common words", None)
+        shared, union = sorted(a & b), a | b
+        overlap = len(shared) / len(union)
         alike = "SAME" if overlap >= self.spec.same else "MAYBE"
         label = alike if overlap >= self.spec.maybe else "DIFFERENT"
-        reason = f"{len(both)} of {len(either)} words shared: {', '.join(both) or 'none'}"
+        reason = f"{len(shared)} of {len(union)} words shared: {', '.join(shared) or 'none'}"
         return self._reply(reason, SCORES[label])
 
     def _reply(self, evaluation: str, label: int | None) -> Reply:

@@ -36,11 +36,11 @@ KAPPA = Column(
 )  # fmt: skip
 SCORE_DIFFERENCE = Column(
     "score_difference", "difference in judge score", interval=True,
-    meaning="mean of the second score minus the first of pairs that were judged again",
+    meaning="mean over pairs that were judged again of the second score minus the first",
 )  # fmt: skip
 COLUMNS: tuple[Column, ...] = (JUDGE_SCORE, SAME_SHARE, KAPPA, SCORE_DIFFERENCE)
 _AGREEMENT = share("agreement", "same label when judged again", "share of equal labels")
-"""Only in ``judge_agreement``; in other tables, ``agreement`` compares matches."""
+"""Metric of the table ``judge_agreement``; in other tables, ``agreement`` compares matches."""
 
 ROLES = ("pair", *CONTROLS)
 """Roles with scores of their own; judgements with a role in ``AGAIN`` are compared with pairs."""
@@ -62,7 +62,7 @@ def judge_tables(judgements: Sequence[Judgement], saes: Saes, intervals: Interva
 
 
 class _Mean(NamedTuple):
-    """A mean score and the number of judgements behind it, each with its replicates."""
+    """A mean score and its number of judgements, each with its replicates."""
 
     values: Values
     counts: Values
@@ -88,9 +88,11 @@ class _Scores:
         """Return the rows of ``judge_scores``: by role, arm and pair, then over all pairs."""
         rows = [
             {**pair.columns(), "role": role, "arm": arm, **self._row(of_pair)}
-            for (role, arm, pair), of_pair in self._by(lambda i: (i.role, i.arm, i.pair)).items()
+            for (role, arm, pair), of_pair in self._grouped(
+                lambda i: (i.role, i.arm, i.pair)
+            ).items()
         ]
-        overall = self._by(lambda i: (i.role, i.arm, i.pair.source.suite, i.pair.target.suite))
+        overall = self._grouped(lambda i: (i.role, i.arm, i.pair.source.suite, i.pair.target.suite))
         for (role, arm, source, target), of_suites in overall.items():
             suites = dict(zip(PAIR_COLUMNS, (source, None, target, None), strict=True))
             rows.append({**suites, "role": role, "arm": arm, **self._row(of_suites)})
@@ -98,7 +100,7 @@ class _Scores:
 
     def contrasts(self) -> list[Row]:
         """Return the rows of ``judge_contrasts``: one arm's mean score minus another's."""
-        of_cell = self._by(lambda i: (i.pair, i.arm) if i.role == "pair" else None)
+        of_cell = self._grouped(lambda i: (i.pair, i.arm) if i.role == "pair" else None)
         arms = dict.fromkeys(arm for _, arm in of_cell)
         rows: list[Row] = []
         for pair in dict.fromkeys(pair for pair, _ in of_cell):
@@ -124,7 +126,7 @@ class _Scores:
             for key, of_key in by_key.items()
         ]
 
-    def _by(self, key: Callable[[Item], tuple | None]) -> dict[tuple, list[Judgement]]:
+    def _grouped(self, key: Callable[[Item], tuple | None]) -> dict[tuple, list[Judgement]]:
         """Return the judgements by key, without those whose key is None."""
         groups: dict[tuple, list[Judgement]] = defaultdict(list)
         for judgement in self.judgements:
@@ -141,7 +143,9 @@ class _Scores:
         same = self._mean(judgements, lambda score: score == SCORES["SAME"])
         return row | self.replicates.row(SAME_SHARE, *same)
 
-    def _mean(self, judgements: Sequence[Judgement], of: Callable[[int], float] = float) -> _Mean:
+    def _mean(
+        self, judgements: Sequence[Judgement], metric: Callable[[int], float] = float
+    ) -> _Mean:
         """Return the mean over judgements that have a score; NaN if none has."""
         sums = torch.zeros(self.weights.shape[1], dtype=torch.float64)
         counts = torch.zeros_like(sums)
@@ -149,7 +153,7 @@ class _Scores:
             score = judgement.verdict.score
             if score is not None:
                 column = self.columns[_group(judgement.item), judgement.item.path]
-                sums[column] += of(score)
+                sums[column] += metric(score)
                 counts[column] += 1
         counted = self.weights @ counts
         return _Mean((self.weights @ sums) / counted, counted)
@@ -165,7 +169,7 @@ def _agreement(judgements: Sequence[Judgement], intervals: Intervals) -> list[Ro
     """Return the rows of ``judge_agreement``: pairs that were judged again.
 
     ``score_difference`` is the second score minus the first; for swapped pairs it is the position
-    bias. Pairs that lack a score are counted and left out. Replicates leave out paths.
+    bias. Pairs without a score are counted and left out. Replicates leave out paths.
     """
     scores = {j.item: j.verdict.score for j in judgements}
     rows: list[Row] = []

@@ -14,8 +14,8 @@ from saematch.evaluate.intervals import Values, Weights
 SCORES = {"DIFFERENT": 1, "MAYBE": 2, "SAME": 3}
 """Labels that count, and their ``judge_score``."""
 UNSCORED = ("UNPARSED", "REFUSED", "UNEXPLAINED", "UNASKED")
-"""Labels that are counted and left out of means: no label in the answer; a refusal to answer; a
-feature without an explanation; a question without a stored answer when nothing may be asked."""
+"""Labels that are counted and left out of means: no label in the answer, a refusal to answer, a
+feature without an explanation, and a question without a stored answer if no request is allowed."""
 LABELS = (*SCORES, *UNSCORED)
 
 _GRADES = {score: label for label, score in SCORES.items()}
@@ -39,8 +39,8 @@ class Verdict(NamedTuple):
 def read_verdict(reply: Reply) -> Verdict:
     """Return the verdict of a reply: the label of its JSON, else the last label in its text.
 
-    Labels other than 1, 2 and 3 do not count, and neither do labels in a text that was cut off:
-    nothing is rounded or guessed.
+    Labels other than 1, 2 and 3 do not count, nor do labels in a text that was cut off. No label is
+    rounded or guessed.
     """
     if reply.refused:
         return Verdict("REFUSED", reply.content)
@@ -64,8 +64,8 @@ def _label(grade: object) -> str:
 def kappa(weights: Weights, first: torch.Tensor, second: torch.Tensor) -> Values:
     """Return Cohen's kappa of two lists of scores 1 to 3 of the same pairs.
 
-    ``weights`` as in ``evaluate.intervals``, with a column for each pair. NaN if chance alone
-    agrees fully, as when both lists have one label throughout.
+    ``weights`` as in ``evaluate.intervals``, with a column for each pair. NaN if the
+    expected agreement is 1, for example if both lists have only one label.
     """
     grades = torch.tensor(sorted(SCORES.values()))
     by_grade = [(scores[:, None] == grades).double() for scores in (first, second)]

@@ -58,7 +58,7 @@ class LanguageModel(nn.Module):
         self._block_container: tuple[type, int] | None = None
         self.runs_earlier_blocks = False
         """Whether ``continue_from`` runs the blocks before the replaced one, because later blocks
-        read more of them than the hidden state. ``self_test`` sets it."""
+        read more of their results than the hidden state. ``self_test`` sets it."""
         self.d_model: int = config.hidden_size
         self.n_embeddings: int = len(self.model.get_input_embeddings().weight)
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
@@ -115,7 +115,7 @@ class LanguageModel(nn.Module):
         self._learn_conventions(ids)
         with ExitStack() as stack:
             for block in self.blocks[max(layers) + 1 :]:
-                stack.enter_context(_replaced(block, self._hand_through))
+                stack.enter_context(_replaced(block, self._pass_through))
             return self.capture(ids, layers)[0]
 
     def continue_from(
@@ -139,7 +139,7 @@ class LanguageModel(nn.Module):
                 stack.callback(hook.remove)
                 return self._decode(ids)
             for block in self.blocks[:layer]:
-                stack.enter_context(_replaced(block, self._hand_through))
+                stack.enter_context(_replaced(block, self._pass_through))
             stack.enter_context(_replaced(self.blocks[layer], lambda *_, **__: output))
             return self._decode(ids)
 
@@ -166,7 +166,7 @@ class LanguageModel(nn.Module):
         container, length = self._block_container
         return container([hidden, *[None] * (length - 1)])
 
-    def _hand_through(self, *args: Any, **kwargs: Any) -> Any:
+    def _pass_through(self, *args: Any, **kwargs: Any) -> Any:
         return self._block_output(args[0] if args else kwargs["hidden_states"])
 
     def logits(self, final: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq vocab"]:
@@ -189,10 +189,10 @@ class LanguageModel(nn.Module):
         losses = []
         for states, tokens in zip(final.split(size), targets.split(size), strict=True):
             logits = self.logits(states[None])[0].float()
-            own = logits.gather(1, tokens[:, None])[:, 0]
+            of_target = logits.gather(1, tokens[:, None])[:, 0]
             highest = logits.amax(dim=1, keepdim=True)
-            total = logits.sub_(highest).exp_().sum(dim=1)  # in place: not used again
-            losses.append(total.log_() + highest[:, 0] - own)
+            total = logits.sub_(highest).exp_().sum(dim=1)  # in place, since it is not used again
+            losses.append(total.log_() + highest[:, 0] - of_target)
         return torch.cat(losses) if losses else final.new_zeros(0)
 
 

@@ -42,12 +42,12 @@ def self_test(lm: LanguageModel) -> None:
     ids = _sequences(lm)
     with torch.no_grad():
         with _property(lm, "running on token ids"):
-            own, shapes = _run(lm, ids)
-        _check_logits(lm, own)
+            logits, shapes = _run(lm, ids)
+        _check_logits(lm, logits)
         _check_shapes(lm, shapes, (*ids.shape, lm.d_model))
         with _property(lm, "reading hidden states"):
             states, final = lm.capture(ids, tuple(range(lm.n_layers)))
-        same = _comparison(lm, own)
+        same = _comparison(lm, logits)
         with _property(lm, "applying the head to the final hidden state"):
             if not same(lm.logits(final)):
                 raise InputError("the logits differ from the model's own")
@@ -103,14 +103,14 @@ def _run(
     return logits.to(ids.device).float(), shapes
 
 
-def _check_logits(lm: LanguageModel, own: Float[Tensor, "two seq vocab"]) -> None:
-    if own.isnan().any() or own.isposinf().any():
+def _check_logits(lm: LanguageModel, logits: Float[Tensor, "two seq vocab"]) -> None:
+    if logits.isnan().any() or logits.isposinf().any():
         raise InputError(
             f"{lm.name}: the logits are not finite in {lm.model.dtype}: set model.dtype=bfloat16 "
             "or float32; if that does not help, the weights are damaged"
         )
-    before = own[:, : own.shape[1] // 2]
-    if not _comparison(lm, own)(before[1], before[0]):
+    before = logits[:, : logits.shape[1] // 2]
+    if not _comparison(lm, logits)(before[1], before[0]):
         raise InputError(
             f"{lm.name}: the logits of a token depend on later tokens, so it is not a causal "
             "language model, and padding would change its hidden states: choose a decoder-only "
@@ -159,12 +159,12 @@ def _check_continuing(
             raise InputError("another hidden state does not change the logits")
 
 
-def _comparison(lm: LanguageModel, own: Tensor) -> Callable[..., bool]:
-    """Return a function that compares logits with the model's own, or with other logits."""
-    counts = own > -1e4  # models mask unused rows of the vocabulary with very low logits
-    tolerance = TOLERANCE[lm.model.dtype] * float(own[counts].std())
+def _comparison(lm: LanguageModel, reference: Tensor) -> Callable[..., bool]:
+    """Return a function that compares logits with ``reference`` or with other logits."""
+    counts = reference > -1e4  # models mask unused rows of the vocabulary with very low logits
+    tolerance = TOLERANCE[lm.model.dtype] * float(reference[counts].std())
 
-    def same(logits: Tensor, expected: Tensor = own) -> bool:
+    def same(logits: Tensor, expected: Tensor = reference) -> bool:
         difference = (logits.float() - expected)[expected > -1e4].abs()
         return bool(difference.max() <= tolerance)  # False for NaN
 

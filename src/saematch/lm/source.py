@@ -152,9 +152,9 @@ class LmSource:
         on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", where) and not self.made_by
         if on_hub or Path(where).is_dir():
             return
-        how = f"run {self.made_by}, which creates it" if self.made_by else "set model.path"
+        advice = f"run {self.made_by}, which creates it" if self.made_by else "set model.path"
         raise InputError(
-            f"cannot load the language model {where!r}: there is no such folder; {how}"
+            f"cannot load the language model {where!r}: there is no such folder; {advice}"
         )
 
     def _advice(self, where: str, error: str) -> str:

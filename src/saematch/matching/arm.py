@@ -13,7 +13,7 @@ from saematch.sae.folding import FOLDS, fold
 from saematch.sae.params import SaeParams
 
 DECODINGS = {"permute": "threshold", "permute_raw": "decoder_norm"}
-"""Strategy of encode-permute-decode -> fold in which activations are transported."""
+"""Fold in which activations are transported, by strategy of encode-permute-decode."""
 
 
 @spec("arms")
@@ -32,9 +32,9 @@ class Arm:
     """Strategies to evaluate: ``permute`` (activations in units of their threshold, eq. 5 on folded
     SAEs), ``permute_raw`` (in units of their decoder vector's norm)."""
     quantiles: Unique[float] = ()
-    """Partial matches to evaluate in addition to the whole one (eq. 6): shares of the matched
-    features, those with the least squared error, that are transported. The other features keep
-    their own decoder vector."""
+    """Partial matches to evaluate in addition to the whole match (eq. 6): shares of the matched
+    features that are transported, those with the smallest squared error. The other features keep
+    their own decoder vectors."""
     compose: bool = False
     """Whether to match distant layers by composing the matches of neighbouring layers (section 3.2)
     instead of matching them directly."""

@@ -81,7 +81,9 @@ def match_pairs(
         by_arm[name][pair] = match
         _keep(match, arm, folder / name / f"{pair.label}.safetensors")
     log.info(store.summary())
-    return MatchSet(tuple(p for p in pairs if any(p in of for of in by_arm.values())), by_arm)
+    return MatchSet(
+        tuple(p for p in pairs if any(p in of_arm for of_arm in by_arm.values())), by_arm
+    )
 
 
 def matching_refusals(

@@ -20,7 +20,7 @@ class Pairing(Protocol):
     """Interface of a pairing."""
 
     chains: ClassVar[bool]
-    """Whether each pair starts at the target of the last one, so that features can be followed."""
+    """Whether each pair starts at the target of the previous pair, so that paths are possible."""
 
     def __call__(self, layers: Layers) -> tuple[Pair, ...]:
         """Return the pairs; ``InputError`` if there are none, or a layer or suite is missing."""
@@ -137,7 +137,9 @@ class Listed:
         for pair in given:
             for key in pair:
                 if key.layer not in layers.get(key.suite, ()):
-                    suites = "; ".join(f"{name}: {_listed(own)}" for name, own in layers.items())
+                    suites = "; ".join(
+                        f"{name}: {_listed(of_suite)}" for name, of_suite in layers.items()
+                    )
                     raise InputError(
                         f"pairing.pairs: there is no SAE {key.suite}/{key.layer}; the layers of "
                         f"each suite are {suites}"

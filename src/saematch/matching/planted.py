@@ -29,7 +29,7 @@ def planted(
     spread: float = 0.3,
     seed: int = 0,
 ) -> Planted:
-    """Return two layers of ``n`` features, of which some persist with changes.
+    """Return two layers of ``n`` features; some features persist with changes.
 
     Directions are isotropic Gaussian. A feature persists with probability ``persist``, at a cosine
     drawn uniformly from ``cosine``. The norms of each side are log-normal; the logarithm has the

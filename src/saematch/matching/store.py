@@ -1,4 +1,4 @@
-"""Store of solved matches, shared by runs; the key is a hash of all that determines a match."""
+"""Store of solved matches for all runs; a key is a hash of everything that determines a match."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from saematch.sae.suites import SaeFacts, SaeShelf
 
 @dataclass
 class MatchStore:
-    """A folder with one file for each match, named by its key; runs can share it at one time."""
+    """A folder with one file for each match, named by its key; several runs may use it at once."""
 
     folder: Path
     counts: Counter[str] = field(default_factory=Counter)
@@ -29,10 +29,10 @@ class MatchStore:
     _matches: dict[str, Match] = field(default_factory=dict)
 
     def match(self, saes: SaeShelf, source: SaeKey, target: SaeKey, arm: Arm) -> Match:
-        """Return the arm's match of two layers: a stored one, or else solve it.
+        """Return the arm's match of two layers, from the store or else by solving it.
 
         A match with a time limit depends on the machine's load, so it is not shared with other
-        runs. Nor is the match of an objective or matcher whose settings have no text.
+        runs. Neither is the match of an objective or matcher without a text of its settings.
         """
         facts = saes.facts[source], saes.facts[target]
         key = match_key(*facts, arm)
@@ -74,7 +74,7 @@ def match_key(source: SaeFacts, target: SaeFacts, arm: Arm) -> str:
 
 
 def key_facts(source: SaeFacts, target: SaeFacts, arm: Arm) -> dict[str, object]:
-    """Return all that determines a match: both SAEs, fold, objective, matcher and code."""
+    """Return everything that determines a match: both SAEs, fold, objective, matcher and code."""
     return {
         "source": source.identity,
         "target": target.identity,

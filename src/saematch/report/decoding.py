@@ -73,7 +73,9 @@ def _shares_by_layer(axis: Axes, partial: DataFrame, metric: str, dataset: str) 
 def _pairs_by_share(axis: Axes, partial: DataFrame, metric: str, dataset: str) -> None:
     """Draw a metric against the share permuted, a line for each arm and layer pair."""
     arms, pairs = arms_of(partial), layer_pairs(partial)
-    in_legend = pairs if len(pairs) <= 8 else [pairs[0], pairs[-1]]  # what a legend has room for
+    in_legend = (
+        pairs if len(pairs) <= 8 else [pairs[0], pairs[-1]]
+    )  # the legend has no room for more
     faint = {"marker": ".", "linewidth": 0.9, "alpha": 0.6}
     for colour, (source, target) in zip(_colours(len(pairs)), pairs, strict=True):
         for arm, dash in zip(arms, ("-", ":", "--"), strict=False):

@@ -82,11 +82,11 @@ def _evaluations() -> list[type[Evaluation]]:
 
 def other_metrics(tables: Tables) -> list[tuple[str, Column]]:
     """Return the logged metrics of evaluations of other packages, each with its table."""
-    own = own_columns()
+    builtin = own_columns()
     return [
         (name, column)
         for column in tables.columns.values()
-        if column.name not in own
+        if column.name not in builtin
         for name in column.logged
         if has(table(tables, name), column.name)
     ]

@@ -41,7 +41,7 @@ def _environment() -> Environment:
 
 
 def _with_code(text: str) -> Markup:
-    """Return text as HTML in which words in backticks are code."""
+    """Return text as HTML, with words in backticks as code."""
     from markupsafe import Markup, escape
 
     return Markup(_CODE.sub(r"<code>\2</code>", str(escape(text))))

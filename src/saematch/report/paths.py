@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 N_EXPLAINED = 4
-"""Number of paths, and of pairs of each end, in a figure of explanations."""
+"""Number of paths, and of pairs at each end of the errors, in a figure of explanations."""
 LABELS = {"jaccard": "Jaccard index", "cosine_W_dec": "cosine of decoder vectors"}
 """Names of the likeness of a step's two features, by column."""
 

@@ -64,7 +64,7 @@ class OverviewRow(NamedTuple):
 
 
 class Check(NamedTuple):
-    """A claim and what its rule says about one run."""
+    """A claim and the verdict of its rule on one run."""
 
     claim: Claim
     family: str

@@ -1,4 +1,4 @@
-"""Verdicts of rules on a run's numbers, and the parts that rules are made of."""
+"""Verdicts of rules on a run's numbers, and building blocks of rules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saematch.core.tables import Tables
 from saematch.report.frames import has, numbers, where
 
 MOST = 2 / 3
-"""Share of cases that must show a shape."""
+"""Default share of cases that must agree."""
 SAME_CASE = (*PAIR_COLUMNS, "dataset")
 """Columns in which two rows must agree to be compared."""
 
@@ -24,7 +24,7 @@ class Verdict:
     """Result of a rule."""
 
     agrees: bool | None
-    """None if the run lacks the numbers."""
+    """Whether the rule agrees; None if the run lacks the numbers."""
     seen: str
     """The numbers that decided."""
 
@@ -46,7 +46,7 @@ def share(cases: Iterable[bool], unit: str, needed: float = MOST) -> Verdict:
 
 
 def both(*verdicts: Verdict) -> Verdict:
-    """Agree if all verdicts do."""
+    """Agree if all verdicts agree."""
     agrees = all(verdict.agrees for verdict in verdicts)
     return Verdict(agrees, "; ".join(verdict.seen for verdict in verdicts))
 
@@ -68,14 +68,14 @@ def values(frame: pd.DataFrame, metric: str) -> list[float]:
 
 
 def of_arm(tables: Tables, arm: str, **selection: object) -> pd.DataFrame:
-    """Return the rows of ``matches`` of an arm, of the default suite unless one is named."""
+    """Return the rows of ``matches`` of an arm, by default in the default suite."""
     return rows(tables["matches"], **{"arm": arm, **OF_DEFAULT, **selection})
 
 
 def of_strategy(tables: Tables, arm: str, strategy: str, **selection: object) -> pd.DataFrame:
     """Return the rows of ``strategies`` of an arm and strategy.
 
-    They are those of whole matches in the default suite unless ``selection`` says otherwise.
+    By default, these are rows of whole matches in the default suite.
     """
     fixed = {"quantile": None, **OF_DEFAULT, **selection}
     return rows(tables["strategies"], **{"arm": arm, "strategy": strategy, **fixed})

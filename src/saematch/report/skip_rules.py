@@ -38,7 +38,7 @@ def explained_own_scale_above(tables: Tables) -> Verdict:
 
 def _explained_above(tables: Tables, unfolded: str) -> Verdict:
     arms = _folded(tables), of_strategy(tables, "unfolded", unfolded)
-    return share([folded > other for folded, other in paired(*arms, EXPLAINED)], CASES)
+    return share([folded > unfolded for folded, unfolded in paired(*arms, EXPLAINED)], CASES)
 
 
 def _folded(tables: Tables, **selection: object) -> pd.DataFrame:
@@ -151,8 +151,9 @@ def dips_vanish(tables: Tables) -> Verdict:
 
 def fewer_explain_more(tables: Tables) -> Verdict:
     """Q = 0.1 above q = 1 in two thirds of (pair, data set)."""
-    few, whole = (_folded(tables, quantile=share_permuted) for share_permuted in (0.1, 1.0))
-    return share([part > all_ for part, all_ in paired(few, whole, EXPLAINED)], CASES)
+    tenth, whole = (_folded(tables, quantile=quantile) for quantile in (0.1, 1.0))
+    pairs = paired(tenth, whole, EXPLAINED)
+    return share([of_tenth > of_whole for of_tenth, of_whole in pairs], CASES)
 
 
 def decoding_matters_more(tables: Tables) -> Verdict:

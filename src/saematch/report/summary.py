@@ -40,11 +40,11 @@ def agreement_metrics(tables: Tables) -> dict[str, float]:
     return {
         f"judge_{metric}/{compared}": float(value)
         for metric in ("agreement", "kappa")
-        for compared, value in _by(with_metric(agreement, metric), "compared", metric)
+        for compared, value in _by_row(with_metric(agreement, metric), "compared", metric)
     }
 
 
-def _by(frame: pd.DataFrame, key: str, metric: str) -> zip:
+def _by_row(frame: pd.DataFrame, key: str, metric: str) -> zip:
     return zip(frame[key], frame[metric], strict=True) if len(frame) else zip(strict=True)
 
 

@@ -41,7 +41,7 @@ CONTROLS = {"random": "random\npairs", "identity": "equal\nindex", "ceiling": "s
             "paraphrase": "para-\nphrase"}  # fmt: skip
 """Headings of a judge's controls."""
 MATCH_HEADINGS = {"recall": "recall", "matching_score": "score", "mse_W_dec": "MSE W_dec"}
-"""Headings of the metrics of the table of matches, of which the first two with values are shown."""
+"""Headings of metrics in the table of matches; it shows the first two metrics with values."""
 SAE_HEADINGS = {
     "explained_variance": "explained\nvariance",
     "explained_variance_standardised": "standard-\nised",

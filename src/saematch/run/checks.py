@@ -1,4 +1,4 @@
-"""Load what a run begins with, and refuse what does not go together before work begins."""
+"""Load the inputs of a run, and refuse those that do not fit together before work begins."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BIAS_SHARE = 0.5
 
 
 def choose_layers(experiment: Experiment, lm: LanguageModel) -> list[int]:
-    """Return the layers to make SAEs for; refuse those that the model lacks."""
+    """Return the layers to train SAEs for; ``InputError`` for layers that the model lacks."""
     if experiment.layers is None:
         return list(range(lm.n_layers))
     layers = sorted(set(experiment.layers))
@@ -43,7 +43,7 @@ def choose_layers(experiment: Experiment, lm: LanguageModel) -> list[int]:
 
 
 class Chosen(NamedTuple):
-    """What a run compares."""
+    """SAEs and pairs that a run compares."""
 
     suites: dict[str, SaeSource]
     keys: tuple[SaeKey, ...]
@@ -52,14 +52,14 @@ class Chosen(NamedTuple):
 
 
 def choose_saes(experiment: Experiment) -> Chosen:
-    """Return the suites of a run and its pairs; refuse layers that have no SAE."""
+    """Return the suites of a run and its pairs; ``InputError`` for layers without an SAE."""
     layers = _layers_of(experiment.sae, experiment.layers)
     suites = experiment.selection(experiment.sae, layers)
     twice = [name for name in experiment.suites if name in suites]
     if twice:
         raise InputError(
-            f"suites.{twice[0]}: the run's own suites are called {', '.join(suites)}; choose "
-            "another name"
+            f"suites.{twice[0]}: the suites of `sae` already have the names {', '.join(suites)}; "
+            "choose another name"
         )
     by_suite = dict.fromkeys(suites, layers)
     for name, source in experiment.suites.items():
@@ -74,7 +74,7 @@ def choose_saes(experiment: Experiment) -> Chosen:
     _refuse_one_label(pairs)
     for evaluation in experiment.evaluations.values():
         evaluation.check_sources(suites)
-    keys = [SaeKey(name, layer) for name, some in by_suite.items() for layer in some]
+    keys = [SaeKey(name, layer) for name, layers in by_suite.items() for layer in layers]
     if isinstance(experiment.pairing, FromStarts) and experiment.pairing.reach is None:
         return Chosen(suites, tuple(keys), pairs)
     arms = experiment.arms.values()
@@ -83,9 +83,10 @@ def choose_saes(experiment: Experiment) -> Chosen:
 
 
 def _refuse_one_label(pairs: Sequence[Pair]) -> None:
-    """Refuse suites whose names, joined by a hyphen, make one label of two pairs of suites.
+    """Refuse names of suites that give two pairs of suites the same label.
 
-    A suite by itself counts as a pair with itself: it labels the rows of its SAEs.
+    A label is both names joined by a hyphen. A single suite counts as a pair with itself, since its
+    name labels the rows of its SAEs.
     """
     labels: dict[str, tuple[str, str]] = {}
     alone = [Pair(key, key) for pair in pairs for key in pair]
@@ -99,26 +100,27 @@ def _refuse_one_label(pairs: Sequence[Pair]) -> None:
             )
 
 
-def _layers_of(source: SaeSource, wanted: Sequence[int] | None) -> list[int]:
-    there = source.layers()
-    if not there:  # loading says what is missing and what there is
+def _layers_of(source: SaeSource, requested: Sequence[int] | None) -> list[int]:
+    available = source.layers()
+    if not available:  # the error of ``load`` names the missing and the existing SAEs
         source.load(0)
         raise InputError(f"no SAE was found at {source.name}")
-    layers = there if wanted is None else sorted(set(wanted))
-    missing = [layer for layer in layers if layer not in there]
+    layers = available if requested is None else sorted(set(requested))
+    missing = [layer for layer in layers if layer not in available]
     if missing:
         raise InputError(
             f"layers={layers}: there is no SAE for layer {missing[0]} in {source.name}, "
-            f"only for layers {', '.join(map(str, there))}"
+            f"only for layers {', '.join(map(str, available))}"
         )
     return layers
 
 
 def load_saes(chosen: Chosen, memory: float, labels: Mapping[str, str]) -> SaeShelf:
-    """Load the chosen SAEs; refuse SAEs of two language models where one model is set.
+    """Load the chosen SAEs, after logging the size of the download from the hub.
 
-    Logs first how much is to be fetched from the hub. ``memory`` is what SAEs may take up at a
-    time, in GiB; ``labels`` has the models of suites, as ``Experiment.model_labels``.
+    ``memory`` is the memory for SAEs in GiB; ``labels`` has the models of suites, as
+    ``Experiment.model_labels``. Raises ``InputError`` if SAEs with the same label belong to
+    different language models.
     """
     released = [
         source.chosen(key.layer)
@@ -132,8 +134,8 @@ def load_saes(chosen: Chosen, memory: float, labels: Mapping[str, str]) -> SaeSh
         names = sorted({sae.origin.model_name for sae in of_model.facts.values()})
         if len(names) > 1:
             raise InputError(
-                f"the SAEs are of different language models: {', '.join(names)}; give a suite its "
-                "own model by +model@models.SUITE=PRESET"
+                f"the SAEs belong to different language models: {', '.join(names)}; give a suite "
+                "its own model with +model@models.SUITE=PRESET"
             )
     return saes
 
@@ -159,17 +161,17 @@ def _check_fit(source: LmSource, lm: LanguageModel, saes: SaeShelf) -> None:
             )
     beyond = [key.layer for key in saes if key.layer >= lm.n_layers]
     if beyond:
-        raise InputError(f"{lm.name} has {lm.n_layers} blocks, there is no layer {beyond[0]}")
+        raise InputError(f"{lm.name} has {lm.n_layers} blocks, so there is no layer {beyond[0]}")
 
 
 def check_saes(experiment: Experiment, saes: SaeShelf) -> None:
-    """Refuse before the first match what folding or following paths would refuse after it."""
+    """Raise, before the first match, errors of evaluations, explanations and folds."""
     for evaluation in experiment.evaluations.values():
         evaluation.check_saes(saes)
     if experiment.explains:
         experiment.explain.check(saes)
     folds = {arm.fold for arm in experiment.arms.values()}
-    folds |= {"threshold"}  # in which errors are measured
+    folds |= {"threshold"}  # the fold in which errors are measured
     for by in sorted(folds):
         for sae in saes.facts.values():
             if by in sae.unfoldable:
@@ -178,7 +180,7 @@ def check_saes(experiment: Experiment, saes: SaeShelf) -> None:
 
 
 class RunTexts(NamedTuple):
-    """The batches of each text set, and what determines its texts."""
+    """Batches of each text set, and everything that determines its texts."""
 
     batches: dict[str, tuple[TokenBatch, ...]]
     facts: dict[str, dict[str, Any]]
@@ -187,16 +189,17 @@ class RunTexts(NamedTuple):
 def load_tokens(
     experiment: Experiment, source: LmSource, lm: LanguageModel, saes: SaeShelf, folder: Path
 ) -> RunTexts:
-    """Check all that evaluation needs, and return the texts in the tokens of a language model.
+    """Return the texts in the tokens of a language model, after checking that the SAEs fit it.
 
-    ``saes`` are the SAEs of the model that ``source`` loads; ``folder`` keeps the tokens.
+    ``saes`` are the SAEs of the model that ``source`` loads; ``folder`` stores the tokens. Raises
+    ``InputError`` if SAEs or texts do not fit the model.
     """
     _check_fit(source, lm, saes)
     tokens, facts = load_texts(experiment.dataset, lm, folder)
     for name, of_set in tokens.items():
         lm.refuse_ids(int(of_set.ids.max()), f"the text set {name!r}")
     if POOLED in tokens:
-        raise InputError(f"{POOLED!r} stands for all text sets together; rename the file")
+        raise InputError(f"{POOLED!r} is the name of all text sets together; rename the file")
     longest = max(int(of_set.lengths.max()) for of_set in tokens.values())
     if lm.max_positions is not None and longest > lm.max_positions:
         raise InputError(
@@ -208,7 +211,7 @@ def load_tokens(
 
 
 def warn_of_biases(saes: SaeShelf, arms: Mapping[str, Arm]) -> None:
-    """Warn if encoder biases make up most of the vectors that some arm compares.
+    """Warn if encoder biases make up most of the vectors that an arm compares.
 
     A scale near 0, such as a low quantile of a ReLU SAE's activations, makes ``b_enc / scale`` so
     large that a match of all parts is a match of the biases.
@@ -222,8 +225,8 @@ def warn_of_biases(saes: SaeShelf, arms: Mapping[str, Arm]) -> None:
     if most:
         listed = ", ".join(f"{share:.0%} in {key.name}" for key, share in most.items())
         log.warning(
-            "matching: of the squared norm of the folded features, the encoder biases are %s, so "
-            "the match of all parts is a match of the biases: set objective=decoder, or with "
+            "matching: the encoder biases make up %s of the squared norm of the folded features, "
+            "so the match of all parts is a match of the biases: set objective=decoder, or with "
             "stand_in=activation a higher stand_in.quantile, such as 0.5",
             listed,
         )

@@ -1,4 +1,4 @@
-"""One run as it goes: what it was given, and what its stages have computed."""
+"""The state of a run: its inputs and the results of its stages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from saematch.texts.readers import Reader
 
 @dataclass
 class Context:
-    """What the stages of a run hand on; each stage fills some of the fields."""
+    """State that the stages of a run share; each stage sets some of the fields."""
 
     experiment: Experiment
     folder: Path
@@ -37,34 +37,34 @@ class Context:
     readers: Mapping[str, Reader] = field(default_factory=dict)
     """Language models with their texts, by label; the run's own model has the label ``""``."""
     text_facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What determines the texts of each text set."""
+    """Everything that determines the texts of each text set."""
     refused: tuple[Refusal, ...] = ()
-    """What the run leaves out."""
+    """Matches and evaluations that the run leaves out."""
     tracker: Tracker | None = None
     matches: MatchSet = field(default_factory=lambda: MatchSet((), {}))
     measures: Measures | None = None
     recordings: Mapping[str, Recording] = field(default_factory=dict)
-    """What was recorded in the pass over the texts, by evaluation."""
+    """Recordings of the pass over the texts, by evaluation."""
     explanations: Explanations | None = None
 
     @property
     def cache(self) -> Path:
-        """Folder of what runs share; the run's own if it shares nothing."""
+        """Folder of files that runs share; a folder in the run's own folder if it shares none."""
         cache = self.experiment.cache
         return self.folder / "cache" if cache is None else Path(cache)
 
     @property
     def models(self) -> Models:
-        """The language model of each suite."""
+        """Language model of each suite."""
         return Models(self.experiment.model_labels)
 
     @property
     def text_pass(self) -> TextPass:
-        """The pass over the run's texts."""
+        """Pass over the run's texts."""
         return TextPass(self.readers, self.models, self.experiment.trainer)
 
     def subject(self) -> Subject:
-        """Return the matches and all that the evaluations may look at."""
+        """Return the matches, and the data that evaluations may use."""
         subject = Subject(
             self.saes, self.matches, self.experiment.arms, self.chosen.suites, self.models,
             self.refused, self.cache / "sums", self.measures, self.recordings,

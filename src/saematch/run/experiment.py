@@ -1,4 +1,4 @@
-"""What a run is made of, and the checks that everything goes together before work begins."""
+"""The parts of a run, and checks before work begins that they fit together."""
 
 from __future__ import annotations
 
@@ -32,55 +32,56 @@ from saematch.training.collect import Collection
 from saematch.training.state import TrainingRecipe
 
 TASKS = ("match", "collect", "train_saes")
-"""What a run does; all but ``match`` make SAEs."""
+"""Tasks of a run; all except ``match`` are for the training of SAEs."""
 
 
 @spec("")
 class Experiment:
-    """Everything that a run is made of."""
+    """All settings of a run, as specs."""
 
     name: Text
     seed: Seed
     task: str
-    """``match``, ``collect`` (hidden states of the model, kept on disk) or ``train_saes`` (that,
-    and SAEs trained on them)."""
+    """``match``, ``collect`` (store hidden states of the model on disk) or ``train_saes`` (collect
+    hidden states and train SAEs on them)."""
     evaluations: Mapping[str, Evaluation]
-    """Questions put to the matches, by name."""
+    """Evaluations of the matches, by name."""
     layers: Some[int] | None
-    """Layers whose SAEs are matched; None for all that have one."""
+    """Layers whose SAEs are matched; None for all layers that have an SAE."""
     model: LmSource
     models: Mapping[str, LmSource]
-    """Language models of suites that are not of ``model``, by suite."""
+    """Language models of suites that do not belong to ``model``, by suite."""
     sae: SaeSource
     selection: Selection
     suites: Mapping[str, SaeSource]
     """Further suites of SAEs, by name."""
     pairing: Pairing
-    """Which SAEs are compared with which."""
+    """Pairs of SAEs that are compared."""
     stand_in: StandIn
-    """What SAEs without thresholds are folded by."""
+    """Scale by which SAEs without thresholds are folded."""
     arms: Mapping[str, Arm]
     dataset: TextSource
     intervals: Intervals
     explain: ExplanationSource
-    """Where explanations come from, if there is a judge or the evaluation ``explain``."""
+    """Source of explanations, used if there is a judge or the evaluation ``explain``."""
     judge: ChatModel | WordOverlap | NoJudge
-    """What reads the explanations of matched features, if anything: an LLM, or word overlap."""
+    """Judge of the explanations of matched features: an LLM, word overlap or none."""
     second_judge: ChatModel | WordOverlap | NoJudge
-    """Another one, to see whether both agree."""
+    """Another judge, to measure whether both agree."""
     judging: Judging
     figures: Unique[str] | None
     """Figures to draw; None for all that the tables allow."""
     collection: Collection
+    """Hidden states to collect, for the tasks other than ``match``."""
     training: TrainingRecipe
-    """The last two are for the tasks that make SAEs."""
+    """Recipe of the SAEs, for the task ``train_saes``."""
     trainer: TrainerSpec
     sae_memory: Positive
-    """GiB of SAEs held in memory at a time, and on the device at a time; at least two are. Results
-    do not depend on it."""
+    """Memory for loaded SAEs in GiB, and as much on the device. At least two SAEs are loaded at a
+    time. Results do not depend on it."""
     logger: WandbLogging | CsvLogging | NoLogging
     cache: str | None
-    """Folder of the matches, sums and tokens that runs share; None keeps them to the run."""
+    """Folder of matches, sums and tokens that runs share; None stores them in the run's folder."""
 
     def __post_init__(self) -> None:
         expand_home(self, "cache")
@@ -89,22 +90,34 @@ class Experiment:
             check_name("arms: name", arm)
         for suite in self.suites:
             check_name("suites: name", suite)
-        if self.task not in TASKS:
-            raise InputError(f"task={self.task} is none of {', '.join(TASKS)}")
-        if self.trains and self.evaluations:
-            raise InputError(
-                f"evaluations=[{','.join(self.evaluations)}]: task={self.task} matches nothing, so "
-                "there is nothing to evaluate: leave evaluations empty, or take task=match"
-            )
+        self._check_task()
         if not self.arms or NO_ARM in self.arms:
             raise InputError(
                 f"arms holds {list(self.arms) or 'nothing'}: a run needs at least one way of "
-                f"matching, and none may be called {NO_ARM!r}"
+                f"matching, and no arm may be called {NO_ARM!r}"
+            )
+        self._check_classes()
+        self._check_partners()
+        self._check_columns()
+        check_figures(self.figures)
+        self._check_models()
+        self._check_judges()
+        follows = any(isinstance(spec, Paths) for spec in self.evaluations.values())
+        if follows and not self.pairing.chains:
+            raise InputError("paths go from each layer to the next: set pairing=neighbours")
+
+    def _check_task(self) -> None:
+        if self.task not in TASKS:
+            raise InputError(f"task={self.task} is not one of {', '.join(TASKS)}")
+        if self.trains and self.evaluations:
+            raise InputError(
+                f"evaluations=[{','.join(self.evaluations)}]: task={self.task} matches nothing, so "
+                "there is nothing to evaluate: leave evaluations empty, or set task=match"
             )
         if self.trains and isinstance(self.dataset, ZooTexts):
             raise InputError(
-                "dataset=zoo is what SAEs are evaluated on, so none are trained on it: take "
-                "dataset=zoo_training (after 'make texts'), or dataset=local"
+                "dataset=zoo has the texts for evaluation, so no SAE is trained on it: set "
+                "dataset=zoo_training (after 'make texts') or dataset=local"
             )
         recipe = self.training
         if self.task == "train_saes" and recipe.samples < recipe.batch:
@@ -112,13 +125,11 @@ class Experiment:
                 f"training.samples={recipe.samples} is less than one batch (training.batch="
                 f"{recipe.batch}), so nothing would be trained: raise samples or lower batch"
             )
-        self._check_classes()
-        self._check_partners()
-        self._check_columns()
-        check_figures(self.figures)
+
+    def _check_models(self) -> None:
         if DEFAULT in self.models:
             raise InputError(
-                f"models.{DEFAULT}: the default suite is of the run's own model: set model"
+                f"models.{DEFAULT}: the default suite belongs to the run's own model: set model"
             )
         spread = [m for m in (self.model, *self.models.values()) if m.device_map is not None]
         if spread and self.trainer.devices != 1:
@@ -126,32 +137,31 @@ class Experiment:
                 f"model.device_map spreads one model over the devices in one process, but "
                 f"trainer.devices={self.trainer.devices} asks for a model on each: choose one"
             )
+
+    def _check_judges(self) -> None:
         if self.explains and self.explain.asks_llm and not isinstance(self.judge, ChatModel):
             raise InputError(
-                "these explanations are an LLM's, and neither judge=none nor judge=overlap is one: "
-                "set judge, or take explain=own"
+                "an LLM writes these explanations, and judge=none and judge=overlap are not LLMs: "
+                "set judge to an LLM, or set explain=own"
             )
         if self.judge == self.second_judge != NoJudge():
-            raise InputError("judge and second_judge are one and the same: choose another one")
+            raise InputError("judge and second_judge are the same: choose another second_judge")
         astray = [arm for arm in self.judging.arms or () if arm not in self.arms]
         if astray:
             raise InputError(
-                f"judging.arms holds {astray[0]!r}, which is none of {list(self.arms)}"
+                f"judging.arms holds {astray[0]!r}, which is not one of {list(self.arms)}"
             )
         if isinstance(self.judge, NoJudge) and not isinstance(self.second_judge, NoJudge):
             raise InputError("second_judge is set, but judge=none: set judge first")
-        follows = any(isinstance(each, Paths) for each in self.evaluations.values())
-        if follows and not self.pairing.chains:
-            raise InputError("paths go from each layer to the next: take pairing=neighbours")
 
     def _check_classes(self) -> None:
-        """Refuse two evaluations of one class: their tables have the same names."""
+        """Refuse two evaluations of one class, since their tables have the same names."""
         names: dict[type, str] = {}
         for name, evaluation in self.evaluations.items():
             first = names.setdefault(type(evaluation), name)
             if first != name:
                 raise InputError(
-                    f"evaluations.{first} and evaluations.{name} are both a "
+                    f"evaluations.{first} and evaluations.{name} are both of class "
                     f"{type(evaluation).__name__}, so their tables would have the same names: "
                     "choose one, or make two runs"
                 )
@@ -168,7 +178,7 @@ class Experiment:
                     )
 
     def _check_columns(self) -> None:
-        """Refuse a metric with two definitions, one of which tables and figures would lose."""
+        """Refuse a metric with two definitions, since tables and figures use only one."""
         definitions = own_columns()
         for name, evaluation in self.evaluations.items():
             for column in evaluation.columns:
@@ -181,26 +191,26 @@ class Experiment:
 
     @property
     def model_labels(self) -> dict[str, str]:
-        """Suite -> label of its language model, for suites that are not of ``model``.
+        """Label of the language model of each suite that does not belong to ``model``.
 
         The label is the first suite of that model.
         """
         return {
-            suite: next(first for first, other in self.models.items() if other == model)
+            suite: next(first for first, lm in self.models.items() if lm == model)
             for suite, model in self.models.items()
             if model != self.model
         }
 
     @property
     def trains(self) -> bool:
-        """Whether the run makes SAEs instead of matching some."""
+        """Whether the task is part of training SAEs, instead of matching them."""
         return self.task != "match"
 
     @property
     def explains(self) -> bool:
         """Whether the run needs explanations."""
-        asked = any(evaluation.explains for evaluation in self.evaluations.values())
-        return asked or not isinstance(self.judge, NoJudge)
+        requested = any(evaluation.explains for evaluation in self.evaluations.values())
+        return requested or not isinstance(self.judge, NoJudge)
 
     @property
     def evaluates_texts(self) -> bool:

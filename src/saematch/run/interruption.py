@@ -1,7 +1,7 @@
-"""Signals that end the command line in an orderly way, and what is recorded of them.
+"""Signals that end the command line in an orderly way, and the record of the interruption.
 
 SIGTERM comes from a scheduler, SIGINT from Ctrl-C, SIGHUP from a terminal that was closed. Python
-handles a signal between two steps of its own code, so a library's call in progress ends first.
+handles a signal between two steps of its own code, so a library call in progress ends first.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from saematch.run.run_folders import is_held
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
 )
-"""The signals that end a run; Windows has no SIGHUP."""
+"""Signals that end a run; Windows has no SIGHUP."""
 ECHO_SECONDS = 1.0
-"""A signal so soon after the first is the same request: process groups and parents both send it."""
+"""Seconds after the first signal in which further signals count as the same request: a process
+group and a parent process may both send one."""
 
 
 class Interrupted(BaseException):
-    """A signal ends this process.
+    """Exception of a signal that ends this process.
 
-    It is no ``KeyboardInterrupt``, since Lightning turns that into ``sys.exit(1)``.
+    It is not a ``KeyboardInterrupt``, since Lightning turns that into ``sys.exit(1)``.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.exit_code = 128 + number
-        """What shells report of a process that a signal has ended."""
+        """Exit code that shells report for a process that a signal has ended."""
 
     def __str__(self) -> str:
         return f"interrupted by {signal.Signals(self.args[0]).name}"
@@ -43,8 +44,8 @@ class Interrupted(BaseException):
 def interruptible() -> Iterator[None]:
     """Raise ``Interrupted`` in the block at the first signal; end the process at the second.
 
-    A signal that is ignored already, as under ``nohup``, or that has a handler of its own, as in a
-    job of submitit, is left alone. Threads other than the main one cannot handle signals.
+    Signals that are already ignored, as under ``nohup``, or that have their own handler, as in a
+    job of submitit, are left alone. Threads other than the main thread cannot handle signals.
     """
     first: float | None = None
 
@@ -72,9 +73,9 @@ def interruptible() -> Iterator[None]:
 
 
 def interruption(error: BaseException) -> BaseException | None:
-    """Return what interrupted the process: ``error``, or what came before it; None for a failure.
+    """Return the interruption that caused ``error``, or ``error`` itself; None for a failure.
 
-    Libraries raise errors of their own while an interruption ends them.
+    A library that is interrupted may raise its own error, whose cause is the interruption.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, Interrupted):
@@ -82,8 +83,8 @@ def interruption(error: BaseException) -> BaseException | None:
     return error if cause is None and not isinstance(error, Exception) else cause
 
 
-def said_of(cause: BaseException) -> str:
-    """Return the text that ``results.json`` gets as the error of an interrupted run."""
+def interruption_text(cause: BaseException) -> str:
+    """Return the error of an interrupted run, as ``results.json`` states it."""
     return (
         str(cause) if isinstance(cause, Interrupted) else f"interrupted by {type(cause).__name__}"
     )
@@ -92,23 +93,23 @@ def said_of(cause: BaseException) -> str:
 def record_interruption(
     folder: Path, name: str, overrides: Sequence[str], cause: BaseException
 ) -> None:
-    """Give a run that is at work, or that has not begun to, the status ``interrupted``.
+    """Give a run that is running or has not started the status ``interrupted``.
 
-    A run that is finished, or has failed by itself, is left as it is.
+    The status of a run that has finished or failed does not change.
     """
     path = folder / "results.json"
     results = (
         Results.load(path) if path.exists() else Results(name, {"overrides": [*overrides]}, {})
     )
     if results.status == "running":
-        results.status, results.error = "interrupted", said_of(cause)
+        results.status, results.error = "interrupted", interruption_text(cause)
         results.save(path)
 
 
 def record_killed(folder: Path, cause: BaseException) -> None:
-    """Record the interruption of the jobs in ``folder`` whose processes have ended with this one.
+    """Record the interruption of the jobs in ``folder`` whose processes ended with this process.
 
-    Jobs on a cluster go on.
+    Jobs on a cluster continue.
     """
     for path in folder.glob("*/results.json"):
         if not is_held(path.parent):

@@ -1,4 +1,4 @@
-"""What a run's results come from: SAEs, model, code and machine."""
+"""Origin of a run's results: SAEs, model, code and machine."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from saematch.texts.readers import Reader
 
 
 def sources(context: Context) -> dict[str, Any]:
-    """Return what the results come from: SAEs, models, texts, and the objective of each arm.
+    """Return the origin of the results: SAEs, models, texts, and the objective of each arm.
 
-    ``models`` is there if a suite has a language model of its own.
+    The key ``models`` exists only if a suite has its own language model.
     """
     experiment, labels = context.experiment, context.experiment.model_labels
     models = {
@@ -52,14 +52,15 @@ SHOWING = (
     "saematch.report.metrics",
     "saematch.run.tracking",
 )
-"""Code that shows numbers and makes none. ``saematch.report.summary`` makes a run's metrics."""
+"""Code that shows numbers without computing them. ``saematch.report.summary`` is not in the list,
+since it computes a run's metrics."""
 
 
 def made_with(experiment: Experiment | None) -> dict[str, Any]:
-    """Return seed, versions, commit, hashes of the code that makes numbers, and platform.
+    """Return seed, versions, commit, hashes of the code that computes numbers, and platform.
 
-    ``code`` is the hash of what all runs share. ``specs`` has the hash of the code of each class
-    in the config, such as a matcher of another package; without an experiment it is empty.
+    ``code`` is the hash of the code that all runs share. ``specs`` has the hash of the code of each
+    class in the config, such as a matcher of another package; without an experiment it is empty.
     """
     code = hashed(sorted(codes_of(stages, summary, outside=SHOWING).values()))
     packages = ("saematch", "torch", "transformers", "sae-lens", "lightning", "scipy", "wandb")
@@ -79,9 +80,9 @@ def _specs(experiment: Experiment) -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the checkout that this code lies in, None for an installed package.
+    """Return the commit of the checkout that contains this code; None for an installed package.
 
-    ``+changes`` follows it if the code or the presets were changed since.
+    ``+changes`` follows the commit if code or presets have uncommitted changes.
     """
     root = PACKAGE.parents[1]
     git = ["git", "-C", str(root)]
@@ -89,8 +90,8 @@ def _git_commit() -> str | None:
         if not (root / ".git").exists():
             return None
         commit, changes = (
-            subprocess.run([*git, *about], capture_output=True, text=True, check=True).stdout
-            for about in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "src", "conf"))
+            subprocess.run([*git, *arguments], capture_output=True, text=True, check=True).stdout
+            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "src", "conf"))
         )
         return commit.strip() + ("+changes" if changes.strip() else "")
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""What a run leaves out for single pairs, decided from facts before work begins."""
+"""Matches and evaluations of single pairs that a run leaves out, decided before work begins."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from saematch.texts.readers import Reader
 def find_refusals(
     experiment: Experiment, pairs: Sequence[Pair], saes: SaeShelf
 ) -> tuple[Refusal, ...]:
-    """Return what the run leaves out, from facts alone: matches of pairs, and their evaluations.
+    """Return the matches and evaluations of pairs that the run leaves out, from facts alone.
 
-    Raises ``InputError`` if no arm can match any pair, if no pair can be evaluated on texts though
-    the run is to, and if SAEs that texts are needed for cannot be applied to hidden states.
+    Raises ``InputError`` if no arm can match any pair, if the run has evaluations on texts that
+    apply to no pair, and if scales or explanations need texts but an SAE cannot be applied to
+    hidden states.
     """
     refused = matching_refusals(saes.facts, pairs, experiment.arms)
     unmatched = {refusal.pair for refusal in refused if refusal.arm is None}
@@ -33,14 +34,14 @@ def find_refusals(
     facts = [
         PairFacts(pair, saes.facts[pair.source], saes.facts[pair.target], models) for pair in pairs
     ]
-    for name in sorted(experiment.evaluations, key=lambda name: _looks_at_others(experiment, name)):
+    for name in sorted(experiment.evaluations, key=lambda name: _uses_refusals(experiment, name)):
         reasons = experiment.evaluations[name].refusals(facts, tuple(refused))
         refused += [Refusal(pair, name, reason) for pair, reason in reasons]
     check_texts(experiment, pairs, refused)
     return tuple(refused)
 
 
-def _looks_at_others(experiment: Experiment, name: str) -> bool:
+def _uses_refusals(experiment: Experiment, name: str) -> bool:
     """Return whether an evaluation's refusals may depend on those of the other evaluations."""
     return type(experiment.evaluations[name]).refusals is not Evaluation.refusals
 
@@ -51,29 +52,29 @@ def token_refusals(
     readers: Mapping[str, Reader],
     refused: Sequence[Refusal],
 ) -> tuple[Refusal, ...]:
-    """Return the pairs of two language models that read different tokens.
+    """Return refusals of pairs of two language models that read different tokens.
 
     ``readers`` has the models by label; ``refused`` has the refusals so far.
     """
-    more = []
+    refusals: list[Refusal] = []
     for pair in pairs:
         source, target = (readers[experiment.model_labels.get(key.suite, "")] for key in pair)
         if source.lm is target.lm or source.reads_like(target):
             continue
         reason = (
             f"{source.lm.name} and {target.lm.name} split the texts into different tokens, so "
-            "it cannot be counted which features fire on the same token"
+            "features that fire on the same token cannot be counted"
         )
-        more += [
+        refusals += [
             Refusal(pair, name, reason)
             for name, evaluation in experiment.evaluations.items()
             if evaluation.reads_texts and pair not in _left_out(refused, name)
         ]
-    return tuple(more)
+    return tuple(refusals)
 
 
 def check_texts(experiment: Experiment, pairs: Sequence[Pair], refused: Sequence[Refusal]) -> None:
-    """Refuse a run whose evaluations on texts leave out every pair."""
+    """Raise ``InputError`` if every evaluation on texts leaves out every pair."""
     on_texts = [name for name, e in experiment.evaluations.items() if e.reads_texts]
     reasons = [_left_out(refused, name) for name in on_texts]
     if reasons and all(of_evaluation.keys() >= set(pairs) for of_evaluation in reasons):
@@ -81,7 +82,7 @@ def check_texts(experiment: Experiment, pairs: Sequence[Pair], refused: Sequence
 
 
 def _left_out(refused: Sequence[Refusal], name: str) -> dict[Pair, str]:
-    """Return why an evaluation leaves out pairs; one that no arm matches is among them."""
+    """Return the reason by pair that an evaluation leaves out, or that no arm matches."""
     return {
         refusal.pair: refusal.reason
         for refusal in refused
@@ -91,12 +92,14 @@ def _left_out(refused: Sequence[Refusal], name: str) -> dict[Pair, str]:
 
 def _nothing_matched(refused: Sequence[Refusal]) -> str:
     reasons = {refusal.reason: refusal.pair for refusal in reversed(refused)}
-    each = [f"{pair.source.name} and {pair.target.name}: {why}" for why, pair in reasons.items()]
-    return f"no pair of SAEs can be matched; {'; '.join(reversed(each))}"
+    shown = [
+        f"{pair.source.name} and {pair.target.name}: {reason}" for reason, pair in reasons.items()
+    ]
+    return f"no pair of SAEs can be matched; {'; '.join(reversed(shown))}"
 
 
 def _check_sites(experiment: Experiment, saes: SaeShelf) -> None:
-    """Refuse SAEs that scales or explanations from texts are needed for, if they cannot be had."""
+    """Refuse SAEs without activations on texts, if scales or explanations need them."""
     measured = isinstance(experiment.stand_in, ActivationQuantile)
     if not (measured or (experiment.explains and experiment.explain.on_texts)):
         return

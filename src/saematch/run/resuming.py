@@ -1,4 +1,4 @@
-"""Whether a run's folder holds the same run, to go on with, or another one."""
+"""Check whether a folder contains the same run, which can continue, or another run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saematch.core.results import Results
 
 
 def finished_as(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether the folder holds a finished run of these settings."""
+    """Whether the folder contains a finished run with these settings."""
     path = folder / "results.json"
     if not path.exists() or not (folder / "run.json").exists():
         return False
@@ -19,36 +19,37 @@ def finished_as(folder: Path, config: dict[str, Any]) -> bool:
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what a run is told from another by."""
-    return {k: v for k, v in _flat(config).items() if not k.startswith(_NO_SETTINGS + _MEANS)}
+    """Return the settings that distinguish a run from others."""
+    return {k: v for k, v in _flat(config).items() if not k.startswith(_NOT_COMPARED + _ACCESS)}
 
 
-_NO_SETTINGS = ("logger", "run_id", "cache", "figures", "sae_memory", "overrides", "choices")
-_MEANS = tuple(
+_NOT_COMPARED = ("logger", "run_id", "cache", "figures", "sae_memory", "overrides", "choices")
+_ACCESS = tuple(
     f"{judge}.{name}"
     for judge in ("judge", "second_judge")
     for name in ("limits", "base_url", "key_variable", "price", "batch", "cached_only")
 ) + tuple(f"explain.{name}" for name in ("timeout", "retries", "connections", "refresh"))
-"""How judge and explanations are reached and what they may cost: a run goes on with other ones."""
+"""Settings for access to judge and explanations, and for its cost. A run can continue with other
+values."""
 
 
 def refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:
-    """Keep one run's parts apart from another's: refuse a folder that began with other settings.
+    """Raise ``InputError`` if the folder contains a run with other settings.
 
-    Refuses results of another schema too (``SchemaError``).
+    Raises ``SchemaError`` for results of another schema.
     """
     if not (folder / "run.json").exists():
         return
     if (folder / "results.json").exists():
         Results.load(folder / "results.json")
-    theirs = _settings_in(folder)
-    differing = [k for k in settings.keys() | theirs.keys() if settings.get(k) != theirs.get(k)]
+    existing = _settings_in(folder)
+    differing = [k for k in settings.keys() | existing.keys() if settings.get(k) != existing.get(k)]
     if differing:
         differing.sort(key=lambda k: (k.count("."), k))
-        shown = "; ".join(f"{k}: {theirs.get(k)} -> {settings.get(k)}" for k in differing[:4])
+        shown = "; ".join(f"{k}: {existing.get(k)} -> {settings.get(k)}" for k in differing[:4])
         raise InputError(
-            f"{folder} holds a run with other settings ({shown}); choose another run_id, or "
-            "the same settings to go on with it"
+            f"{folder} contains a run with other settings ({shown}); choose another run_id, or "
+            "the same settings to continue it"
         )
 
 

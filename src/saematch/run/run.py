@@ -1,4 +1,4 @@
-"""One run: from an instantiated config to ``results.json``, figures and a mirror of both."""
+"""Do one run: from an experiment to ``results.json``, figures and a mirror of both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from saematch.report.summary import agreement_metrics, history_by_layer, mean_me
 from saematch.run import stages
 from saematch.run.context import Context
 from saematch.run.experiment import Experiment
-from saematch.run.interruption import interruption, said_of
+from saematch.run.interruption import interruption, interruption_text
 from saematch.run.provenance import made_with, sources
 from saematch.run.resuming import settings_of
 from saematch.run.run_folders import Claim, claimed
@@ -28,12 +28,13 @@ log = logging.getLogger(__name__)
 
 
 def run(experiment: Experiment, config: dict[str, Any], folder: Path) -> Results:
-    """Do the run in ``folder``, or go on with it if the folder holds a part of the same run.
+    """Do the run in ``folder``, or continue it if the folder contains a part of the same run.
 
     The run claims the folder before it loads anything. Raises ``InputError`` and ``OSError`` for
-    bad input. While SAEs, model and texts are loaded, that leaves the folder as it was; later,
-    ``results.json`` gets the status ``failed`` and the error. A signal or ``KeyboardInterrupt``
-    leaves the status ``interrupted`` and is raised again; the same call continues the run.
+    bad input. An error while SAEs, model and texts are loaded leaves the folder unchanged. After a
+    later error, ``results.json`` has the status ``failed`` and the error. After a signal or
+    ``KeyboardInterrupt``, which is raised again, it has the status ``interrupted``; the same call
+    continues the run.
     """
     with claimed(folder, settings_of(config)) as claim:
         return _run(experiment, config, folder, claim)
@@ -56,7 +57,9 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
         for run_stage in stages.STAGES[experiment.task]:
             run_stage(context)
         summaries = (mean_metrics, headline_metrics, judge_metrics, agreement_metrics, optimal_to)
-        results.metrics = {k: v for of in summaries for k, v in of(results.tables).items()}
+        results.metrics = {
+            name: value for summary in summaries for name, value in summary(results.tables).items()
+        }
         with stage("report"):
             figures = draw_figures(results.tables, experiment.figures, folder / "figures")
         results.status = "finished"
@@ -66,15 +69,17 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
         cause = interruption(error)
         if not finished and (claim.kept or cause is not None):
             results.status = "failed" if cause is None else "interrupted"
-            results.error = described(error) if cause is None else said_of(cause)
+            results.error = described(error) if cause is None else interruption_text(cause)
             try:
                 results.save(path)
-            except OSError as unsaved:  # as on the full disk that the run failed for
+            except (
+                OSError
+            ) as unsaved:  # for example, the disk is full, which also made the run fail
                 log.warning("%s", unsaved)
         if context.tracker is not None:
             context.tracker.fail()
         if cause is not None:
-            raise cause from None  # ending for it may have gone wrong too
+            raise cause from None  # ``error`` may come from a library that it interrupted
         raise
     finally:
         for judge in filter(None, context.judges):
@@ -85,9 +90,9 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
 
 
 def record_failure(folder: Path, name: str, overrides: list[str], error: str) -> None:
-    """Leave a ``results.json`` that says why a run could not begin, or ended without a word.
+    """Write a ``results.json`` for a run that could not start or that ended without a message.
 
-    A run that is finished, or has failed by itself, is left as it is.
+    The status of a run that has finished or failed does not change.
     """
     path = folder / "results.json"
     if path.exists():

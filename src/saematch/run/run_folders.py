@@ -1,4 +1,4 @@
-"""Folders of runs: their names, and the one process that may write into each."""
+"""Folders of runs: their names, and locks that let one process write into each."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from saematch.core.files import make_folder, replacing, write_json
 from saematch.run.resuming import refuse_other_run
 
 LOG = "saematch.log"
-"""A run's log, in its folder."""
+"""Name of the log in a run's folder."""
 MAX_NAME = 100
-"""Most characters of a name: W&B calls an artifact ``matches-<run>`` and allows 128."""
+"""Largest number of characters of a name. An artifact of W&B is called ``matches-<run>``, and W&B
+allows 128 characters."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _QUOTED = "\"run_id='12e4567'\""
 _LOCK, _WRITER = ".lock", ".writer"
@@ -33,15 +34,15 @@ _LOCK, _WRITER = ".lock", ".writer"
 def new_run_id() -> str:
     """Return the default name of a run: the time, and 8 random hexadecimal digits.
 
-    Names sort by time. The digits tell apart runs that begin in the same second.
+    Names sort by time. The digits distinguish runs that start in the same second.
     """
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{token_hex(4)}"
 
 
 def check_name(setting: str, value: object) -> str:
-    """Return the name of a folder that ``setting`` gives; ``InputError`` if it is not a safe one.
+    """Return the name of a folder that ``setting`` gives; ``InputError`` if the name is not safe.
 
-    A whole number counts as its digits, since ``run_id=3`` reaches the configuration as one.
+    A whole number becomes its digits, since the configuration parses ``run_id=3`` as a number.
     """
     name = str(value) if type(value) is int else value
     if not isinstance(name, str) or len(name) > MAX_NAME or not _NAME.fullmatch(name):
@@ -56,7 +57,7 @@ def check_name(setting: str, value: object) -> str:
 def run_folder(name: object, run_id: object) -> Path:
     """Return the folder of a run, ``outputs/<name>/<run_id>``.
 
-    Raises ``InputError`` if one of the two, or ``WANDB_RUN_ID`` of the environment, is not a name.
+    Raises ``InputError`` if one of them, or the variable ``WANDB_RUN_ID``, is not a valid name.
     """
     if "WANDB_RUN_ID" in os.environ:
         check_name("WANDB_RUN_ID", os.environ["WANDB_RUN_ID"])
@@ -65,19 +66,19 @@ def run_folder(name: object, run_id: object) -> Path:
 
 @dataclass
 class Claim:
-    """A run's hold on its folder."""
+    """Claim of a run on its folder."""
 
     kept: bool
-    """Whether the folder holds work: of an earlier start, or of this one since it is set."""
+    """Whether the folder contains work to keep, from an earlier start or from this start."""
 
 
 @contextmanager
 def claimed(folder: Path, settings: dict[str, Any]) -> Iterator[Claim]:
-    """Hold the folder for this process, and put the run's settings there as ``run.json``.
+    """Lock the folder for this process, and write the run's settings to ``run.json`` in it.
 
-    The hold ends with the process, however that ends. A run that raises before it sets ``kept``
-    leaves the folder as it was. Raises ``InputError`` if another process holds the folder, or if
-    the folder belongs to a run of other settings.
+    The lock ends when the process ends, also if it is killed. A run that raises before it sets
+    ``kept`` leaves the folder unchanged. Raises ``InputError`` if another process has locked the
+    folder, or if the folder belongs to a run with other settings.
     """
     created = not folder.exists()
     make_folder(folder)
@@ -122,7 +123,7 @@ def _locked(folder: Path) -> FileLock:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process is at work in the folder, on this machine or another."""
+    """Whether a process has locked the folder, on this machine or another."""
     try:
         _locked(folder).release()
     except ValueError:
@@ -131,7 +132,7 @@ def is_held(folder: Path) -> bool:
 
 
 def remove_unused(folder: Path) -> None:
-    """Remove the folder of an attempt that left nothing in it but its log."""
+    """Remove the folder of an attempt if it contains nothing but its log."""
     with suppress(OSError):
         if all(path.name == LOG for path in folder.iterdir()):
             (folder / LOG).unlink(missing_ok=True)
@@ -139,19 +140,19 @@ def remove_unused(folder: Path) -> None:
 
 
 class LogFile(logging.FileHandler):
-    """A log that begins with its first line. If it cannot be written, the run goes on without."""
+    """Log file, created with its first line. If it cannot be written, the run continues without."""
 
     def __init__(self, filename: str | Path) -> None:
         super().__init__(filename, encoding="utf-8", delay=True)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Say once that the log cannot be written, and write no more."""
+        """Print once that the log cannot be written, and write nothing more."""
         error = sys.exception()
         if not isinstance(error, OSError):
             super().handleError(record)
             return
         self.setLevel(logging.CRITICAL + 1)
-        with suppress(OSError):  # what is in its buffer cannot be written either
+        with suppress(OSError):  # its buffer cannot be written either
             self.close()
         reason = error.strerror or error
         sys.stderr.write(f"{self.baseFilename} cannot be written ({reason}): the log ends here\n")

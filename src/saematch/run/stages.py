@@ -12,7 +12,7 @@ from saematch.evaluate.evaluation import Evaluation, Subject
 from saematch.evaluate.match_tables import MatchTables
 from saematch.evaluate.means import weight_means
 from saematch.evaluate.measures import Measures
-from saematch.explain.explanations import Means
+from saematch.explain.explanations import Inputs
 from saematch.judge.connect import connect
 from saematch.judge.judging import explain_tables, explainers, judge_matches
 from saematch.judge.means import judge_means
@@ -44,7 +44,7 @@ MATCHING = "matching and evaluating SAEs"
 @stage("load")
 @memory_shortage("loading the SAEs and texts", "lower sae_memory or take fewer texts")
 def load(context: Context) -> None:
-    """Load all that the run needs, and refuse what does not go together."""
+    """Load the inputs of the run; raises ``InputError`` if they do not fit together."""
     experiment = context.experiment
     _connect(context)
     if experiment.trains:
@@ -53,7 +53,7 @@ def load(context: Context) -> None:
     context.chosen = choose_saes(experiment)
     labels = experiment.model_labels
     models: dict[str, OpenedModel] = {}
-    if experiment.reads_texts:  # a model may be gated, which is noticed before SAEs are fetched
+    if experiment.reads_texts:  # fails for a gated model before SAEs are downloaded
         models[""] = experiment.model.open()
         models |= {
             label: experiment.models[label].open() for label in dict.fromkeys(labels.values())
@@ -84,7 +84,7 @@ def load(context: Context) -> None:
 
 
 def _connect(context: Context) -> None:
-    """Connect to the judges; those that are open are closed again if one cannot be reached."""
+    """Connect to the judges; close the open ones if another cannot be reached."""
     experiment, store = context.experiment, context.cache / "judge.sqlite"
     with ExitStack() as opened:
         judges = []
@@ -95,7 +95,7 @@ def _connect(context: Context) -> None:
         judge, second = judges
         if judge is not None and second is not None and judge.model == second.model:
             raise InputError(
-                f"both judges are called {judge.model}, so their answers cannot be told apart: "
+                f"both judges are called {judge.model}, so their answers cannot be distinguished: "
                 "choose another second_judge.model"
             )
         opened.pop_all()
@@ -105,12 +105,12 @@ def _connect(context: Context) -> None:
 @stage("train")
 @memory_shortage("training SAEs", "lower training.batch or training.n_features")
 def train(context: Context) -> None:
-    """Keep hidden states, and train SAEs on them."""
+    """Collect hidden states, and train SAEs on them if that is the task."""
     experiment, lm = context.experiment, context.readers[""].lm
     layers = choose_layers(experiment, lm)
     trainer = experiment.trainer
     store = collect(lm, experiment.dataset, layers, experiment.collection, trainer, context.cache)
-    context.results.provenance["hidden_states"] = {"folder": str(store.folder), **store.about}
+    context.results.provenance["hidden_states"] = {"folder": str(store.folder), **store.facts}
     if experiment.task == "train_saes":
         assert context.tracker is not None
         device = "cuda" if trainer.device_type in ("gpu", "cuda") else "cpu"
@@ -124,7 +124,7 @@ def train(context: Context) -> None:
 @memory_shortage(MATCHING, "lower sae_memory")
 @stage("match")
 def match(context: Context) -> None:
-    """Match every pair in every arm, and score the matches by weights alone."""
+    """Match every pair in every arm, and compute the metrics that need only weights."""
     tables = context.results.tables
     if context.refused:
         tables.add("refused", frame_of([refusal.row() for refusal in context.refused]))
@@ -141,7 +141,7 @@ def match(context: Context) -> None:
 @memory_shortage(MATCHING, "lower sae_memory or trainer.batch_size")
 @stage("read texts")
 def read_texts(context: Context) -> None:
-    """Record in one pass over the texts what evaluations and explanations need."""
+    """Record the data for evaluations and explanations in one pass over the texts."""
     experiment = context.experiment
     if experiment.evaluates_texts:
         context.measures = Measures.of(context.readers[""].tokens, experiment.intervals)
@@ -155,12 +155,12 @@ def read_texts(context: Context) -> None:
                 "reads_texts = True"
             )
     if experiment.explains:
-        recorders[CONTEXTS] = experiment.explain.recorder(context.saes, _means(context))
+        recorders[CONTEXTS] = experiment.explain.recorder(context.saes, _inputs(context))
     needed = {name: recorder for name, recorder in recorders.items() if recorder is not None}
     if needed:
         context.recordings = context.text_pass.record(context.saes, needed, "read")
     if experiment.explains:
-        context.explanations = experiment.explain.open(context.saes, _means(context))
+        context.explanations = experiment.explain.open(context.saes, _inputs(context))
 
 
 def _with_pairs(experiment: Experiment, subject: Subject) -> dict[str, Evaluation]:
@@ -173,16 +173,16 @@ def _with_pairs(experiment: Experiment, subject: Subject) -> dict[str, Evaluatio
 
 
 CONTEXTS = "contexts of features"
-"""Name of the recording that explanations are made from; no evaluation may have it."""
+"""Name of the recording for explanations; no evaluation may have this name."""
 
 
-def _means(context: Context) -> Means:
-    """Return what explanations may be made from."""
+def _inputs(context: Context) -> Inputs:
+    """Return the inputs that explanations may use."""
     judge = context.judges[0]
-    return Means(
+    return Inputs(
         context.cache,
         texts=context.text_pass if context.readers else None,
-        left=context.folder / "contexts",
+        recorder_folder=context.folder / "contexts",
         recording=context.recordings.get(CONTEXTS),
         chat=judge if isinstance(judge, Chat) else None,
     )
@@ -191,7 +191,7 @@ def _means(context: Context) -> Means:
 @memory_shortage(MATCHING, "lower sae_memory or trainer.batch_size")
 @stage("evaluate")
 def evaluate(context: Context) -> None:
-    """Put every evaluation to the matches, and add its tables to the run's."""
+    """Compute the tables of every evaluation, and add them to the results."""
     subject, tables = context.subject(), context.results.tables
     for name, evaluation in _with_pairs(context.experiment, subject).items():
         with stage(name, evaluation=name):
@@ -205,7 +205,7 @@ def evaluate(context: Context) -> None:
 
 @stage("judge")
 def judge(context: Context) -> None:
-    """Let the judges read the explanations of matched features."""
+    """Ask the judges about the explanations of matched features."""
     if context.explanations is None:
         return
     experiment, results = context.experiment, context.results

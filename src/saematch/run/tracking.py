@@ -150,11 +150,11 @@ class WandbLogging:
         return _WandbTracker(logger, folder / "wandb")
 
     def _why_offline(self, server: str) -> str:
-        """Return why the run has to be offline; empty if it can be online."""
+        """Return the reason why the run is offline; empty if it can be online."""
         import wandb
 
         if self.offline or os.environ.get("WANDB_MODE") in OFFLINE:
-            return "as asked for; 'wandb sync' uploads it"
+            return "as requested; 'wandb sync' uploads it"
         try:
             urllib.request.urlopen(server, timeout=REACH_SECONDS).close()
         except urllib.error.HTTPError:

@@ -51,8 +51,8 @@ class _Part:
         else:
             hidden, final = lm.states(batch.ids, layers), None
         of_models: dict[str, Mapping[int, Tensor]] = {self.model: hidden}
-        for label, other in self.others.items():
-            of_models[label] = other.states(batch.ids, self._layers(label))
+        for label, other_lm in self.others.items():
+            of_models[label] = other_lm.states(batch.ids, self._layers(label))
         states = {
             label: {layer: x[batch.counts].float() for layer, x in of_model.items()}
             for label, of_model in of_models.items()
@@ -91,7 +91,7 @@ class TextPass:
         """Record every text set; ``label`` is the name on the progress bar.
 
         The pass has as few parts as memory allows: one for each group of SAEs that fit into memory
-        together. It skips files of earlier passes, and batches of which no file is missing.
+        together. It skips files of earlier passes, and batches without missing files.
         """
         files: dict[str, dict[str, list[tuple[Path, ...]]]] = {
             name: {text_set: [] for text_set in self.readers[""].tokens} for name in recorders
@@ -99,10 +99,10 @@ class TextPass:
         parts = self._parts(saes, recorders)
         for number, part in enumerate(parts, start=1):
             reader = self.readers[part.model]
-            of = f" {number}/{len(parts)}" if len(parts) > 1 else ""
+            position = f" {number}/{len(parts)}" if len(parts) > 1 else ""
             for text_set, batches in reader.tokens.items():
                 paths = self._paths(part, saes, batches)
-                title = f"{label} {text_set}{of}"
+                title = f"{label} {text_set}{position}"
                 run_batches(self.trainer, part, reader.lm, batches, title, paths)
                 for name, of_set in paths.items():
                     files[name][text_set].append(of_set)
@@ -112,7 +112,7 @@ class TextPass:
         }
 
     def identity(self, label: str) -> list[str | None]:
-        """Return everything that determines the hidden states of a model, but for the texts."""
+        """Return everything that determines the hidden states of a model, except the texts."""
         lm = self.readers[label].lm
         dtype = str(next(lm.parameters()).dtype)
         return [lm.name, lm.revision, dtype, self.trainer.precision, self.trainer.device_type]

@@ -1,10 +1,10 @@
-"""One pass over the texts for many recorders, each of which keeps something of every batch.
+"""Recorders, which store tensors of every batch of texts, and their recordings.
 
-All recorders of a pass share one forward of the language model for each batch, and the active
-features of each SAE. Each recorder writes its own files. The name of a file is a hash of everything
-that determines its content, so a run uses the files of earlier runs. The other recorders of a pass
-do not change these names, unless the SAEs do not fit into memory together: then the items of all
-recorders determine which SAEs share a part of the pass.
+All recorders of a pass (``saematch.sae.passes``) share one forward of the language model for each
+batch, and the active features of each SAE. Each recorder writes its own files. The name of a file
+is a hash of everything that determines its content, so a run uses the files of earlier runs. The
+other recorders of a pass do not change these names, unless the SAEs do not fit into memory
+together: then the items of all recorders determine which SAEs share a part of the pass.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from saematch.texts.tokens import TokenBatch
 
 @dataclass(frozen=True)
 class Models:
-    """Which language model each suite of a run belongs to."""
+    """Language models of the suites of a run."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     """Label of each suite's model. Suites without a label have the run's own model, ``""``."""
@@ -91,7 +91,10 @@ class Forward:
 
 @runtime_checkable
 class Recorder(Protocol):
-    """Keeps tensors of each batch, for items that need one or more SAEs at the same time."""
+    """Interface of a recorder, which stores tensors of each batch for items.
+
+    An item needs one or more SAEs at the same time.
+    """
 
     @property
     def folder(self) -> Path:
@@ -116,7 +119,8 @@ class Recorder(Protocol):
         ...
 
     def facts(self) -> list[Any]:
-        """Return what determines the tensors besides code, SAEs, models and texts: JSON values."""
+        """Return, as JSON values, everything that determines the tensors except code, SAEs, models
+        and texts."""
         ...
 
     def record(self, forward: Forward) -> Kept:

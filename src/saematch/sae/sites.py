@@ -18,13 +18,13 @@ NORMALISED = "normalised"
 SITES = {
     RESIDUAL: "the hidden state after a block",
     "resid_mid": "the hidden state between a block's attention and its MLP",
-    "mlp_out": "what a block's MLP adds",
-    "attn_out": "what a block's attention adds",
+    "mlp_out": "the output of a block's MLP",
+    "attn_out": "the output of a block's attention",
     "hook_z": "the outputs of a block's attention heads",
     TRANSCODER: "one place and writes another",
     NORMALISED: "hidden states brought to mean 0 and standard deviation 1, token by token",
 }
-"""Description of what an SAE at each site reads."""
+"""Description of the input of an SAE, by site."""
 _BY_HOOK = {
     RESIDUAL: ("", "output", "hook_resid_post", "hook_out"),
     "resid_mid": ("hook_resid_mid",),

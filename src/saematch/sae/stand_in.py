@@ -64,7 +64,7 @@ def by_decoder_norm(sae: SaeParams) -> SaeParams:
     """Return the SAE with decoder norms as scales if it lacks thresholds, else unchanged."""
     if not lacks_thresholds(sae):
         return sae
-    return _stood_in(sae, fold_scale(sae, "decoder_norm"), "decoder norm")
+    return _with_stand_in(sae, fold_scale(sae, "decoder_norm"), "decoder norm")
 
 
 def lacks_thresholds(sae: SaeParams) -> bool:
@@ -72,7 +72,7 @@ def lacks_thresholds(sae: SaeParams) -> bool:
     return sae.threshold is None or not bool((sae.threshold > 0).all())
 
 
-def _stood_in(sae: SaeParams, scale: Float[Tensor, " n_features"], name: str) -> SaeParams:
+def _with_stand_in(sae: SaeParams, scale: Float[Tensor, " n_features"], name: str) -> SaeParams:
     return replace(sae, stand_in=scale, origin=replace(sae.origin, stand_in_name=name))
 
 
@@ -113,7 +113,7 @@ def by_activation(
             if key in scales
         }
         if of_model:
-            saes = saes.dressed(_adding(of_model), keys)
+            saes = saes.dressed(_stand_in_adder(of_model), keys)
     return saes
 
 
@@ -146,13 +146,13 @@ def _scale_name(spec: ActivationQuantile, sample: TextPass, label: str, n_never:
     )
 
 
-def _adding(
+def _stand_in_adder(
     scales: Mapping[SaeOrigin, tuple[Float[Tensor, " n_features"], str]],
 ) -> Callable[[SaeParams], SaeParams]:
     """Return the function that adds the scale and its name to an SAE, if there is a scale."""
 
     def add_scale(sae: SaeParams) -> SaeParams:
-        return _stood_in(sae, *scales[sae.origin]) if sae.origin in scales else sae
+        return _with_stand_in(sae, *scales[sae.origin]) if sae.origin in scales else sae
 
     return add_scale
 

@@ -67,9 +67,9 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
     pair's, or memory holds both.
     """
 
-    def __init__(self, facts: Mapping[SaeKey, SaeFacts], held: _Held) -> None:
+    def __init__(self, facts: Mapping[SaeKey, SaeFacts], cache: _Cache) -> None:
         self.facts = facts
-        self._held = held
+        self._cache = cache
 
     @classmethod
     def load(
@@ -81,15 +81,15 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
         """
         facts: dict[SaeKey, SaeFacts] = {}
         by_origin: dict[SaeOrigin, SaeFacts] = {}  # suites may share SAEs
-        held = _Held(memory * GIB)
+        cache = _Cache(memory * GIB)
         codes = {name: _code(source) for name, source in suites.items()}
         for key in tqdm(keys, desc="load SAEs", unit="SAE", leave=False):
-            held.make_room(max((loaded.n_bytes for loaded in by_origin.values()), default=0))
+            cache.make_room(max((loaded.n_bytes for loaded in by_origin.values()), default=0))
             source = partial(suites[key.suite].load, key.layer)
             sae = source()
             if sae.origin not in by_origin:
                 by_origin[sae.origin] = replace(SaeFacts.of(sae), code=codes[key.suite])
-                held.add(sae, source)
+                cache.add(sae, source)
             elif (
                 replace(SaeFacts.of(sae), code=by_origin[sae.origin].code) != by_origin[sae.origin]
             ):
@@ -98,7 +98,7 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
                     "other weights: its source must give it an origin of its own"
                 )
             facts[key] = by_origin[sae.origin]
-        return cls(facts, held)
+        return cls(facts, cache)
 
     def dressed(
         self, change: Callable[[SaeParams], SaeParams], keys: Container[SaeKey] | None = None
@@ -107,26 +107,26 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
 
         ``keys`` are the SAEs to change; None means all.
         """
-        held = _Held(self._held.limit)
-        self._held.clear()
+        cache = _Cache(self._cache.limit)
+        self._cache.clear()
         facts: dict[SaeKey, SaeFacts] = {}
         loaded: dict[tuple[SaeOrigin, bool], SaeFacts] = {}
         for key, before in self.facts.items():
             changes = keys is None or key in keys
             source = partial(self._changed, before.origin, change if changes else None)
             if (before.origin, changes) not in loaded:
-                held.make_room(before.n_bytes)
+                cache.make_room(before.n_bytes)
                 sae = source()
                 code = hashed([before.code, code_of(change)]) if changes else before.code
                 loaded[before.origin, changes] = replace(SaeFacts.of(sae), code=code)
-                held.add(sae, source)
+                cache.add(sae, source)
             facts[key] = loaded[before.origin, changes]
-        return SaeShelf(facts, held)
+        return SaeShelf(facts, cache)
 
     def _changed(
         self, origin: SaeOrigin, change: Callable[[SaeParams], SaeParams] | None
     ) -> SaeParams:
-        sae = self._held.load(origin)
+        sae = self._cache.load(origin)
         return sae if change is None else change(sae)
 
     @classmethod
@@ -134,13 +134,13 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
         """Wrap SAEs in a shelf; return an existing shelf unchanged."""
         if isinstance(saes, SaeShelf):
             return saes
-        held = _Held(math.inf)
+        cache = _Cache(math.inf)
         for sae in saes.values():
-            held.add(sae, partial(_unchanged, sae))
-        return cls({key: SaeFacts.of(sae) for key, sae in saes.items()}, held)
+            cache.add(sae, partial(_unchanged, sae))
+        return cls({key: SaeFacts.of(sae) for key, sae in saes.items()}, cache)
 
     def __getitem__(self, key: SaeKey) -> SaeParams:
-        return self._held.get(self.facts[key])
+        return self._cache.get(self.facts[key])
 
     def __contains__(self, key: object) -> bool:
         return key in self.facts
@@ -153,7 +153,7 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
 
     def only(self, keys: Iterable[SaeKey]) -> SaeShelf:
         """Return a shelf with some of the SAEs; both shelves share their memory."""
-        return SaeShelf({key: self.facts[key] for key in keys}, self._held)
+        return SaeShelf({key: self.facts[key] for key in keys}, self._cache)
 
     def parts(self, together: Iterable[Set[SaeKey]]) -> list[set[SaeKey]]:
         """Split the SAEs into groups that fit into memory.
@@ -173,7 +173,7 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
 
     def _fits(self, keys: Set[SaeKey]) -> bool:
         size = {self.facts[key].origin: self.facts[key].n_bytes for key in keys}
-        return sum(size.values()) <= self._held.limit
+        return sum(size.values()) <= self._cache.limit
 
 
 Saes = SaeShelf | Mapping[SaeKey, SaeParams]
@@ -184,8 +184,8 @@ def _unchanged(sae: SaeParams) -> SaeParams:
     return sae
 
 
-class _Held:
-    """Memory of a shelf: the SAEs that are loaded, and functions that reload the others."""
+class _Cache:
+    """Memory of a shelf: the loaded SAEs, and functions that reload the others."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit

@@ -1,4 +1,4 @@
-"""Work on batches of texts, and what it keeps of each batch."""
+"""Work on batches of texts, and the tensors that it stores of each batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saematch.lm.hooks import LanguageModel
 from saematch.texts.tokens import TokenBatch
 
 Kept = dict[str, torch.Tensor]
-"""Content of one file: what one recorder keeps of a batch."""
+"""Content of one file: the tensors that one recorder stores of a batch."""
 
 
 @runtime_checkable
@@ -25,11 +25,11 @@ class BatchWork(Protocol):
     def __call__(
         self, lm: LanguageModel, batch: TokenBatch, recorders: Collection[str]
     ) -> dict[str, Kept]:
-        """Return what each of the named recorders keeps of the batch."""
+        """Return the tensors that each of the named recorders stores of the batch."""
         ...
 
     def join(self, recorder: str, first: Kept, second: Kept, n_texts: int) -> Kept:
-        """Return what a recorder keeps of two halves of a batch; ``n_texts`` are in the first."""
+        """Return the tensors of a batch from those of its halves; the first has ``n_texts``."""
         ...
 
 

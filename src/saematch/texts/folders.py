@@ -55,27 +55,27 @@ def _name(folder: Path) -> str:
 
 def _in_folder(folder: Path) -> list[Path]:
     """Return the text files in a folder or, if it has none, in one of its subfolders."""
-    own = _texts(folder)
+    files = _texts(folder)
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-    below = {path.name: files for path in folders if (files := _texts(path))}
-    if own and "data" in below:
+    below = {path.name: texts for path in folders if (texts := _texts(path))}
+    if files and "data" in below:
         raise InputError(
-            f"{folder} has text files ({own[0].name}), and its subfolder data has some too: set "
-            f"dataset.paths to '{folder}/data', or to a pattern like '{folder}/*{own[0].suffix}'"
+            f"{folder} has text files ({files[0].name}), and its subfolder data has some too: set "
+            f"dataset.paths to '{folder}/data', or to a pattern like '{folder}/*{files[0].suffix}'"
         )
-    if not own and not below:
+    if not files and not below:
         raise InputError(
             f"the folder {folder} holds no file ending in {', '.join(SUFFIXES)}; unpack compressed "
             "files"
         )
-    if not own:
-        own = _train(folder, below) if len(below) > 1 else next(iter(below.values()))
+    if not files:
+        files = _train(folder, below) if len(below) > 1 else next(iter(below.values()))
     splits: dict[str, list[Path]] = {}
-    for path in own:
+    for path in files:
         splits.setdefault(_SHARD.sub("", path.stem), []).append(path)
     others = [name for name in splits if name not in SPLITS]
     if len(splits) - len(others) < 2:
-        return own
+        return files
     if others:
         raise InputError(
             f"{folder} has files of several splits, and {splits[others[0]][0].name} belongs to "
@@ -114,7 +114,7 @@ def _saved(folder: Path) -> list[Path]:
 
 
 def _train(folder: Path, parts: Mapping[str, Sequence[Path]]) -> list[Path]:
-    """Return the files of ``train``; ``InputError`` if it is missing or a part is no split."""
+    """Return the files of ``train``; ``InputError`` if it is missing or a part is not a split."""
     first = next(iter(parts.values()))[0]
     if "train" not in parts or not set(parts) <= set(SPLITS):
         name = next(iter(parts))

@@ -39,7 +39,9 @@ def run_with_lightning(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated.*")
-        warnings.filterwarnings("ignore", ".*GPU available but not used.*")  # a setting
+        warnings.filterwarnings(
+            "ignore", ".*GPU available but not used.*"
+        )  # it is a setting of the user
         _test(_trainer(spec, label), _Runner(work, lm, todo))
 
 
@@ -62,7 +64,7 @@ def _trainer(spec: TrainerSpec, label: str) -> L.Trainer:
             enable_model_summary=False,
             use_distributed_sampler=False,
             callbacks=[_Bar(label)],
-            plugins=[LightningEnvironment()],  # Slurm's would requeue the job by itself
+            plugins=[LightningEnvironment()],  # Lightning's handler for Slurm would requeue the job
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise InputError(f"trainer: {error}") from error
@@ -91,10 +93,10 @@ def _test(trainer: L.Trainer, runner: _Runner) -> None:
             raise end.__context__ from None
         raise
     finally:
-        for process in active_children():  # an interruption leaves them at work
+        for process in active_children():  # after an interruption, they are still running
             if process not in others:
                 process.kill()
-        runner.put_down()
+        runner.release()
 
 
 def _last_error(text: str) -> tuple[str, str]:
@@ -135,7 +137,7 @@ class _Runner(L.LightningModule):
         self.work, self.todo = work, todo
         self.fits = max(len(batch.tokens.ids) for batch in todo)
 
-    def put_down(self) -> None:
+    def release(self) -> None:
         """Release the SAEs. Lightning's objects keep the runner until garbage collection."""
         del self.work
 
@@ -157,10 +159,10 @@ class _Runner(L.LightningModule):
         paths = {name: Path(path) for name, path in batch.paths.items()}
         lacking = [name for name, path in paths.items() if not is_kept(path)]
         if lacking:  # another run may do the same work
-            for name, kept in self._done(batch.tokens, lacking).items():
+            for name, kept in self._record(batch.tokens, lacking).items():
                 write_sums(paths[name], kept)
 
-    def _done(self, tokens: TokenBatch, recorders: Sequence[str]) -> dict[str, Kept]:
+    def _record(self, tokens: TokenBatch, recorders: Sequence[str]) -> dict[str, Kept]:
         """Do the work on some texts, in pieces that fit into memory."""
         n = len(tokens.ids)
         if n <= self.fits:
@@ -187,7 +189,7 @@ class _Runner(L.LightningModule):
             torch.cuda.empty_cache()
         half = (n + 1) // 2
         first, second = (
-            self._done(_texts(tokens, *ends), recorders) for ends in ((0, half), (half, n))
+            self._record(_texts(tokens, *ends), recorders) for ends in ((0, half), (half, n))
         )
         return {name: self.work.join(name, first[name], second[name], half) for name in recorders}
 

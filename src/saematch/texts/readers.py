@@ -36,7 +36,7 @@ class Reader(NamedTuple):
         ]
 
     def reads_like(self, other: Reader) -> bool:
-        """Whether both models read the same tokens, and the same of them count."""
+        """Return whether both models read the same tokens, and count the same positions."""
         return self.tokens.keys() == other.tokens.keys() and all(
             len(batches) == len(other.tokens[name])
             and all(map(_equal, batches, other.tokens[name]))

@@ -131,11 +131,11 @@ class LocalTexts:
 
     def described(self) -> dict[str, dict[str, Any]]:
         """Return the files of each set, with a hash of their content, and how texts are drawn."""
-        how = {name: getattr(self, name) for name in ("column", "min_characters")}
+        settings = {name: getattr(self, name) for name in ("column", "min_characters")}
         return by_name(
             (
                 name,
-                {"path": entry, "sha256": content_hash(files), **how, **_drawn(self)},
+                {"path": entry, "sha256": content_hash(files), **settings, **_drawn(self)},
             )
             for entry, name, files in self._files()
         )

@@ -80,7 +80,7 @@ class Store:
 
     folder: Path
     files: tuple[Path, ...]
-    about: dict[str, Any]
+    facts: dict[str, Any]
     """Model, texts, layers, dtype, and the numbers of stored and of excluded tokens."""
 
     def layer(self, layer: int) -> HiddenStates:

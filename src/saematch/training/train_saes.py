@@ -65,7 +65,7 @@ class Split(NamedTuple):
 
 
 def split(states: HiddenStates, spec: Collection) -> Split:
-    """Return the rows without those of extreme norm, the last ``spec.held_out`` as held-out rows.
+    """Return the rows without extreme norms; the last ``spec.held_out`` of them are held out.
 
     A few tokens have a norm many times that of the others (Sun et al. 2024, massive activations)
     and would make up nearly all of the squared error. Raises ``InputError`` if no training row is
@@ -85,7 +85,7 @@ def split(states: HiddenStates, spec: Collection) -> Split:
 
 
 class SaeTraining(NamedTuple):
-    """How SAEs are trained: on which hidden states, with which recipe, and on which device."""
+    """Hidden states, recipe and device of the training of SAEs."""
 
     store: Store
     recipe: TrainingRecipe
@@ -105,16 +105,16 @@ def train_saes(
     during training. The folder gets a card (``README.md``).
     """
     recipe = training.recipe
-    left = [layer for layer in layers if not (folder / f"layer_{layer}").exists()]
-    done = [_metadata(folder, layer) for layer in layers if layer not in left]
-    _refuse_others(done, training.store, folder)
-    if len(left) < len(layers):
-        log.info("Skipping %d of %d SAEs: already trained", len(layers) - len(left), len(layers))
+    missing = [layer for layer in layers if not (folder / f"layer_{layer}").exists()]
+    trained = [_metadata(folder, layer) for layer in layers if layer not in missing]
+    _refuse_others(trained, training.store, folder)
+    if trained:
+        log.info("Skipping %d of %d SAEs: already trained", len(trained), len(layers))
     if training.device == "cpu":
         keep_freed_memory()
-    total = len(left) * (recipe.samples // recipe.batch) * recipe.batch
+    total = len(missing) * (recipe.samples // recipe.batch) * recipe.batch
     with tqdm(total=total, desc="train SAEs", unit="sample", unit_scale=True) as bar:
-        for layer in left:
+        for layer in missing:
             bar.set_postfix_str(f"layer {layer}")
             _train_layer(training, layer, folder, bar.update, record)
     rows, curves = [], []
@@ -132,11 +132,11 @@ def _metadata(folder: Path, layer: int) -> dict[str, Any]:
     return read_json(path, dict, _RETRAIN)["metadata"]
 
 
-def _refuse_others(done: Sequence[dict[str, Any]], store: Store, folder: Path) -> None:
+def _refuse_others(trained: Sequence[dict[str, Any]], store: Store, folder: Path) -> None:
     """Raise ``InputError`` if the folder has SAEs that were trained on other hidden states."""
-    for metadata in done:
-        theirs = metadata["hidden_states"]
-        differing = [name for name in store.about if theirs.get(name) != store.about[name]]
+    for metadata in trained:
+        existing = metadata["hidden_states"]
+        differing = [name for name in store.facts if existing.get(name) != store.facts[name]]
         if differing:
             raise InputError(
                 f"{folder}/layer_{metadata['layer']} was trained on other hidden states "
@@ -168,13 +168,13 @@ def _train_layer(
         state = train(state, parts.training, recipe, advance, watch, training.device)
     trained = finish(state, parts.training, recipe, SaeOrigin(layer, folder.name, f"layer_{layer}"))
     quality = measure(trained.sae, parts.training, parts.held_out)
-    metadata = describe(trained, quality, recipe, store.about["model"]) | {
+    metadata = describe(trained, quality, recipe, store.facts["model"]) | {
         "samples": state.samples,
         "training_tokens": len(parts.training),
         "held_out_tokens": len(parts.held_out),
         "outliers": parts.n_outliers,
         "seconds": round(time.monotonic() - began, 1),
-        "hidden_states": store.about,
+        "hidden_states": store.facts,
     }
     write_json(folder / f"curve_{layer}.json", curve)
     save_sae(trained.sae, folder / f"layer_{layer}", metadata)
@@ -182,15 +182,15 @@ def _train_layer(
 
 def _card(rows: Sequence[Row], training: SaeTraining) -> str:
     """Return a description of the SAEs, as Markdown."""
-    recipe, about = training.recipe, training.store.about
+    recipe, facts = training.recipe, training.store.facts
     lines = [
-        f"# SAEs on {about['model']}",
+        f"# SAEs on {facts['model']}",
         "",
         f"{NAMES[recipe.architecture]} SAEs of {recipe.n_features:,} features on `resid_post`, in"
         " SAELens' format with decoder vectors of norm 1, trained with SAELens on"
         f" {rows[0]['samples']:,} hidden states each, drawn from {rows[0]['training_tokens']:,}"
-        f" tokens (without special tokens). The model is {about['revision']}, run in"
-        f" {about['model_dtype']}.",
+        f" tokens (without special tokens). The model is {facts['revision']}, run in"
+        f" {facts['model_dtype']}.",
         "",
         "Explained variance is `1 - sum Var(x_hat - x) / sum Var(x)` on"
         f" {rows[0]['held_out_tokens']:,} tokens that no SAE was trained on (other windows of the"

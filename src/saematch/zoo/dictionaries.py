@@ -4,7 +4,7 @@ chain        the SAE of each layer continues the training of the previous layer'
              shipped SAE has its features in a hidden random order; the orders are the truth
 independent  each layer is trained from its own seed, at three sparsity levels; no known truth
 mixed        like chain, but at each layer a random quarter of the features is initialised
-             again and so has no partner in the previous layer
+             again and has no partner in the previous layer
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ def test_settings_that_may_and_may_not_change_when_a_sweep_continues(sweep):
     assert "another sweep (settings: [] -> ['seed=3'])" in sweep("--resume", "seed=3")
     path = FOLDER / "1/run.json"
     path.write_text(path.read_text().replace('"dataset.n_texts": 5', '"dataset.n_texts": 6'))
-    assert "1 holds a run with other settings (dataset.n_texts: 6 -> 5)" in sweep("--resume")
+    assert "1 contains a run with other settings (dataset.n_texts: 6 -> 5)" in sweep("--resume")
     (FOLDER / "sweep.json").write_text("{}")
     assert "sweep.json is damaged" in sweep("--resume")
     (FOLDER / "sweep.json").unlink()

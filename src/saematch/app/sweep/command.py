@@ -30,9 +30,9 @@ def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_intermixed_args(arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("saematch").setLevel(logging.INFO)
-    launcher = [setting for setting in options.settings if _is_hydras(setting)]
-    own = [setting for setting in options.settings if not _is_hydras(setting)]
-    file = changed(read_sweep(options.file), own)
+    launcher = [setting for setting in options.settings if _is_hydra_setting(setting)]
+    settings = [setting for setting in options.settings if not _is_hydra_setting(setting)]
+    file = changed(read_sweep(options.file), settings)
     config_dir = config_dir_of(options.config_dir) or file.config_dir
     file = replace(file, config_dir=config_dir)
     sweep = Sweep(file, options.folder or Path("outputs/sweeps") / file.study, options.seed)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
             sys.stdout.write(f"{shlex.join(words)}\n")
         return
     check_launcher([*launcher, *search_path(config_dir)])
-    begun = _is_begun(sweep.folder)
+    begun = _contains_sweep(sweep.folder)
     if begun and not options.resume:
         raise InputError(
             f"{sweep.folder} already contains a sweep: continue it with --resume, or choose "
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"another process is running the sweep in {sweep.folder}") from None
 
 
-def _is_begun(folder: Path) -> bool:
+def _contains_sweep(folder: Path) -> bool:
     """Return whether the folder contains a sweep. ``InputError`` if it contains anything else."""
     check_path("--folder", folder)
     if folder.exists() and not folder.is_dir():
@@ -150,13 +150,13 @@ def _key(setting: str) -> str:
     return setting.partition("=")[0].lstrip("+")
 
 
-def _whole(least: int, text: str) -> int:
+def _whole_number(least: int, text: str) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text} is not an integer of at least {least}")
     return int(text)
 
 
-def _is_hydras(setting: str) -> bool:
+def _is_hydra_setting(setting: str) -> bool:
     return setting.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
@@ -186,12 +186,15 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--count",
-        type=partial(_whole, 1),
+        type=partial(_whole_number, 1),
         metavar="N",
         help="plan at most N jobs in total; random and bayes need it unless the file has run_cap",
     )
     parser.add_argument(
-        "--seed", type=partial(_whole, 0), default=0, help="seed of random and bayes (default: 0)"
+        "--seed",
+        type=partial(_whole_number, 0),
+        default=0,
+        help="seed of random and bayes (default: 0)",
     )
     add_config_dir(parser)
     parser.add_argument("--dry-run", action="store_true", help="only print the jobs' commands")

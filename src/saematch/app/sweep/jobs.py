@@ -77,14 +77,14 @@ class Sweep:
         path = self.folder / "sweep.json"
         try:
             content = read_json(path, dict, "choose another --folder")
-            theirs = {name: content[name] for name in self._identity()}
+            existing = {name: content[name] for name in self._identity()}
             self.begun = content["begun"]
             points = [job["point"] for job in content["jobs"]]
         except (KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error}); choose another --folder") from error
         for name, ours in self._identity().items():
-            if theirs[name] != ours:
-                change = f"{name}: {_change(theirs[name], ours)}"
+            if existing[name] != ours:
+                change = f"{name}: {_change(existing[name], ours)}"
                 raise InputError(
                     f"{self.folder} contains another sweep ({change}); "
                     "choose another --folder, or use the same settings"

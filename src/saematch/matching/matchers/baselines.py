@@ -1,4 +1,4 @@
-"""Baselines that ignore the weights: every method has to beat them."""
+"""Baselines that ignore the weights, for comparison with every method."""
 
 from __future__ import annotations
 

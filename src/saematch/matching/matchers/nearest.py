@@ -63,20 +63,20 @@ def _greedy(factors: Factors) -> Int64[np.ndarray, " n"]:
     a row has used up its list, its place is the last value of the list, which is an upper bound on
     its other columns. All such rows are scanned again together when the first one's turn comes.
     """
-    how = _in_blocks(factors)
-    products = Products(factors.X_A, factors.X_B, how)
+    plan = _in_blocks(factors)
+    products = Products(factors.X_A, factors.X_B, plan)
     free = np.ones(products.m, bool)
-    candidates = Candidates(products, how.length, np.zeros(products.m))
+    candidates = Candidates(products, plan.length, np.zeros(products.m))
     partner = np.full(products.n, -1)
     queue = [(-value, row, 0) for row, value in enumerate(candidates.values[:, 0].tolist())]
     heapq.heapify(queue)
     while queue:
         _, row, place = queue[0]
-        if place == how.length:
-            stale = np.array([row for _, row, place in queue if place == how.length])
+        if place == plan.length:
+            stale = np.array([row for _, row, place in queue if place == plan.length])
             candidates.scan(stale, np.where(free, 0.0, np.inf))
             rescanned = zip(candidates.values[stale, 0].tolist(), stale.tolist(), strict=True)
-            queue = [entry for entry in queue if entry[2] < how.length]
+            queue = [entry for entry in queue if entry[2] < plan.length]
             queue += [(-value, row, 0) for value, row in rescanned]
             heapq.heapify(queue)
             continue
@@ -86,8 +86,8 @@ def _greedy(factors: Factors) -> Int64[np.ndarray, " n"]:
             partner[row], free[column] = column, False
             continue
         ahead = np.flatnonzero(free[candidates.columns[row, place:]])
-        place = place + int(ahead[0]) if len(ahead) else how.length
-        value = float(candidates.values[row, min(place, how.length - 1)])
+        place = place + int(ahead[0]) if len(ahead) else plan.length
+        value = float(candidates.values[row, min(place, plan.length - 1)])
         heapq.heapreplace(queue, (-value, row, place))
     return partner
 

@@ -38,7 +38,7 @@ class Candidates:
         """Choose the candidates of the given rows again, at the current prices."""
         for start in range(0, len(rows), self._products.rows_at_once):
             block = rows[start : start + self._products.rows_at_once]
-            self._choose(block, self._products.of(block), prices)
+            self._choose(block, self._products.of_rows(block), prices)
 
     def _choose(
         self,

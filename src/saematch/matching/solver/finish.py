@@ -80,10 +80,10 @@ def _prices(
     They are longest paths in the graph whose arc from column ``P(i)`` to ``j`` weighs
     ``s_ij - s_i,P(i)``, computed by Bellman and Ford's rounds. They exist if the match is optimal.
     """
-    own = np.zeros(len(partner))
-    mine = j == partner[i]
-    own[i[mine]] = similarity[mine]
-    weight, tail = similarity - own[i], partner[i]
+    matched = np.zeros(len(partner))
+    in_match = j == partner[i]
+    matched[i[in_match]] = similarity[in_match]
+    weight, tail = similarity - matched[i], partner[i]
     ulp = np.finfo(np.float64).eps
     prices = start.copy()
     for _ in range(min(len(partner), MOST_ROUNDS)):

@@ -43,7 +43,7 @@ class Regime(Enum):
     WHOLE = "whole"
     """All similarities, in memory."""
     BLOCKS = "blocks"
-    """The best of each row. Rows for which these are not enough are computed again, in blocks."""
+    """The largest similarities of each row. Rows that need more are computed again, in blocks."""
     DEVICE = "device"
     """Like ``blocks``, but another device computes products and chooses the best."""
 
@@ -169,17 +169,17 @@ class Products:
         with _full_precision():
             return torch.mm(x, self.y.T, out=out)
 
-    def of(self, rows: Int64[np.ndarray, " k"]) -> Float32[Tensor, "k m"]:
+    def of_rows(self, rows: Int64[np.ndarray, " k"]) -> Float32[Tensor, "k m"]:
         """Return the similarities of the given rows to all columns."""
         index = torch.from_numpy(rows).to(self.x.device)
         return self._product(self.x[index]) if self.held is None else self.held[index]
 
-    def blocks(self, what: str) -> Iterator[tuple[slice, Float32[Tensor, "k m"]]]:
-        """Yield blocks of rows and their similarities; ``what`` names the progress bar.
+    def blocks(self, title: str) -> Iterator[tuple[slice, Float32[Tensor, "k m"]]]:
+        """Yield blocks of rows and their similarities; ``title`` names the progress bar.
 
         The next block overwrites the memory of the one before.
         """
-        bar = tqdm(total=self.n, desc=what, unit="row", leave=False, delay=2,
+        bar = tqdm(total=self.n, desc=title, unit="row", leave=False, delay=2,
                    disable=not self.progress)  # fmt: skip
         step = self.rows_at_once
         if self.x.device.type == "cpu":

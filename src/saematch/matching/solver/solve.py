@@ -26,9 +26,7 @@ class Status(Enum):
 
     OPTIMAL = "optimal within the tolerance"
     TIME_LIMIT = "the time limit passed before the tolerance was met"
-    TOO_MANY_TIES = (
-        "the tolerance was not met, and too many pairs are equally good to tell which is best"
-    )
+    TOO_MANY_TIES = "the tolerance was not met, since too many pairs are equally good"
 
 
 @dataclass(frozen=True)
@@ -111,13 +109,14 @@ def solve_assignment(
     float32 products, with float64 prices. A separate blocked pass then computes ``value`` and
     ``bound``, exact to float64 rounding. For two sides of one size and no ``unmatched``, a common
     vector is first subtracted from all rows. This subtracts the same number from the value of every
-    permutation, and the number is added to value, bound and chance at the end.
+    permutation. The number is added to value, bound and chance at the end.
 
     If the similarities fit into memory, the time is little more than that of one float32 product of
-    both sides (``2 n_a n_b size`` flops). Otherwise it is that of two products and of the rows that
-    are scanned again. The memory, in addition to the input, is ``4 n_a n_b`` bytes, or ``8 K n``
-    bytes for lists of ``K <= 2048`` candidates if that is too much. A float32 copy of ``x_b`` is
-    added if a common vector is subtracted; otherwise copies of inputs that are not float32.
+    both sides (``2 n_a n_b size`` flops). Otherwise it is the time of two products and of the rows
+    that are scanned again. The memory, in addition to the input, is ``4 n_a n_b`` bytes, or
+    ``8 K n`` bytes for lists of ``K <= 2048`` candidates if that is too much. A float32 copy of
+    ``x_b`` is added if a common vector is subtracted; otherwise copies of inputs that are not
+    float32.
 
     Args:
         x_a: ``[n_a, size]``, vectors of one side, of any floating type.
@@ -143,10 +142,10 @@ def solve_assignment(
     swapped = len(a) > len(b)
     x, y = (b, a) if swapped else (a, b)
     regime, device = _regime(resources.regime, resources.device, a)
-    how = plan(len(x), len(y), resources.memory_gib, device, regime)
+    sizes = plan(len(x), len(y), resources.memory_gib, device, regime)
     centre = common_centre(x, y) if len(x) == len(y) and unmatched is None else None
-    products = Products(x, y, how, resources.progress, centre)
-    auctioned = run_stages(products, how.length, outside, tolerance, deadline)
+    products = Products(x, y, sizes, resources.progress, centre)
+    auctioned = run_stages(products, sizes.length, outside, tolerance, deadline)
     columns, prices, in_time, again = auctioned
     proof = prove(products, columns, prices, outside)
     if in_time and _missed(proof, tolerance) and time.monotonic() < deadline:
@@ -170,7 +169,7 @@ def solve_assignment(
         certain=certain,
         prices=prices,
         seconds=time.monotonic() - started,
-        regime=how.regime.value,
+        regime=sizes.regime.value,
         status=status,
         n_scanned_again=again,
     )

@@ -71,7 +71,7 @@ def _sample(products: Products) -> Float32[Tensor, "k m"]:
     """Return the similarities of rows at even distances."""
     k = min(products.n, SAMPLED_ROWS, max(64, products.rows_at_once))
     rows = np.linspace(0, products.n - 1, k).astype(np.int64)
-    return products.of(rows)
+    return products.of_rows(rows)
 
 
 def _first_prices(sample: Float32[Tensor, "k m"]) -> Float64[np.ndarray, " m"]:
@@ -134,7 +134,7 @@ def _completed(auction: Auction, products: Products) -> Int64[np.ndarray, " n"]:
     rows = np.flatnonzero(auction.partner == FREE)
     for start in range(0, len(rows), products.rows_at_once):
         block = rows[start : start + products.rows_at_once]
-        for row, similarity in zip(block, products.of(block).cpu(), strict=True):
+        for row, similarity in zip(block, products.of_rows(block).cpu(), strict=True):
             worth, column = torch.where(free, similarity, -torch.inf).max(0)
             if worth > auction.outside:
                 columns[row], free[column] = column, False

@@ -96,9 +96,9 @@ def read_saelens_config(path: Path) -> dict[str, Any]:
     config = {name: value for name, value in config.items() if value is not None}
     old = "hook_name" in config or "hook_point" in config
     if "metadata" in config:
-        own = {name: value for name, value in config["metadata"].items() if value is not None}
+        group = {name: value for name, value in config["metadata"].items() if value is not None}
         metadata = {name: config[name] for name in METADATA.understood if name in config}
-        metadata |= {**own, **METADATA.checked(f"{path}: metadata", own)}
+        metadata |= {**group, **METADATA.checked(f"{path}: metadata", group)}
         if not old:
             metadata.setdefault("sae_lens_version", "6.0.0")  # or SAELens ignores the group
         config["metadata"] = metadata

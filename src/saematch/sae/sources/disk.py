@@ -94,7 +94,7 @@ class SaeFolders:
 
         Raises ``InputError`` if it is missing, damaged or not supported, or if several match.
         """
-        fitting = self._at(layer)
+        fitting = self._fits_at(layer)
         if len(fitting) > 1:
             shown = ", ".join(str(fit.path) for fit in fitting[:8])
             raise InputError(
@@ -112,13 +112,13 @@ class SaeFolders:
     def offers(self, layer: int) -> list[SaeOffer]:
         """Return every SAE that matches the path, sorted by mean L0."""
         offers = []
-        for fit in self._at(layer):
+        for fit in self._fits_at(layer):
             folder = _folder(fit.path)
             source = replace(self, path=fit.narrowed)
             offers.append(SaeOffer(_format(folder).stated_l0(folder), source))
         return sorted(offers, key=lambda offer: offer.mean_l0)
 
-    def _at(self, layer: int) -> list[_Fit]:
+    def _fits_at(self, layer: int) -> list[_Fit]:
         """Return the matches at a layer, sorted by path."""
         fitting = [fit for fit in self._fits() if fit.layer == layer]
         if not fitting:

@@ -49,8 +49,8 @@ class Fetched(NamedTuple):
 def log_download(saes: Iterable[tuple[Release, str]]) -> None:
     """Log how much must be downloaded because it is not in the cache.
 
-    Logs nothing if the cache has everything, or if the hub does not answer; then ``fetch`` says
-    why.
+    Logs nothing if the cache has everything, or if the hub does not answer; ``fetch`` then raises
+    the error.
     """
     folders: dict[str, set[str]] = {}
     for release, sae_id in saes:
@@ -70,8 +70,8 @@ def fetch(release: Release, sae_id: str) -> Fetched:
     """Load an SAE. The cache's copy is used if it is up to date or the hub cannot be reached.
 
     Raises ``InputError`` if neither the hub nor the cache has the file, if access to it is
-    restricted, if the download fails repeatedly, if a file is damaged, or if settings are not
-    understood that may change what the SAE computes. The hub's client shows the download's
+    restricted, if the download fails repeatedly, if a file is damaged, or if unknown settings may
+    change what the SAE computes. The hub's client shows the download's
     progress.
     """
     from huggingface_hub.errors import HTTPError
