@@ -17,7 +17,7 @@ from saematch.evaluate.co_activation import SCORES
 from saematch.judge.verdicts import LABELS
 from saematch.report import match_rules
 from saematch.report.claims import CLAIMS
-from saematch.report.rules import Verdict
+from saematch.report.rules import Finding
 from saematch.run.resuming import finished_as
 from saematch.run.run import run
 
@@ -239,12 +239,12 @@ def test_the_same_seed_gives_the_same_numbers(finished, experiment):
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: f"{claim.experiment}: {claim.says}")
 def test_every_rule_decides(finished, claim):
     """SAEs are random, so this only tests that each rule finds its numbers and states them."""
-    verdict = claim.check(finished(claim.experiment)[1].tables)
+    finding = claim.check(finished(claim.experiment)[1].tables)
     if claim.rule_on is match_rules.recall_almost_whole:
-        assert verdict == Verdict(None, "undecided: no recall"), "nobody knows the truth of these"
+        assert finding == Finding(None, "undecided: no recall"), "nobody knows the truth of these"
         return
-    assert isinstance(verdict.agrees, bool)
-    assert re.search(r"\d", verdict.seen)
+    assert isinstance(finding.agrees, bool)
+    assert re.search(r"\d", finding.seen)
 
 
 def test_matches_are_shared_between_runs(tiny, tmp_path, monkeypatch):

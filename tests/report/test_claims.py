@@ -318,7 +318,7 @@ def test_every_rule_has_a_case():
     assert {claim.rule_on for claim in CLAIMS} == checked
 
 
-def test_a_verdict_states_its_numbers():
+def test_a_finding_states_its_numbers():
     claim = the_claim("matching_score", "folded above")
     tables = CASES["matching_score", "folded above"]
     assert [claim.check(Tables.of(case)).seen for case in tables] == [
@@ -336,12 +336,12 @@ def test_without_numbers_the_rule_is_undecided(claim):
                      "feature_mse_histogram", "judge_scores", "judge_agreement", "mse_by_label")
     }  # fmt: skip
     for tables in ({}, nothing):
-        verdict = claim.check(Tables.of(tables))
-        assert verdict.agrees is None
-        assert verdict.seen.startswith("undecided: ")
+        finding = claim.check(Tables.of(tables))
+        assert finding.agrees is None
+        assert finding.seen.startswith("undecided: ")
 
 
 def test_without_intervals_the_rule_is_undecided():
     rows = [row | {"matching_score_low": None} for row in scores(folded=[0.5], identity=[0.1])]
-    verdict = the_claim("matching_score", "the match is above").check(Tables.of({"matches": rows}))
-    assert verdict.seen == "undecided: no matching_score_low"
+    finding = the_claim("matching_score", "the match is above").check(Tables.of({"matches": rows}))
+    assert finding.seen == "undecided: no matching_score_low"

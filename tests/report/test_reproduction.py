@@ -37,7 +37,7 @@ def test_finished_runs_are_kept_and_shown_on_a_whole_page(command, tmp_path):
     assert command("--only", "parts", "--families", "tiny") is None
     assert result.stat().st_mtime_ns == before
     page = (tmp_path / "outputs/reproduction/index.md").read_text()
-    assert "2 runs, 2 of them finished" in page
+    assert "2 of 2 runs finished" in page
     assert "## mse" in page
     assert "## parts" in page
 
@@ -45,7 +45,7 @@ def test_finished_runs_are_kept_and_shown_on_a_whole_page(command, tmp_path):
     assert result.stat().st_mtime_ns == before
     page = (tmp_path / "outputs/reproduction/index.md").read_text()
     assert page.startswith("# Reproduction on zoo\n")
-    assert "4 runs, 4 of them finished" in page
+    assert "4 of 4 runs finished" in page
     assert "| [mse](#mse) | figure 3 | unfolded is above folded in W_dec |" in page
     assert "![mse, tiny: mse](index_figures/mse-tiny-mse.png)" in page
     figures = {path.name for path in (tmp_path / "outputs/reproduction/index_figures").iterdir()}
@@ -68,7 +68,7 @@ def test_a_run_that_fails_does_not_stop_the_others(command, tmp_path, monkeypatc
     message = command("--only", "mse")
     assert message.startswith("failed: mse on tiny: layers=[0, 9]: there is no SAE for layer 9")
     page = (tmp_path / "outputs/reproduction/index.md").read_text()
-    assert "2 runs, 1 of them finished" in page
+    assert "1 of 2 runs finished" in page
     assert r"- mse on tiny: layers=\[0, 9\]" in page
 
 
@@ -90,6 +90,6 @@ def test_a_bug_in_one_run_does_not_stop_the_others(command, tmp_path, monkeypatc
     message = command(*ONLY, "--families", "tiny")
     assert message == "failed: mse on tiny: RuntimeError: a bug"
     assert (tmp_path / "outputs/reproduction/index.html").exists()
-    assert "2 runs, 1 of them finished" in (tmp_path / "outputs/reproduction/index.md").read_text()
+    assert "1 of 2 runs finished" in (tmp_path / "outputs/reproduction/index.md").read_text()
     traces = [record for record in caplog.records if record.exc_info]
     assert [str(record.exc_info[1]) for record in traces] == ["a bug"]

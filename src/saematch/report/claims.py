@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from saematch.core.tables import Tables
 from saematch.report import judge_rules, match_rules, skip_rules
-from saematch.report.rules import MissingNumbersError, Verdict
+from saematch.report.rules import Finding, MissingNumbersError
 
 
 @dataclass(frozen=True)
@@ -19,19 +19,19 @@ class Claim:
     """Figure of the paper; or what the paper does not show: ``follow-up`` (by the same group),
     ``control``, ``mechanism`` (on planted SAEs) and ``observed`` (on the embedded model before)."""
     says: str
-    rule_on: Callable[[Tables], Verdict]
+    rule_on: Callable[[Tables], Finding]
 
     @property
     def rule(self) -> str:
         """The rule in words."""
         return str(self.rule_on.__doc__)
 
-    def check(self, tables: Tables) -> Verdict:
+    def check(self, tables: Tables) -> Finding:
         """Apply the rule; undecided where the run lacks the numbers."""
         try:
             return self.rule_on(tables)
         except (MissingNumbersError, KeyError) as error:
-            return Verdict(None, f"undecided: {error.args[0]}")
+            return Finding(None, f"undecided: {error.args[0]}")
 
 
 _SKIPPED = (

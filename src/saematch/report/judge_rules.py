@@ -1,4 +1,4 @@
-"""Rules on a judge's verdicts."""
+"""Rules on a judge's findings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from saematch.core.pairs import OF_DEFAULT
 from saematch.core.tables import Tables
 from saematch.report.frames import numbers, unique, values_of, where, with_metric
 from saematch.report.rules import (
+    Finding,
     MissingNumbersError,
-    Verdict,
     distance,
     paired,
     rises,
@@ -22,34 +22,34 @@ from saematch.report.rules import (
 )
 
 
-def same_rises(tables: Tables) -> Verdict:
+def same_rises(tables: Tables) -> Finding:
     """Mean share of SAME in the later half of the pairs above that in the earlier half."""
     return rises(values(_by_pair(tables, "folded"), "same_share"))
 
 
-def judged_folded_above(tables: Tables) -> Verdict:
+def judged_folded_above(tables: Tables) -> Finding:
     """Higher in two thirds of pairs."""
     pairs = paired(_by_pair(tables, "folded"), _by_pair(tables, "unfolded"), "judge_score")
     return share([folded > unfolded for folded, unfolded in pairs], "pairs")
 
 
-def judged_above_random(tables: Tables) -> Verdict:
+def judged_above_random(tables: Tables) -> Finding:
     """Lower end of the match's interval above the upper end of that of random pairs."""
     overall = rows(tables["judge_scores"], source_layer=None, **OF_DEFAULT)
     (low,) = values(rows(overall, role="pair", arm="folded"), "judge_score_low")
     (high,) = values(rows(overall, role="random", arm="none"), "judge_score_high")
-    return Verdict(low > high, f"match at least {low:.2f}, random pairs at most {high:.2f}")
+    return Finding(low > high, f"match at least {low:.2f}, random pairs at most {high:.2f}")
 
 
-def order_matters_little(tables: Tables) -> Verdict:
+def order_matters_little(tables: Tables) -> Finding:
     """Mean change of score within 0.1, and kappa at least 0.6."""
     swapped = rows(tables["judge_agreement"], compared="swapped")
     (change,), (kappa,) = (values(swapped, name) for name in ("score_difference", "kappa"))
     seen = f"mean change {change:+.2f}, kappa {kappa:.2f}"
-    return Verdict(abs(change) <= 0.1 and kappa >= 0.6, seen)
+    return Finding(abs(change) <= 0.1 and kappa >= 0.6, seen)
 
 
-def same_has_less_error(tables: Tables) -> Verdict:
+def same_has_less_error(tables: Tables) -> Finding:
     """Median error of SAME below that of DIFFERENT in two thirds of pairs."""
     labelled = rows(tables["mse_by_label"], arm="folded")
     labelled = labelled[labelled["n_pairs"] > 0]
@@ -64,7 +64,7 @@ def same_has_less_error(tables: Tables) -> Verdict:
     return share(cases, "pairs with both labels")
 
 
-def judged_fades(tables: Tables) -> Verdict:
+def judged_fades(tables: Tables) -> Finding:
     """Lower at the farthest of the next five layers than at the first, in two thirds of starts."""
     cases = []
     for scores in _by_distance(tables, "folded"):
@@ -74,7 +74,7 @@ def judged_fades(tables: Tables) -> Verdict:
     return share(cases, "starts")
 
 
-def judged_composition_close(tables: Tables) -> Verdict:
+def judged_composition_close(tables: Tables) -> Finding:
     """Mean score within 0.2 of the match at once, at distance 2."""
     scores = [
         [of_source[2] for of_source in _by_distance(tables, arm) if 2 in of_source]
@@ -83,10 +83,10 @@ def judged_composition_close(tables: Tables) -> Verdict:
     if not all(scores):
         raise MissingNumbersError("no pair at distance 2")
     exact, composed = map(fmean, scores)
-    return Verdict(exact - composed <= 0.2, f"{composed:.2f} composed, {exact:.2f} at once")
+    return Finding(exact - composed <= 0.2, f"{composed:.2f} composed, {exact:.2f} at once")
 
 
-def judged_composition_below(tables: Tables) -> Verdict:
+def judged_composition_below(tables: Tables) -> Finding:
     """Lower mean score at the farthest layer of two thirds of starts that reach three layers."""
     cases = [
         composed[max(composed)] < exact[max(exact)]

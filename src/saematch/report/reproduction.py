@@ -12,7 +12,7 @@ from saematch.core.files import replacing
 from saematch.core.results import Results
 from saematch.report.claims import CLAIMS, Claim
 from saematch.report.pages import write_template
-from saematch.report.rules import Verdict
+from saematch.report.rules import Finding
 
 MARKS = {True: "agrees", False: "disagrees", None: "–"}
 
@@ -59,16 +59,16 @@ class OverviewRow(NamedTuple):
     anchor: str
     source: str
     says: str
-    verdicts: list[str]
+    findings: list[str]
     """One of ``MARKS`` for each family."""
 
 
 class Check(NamedTuple):
-    """A claim and the verdict of its rule on one run."""
+    """A claim and the finding of its rule on one run."""
 
     claim: Claim
     family: str
-    verdict: str
+    finding: str
     seen: str
 
 
@@ -102,7 +102,7 @@ class Section(NamedTuple):
     runs: list[ShownRun]
 
 
-Verdicts = dict[tuple[str, Claim, str], Verdict]
+Findings = dict[tuple[str, Claim, str], Finding]
 """By experiment as it was run, claim and family."""
 Loaded = dict[tuple[str, str], Results | None]
 """By experiment and family: the results, None of a run without any."""
@@ -115,7 +115,7 @@ def write_page(runs: Sequence[Run], model: str, page: Path) -> tuple[int, int]:
     """
     shutil.rmtree(_figures(page), ignore_errors=True)
     loaded = {(run.experiment, run.family): run.results for run in runs}
-    verdicts = decide({key: results for key, results in loaded.items() if results is not None})
+    findings = decide({key: results for key, results in loaded.items() if results is not None})
     families = list(dict.fromkeys(run.family for run in runs))
     experiments = dict.fromkeys(run.experiment for run in runs)
     values = {
@@ -123,13 +123,13 @@ def write_page(runs: Sequence[Run], model: str, page: Path) -> tuple[int, int]:
         "model": model,
         "introduction": _introduction(loaded, model),
         "families": families,
-        "overview": _overview(families, verdicts),
+        "overview": _overview(families, findings),
         "failures": [run for run in runs if run.error],
         "sections": [
             Section(
                 experiment,
                 _anchor(experiment),
-                _checks(experiment, families, verdicts),
+                _checks(experiment, families, findings),
                 [_shown(run, loaded, page) for run in runs if run.experiment == experiment],
             )
             for experiment in experiments
@@ -137,11 +137,11 @@ def write_page(runs: Sequence[Run], model: str, page: Path) -> tuple[int, int]:
     }
     write_template(page, "reproduction.md", **values)
     write_template(page.with_suffix(".html"), "reproduction.html", **values)
-    decided = [v.agrees for v in verdicts.values() if v.agrees is not None]
+    decided = [v.agrees for v in findings.values() if v.agrees is not None]
     return sum(decided), len(decided)
 
 
-def decide(results: Mapping[tuple[str, str], Results]) -> Verdicts:
+def decide(results: Mapping[tuple[str, str], Results]) -> Findings:
     """Apply every rule to every run of its experiment."""
     return {
         (experiment, claim, family): claim.check(of_run.tables)
@@ -157,7 +157,7 @@ def _introduction(loaded: Loaded, model: str) -> list[str]:
     commits = sorted({str(provenance["git_commit"])[:10] for provenance in finished})
     seconds = sum(provenance["seconds"] for provenance in finished)
     paragraphs = [
-        f"{len(loaded)} runs, {len(finished)} of them finished, {seconds / 60:.1f} minutes of "
+        f"{len(finished)} of {len(loaded)} runs finished, with {seconds / 60:.1f} minutes of "
         f"computation in total. Code: {', '.join(commits)}."
     ]
     if len(commits) > 1:
@@ -165,26 +165,26 @@ def _introduction(loaded: Loaded, model: str) -> list[str]:
     return [*paragraphs, RULES_NOTE, *([ZOO_NOTE] if model == "zoo" else [])]
 
 
-def _overview(families: Sequence[str], verdicts: Verdicts) -> list[OverviewRow]:
+def _overview(families: Sequence[str], findings: Findings) -> list[OverviewRow]:
     return [
         OverviewRow(
             experiment,
             _anchor(experiment),
             claim.source,
             claim.says,
-            [_mark(verdicts.get((experiment, claim, family))) for family in families],
+            [_mark(findings.get((experiment, claim, family))) for family in families],
         )
-        for experiment, claim in dict.fromkeys(key[:2] for key in verdicts)
+        for experiment, claim in dict.fromkeys(key[:2] for key in findings)
     ]
 
 
-def _checks(experiment: str, families: Sequence[str], verdicts: Verdicts) -> list[Check]:
-    claims = dict.fromkeys(claim for name, claim, _ in verdicts if name == experiment)
+def _checks(experiment: str, families: Sequence[str], findings: Findings) -> list[Check]:
+    claims = dict.fromkeys(claim for name, claim, _ in findings if name == experiment)
     return [
-        Check(claim, family, _mark(verdict), verdict.seen)
+        Check(claim, family, _mark(finding), finding.seen)
         for claim in claims
         for family in families
-        if (verdict := verdicts.get((experiment, claim, family))) is not None
+        if (finding := findings.get((experiment, claim, family))) is not None
     ]
 
 
@@ -192,8 +192,8 @@ def _anchor(heading: str) -> str:
     return heading.replace(" ", "-")
 
 
-def _mark(verdict: Verdict | None) -> str:
-    return MARKS[None if verdict is None else verdict.agrees]
+def _mark(finding: Finding | None) -> str:
+    return MARKS[None if finding is None else finding.agrees]
 
 
 def _shown(run: Run, loaded: Loaded, page: Path) -> ShownRun:

@@ -1,4 +1,4 @@
-"""Verdicts of rules on a run's numbers, and building blocks of rules."""
+"""Findings of rules on a run's numbers, and building blocks of rules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAME_CASE = (*PAIR_COLUMNS, "dataset")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Finding:
     """Result of a rule."""
 
     agrees: bool | None
@@ -33,7 +33,7 @@ class MissingNumbersError(ValueError):
     """A run lacks the numbers that a rule needs."""
 
 
-def share(cases: Iterable[bool], unit: str, needed: float = MOST) -> Verdict:
+def share(cases: Iterable[bool], unit: str, needed: float = MOST) -> Finding:
     """Agree if at least the share ``needed`` of the cases is true; ``unit`` names the cases.
 
     Raises ``MissingNumbersError`` without cases.
@@ -42,13 +42,13 @@ def share(cases: Iterable[bool], unit: str, needed: float = MOST) -> Verdict:
     if not outcomes:
         raise MissingNumbersError("no cases")
     seen = f"{sum(outcomes)} of {len(outcomes)} {unit}"
-    return Verdict(sum(outcomes) >= needed * len(outcomes), seen)
+    return Finding(sum(outcomes) >= needed * len(outcomes), seen)
 
 
-def both(*verdicts: Verdict) -> Verdict:
-    """Agree if all verdicts agree."""
-    agrees = all(verdict.agrees for verdict in verdicts)
-    return Verdict(agrees, "; ".join(verdict.seen for verdict in verdicts))
+def both(*findings: Finding) -> Finding:
+    """Agree if all findings agree."""
+    agrees = all(finding.agrees for finding in findings)
+    return Finding(agrees, "; ".join(finding.seen for finding in findings))
 
 
 def rows(frame: pd.DataFrame, **selection: object) -> pd.DataFrame:
@@ -103,18 +103,18 @@ def paired(
     return list(zip(cases["first"].tolist(), cases["second"].tolist(), strict=True))
 
 
-def rise(steps: Sequence[float], name: str) -> Verdict:
+def rise(steps: Sequence[float], name: str) -> Finding:
     """Agree if three quarters of the steps from value to value go up."""
     return share((after > before for before, after in pairwise(steps)), f"steps up ({name})", 0.75)
 
 
-def rises(steps: Sequence[float]) -> Verdict:
+def rises(steps: Sequence[float]) -> Finding:
     """Agree if the mean of the later half of the values is above that of the earlier half."""
     half = len(steps) // 2
     if not half:
         raise MissingNumbersError("one pair")
     early, late = fmean(steps[:half]), fmean(steps[-half:])
-    return Verdict(late > early, f"{early:.2f} in the first {half} pairs, {late:.2f} in the last")
+    return Finding(late > early, f"{early:.2f} in the first {half} pairs, {late:.2f} in the last")
 
 
 def distance(frame: pd.DataFrame) -> pd.Series:

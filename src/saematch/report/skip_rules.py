@@ -11,8 +11,8 @@ from saematch.core.pairs import DEFAULT, NO_ARM, OF_DEFAULT
 from saematch.core.tables import Tables
 from saematch.report.frames import values_of
 from saematch.report.rules import (
+    Finding,
     MissingNumbersError,
-    Verdict,
     of_strategy,
     paired,
     rows,
@@ -26,17 +26,17 @@ GAIN = "explained_variance_difference"
 CASES = "(pair, data set)"
 
 
-def explained_folded_above(tables: Tables) -> Verdict:
+def explained_folded_above(tables: Tables) -> Finding:
     """Higher in two thirds of (pair, data set), both decoded by thresholds."""
     return _explained_above(tables, "permute")
 
 
-def explained_own_scale_above(tables: Tables) -> Verdict:
+def explained_own_scale_above(tables: Tables) -> Finding:
     """Higher in two thirds of (pair, data set), unfolded decoded by norms."""
     return _explained_above(tables, "permute_raw")
 
 
-def _explained_above(tables: Tables, unfolded: str) -> Verdict:
+def _explained_above(tables: Tables, unfolded: str) -> Finding:
     arms = _folded(tables), of_strategy(tables, "unfolded", unfolded)
     return share([folded > unfolded for folded, unfolded in paired(*arms, EXPLAINED)], CASES)
 
@@ -62,39 +62,39 @@ def _from_layers(tables: Tables, sources: list[int], metric: str) -> list[float]
     ]
 
 
-def explained_late(tables: Tables) -> Verdict:
+def explained_late(tables: Tables) -> Finding:
     """At least 0.65 in two thirds of (pair, data set) after the first 10/26."""
     late = _depth(tables)[1]
     explained = _from_layers(tables, late, EXPLAINED)
     return share([value >= 0.65 for value in explained], f"{CASES} from layer {late[0]} on")
 
 
-def loss_falls(tables: Tables) -> Verdict:
+def loss_falls(tables: Tables) -> Finding:
     """Mean change in loss higher in the first 10/26 of the pairs."""
     early, late = (fmean(_from_layers(tables, part, "delta_loss")) for part in _depth(tables))
-    return Verdict(early > late, f"{early:.2f} nats in early pairs, {late:.2f} in later ones")
+    return Finding(early > late, f"{early:.2f} nats in early pairs, {late:.2f} in later ones")
 
 
-def explained_above_chance(tables: Tables) -> Verdict:
+def explained_above_chance(tables: Tables) -> Finding:
     """95 % intervals apart at every (pair, data set)."""
     arms = _folded(tables), of_strategy(tables, "random", "permute")
     pairs = paired(*arms, f"{EXPLAINED}_low", f"{EXPLAINED}_high")
     return share([low > high for low, high in pairs], f"{CASES}, intervals apart", 1.0)
 
 
-def explained_above_copying(tables: Tables) -> Verdict:
+def explained_above_copying(tables: Tables) -> Finding:
     """Above the copied hidden state in two thirds of (pair, data set)."""
     pairs = paired(_folded(tables), of_strategy(tables, NO_ARM, "drop"), EXPLAINED)
     return share([match > copy for match, copy in pairs], CASES)
 
 
-def explained_below_zero(tables: Tables) -> Verdict:
+def explained_below_zero(tables: Tables) -> Finding:
     """Below zero at some (pair, data set), the interval too."""
     high = values(_folded(tables), f"{EXPLAINED}_high")
     return share([value < 0 for value in high], CASES, 1 / len(high))
 
 
-def gains_where_thresholds_grow(tables: Tables) -> Verdict:
+def gains_where_thresholds_grow(tables: Tables) -> Finding:
     """Correlation over pairs of gain and growth of the mean threshold at least 0.5."""
     layers = rows(tables["layers"], suite=DEFAULT)
     threshold = dict(zip(layers["layer"], values(layers, "threshold_mean"), strict=True))
@@ -106,7 +106,7 @@ def gains_where_thresholds_grow(tables: Tables) -> Verdict:
         raise MissingNumbersError("fewer than three pairs")
     growth = means["target_layer"].map(threshold) / means["source_layer"].map(threshold)
     strength = correlation(growth.tolist(), means["gain"].tolist())
-    return Verdict(strength >= 0.5, f"correlation {strength:.2f} over {len(means)} pairs")
+    return Finding(strength >= 0.5, f"correlation {strength:.2f} over {len(means)} pairs")
 
 
 def _decoding(contrasts: pd.DataFrame) -> pd.DataFrame:
@@ -114,7 +114,7 @@ def _decoding(contrasts: pd.DataFrame) -> pd.DataFrame:
     return rows(contrasts, arm="folded", against_arm="folded", quantile=None)
 
 
-def peak_inside(tables: Tables) -> Verdict:
+def peak_inside(tables: Tables) -> Finding:
     """Highest (mean over data sets) at neither end."""
     cells = _whole_of_all_suites(tables)
     by_suite = {
@@ -124,7 +124,7 @@ def peak_inside(tables: Tables) -> Verdict:
     suites = list(by_suite)
     best = max(suites, key=by_suite.__getitem__)
     seen = ", ".join(f"{suite}: {value:.2f}" for suite, value in by_suite.items())
-    return Verdict(best not in (suites[0], suites[-1]), seen)
+    return Finding(best not in (suites[0], suites[-1]), seen)
 
 
 def _whole_of_all_suites(tables: Tables) -> pd.DataFrame:
@@ -132,7 +132,7 @@ def _whole_of_all_suites(tables: Tables) -> pd.DataFrame:
     return rows(strategies, arm="folded", strategy="permute", quantile=None)
 
 
-def dips_vanish(tables: Tables) -> Verdict:
+def dips_vanish(tables: Tables) -> Finding:
     """Explained variance of the worst pair is higher."""
     cells = _whole_of_all_suites(tables)
     worst, seen = {}, []
@@ -146,28 +146,28 @@ def dips_vanish(tables: Tables) -> Verdict:
         change = sum(abs(after - before) for before, after in pairwise(l0))
         changes = f"mean L0 {fmean(l0):.0f}, changes by {change:.1f} in all"
         seen.append(f"worst pair {worst[suite]:.2f}, {suite} set ({changes})")
-    return Verdict(worst[SIMILAR] > worst[DEFAULT], "; ".join(seen))
+    return Finding(worst[SIMILAR] > worst[DEFAULT], "; ".join(seen))
 
 
-def fewer_explain_more(tables: Tables) -> Verdict:
+def fewer_explain_more(tables: Tables) -> Finding:
     """Q = 0.1 above q = 1 in two thirds of (pair, data set)."""
     tenth, whole = (_folded(tables, quantile=quantile) for quantile in (0.1, 1.0))
     pairs = paired(tenth, whole, EXPLAINED)
     return share([of_tenth > of_whole for of_tenth, of_whole in pairs], CASES)
 
 
-def decoding_matters_more(tables: Tables) -> Verdict:
+def decoding_matters_more(tables: Tables) -> Finding:
     """Changes explained variance twice as much in two thirds of (pair, data set)."""
     contrasts = rows(tables["contrasts"], **OF_DEFAULT, quantile=None)
     finding = rows(contrasts, arm="folded", against_arm="unfolded", strategy="permute")
     pairs = paired(finding, _decoding(contrasts), GAIN)
-    verdict = share([abs(decode) > 2 * abs(find) for find, decode in pairs], CASES)
+    finding = share([abs(decode) > 2 * abs(find) for find, decode in pairs], CASES)
     find, decode = (fmean(gains) for gains in zip(*pairs, strict=True))
     means = f"; mean gain {find:+.2f} by finding, {decode:+.2f} by decoding"
-    return Verdict(verdict.agrees, verdict.seen + means)
+    return Finding(finding.agrees, finding.seen + means)
 
 
-def decoding_gains(tables: Tables) -> Verdict:
+def decoding_gains(tables: Tables) -> Finding:
     """A gain in two thirds of (pair, data set), for the folded match."""
     gains = values(_decoding(tables["contrasts"]), GAIN)
     return share([gain > 0 for gain in gains], CASES)
