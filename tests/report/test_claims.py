@@ -345,3 +345,10 @@ def test_without_intervals_the_rule_is_undecided():
     rows = [row | {"matching_score_low": None} for row in scores(folded=[0.5], identity=[0.1])]
     finding = the_claim("matching_score", "the match is above").check(Tables.of({"matches": rows}))
     assert finding.seen == "undecided: no matching_score_low"
+
+
+def test_the_median_lies_within_its_bin():
+    """Of 91 errors, 50 lie between 0 and 1: evenly spread, the middle one is at 45.5 / 50."""
+    tables = Tables.of(histogram([50, 30, 5, 3, 2, 1], [0, 0, 5, 50, 5, 0]))
+    finding = the_claim("feature_mse", "most matched features").check(tables)
+    assert finding.seen == "median 0.91, mean 1.19, identity's median 3.5"

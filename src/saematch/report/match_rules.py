@@ -78,9 +78,11 @@ def long_tail(tables: Tables) -> Finding:
     median, mean = {}, {}
     for arm in ("folded", "identity"):
         bins = rows(tables["feature_mse_histogram"], arm=arm)
-        middle = (numbers(bins, "mse_low", 0.0) + numbers(bins, "mse_high", 0.0)) / 2
-        errors = np.repeat(middle, numbers(bins, "n_pairs", 0.0).astype(int))
-        median[arm], mean[arm] = errors[len(errors) // 2], fmean(errors)
+        low, high = numbers(bins, "mse_low", 0.0), numbers(bins, "mse_high", 0.0)
+        n_pairs = numbers(bins, "n_pairs", 0.0)
+        below = np.append(0, n_pairs.cumsum())  # errors below each edge of the bins
+        median[arm] = np.interp(below[-1] / 2, below, np.append(low, high[-1]))
+        mean[arm] = np.average((low + high) / 2, weights=n_pairs)
     seen = f"median {median['folded']:.3g}, mean {mean['folded']:.3g}, identity's median "
     agrees = mean["folded"] > median["folded"] and median["identity"] > 2 * median["folded"]
     return Finding(bool(agrees), f"{seen}{median['identity']:.3g}")
