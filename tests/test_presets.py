@@ -115,5 +115,5 @@ def test_the_papers_layers():
 
 
 def test_no_sae_is_trained_on_what_it_is_evaluated_on():
-    with pytest.raises(ValueError, match="so none are trained on it"):
+    with pytest.raises(ValueError, match="so no SAE is trained on it"):
         build("task=train_saes", "dataset=zoo")
