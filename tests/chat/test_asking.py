@@ -62,23 +62,24 @@ def spec(server, **options):
                      limits=Limits(**limits))  # fmt: skip
 
 
-def test_under_every_fault_none_of_2000_is_lost_or_paid_twice(served, tmp_path):
+@pytest.mark.parametrize("n", [500, pytest.param(2000, marks=pytest.mark.slow)])
+def test_under_every_fault_no_request_is_lost_or_paid_twice(served, tmp_path, n):
     server = served(faults=MIX)
     chat = connect(spec(server), tmp_path / "store.sqlite")
-    batch = questions(2000)
+    batch = questions(n)
     replies = chat.ask(batch, "judgements")
     assert set(replies) == set(batch)
     delivered = Counter(server.delivered.values())
     filtered = server.faulted["filter"] + server.faulted["too long"]
-    assert delivered == {1: 2000 - filtered}, "every answer was delivered once"
+    assert delivered == {1: n - filtered}, "every answer was delivered once"
     labels = Counter(read_verdict(reply).label for reply in replies.values())
     assert labels["UNPARSED"] == sum(server.faulted[name] for name in UNPARSED)
     assert labels["REFUSED"] == server.faulted["refusal"] + server.faulted["filter"]
-    assert labels.total() == 2000
-    assert labels["MAYBE"] == 2000 - labels["UNPARSED"] - labels["REFUSED"]
-    assert chat.spent.requests == 2000
-    answered = 2000 - filtered
-    assert 700 * answered <= chat.spent.tokens_in <= 700 * 2000
+    assert labels.total() == n
+    assert labels["MAYBE"] == n - labels["UNPARSED"] - labels["REFUSED"]
+    assert chat.spent.requests == n
+    answered = n - filtered
+    assert 700 * answered <= chat.spent.tokens_in <= 700 * n
     assert all(server.faulted[name] for name in MIX), "every fault was met"
     requests = len(server.bodies)
     assert chat.ask(batch, "judgements") == replies

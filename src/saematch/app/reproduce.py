@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -189,10 +190,28 @@ def _finished_runs(plan: Sequence[Planned], chosen: Sequence[Planned]) -> list[R
     return runs
 
 
+def _has_folder(run: Planned) -> bool:
+    """Return whether the run's folder may exist, without composing the run's configuration."""
+    values = dict(setting.lstrip("+").split("=", 1) for setting in run.overrides)
+    preset = Path("experiment") / f"{values['experiment']}.yaml"
+    folders = [folder for folder in (PRESETS, run.config_dir) if folder is not None]
+    texts = [(f / preset).read_text("utf-8") for f in folders if (f / preset).is_file()]
+    preset_name = re.search(r"^name: ([\w-]+)$", texts[0], re.MULTILINE) if texts else None
+    if "name" in values:
+        name = values["name"]
+    elif preset_name is not None:
+        name = preset_name[1]
+    else:
+        return True
+    return run_folder(name, values["run_id"]).exists()
+
+
 def _finished_run(run: Planned) -> Run | None:
     """Return the run if it is already finished with the same settings, else None."""
     from saematch.run.resuming import finished_as
 
+    if not _has_folder(run):
+        return None
     try:
         _, config = build(list(run.overrides), run.config_dir)
         folder = run_folder(config["name"], config["run_id"])
