@@ -36,9 +36,14 @@ if TYPE_CHECKING:
     from saematch.matching.matchers import Optimal as Optimal
     from saematch.matching.matchers import Random as Random
     from saematch.matching.matchers import Scipy as Scipy
+    from saematch.matching.matchers import TopK as TopK
+    from saematch.matching.objectives.candidates import Candidates as Candidates
+    from saematch.matching.objectives.decoder_cosine import DecoderCosine as DecoderCosine
     from saematch.matching.objectives.factors import Factors as Factors
+    from saematch.matching.objectives.objective import ActivityObjective as ActivityObjective
     from saematch.matching.objectives.objective import Objective as Objective
     from saematch.matching.objectives.parts import Parts as Parts
+    from saematch.matching.objectives.written_share import WrittenShare as WrittenShare
     from saematch.matching.pairing import Pairing as Pairing
     from saematch.matching.solver.solve import SolverResources as SolverResources
     from saematch.matching.solver.solve import solve_assignment as solve_assignment
@@ -59,11 +64,14 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _HOMES = {
+    "ActivityObjective": "saematch.matching.objectives.objective",
     "Arm": "saematch.matching.arm",
+    "Candidates": "saematch.matching.objectives.candidates",
     "Cell": "saematch.evaluate.measures",
     "Certificate": "saematch.core.match",
     "ChanceLevel": "saematch.matching.matchers",
     "Column": "saematch.core.columns",
+    "DecoderCosine": "saematch.matching.objectives.decoder_cosine",
     "Evaluation": "saematch.evaluate.evaluation",
     "Factors": "saematch.matching.objectives.factors",
     "Forward": "saematch.sae.recorders",
@@ -98,6 +106,8 @@ _HOMES = {
     "Subject": "saematch.evaluate.evaluation",
     "Tables": "saematch.core.tables",
     "TextSource": "saematch.texts.sources",
+    "TopK": "saematch.matching.matchers",
+    "WrittenShare": "saematch.matching.objectives.written_share",
     "ZooSaes": "saematch.sae.sources.source",
     "fold": "saematch.sae.folding",
     "frame_of": "saematch.core.tables",

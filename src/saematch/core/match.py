@@ -143,6 +143,14 @@ class Match:
         """Whether no source feature has several entries."""
         return not (self.rows[1:] == self.rows[:-1]).any()
 
+    def best(self, most: int) -> Match:
+        """Return the match with the ``most`` entries of largest absolute weight in each row.
+
+        Ties go to the first columns.
+        """
+        mass = np.abs(self.weights.numpy())
+        return self.keep(torch.from_numpy(largest_in_rows(self.rows.numpy(), mass, most)))
+
     def inverse(self) -> Match:
         """Return the match from the target to the source (the transpose)."""
         order = torch.argsort(self.columns * self.n_source + self.rows)
@@ -173,8 +181,8 @@ class Match:
         rows, columns = (index.astype(np.int64) for index in product.tocoo().coords)
         order = np.lexsort((columns, rows))
         rows, columns, weights = rows[order], columns[order], product.data[order]
-        kept = np.ones(len(rows), bool) if most is None else _largest(rows, weights, most)
         mass = np.abs(weights)
+        kept = np.ones(len(rows), bool) if most is None else largest_in_rows(rows, mass, most)
         lost = mass[~kept].sum() / mass.sum() if len(mass) else 0.0
         return Match(
             rows=torch.from_numpy(rows[kept]),
@@ -260,14 +268,14 @@ _KINDS = [(dtype, "cpu") for dtype in (torch.int64, torch.int64, torch.float64)]
 _SIZES = ("n_source", "n_target", "dropped")
 
 
-def _largest(
-    rows: Int64[np.ndarray, " n"], weights: Float[np.ndarray, " n"], most: int
+def largest_in_rows(
+    rows: Int64[np.ndarray, " n"], values: Float[np.ndarray, " n"], most: int
 ) -> Bool[np.ndarray, " n"]:
-    """Return a mask of the ``most`` entries of largest absolute weight in each row.
+    """Return a mask of the ``most`` entries of largest value in each row.
 
     ``rows`` must be sorted. Ties go to the first entry.
     """
-    order = np.lexsort((-np.abs(weights), rows))
+    order = np.lexsort((-values, rows))
     rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
     chosen = np.empty(len(rows), bool)
     chosen[order] = rank < most

@@ -16,6 +16,7 @@ from saematch.evaluate.counts import Counts
 from saematch.evaluate.measures import Measures
 from saematch.matching.arm import Arm
 from saematch.matching.matches import MatchSet
+from saematch.sae.passes import TextPass
 from saematch.sae.recorders import Models, Recorder, Recording
 from saematch.sae.sites import is_skippable, skipping_refusal
 from saematch.sae.sources.source import SaeSource
@@ -54,6 +55,12 @@ class Subject:
     """Recording of each evaluation, by the evaluation's name."""
     counts: Counts | None = None
     """Counts of features that were active together, if the run counted them."""
+    texts: TextPass | None = None
+    """Pass over the evaluation texts, for evaluations that need several; None without texts."""
+    calibration: TextPass | None = None
+    """Pass over the calibration texts; None if the run fits nothing."""
+    output: Path = Path("evaluations")
+    """Folder in the run's folder for files of evaluations."""
 
     def without(self, evaluation: str) -> Subject:
         """Return the subject without the pairs that an evaluation leaves out."""
@@ -95,6 +102,8 @@ class Evaluation:
     """Definitions of the metrics in its tables."""
     reads_texts: ClassVar[bool] = False
     """Whether it needs the language model and texts."""
+    calibrates: ClassVar[bool] = False
+    """Whether it fits quantities to calibration texts, so that the run splits its texts."""
     explains: ClassVar[bool] = False
     """Whether it needs explanations of features."""
     one_partner: ClassVar[str] = ""

@@ -7,11 +7,14 @@ from dataclasses import replace
 from saematch.core.errors import InputError
 from saematch.core.match import InvalidMatch, Match
 from saematch.core.specs import AtLeast1, Unique, spec
-from saematch.matching.matchers.matcher import Matcher
-from saematch.matching.objectives.objective import Objective
+from saematch.matching.matchers.matcher import CandidateMatcher, Matcher
+from saematch.matching.objectives.candidates import Candidates
+from saematch.matching.objectives.objective import ActivityObjective, Objective
 from saematch.sae.folding import FOLDS, fold
 from saematch.sae.params import SaeParams
 
+INCREMENT = "increment"
+"""Strategy that adds matched decoder vectors with fitted gains to the copied hidden state."""
 DECODINGS = {"permute": "threshold", "permute_raw": "decoder_norm"}
 """Fold in which activations are transported, by strategy of encode-permute-decode."""
 
@@ -26,7 +29,7 @@ class Arm:
 
     fold: str
     """Fold of the SAEs that are matched: one of ``threshold``, ``decoder_norm`` and ``none``."""
-    objective: Objective
+    objective: Objective | ActivityObjective
     matcher: Matcher
     decode: Unique[str] = ("permute",)
     """Strategies to evaluate: ``permute`` (activations in units of their threshold, eq. 5 on folded
@@ -50,20 +53,34 @@ class Arm:
                 f"unknown strategy {unknown[0]!r} in an arm's decode: choose among "
                 f"{', '.join(DECODINGS)}"
             )
+        if self.reads_activity and not isinstance(self.matcher, CandidateMatcher):
+            raise InputError(
+                f"arms: the objective {type(self.objective).__name__} scores only candidate pairs "
+                f"of features, but the matcher {type(self.matcher).__name__} needs the similarity "
+                "of all pairs: choose a matcher that takes candidates, such as TopK, or an "
+                "objective of weights"
+            )
         beyond = [q for q in self.quantiles if not 0 <= q <= 1]
         if beyond:
             raise InputError(f"quantile {beyond[0]} of an arm: shares lie between 0 and 1")
 
-    def match(self, source: SaeParams, target: SaeParams) -> Match:
+    @property
+    def reads_activity(self) -> bool:
+        """Whether the objective reads activations on the calibration texts."""
+        return isinstance(self.objective, ActivityObjective)
+
+    def match(
+        self, source: SaeParams, target: SaeParams, candidates: Candidates | None = None
+    ) -> Match:
         """Match the features of two SAEs directly; entries of weight 0 are removed.
 
-        Raises ``InputError`` with the matcher's class if its result breaks its contract.
+        An arm that reads activity gets its scored pairs as ``candidates``. Raises ``InputError``
+        with the matcher's class if its result breaks its contract.
         """
-        factors = self.objective.factors(fold(source, self.fold), fold(target, self.fold))
         matcher = type(self.matcher)
         name = f"{matcher.__module__}.{matcher.__qualname__}"
         try:
-            match = self.matcher(factors)
+            match = self._matched(source, target, candidates)
         except InvalidMatch as error:
             raise InputError(f"the matcher {name} made no valid match: {error}") from error
         if not isinstance(match, Match):
@@ -82,3 +99,12 @@ class Arm:
         if not match.weights.all():  # an entry of weight 0 has no effect
             match = replace(match.keep(match.weights != 0), certificate=match.certificate)
         return match
+
+    def _matched(
+        self, source: SaeParams, target: SaeParams, candidates: Candidates | None
+    ) -> Match:
+        if isinstance(self.objective, ActivityObjective):
+            assert candidates is not None and isinstance(self.matcher, CandidateMatcher)
+            return self.matcher.of_candidates(candidates)
+        factors = self.objective.factors(fold(source, self.fold), fold(target, self.fold))
+        return self.matcher(factors)

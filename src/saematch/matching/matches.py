@@ -86,6 +86,17 @@ def match_pairs(
     )
 
 
+def matched_paths(
+    facts: Mapping[SaeKey, SaeFacts], pairs: Iterable[Pair], arms: Mapping[str, Arm]
+) -> dict[str, list[list[SaeKey]]]:
+    """Return for each arm the SAEs from source to target of each pair that it matches."""
+    pairs = tuple(pairs)
+    return {
+        name: [steps(facts, pair, arm) for pair in pairs if _refusal(facts, pair, arm) is None]
+        for name, arm in arms.items()
+    }
+
+
 def matching_refusals(
     facts: Mapping[SaeKey, SaeFacts], pairs: Iterable[Pair], arms: Mapping[str, Arm]
 ) -> list[Refusal]:

@@ -14,6 +14,7 @@ from saematch.core.files import hashed
 from saematch.core.match import Match
 from saematch.core.pairs import SaeKey
 from saematch.core.store import is_kept
+from saematch.matching.activity import Activity
 from saematch.matching.arm import Arm
 from saematch.sae.suites import SaeFacts, SaeShelf
 
@@ -23,6 +24,8 @@ class MatchStore:
     """A folder with one file for each match, named by its key; several runs may use it at once."""
 
     folder: Path
+    activity: Activity = field(default_factory=Activity)
+    """Recordings that objectives read."""
     counts: Counter[str] = field(default_factory=Counter)
     """Numbers of matches ``solved``, ``read`` (another run, or an earlier start of this run, solved
     them) and ``reused`` (requested again)."""
@@ -35,7 +38,8 @@ class MatchStore:
         runs. Neither is the match of an objective or matcher without a text of its settings.
         """
         facts = saes.facts[source], saes.facts[target]
-        key = match_key(*facts, arm)
+        activity = self.activity.identity(arm)
+        key = match_key(*facts, arm, activity)
         if key in self._matches:
             self.counts["reused"] += 1
             return self._matches[key]
@@ -47,10 +51,11 @@ class MatchStore:
             match = Match.load(path)[0]
             self.counts["read"] += 1
         else:
-            match = arm.match(saes[source], saes[target])
+            candidates = self.activity.candidates(source, target, arm)
+            match = arm.match(saes[source], saes[target], candidates)
             self.counts["solved"] += 1
             if shared:
-                match.save(path, key_facts(*facts, arm), keep=True)
+                match.save(path, key_facts(*facts, arm, activity), keep=True)
         self._matches[key] = match
         return match
 
@@ -68,14 +73,20 @@ class MatchStore:
         )
 
 
-def match_key(source: SaeFacts, target: SaeFacts, arm: Arm) -> str:
+def match_key(source: SaeFacts, target: SaeFacts, arm: Arm, activity: Sequence[str] = ()) -> str:
     """Return a hash of everything that determines a match."""
-    return hashed(list(key_facts(source, target, arm).values()))
+    return hashed(list(key_facts(source, target, arm, activity).values()))
 
 
-def key_facts(source: SaeFacts, target: SaeFacts, arm: Arm) -> dict[str, object]:
-    """Return everything that determines a match: both SAEs, fold, objective, matcher and code."""
-    return {
+def key_facts(
+    source: SaeFacts, target: SaeFacts, arm: Arm, activity: Sequence[str] = ()
+) -> dict[str, object]:
+    """Return everything that determines a match.
+
+    These are both SAEs, fold, objective, matcher, code, and the files of activity that the
+    objective reads (``Activity.identity``).
+    """
+    facts: dict[str, object] = {
         "source": source.identity,
         "target": target.identity,
         "fold": arm.fold,
@@ -83,3 +94,4 @@ def key_facts(source: SaeFacts, target: SaeFacts, arm: Arm) -> dict[str, object]
         "matcher": settings_text(arm.matcher),
         "code": code_of(arm),
     }
+    return {**facts, "activity": list(activity)} if activity else facts

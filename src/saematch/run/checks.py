@@ -183,6 +183,8 @@ class RunTexts(NamedTuple):
     """Batches of each text set, and everything that determines its texts."""
 
     batches: dict[str, tuple[TokenBatch, ...]]
+    calibration: dict[str, tuple[TokenBatch, ...]]
+    """Batches of the calibration texts; empty unless the run fits quantities to them."""
     facts: dict[str, dict[str, Any]]
 
 
@@ -207,7 +209,21 @@ def load_tokens(
             f"dataset.max_tokens={lm.max_positions}"
         )
     size = experiment.trainer.batch_size
-    return RunTexts({name: of_set.batches(size) for name, of_set in tokens.items()}, facts)
+    if not experiment.calibrates:
+        return RunTexts({name: of_set.batches(size) for name, of_set in tokens.items()}, {}, facts)
+    halves = {name: experiment.calibration.split(name, part) for name, part in tokens.items()}
+    for name, (fitted, evaluated) in halves.items():
+        facts[name]["n_calibration"] = len(fitted.lengths)
+        facts[name]["n_evaluation"] = len(evaluated.lengths)
+        log.info(
+            "%s: %d calibration texts, %d evaluation texts",
+            name, len(fitted.lengths), len(evaluated.lengths),
+        )  # fmt: skip
+    return RunTexts(
+        {name: evaluated.batches(size) for name, (_, evaluated) in halves.items()},
+        {name: fitted.batches(size) for name, (fitted, _) in halves.items()},
+        facts,
+    )
 
 
 def warn_of_biases(saes: SaeShelf, arms: Mapping[str, Arm]) -> None:

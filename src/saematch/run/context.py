@@ -63,11 +63,23 @@ class Context:
         """Pass over the run's texts."""
         return TextPass(self.readers, self.models, self.experiment.trainer)
 
+    @property
+    def calibration_pass(self) -> TextPass:
+        """Pass over the calibration texts."""
+        readers = {
+            label: reader._replace(tokens=reader.calibration, calibration={})
+            for label, reader in self.readers.items()
+        }
+        return TextPass(readers, self.models, self.experiment.trainer)
+
     def subject(self) -> Subject:
         """Return the matches, and the data that evaluations may use."""
         subject = Subject(
             self.saes, self.matches, self.experiment.arms, self.chosen.suites, self.models,
             self.refused, self.cache / "sums", self.measures, self.recordings,
+            texts=self.text_pass if self.readers else None,
+            calibration=self.calibration_pass if self.experiment.calibrates else None,
+            output=self.folder / "evaluations",
         )  # fmt: skip
         name = self.experiment.counting
         if self.measures is None or name is None or name not in self.recordings:

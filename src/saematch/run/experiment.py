@@ -13,11 +13,12 @@ from saematch.evaluate.co_activation import CoActivation
 from saematch.evaluate.evaluation import Evaluation
 from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.paths import Paths
+from saematch.evaluate.skipping import Skipping
 from saematch.explain.explanations import ExplanationSource
 from saematch.judge.design import Judging
 from saematch.judge.overlap import WordOverlap
 from saematch.lm.source import LmSource
-from saematch.matching.arm import Arm
+from saematch.matching.arm import INCREMENT, Arm
 from saematch.matching.pairing import Pairing
 from saematch.report.figures import check_figures
 from saematch.report.metrics import own_columns
@@ -26,6 +27,7 @@ from saematch.run.tracking import CsvLogging, NoLogging, WandbLogging
 from saematch.sae.sources.selection import Selection
 from saematch.sae.sources.source import SaeSource
 from saematch.sae.stand_in import ActivationQuantile, StandIn
+from saematch.texts.calibration import Calibration
 from saematch.texts.sources import TextSource, ZooTexts
 from saematch.texts.trainer import TrainerSpec
 from saematch.training.collect import Collection
@@ -61,6 +63,8 @@ class Experiment:
     """Scale by which SAEs without thresholds are folded."""
     arms: Mapping[str, Arm]
     dataset: TextSource
+    calibration: Calibration
+    """Split of the texts, if the run fits quantities to some of them."""
     intervals: Intervals
     explain: ExplanationSource
     """Source of explanations, used if there is a judge or the evaluation ``explain``."""
@@ -218,6 +222,23 @@ class Experiment:
         return any(evaluation.reads_texts for evaluation in self.evaluations.values())
 
     @property
+    def matches_activity(self) -> bool:
+        """Whether an arm's objective reads activations on texts."""
+        return not self.trains and any(arm.reads_activity for arm in self.arms.values())
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the run fits quantities to texts, which it then splits off."""
+        fitted = any(evaluation.calibrates for evaluation in self.evaluations.values())
+        return fitted or self.matches_activity or self.increments
+
+    @property
+    def increments(self) -> bool:
+        """Whether an arm is evaluated with the strategy ``increment``, whose gains are fitted."""
+        skips = any(isinstance(evaluation, Skipping) for evaluation in self.evaluations.values())
+        return skips and any(INCREMENT in arm.decode for arm in self.arms.values())
+
+    @property
     def counting(self) -> str | None:
         """Name of the evaluation that counts which features fire together, if there is one."""
         counting = [name for name, e in self.evaluations.items() if isinstance(e, CoActivation)]
@@ -228,4 +249,4 @@ class Experiment:
         """Whether the run needs the language model and texts."""
         measured = isinstance(self.stand_in, ActivationQuantile)
         explained = self.explains and self.explain.on_texts
-        return measured or explained or self.evaluates_texts
+        return measured or explained or self.evaluates_texts or self.matches_activity

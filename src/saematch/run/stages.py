@@ -18,7 +18,8 @@ from saematch.judge.judging import explain_tables, explainers, judge_matches
 from saematch.judge.means import judge_means
 from saematch.judge.scores import judge_tables, score_matches
 from saematch.lm.source import OpenedModel
-from saematch.matching.matches import match_pairs
+from saematch.matching.activity import Activity, record_activity
+from saematch.matching.matches import match_pairs, matched_paths
 from saematch.matching.store import MatchStore
 from saematch.run.checks import (
     check_saes,
@@ -69,7 +70,7 @@ def load(context: Context) -> None:
     for label, model in models.items():
         lm, saes = model.load(), of_label(context.saes, label, labels)
         texts = load_tokens(experiment, model.source, lm, saes, context.cache / "tokens")
-        readers[label] = Reader(lm, texts.batches)
+        readers[label] = Reader(lm, texts.batches, texts.calibration)
         context.text_facts = context.text_facts or texts.facts
     context.readers = readers
     if experiment.evaluates_texts:
@@ -79,7 +80,8 @@ def load(context: Context) -> None:
         check_texts(experiment, context.chosen.pairs, context.refused)
     if isinstance(experiment.stand_in, ActivationQuantile):
         folder = context.cache / "activations"
-        context.saes = by_activation(experiment.stand_in, context.saes, context.text_pass, folder)
+        sample = context.calibration_pass if experiment.calibrates else context.text_pass
+        context.saes = by_activation(experiment.stand_in, context.saes, sample, folder)
         check_saes(experiment, context.saes)
 
 
@@ -128,7 +130,7 @@ def match(context: Context) -> None:
     tables = context.results.tables
     if context.refused:
         tables.add("refused", frame_of([refusal.row() for refusal in context.refused]))
-    store = MatchStore(context.cache / "matches")
+    store = MatchStore(context.cache / "matches", _activity(context))
     context.matches = match_pairs(
         context.saes, context.chosen.pairs, context.experiment.arms, store,
         context.folder / "matches",
@@ -136,6 +138,16 @@ def match(context: Context) -> None:
     context.results.provenance["matches"] = dict(store.counts)
     tables.join(MatchTables().tables(context.subject(), None))
     tables.define(MatchTables.columns)
+
+
+def _activity(context: Context) -> Activity:
+    """Return the recordings that objectives read, from a pass over the calibration texts."""
+    if not context.experiment.matches_activity:
+        return Activity()
+    saes, arms = context.saes, context.experiment.arms
+    paths = matched_paths(saes.facts, context.chosen.pairs, arms)
+    folder = context.cache / "activity"
+    return record_activity(saes, paths, arms, context.calibration_pass, folder)
 
 
 @memory_shortage(MATCHING, "lower sae_memory or trainer.batch_size")

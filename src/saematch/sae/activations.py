@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -32,8 +33,22 @@ class SparseFeatures:
 
     def tokens(self) -> Int64[Tensor, " n_active"]:
         """Return the token of each entry."""
+        return torch.repeat_interleave(self.counts())
+
+    def counts(self) -> Int64[Tensor, " n_tokens"]:
+        """Return the number of entries of each token."""
         ends = torch.cat([self.starts[1:], self.starts.new_tensor([len(self.features)])])
-        return torch.repeat_interleave(ends - self.starts)
+        return ends - self.starts
+
+    def padded(self, start: int, end: int) -> PaddedFeatures:
+        """Return the entries of the tokens ``start`` to ``end`` (excluded), one row for a token."""
+        counts = self.counts()[start:end]
+        places = torch.arange(int(counts.max()) if len(counts) else 0, device=self.starts.device)
+        is_active = places < counts[:, None]
+        entries = torch.where(is_active, self.starts[start:end, None] + places, 0)
+        if not len(self.features):
+            return PaddedFeatures(entries, torch.zeros_like(entries, dtype=torch.float), is_active)
+        return PaddedFeatures(self.features[entries], self.values[entries], is_active)
 
     def keep(self, features: Bool[Tensor, " n_features"]) -> SparseFeatures:
         """Return the same tokens with only the chosen features."""
@@ -49,6 +64,15 @@ class SparseFeatures:
         )
         active[self.tokens(), self.features] = True
         return active
+
+
+class PaddedFeatures(NamedTuple):
+    """Active features of some tokens, one row for each token."""
+
+    features: Int64[Tensor, "n_tokens most"]
+    """Arbitrary where ``is_active`` is False."""
+    values: Float[Tensor, "n_tokens most"]
+    is_active: Bool[Tensor, "n_tokens most"]
 
 
 def encode(sae: SaeParams, x: Float[Tensor, "n_tokens d_model"]) -> SparseFeatures:

@@ -19,7 +19,9 @@ class Reader(NamedTuple):
 
     lm: LanguageModel
     tokens: Mapping[str, tuple[TokenBatch, ...]]
-    """Batches of each text set."""
+    """Batches of each text set that evaluations read."""
+    calibration: Mapping[str, tuple[TokenBatch, ...]] = {}
+    """Batches of each text set that quantities are fitted to; empty if the run fits none."""
 
     @property
     def texts(self) -> list[Int64[Tensor, " n_tokens"]]:

@@ -76,6 +76,11 @@ class TokenisedTexts:
         """Number of special tokens in the texts, not counting the first token of each text."""
         return len(self.ids) - len(self.lengths) - int(self.counts.sum())
 
+    def only(self, texts: Bool[Tensor, " n_texts"]) -> TokenisedTexts:
+        """Return some of the texts."""
+        kept = torch.repeat_interleave(texts, self.lengths)
+        return TokenisedTexts(self.ids[kept], self.counts[kept], self.lengths[texts])
+
     def batches(self, size: int) -> tuple[TokenBatch, ...]:
         """Return batches of ``size`` texts of similar length, the longest first."""
         order = torch.argsort(self.lengths, descending=True, stable=True).tolist()

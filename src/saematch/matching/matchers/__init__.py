@@ -2,12 +2,14 @@
 
 from saematch.matching.levels import ChanceLevel
 from saematch.matching.matchers.baselines import Identity, Random
-from saematch.matching.matchers.matcher import Matcher
+from saematch.matching.matchers.matcher import CandidateMatcher, Matcher
 from saematch.matching.matchers.nearest import Greedy, MutualNearest
 from saematch.matching.matchers.optimal import Optimal
 from saematch.matching.matchers.scipy_dense import Scipy
+from saematch.matching.matchers.top_k import TopK
 
 __all__ = [
+    "CandidateMatcher",
     "ChanceLevel",
     "Greedy",
     "Identity",
@@ -16,4 +18,5 @@ __all__ = [
     "Optimal",
     "Random",
     "Scipy",
+    "TopK",
 ]

@@ -28,7 +28,7 @@ class MutualNearest:
 
     def __call__(self, factors: Factors) -> Match:
         """Return the match; among equally similar features the first is chosen."""
-        products = Products(factors.X_A, factors.X_B, _in_blocks(factors))
+        products = Products(factors.X_A, factors.X_B, in_blocks(factors))
         nearest = np.empty(products.n, np.int64)
         best = torch.full((products.m,), -math.inf)
         nearest_back = np.zeros(products.m, np.int64)
@@ -63,7 +63,7 @@ def _greedy(factors: Factors) -> Int64[np.ndarray, " n"]:
     a row has used up its list, its place is the last value of the list, which is an upper bound on
     its other columns. All such rows are scanned again together when the first one's turn comes.
     """
-    plan = _in_blocks(factors)
+    plan = in_blocks(factors)
     products = Products(factors.X_A, factors.X_B, plan)
     free = np.ones(products.m, bool)
     candidates = Candidates(products, plan.length, np.zeros(products.m))
@@ -92,6 +92,7 @@ def _greedy(factors: Factors) -> Int64[np.ndarray, " n"]:
     return partner
 
 
-def _in_blocks(factors: Factors) -> Plan:
+def in_blocks(factors: Factors) -> Plan:
+    """Return the plan of products in blocks."""
     n, m = len(factors.X_A), len(factors.X_B)
     return Plan(Regime.BLOCKS, min(m, N_CANDIDATES), min(n, MOST_ROWS_AT_ONCE))

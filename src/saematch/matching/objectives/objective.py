@@ -1,11 +1,16 @@
-"""Interface of an objective."""
+"""Interfaces of objectives: from weights, and from activity on texts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from saematch.core.pairs import Pair
+from saematch.matching.objectives.candidates import Candidates
 from saematch.matching.objectives.factors import Factors
 from saematch.sae.params import SaeParams
+from saematch.sae.recorders import Recorder, Recording
 from saematch.sae.suites import SaeFacts
 
 
@@ -15,6 +20,23 @@ class Objective(Protocol):
 
     def factors(self, source: SaeParams, target: SaeParams) -> Factors:
         """Return the vectors that represent the features; both SAEs are already folded."""
+        ...
+
+    def refusal(self, source: SaeFacts, target: SaeFacts) -> str | None:
+        """Return why the objective cannot compare two SAEs; None if it can."""
+        ...
+
+
+@runtime_checkable
+class ActivityObjective(Protocol):
+    """Definition of a score of two features from their activations on the calibration texts."""
+
+    def recorder(self, folder: Path, pairs: Sequence[Pair]) -> Recorder:
+        """Return the recorder for the pass over the calibration texts."""
+        ...
+
+    def candidates(self, pair: Pair, recording: Recording) -> Candidates:
+        """Return the scored pairs of features of two SAEs."""
         ...
 
     def refusal(self, source: SaeFacts, target: SaeFacts) -> str | None:

@@ -43,18 +43,13 @@ class Parts:
 
     def factors(self, source: SaeParams, target: SaeParams) -> Factors:
         """Return the vectors of both SAEs in float32; for different widths, use ``by_distance``."""
-        pair = f"{_name(source.origin)} -> {_name(target.origin)}"
-        factors = Factors(self._vectors(source), self._vectors(target), pair)
+        name = pair_name(source, target)
+        factors = Factors(self._vectors(source), self._vectors(target), name)
         return factors if source.n_features == target.n_features else by_distance(factors)
 
     def refusal(self, source: SaeFacts, target: SaeFacts) -> str | None:
         """Return a reason for SAEs of different ``d_model``, else None."""
-        if source.d_model == target.d_model:
-            return None
-        return (
-            f"the SAEs have different d_model (source: {source.d_model}, target: "
-            f"{target.d_model}), so they cannot be matched by weights"
-        )
+        return different_sizes(source, target)
 
     def _vectors(self, sae: SaeParams) -> Float[Tensor, "n_features size"]:
         parts = (
@@ -63,6 +58,21 @@ class Parts:
             (self.b_enc, sae.b_enc[:, None]),
         )
         return torch.cat([math.sqrt(w) * part.float() for w, part in parts if w > 0], dim=1)
+
+
+def different_sizes(source: SaeFacts, target: SaeFacts) -> str | None:
+    """Return why SAEs of different ``d_model`` cannot be matched by weights; None if equal."""
+    if source.d_model == target.d_model:
+        return None
+    return (
+        f"the SAEs have different d_model (source: {source.d_model}, target: "
+        f"{target.d_model}), so they cannot be matched by weights"
+    )
+
+
+def pair_name(source: SaeParams, target: SaeParams) -> str:
+    """Return a name of two SAEs for ``Factors.pair``."""
+    return f"{_name(source.origin)} -> {_name(target.origin)}"
 
 
 def _name(origin: SaeOrigin) -> str:

@@ -1,0 +1,71 @@
+"""Record the activity that objectives read, in one pass over the calibration texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from saematch.core.code import settings_text
+from saematch.core.pairs import Pair, SaeKey
+from saematch.matching.arm import Arm
+from saematch.matching.objectives.candidates import Candidates
+from saematch.matching.objectives.objective import ActivityObjective
+from saematch.sae.passes import TextPass
+from saematch.sae.recorders import Recorder, Recording
+from saematch.sae.suites import SaeShelf
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Recordings for the objectives that read activity, by the text of the objective's settings."""
+
+    recordings: Mapping[str, Recording] = field(default_factory=dict)
+    twins: Mapping[SaeKey, SaeKey] = field(default_factory=dict)
+    """Key in recordings of each SAE."""
+
+    def candidates(self, source: SaeKey, target: SaeKey, arm: Arm) -> Candidates | None:
+        """Return the scored pairs for an arm; None if its objective reads weights."""
+        if not isinstance(arm.objective, ActivityObjective):
+            return None
+        pair = Pair(self.twins[source], self.twins[target])
+        return arm.objective.candidates(pair, self.recordings[settings_text(arm.objective)])
+
+    def identity(self, arm: Arm) -> list[str]:
+        """Return the names of the files that an arm's objective reads, which are hashes."""
+        if not arm.reads_activity:
+            return []
+        files = self.recordings[settings_text(arm.objective)].files.values()
+        return [path.stem for parts in files for paths in parts for path in paths]
+
+
+def record_activity(
+    saes: SaeShelf,
+    paths: Mapping[str, Sequence[Sequence[SaeKey]]],
+    arms: Mapping[str, Arm],
+    texts: TextPass,
+    folder: Path,
+) -> Activity:
+    """Record the activity of every pair that arms match directly.
+
+    ``paths`` has for each arm the SAEs from source to target of each pair. ``texts`` reads the
+    calibration texts.
+    """
+    needed = {key for of_arm in paths.values() for path in of_arm for key in path}
+    twins = texts.models.twins(saes.only([key for key in saes if key in needed]))
+    pairs: dict[str, dict[Pair, None]] = {}
+    objectives: dict[str, ActivityObjective] = {}
+    for name, of_arm in paths.items():
+        objective = arms[name].objective
+        if isinstance(objective, ActivityObjective):
+            text = settings_text(objective)
+            objectives[text] = objective
+            steps = [Pair(twins[a], twins[b]) for path in of_arm for a, b in pairwise(path)]
+            pairs.setdefault(text, {}).update(dict.fromkeys(steps))
+    recorders: dict[str, Recorder] = {
+        text: objective.recorder(folder, tuple(pairs[text]))
+        for text, objective in objectives.items()
+        if pairs[text]
+    }
+    return Activity(texts.record(saes, recorders, "activity") if recorders else {}, twins)
