@@ -40,14 +40,14 @@ class SparseFeatures:
         ends = torch.cat([self.starts[1:], self.starts.new_tensor([len(self.features)])])
         return ends - self.starts
 
-    def padded(self, start: int, end: int) -> PaddedFeatures:
-        """Return the entries of the tokens ``start`` to ``end`` (excluded), one row for a token."""
-        counts = self.counts()[start:end]
+    def padded(self, tokens: Int64[Tensor, " n"]) -> PaddedFeatures:
+        """Return the entries of some tokens, one row for each."""
+        counts = self.counts()[tokens]
         places = torch.arange(int(counts.max()) if len(counts) else 0, device=self.starts.device)
         is_active = places < counts[:, None]
-        entries = torch.where(is_active, self.starts[start:end, None] + places, 0)
+        entries = torch.where(is_active, self.starts[tokens, None] + places, 0)
         if not len(self.features):
-            return PaddedFeatures(entries, torch.zeros_like(entries, dtype=torch.float), is_active)
+            return PaddedFeatures(entries, entries.float(), is_active)
         return PaddedFeatures(self.features[entries], self.values[entries], is_active)
 
     def keep(self, features: Bool[Tensor, " n_features"]) -> SparseFeatures:
@@ -67,12 +67,11 @@ class SparseFeatures:
 
 
 class PaddedFeatures(NamedTuple):
-    """Active features of some tokens, one row for each token."""
+    """Active features of some tokens, one row for each; features past the last are arbitrary."""
 
-    features: Int64[Tensor, "n_tokens most"]
-    """Arbitrary where ``is_active`` is False."""
-    values: Float[Tensor, "n_tokens most"]
-    is_active: Bool[Tensor, "n_tokens most"]
+    features: Int64[Tensor, "n most"]
+    values: Float[Tensor, "n most"]
+    is_active: Bool[Tensor, "n most"]
 
 
 def encode(sae: SaeParams, x: Float[Tensor, "n_tokens d_model"]) -> SparseFeatures:
@@ -97,3 +96,35 @@ def decode(sae: SaeParams, active: SparseFeatures) -> Float[Tensor, "n_tokens d_
         active.features, sae.W_dec, active.starts, mode="sum", per_sample_weights=active.values
     )
     return summed + sae.b_dec
+
+
+class Chosen(NamedTuple):
+    """Some features of each hidden state."""
+
+    pre: Float[Tensor, "n most"]
+    """Pre-activation, before any threshold."""
+    values: Float[Tensor, "n most"]
+    """Activation."""
+
+
+def encode_at(
+    sae: SaeParams, x: Float[Tensor, "n d_model"], features: Int64[Tensor, "n most"]
+) -> Chosen:
+    """Return some features of each hidden state, without computing the others.
+
+    The activations of a TopK SAE depend on all features, so it computes all of them.
+    """
+    W_enc = sae.W_enc.T
+    size = max(1, ENCODE_CHUNK // max(features.shape[1] * sae.d_model, 1))
+    parts = []
+    for states, chosen in zip(x.split(size), features.split(size), strict=True):
+        parts.append(torch.einsum("nd,nkd->nk", states, W_enc[chosen]) + sae.b_enc[chosen])
+    pre = torch.cat(parts) if parts else x.new_zeros(features.shape)
+    if sae.k is None:
+        floor = 0.0 if sae.threshold is None else sae.threshold.clamp(min=0.0)[features]
+        return Chosen(pre, torch.where(pre > floor, pre, 0.0))
+    size = max(1, ENCODE_CHUNK // sae.n_features)
+    values = [
+        sae.encode(s).gather(1, c) for s, c in zip(x.split(size), features.split(size), strict=True)
+    ]
+    return Chosen(pre, torch.cat(values) if values else pre)

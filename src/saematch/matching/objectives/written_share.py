@@ -153,8 +153,8 @@ def _shares(
     most = max(int(active.counts().max()) for active in (source, target)) if source.n_tokens else 0
     size = max(1, NUMBERS_AT_ONCE // max(2 * most * W_dec.shape[1], 1))
     for start in range(0, source.n_tokens, size):
-        of_source = source.padded(start, min(start + size, source.n_tokens))
-        of_target = target.padded(start, min(start + size, source.n_tokens))
+        tokens = torch.arange(start, min(start + size, source.n_tokens), device=W_dec.device)
+        of_source, of_target = source.padded(tokens), target.padded(tokens)
         written = torch.einsum("tad,tbd->tab", W_dec[of_source.features], W_enc[of_target.features])
         both = of_source.is_active[:, :, None] & of_target.is_active[:, None, :]
         shares = of_source.values[:, :, None] * written / of_target.values[:, None, :]
