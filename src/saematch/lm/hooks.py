@@ -3,7 +3,8 @@
 This file contains no forward code of any architecture. To continue from block ``k``, the model's
 own forward runs while the blocks before ``k`` return their input at no cost and block ``k`` returns
 the given hidden state instead of its own. If later blocks read keys and values of earlier blocks
-(Gemma 4), the earlier blocks run as usual and only the output of block ``k`` is replaced. The head
+(Gemma 4), the earlier blocks run as usual and only the output of block ``k`` is replaced. To stop
+at a block, the blocks after it return their input. The head
 (without the final norm) is applied in the same way, with the whole decoder switched off, so the
 model's own scaling or capping of the logits still applies.
 """
@@ -59,6 +60,9 @@ class LanguageModel(nn.Module):
         self.runs_earlier_blocks = False
         """Whether ``continue_from`` runs the blocks before the replaced one, because later blocks
         read more of their results than the hidden state. ``self_test`` sets it."""
+        self.joins_edits: dict[tuple[int, bool], bool] = {}
+        """Whether the edits of a text can run as one sequence, by the number of binary digits of
+        the texts' length and whether it exceeds an attention window. ``EditRunner`` sets it."""
         self.d_model: int = config.hidden_size
         self.n_embeddings: int = len(self.model.get_input_embeddings().weight)
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
@@ -113,9 +117,7 @@ class LanguageModel(nn.Module):
     ) -> dict[int, Float[Tensor, "batch seq d_model"]]:
         """Return ``resid_post`` of the layers; blocks after the last of them do not run."""
         self._learn_conventions(ids)
-        with ExitStack() as stack:
-            for block in self.blocks[max(layers) + 1 :]:
-                stack.enter_context(_replaced(block, self._pass_through))
+        with self._ending_at(max(layers)):
             return self.capture(ids, layers)[0]
 
     def continue_from(
@@ -132,19 +134,59 @@ class LanguageModel(nn.Module):
         ``layer``.
         """
         self._learn_conventions(ids)
+        with self._starting_from(layer, resid_post):
+            return self._decode(ids)
+
+    def continue_to(
+        self,
+        source: int,
+        target: int,
+        resid_post: Float[Tensor, "batch seq d_model"],
+        ids: Int64[Tensor, "batch seq"],
+        **settings: Any,
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """Return ``resid_post`` of layer ``target``, had block ``source`` returned ``resid_post``.
+
+        Blocks after ``target`` do not run. For the other blocks, see ``continue_from``.
+        ``settings`` are arguments of the decoder, such as a mask or a cache.
+        """
+        self._learn_conventions(ids)
+        states: list[Tensor] = []
+        with ExitStack() as stack:
+            stack.enter_context(self._starting_from(source, resid_post))
+            stack.enter_context(self._ending_at(target))
+            hook = self.blocks[target].register_forward_hook(
+                lambda _module, _args, output: states.append(hidden_of(output).to(ids.device))
+            )
+            stack.callback(hook.remove)
+            self._decode(ids, **settings)
+        return states[0]
+
+    @contextmanager
+    def _starting_from(self, layer: int, resid_post: Tensor) -> Iterator[None]:
+        """Make block ``layer`` return ``resid_post``; see ``continue_from``."""
         output = self._block_output(resid_post)
         with ExitStack() as stack:
             if self.runs_earlier_blocks:
                 hook = self.blocks[layer].register_forward_hook(lambda *_: output)
                 stack.callback(hook.remove)
-                return self._decode(ids)
-            for block in self.blocks[:layer]:
-                stack.enter_context(_replaced(block, self._pass_through))
-            stack.enter_context(_replaced(self.blocks[layer], lambda *_, **__: output))
-            return self._decode(ids)
+            else:
+                for block in self.blocks[:layer]:
+                    stack.enter_context(_replaced(block, self._pass_through))
+                stack.enter_context(_replaced(self.blocks[layer], lambda *_, **__: output))
+            yield
 
-    def _decode(self, ids: Tensor) -> Tensor:
-        return self.decoder(input_ids=ids, use_cache=False).last_hidden_state.to(ids.device)
+    @contextmanager
+    def _ending_at(self, layer: int) -> Iterator[None]:
+        """Make the blocks after ``layer`` return their input."""
+        with ExitStack() as stack:
+            for block in self.blocks[layer + 1 :]:
+                stack.enter_context(_replaced(block, self._pass_through))
+            yield
+
+    def _decode(self, ids: Tensor, **settings: Any) -> Tensor:
+        settings = {"use_cache": False, **settings}
+        return self.decoder(input_ids=ids, **settings).last_hidden_state.to(ids.device)
 
     def _learn_conventions(self, ids: Tensor) -> None:
         """Store the container types that blocks and decoder return, from one run on one token."""
