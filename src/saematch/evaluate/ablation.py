@@ -29,6 +29,7 @@ REMOVE, HALF, TO_MEAN, DIRECTION = "remove", "half", "to mean", "random directio
 EDITS = (REMOVE, HALF, TO_MEAN, DIRECTION)
 """Edits of an active feature with contribution ``f d``: subtract all of it, one half of it, or what
 exceeds the feature's mean activation; or subtract a random vector of the same norm."""
+INJECT = "inject"
 EDITS_AT_ONCE = 4096
 """Number of interventions in memory at a time."""
 
@@ -181,8 +182,7 @@ class _PairWork:
                 for name, tensor in effects.items():
                     kept.setdefault(f"{edit}|{name}", []).append(tensor)
         edits = EDITS if plan.means is not None else (REMOVE,)
-        empty = {f"{edit}|{name}": part for edit in edits for name, part in _NO_EFFECTS.items()}
-        return {name: torch.cat(kept[name]) if name in kept else empty[name] for name in empty}
+        return {name: t for edit in edits for name, t in _joined(kept, edit, _NO_EFFECTS).items()}
 
     def _edits(
         self, rows: _Rows, plan: Interventions, seed: int
@@ -250,11 +250,11 @@ class _PairWork:
                     "target": feature.int(),
                     "before": before[row, feature],
                     "after": after[row, feature],
+                    "change": (after - before)[row, feature],
                 }
                 for name, tensor in effects.items():
-                    kept.setdefault(f"inject|{name}", []).append(tensor)
-        empty = {f"inject|{name}": tensor for name, tensor in _NO_INJECTIONS.items()}
-        return {name: torch.cat(kept[name]) if name in kept else empty[name] for name in empty}
+                    kept.setdefault(f"{INJECT}|{name}", []).append(tensor)
+        return _joined(kept, INJECT, _NO_INJECTIONS)
 
     def joint(self, events: Events, key: str, match: Match) -> Kept:
         """Return the effects on target features of removing all of their active sources.
@@ -291,15 +291,26 @@ class _PairWork:
                 ]
             effects["n_sources"] = is_source.sum(dim=1)
             for name, tensor in effects.items():
-                kept.setdefault(f"joint {key}|{name}", []).append(tensor)
-        empty = {f"joint {key}|{name}": tensor for name, tensor in _NO_JOINT.items()}
-        return {name: torch.cat(kept[name]) if name in kept else empty[name] for name in empty}
+                kept.setdefault(f"{joint_edit(key)}|{name}", []).append(tensor)
+        return _joined(kept, joint_edit(key), _NO_JOINT)
+
+
+def joint_edit(key: str) -> str:
+    """Return the name of the edit that removes all sources of a target by a match's hash."""
+    return f"joint {key}"
+
+
+def _joined(parts: Mapping[str, list[Tensor]], edit: str, empty: Kept) -> Kept:
+    """Return the tensors of an edit, each joined over the chunks of events."""
+    names = {f"{edit}|{name}": tensor for name, tensor in empty.items()}
+    return {name: torch.cat(parts[name]) if name in parts else names[name] for name in names}
 
 
 def _event_tensors(rows: _Rows) -> Kept:
     events = rows.events
     return {
         "text": rows.texts,
+        "key": events.texts,
         "position": events.positions.int(),
         "feature": events.features,
         "value": events.values.float(),
@@ -313,8 +324,8 @@ def _empty(**kinds: torch.dtype) -> Kept:
 
 
 _NO_EVENTS = _empty(
-    text=torch.int64, position=torch.int32, feature=torch.int64, value=torch.float32,
-    by_feature=torch.bool, by_token=torch.bool,
+    text=torch.int64, key=torch.int64, position=torch.int32, feature=torch.int64,
+    value=torch.float32, by_feature=torch.bool, by_token=torch.bool,
 )  # fmt: skip
 _NO_EFFECTS = _NO_EVENTS | _empty(
     n_entries=torch.int64, target=torch.int32, before=torch.float32, after=torch.float32,
@@ -322,7 +333,7 @@ _NO_EFFECTS = _NO_EVENTS | _empty(
 )  # fmt: skip
 _NO_INJECTIONS = _NO_EVENTS | _empty(
     silent=torch.bool, total=torch.float32, n_entries=torch.int64, target=torch.int32,
-    before=torch.float32, after=torch.float32,
+    before=torch.float32, after=torch.float32, change=torch.float32,
 )  # fmt: skip
 _NO_JOINT = _NO_EVENTS | _empty(
     before=torch.float32, joint=torch.float32, single=torch.float32, n_sources=torch.int64

@@ -36,6 +36,18 @@ class PairFacts(NamedTuple):
         return skipping_refusal(self.source.origin) or skipping_refusal(self.target.origin)
 
 
+def forward_refusal(facts: PairFacts) -> str | None:
+    """Return why no hidden state of the source leads to one of the target; None if it does."""
+    source, target = facts.pair
+    if facts.models.of(source) != facts.models.of(target):
+        return f"{source.suite} and {target.suite} have SAEs of two language models"
+    if source.layer == target.layer:
+        return f"both SAEs are of layer {source.layer}, so no block lies between them"
+    if source.layer > target.layer:
+        return f"layer {target.layer} comes before layer {source.layer}, so nothing leads to it"
+    return None
+
+
 @dataclass(frozen=True)
 class Subject:
     """The matches of a run, and the data that evaluations may use."""

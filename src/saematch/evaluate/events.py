@@ -54,6 +54,11 @@ class Events:
         """Return the events on another device."""
         return Events(*(getattr(self, field.name).to(device) for field in fields(self)))
 
+    def writing(self, values: Float[Tensor, " n_features"]) -> Events:
+        """Return the events with a value for each feature; features whose value is NaN are lost."""
+        events = replace(self, values=values[self.features])
+        return events.only(~events.values.isnan())
+
     def of_features(self, features: Bool[Tensor, " n_features"]) -> Events:
         """Return the events of some features."""
         return self.only(features[self.features])

@@ -146,6 +146,11 @@ class Recording:
         """Return the recorded sums by text of each text set."""
         return {name: TextSums(parts) for name, parts in self.files.items()}
 
+    def has(self, name: str) -> bool:
+        """Return whether a tensor was recorded."""
+        of_set = next(iter(self.files.values()), ())
+        return any(name in _tensor_names(paths[0]) for paths in of_set)
+
     def batches(self, names: Sequence[str]) -> Iterator[list[Tensor]]:
         """Yield the named tensors of each batch, one text set after another.
 
