@@ -158,7 +158,7 @@ def read_events(
     stored = ["n_texts", *(effect_name(pair, f"{edit}|{name}") for name in columns)]
     for of_batch, *tensors in recording.batches(stored):
         for name, tensor in zip(columns, tensors, strict=True):
-            parts[name].append(tensor.numpy() + (n_texts if name == "text" else 0))
+            parts[name].append((tensor + n_texts if name == "text" else tensor).numpy())
         n_texts += int(of_batch)
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 

@@ -19,6 +19,7 @@ from saematch.evaluate.effects import NONE, Effects
 from saematch.evaluate.evaluation import Evaluation, PairFacts, Subject, forward_refusal
 from saematch.evaluate.events import EventRecorder, Events, Sample, Sizes, Tokens
 from saematch.evaluate.verify_columns import COLUMNS
+from saematch.evaluate.verify_features import FeatureTables, activity_measures, weight_measures
 from saematch.evaluate.verify_tables import PairTables, Verified
 from saematch.sae.passes import TextPass
 from saematch.sae.recorders import Recorder, Recording
@@ -118,6 +119,19 @@ class Verify(Evaluation):
             "verify_changes": list(tables.changes()),
             "verify_counts": [tables.counts()],
             "matches": list(tables.matches()),
+            **self._feature_tables(tables),
+        }
+
+    def _feature_tables(self, tables: PairTables) -> dict[str, list[Row]]:
+        """Return the rows of tables on single features, and write a file of all features."""
+        of_features = FeatureTables(tables)
+        frame = of_features.save(tables.subject.output / "verify")
+        by_weights, by_activity = weight_measures(tables), activity_measures(tables)
+        measures = {name: by_weights[name] | by_activity.get(name, {}) for name in by_weights}
+        return {
+            "verify_verdicts": list(of_features.verdicts(frame)),
+            "verify_features": list(of_features.chosen(frame, tuple(self.features or ()))),
+            "verify_correlations": list(of_features.correlations(measures)),
         }
 
     def _record(self, subject: Subject) -> dict[Pair, Verified]:

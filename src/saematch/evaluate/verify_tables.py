@@ -419,7 +419,7 @@ def _samplings(effects: Effects, edit: str) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the samplings of an edit's events; doses and controls are sampled by feature only."""
     names = {BY_FEATURE: "by_feature", BY_TOKEN: "by_token"}
     for sampling, name in names.items():
-        sampled = effects.columns[name].astype(bool)
+        sampled = effects.columns[name]
         if sampled.any() and (sampling == BY_FEATURE or edit == REMOVE):
             yield sampling, sampled
 
