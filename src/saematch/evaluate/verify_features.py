@@ -103,10 +103,10 @@ class FeatureTables:
         chosen = effects.features == feature
         entries = np.repeat(chosen, np.diff(effects.starts))
         means = np.bincount(effects.targets[entries], effects.D[entries], len(groups))
-        means = means / max(int(chosen.sum()), 1)
+        effect = means / max(int(chosen.sum()), 1)
         others = groups == groups[partner]
         others[partner] = False
-        return float(np.quantile(means[others], QUANTILE)) if others.any() else 0.0
+        return float(np.quantile(effect[others], QUANTILE)) if others.any() else 0.0
 
     def frame(self) -> pd.DataFrame:
         """Return a row for each arm and tested source feature: its best partner and verdict."""
