@@ -58,7 +58,7 @@ class Verify(Evaluation):
     """Least number of calibration tokens on which a source feature is active; features below are
     left out and counted."""
     features: Unique[AtLeast0] | None = None
-    """Source features to test, in every pair; None for all."""
+    """Source features to test, in every pair, sampled by feature only; None for all."""
     seed: Seed = 0
 
     def refusal(self, facts: PairFacts) -> str | None:
@@ -125,12 +125,13 @@ class Verify(Evaluation):
     def _feature_tables(self, tables: PairTables) -> dict[str, list[Row]]:
         """Return the rows of tables on single features, and write a file of all features."""
         of_features = FeatureTables(tables)
-        frame = of_features.save(tables.subject.output / "verify")
+        chosen = tuple(self.features or ())
+        frame = of_features.save(tables.subject.output / "verify", chosen)
         by_weights, by_activity = weight_measures(tables), activity_measures(tables)
         measures = {name: by_weights[name] | by_activity.get(name, {}) for name in by_weights}
         return {
             "verify_verdicts": list(of_features.verdicts(frame)),
-            "verify_features": list(of_features.chosen(frame, tuple(self.features or ()))),
+            "verify_features": list(of_features.chosen(frame, chosen)),
             "verify_correlations": list(of_features.correlations(measures)),
         }
 
@@ -142,7 +143,8 @@ class Verify(Evaluation):
         keys = dict.fromkeys(subject.twins[key] for pair in pairs for key in pair)
         sizes = Sizes(max(self.n_learning, N_MEDIAN), 0, self.seed)
         fitted = self._samples(subject, calibration, keys, sizes, "calibration events")
-        sizes = Sizes(max(self.n_events, self.n_joint), self.n_token_events, self.seed)
+        n_token_events = self.n_token_events if self.features is None else 0
+        sizes = Sizes(max(self.n_events, self.n_joint), n_token_events, self.seed)
         sampled = self._samples(subject, texts, keys, sizes, "events")
         tested = {pair: self._tested(subject, pair, fitted) for pair in pairs}
         learned = self._learned(subject, tested, fitted)

@@ -108,10 +108,14 @@ class FeatureTables:
         others[partner] = False
         return float(np.quantile(effect[others], QUANTILE)) if others.any() else 0.0
 
-    def frame(self) -> pd.DataFrame:
-        """Return a row for each arm and tested source feature: its best partner and verdict."""
+    def frame(self, chosen: tuple[int, ...] = ()) -> pd.DataFrame:
+        """Return a row for each arm and source feature: its best partner, effect and verdict.
+
+        The features are those that are tested, and the chosen ones.
+        """
         parts = []
         tested = np.flatnonzero(self.tables.verified.tested.numpy())
+        tested = np.union1d(tested, np.array(chosen, dtype=np.int64))
         for name, ranked in self.tables.arms.items():
             partners = ranked[:, 0]
             means = self.means(partners)
@@ -129,9 +133,9 @@ class FeatureTables:
             parts.append(frame)
         return pd.concat(parts, ignore_index=True)
 
-    def save(self, folder: Path) -> pd.DataFrame:
+    def save(self, folder: Path, chosen: tuple[int, ...] = ()) -> pd.DataFrame:
         """Write the frame to ``folder/<pair>.parquet`` and return it."""
-        frame = self.frame()
+        frame = self.frame(chosen)
         with replacing(folder / f"{self.tables.pair.label}.parquet") as path:
             frame.to_parquet(path, index=False)
         return frame
