@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import pandas as pd
+
 from saematch.core.columns import Column
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, Refusal, SaeKey
@@ -158,4 +160,8 @@ class Evaluation:
         If the run already has a table, such as ``matches``, its rows get the new columns. Rows are
         joined by the key columns that both frames have.
         """
+        return Tables()
+
+    def judged_tables(self, subject: Subject, judgements: pd.DataFrame) -> Tables:
+        """Return further tables of a run with a judge; ``judgements`` has a row for each answer."""
         return Tables()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 
 from saematch.core.errors import InputError, stage
@@ -19,7 +20,13 @@ from saematch.evaluate.effects import NONE, Effects
 from saematch.evaluate.evaluation import Evaluation, PairFacts, Subject, forward_refusal
 from saematch.evaluate.events import EventRecorder, Events, Sample, Sizes, Tokens
 from saematch.evaluate.verify_columns import COLUMNS
-from saematch.evaluate.verify_features import FeatureTables, activity_measures, weight_measures
+from saematch.evaluate.verify_features import (
+    FeatureTables,
+    activity_measures,
+    judge_correlations,
+    parquet_path,
+    weight_measures,
+)
 from saematch.evaluate.verify_tables import PairTables, Verified
 from saematch.sae.passes import TextPass
 from saematch.sae.recorders import Recorder, Recording
@@ -134,6 +141,14 @@ class Verify(Evaluation):
             "verify_features": list(of_features.chosen(frame, chosen)),
             "verify_correlations": list(of_features.correlations(measures)),
         }
+
+    def judged_tables(self, subject: Subject, judgements: pd.DataFrame) -> Tables:
+        """Return ``verify_judged``: the rank correlation of effects with the judge's scores."""
+        rows = []
+        for pair in subject.matches.pairs:
+            path = parquet_path(subject.output / "verify", pair)
+            rows += list(judge_correlations(pair, pd.read_parquet(path), judgements))
+        return Tables.of({"verify_judged": rows}) if rows else Tables()
 
     def _record(self, subject: Subject) -> dict[Pair, Verified]:
         """Run the passes: activity and events, learned partners, and the interventions."""

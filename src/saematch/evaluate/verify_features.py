@@ -13,12 +13,13 @@ import pandas as pd
 import torch
 from jaxtyping import Float64, Int64
 from scipy.special import stdtrit
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata, spearmanr
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from saematch.core.files import replacing
 from saematch.core.match import Match
+from saematch.core.pairs import Pair
 from saematch.core.tables import Row
 from saematch.evaluate.effects import NONE, Effects, ranked_partners
 from saematch.evaluate.intervals import Values
@@ -136,7 +137,7 @@ class FeatureTables:
     def save(self, folder: Path, chosen: tuple[int, ...] = ()) -> pd.DataFrame:
         """Write the frame to ``folder/<pair>.parquet`` and return it."""
         frame = self.frame(chosen)
-        with replacing(folder / f"{self.tables.pair.label}.parquet") as path:
+        with replacing(parquet_path(folder, self.tables.pair)) as path:
             frame.to_parquet(path, index=False)
         return frame
 
@@ -251,3 +252,40 @@ def activity_measures(tables: PairTables) -> dict[str, dict[str, Tensor]]:
         either = fired + fired_target - both
         measures[name] = {"jaccard": both / either, "matching_score": both / fired}
     return measures
+
+
+def parquet_path(folder: Path, pair: Pair) -> Path:
+    """Return the file of the effects of all features of a pair."""
+    return folder / f"{pair.label}.parquet"
+
+
+def judge_correlations(
+    pair: Pair, effects: pd.DataFrame, judgements: pd.DataFrame
+) -> Iterator[Row]:
+    """Yield the rank correlation of effects with the judge's scores, by arm.
+
+    ``effects`` has the features of the pair (``FeatureTables.frame``). The interval is that of
+    Bonett and Wright (2000) for independent features.
+    """
+    if judgements.empty:
+        return
+    of_pair = judgements[judgements["role"] == "pair"].dropna(subset=["judge_score"])
+    for name, value in pair.columns().items():
+        of_pair = of_pair[of_pair[name] == value]
+    keys = ["arm", "feature", "partner"]
+    scores = of_pair.rename(columns={"source_feature": "feature", "target_feature": "partner"})
+    scores = scores.groupby(keys, as_index=False)["judge_score"].mean()
+    joined = effects.dropna(subset=["effect"]).merge(scores, on=keys)
+    for name, of_arm in joined.groupby("arm", sort=False):
+        n = len(of_arm)
+        varied = of_arm["effect"].nunique() > 1 and of_arm["judge_score"].nunique() > 1
+        if n < 4 or not varied:
+            continue
+        r = float(spearmanr(of_arm["effect"], of_arm["judge_score"]).statistic)
+        half = norm.ppf(0.975) * np.sqrt((1 + r * r / 2) / (n - 3))
+        low, high = np.tanh(
+            np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12)) + half * np.array([-1, 1])
+        )
+        row: Row = {**pair.columns(), "arm": str(name), "measure": "judge_score"}
+        row |= {"spearman": r, "spearman_low": float(low), "spearman_high": float(high)}
+        yield row | {"n_features": n}

@@ -230,6 +230,11 @@ def judge(context: Context) -> None:
         )  # fmt: skip
         results.tables.join(judge_tables(judgements, context.saes, experiment.intervals))
         score_matches(results.tables)
+        subject = context.subject()
+        for name, evaluation in _with_pairs(experiment, subject).items():
+            with stage(name, evaluation=name):
+                frame = results.tables.get("judgements", frame_of([]))
+                results.tables.join(evaluation.judged_tables(subject.without(name), frame))
         results.provenance["explanations"] = explainers(judgements)
         means = results.tables.rows("means") + judge_means(results.tables)
         results.tables["means"] = frame_of(means)
