@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import edited
 import measures
 import passes
 import torch
@@ -52,6 +53,10 @@ ROWS = (
         "one pass for each of them", 1.0, passes.one_pass),
     Row("decoding", "decoding at width 8,192",
         "decoding at width 1,024, same L0", 1.5, measures.decoding),
+    Row("edits", "3,328 edited tokens through one block",
+        "the same number of tokens through the block", 1.3, edited.edits),
+    Row("edits_naive", "one edited token through one block",
+        "whole model with hooks on a copy of the text", 0.2, edited.naive),
     Row("start_up", "saematch --help", "import torch", 2.0, measures.start_up),
     Row("run_memory", "peak memory of a run on 100 texts of each kind",
         "peak memory on 25 texts", 1.1, measures.run_memory),

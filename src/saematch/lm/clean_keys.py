@@ -123,11 +123,9 @@ def attention_mask(
     query at position ``p`` sees itself and the tokens at ``p - window + 1`` to ``p - 1``.
     """
     rows, queries = positions.shape
-    lowest = torch.finfo(dtype).min
-    mask = torch.full((rows, 1, queries, length + queries), lowest, dtype=dtype).to(
-        positions.device
-    )
-    keys = torch.arange(length, device=positions.device)
+    shape, device = (rows, 1, queries, length + queries), positions.device
+    mask = torch.full(shape, torch.finfo(dtype).min, dtype=dtype, device=device)
+    keys = torch.arange(length, device=device)
     last = positions[:, None, :, None]
     mask[..., :length].masked_fill_((keys < last) & (keys > last - window), 0)
     mask[..., length:].diagonal(dim1=-2, dim2=-1).zero_()

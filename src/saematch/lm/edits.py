@@ -24,12 +24,14 @@ from saematch.lm.self_test import MODEL_ERRORS
 
 log = logging.getLogger(__name__)
 
-MAX_QUERIES = 64
+MAX_QUERIES = 128
 """Largest number of edits in a row."""
 MAX_SCORES = {"cpu": 2**20}
 """Largest number of attention scores of a head in one call, by device; 2**22 on other devices.
 Fewer than ``MIN_KEYS`` keys count as that many, which bounds the number of tokens."""
 MIN_KEYS = 256
+MAX_PADDING = 64
+"""Largest number of tokens in a call that only make its rows equally long."""
 TESTED_BLOCKS = 8
 """Largest number of blocks in the middle of the model that the test of a model runs."""
 
@@ -159,14 +161,16 @@ def _calls(queries: Sequence[int], keys: Sequence[int], device: torch.device) ->
     """Return the rows of each call, such that the number of attention scores is bounded.
 
     ``queries`` and ``keys`` are the numbers of a row; rows of a call are padded to the largest.
+    ``queries`` increase.
     """
     limit = MAX_SCORES.get(device.type, 2**22)
-    start, widest, longest = 0, 0, MIN_KEYS
-    for row, (n_queries, n_keys) in enumerate(zip(queries, keys, strict=True)):
-        widest, longest = max(widest, n_queries), max(longest, n_keys)
-        if row > start and (row + 1 - start) * widest * longest > limit:
+    start, total, longest = 0, 0, MIN_KEYS
+    for row, (widest, n_keys) in enumerate(zip(queries, keys, strict=True)):
+        total, longest = total + widest, max(longest, n_keys)
+        padded = (row + 1 - start) * widest
+        if row > start and (padded * longest > limit or padded - total > MAX_PADDING):
             yield slice(start, row)
-            start, widest, longest = row, n_queries, max(MIN_KEYS, n_keys)
+            start, total, longest = row, widest, max(MIN_KEYS, n_keys)
     yield slice(start, len(queries))
 
 
