@@ -60,6 +60,10 @@ ROWS = (
     Row("start_up", "saematch --help", "import torch", 2.0, measures.start_up),
     Row("run_memory", "peak memory of a run on 100 texts of each kind",
         "peak memory on 25 texts", 1.1, measures.run_memory),
+    Row("verify_memory", "peak memory of a run that verifies, 100 texts of each kind",
+        "peak memory on 25 texts", 1.1, measures.verify_memory),
+    Row("verify", "verify on all pairs, measured once", "the demo, measured once", 3.0,
+        measures.verify),
     Row("demo", "the demo, measured once", "bound in seconds", 1.0, measures.demo),
 )  # fmt: skip
 MARKS = ("<!-- measured: begin -->\n", "<!-- measured: end -->\n")

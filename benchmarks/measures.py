@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -114,12 +115,31 @@ def start_up(size: Size) -> Measured:
 
 def run_memory(size: Size) -> Measured:
     """Measure the peak memory of two whole runs; the first has four times the texts."""
-    settings = ["arms=[folded]", "logger=none", "layers=[5,6,7]", "cache=null", "name=bench"]
+    return _memory_of_runs(size, "arms=[folded]")
+
+
+def verify_memory(size: Size) -> Measured:
+    """Measure the peak memory of two runs that verify; the first has four times the texts."""
+    return _memory_of_runs(size, "arms=[folded,written_share]", "evaluations=[verify]")
+
+
+def _memory_of_runs(size: Size, *settings: str) -> Measured:
+    settings += ("logger=none", "layers=[5,6,7]", "cache=null", "name=bench")
     more, less = (
         saematch(size, f"dataset.n_texts={n}", f"run_id=bench-{n}", *settings) / GIB
         for n in (100, 25)
     )
     return Measured(more, less, more / less, "GiB")
+
+
+def verify(size: Size) -> Measured:
+    """Measure ``make verify`` and the demo, one after the other, both without W&B."""
+    ours, demo_seconds = (
+        timed(partial(saematch, size, f"+experiment={name}", "logger=none", "cache=null",
+                      f"run_id=bench-{name}"))
+        for name in ("verify", "skip_layers")
+    )  # fmt: skip
+    return Measured(ours, demo_seconds, ours / demo_seconds)
 
 
 def demo(size: Size) -> Measured:
