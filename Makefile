@@ -114,7 +114,7 @@ smollm2-saes: $(SMOLLM2) $(TEXTS) ## Train SAEs on SmolLM2, layers 8 to 20 (1 ho
 
 smollm2-pair: $(SMOLLM2) $(TEXTS) ## Train only the SAEs of layers 14, 15 and 16 (about 10 minutes, 2 GiB of disk)
 	$(BIN)/python -m saematch task=train_saes model=smollm2_135m dataset=zoo_training \
-		layers=[14,15,16] collection.n_tokens=500_000 training.samples=400_000 \
+		layers=[14,15,16] collection.n_tokens=400_000 training.samples=400_000 \
 		run_id=smollm2_135m_pair $(ARGS)
 
 SMOLLM2_STUDIES := mse,matching_score,parts,paths,skip_layers,quantiles

@@ -195,7 +195,7 @@ def _judge_table(scores: pd.DataFrame) -> Table:
 
 def _strategy_table(strategies: pd.DataFrame, metric: str) -> Table:
     partial = strategies[strategies["quantile"].notna()]
-    if len(partial):  # those of the first arm that has one
+    if len(partial):  # show the first arm with partial matches only
         strategies = where(partial, arm=partial["arm"].iloc[0])
     keys = ["arm", "strategy", "quantile"]
     cells = unique(strategies, *keys)
