@@ -13,21 +13,25 @@ MODEL  ?= zoo
 SAE_gemma_2_2b   := gemma_scope_2b
 SAE_llama_3_1_8b := llama_scope
 SAE_smollm2_135m := smollm2_135m
-SETTING := $(if $(filter-out zoo,$(MODEL)),setting=$(MODEL) sae=$(SAE_$(MODEL)))
+SAE    := $(SAE_$(MODEL))
+SETTING := $(if $(filter-out zoo,$(MODEL)),setting=$(MODEL)) $(if $(SAE),sae=$(SAE))
 
 SMOLLM2     := outputs/models/smollm2_135m
 EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
+# The same names with hyphens
+HYPHENATED  := $(filter-out $(EXPERIMENTS),$(subst _,-,$(EXPERIMENTS)))
 SWEEPS      := $(addprefix sweep-,$(basename $(notdir $(wildcard sweeps/*.yaml))))
 
-.PHONY: $(EXPERIMENTS) $(SWEEPS) compare reproduce reproduction-page metrics-page help setup demo test test-slow test-kill lint bench bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-studies
+.PHONY: $(EXPERIMENTS) $(HYPHENATED) $(SWEEPS) compare reproduce reproduction-page metrics-page help setup demo test test-slow test-kill lint bench bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-pair smollm2-studies
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  one experiment     $(wordlist 1,7,$(EXPERIMENTS))"
-	@echo "                     $(wordlist 8,99,$(EXPERIMENTS))"
+	@echo "                     $(wordlist 8,14,$(EXPERIMENTS))"
+	@echo "                     $(wordlist 15,99,$(EXPERIMENTS))"
 	@echo "  one sweep          $(wordlist 1,4,$(SWEEPS))"
 	@echo "                     $(wordlist 5,99,$(SWEEPS))"
-	@echo "  with               MODEL=gemma_2_2b, llama_3_1_8b or smollm2_135m, ARGS='dataset.n_texts=20 run_id=a'"
+	@echo "  with               MODEL=gemma_2_2b, llama_3_1_8b or smollm2_135m, SAE=independent, ARGS='dataset.n_texts=20 run_id=a'"
 
 setup: $(READY) ## Make .venv from the lock
 
@@ -44,8 +48,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Run the paper's main experiment on the embedded model
 	$(BIN)/python -m saematch +experiment=skip_layers $(ARGS)
 
-$(EXPERIMENTS): $(READY)
-	$(BIN)/python -m saematch +experiment=$@ $(SETTING) $(ARGS)
+$(EXPERIMENTS) $(HYPHENATED): $(READY)
+	$(BIN)/python -m saematch +experiment=$(subst -,_,$@) $(SETTING) $(ARGS)
 
 # --resume continues an interrupted sweep and has no effect on a new one
 $(filter-out sweep-judge_model,$(SWEEPS)): sweep-%: $(READY)
@@ -107,6 +111,11 @@ smollm2-saes: $(SMOLLM2) $(TEXTS) ## Train SAEs on SmolLM2, layers 8 to 20 (1 ho
 	$(BIN)/python -m saematch task=train_saes model=smollm2_135m dataset=zoo_training \
 		layers=[8,9,10,11,12,13,14,15,16,17,18,19,20] collection.n_tokens=2_100_000 \
 		run_id=smollm2_135m $(ARGS)
+
+smollm2-pair: $(SMOLLM2) $(TEXTS) ## Train only the SAEs of layers 14, 15 and 16 (about 10 minutes, 2 GiB of disk)
+	$(BIN)/python -m saematch task=train_saes model=smollm2_135m dataset=zoo_training \
+		layers=[14,15,16] collection.n_tokens=400_000 training.samples=400_000 \
+		run_id=smollm2_135m_pair $(ARGS)
 
 SMOLLM2_STUDIES := mse,matching_score,parts,paths,skip_layers,quantiles
 

@@ -99,7 +99,8 @@ def test_every_run_of_a_reproduction(model):
             assert experiment.model.path != "zoo"
             assert not isinstance(experiment.sae, ZooSaes)
     names = {step.experiment.partition(" ")[0] for step in planned("zoo", "r")}
-    assert names == set(choices("experiment")) - {"judge_layers", "mse_by_label"}
+    not_in_it = {"judge_layers", "mse_by_label", "verify", "verify_features"}
+    assert names == set(choices("experiment")) - not_in_it
     judged = planned(model, "r", judge="local,judge.model=m")
     local = [step for step in judged if "judge=local" in step.overrides]
     assert {step.experiment for step in local} == set(JUDGED)
@@ -112,6 +113,19 @@ def test_every_run_of_a_reproduction(model):
 def test_the_papers_layers():
     assert build("+experiment=parts", "setting=gemma_2_2b").layers == [19, 20]
     assert build("+experiment=persistence", "setting=gemma_2_2b").pairing.starts == [10, 12, 20]
+
+
+def test_verify_has_its_settings_from_its_preset_and_its_features_from_the_experiment():
+    evaluation = build("+experiment=verify").evaluations["verify"]
+    assert evaluation.partners == [1, 2, 5, 20]
+    assert evaluation.features is None
+    assert evaluation.seed == 0
+    assert build("+experiment=verify", "seed=7").evaluations["verify"].seed == 7
+    chosen = build("+experiment=verify_features", "evaluations.verify.features=[7,42]")
+    assert chosen.evaluations["verify"].features == [7, 42]
+    assert chosen.layers == [5, 6]
+    pair = build("+experiment=verify", "setting=smollm2_135m", "sae=smollm2_135m_pair")
+    assert pair.dataset.max_tokens == 128
 
 
 def test_no_sae_is_trained_on_what_it_is_evaluated_on():

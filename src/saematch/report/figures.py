@@ -12,7 +12,7 @@ import numpy as np
 from saematch.core.errors import InputError
 from saematch.core.pairs import DEFAULT, OF_DEFAULT, PAIR_COLUMNS, SUITE_COLUMNS, suites_label
 from saematch.core.tables import Tables
-from saematch.report import decoding, judged, paths, studies
+from saematch.report import decoding, judged, paths, studies, verify_figures
 from saematch.report.frames import (
     arms_of,
     datasets_of,
@@ -236,6 +236,9 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
     "mse_by_label": judged.mse_by_label,
     "explained_pairs": paths.explained_pairs,
     "explained_paths": paths.explained_paths,
+    "effect": verify_figures.effect,
+    "partners": verify_figures.partners,
+    "changes": verify_figures.changes,
     "others": others,
 }
 """Figures by name; each function returns None if the tables lack its numbers."""
@@ -264,6 +267,9 @@ NEEDS = {
     "mse_by_label": "a judge that gave at least one label, and at most 8 layer pairs",
     "explained_pairs": "the evaluation features and explanations",
     "explained_paths": "the evaluation paths and explanations",
+    "effect": "the evaluation verify",
+    "partners": "the evaluation verify",
+    "changes": "the evaluation verify",
     "others": "an evaluation of another package with a logged metric of pairs and arms",
     "training": "the task train_saes",
 }

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from saematch.core.pairs import DEFAULT, NO_ARM, PAIR_COLUMNS, Pair, pair_of
+from saematch.core.pairs import DEFAULT, NO_ARM, PAIR_COLUMNS
 from saematch.core.results import Results
 from saematch.core.tables import Tables, rows_of
+from saematch.report.cells import number, pair_label, pairs_of
 from saematch.report.frames import (
     datasets_of,
     has,
@@ -28,6 +29,7 @@ from saematch.report.frames import (
 )
 from saematch.report.metrics import other_metrics
 from saematch.report.summary import optimal_to
+from saematch.report.verify import verify_lines, verify_tables
 
 HEADINGS = {
     "permute": "",
@@ -61,7 +63,8 @@ def print_results(results: Results, folder: Path) -> None:
     for title, printed in _printed(tables):
         console.print(f"\n[bold]{escape(title)}[/]", soft_wrap=True, highlight=False)
         console.print(printed)
-    for line in (*_live_recall(table(tables, "means")), *_other_metrics(tables)):
+    lines = (*_live_recall(table(tables, "means")), *verify_lines(tables), *_other_metrics(tables))
+    for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     for line in _refused(table(tables, "refused")):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -81,9 +84,9 @@ def print_results(results: Results, folder: Path) -> None:
 def _refused(refused: pd.DataFrame) -> Iterator[str]:
     """Yield a line for each reason to leave out pairs, with the pairs."""
     for evaluation, arm, reason in unique(refused, "evaluation", "arm", "reason"):
-        pairs = _pairs(where(refused, evaluation=evaluation, arm=arm, reason=reason))
+        pairs = pairs_of(where(refused, evaluation=evaluation, arm=arm, reason=reason))
         by_arm = "" if arm is None else f" by {arm}"
-        yield f"{evaluation}{by_arm} leaves out {', '.join(map(_label, pairs))}: {reason}"
+        yield f"{evaluation}{by_arm} leaves out {', '.join(map(pair_label, pairs))}: {reason}"
 
 
 def optimality(tables: Tables) -> Iterator[str]:
@@ -120,6 +123,11 @@ def _printed(tables: Tables) -> Iterator[tuple[str, Table]]:
         yield title, _strategy_table(strategies, "explained_variance")
         title = f"Change in loss, nats a token, mean over {datasets}"
         yield title, _strategy_table(strategies, "delta_loss")
+    for title, headings, rows in verify_tables(tables):
+        printed = _table(*headings)
+        for row in rows:
+            printed.add_row(*row)
+        yield title, printed
 
 
 def _match_table(tables: Tables) -> tuple[str, Table]:
@@ -127,10 +135,10 @@ def _match_table(tables: Tables) -> tuple[str, Table]:
     arms = values_of(matches, "arm")
     metrics = [metric for metric in MATCH_HEADINGS if has(matches, metric)][:2]  # fits a terminal
     printed = _table(*(f"{MATCH_HEADINGS[metric]}\n{arm}" for metric in metrics for arm in arms))
-    for pair in _pairs(matches):
+    for pair in pairs_of(matches):
         rows = {row["arm"]: row for row in rows_of(where(matches, **pair.columns()))}
-        cells = [_number(rows.get(arm, {}).get(metric)) for metric in metrics for arm in arms]
-        printed.add_row(_label(pair), *cells)
+        cells = [number(rows.get(arm, {}).get(metric)) for metric in metrics for arm in arms]
+        printed.add_row(pair_label(pair), *cells)
     labels = ", ".join(tables.column(metric).label for metric in metrics)
     return f"Matches: {labels}", printed
 
@@ -152,12 +160,12 @@ def _other_metrics(tables: Tables) -> Iterator[str]:
             means = values.groupby("arm", sort=False, as_index=False)[column.name].mean()
             yield f"{column.with_unit}, mean over pairs: {_by_arm(means, column.name)}"
         else:
-            yield f"{column.with_unit}, mean: {_number(numbers(values, column.name).mean())}"
+            yield f"{column.with_unit}, mean: {number(numbers(values, column.name).mean())}"
 
 
 def _by_arm(frame: pd.DataFrame, metric: str) -> str:
     values = zip(frame["arm"], numbers(frame, metric), strict=True)
-    return ", ".join(f"{arm} {_number(value)}" for arm, value in values)
+    return ", ".join(f"{arm} {number(value)}" for arm, value in values)
 
 
 def _sae_table(tables: Tables) -> Table:
@@ -172,20 +180,22 @@ def _judge_table(scores: pd.DataFrame) -> Table:
     roles = values_of(scores, "role")
     columns += [(role, NO_ARM, heading) for role, heading in CONTROLS.items() if role in roles]
     printed = _table(*(heading for _, _, heading in columns))
-    for pair in _pairs(where(scores, role="pair")):
+    for pair in pairs_of(where(scores, role="pair")):
         of_pair = rows_of(where(scores, **pair.columns()))
         cells = {
             (row["role"], row["arm"]):
-            f"{_number(row['judge_score'])} ({float(row['same_share'] or 0):.0%})"
+            f"{number(row['judge_score'])} ({float(row['same_share'] or 0):.0%})"
             for row in of_pair
         }  # fmt: skip
-        printed.add_row(_label(pair), *(cells.get((role, arm), "–") for role, arm, _ in columns))
+        printed.add_row(
+            pair_label(pair), *(cells.get((role, arm), "–") for role, arm, _ in columns)
+        )
     return printed
 
 
 def _strategy_table(strategies: pd.DataFrame, metric: str) -> Table:
     partial = strategies[strategies["quantile"].notna()]
-    if len(partial):  # those of the first arm that has one
+    if len(partial):  # show the first arm with partial matches only
         strategies = where(partial, arm=partial["arm"].iloc[0])
     keys = ["arm", "strategy", "quantile"]
     cells = unique(strategies, *keys)
@@ -199,10 +209,10 @@ def _strategy_table(strategies: pd.DataFrame, metric: str) -> Table:
     filled = strategies.assign(**{metric: numbers(strategies, metric, 0.0)})
     by_cell = filled.groupby([*PAIR_COLUMNS, *keys], sort=False, dropna=False, as_index=False)
     means = by_cell[metric].mean()
-    for pair in _pairs(strategies):
+    for pair in pairs_of(strategies):
         rows = rows_of(where(means, **pair.columns()))
         values = {tuple(row[key] for key in keys): row[metric] for row in rows}
-        printed.add_row(_label(pair), *(_number(values.get(cell)) for cell in cells))
+        printed.add_row(pair_label(pair), *(number(values.get(cell)) for cell in cells))
     return printed
 
 
@@ -214,21 +224,5 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _pairs(frame: pd.DataFrame) -> list[Pair]:
-    return [
-        pair_of(dict(zip(PAIR_COLUMNS, key, strict=True))) for key in unique(frame, *PAIR_COLUMNS)
-    ]
-
-
-def _label(pair: Pair) -> str:
-    all_layers = pair.source.layer is None  # as in a judge's scores over all pairs
-    layers = "all" if all_layers else f"{pair.source.layer}→{pair.target.layer}"
-    return layers if pair.suites == DEFAULT else f"{layers} {pair.suites}"
-
-
 def _plain(value: object) -> str:
-    return str(value) if isinstance(value, int) else _number(value)
-
-
-def _number(value: object) -> str:
-    return "–" if value is None or math.isnan(float(str(value))) else f"{float(str(value)):.3f}"
+    return str(value) if isinstance(value, int) else number(value)

@@ -92,7 +92,7 @@ def test_a_grid_wants_values(tmp_path):
 
 def test_a_missing_or_broken_file(tmp_path):
     written(tmp_path)
-    with pytest.raises(ValueError, match=r"saematch has .*sparsity, width_objective"):
+    with pytest.raises(ValueError, match=r"saematch has .*sparsity, verify, width_objective"):
         read_sweep(tmp_path / "t.yaml")
     with pytest.raises(ValueError, match="saematch has"):
         read_sweep(tmp_path / "sparsity.yaml")
