@@ -62,7 +62,7 @@ class Skipping(Evaluation):
     strategies: Unique[str] = ("reconstruct_current", "drop")
     """Strategies without a match: ``reconstruct_previous``, ``reconstruct_current``, ``drop``,
     ``increment_free``. Each arm's ``decode`` sets the strategies with a match."""
-    ridge: Positive = 1e-3
+    ridge: Positive = 0.03
     """Ridge penalty of the fits of ``increment`` and ``increment_free``, relative to the mean over
     source features of their summed squared activations on the calibration texts."""
 
