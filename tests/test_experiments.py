@@ -29,7 +29,7 @@ JUDGED = {name: name for name in ("judge_layers", "mse_by_label")} | {
 BRING_SAES = {"sparsity", "similar_l0", "llama", "planted"}
 """Experiments that need SAEs of their own; they run on the embedded model."""
 SMALL = ["dataset.n_texts=3", "dataset.max_tokens=16", "logger=none", "intervals.n_replicates=20",
-         "trainer.accelerator=cpu", "cache=null"]  # fmt: skip
+         "trainer.accelerator=cpu", "cache=null", "calibration.share=0.3"]  # fmt: skip
 DOCS = Path(__file__).parents[1] / "docs/experiments.md"
 TRACKING = DOCS.with_name("tracking.md")
 ENDS = r"_(low|high|q25|q75)$"

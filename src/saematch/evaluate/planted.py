@@ -41,7 +41,7 @@ class Planted(Evaluation):
         return None if within else "planted activations are known within one suite only"
 
     def tables(self, subject: Subject, recording: Recording | None) -> Tables:
-        """Return ``planted``, a row for each pair, arm and strategy.
+        """Return ``planted``, a row for each pair, arm and strategy that transports activations.
 
         The true activations of the source are transported and decoded. They are compared with the
         decoded true activations of the target.
@@ -59,7 +59,7 @@ def _pair_rows(subject: Subject, pair: Pair) -> list[Row]:
     truth = suite.truth(pair.source.layer, pair.target.layer)
     rows: list[Row] = []
     for name, match in subject.matches.of(pair).items():
-        for strategy in subject.arms[name].decode:
+        for strategy in filter(DECODINGS.__contains__, subject.arms[name].decode):
             by = DECODINGS[strategy]
             moved = transport(codes, match, fold_scale(source, by), fold_scale(target, by))
             error = decode(target, moved).double() - x

@@ -12,15 +12,17 @@ from saematch.core.columns import EXPLAINED_VARIANCE, Column
 from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.pairs import NO_ARM, Pair, SaeKey
-from saematch.core.specs import Unique, spec
+from saematch.core.specs import Positive, Unique, spec
 from saematch.core.tables import Row, Tables
 from saematch.evaluate.counting import labelled
 from saematch.evaluate.evaluation import Evaluation, PairFacts, Subject
+from saematch.evaluate.increment import Increments
 from saematch.evaluate.intervals import Replicates, Values, Weights
 from saematch.evaluate.measures import Cell, Measures
 from saematch.evaluate.metrics import explained_variance, mean
-from saematch.evaluate.splice import MATCHLESS, Job, Splice, SpliceRecorder
+from saematch.evaluate.splice import INCREMENT_FREE, MATCHLESS, Job, Splice, SpliceRecorder
 from saematch.evaluate.weights import FoldedPair, of_least_error, row_errors
+from saematch.matching.arm import DECODINGS, INCREMENT, Arm
 from saematch.sae.recorders import Recording
 from saematch.texts.sums import TextSums
 
@@ -32,6 +34,12 @@ LOSS = Column(
     "loss", "loss", "lower", "nats", least=0.0, interval=True,
     meaning="mean loss on the next token with the layer replaced",
 )  # fmt: skip
+
+
+FITTED = (INCREMENT, INCREMENT_FREE)
+"""Strategies that are fitted to calibration texts."""
+LEAST_RIDGE = 1e-9
+"""Smallest penalty with which rounding leaves the normal equations positive definite."""
 
 
 class SkippedCell(NamedTuple):
@@ -52,8 +60,11 @@ class Skipping(Evaluation):
     reads_texts: ClassVar[bool] = True
 
     strategies: Unique[str] = ("reconstruct_current", "drop")
-    """Strategies without a match: ``reconstruct_previous``, ``reconstruct_current``, ``drop``. Each
-    arm's ``decode`` sets the strategies with a match."""
+    """Strategies without a match: ``reconstruct_previous``, ``reconstruct_current``, ``drop``,
+    ``increment_free``. Each arm's ``decode`` sets the strategies with a match."""
+    ridge: Positive = 0.03
+    """Ridge penalty of the fits of ``increment`` and ``increment_free``, relative to the mean over
+    source features of their summed squared activations on the calibration texts."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.strategies if name not in MATCHLESS]
@@ -62,6 +73,17 @@ class Skipping(Evaluation):
                 f"evaluations.skipping.strategies: unknown strategy {unknown[0]!r}: choose among "
                 f"{', '.join(MATCHLESS)}; each arm's decode sets the strategies with a match"
             )
+        if self.ridge < LEAST_RIDGE:
+            raise InputError(
+                f"evaluations.skipping.ridge={self.ridge} must be at least {LEAST_RIDGE}: the fit "
+                "needs a penalty if features are always active together"
+            )
+
+    def fits(self, arms: Mapping[str, Arm]) -> bool:
+        """Return whether a strategy is fitted to calibration texts."""
+        return INCREMENT_FREE in self.strategies or any(
+            INCREMENT in arm.decode for arm in arms.values()
+        )
 
     def refusal(self, facts: PairFacts) -> str | None:
         """Refuse pairs between which no layer can be skipped."""
@@ -80,13 +102,20 @@ class Skipping(Evaluation):
     def recorder(self, subject: Subject) -> SpliceRecorder:
         """Return the recorder of all splices; it records equal splices of arms and suites once."""
         splices: dict[Splice, Job] = {}
+        increments = self._increments(subject)
         for pair in subject.matches.pairs:
             errors = _row_errors(subject, pair)
             for cell in self._cells(subject, pair):
                 if cell.evaluated not in splices:
-                    moved = _moved(subject, cell, errors)
-                    splices[cell.evaluated] = Job(_ends(cell.splice, subject), moved)
+                    splices[cell.evaluated] = _job(subject, cell, errors, increments)
         return SpliceRecorder(subject.folder, splices, subject.models)
+
+    def _increments(self, subject: Subject) -> Increments:
+        """Return the fits of all pairs with a fitted strategy."""
+        cells = [cell for pair in subject.matches.pairs for cell in self._cells(subject, pair)]
+        fitted = (c.splice.pair for c in cells if c.splice.strategy in FITTED)
+        pairs = tuple(dict.fromkeys(map(subject.twin, fitted)))
+        return Increments(subject.saes, subject.folder, subject.calibration, pairs, self.ridge)
 
     def _cells(self, subject: Subject, pair: Pair) -> list[SkippedCell]:
         """Return the cells of a pair: those of each arm, then those without a match."""
@@ -95,7 +124,7 @@ class Skipping(Evaluation):
             (name, Splice(strategy, pair, match.hash, quantile))
             for name, match in matches.items()
             for strategy in subject.arms[name].decode
-            for quantile in (None, *map(float, subject.arms[name].quantiles))
+            for quantile in (None, *_quantiles(subject.arms[name], strategy))
         ]
         cells += [(NO_ARM, Splice(strategy, pair)) for strategy in self.strategies]
         return [
@@ -131,6 +160,11 @@ class Skipping(Evaluation):
         return Tables.of({"strategies": rows, "contrasts": contrasts})
 
 
+def _quantiles(arm: Arm, strategy: str) -> tuple[float, ...]:
+    """Return the quantiles of an arm; ``increment`` has none, since it fits the whole match."""
+    return tuple(map(float, arm.quantiles)) if strategy in DECODINGS else ()
+
+
 def _row_errors(subject: Subject, pair: Pair) -> dict[str, Tensor]:
     """Return the row errors of the matches whose arms have quantiles, by the match's hash."""
     ranked = {
@@ -144,15 +178,21 @@ def _row_errors(subject: Subject, pair: Pair) -> dict[str, Tensor]:
     return {key: row_errors(folded, match) for key, match in ranked.items()}
 
 
-def _moved(subject: Subject, cell: SkippedCell, errors: Mapping[str, Tensor]) -> Match | None:
-    """Return the match of the features that a splice transports; None without a match."""
+def _job(
+    subject: Subject, cell: SkippedCell, errors: Mapping[str, Tensor], increments: Increments
+) -> Job:
+    """Return the job of a splice; ``errors`` has row errors by the match's hash."""
+    splice, ends = cell.splice, _ends(cell.splice, subject)
+    if splice.strategy == INCREMENT_FREE:
+        return Job(ends, None, increments.free_vectors(ends))
     if cell.arm == NO_ARM:
-        return None
-    splice = cell.splice
+        return Job(ends, None)
     match = subject.matches.by_arm[cell.arm][splice.pair]
+    if splice.strategy == INCREMENT:
+        return Job(ends, increments.with_gains(ends, match))
     if splice.quantile is None:
-        return match
-    return of_least_error(match, errors[match.hash], splice.quantile)
+        return Job(ends, match)
+    return Job(ends, of_least_error(match, errors[match.hash], splice.quantile))
 
 
 def _ends(splice: Splice, subject: Subject) -> Pair:
@@ -169,8 +209,9 @@ def canonical(subject: Subject, splice: Splice, match: Match | None) -> Splice:
         return Splice("drop", Pair(*(SaeKey(nobody, key.layer) for key in pair)))
     if splice.strategy.startswith("reconstruct"):
         return Splice("reconstruct", _ends(splice, subject))
-    assert match is not None
     splice = splice._replace(pair=subject.twin(pair))
+    if match is None:
+        return splice
     if splice.quantile == 0:
         return splice._replace(strategy="permute", match="")
     if splice.quantile == 1 and len(match.matched) == match.n_source:

@@ -14,16 +14,20 @@ from torch import Tensor
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate.counting import by_text, labelled
-from saematch.matching.arm import DECODINGS
+from saematch.evaluate.increment import UNITS, read_free_vectors
+from saematch.matching.arm import DECODINGS, INCREMENT
 from saematch.matching.transport import transport
-from saematch.sae.activations import decode
+from saematch.sae.activations import decode, weighted_sum
 from saematch.sae.folding import fold_scale
 from saematch.sae.recorders import Forward, Models
 from saematch.texts.batch_work import Kept
 
-MATCHLESS = ("reconstruct_previous", "reconstruct_current", "drop")
-"""Strategies that use no match (paper, section 5.5): SAE_t's reconstruction of ``x_t``,
-SAE_{t+1}'s of the true ``x_{t+1}``, and ``x_t`` itself."""
+INCREMENT_FREE = "increment_free"
+"""Strategy that adds a fitted vector for each source feature to the copied hidden state."""
+MATCHLESS = ("reconstruct_previous", "reconstruct_current", "drop", INCREMENT_FREE)
+"""Strategies that use no match. The first three are from the paper (section 5.5): SAE_t's
+reconstruction of ``x_t``, SAE_{t+1}'s of the true ``x_{t+1}``, and ``x_t`` itself. The last is the
+ceiling of the strategy ``increment``."""
 
 
 class Splice(NamedTuple):
@@ -59,7 +63,10 @@ class Job(NamedTuple):
     ends: Pair
     """SAEs of source and target, with the keys that recordings use."""
     moved: Match | None
-    """Match of the features that the target decodes; None for a strategy without a match."""
+    """Match of the features that the target decodes; None for a strategy without a match. For
+    ``increment``, its weights contain the gains."""
+    vectors: Path | None = None
+    """File of the vectors of ``increment_free``; None for other strategies."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +92,10 @@ class SpliceRecorder:
         return replace(self, splices={s: job for s, job in self.splices.items() if s in items})
 
     def facts(self) -> list[Any]:
-        """Return the splices, and the hashes of the matches that they transport features by."""
+        """Return the splices, and the hashes of the matches and of the fits that they use."""
         moved = [job.moved and job.moved.hash for job in self.splices.values()]
-        return [list(self.splices), moved]
+        fits = [job.vectors and job.vectors.stem for job in self.splices.values()]
+        return [list(self.splices), moved, fits]
 
     def record(self, forward: Forward) -> Kept:
         """Evaluate every splice on one batch. The first axis of each tensor is the text."""
@@ -134,10 +142,16 @@ def _replacement(forward: Forward, splice: Splice, job: Job) -> Float[Tensor, "n
     source, active = forward.saes[source_key], forward.active(source_key)
     if splice.strategy == "reconstruct":
         return decode(source, active)
+    if job.vectors is not None:
+        vectors = read_free_vectors(job.vectors).to(active.values.device)
+        return forward.x(source_key) + weighted_sum(active, vectors)
     assert job.moved is not None
-    target, by = forward.saes[target_key], DECODINGS[splice.strategy]
+    target, by = forward.saes[target_key], DECODINGS.get(splice.strategy, UNITS)
     scales = fold_scale(source, by), fold_scale(target, by)
-    replaced = decode(target, transport(active, job.moved, *scales))
+    transported = transport(active, job.moved, *scales)
+    if splice.strategy == INCREMENT:
+        return forward.x(source_key) + weighted_sum(transported, target.W_dec)
+    replaced = decode(target, transported)
     if splice.quantile is None:
         return replaced
     unmoved = torch.ones(source.n_features, dtype=torch.bool, device=replaced.device)

@@ -114,7 +114,7 @@ class Verify(Evaluation):
         """Return the rows of all tables of a pair."""
         assert subject.measures is not None
         tables = PairTables(
-            subject, verified, subject.measures.replicates, self.partners, self.seed
+            subject, verified, subject.measures.replicates, self.partners, self.seed, self.floor
         )
         return {
             "verify": list(tables.scores()),

@@ -118,6 +118,8 @@ class PairTables:
     partners: Sequence[int]
     """Numbers of best partners that are tested together."""
     seed: int
+    floor: int
+    """Least number of calibration tokens on which a tested feature is active."""
 
     @property
     def pair(self) -> Pair:
@@ -379,6 +381,7 @@ class PairTables:
         return {
             **self.pair.columns(),
             "n_features": len(verified.tested),
+            "n_below_floor": int((verified.source.n_active < self.floor).sum()),
             "n_tested": tested,
             "n_without_events": tested - len(np.unique(effects.features[by_feature])),
             "n_events": int(by_feature.sum()),

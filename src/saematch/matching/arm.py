@@ -33,7 +33,8 @@ class Arm:
     matcher: Matcher
     decode: Unique[str] = ("permute",)
     """Strategies to evaluate: ``permute`` (activations in units of their threshold, eq. 5 on folded
-    SAEs), ``permute_raw`` (in units of their decoder vector's norm)."""
+    SAEs), ``permute_raw`` (in units of their decoder vector's norm), ``increment`` (matched decoder
+    vectors, with gains fitted to calibration texts, are added to the source's hidden state)."""
     quantiles: Unique[float] = ()
     """Partial matches to evaluate in addition to the whole match (eq. 6): shares of the matched
     features that are transported, those with the smallest squared error. The other features keep
@@ -47,11 +48,12 @@ class Arm:
     def __post_init__(self) -> None:
         if self.fold not in FOLDS:
             raise InputError(f"unknown fold {self.fold!r}: choose one of {', '.join(FOLDS)}")
-        unknown = [d for d in self.decode if d not in DECODINGS]
+        strategies = (*DECODINGS, INCREMENT)
+        unknown = [strategy for strategy in self.decode if strategy not in strategies]
         if unknown:
             raise InputError(
                 f"unknown strategy {unknown[0]!r} in an arm's decode: choose among "
-                f"{', '.join(DECODINGS)}"
+                f"{', '.join(strategies)}"
             )
         if self.reads_activity and not isinstance(self.matcher, CandidateMatcher):
             raise InputError(

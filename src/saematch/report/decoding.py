@@ -104,7 +104,8 @@ def folding(tables: Tables) -> Figure | None:
     if contrasts.empty:
         return None
     arms = contrasts[["arm", "against_arm"]].isin(["folded", "unfolded"])
-    contrasts = contrasts[arms.all(axis=1)]
+    strategies = contrasts[["strategy", "against_strategy"]].isin(list(UNITS))
+    contrasts = contrasts[arms.all(axis=1) & strategies.all(axis=1)]
     switches = unique(contrasts, "arm", "strategy", "against_arm", "against_strategy")
     if len(switches) < 4:
         return None

@@ -111,7 +111,8 @@ def gains_where_thresholds_grow(tables: Tables) -> Finding:
 
 def _decoding(contrasts: pd.DataFrame) -> pd.DataFrame:
     """Return the differences between the two decodings of the whole folded match."""
-    return rows(contrasts, arm="folded", against_arm="folded", quantile=None)
+    strategies = {"strategy": "permute", "against_strategy": "permute_raw"}
+    return rows(contrasts, arm="folded", against_arm="folded", quantile=None, **strategies)
 
 
 def peak_inside(tables: Tables) -> Finding:

@@ -27,12 +27,14 @@ BASELINE_MARKERS = {"identity": "D", "random": "x"}
 STRATEGY_STYLES = {
     "permute": {"linestyle": "-", "marker": "o"},
     "permute_raw": {"linestyle": "--", "marker": "s", "markerfacecolor": "white"},
+    "increment": {"linestyle": ":", "marker": "P"},
 }
-STRATEGY_LABELS = {"permute": "", "permute_raw": ", raw scale"}
+STRATEGY_LABELS = {"permute": "", "permute_raw": ", raw scale", "increment": ", increment"}
 MATCHLESS_STYLES = {
     "reconstruct_current": ("SAE of the target", "-", "^"),
     "reconstruct_previous": ("SAE of the source", ":", "v"),
     "drop": ("hidden state copied (drop)", "--", "x"),
+    "increment_free": ("free increment (ceiling)", "-.", "P"),
 }
 """Label, line and marker."""
 SIZE = {"markersize": 4.5, "linewidth": 1.4, "marker": "o"}

@@ -37,6 +37,8 @@ HEADINGS = {
     "reconstruct_current": "target\nSAE",
     "reconstruct_previous": "source\nSAE",
     "drop": "drop",
+    "increment": "increment",
+    "increment_free": "free\nincrement",
 }
 """Headings of strategies."""
 CONTROLS = {"random": "random\npairs", "identity": "equal\nindex", "ceiling": "same\ntwice",

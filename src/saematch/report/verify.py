@@ -10,12 +10,10 @@ import pandas as pd
 
 from saematch.core.pairs import DEFAULT
 from saematch.core.tables import Row, Tables, rows_of
+from saematch.evaluate.verify_tables import HINDSIGHT, LEARNED, NEAR_MISS
 from saematch.report.cells import pair_label, pairs_of
 from saematch.report.frames import arms_of, numbers, table, values_of, where
 
-NEAR_MISS = "near miss"
-LEARNED = "learned"
-HINDSIGHT = "best in hindsight"
 REFERENCES = {NEAR_MISS: "near\nmiss", LEARNED: "learned", HINDSIGHT: "hindsight"}
 """Headings of the controls and ceilings that ``verify`` lists as arms."""
 METRICS = ("off_rate", "effect")

@@ -18,7 +18,7 @@ from saematch.explain.explanations import ExplanationSource
 from saematch.judge.design import Judging
 from saematch.judge.overlap import WordOverlap
 from saematch.lm.source import LmSource
-from saematch.matching.arm import INCREMENT, Arm
+from saematch.matching.arm import Arm
 from saematch.matching.pairing import Pairing
 from saematch.report.figures import check_figures
 from saematch.report.metrics import own_columns
@@ -234,9 +234,9 @@ class Experiment:
 
     @property
     def increments(self) -> bool:
-        """Whether an arm is evaluated with the strategy ``increment``, whose gains are fitted."""
-        skips = any(isinstance(evaluation, Skipping) for evaluation in self.evaluations.values())
-        return skips and any(INCREMENT in arm.decode for arm in self.arms.values())
+        """Whether ``increment`` or ``increment_free`` is evaluated, which are fitted to texts."""
+        skippings = [e for e in self.evaluations.values() if isinstance(e, Skipping)]
+        return any(skipping.fits(self.arms) for skipping in skippings)
 
     @property
     def counting(self) -> str | None:

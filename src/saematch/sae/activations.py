@@ -92,10 +92,16 @@ def encode(sae: SaeParams, x: Float[Tensor, "n_tokens d_model"]) -> SparseFeatur
 
 def decode(sae: SaeParams, active: SparseFeatures) -> Float[Tensor, "n_tokens d_model"]:
     """Return the hidden states that the SAE reconstructs from the active features."""
-    summed = embedding_bag(
-        active.features, sae.W_dec, active.starts, mode="sum", per_sample_weights=active.values
+    return weighted_sum(active, sae.W_dec) + sae.b_dec
+
+
+def weighted_sum(
+    active: SparseFeatures, vectors: Float[Tensor, "n_features d_model"]
+) -> Float[Tensor, "n_tokens d_model"]:
+    """Return the sum of the active features' vectors, each multiplied by its activation."""
+    return embedding_bag(
+        active.features, vectors, active.starts, mode="sum", per_sample_weights=active.values
     )
-    return summed + sae.b_dec
 
 
 class Chosen(NamedTuple):
