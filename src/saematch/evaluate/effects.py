@@ -132,10 +132,14 @@ class Effects:
         )
 
     def of_best(self) -> Outcome:
-        """Return what happened to the target with the largest effect in each event."""
+        """Return what happened to the target with the largest effect in each event.
+
+        No target is the best if none lost activation: the effect on an inactive target is 0.
+        """
         best = np.full((len(self), 1), NONE)
         order = np.lexsort((-self.D, self.events))
         first = order[self.starts[:-1][np.diff(self.starts) > 0]]
+        first = first[self.D[first] > 0]
         best[self.events[first], 0] = self.targets[first]
         return self.of_partners(best)
 
