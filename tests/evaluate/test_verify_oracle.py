@@ -22,7 +22,7 @@ from interventions import (
 )
 from matches import of_dense, soft
 from saematch.core.pairs import Pair
-from saematch.evaluate.ablation import DIRECTION, EDITS, HALF, INJECT, REMOVE, TO_MEAN, joint_edit
+from saematch.evaluate.ablation import EDITS, HALF, INJECT, REMOVE, TO_MEAN, joint_edit
 from saematch.evaluate.effects import Effects, first_of_equal_texts, read_events
 from saematch.evaluate.events import Events, directions, text_keys
 from saematch.evaluate.verify import Verify
@@ -89,7 +89,9 @@ def case(request, tmp_path_factory):
 def events_of(columns, texts):
     """Return the events with given columns."""
     parts = (columns[name].tolist() for name in ("key", "position", "feature"))
-    return [Event(texts[key], position, feature) for key, position, feature in zip(*parts)]
+    return [
+        Event(texts[key], position, feature) for key, position, feature in zip(*parts, strict=True)
+    ]
 
 
 def check_event(event):
@@ -293,7 +295,8 @@ def test_learned_partners_have_the_largest_effect_on_calibration_texts(case):
     events = case.verified.source.events
     counts = np.zeros(N_SOURCE, int)
     for key, position, feature, by_feature in zip(
-        *(getattr(events, n).tolist() for n in ("texts", "positions", "features", "by_feature"))
+        *(getattr(events, n).tolist() for n in ("texts", "positions", "features", "by_feature")),
+        strict=True,
     ):
         counts[feature] += by_feature
         if not by_feature or counts[feature] > 2 or not case.verified.tested[feature]:
