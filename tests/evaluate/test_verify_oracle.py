@@ -23,7 +23,7 @@ from interventions import (
 from matches import of_dense, soft
 from saematch.core.pairs import Pair
 from saematch.evaluate.ablation import EDITS, HALF, INJECT, REMOVE, TO_MEAN, joint_edit
-from saematch.evaluate.effects import Effects, first_of_equal_texts, read_events
+from saematch.evaluate.effects import Effects, different_events, read_events
 from saematch.evaluate.events import Events, directions, text_keys
 from saematch.evaluate.verify import Verify
 
@@ -256,8 +256,8 @@ def test_joint_removals_are_those_of_a_plain_forward(case):
         case.verified.recording, case.verified.twin, joint_edit(match.hash),
         ("before", "joint", "single", "n_sources"),
     )  # fmt: skip
-    first = first_of_equal_texts(columns)
-    columns = {name: values[first] for name, values in columns.items()}
+    chosen = different_events(columns)
+    columns = {name: values[chosen] for name, values in columns.items()}
     events = events_of(columns, case.texts)
     d = case.oracle.source.W_dec.numpy()
     scores = []
