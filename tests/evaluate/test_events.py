@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evaluations import CPU, forward_of, split_texts, subject_of, tables_of
-from interventions import FIRST, SPECIAL, fitting_sae, lively, subject_with, texts_of
+from interventions import FIRST, SPECIAL, fitting_sae, lively, texts_of
 from matches import soft
 from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate.ablation import AblationRecorder, Interventions
@@ -222,22 +222,28 @@ def test_the_texts_of_effects_are_numbered_over_halves(lm, saes, tmp_path):
     assert texts.max() > 4
 
 
-def test_results_depend_on_neither_repeated_texts_nor_their_order_nor_batches(lm, saes, tmp_path):
+def results_with(lm, saes, folder, sets):
+    """Return the rows of ``verify`` on text sets, by name."""
+    matches = MatchSet((PAIR,), {"a": {PAIR: soft(0, 20, 20)}})
+    subject = subject_of(saes, matches, folder=folder / "sums")
+    subject = split_texts(subject, lm, sets, {"t": texts_of(6, 2).batches(3)})
+    verify = Verify(partners=(1, 2), floor=1, n_events=2, n_learning=1)
+    return tables_of(subject, verify).rows("verify")
+
+
+def test_results_depend_on_neither_batches_nor_repeated_texts_nor_sets(lm, saes, tmp_path):
     """Random controls included."""
-    texts, results = texts_of(8, 5), []
-    parts = (texts.batches(3), reordered(texts, [5, *range(8), *range(7, -1, -1)]).batches(4))
-    for number, batches in enumerate(parts):
-        arms, folder = {"a": soft(0, 20, 20)}, tmp_path / str(number)
-        both = [batches, texts_of(6, 2).batches(3)]
-        subject = subject_with(folder, lm, tuple(saes.values()), PAIR, arms, both)
-        tables = tables_of(subject, Verify(partners=(1, 2), floor=1, n_events=2, n_learning=1))
-        results.append(tables.rows("verify"))
-    names = ("effect", "off_rate_active", "mass", "effect_random")
-    for first, second in zip(*results, strict=True):
-        assert first["n_events"] == second["n_events"]
-        for name in names:
-            if first.get(name) is not None:
-                assert first[name] == pytest.approx(second[name], abs=1e-5), (name, first)
+    texts = texts_of(8, 5)
+    expected = results_with(lm, saes, tmp_path / "expected", {"t": texts.batches(3)})
+    mixed = reordered(texts, [5, *range(8), *range(7, -1, -1)]).batches(4)
+    first, second = (reordered(texts, part).batches(3) for part in (range(5), range(3, 8)))
+    for number, sets in enumerate(({"t": mixed}, {"a": first, "b": second})):
+        rows = results_with(lm, saes, tmp_path / str(number), sets)
+        for row, other in zip(rows, expected, strict=True):
+            assert row["n_events"] == other["n_events"]
+            for name in ("effect", "off_rate_active", "mass", "effect_random"):
+                if row.get(name) is not None:
+                    assert row[name] == pytest.approx(other[name], abs=1e-5), (name, row)
 
 
 def test_small_memory_for_saes_changes_nothing(tiny, tmp_path):

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
-from evaluations import tables_of
+from evaluations import recorded, tables_of
 from interventions import (
     FIRST,
     SPECIAL,
@@ -23,9 +24,12 @@ from interventions import (
 from matches import of_dense, soft
 from saematch.core.pairs import Pair
 from saematch.evaluate.ablation import EDITS, HALF, INJECT, REMOVE, TO_MEAN, joint_edit
+from saematch.evaluate.co_activation import CoActivation
 from saematch.evaluate.effects import Effects, different_events, read_events
 from saematch.evaluate.events import Events, directions, text_keys
 from saematch.evaluate.verify import Verify
+from saematch.evaluate.verify_features import activity_measures
+from saematch.evaluate.verify_tables import NEAR_MISS, PairTables
 
 SEED = 3
 N_SOURCE, N_TARGET = 20, 18
@@ -46,6 +50,7 @@ class Case(NamedTuple):
     """A verified pair, and what the oracle says of it."""
 
     oracle: Oracle
+    subject: object
     arms: dict
     verified: object
     tables: object
@@ -80,10 +85,11 @@ def case(request, tmp_path_factory):
         }
         for part in batches
     ]
+    subject = recorded(subject, [CoActivation()], lm, {"t": batches[0]})
     tables = tables_of(subject, VERIFY)
     verified = VERIFY._record(subject)[pair]
     oracle = Oracle(lively(request.param).double(), pair, saes, tokens[1])
-    return Case(oracle, arms, verified, tables, *keys)
+    return Case(oracle, subject, arms, verified, tables, *keys)
 
 
 def events_of(columns, texts):
@@ -307,3 +313,102 @@ def test_learned_partners_have_the_largest_effect_on_calibration_texts(case):
         sums[feature] += effects_of(before, after)[0]
     expected = np.where(sums.max(axis=1) > 0, sums.argmax(axis=1), -1)
     np.testing.assert_array_equal(case.verified.learned, expected)
+
+
+def effects_of_features(case, arm):
+    """Return the mean effect of each feature on its best partner, and its number of events."""
+    effects = case.verified.effects(REMOVE)
+    sums, counts = np.zeros(N_SOURCE), np.zeros(N_SOURCE, int)
+    for n in np.flatnonzero(effects.columns["by_feature"]):
+        feature = effects.features[n]
+        counts[feature] += 1
+        entries = slice(effects.starts[n], effects.starts[n + 1])
+        of_targets = dict(zip(effects.targets[entries], effects.D[entries], strict=True))
+        partners = ranked(case.arms[arm], feature)[:1]
+        sums[feature] += of_targets.get(partners[0], 0.0) if partners else 0.0
+    return np.divide(sums, counts, out=np.full(N_SOURCE, np.nan), where=counts > 0), counts
+
+
+def test_strata_are_quarters_of_the_features_by_activity(case):
+    activity = [len(values) for values in case.oracle.fitted_values]
+    tested = sorted((n for n in range(N_SOURCE) if activity[n] >= 2), key=lambda n: activity[n])
+    rows = {(r["arm"], r["stratum"]): r for r in case.tables.rows("verify_strata") if r["k"] == 1}
+    for arm in case.arms:
+        effect, counts = effects_of_features(case, arm)
+        for stratum in range(1, 5):
+            chosen = [n for rank, n in enumerate(tested) if rank * 4 // len(tested) == stratum - 1]
+            row = rows[arm, stratum]
+            assert (row["n_features"], row["n_events"]) == (len(chosen), counts[chosen].sum())
+            having = [n for n in chosen if counts[n]]
+            mean = (effect[having] * counts[having]).sum() / counts[having].sum()
+            assert row["effect"] == pytest.approx(mean, **NEAR)
+
+
+def test_contrasts_are_differences_on_the_same_events(case):
+    scores = {
+        (row["arm"], row["sampling"], row["k"]): row
+        for row in case.tables.rows("verify")
+        if row["edit"] == REMOVE
+    }
+    rows = case.tables.rows("verify_contrasts")
+    assert {(row["arm"], row["against_arm"]) for row in rows} >= {
+        ("soft", "partial"), ("partial", NEAR_MISS), ("soft", "learned"),
+    }  # fmt: skip
+    for row in rows:
+        first, second = (
+            scores[row[name], row["sampling"], row["k"]] for name in ("arm", "against_arm")
+        )
+        for name in ("effect", "off_rate"):
+            difference = first[name] - second[name]
+            assert row[f"{name}_difference"] == pytest.approx(difference, abs=1e-9)
+
+
+def test_a_near_miss_is_one_of_the_2nd_to_6th_best_by_decoder_cosine(case):
+    tables = PairTables(case.subject, case.verified, case.subject.measures.replicates, (1,), SEED)
+    (candidate,) = (c for c in tables.candidates if c.name == NEAR_MISS)
+    features = np.repeat(np.arange(N_SOURCE), 60)
+    partners = tables.of_events(candidate, features)[:, 0].reshape(N_SOURCE, 60)
+    d, e = (
+        torch.nn.functional.normalize(sae.W_dec, dim=1)
+        for sae in (case.oracle.source, case.oracle.target)
+    )
+    for feature, cosines in enumerate(d @ e.T):
+        nearest = cosines.topk(6)
+        expected = nearest.indices[nearest.values > 0][1:].tolist()
+        expected += [-1] * (len(expected) < 5)
+        assert set(partners[feature].tolist()) == set(expected)
+
+
+def test_correlations_are_those_of_scipy(case):
+    rows = {(row["arm"], row["measure"]): row for row in case.tables.rows("verify_correlations")}
+    d, e = case.oracle.source.W_dec.numpy(), case.oracle.target.W_dec.numpy()
+    for arm, match in case.arms.items():
+        effect, counts = effects_of_features(case, arm)
+        chosen = [n for n in range(N_SOURCE) if counts[n] and ranked(match, n)]
+        best = [ranked(match, n)[0] for n in chosen]
+        cosine = (d[chosen] * e[best]).sum(axis=1)
+        cosine /= np.linalg.norm(d[chosen], axis=1) * np.linalg.norm(e[best], axis=1)
+        row = rows[arm, "cosine"]
+        assert row["n_features"] == len(chosen)
+        assert row["spearman"] == pytest.approx(spearmanr(effect[chosen], cosine).statistic)
+        assert (arm, "squared_error") in rows
+
+
+def test_measures_of_activity_by_hand(case):
+    tables = PairTables(case.subject, case.verified, case.subject.measures.replicates, (1,), SEED)
+    measures = activity_measures(tables)["partial"]
+    both, fired, fired_target = np.zeros((3, N_SOURCE))
+    for batch in case.subject.texts.readers[""].tokens["t"]:
+        for ids, length, counts in zip(batch.ids, batch.lengths, batch.counts, strict=True):
+            f, z = case.oracle.clean(tuple(ids[:length].tolist()))
+            f, z = (part[counts[:length].numpy()] > 0 for part in (f, z))
+            for i in range(12):
+                (j,) = ranked(case.arms["partial"], i)
+                both[i] += (f[:, i] & z[:, j]).sum()
+                fired[i] += f[:, i].sum()
+                fired_target[i] += z[:, j].sum()
+    either = fired + fired_target - both
+    with np.errstate(invalid="ignore"):
+        expected = {"jaccard": both / either, "matching_score": both / fired}
+    for name, values in expected.items():
+        np.testing.assert_allclose(measures[name][:12], values[:12], err_msg=name)
