@@ -64,6 +64,26 @@ def recorded(
     return replace(subject, counts=reading)
 
 
+def split_texts(
+    subject: Subject,
+    lm: LanguageModel,
+    tokens: Mapping[str, Sequence[TokenBatch]],
+    calibration: Mapping[str, Sequence[TokenBatch]],
+) -> Subject:
+    """Return the subject with passes over evaluation and calibration texts."""
+    passes = [
+        TextPass({"": Reader(lm, {name: tuple(b) for name, b in part.items()})}, Models(), CPU)
+        for part in (tokens, calibration)
+    ]
+    return replace(
+        subject,
+        texts=passes[0],
+        calibration=passes[1],
+        measures=Measures.of(tokens, Intervals()),
+        output=subject.folder.parent / "evaluations",
+    )
+
+
 def tables_of(subject: Subject, evaluation: Evaluation) -> Tables:
     """Return the tables of an evaluation of a recorded subject."""
     return evaluation.tables(subject, subject.recordings.get(type(evaluation).__name__))

@@ -53,8 +53,9 @@ class Interventions:
     def identity(self) -> list[Any]:
         """Everything that determines the interventions, as JSON values."""
         means = None if self.means is None else self.means.tolist()
-        events = [e and e.identity for e in (self.removals, self.injections, self.targets)]
-        return [*events, means, list(self.joint)]
+        events = (self.removals, self.injections, self.targets)
+        identities = [None if part is None else part.identity for part in events]
+        return [*identities, means, list(self.joint)]
 
 
 class _Rows(NamedTuple):

@@ -52,22 +52,26 @@ class Effects:
     def read(
         cls, recording: Recording, pair: Pair, edit: str, n_target: int, more: Sequence[str] = ()
     ) -> Effects:
-        """Read the effects of an edit on all text sets; events of equal texts are counted once.
+        """Read the effects of an edit on all text sets; see ``different_events``.
 
         ``more`` has the names of further columns.
         """
         columns = read_events(recording, pair, edit, (*more, "n_entries", *_ENTRIES))
-        counts = columns.pop("n_entries").astype(np.int64)
         entries = {name: columns.pop(name) for name in _ENTRIES}
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        events = np.repeat(np.arange(len(counts)), counts)
-        order = np.lexsort((entries["target"], events))
+        chosen = different_events(columns)
+        counts = columns["n_entries"].astype(np.int64)
+        place = np.full(len(counts), NONE)
+        place[chosen] = np.arange(len(chosen))
+        places = np.repeat(place, counts)
+        order = np.lexsort((entries["target"], places))
+        order = order[places[order] != NONE]
         targets, before, after, change = (entries[name][order] for name in _ENTRIES)
-        effects = cls(
-            columns, starts, targets.astype(np.int64), before.astype(float), after.astype(float),
+        starts = np.concatenate([[0], np.cumsum(counts[chosen])])
+        return cls(
+            {name: column[chosen] for name, column in columns.items() if name != "n_entries"},
+            starts, targets.astype(np.int64), before.astype(float), after.astype(float),
             change.astype(float), n_target,
         )  # fmt: skip
-        return effects.only(first_of_equal_texts(columns))
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -132,10 +136,14 @@ class Effects:
         )
 
     def of_best(self) -> Outcome:
-        """Return what happened to the target with the largest effect in each event."""
+        """Return what happened to the target with the largest effect in each event.
+
+        No target is the best if none lost activation: the effect on an inactive target is 0.
+        """
         best = np.full((len(self), 1), NONE)
         order = np.lexsort((-self.D, self.events))
         first = order[self.starts[:-1][np.diff(self.starts) > 0]]
+        first = first[self.D[first] > 0]
         best[self.events[first], 0] = self.targets[first]
         return self.of_partners(best)
 
@@ -163,12 +171,14 @@ def read_events(
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def first_of_equal_texts(columns: Mapping[str, np.ndarray]) -> Bool[np.ndarray, " n_events"]:
-    """Return a mask of the events without those that repeat in an equal text."""
+def different_events(columns: Mapping[str, np.ndarray]) -> Int64[np.ndarray, " n_different"]:
+    """Return the numbers of the events without those that repeat in an equal text.
+
+    Their order depends neither on the batches nor on the order of the texts, and so random controls
+    do not either.
+    """
     rows = np.stack([columns[name] for name in ("key", "position", "feature")], axis=1)
-    first = np.zeros(len(rows), bool)
-    first[np.unique(rows, axis=0, return_index=True)[1]] = True
-    return first
+    return np.unique(rows, axis=0, return_index=True)[1]
 
 
 @dataclass(frozen=True)

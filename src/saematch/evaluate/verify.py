@@ -162,11 +162,11 @@ class Verify(Evaluation):
         sizes = Sizes(max(self.n_events, self.n_joint), n_token_events, self.seed)
         sampled = self._samples(subject, texts, keys, sizes, "events")
         tested = {pair: self._tested(subject, pair, fitted) for pair in pairs}
-        learned = self._learned(subject, tested, fitted)
         plans = {
             subject.twin(pair): self._plan(subject, pair, tested[pair], fitted, sampled)
             for pair in pairs
         }
+        learned = self._learned(subject, tested, fitted)
         recorder = AblationRecorder(subject.folder, plans, self.seed, subject.models)
         recording = texts.record(subject.saes, {"verify": recorder}, "verify")["verify"]
         return {

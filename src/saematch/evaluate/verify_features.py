@@ -28,7 +28,7 @@ from saematch.evaluate.verify_tables import PairTables
 from saematch.evaluate.weights import FoldedPair, row_errors
 
 N_FOR_VERDICT = 8
-"""Least number of events for a verdict on a feature."""
+"""Least number of events for a verdict on a feature; they must be in two texts or more."""
 QUANTILE = 0.95
 PASSES, FAILS, TOO_FEW = "passes", "fails", "too few events"
 PAIRS_AT_ONCE = 1 << 22
@@ -125,6 +125,7 @@ class FeatureTables:
                 frame[column] = getattr(means, column)[tested]
             frame["effect_low"], frame["effect_high"] = means.low[tested], means.high[tested]
             enough = (frame["n_events"] >= N_FOR_VERDICT) & (frame["partner"] != NONE)
+            enough &= frame["effect_low"].notna()
             frame[FLOOR_95.name] = [
                 self.floor(int(feature), int(partner)) if judged else np.nan
                 for feature, partner, judged in zip(tested, frame["partner"], enough, strict=True)

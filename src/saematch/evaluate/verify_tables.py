@@ -23,7 +23,7 @@ from saematch.evaluate.effects import (
     Partners,
     Scores,
     deciles,
-    first_of_equal_texts,
+    different_events,
     mean_of,
     quantile_groups,
     random_partners,
@@ -317,8 +317,8 @@ class PairTables:
                 self.verified.recording, self.verified.twin, edit,
                 ("before", "joint", "single", "n_sources"),
             )  # fmt: skip
-            first = first_of_equal_texts(columns)
-            columns = {column: values[first] for column, values in columns.items()}
+            chosen = different_events(columns)
+            columns = {column: values[chosen] for column, values in columns.items()}
             if not len(columns["text"]):
                 continue
             row: Row = {**self.pair.columns(), "arm": name}
