@@ -10,7 +10,7 @@ from evaluations import CPU, forward_of, split_texts, subject_of, tables_of
 from interventions import FIRST, SPECIAL, fitting_sae, lively, texts_of
 from matches import soft
 from saematch.core.pairs import Pair, SaeKey
-from saematch.evaluate.ablation import AblationRecorder, Interventions
+from saematch.evaluate.ablation import AblationRecorder
 from saematch.evaluate.events import (
     EventRecorder,
     Events,
@@ -20,6 +20,7 @@ from saematch.evaluate.events import (
     hashes,
     text_keys,
 )
+from saematch.evaluate.interventions import Interventions
 from saematch.evaluate.verify import Verify
 from saematch.lm.source import LmSource
 from saematch.matching.matches import MatchSet

@@ -91,7 +91,7 @@ def feature_tables(effects, n_texts, groups=None, arms=None):
     verified = Verified(pair, pair, Recording({}), sample, sample, tested, None)
     vars(verified)["groups"] = groups
     subject, replicates = subject_of({}, MatchSet((), {})), Intervals(LEVEL).replicates([n_texts])
-    tables = PairTables(subject, verified, replicates, (1,), 0)
+    tables = PairTables(subject, verified, replicates, (1,), 0, 1)
     vars(tables).update(removed=effects, arms=arms or {})
     return FeatureTables(tables)
 

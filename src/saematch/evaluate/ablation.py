@@ -19,43 +19,28 @@ from torch import Tensor
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate.events import Events, directions, text_keys
+from saematch.evaluate.interventions import (
+    DIRECTION,
+    EDITS,
+    HALF,
+    INJECT,
+    NO_EFFECTS,
+    NO_INJECTIONS,
+    NO_JOINT,
+    REMOVE,
+    TO_MEAN,
+    Interventions,
+    effect_name,
+    joint_edit,
+)
 from saematch.lm.edits import EditRunner, Edits
 from saematch.sae.activations import ENCODE_CHUNK, PaddedFeatures, encode_at
 from saematch.sae.params import SaeParams
 from saematch.sae.recorders import Forward, Models
 from saematch.texts.batch_work import Kept
 
-REMOVE, HALF, TO_MEAN, DIRECTION = "remove", "half", "to mean", "random direction"
-EDITS = (REMOVE, HALF, TO_MEAN, DIRECTION)
-"""Edits of an active feature with contribution ``f d``: subtract all of it, one half of it, or what
-exceeds the feature's mean activation; or subtract a random vector of the same norm."""
-INJECT = "inject"
 EDITS_AT_ONCE = 4096
 """Number of interventions in memory at a time."""
-
-
-@dataclass(frozen=True)
-class Interventions:
-    """Interventions on one pair of SAEs."""
-
-    removals: Events
-    """Events of source features, which are removed."""
-    means: Float[Tensor, " n_source"] | None = None
-    """Mean activation of each source feature; None to do no edit but ``remove``."""
-    injections: Events | None = None
-    """Tokens at which source features are written; ``values`` are the activations to write."""
-    targets: Events | None = None
-    """Events of target features, of which all sources are removed together."""
-    joint: Mapping[str, Match] = field(default_factory=dict)
-    """Matches that define the sources of a target, by their hash."""
-
-    @property
-    def identity(self) -> list[Any]:
-        """Everything that determines the interventions, as JSON values."""
-        means = None if self.means is None else self.means.tolist()
-        events = (self.removals, self.injections, self.targets)
-        identities = [None if part is None else part.identity for part in events]
-        return [*identities, means, list(self.joint)]
 
 
 class _Rows(NamedTuple):
@@ -129,11 +114,6 @@ class AblationRecorder:
         return kept
 
 
-def effect_name(pair: Pair, name: str) -> str:
-    """Return the name of a pair's tensor in the files of ``AblationRecorder``."""
-    return "|".join(map(str, (*pair.source, *pair.target, name)))
-
-
 @dataclass(frozen=True)
 class _PairWork:
     """Interventions on one pair in one batch."""
@@ -183,7 +163,7 @@ class _PairWork:
                 for name, tensor in effects.items():
                     kept.setdefault(f"{edit}|{name}", []).append(tensor)
         edits = EDITS if plan.means is not None else (REMOVE,)
-        return {name: t for edit in edits for name, t in _joined(kept, edit, _NO_EFFECTS).items()}
+        return {name: t for edit in edits for name, t in _joined(kept, edit, NO_EFFECTS).items()}
 
     def _edits(
         self, rows: _Rows, plan: Interventions, seed: int
@@ -255,7 +235,7 @@ class _PairWork:
                 }
                 for name, tensor in effects.items():
                     kept.setdefault(f"{INJECT}|{name}", []).append(tensor)
-        return _joined(kept, INJECT, _NO_INJECTIONS)
+        return _joined(kept, INJECT, NO_INJECTIONS)
 
     def joint(self, events: Events, key: str, match: Match) -> Kept:
         """Return the effects on target features of removing all of their active sources.
@@ -293,12 +273,7 @@ class _PairWork:
             effects["n_sources"] = is_source.sum(dim=1)
             for name, tensor in effects.items():
                 kept.setdefault(f"{joint_edit(key)}|{name}", []).append(tensor)
-        return _joined(kept, joint_edit(key), _NO_JOINT)
-
-
-def joint_edit(key: str) -> str:
-    """Return the name of the edit that removes all sources of a target by a match's hash."""
-    return f"joint {key}"
+        return _joined(kept, joint_edit(key), NO_JOINT)
 
 
 def _joined(parts: Mapping[str, list[Tensor]], edit: str, empty: Kept) -> Kept:
@@ -318,24 +293,3 @@ def _event_tensors(rows: _Rows) -> Kept:
         "by_feature": events.by_feature,
         "by_token": events.by_token,
     }
-
-
-def _empty(**kinds: torch.dtype) -> Kept:
-    return {name: torch.zeros(0, dtype=kind) for name, kind in kinds.items()}
-
-
-_NO_EVENTS = _empty(
-    text=torch.int64, key=torch.int64, position=torch.int32, feature=torch.int64,
-    value=torch.float32, by_feature=torch.bool, by_token=torch.bool,
-)  # fmt: skip
-_NO_EFFECTS = _NO_EVENTS | _empty(
-    n_entries=torch.int64, target=torch.int32, before=torch.float32, after=torch.float32,
-    change=torch.float32,
-)  # fmt: skip
-_NO_INJECTIONS = _NO_EVENTS | _empty(
-    silent=torch.bool, total=torch.float32, n_entries=torch.int64, target=torch.int32,
-    before=torch.float32, after=torch.float32, change=torch.float32,
-)  # fmt: skip
-_NO_JOINT = _NO_EVENTS | _empty(
-    before=torch.float32, joint=torch.float32, single=torch.float32, n_sources=torch.int64
-)  # fmt: skip

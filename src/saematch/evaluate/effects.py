@@ -18,8 +18,8 @@ from scipy.stats import rankdata
 
 from saematch.core.match import Match
 from saematch.core.pairs import Pair
-from saematch.evaluate.ablation import effect_name
 from saematch.evaluate.intervals import Values, Weights
+from saematch.evaluate.interventions import effect_name
 from saematch.sae.recorders import Recording
 
 NONE = -1

@@ -15,10 +15,11 @@ from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.core.specs import AtLeast0, AtLeast1, Seed, Some, Unique, spec
 from saematch.core.tables import Row, Tables
-from saematch.evaluate.ablation import AblationRecorder, Interventions
+from saematch.evaluate.ablation import AblationRecorder
 from saematch.evaluate.effects import NONE, Effects
 from saematch.evaluate.evaluation import Evaluation, PairFacts, Subject, forward_refusal
 from saematch.evaluate.events import EventRecorder, Events, Sample, Sizes, Tokens
+from saematch.evaluate.interventions import REMOVE, Interventions
 from saematch.evaluate.verify_columns import COLUMNS
 from saematch.evaluate.verify_features import (
     FeatureTables,
@@ -27,6 +28,7 @@ from saematch.evaluate.verify_features import (
     parquet_path,
     weight_measures,
 )
+from saematch.evaluate.verify_further import FurtherTables
 from saematch.evaluate.verify_tables import PairTables, Verified
 from saematch.sae.passes import TextPass
 from saematch.sae.recorders import Recorder, Recording
@@ -116,14 +118,15 @@ class Verify(Evaluation):
         tables = PairTables(
             subject, verified, subject.measures.replicates, self.partners, self.seed, self.floor
         )
+        further = FurtherTables(tables)
         return {
             "verify": list(tables.scores()),
             "verify_contrasts": list(tables.contrasts()),
             "verify_strata": list(tables.strata()),
-            "verify_injection": list(tables.injection()),
-            "verify_joint": list(tables.joint()),
-            "verify_direct": list(tables.direct()),
-            "verify_changes": list(tables.changes()),
+            "verify_injection": list(further.injection()),
+            "verify_joint": list(further.joint()),
+            "verify_direct": list(further.direct()),
+            "verify_changes": list(further.changes()),
             "verify_counts": [tables.counts()],
             "matches": list(tables.matches()),
             **self._feature_tables(tables),
@@ -257,7 +260,7 @@ class Verify(Evaluation):
         learned = {}
         for pair in tested:
             n_source, n_target = (subject.saes.facts[key].n_features for key in pair)
-            effects = Effects.read(recording, subject.twin(pair), "remove", n_target)
+            effects = Effects.read(recording, subject.twin(pair), REMOVE, n_target)
             learned[pair] = strongest(effects, n_source)
         return learned
 
