@@ -1,4 +1,4 @@
-"""Intervene on source features at single tokens, and record what it changes in the target.
+"""Intervene on source features at single tokens, and record the changes of target features.
 
 Every intervention adds a vector to ``resid_post`` of the source layer at one token. Everything else
 stays unchanged, including the error of the source SAE. The blocks up to the target layer run, and
@@ -172,14 +172,14 @@ class _PairWork:
         events = rows.events
         d = self.source.W_dec[events.features].float()
         contributions = events.values[:, None] * d
-        everything = torch.arange(len(events), device=rows.texts.device)
-        yield REMOVE, everything, -contributions
+        numbers = torch.arange(len(events), device=rows.texts.device)
+        yield REMOVE, numbers, -contributions
         if plan.means is None:
             return
-        sampled = everything[events.by_feature]
+        sampled = numbers[events.by_feature]
         yield HALF, sampled, -contributions[sampled] / 2
         excess = events.values - plan.means.to(events.values)[events.features]
-        above = everything[events.by_feature & (excess > 0)]
+        above = numbers[events.by_feature & (excess > 0)]
         yield TO_MEAN, above, -excess[above, None] * d[above]
         random = directions(seed, events.only(sampled), self.source.d_model)
         yield DIRECTION, sampled, -contributions[sampled].norm(dim=1, keepdim=True) * random
@@ -238,10 +238,10 @@ class _PairWork:
         return _joined(kept, INJECT, NO_INJECTIONS)
 
     def joint(self, events: Events, key: str, match: Match) -> Kept:
-        """Return the effects on target features of removing all of their active sources.
+        """Return the effects on target features of removing their active sources.
 
-        Also those of removing only the source with the largest absolute weight. Events without an
-        active source are left out.
+        One intervention removes all of them (``joint``), the other only the source with the largest
+        absolute weight (``single``). Events without an active source are left out.
         """
         kept: dict[str, list[Tensor]] = {}
         entry_keys = match.rows * match.n_target + match.columns
@@ -250,15 +250,15 @@ class _PairWork:
         active = self.forward.active(self.pair.source)
         for rows in self.rows(events).chunks():
             own = active.padded(rows.tokens)
-            wanted = own.features * match.n_target + rows.events.features[:, None]
-            place = torch.searchsorted(entry_keys, wanted).clamp(max=max(len(entry_keys) - 1, 0))
-            is_source = own.is_active & (entry_keys[place] == wanted)
-            having = torch.nonzero(is_source.any(dim=1)).flatten()
-            rows = _Rows(rows.events.only(having), rows.texts[having], rows.tokens[having])
-            weight = torch.where(is_source, weights[place], -1.0)[having]
-            is_source, features = is_source[having], own.features[having]
-            values = own.values[having].float()
-            best = weight.argmax(dim=1, keepdim=True) if len(having) else weight.long()
+            searched = own.features * match.n_target + rows.events.features[:, None]
+            place = torch.searchsorted(entry_keys, searched).clamp(max=max(len(entry_keys) - 1, 0))
+            is_source = own.is_active & (entry_keys[place] == searched)
+            chosen = torch.nonzero(is_source.any(dim=1)).flatten()
+            rows = _Rows(rows.events.only(chosen), rows.texts[chosen], rows.tokens[chosen])
+            weight = torch.where(is_source, weights[place], -1.0)[chosen]
+            is_source, features = is_source[chosen], own.features[chosen]
+            values = own.values[chosen].float()
+            best = weight.argmax(dim=1, keepdim=True) if len(chosen) else weight.long()
             d = self.source.W_dec[features].float()
             amounts = {
                 "joint": torch.where(is_source, values, 0.0),

@@ -1,4 +1,4 @@
-"""The evaluation ``verify``: does a match do what it says? Tests by intervention."""
+"""The evaluation ``verify``: test by intervention whether a match does what it says."""
 
 from __future__ import annotations
 
@@ -43,29 +43,30 @@ MIN_EVENTS = 8
 
 @spec("evaluations.verify")
 class Verify(Evaluation):
-    """Spec of the evaluation ``verify``: it intervenes on source features (docs/verify.md)."""
+    """Spec of the evaluation ``verify``, which intervenes on source features (docs/verify.md)."""
 
     columns: ClassVar = COLUMNS
     reads_texts: ClassVar[bool] = True
     calibrates: ClassVar[bool] = True
 
     partners: Some[AtLeast1] = (1, 2, 5, 20)
-    """Numbers of best partners that are tested together, for matches that have so many."""
+    """Numbers of best partners that are tested together, if a match gives a feature so many."""
     n_events: AtLeast1 = 3
     """Largest number of events of a feature in the sample by feature."""
     n_token_events: AtLeast0 = 1000
-    """Number of events of an SAE in the sample by token; 0 leaves that sample out."""
+    """Number of events of a source SAE in the sample by token; 0 leaves that sample out. Those of
+    features below the floor do not count."""
     n_learning: AtLeast0 = 8
-    """Largest number of events of a feature on calibration texts from which its best single partner
-    is learned; 0 leaves that ceiling out."""
+    """Largest number of events of a feature on calibration texts, from which its best single
+    partner is learned; 0 leaves that ceiling out."""
     n_injections: AtLeast0 = 1
-    """Number of tokens at which each feature is written; 0 leaves injections out."""
+    """Number of random tokens at which each feature is written; 0 leaves injections out."""
     n_joint: AtLeast0 = 1
-    """Largest number of events of a target feature of which all sources are removed; 0 leaves
-    joint removals out."""
+    """Largest number of events of a target feature in which its active sources are removed
+    together; 0 leaves joint removals out."""
     floor: AtLeast1 = 10
-    """Least number of calibration tokens on which a source feature is active; features below are
-    left out and counted."""
+    """Least number of calibration tokens on which a tested source feature is active; also for the
+    targets of joint removals. Source features below the floor are counted."""
     features: Unique[AtLeast0] | None = None
     """Source features to test, in every pair, sampled by feature only; None for all."""
     seed: Seed = 0
@@ -95,10 +96,10 @@ class Verify(Evaluation):
             log.info("verify: no match has %s partners", " or ".join(map(str, beyond)))
         for pair in subject.matches.pairs:
             n = subject.saes.facts[pair.source].n_features
-            astray = [feature for feature in self.features or () if feature >= n]
-            if astray:
+            unknown = [feature for feature in self.features or () if feature >= n]
+            if unknown:
                 raise InputError(
-                    f"evaluations.verify.features holds {astray[0]}, but the SAE of "
+                    f"evaluations.verify.features holds {unknown[0]}, but the SAE of "
                     f"{pair.source.name} has only the features 0 to {n - 1}"
                 )
 
@@ -207,7 +208,7 @@ class Verify(Evaluation):
         fitted: Mapping[SaeKey, Sample],
         sampled: Mapping[SaeKey, Sample],
     ) -> Interventions:
-        """Return the interventions on the evaluation texts of a pair."""
+        """Return the interventions on a pair, on evaluation texts; refuse too few events."""
         source, target = (subject.twins[key] for key in pair)
         removals = _first(sampled[source].events, self.n_events).of_features(tested)
         if len(removals) < MIN_EVENTS:

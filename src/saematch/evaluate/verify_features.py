@@ -1,4 +1,4 @@
-"""Effects of single features: verdicts, and rank correlations with other measures of a match."""
+"""Effects of single features: findings, and rank correlations with other measures of a match."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class FeatureTables:
         return float(np.quantile(effect[others], QUANTILE)) if others.any() else 0.0
 
     def frame(self, chosen: tuple[int, ...] = ()) -> pd.DataFrame:
-        """Return a row for each arm and source feature: its best partner, effect and verdict.
+        """Return a row for each arm and source feature: its best partner, effect and finding.
 
         The features are those that are tested, and the chosen ones.
         """
@@ -170,13 +170,13 @@ class FeatureTables:
             effects = self.effects_by_replicate(ranked[:, 0])
             for measure, of_features in measures.get(name, {}).items():
                 values = of_features.numpy()
-                having = ~np.isnan(values) & ~np.isnan(effects[0]) & (ranked[:, 0] != NONE)
-                if having.sum() < 3:
+                measured = ~np.isnan(values) & ~np.isnan(effects[0]) & (ranked[:, 0] != NONE)
+                if measured.sum() < 3:
                     continue
                 row: Row = {**self.tables.pair.columns(), "arm": name, "measure": measure}
-                correlation = spearman(effects[:, having], values[having])
+                correlation = spearman(effects[:, measured], values[measured])
                 row |= self.tables.replicates.row(SPEARMAN, correlation)
-                yield row | {"n_features": int(having.sum())}
+                yield row | {"n_features": int(measured.sum())}
 
     def effects_by_replicate(
         self, partners: Int64[np.ndarray, " n_source"]

@@ -46,10 +46,11 @@ from saematch.matching.objectives.decoder_cosine import DecoderCosine
 from saematch.sae.recorders import Recording
 
 NEAR_MISS, LEARNED, HINDSIGHT = "near miss", "learned", "best in hindsight"
-"""Names in place of an arm: a random one of the 2nd to 6th best partners by decoder cosine; the
-best single partner learned on calibration texts; the best target of each event."""
+"""Names of controls and ceilings in the column ``arm``: a random one of the 2nd to 6th best targets
+by decoder cosine; the best single partner learned on calibration texts; the best target of each
+event."""
 BY_FEATURE, BY_TOKEN = "feature", "token"
-"""Samplings of events."""
+"""Names of the samples of events."""
 NEAREST = 6
 N_STRATA = 4
 
@@ -105,7 +106,7 @@ class PairTables:
 
     @property
     def pair(self) -> Pair:
-        """Return the pair of the tables."""
+        """The pair of the tables."""
         return self.verified.pair
 
     @cached_property
@@ -151,9 +152,9 @@ class PairTables:
         return np.take_along_axis(partners, ranks, axis=1)
 
     def outcomes(self, effects: Effects, candidate: Candidate) -> tuple[Outcome, Outcome | None]:
-        """Return what happened to the candidate's partners, and to random targets instead.
+        """Return the changes of the candidate's partners and of as many random targets.
 
-        There are no random targets in place of the best target of each event.
+        For the best target of each event there are no random targets.
         """
         if candidate.partners is None:
             return effects.of_best(), None

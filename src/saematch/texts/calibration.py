@@ -28,7 +28,7 @@ class Calibration:
     """
 
     share: float = 0.5
-    """Share of the texts of each set that become calibration texts, between 0 and 1."""
+    """Share of the texts of each set that become calibration texts, between 0 and 1 (exclusive)."""
     seed: Seed = 0
 
     def __post_init__(self) -> None:

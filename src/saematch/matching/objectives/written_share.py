@@ -34,8 +34,9 @@ NUMBERS_AT_ONCE = 1 << 23
 class WrittenShare:
     """Spec of the objective; ``n_candidates`` bounds its memory.
 
-    In each batch of texts, every source feature keeps the ``n_candidates`` targets with the largest
-    sums, and so it does over all batches. The shares of a target in other batches are lost.
+    For each source feature, a batch of texts keeps the ``n_candidates`` targets with the largest
+    sums of shares, and so does the sum over batches. A target loses its shares in batches that do
+    not keep it.
     """
 
     n_candidates: AtLeast1 = 256
