@@ -20,8 +20,9 @@ from saematch.evaluate.events import (
     hashes,
     text_keys,
 )
-from saematch.evaluate.interventions import Interventions
+from saematch.evaluate.interventions import Interventions, effect_name
 from saematch.evaluate.verify import Verify
+from saematch.lm.edits import EditRunner
 from saematch.lm.source import LmSource
 from saematch.matching.matches import MatchSet
 from saematch.sae.passes import TextPass
@@ -210,6 +211,39 @@ def rows_of(kept, edit):
             for key, value in zip(keys, columns[name].tolist(), strict=True):
                 rows[key].append(float(value))
     return {key: values[: len(values)] for key, values in rows.items()}
+
+
+@pytest.mark.parametrize("kind", ["jumprelu", "topk"])
+def test_a_low_precision_of_the_model_is_not_that_of_the_saes(
+    lm, saes, tmp_path, monkeypatch, kind
+):
+    """Without any change of the target's hidden states, no activation changes."""
+    (batch,) = TEXTS.batches(10)
+    saes = {**saes, PAIR.target: fitting_sae(lm, 2, kind, 20, 2)}
+    events = {key: sampled(lm, saes, key, batch, tmp_path) for key in PAIR}
+    injections = Tokens.of({"t": (batch,)}).at_random(torch.arange(20), 2, 0)
+    plan = Interventions(
+        events[KEY], torch.full((20,), 0.3), injections.writing(torch.ones(20)),
+        events[PAIR.target], {"m": soft(0, 20, 20)},
+    )  # fmt: skip
+    forward = forward_of(lm, batch, saes)
+    clean = forward.hidden[PAIR.target.layer]
+    monkeypatch.setattr(
+        EditRunner, "run", lambda _, _s, _t, edits: clean[edits.texts, edits.positions]
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        kept = AblationRecorder(tmp_path, {PAIR: plan}, 0).record(forward)
+    for edit in ("remove", "half", "to mean", "random direction", "inject"):
+        before, after, change = (
+            kept[effect_name(PAIR, f"{edit}|{name}")] for name in ("before", "after", "change")
+        )
+        torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(change, torch.zeros_like(change), rtol=0, atol=1e-5)
+    before, *after = (
+        kept[effect_name(PAIR, f"joint m|{name}")] for name in ("before", "joint", "single")
+    )
+    for values in after:
+        torch.testing.assert_close(values, before, rtol=1e-5, atol=1e-5)
 
 
 def test_the_texts_of_effects_are_numbered_over_halves(lm, saes, tmp_path):
