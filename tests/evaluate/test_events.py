@@ -266,6 +266,17 @@ def results_with(lm, saes, folder, sets):
     return tables_of(subject, verify).rows("verify")
 
 
+def test_pairs_that_share_saes_may_have_different_matches(lm, saes, tmp_path):
+    twin = Pair(*(SaeKey("twin", key.layer) for key in PAIR))
+    shared = {**saes, **dict(zip(twin, saes.values(), strict=True))}
+    of_arm = {PAIR: soft(0, 20, 20), twin: soft(1, 20, 20)}
+    subject = subject_of(shared, MatchSet((PAIR, twin), {"a": of_arm}), folder=tmp_path / "sums")
+    texts = {"t": texts_of(8, 5).batches(3)}
+    subject = split_texts(subject, lm, texts, {"t": texts_of(6, 2).batches(3)})
+    rows = tables_of(subject, Verify(partners=(1,), floor=1, n_learning=0)).rows("verify_joint")
+    assert [row["target_suite"] for row in rows] == ["default", "twin"]
+
+
 def test_results_depend_on_neither_batches_nor_repeated_texts_nor_sets(lm, saes, tmp_path):
     """Random controls included."""
     texts = texts_of(8, 5)
