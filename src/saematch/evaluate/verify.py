@@ -148,10 +148,11 @@ class Verify(Evaluation):
 
     def judged_tables(self, subject: Subject, judgements: pd.DataFrame) -> Tables:
         """Return ``verify_judged``: the rank correlation of effects with the judge's scores."""
-        rows = []
+        assert subject.measures is not None
+        rows, level = [], subject.measures.replicates.level
         for pair in subject.matches.pairs:
-            path = parquet_path(subject.output / "verify", pair)
-            rows += list(judge_correlations(pair, pd.read_parquet(path), judgements))
+            effects = pd.read_parquet(parquet_path(subject.output / "verify", pair))
+            rows += list(judge_correlations(pair, effects, judgements, level))
         return Tables.of({"verify_judged": rows}) if rows else Tables()
 
     def _record(self, subject: Subject) -> dict[Pair, Verified]:
