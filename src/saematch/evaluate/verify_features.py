@@ -275,8 +275,8 @@ def judge_correlations(
 ) -> Iterator[Row]:
     """Yield the rank correlation of effects with the judge's scores, by arm.
 
-    ``effects`` has the features of the pair (``FeatureTables.frame``). The interval of probability ``level`` is that of
-    Bonett and Wright (2000) for independent features.
+    ``effects`` has the features of the pair (``FeatureTables.frame``). The interval, of probability
+    ``level``, is that of Bonett and Wright (2000) for independent features.
     """
     if judgements.empty:
         return
