@@ -263,6 +263,13 @@ def test_runs_with_other_numbers_of_calibration_texts_are_compared(write, tmp_pa
     assert names(collect([tmp_path])) == ["a", "b", "c"]
 
 
+def test_effects_of_verify_are_shown(write, tmp_path):
+    rows = [*means(0.5), mean("effect", 0.3, dataset="all"), mean("off_rate", 0.2, dataset="all")]
+    write("a", tables=Tables({"means": frame_of(rows)}))
+    names = ["matching_score", "explained_variance", "effect", "recall", "judge_score"]
+    assert metrics_of(collect([tmp_path])) == names
+
+
 def test_other_saes_by_another_setting_are_compared(write, tmp_path):
     write("a", "sae.path=mine")
     config = {"sae": {"path": "yours"}}
