@@ -30,13 +30,12 @@ from saematch.evaluate.interventions import (
     REMOVE,
     TO_MEAN,
     Interventions,
-    effect_name,
     joint_edit,
 )
 from saematch.lm.edits import EditRunner, Edits
 from saematch.sae.activations import ENCODE_CHUNK, PaddedFeatures, encode_at
 from saematch.sae.params import SaeParams
-from saematch.sae.recorders import Forward, Models
+from saematch.sae.recorders import Forward, Models, pair_tensor_name
 from saematch.texts.batch_work import Kept
 
 EDITS_AT_ONCE = 4096
@@ -97,7 +96,7 @@ class AblationRecorder:
             for key, match in plan.joint.items():
                 assert plan.targets is not None
                 tensors |= work.joint(plan.targets, key, match)
-            kept |= {effect_name(pair, name): tensor for name, tensor in tensors.items()}
+            kept |= {pair_tensor_name(pair, name): tensor for name, tensor in tensors.items()}
         return kept
 
     def join(self, first: Kept, second: Kept, n_texts: int) -> Kept:

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saematch.core.match import Match
-from saematch.core.pairs import Pair
 from saematch.evaluate.events import Events
 from saematch.texts.batch_work import Kept
 
@@ -44,11 +43,6 @@ class Interventions:
         events = (self.removals, self.injections, self.targets)
         identities = [None if part is None else part.identity for part in events]
         return [*identities, means, list(self.joint)]
-
-
-def effect_name(pair: Pair, name: str) -> str:
-    """Return the name of a pair's tensor in the files of ``AblationRecorder``."""
-    return "|".join(map(str, (*pair.source, *pair.target, name)))
 
 
 def joint_edit(key: str) -> str:
