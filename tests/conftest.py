@@ -11,14 +11,11 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import CodeType, SimpleNamespace
+from types import SimpleNamespace
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-gc.set_threshold(100_000, 20, 50)  # by default, garbage collection takes a seventh of all time
 
 import numpy as np
 import pytest
@@ -26,23 +23,9 @@ import torch
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
-from jaxtyping import _import_hook as hook
 from safetensors.torch import save_file
 
-
-def _checked_code(self: hook._JaxtypingLoader, name: str) -> CodeType | None:
-    """Return a module's code with checks of types and shapes, stored under a name of its own."""
-    path = partial(hook._optimized_cache_from_source, self._typechecker.get_hash())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("importlib._bootstrap_external.cache_from_source", path)
-        return SourceFileLoader.get_code(self, name)
-
-
-# jaxtyping uses that name also for the packages that a module imports, so Python would compile
-# 3,000 of their files again
-hook._JaxtypingLoader.get_code = _checked_code
-hook._JaxtypingLoader.exec_module = SourceFileLoader.exec_module
-
+import quick_imports  # noqa: F401  (before saematch)
 from saematch.core.files import PRESETS
 from saematch.core.store import write, write_note
 from saematch.lm.states import states_name
