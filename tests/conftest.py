@@ -25,6 +25,7 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from safetensors.torch import save_file
 
+import quick_imports  # noqa: F401  (before saematch)
 from saematch.core.files import PRESETS
 from saematch.core.store import write, write_note
 from saematch.lm.states import states_name

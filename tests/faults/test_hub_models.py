@@ -62,7 +62,7 @@ def main(folder):
     outcome = {"sizes": {"lm": len(lm["model.safetensors"])}}
     with serving(hub):
         os.environ["HF_ENDPOINT"] = hub.url
-        register()
+        register(pytest.MonkeyPatch())
         for name in ("gated", "pickled", "code"):
             outcome[name] = ran(f"tiny/{name}", folder, name)
         outcome["asked first"] = list(hub.asked)

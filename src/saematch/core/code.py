@@ -140,6 +140,10 @@ def _hash(source: Source, outside: tuple[str, ...]) -> str:
     return hashed(parts)
 
 
+_WITH_STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
+"""Nodes that are or contain statements; imports are nowhere else."""
+
+
 @cache
 def _imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
     """Return possible absolute module names of each import; the first that exists is imported.
@@ -154,7 +158,9 @@ def _imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
     except SyntaxError:
         return ()
 
-    def visit(node: ast.AST) -> None:
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
         children = list(ast.iter_child_nodes(node))
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
             children = [] if ast.unparse(node.test).startswith("not") else list(node.orelse)
@@ -169,10 +175,7 @@ def _imports(source: bytes, package: str) -> tuple[tuple[str, ...], ...]:
             homes = _HOMES if base == "saematch" else {}
             names = [alias.name for alias in node.names]
             imports.extend((f"{base}.{name}", homes.get(name, base)) for name in names)
-        for child in children:
-            visit(child)
-
-    visit(tree)
+        waiting += [child for child in children if isinstance(child, _WITH_STATEMENTS)]
     return tuple(dict.fromkeys(imports))
 
 

@@ -30,7 +30,6 @@ from saematch.evaluate.interventions import (
     REMOVE,
     TO_MEAN,
     Interventions,
-    effect_name,
     joint_edit,
 )
 from saematch.lm.edits import EditRunner, Edits
@@ -43,7 +42,7 @@ from saematch.sae.activations import (
     weighted_sum,
 )
 from saematch.sae.params import SaeParams
-from saematch.sae.recorders import Forward, Models
+from saematch.sae.recorders import Forward, Models, pair_tensor_name
 from saematch.texts.batch_work import Kept
 
 EDITS_AT_ONCE = 4096
@@ -104,7 +103,7 @@ class AblationRecorder:
             for key, match in plan.joint.items():
                 assert plan.targets is not None
                 tensors |= work.joint(plan.targets, key, match)
-            kept |= {effect_name(pair, name): tensor for name, tensor in tensors.items()}
+            kept |= {pair_tensor_name(pair, name): tensor for name, tensor in tensors.items()}
         return kept
 
     def join(self, first: Kept, second: Kept, n_texts: int) -> Kept:

@@ -19,8 +19,7 @@ from scipy.stats import rankdata
 from saematch.core.match import Match
 from saematch.core.pairs import Pair
 from saematch.evaluate.intervals import Values, Weights
-from saematch.evaluate.interventions import effect_name
-from saematch.sae.recorders import Recording
+from saematch.sae.recorders import Recording, pair_tensor_name
 
 NONE = -1
 """Code for a missing partner."""
@@ -163,7 +162,7 @@ def read_events(
     columns = ("text", "key", "position", "feature", "value", "by_feature", "by_token", *names)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in columns}
     n_texts = 0
-    stored = ["n_texts", *(effect_name(pair, f"{edit}|{name}") for name in columns)]
+    stored = ["n_texts", *(pair_tensor_name(pair, f"{edit}|{name}") for name in columns)]
     for of_batch, *tensors in recording.batches(stored):
         for name, tensor in zip(columns, tensors, strict=True):
             parts[name].append((tensor + n_texts if name == "text" else tensor).numpy())

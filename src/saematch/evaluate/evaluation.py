@@ -116,13 +116,15 @@ class Evaluation:
     """Definitions of the metrics in its tables."""
     reads_texts: ClassVar[bool] = False
     """Whether it needs the language model and texts."""
-    calibrates: ClassVar[bool] = False
-    """Whether it fits quantities to calibration texts, so that the run splits its texts."""
     explains: ClassVar[bool] = False
     """Whether it needs explanations of features."""
     one_partner: ClassVar[str] = ""
     """Reason why it needs matches with at most one partner per feature, as a phrase after
     ``which``; empty if it accepts any match."""
+
+    def calibrates(self, arms: Mapping[str, Arm]) -> bool:
+        """Return whether it fits quantities to calibration texts; the run then splits its texts."""
+        return False
 
     def check_sources(self, sources: Mapping[str, SaeSource]) -> None:
         """Raise ``InputError``, before SAEs are loaded, for suites that cannot be used."""

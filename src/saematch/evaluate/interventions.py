@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saematch.core.match import Match
-from saematch.core.pairs import Pair
 from saematch.evaluate.events import Events
 from saematch.texts.batch_work import Kept
 
@@ -46,11 +45,6 @@ class Interventions:
         return [*identities, means, list(self.joint)]
 
 
-def effect_name(pair: Pair, name: str) -> str:
-    """Return the name of a pair's tensor in the files of ``AblationRecorder``."""
-    return "|".join(map(str, (*pair.source, *pair.target, name)))
-
-
 def joint_edit(key: str) -> str:
     """Return the name of the edit that removes all sources of a target by a match's hash."""
     return f"joint {key}"
@@ -61,21 +55,21 @@ def _empty(**kinds: torch.dtype) -> Kept:
     return {name: torch.zeros(0, dtype=kind) for name, kind in kinds.items()}
 
 
-NO_EVENTS = _empty(
+_NO_EVENTS = _empty(
     text=torch.int64, key=torch.int64, position=torch.int32, feature=torch.int64,
     value=torch.float32, by_feature=torch.bool, by_token=torch.bool,
 )  # fmt: skip
-NO_EFFECTS = NO_EVENTS | _empty(
+NO_EFFECTS = _NO_EVENTS | _empty(
     n_entries=torch.int64, target=torch.int32, before=torch.float32, after=torch.float32,
     change=torch.float32,
 )  # fmt: skip
 """Tensors of an edit without events."""
-NO_INJECTIONS = NO_EVENTS | _empty(
+NO_INJECTIONS = _NO_EVENTS | _empty(
     silent=torch.bool, total=torch.float32, n_entries=torch.int64, target=torch.int32,
     before=torch.float32, after=torch.float32, change=torch.float32,
 )  # fmt: skip
 """Tensors of injections without events."""
-NO_JOINT = NO_EVENTS | _empty(
+NO_JOINT = _NO_EVENTS | _empty(
     before=torch.float32, joint=torch.float32, single=torch.float32, n_sources=torch.int64
 )  # fmt: skip
 """Tensors of joint removals without events."""

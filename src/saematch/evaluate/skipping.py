@@ -79,7 +79,7 @@ class Skipping(Evaluation):
                 "needs a penalty if features are always active together"
             )
 
-    def fits(self, arms: Mapping[str, Arm]) -> bool:
+    def calibrates(self, arms: Mapping[str, Arm]) -> bool:
         """Return whether a strategy is fitted to calibration texts."""
         return INCREMENT_FREE in self.strategies or any(
             INCREMENT in arm.decode for arm in arms.values()

@@ -30,6 +30,7 @@ from saematch.evaluate.verify_features import (
 )
 from saematch.evaluate.verify_further import FurtherTables
 from saematch.evaluate.verify_tables import PairTables, Verified
+from saematch.matching.arm import Arm
 from saematch.sae.passes import TextPass
 from saematch.sae.recorders import Recorder, Recording
 
@@ -47,7 +48,6 @@ class Verify(Evaluation):
 
     columns: ClassVar = COLUMNS
     reads_texts: ClassVar[bool] = True
-    calibrates: ClassVar[bool] = True
 
     partners: Some[AtLeast1] = (1, 2, 5, 20)
     """Numbers of best partners that are tested together, if a match gives a feature so many."""
@@ -70,6 +70,10 @@ class Verify(Evaluation):
     features: Unique[AtLeast0] | None = None
     """Source features to test, in every pair, sampled by feature only; None for all."""
     seed: Seed = 0
+
+    def calibrates(self, arms: Mapping[str, Arm]) -> bool:
+        """Return True: activity and learned partners come from calibration texts."""
+        return True
 
     def refusal(self, facts: PairFacts) -> str | None:
         """Refuse pairs whose target does not come after the source in the same model."""
@@ -105,7 +109,7 @@ class Verify(Evaluation):
 
     def tables(self, subject: Subject, recording: Recording | None) -> Tables:
         """Return the tables of ``verify``; see docs/verify.md."""
-        verified = self._record(subject)
+        verified = self.record(subject)
         rows: dict[str, list[Row]] = {}
         for pair in verified:
             with stage("verify", pair=pair.label):
@@ -155,7 +159,7 @@ class Verify(Evaluation):
             rows += list(judge_correlations(pair, effects, judgements, level))
         return Tables.of({"verify_judged": rows}) if rows else Tables()
 
-    def _record(self, subject: Subject) -> dict[Pair, Verified]:
+    def record(self, subject: Subject) -> dict[Pair, Verified]:
         """Run the passes: activity and events, learned partners, and the interventions."""
         texts, calibration = subject.texts, subject.calibration
         assert texts is not None and calibration is not None

@@ -20,7 +20,7 @@ from saematch.evaluate.effects import (
     read_events,
 )
 from saematch.evaluate.intervals import Values
-from saematch.evaluate.interventions import INJECT, effect_name, joint_edit
+from saematch.evaluate.interventions import INJECT, joint_edit
 from saematch.evaluate.verify_columns import (
     CORRELATION,
     ERASED,
@@ -35,6 +35,7 @@ from saematch.evaluate.verify_columns import (
     SPECIFICITY,
 )
 from saematch.evaluate.verify_tables import PairTables
+from saematch.sae.recorders import pair_tensor_name
 
 REINFORCES, ERASES = 1.1, 0.1
 """Ratios of measured to predicted change above and below which a change is reinforced or erased."""
@@ -109,7 +110,7 @@ class FurtherTables:
     def _recorded(self, edit: str) -> bool:
         """Return whether the edit was made."""
         verified = self.tables.verified
-        return verified.recording.has(effect_name(verified.twin, f"{edit}|text"))
+        return verified.recording.has(pair_tensor_name(verified.twin, f"{edit}|text"))
 
     def predicted(self, partners: np.ndarray) -> DirectChanges:
         """Return predicted and measured changes of the best partner, where it was active."""

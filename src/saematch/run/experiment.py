@@ -13,7 +13,6 @@ from saematch.evaluate.co_activation import CoActivation
 from saematch.evaluate.evaluation import Evaluation
 from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.paths import Paths
-from saematch.evaluate.skipping import Skipping
 from saematch.explain.explanations import ExplanationSource
 from saematch.judge.design import Judging
 from saematch.judge.overlap import WordOverlap
@@ -229,14 +228,8 @@ class Experiment:
     @property
     def calibrates(self) -> bool:
         """Whether the run fits quantities to texts, which it then splits off."""
-        fitted = any(evaluation.calibrates for evaluation in self.evaluations.values())
-        return fitted or self.matches_activity or self.increments
-
-    @property
-    def increments(self) -> bool:
-        """Whether ``increment`` or ``increment_free`` is evaluated, which are fitted to texts."""
-        skippings = [e for e in self.evaluations.values() if isinstance(e, Skipping)]
-        return any(skipping.fits(self.arms) for skipping in skippings)
+        fitted = (evaluation.calibrates(self.arms) for evaluation in self.evaluations.values())
+        return self.matches_activity or any(fitted)
 
     @property
     def counting(self) -> str | None:

@@ -1,6 +1,7 @@
 """The solver against SciPy and brute force, in every regime, on kind and on hostile instances."""
 
 import itertools
+from functools import cache
 
 import numpy as np
 import pytest
@@ -74,6 +75,7 @@ def check(solution, x_a, x_b, unmatched=None, rel=1e-6):
         assert solution.status is Status.OPTIMAL
 
 
+@cache
 def hostile():
     """Instances on which solvers go wrong; each is a pair of ``[n, size]`` tensors."""
     x, y = normal(300, 20, seed=1), normal(300, 20, seed=2)

@@ -1,13 +1,16 @@
-"""SAEs from the hub's cache and from a hub, each in a separate process.
+"""SAEs from the hub's cache and from a hub.
 
-The hub's client reads its settings once, when it is imported.
+The hub is used in a separate process, since its client reads its settings once, when it is
+imported.
 """
 
+import io
 import json
 import math
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -45,8 +48,8 @@ def faulty_repo(name):
     return f"tiny/{name}-2b-pt-res"
 
 
-def register():
-    """Make the tiny releases known to SAELens and to saematch."""
+def register(patch):
+    """Make the tiny releases known to SAELens and to saematch, until the patch ends."""
     from sae_lens.loading.pretrained_saes_directory import (
         PretrainedSAELookup,
         get_pretrained_saes_directory,
@@ -60,12 +63,14 @@ def register():
         saes = {f"layer_{n}": at_layer(path, n) for n in (2, 3, 4)}
         labels = {**dict.fromkeys(saes), "layer_3": "tiny/3-tinyscope"}
         scale = dict.fromkeys(saes, D_MODEL**0.5 / NORM)
-        get_pretrained_saes_directory()[name] = PretrainedSAELookup(
+        entry = PretrainedSAELookup(
             name, repo, "tiny", loader, saes, {}, {}, labels, scale,
             {**overrides, "model_name": "tiny"},
         )  # fmt: skip
+        patch.setitem(get_pretrained_saes_directory(), name, entry)
         ours = {i: RegisteredSae(path, 10.0, labels[i]) for i, path in saes.items()}
-        registry.releases()[name] = Release(name, repo, "tiny", loader or "sae_lens", ours)
+        release = Release(name, repo, "tiny", loader or "sae_lens", ours)
+        patch.setitem(registry.releases(), name, release)
 
 
 def outcome(name, layer=3):
@@ -79,28 +84,25 @@ def outcome(name, layer=3):
     return {"revision": fetched.revision, "output": fetched.sae(X).tolist()}
 
 
-def from_cache(folder):
+def from_cache(folder, tiny):
     """Load every release from a cache made by hand."""
     from saematch.sae.sources.released import ReleasedSaes
 
-    cache = Path(os.environ["HF_HUB_CACHE"])
-    write_cache(cache, files(SAE, folder / "saelens"))
-    write_cache(cache, files(EARLIER, folder / "saelens_2", 2))
-    register()
+    write_cache(folder / "hub", files(SAE, folder / "saelens"))
+    write_cache(folder / "hub", files(EARLIER, folder / "saelens_2", 2))
     outcomes = {name: outcome(name) for name in RELEASES}
     outcomes["absent"] = outcome("gemma", 4)
     source = ReleasedSaes("gemma", "layer_{layer}")
     outcomes["source"] = {"layers": source.layers(), "origin": vars(source.load(3).origin)}
-    outcomes["runs"] = {name: ran_on(name, folder) for name in RELEASES}
+    outcomes["runs"] = {name: ran_on(name, folder, tiny) for name in RELEASES}
     return outcomes
 
 
-def ran_on(name, folder):
+def ran_on(name, folder, tiny):
     """Skip a layer with SAEs of layers 2 and 3; return the results or the refusal."""
     from saematch.app.configuration import build
     from saematch.run.run import run
 
-    tiny = Path(os.environ["TINY"])
     own = [s for s in tiny_overrides(tiny) if not s.startswith("sae")]
     settings = [
         "+experiment=skip_layers",
@@ -113,7 +115,7 @@ def ran_on(name, folder):
         "setting.max_tokens=20",
         "intervals.n_replicates=20",
         "logger=none",
-        "figures=[mse]",
+        "figures=[]",
     ]
     results = run(*build(settings), folder / name)
     tables = results.tables
@@ -140,7 +142,7 @@ def from_hub(folder):
         import huggingface_hub.file_download
 
         huggingface_hub.file_download.time.sleep = lambda _: None  # it waits between attempts
-        register()
+        register(pytest.MonkeyPatch())
         names = ["gemma", "gemma3", "saelens", *ERRORS, *CUTS, "torn"]
         outcomes = {name: outcome(name) for name in names}
         outcomes["absent"] = outcome("gemma", 4)
@@ -163,48 +165,37 @@ def from_hub(folder):
     return outcomes
 
 
-def in_its_own_process(what, folder, **settings):
-    paths = os.pathsep.join(sys.path)
-    code = f"import sys; from sae.sources.test_hub import main; main({what!r}, sys.argv[1])"
-    environment = {**os.environ, "HF_HUB_CACHE": str(folder / "hub"), "PYTHONPATH": paths,
-                   "TQDM_POSITION": "-1", **settings}  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, "-c", code, str(folder)],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def main(what, folder):
-    outcomes = {"from_cache": from_cache, "from_hub": from_hub}[what](Path(folder))
-    write_json(Path(folder, "found.json"), outcomes)
+def main(folder):
+    write_json(Path(folder, "outcomes.json"), from_hub(Path(folder)))
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory, tiny):
-    """Return the results and logs of both processes."""
-    folders = {what: tmp_path_factory.mktemp(what) for what in ("from_cache", "from_hub")}
-    processes = {
-        "from_cache": in_its_own_process(
-            "from_cache", folders["from_cache"], HF_HUB_OFFLINE="1", TINY=str(tiny)
-        ),
-        "from_hub": in_its_own_process("from_hub", folders["from_hub"], HF_HUB_OFFLINE="0"),
-    }
-    logs = {what: process.communicate()[1] for what, process in processes.items()}
-    for what, process in processes.items():
-        assert process.returncode == 0, logs[what][-3000:]
-    return {w: (json.loads((f / "found.json").read_text()), logs[w]) for w, f in folders.items()}
+def cached(tmp_path_factory, tiny):
+    """Return the results from the cache, and what was written to stderr."""
+    import huggingface_hub.constants
+
+    folder = tmp_path_factory.mktemp("from_cache")
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(io.StringIO()) as log:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder / "hub"))
+        register(patch)
+        outcomes = from_cache(folder, tiny)
+    return outcomes | {"log": log.getvalue()}
 
 
-@pytest.fixture
-def cached(ran):
-    return ran["from_cache"][0]
-
-
-@pytest.fixture
-def fetched(ran):
-    return ran["from_hub"][0]
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory):
+    """Return the results from the hub, and what was written to stderr."""
+    folder = tmp_path_factory.mktemp("from_hub")
+    code = "import sys; from sae.sources.test_hub import main; main(sys.argv[1])"
+    settings = {"HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "0", "TQDM_POSITION": "-1"}
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **settings},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads((folder / "outcomes.json").read_text()) | {"log": process.stderr}
 
 
 def close(outcomes, expected):
@@ -220,14 +211,14 @@ def test_one_sae_in_three_layouts(cached, fetched, name):
 
 @pytest.mark.parametrize("name", RELEASES)
 def test_every_layout_is_matched_and_skipped(cached, name):
-    ran = cached["runs"][name]
+    run = cached["runs"][name]
     kind = {"llama": "one for all", "qwen": "none"}.get(name, "per feature")
-    assert ran["thresholds"] == kind
-    assert ran["arms"] == ["folded", "unfolded", "identity", "random"]
-    assert ran["values"]
-    assert all(math.isfinite(value) for value in ran["values"])
+    assert run["thresholds"] == kind
+    assert run["arms"] == ["folded", "unfolded", "identity", "random"]
+    assert run["values"]
+    assert all(math.isfinite(value) for value in run["values"])
     for layer in ("2", "3"):
-        origin = ran["saes"][layer]
+        origin = run["saes"][layer]
         assert origin["revision"] == COMMIT
         assert origin["sae_id"].startswith(at_layer(RELEASES[name][2], int(layer)))
         assert origin["stand_in_name"].startswith("quantile") == (name == "qwen")
@@ -312,8 +303,8 @@ def test_a_damaged_file_is_named_and_fetched_again_once_deleted(fetched):
     assert fetched["mended"]["revision"] == LATER
 
 
-def test_a_bar_shows_what_is_fetched_and_no_more(ran):
-    before, _, rest = ran["from_hub"][1].partition("FROM HERE ON NOTHING IS FETCHED")
+def test_a_bar_shows_what_is_fetched_and_no_more(cached, fetched):
+    before, _, rest = fetched["log"].partition("FROM HERE ON NOTHING IS FETCHED")
     assert "params.npz: 100%" in before.replace("(…)", "")
     assert "100%" not in rest.partition("FROM HERE ON IT IS AGAIN")[0]
-    assert "npz: 100%" not in ran["from_cache"][1]
+    assert "npz: 100%" not in cached["log"]
