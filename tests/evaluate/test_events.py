@@ -20,13 +20,13 @@ from saematch.evaluate.events import (
     hashes,
     text_keys,
 )
-from saematch.evaluate.interventions import Interventions, effect_name
+from saematch.evaluate.interventions import Interventions
 from saematch.evaluate.verify import Verify
 from saematch.lm.edits import EditRunner
 from saematch.lm.source import LmSource
 from saematch.matching.matches import MatchSet
 from saematch.sae.passes import TextPass
-from saematch.sae.recorders import Models, Recording
+from saematch.sae.recorders import Models, Recording, pair_tensor_name
 from saematch.sae.sources.disk import SaeFolders
 from saematch.sae.suites import SaeShelf
 from saematch.texts.readers import Reader
@@ -235,12 +235,12 @@ def test_a_low_precision_of_the_model_is_not_that_of_the_saes(
         kept = AblationRecorder(tmp_path, {PAIR: plan}, 0).record(forward)
     for edit in ("remove", "half", "to mean", "random direction", "inject"):
         before, after, change = (
-            kept[effect_name(PAIR, f"{edit}|{name}")] for name in ("before", "after", "change")
+            kept[pair_tensor_name(PAIR, f"{edit}|{name}")] for name in ("before", "after", "change")
         )
         torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(change, torch.zeros_like(change), rtol=0, atol=1e-5)
     before, *after = (
-        kept[effect_name(PAIR, f"joint m|{name}")] for name in ("before", "joint", "single")
+        kept[pair_tensor_name(PAIR, f"joint m|{name}")] for name in ("before", "joint", "single")
     )
     for values in after:
         torch.testing.assert_close(values, before, rtol=1e-5, atol=1e-5)
