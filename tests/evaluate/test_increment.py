@@ -202,7 +202,7 @@ def sae_pair():
 
 def regression(fits, source, match, ridge=None):
     changes = Changes(fits.recording, PAIRS[0], fold_scale(source, "decoder_norm"))
-    directions = None if match is None else fits._directions(changes, match)
+    directions = None if match is None else fits.directions(changes, match)
     return Regression(changes, directions, fits.ridge if ridge is None else ridge)
 
 

@@ -87,7 +87,7 @@ def case(request, tmp_path_factory):
     ]
     subject = recorded(subject, [CoActivation()], lm, {"t": batches[0]})
     tables = tables_of(subject, VERIFY)
-    verified = VERIFY._record(subject)[pair]
+    verified = VERIFY.record(subject)[pair]
     oracle = Oracle(lively(request.param).double(), pair, saes, tokens[1])
     return Case(oracle, subject, arms, verified, tables, *keys)
 

@@ -160,13 +160,13 @@ def test_a_random_direction_has_no_effect_on_average(tables, subject):
     row = scores(tables, "copies", DIRECTION)
     assert row["off_rate"] == 0.0
     assert abs(row["effect"]) < 4 / (D * row["n_events"]) ** 0.5
-    effects = VERIFY._record(subject)[PAIR].effects(DIRECTION)
+    effects = VERIFY.record(subject)[PAIR].effects(DIRECTION)
     changes = effects.of_partners(effects.features[:, None]).D
     assert np.std(changes) == pytest.approx(D**-0.5, rel=0.15), "one coordinate of a unit vector"
 
 
 def test_the_copy_is_learned_on_calibration_texts(subject):
-    assert VERIFY._record(subject)[PAIR].learned[:N].tolist() == list(COPIED)
+    assert VERIFY.record(subject)[PAIR].learned[:N].tolist() == list(COPIED)
 
 
 def test_a_written_feature_switches_on_its_copy_only(tables):

@@ -87,13 +87,13 @@ class Increments:
         """Fit gains, or free vectors without a match, and write them for every source feature."""
         scale = fold_scale(self.saes[pair.source], UNITS).cpu()
         changes = Changes(self.recording, pair, scale)
-        directions = None if match is None else self._directions(changes, match)
+        directions = None if match is None else self.directions(changes, match)
         solution = Regression(changes, directions, self.ridge).solve()
         fit = torch.zeros(len(scale), solution.shape[1], dtype=torch.float64)
         fit[torch.from_numpy(changes.live)] = torch.from_numpy(solution)
         write(path, {FIT: (fit / scale[:, None]).float() if match is None else fit})
 
-    def _directions(self, changes: Changes, match: Match) -> Float64[np.ndarray, "n_live d_model"]:
+    def directions(self, changes: Changes, match: Match) -> Float64[np.ndarray, "n_live d_model"]:
         """Return the weighted sum of the partners' unit decoder vectors for each live feature."""
         target = self.saes[changes.pair.target]
         units = (target.W_dec * fold_scale(target, UNITS)[:, None]).cpu().double().numpy()

@@ -106,7 +106,7 @@ class Verify(Evaluation):
 
     def tables(self, subject: Subject, recording: Recording | None) -> Tables:
         """Return the tables of ``verify``; see docs/verify.md."""
-        verified = self._record(subject)
+        verified = self.record(subject)
         rows: dict[str, list[Row]] = {}
         for pair in verified:
             with stage("verify", pair=pair.label):
@@ -154,7 +154,7 @@ class Verify(Evaluation):
             rows += list(judge_correlations(pair, pd.read_parquet(path), judgements))
         return Tables.of({"verify_judged": rows}) if rows else Tables()
 
-    def _record(self, subject: Subject) -> dict[Pair, Verified]:
+    def record(self, subject: Subject) -> dict[Pair, Verified]:
         """Run the passes: activity and events, learned partners, and the interventions."""
         texts, calibration = subject.texts, subject.calibration
         assert texts is not None and calibration is not None
