@@ -30,6 +30,7 @@ from saematch.evaluate.events import Events, directions, text_keys
 from saematch.evaluate.verify import Verify
 from saematch.evaluate.verify_features import activity_measures
 from saematch.evaluate.verify_tables import NEAR_MISS, PairTables
+from saematch.sae.folding import fold
 
 SEED = 3
 N_SOURCE, N_TARGET = 20, 18
@@ -391,7 +392,12 @@ def test_correlations_are_those_of_scipy(case):
         row = rows[arm, "cosine"]
         assert row["n_features"] == len(chosen)
         assert row["spearman"] == pytest.approx(spearmanr(effect[chosen], cosine).statistic)
-        assert (arm, "squared_error") in rows
+        d_folded, e_folded = (
+            fold(sae, "threshold").W_dec.double().numpy() for sae in case.subject.saes.values()
+        )
+        error = ((d_folded[chosen] - e_folded[best]) ** 2).mean(axis=1)
+        expected = spearmanr(effect[chosen], error).statistic
+        assert rows[arm, "squared_error"]["spearman"] == pytest.approx(expected)
 
 
 def test_measures_of_activity_by_hand(case):
