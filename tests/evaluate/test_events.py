@@ -226,8 +226,8 @@ def results_with(lm, saes, folder, sets):
     """Return the rows of ``verify`` on text sets, by name."""
     matches = MatchSet((PAIR,), {"a": {PAIR: soft(0, 20, 20)}})
     subject = subject_of(saes, matches, folder=folder / "sums")
-    subject = split_texts(subject, lm, sets, {"t": texts_of(6, 2).batches(3)})
-    verify = Verify(partners=(1, 2), floor=1, n_events=2, n_learning=1)
+    subject = split_texts(subject, lm, sets, {"t": texts_of(6, 2).batches(6)})
+    verify = Verify(partners=(1, 2), floor=1, n_events=2, n_learning=0)
     return tables_of(subject, verify).rows("verify")
 
 
