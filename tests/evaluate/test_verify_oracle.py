@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, t
 
 from evaluations import recorded, tables_of
 from interventions import (
@@ -178,6 +178,7 @@ def check_scores(case, edit, columns, outcomes):
         effect, off, mass, coverage, chosen = np.array(scores, dtype=float).T
         chosen = chosen > 0
         assert row["n_events"] == chosen.sum()
+        check_interval(row, effect[chosen], columns["key"][chosen], case.texts)
         covered = chosen & (coverage > 0)
         expected = {
             "effect": effect[chosen].mean(),
@@ -193,6 +194,22 @@ def check_scores(case, edit, columns, outcomes):
                 assert row[name] == pytest.approx(value, **NEAR), (name, row)
     n_samplings = 2 if edit == REMOVE else 1
     assert n_rows == n_samplings * (3 + 1 + 2), "k = 1, 2, 3 of soft, 1 of the others; 9 of none"
+
+
+def check_interval(row, effect, keys, texts):
+    """Compare the interval of the effect with a jackknife over texts; the repeated text is empty.
+
+    A replicate without an event makes the interval undefined.
+    """
+    means = [effect[keys != key].mean() if (keys != key).any() else np.nan for key in texts]
+    means, n = np.array([*means, effect.mean()]), len(texts) + 1
+    if np.isnan(means).any():
+        assert row["effect_low"] is None
+        return
+    error = np.sqrt(((means - means.mean()) ** 2).sum() * (n - 1) / n)
+    half = t.ppf(0.975, n - 1) * error
+    assert row["effect_low"] == pytest.approx(max(effect.mean() - half, -1), abs=1e-4)
+    assert row["effect_high"] == pytest.approx(min(effect.mean() + half, 1), abs=1e-4)
 
 
 def check_direct(case, columns, events, vectors):
