@@ -8,6 +8,7 @@ the target SAE encodes the same token.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -164,6 +165,11 @@ class _PairWork:
         numbers = counts.flatten().cumsum(0).view_as(counts) - 1
         return _Rows(chosen, texts, numbers[texts, chosen.positions])
 
+    @property
+    def full_precision(self) -> AbstractContextManager[object]:
+        """Context in which SAEs compute in float32 whatever the trainer's precision."""
+        return torch.autocast(self.forward.batch.ids.device.type, enabled=False)
+
     def after(self, rows: _Rows, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
         """Return the target's hidden states after the vectors are added to the source's."""
         source, target = self.pair.source.layer, self.pair.target.layer
@@ -207,7 +213,8 @@ class _PairWork:
     def _effects(self, rows: _Rows, active: PaddedFeatures, vectors: Tensor) -> Kept:
         """Return the events, and the changes of the target features that were active before."""
         x = self.after(rows, vectors)
-        pre, values = encode_at(self.target, x, active.features)
+        with self.full_precision:
+            pre, values = encode_at(self.target, x, active.features)
         entries = active.is_active
         return {
             **_event_tensors(rows),
@@ -236,7 +243,8 @@ class _PairWork:
             for numbers in torch.arange(len(x), device=x.device).split(
                 max(1, ENCODE_CHUNK // self.target.n_features)
             ):
-                after = self.target.encode(x[numbers])
+                with self.full_precision:
+                    after = self.target.encode(x[numbers])
                 before = torch.zeros_like(after)
                 padded = of_target.padded(rows.tokens[numbers])
                 row, place = torch.nonzero(padded.is_active, as_tuple=True)
@@ -286,10 +294,12 @@ class _PairWork:
             }
             effects = {**_event_tensors(rows), "before": rows.events.values.float()}
             for name, amount in amounts.items():
-                x = self.after(rows, -torch.einsum("nk,nkd->nd", amount, d))
-                effects[name] = encode_at(self.target, x, rows.events.features[:, None]).values[
-                    :, 0
-                ]
+                with self.full_precision:
+                    removed = torch.einsum("nk,nkd->nd", amount, d)
+                x = self.after(rows, -removed)
+                with self.full_precision:
+                    of_target = encode_at(self.target, x, rows.events.features[:, None])
+                effects[name] = of_target.values[:, 0]
             effects["n_sources"] = is_source.sum(dim=1)
             for name, tensor in effects.items():
                 kept.setdefault(f"{joint_edit(key)}|{name}", []).append(tensor)
