@@ -131,20 +131,20 @@ def test_the_floor_is_the_95th_percentile_of_the_other_targets_of_the_decile():
     assert tables.floor(1, 0) == 0.0, "a feature without events"
 
 
-def verdict(texts, partner=0):
-    """Return the finding for a feature; removing it always switches off the first target."""
-    n = len(texts)
-    effects = effects_by_hand([0] * n, texts, [{0: 1.0}] * n, 2)
+def verdict(texts, of_partner=(1.0,), of_other=0.0, partner=0):
+    """Return the finding for a feature with given effects on its partner and another target."""
+    entries = [{0: of_partner[n % len(of_partner)], 1: of_other} for n in range(len(texts))]
+    effects = effects_by_hand([0] * len(texts), texts, entries, 2)
     arms = {"a": np.full((3, 1), partner)}
     tables = feature_tables(effects, 20, np.array([0, 0]), arms)
     return tables.frame()["finding"].tolist()[0]
 
 
 def test_a_verdict_needs_8_events_in_2_texts():
-    assert verdict([0, 1, 2, 3, 4, 5, 6, 7]) == "passes"
-    assert verdict([0, 1, 2, 3, 4, 5, 6]) == "too few events"
+    assert verdict(range(8)) == "passes"
+    assert verdict(range(7)) == "too few events"
     assert verdict([0] * 8) == "too few events"
-    assert verdict([0, 1, 2, 3, 4, 5, 6, 7], NONE) == "no partner"
+    assert verdict(range(8), partner=NONE) == "no partner"
 
 
 def test_the_correlation_with_a_judge_has_the_interval_of_the_run():
@@ -160,6 +160,12 @@ def test_the_correlation_with_a_judge_has_the_interval_of_the_run():
     for row, p in ((wide, 0.975), (narrow, 0.75)):
         low = np.tanh(np.arctanh(expected) - norm.ppf(p) * error)
         assert row["spearman_low"] == pytest.approx(low)
+
+
+def test_a_feature_passes_if_the_lower_bound_exceeds_the_floor():
+    assert verdict(range(8), (0.5, 0.7), 0.4) == "passes"
+    assert verdict(range(8), (0.5, 0.7), 0.6) == "fails"
+    assert verdict(range(8), (1.0, 0.2), 0.4) == "fails", "the mean is 0.6, its lower bound 0.24"
 
 
 def test_spearman_is_that_of_scipy():
