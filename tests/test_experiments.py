@@ -4,6 +4,7 @@ import json
 import re
 import zlib
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from saematch.app.configuration import CONF, build
 from saematch.core.pairs import PAIR_COLUMNS, pair_of, suites_of
 from saematch.core.results import Results
 from saematch.evaluate.co_activation import SCORES
+from saematch.evaluate.verify_tables import HINDSIGHT, LEARNED, NEAR_MISS
 from saematch.judge.verdicts import LABELS
 from saematch.report import match_rules
 from saematch.report.claims import CLAIMS
@@ -117,6 +119,8 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
         expected["paths"] = n_pairs * n_arms * min(20, tables.rows("layers")[0]["n_live"])
     if "planted" in parts.evaluations:
         expected["planted"] = n_pairs * sum(len(a.decode) for a in parts.arms.values())
+    if "verify" in parts.evaluations:
+        expected |= verify_rows(parts, tables)
     if experiment in JUDGED:
         expected |= judged_rows(parts, tables)
     expected["means"] = rows_of_means(parts, tables, n_sets)
@@ -171,7 +175,38 @@ def rows_of_means(parts, tables, n_sets):
     cells = {(suites_of(r), r["arm"], r["strategy"], r["quantile"])
              for r in tables.rows("strategies")}  # fmt: skip
     n_rows += len(cells) * (n_sets + 1) * 2
+    if "verify" in tables:
+        n_rows += len(keys) * len(parts.arms) * 3
     return n_rows + 2 * sum(row["target_layer"] is None for row in tables.rows("judge_scores"))
+
+
+def verify_rows(parts, tables):
+    """Return the numbers of rows that the docs promise of a run with ``verify``."""
+    removed = Counter((row["arm"], row["k"]) for row in tables.rows("verify")
+                      if (row["edit"], row["sampling"]) == ("remove", "feature"))  # fmt: skip
+    (n_pairs,) = set(removed.values())
+    references = {NEAR_MISS, LEARNED, HINDSIGHT}
+    assert {arm for arm, _ in removed} == {*parts.arms, *references}
+    assert all(k == 1 for arm, k in removed if arm in references | {"folded", "random"})
+    assert {k for _, k in removed} <= set(parts.evaluations["verify"].partners)
+    features = parts.evaluations["verify"].features
+    n_samples = 2 if features is None else 1
+    shared = [k for (_, k), (_, other) in combinations(removed, 2) if k == other]
+    strata = {(row["arm"], row["k"], row["stratum"]) for row in tables.rows("verify_strata")}
+    assert {stratum for *_, stratum in strata} <= {1, 2, 3, 4}
+    n_arms = n_pairs * len(parts.arms)
+    most = {"verify_changes": 200 * n_arms, "verify_direct": n_arms, "verify_joint": n_arms,
+            "verify_verdicts": n_arms, "verify_correlations": 4 * n_arms}  # fmt: skip
+    assert all(0 <= len(tables.get(name, ())) <= n_rows for name, n_rows in most.items())
+    return {
+        "verify": n_pairs * len(removed) * (n_samples + 3),
+        "verify_contrasts": n_pairs * n_samples * len(shared),
+        "verify_strata": len(tables["verify_strata"]),
+        "verify_injection": n_arms,
+        "verify_counts": n_pairs,
+        **({} if features is None else {"verify_features": n_arms * len(features)}),
+        **{name: len(tables[name]) for name in most if name in tables},
+    }
 
 
 def judged_rows(parts, tables):

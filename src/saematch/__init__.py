@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from saematch.lm.hooks import LanguageModel as LanguageModel
     from saematch.lm.source import LmSource as LmSource
     from saematch.matching.arm import Arm as Arm
+    from saematch.matching.matchers import CandidateMatcher as CandidateMatcher
     from saematch.matching.matchers import ChanceLevel as ChanceLevel
     from saematch.matching.matchers import Greedy as Greedy
     from saematch.matching.matchers import Identity as Identity
@@ -66,6 +67,7 @@ __version__ = "0.2.0"
 _HOMES = {
     "ActivityObjective": "saematch.matching.objectives.objective",
     "Arm": "saematch.matching.arm",
+    "CandidateMatcher": "saematch.matching.matchers",
     "Candidates": "saematch.matching.objectives.candidates",
     "Cell": "saematch.evaluate.measures",
     "Certificate": "saematch.core.match",

@@ -11,12 +11,15 @@ import torch
 from saematch.core.match import Match
 from saematch.core.results import Results
 from saematch.lm.source import LmSource
+from saematch.sae.sources.source import ZooSaes
+from saematch.texts.calibration import Calibration
 from saematch.texts.sources import ZooTexts
+from saematch.texts.tokens import tokenise
 
 PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text(encoding="utf-8")
 FILE = re.compile(r"^`([\w/]+\.\w+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"^saematch (.*)$", re.MULTILINE)
-RUN, EXPERIMENT, SWEEP, REPRODUCTION = COMMAND.findall(PAGE)
+ACTIVITY, RUN, EXPERIMENT, SWEEP, REPRODUCTION = COMMAND.findall(PAGE)
 SMALL = ("dataset.n_texts=4", "dataset.max_tokens=16", "intervals.n_replicates=10", "logger=none",
          "trainer.accelerator=cpu")  # fmt: skip
 
@@ -48,6 +51,24 @@ def test_a_run_uses_the_matcher_the_objective_and_the_evaluation(command):
     assert partners["random"] == 1
     assert results.metrics["effective_partners/folded"] == partners["folded"]
     assert results.tables.column("effective_partners").label == "effective partners"
+
+
+def test_an_objective_reads_activity_on_calibration_texts(command):
+    assert command(ACTIVITY, "run_id=a", "arms=[folded]")[0] is None
+    match, _ = Match.load(Path("outputs/match/a/matches/folded/3-4.safetensors"))
+    lm, saes = LmSource("zoo", "saematch-zoo").load(), ZooSaes("chain", 1024, 20)
+    counts = torch.zeros(1024, 1024, dtype=torch.float64)
+    for of_set in ZooTexts(("prose", "docs", "code"), 4, 16, 0).load():
+        fitted = Calibration(0.5, 0).split(of_set.name, tokenise(of_set, lm, 16)).calibration
+        for batch in fitted.batches(1):
+            states, _ = lm.capture(batch.ids, (3, 4))
+            source, target = (saes.load(n).encode(states[n][batch.counts]) > 0 for n in (3, 4))
+            counts += source.double().T @ target.double()
+    kept = torch.zeros_like(counts)
+    kept[match.rows, match.columns] = counts[match.rows, match.columns]
+    assert (kept > 0).sum() == len(match.rows)
+    # Any of several equal counts may be kept
+    assert torch.equal(kept.sum(dim=1), counts.topk(3, dim=1).values.sum(dim=1))
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,10 @@ from interventions import (
 )
 from matches import of_dense, soft
 from saematch.core.pairs import Pair
-from saematch.evaluate.ablation import EDITS, HALF, INJECT, REMOVE, TO_MEAN, joint_edit
 from saematch.evaluate.co_activation import CoActivation
 from saematch.evaluate.effects import Effects, different_events, read_events
 from saematch.evaluate.events import Events, directions, text_keys
+from saematch.evaluate.interventions import EDITS, HALF, INJECT, REMOVE, TO_MEAN, joint_edit
 from saematch.evaluate.verify import Verify
 from saematch.evaluate.verify_features import activity_measures
 from saematch.evaluate.verify_tables import NEAR_MISS, PairTables
@@ -382,7 +382,8 @@ def test_contrasts_are_differences_on_the_same_events(case):
 
 
 def test_a_near_miss_is_one_of_the_2nd_to_6th_best_by_decoder_cosine(case):
-    tables = PairTables(case.subject, case.verified, case.subject.measures.replicates, (1,), SEED)
+    replicates = case.subject.measures.replicates
+    tables = PairTables(case.subject, case.verified, replicates, (1,), SEED, 1)
     (candidate,) = (c for c in tables.candidates if c.name == NEAR_MISS)
     features = np.repeat(np.arange(N_SOURCE), 60)
     partners = tables.of_events(candidate, features)[:, 0].reshape(N_SOURCE, 60)
@@ -418,7 +419,8 @@ def test_correlations_are_those_of_scipy(case):
 
 
 def test_measures_of_activity_by_hand(case):
-    tables = PairTables(case.subject, case.verified, case.subject.measures.replicates, (1,), SEED)
+    replicates = case.subject.measures.replicates
+    tables = PairTables(case.subject, case.verified, replicates, (1,), SEED, 1)
     measures = activity_measures(tables)["partial"]
     both, fired, fired_target = np.zeros((3, N_SOURCE))
     for batch in case.subject.texts.readers[""].tokens["t"]:

@@ -12,7 +12,7 @@ from evaluations import tables_of
 from interventions import subject_with, tokenised
 from matches import of_dense
 from saematch.core.pairs import Pair
-from saematch.evaluate.ablation import DIRECTION
+from saematch.evaluate.interventions import DIRECTION
 from saematch.evaluate.verify import Verify
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.activity import record_activity

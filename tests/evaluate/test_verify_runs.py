@@ -86,14 +86,15 @@ def test_pairs_of_one_layer_of_two_suites_are_refused(cli, tiny, texts):
     assert "\n" not in message
 
 
-def test_another_site_is_refused(cli, tmp_path, texts):
+@pytest.mark.parametrize("settings", [VERIFY, ("evaluations=[]", "arms=[written_share]")])
+def test_another_site_is_refused(cli, tmp_path, texts, settings):
     for layer in (0, 1):
         folder = tmp_path / f"mlp/layer_{layer}"
         write_sae(folder, random_sae(layer, layer=layer), layer=layer)
         config = json.loads((folder / "cfg.json").read_text())
         config["metadata"]["hook_name"] = f"blocks.{layer}.hook_mlp_out"
         (folder / "cfg.json").write_text(json.dumps(config))
-    message, _ = cli(*texts, *VERIFY, f'sae.path="{tmp_path}/mlp/layer_{{layer}}"')
+    message, _ = cli(*texts, *settings, f'sae.path="{tmp_path}/mlp/layer_{{layer}}"')
     assert "mlp_out" in message
     assert "\n" not in message
 
@@ -103,5 +104,20 @@ def test_two_language_models_are_refused(cli, tiny, texts):
     other = ("+model@models.wide=local", f"models.wide.path={tiny / 'lm'}", "models.wide.name=b")
     pairs = ("pairing=listed", "pairing.pairs=[default/0:wide/1]")
     message, _ = cli(*texts, *VERIFY, *wide, *other, *pairs)
+    assert "two language models" in message
+    assert "\n" not in message
+
+
+def test_activity_of_two_language_models_is_refused(cli, tiny, tmp_path, texts):
+    """Also if the SAEs do not name their models."""
+    for layer in (0, 1):
+        write_sae(tmp_path / f"saes/layer_{layer}", random_sae(layer, layer=layer), "", layer)
+    path = f'"{tmp_path}/saes/layer_{{layer}}"'
+    saes = (f"sae.path={path}", "+sae@suites.wide=disk", f"suites.wide.path={path}")
+    other = ("+model@models.wide=local", f"models.wide.path={tiny / 'lm'}", "models.wide.name=b")
+    pairs = ("pairing=listed", "pairing.pairs=[default/0:wide/1]")
+    settings = ("evaluations=[]", "arms=[folded,written_share]", "logger=none")
+    message, _ = cli(*texts, *settings, *saes, *other, *pairs)
+    assert message.startswith("saematch: arms.written_share compares the activity of")
     assert "two language models" in message
     assert "\n" not in message

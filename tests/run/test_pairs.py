@@ -112,7 +112,7 @@ def test_two_saes_of_one_layer(cli, tiny, tmp_path, add_suite, n_features):
 
     (refusal,) = tables.rows("refused")
     assert (refusal["evaluation"], refusal["arm"]) == ("skipping", None)
-    assert refusal["reason"] == "both SAEs are of layer 2, so there is no layer to skip"
+    assert refusal["reason"] == "both SAEs are of layer 2, so no block lies between them"
     assert "skipping leaves out 2→2 default-wide: both SAEs are of layer 2" in output.out
     assert "strategies" not in tables
     assert row_of(tables.rows("means"), arm="folded", metric="matching_score", dataset="all")[

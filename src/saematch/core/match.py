@@ -143,14 +143,6 @@ class Match:
         """Whether no source feature has several entries."""
         return not (self.rows[1:] == self.rows[:-1]).any()
 
-    def best(self, most: int) -> Match:
-        """Return the match with the ``most`` entries of largest absolute weight in each row.
-
-        Ties go to the first columns.
-        """
-        mass = np.abs(self.weights.numpy())
-        return self.keep(torch.from_numpy(largest_in_rows(self.rows.numpy(), mass, most)))
-
     def inverse(self) -> Match:
         """Return the match from the target to the source (the transpose)."""
         order = torch.argsort(self.columns * self.n_source + self.rows)

@@ -1,4 +1,4 @@
-"""Intervene on source features at single tokens, and record what it changes in the target.
+"""Intervene on source features at single tokens, and record the changes of target features.
 
 Every intervention adds a vector to ``resid_post`` of the source layer at one token. Everything else
 stays unchanged, including the error of the source SAE. The blocks up to the target layer run, and
@@ -8,7 +8,6 @@ the target SAE encodes the same token.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -20,43 +19,34 @@ from torch import Tensor
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.evaluate.events import Events, directions, text_keys
+from saematch.evaluate.interventions import (
+    DIRECTION,
+    EDITS,
+    HALF,
+    INJECT,
+    NO_EFFECTS,
+    NO_INJECTIONS,
+    NO_JOINT,
+    REMOVE,
+    TO_MEAN,
+    Interventions,
+    joint_edit,
+)
 from saematch.lm.edits import EditRunner, Edits
-from saematch.sae.activations import ENCODE_CHUNK, PaddedFeatures, encode_at
+from saematch.sae.activations import (
+    ENCODE_CHUNK,
+    Encoded,
+    PaddedFeatures,
+    SparseFeatures,
+    encode_at,
+    weighted_sum,
+)
 from saematch.sae.params import SaeParams
-from saematch.sae.recorders import Forward, Models
+from saematch.sae.recorders import Forward, Models, pair_tensor_name
 from saematch.texts.batch_work import Kept
 
-REMOVE, HALF, TO_MEAN, DIRECTION = "remove", "half", "to mean", "random direction"
-EDITS = (REMOVE, HALF, TO_MEAN, DIRECTION)
-"""Edits of an active feature with contribution ``f d``: subtract all of it, one half of it, or what
-exceeds the feature's mean activation; or subtract a random vector of the same norm."""
-INJECT = "inject"
 EDITS_AT_ONCE = 4096
 """Number of interventions in memory at a time."""
-
-
-@dataclass(frozen=True)
-class Interventions:
-    """Interventions on one pair of SAEs."""
-
-    removals: Events
-    """Events of source features, which are removed."""
-    means: Float[Tensor, " n_source"] | None = None
-    """Mean activation of each source feature; None to do no edit but ``remove``."""
-    injections: Events | None = None
-    """Tokens at which source features are written; ``values`` are the activations to write."""
-    targets: Events | None = None
-    """Events of target features, of which all sources are removed together."""
-    joint: Mapping[str, Match] = field(default_factory=dict)
-    """Matches that define the sources of a target, by their hash."""
-
-    @property
-    def identity(self) -> list[Any]:
-        """Everything that determines the interventions, as JSON values."""
-        means = None if self.means is None else self.means.tolist()
-        events = (self.removals, self.injections, self.targets)
-        identities = [None if part is None else part.identity for part in events]
-        return [*identities, means, list(self.joint)]
 
 
 class _Rows(NamedTuple):
@@ -113,7 +103,7 @@ class AblationRecorder:
             for key, match in plan.joint.items():
                 assert plan.targets is not None
                 tensors |= work.joint(plan.targets, key, match)
-            kept |= {effect_name(pair, name): tensor for name, tensor in tensors.items()}
+            kept |= {pair_tensor_name(pair, name): tensor for name, tensor in tensors.items()}
         return kept
 
     def join(self, first: Kept, second: Kept, n_texts: int) -> Kept:
@@ -128,11 +118,6 @@ class AblationRecorder:
             else:
                 kept[name] = torch.cat([part, other])
         return kept
-
-
-def effect_name(pair: Pair, name: str) -> str:
-    """Return the name of a pair's tensor in the files of ``AblationRecorder``."""
-    return "|".join(map(str, (*pair.source, *pair.target, name)))
 
 
 @dataclass(frozen=True)
@@ -165,17 +150,19 @@ class _PairWork:
         numbers = counts.flatten().cumsum(0).view_as(counts) - 1
         return _Rows(chosen, texts, numbers[texts, chosen.positions])
 
-    @property
-    def full_precision(self) -> AbstractContextManager[object]:
-        """Context in which SAEs compute in float32 whatever the trainer's precision."""
-        return torch.autocast(self.forward.batch.ids.device.type, enabled=False)
-
     def after(self, rows: _Rows, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
         """Return the target's hidden states after the vectors are added to the source's."""
         source, target = self.pair.source.layer, self.pair.target.layer
         positions = rows.events.positions
         states = self.forward.hidden[source][rows.texts, positions].float() + vectors
         return self.runner.run(source, target, Edits(rows.texts, positions, states)).float()
+
+    def encode_at(
+        self, x: Float[Tensor, "n d_model"], features: Int64[Tensor, "n most"]
+    ) -> Encoded:
+        """Return some target features of hidden states, in full precision as before the edit."""
+        with torch.autocast(x.device.type, enabled=False):
+            return encode_at(self.target, x, features)
 
     def removals(self, plan: Interventions, seed: int) -> Kept:
         """Return the effects of all edits of the removed features."""
@@ -189,7 +176,7 @@ class _PairWork:
                 for name, tensor in effects.items():
                     kept.setdefault(f"{edit}|{name}", []).append(tensor)
         edits = EDITS if plan.means is not None else (REMOVE,)
-        return {name: t for edit in edits for name, t in _joined(kept, edit, _NO_EFFECTS).items()}
+        return {name: t for edit in edits for name, t in _joined(kept, edit, NO_EFFECTS).items()}
 
     def _edits(
         self, rows: _Rows, plan: Interventions, seed: int
@@ -198,14 +185,14 @@ class _PairWork:
         events = rows.events
         d = self.source.W_dec[events.features].float()
         contributions = events.values[:, None] * d
-        everything = torch.arange(len(events), device=rows.texts.device)
-        yield REMOVE, everything, -contributions
+        numbers = torch.arange(len(events), device=rows.texts.device)
+        yield REMOVE, numbers, -contributions
         if plan.means is None:
             return
-        sampled = everything[events.by_feature]
+        sampled = numbers[events.by_feature]
         yield HALF, sampled, -contributions[sampled] / 2
         excess = events.values - plan.means.to(events.values)[events.features]
-        above = everything[events.by_feature & (excess > 0)]
+        above = numbers[events.by_feature & (excess > 0)]
         yield TO_MEAN, above, -excess[above, None] * d[above]
         random = directions(seed, events.only(sampled), self.source.d_model)
         yield DIRECTION, sampled, -contributions[sampled].norm(dim=1, keepdim=True) * random
@@ -213,8 +200,7 @@ class _PairWork:
     def _effects(self, rows: _Rows, active: PaddedFeatures, vectors: Tensor) -> Kept:
         """Return the events, and the changes of the target features that were active before."""
         x = self.after(rows, vectors)
-        with self.full_precision:
-            pre, values = encode_at(self.target, x, active.features)
+        pre, values = self.encode_at(x, active.features)
         entries = active.is_active
         return {
             **_event_tensors(rows),
@@ -243,7 +229,7 @@ class _PairWork:
             for numbers in torch.arange(len(x), device=x.device).split(
                 max(1, ENCODE_CHUNK // self.target.n_features)
             ):
-                with self.full_precision:
+                with torch.autocast(x.device.type, enabled=False):
                     after = self.target.encode(x[numbers])
                 before = torch.zeros_like(after)
                 padded = of_target.padded(rows.tokens[numbers])
@@ -263,13 +249,13 @@ class _PairWork:
                 }
                 for name, tensor in effects.items():
                     kept.setdefault(f"{INJECT}|{name}", []).append(tensor)
-        return _joined(kept, INJECT, _NO_INJECTIONS)
+        return _joined(kept, INJECT, NO_INJECTIONS)
 
     def joint(self, events: Events, key: str, match: Match) -> Kept:
-        """Return the effects on target features of removing all of their active sources.
+        """Return the effects on target features of removing their active sources.
 
-        Also those of removing only the source with the largest absolute weight. Events without an
-        active source are left out.
+        One intervention removes all of them (``joint``), the other only the source with the largest
+        absolute weight (``single``). Events without an active source are left out.
         """
         kept: dict[str, list[Tensor]] = {}
         entry_keys = match.rows * match.n_target + match.columns
@@ -278,43 +264,38 @@ class _PairWork:
         active = self.forward.active(self.pair.source)
         for rows in self.rows(events).chunks():
             own = active.padded(rows.tokens)
-            wanted = own.features * match.n_target + rows.events.features[:, None]
-            place = torch.searchsorted(entry_keys, wanted).clamp(max=max(len(entry_keys) - 1, 0))
-            is_source = own.is_active & (entry_keys[place] == wanted)
-            having = torch.nonzero(is_source.any(dim=1)).flatten()
-            rows = _Rows(rows.events.only(having), rows.texts[having], rows.tokens[having])
-            weight = torch.where(is_source, weights[place], -1.0)[having]
-            is_source, features = is_source[having], own.features[having]
-            values = own.values[having].float()
-            best = weight.argmax(dim=1, keepdim=True) if len(having) else weight.long()
-            d = self.source.W_dec[features].float()
+            searched = own.features * match.n_target + rows.events.features[:, None]
+            place = torch.searchsorted(entry_keys, searched).clamp(max=max(len(entry_keys) - 1, 0))
+            is_source = own.is_active & (entry_keys[place] == searched)
+            chosen = torch.nonzero(is_source.any(dim=1)).flatten()
+            rows = _Rows(rows.events.only(chosen), rows.texts[chosen], rows.tokens[chosen])
+            weight = torch.where(is_source, weights[place], -1.0)[chosen]
+            is_source, features = is_source[chosen], own.features[chosen]
+            values = own.values[chosen].float()
+            best = weight.argmax(dim=1, keepdim=True) if len(chosen) else weight.long()
+            W_dec = self.source.W_dec.float()
             amounts = {
                 "joint": torch.where(is_source, values, 0.0),
                 "single": torch.zeros_like(values).scatter_(1, best, values.gather(1, best)),
             }
             effects = {**_event_tensors(rows), "before": rows.events.values.float()}
             for name, amount in amounts.items():
-                with self.full_precision:
-                    removed = torch.einsum("nk,nkd->nd", amount, d)
-                x = self.after(rows, -removed)
-                with self.full_precision:
-                    of_target = encode_at(self.target, x, rows.events.features[:, None])
-                effects[name] = of_target.values[:, 0]
+                removed = SparseFeatures(
+                    torch.arange(len(chosen), device=device) * amount.shape[1],
+                    features.flatten(), -amount.flatten(), match.n_source,
+                )  # fmt: skip
+                x = self.after(rows, weighted_sum(removed, W_dec))
+                effects[name] = self.encode_at(x, rows.events.features[:, None]).values[:, 0]
             effects["n_sources"] = is_source.sum(dim=1)
             for name, tensor in effects.items():
                 kept.setdefault(f"{joint_edit(key)}|{name}", []).append(tensor)
-        return _joined(kept, joint_edit(key), _NO_JOINT)
-
-
-def joint_edit(key: str) -> str:
-    """Return the name of the edit that removes all sources of a target by a match's hash."""
-    return f"joint {key}"
+        return _joined(kept, joint_edit(key), NO_JOINT)
 
 
 def _joined(parts: Mapping[str, list[Tensor]], edit: str, empty: Kept) -> Kept:
-    """Return the tensors of an edit, each joined over the chunks of events."""
+    """Return the tensors of an edit on the CPU, each joined over the chunks of events."""
     names = {f"{edit}|{name}": tensor for name, tensor in empty.items()}
-    return {name: torch.cat(parts[name]) if name in parts else names[name] for name in names}
+    return {name: torch.cat(parts[name]).cpu() if name in parts else names[name] for name in names}
 
 
 def _event_tensors(rows: _Rows) -> Kept:
@@ -328,24 +309,3 @@ def _event_tensors(rows: _Rows) -> Kept:
         "by_feature": events.by_feature,
         "by_token": events.by_token,
     }
-
-
-def _empty(**kinds: torch.dtype) -> Kept:
-    return {name: torch.zeros(0, dtype=kind) for name, kind in kinds.items()}
-
-
-_NO_EVENTS = _empty(
-    text=torch.int64, key=torch.int64, position=torch.int32, feature=torch.int64,
-    value=torch.float32, by_feature=torch.bool, by_token=torch.bool,
-)  # fmt: skip
-_NO_EFFECTS = _NO_EVENTS | _empty(
-    n_entries=torch.int64, target=torch.int32, before=torch.float32, after=torch.float32,
-    change=torch.float32,
-)  # fmt: skip
-_NO_INJECTIONS = _NO_EVENTS | _empty(
-    silent=torch.bool, total=torch.float32, n_entries=torch.int64, target=torch.int32,
-    before=torch.float32, after=torch.float32, change=torch.float32,
-)  # fmt: skip
-_NO_JOINT = _NO_EVENTS | _empty(
-    before=torch.float32, joint=torch.float32, single=torch.float32, n_sources=torch.int64
-)  # fmt: skip

@@ -15,11 +15,13 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from saematch.core.pairs import Pair, SaeKey
-from saematch.sae.recorders import Forward, Recording, tensor_name
+from saematch.sae.recorders import Forward, Recording, pair_tensor_name, tensor_name
 from saematch.texts.batch_work import Kept
 
 CODES = ("counts", "features", "values")
 """Tensors of a source SAE: active features of each token, and their numbers and activations."""
+CHANGE = "change"
+"""Tensor of a pair: hidden state of the target minus that of the source."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,12 @@ class ChangeRecorder:
             codes = (active.counts().int(), active.features.int(), active.values)
             names = (tensor_name(pair.source, name) for name in CODES)
             kept |= dict(zip(names, codes, strict=True))
-            kept[_change_name(pair)] = forward.x(pair.target) - forward.x(pair.source)
+            kept[pair_tensor_name(pair, CHANGE)] = forward.x(pair.target) - forward.x(pair.source)
         return kept
 
     def join(self, first: Kept, second: Kept, n_texts: int) -> Kept:
         """Return the tensors of both halves, one text after the other."""
         return {name: torch.cat([tensor, second[name]]) for name, tensor in first.items()}
-
-
-def _change_name(pair: Pair) -> str:
-    return "|".join(map(str, (*pair.source, *pair.target, "change")))
 
 
 class ChangeBatch(NamedTuple):
@@ -99,7 +97,7 @@ class Changes:
 
     def batches(self) -> Iterator[ChangeBatch]:
         """Yield activations and changes of each batch."""
-        names = [*self._codes, _change_name(self.pair)]
+        names = [*self._codes, pair_tensor_name(self.pair, CHANGE)]
         for counts, features, values, change in self.recording.batches(names):
             activations = self._matrix(counts, features, values)
             yield ChangeBatch(activations, change.double().numpy())

@@ -18,12 +18,11 @@ from scipy.stats import rankdata
 
 from saematch.core.match import Match
 from saematch.core.pairs import Pair
-from saematch.evaluate.ablation import effect_name
 from saematch.evaluate.intervals import Values, Weights
-from saematch.sae.recorders import Recording
+from saematch.sae.recorders import Recording, pair_tensor_name
 
 NONE = -1
-"""In place of a partner: the feature has none."""
+"""Code for a missing partner."""
 N_DECILES = 10
 
 Numbers = Int64[np.ndarray, " n_events"]
@@ -60,11 +59,11 @@ class Effects:
         entries = {name: columns.pop(name) for name in _ENTRIES}
         chosen = different_events(columns)
         counts = columns["n_entries"].astype(np.int64)
-        place = np.full(len(counts), NONE)
-        place[chosen] = np.arange(len(chosen))
-        places = np.repeat(place, counts)
-        order = np.lexsort((entries["target"], places))
-        order = order[places[order] != NONE]
+        new_number = np.full(len(counts), NONE)
+        new_number[chosen] = np.arange(len(chosen))
+        events = np.repeat(new_number, counts)
+        order = np.lexsort((entries["target"], events))
+        order = order[events[order] != NONE]
         targets, before, after, change = (entries[name][order] for name in _ENTRIES)
         starts = np.concatenate([[0], np.cumsum(counts[chosen])])
         return cls(
@@ -117,12 +116,12 @@ class Effects:
         if not len(self.targets):
             return np.full(partners.shape, NONE)
         keys = self.events * self.n_target + self.targets
-        wanted = np.arange(len(self))[:, None] * self.n_target + partners
-        places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        return np.where((keys[places] == wanted) & (partners != NONE), places, NONE)
+        searched = np.arange(len(self))[:, None] * self.n_target + partners
+        places = np.minimum(np.searchsorted(keys, searched), len(keys) - 1)
+        return np.where((keys[places] == searched) & (partners != NONE), places, NONE)
 
     def of_partners(self, partners: Partners) -> Outcome:
-        """Return what happened to the partners of each event's source feature."""
+        """Return the changes of the partners of each event's source feature."""
         entries = self.entries_of(partners)
         active = entries != NONE
         total = np.bincount(self.events, self.drop, len(self))[:, None]
@@ -136,9 +135,9 @@ class Effects:
         )
 
     def of_best(self) -> Outcome:
-        """Return what happened to the target with the largest effect in each event.
+        """Return the changes of the target with the largest effect in each event.
 
-        No target is the best if none lost activation: the effect on an inactive target is 0.
+        An event in which no target lost activation has no best target, and effect 0.
         """
         best = np.full((len(self), 1), NONE)
         order = np.lexsort((-self.D, self.events))
@@ -163,7 +162,7 @@ def read_events(
     columns = ("text", "key", "position", "feature", "value", "by_feature", "by_token", *names)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in columns}
     n_texts = 0
-    stored = ["n_texts", *(effect_name(pair, f"{edit}|{name}") for name in columns)]
+    stored = ["n_texts", *(pair_tensor_name(pair, f"{edit}|{name}") for name in columns)]
     for of_batch, *tensors in recording.batches(stored):
         for name, tensor in zip(columns, tensors, strict=True):
             parts[name].append((tensor + n_texts if name == "text" else tensor).numpy())
@@ -172,9 +171,9 @@ def read_events(
 
 
 def different_events(columns: Mapping[str, np.ndarray]) -> Int64[np.ndarray, " n_different"]:
-    """Return the numbers of the events without those that repeat in an equal text.
+    """Return the numbers of the events, leaving out repetitions in equal texts.
 
-    Their order depends neither on the batches nor on the order of the texts, and so random controls
+    Their order depends neither on the batches nor on the order of the texts, so the random controls
     do not either.
     """
     rows = np.stack([columns[name] for name in ("key", "position", "feature")], axis=1)

@@ -39,14 +39,14 @@ class PairFacts(NamedTuple):
 
 
 def forward_refusal(facts: PairFacts) -> str | None:
-    """Return why no hidden state of the source leads to one of the target; None if it does."""
+    """Return why no block leads from the source to the target; None if there is one."""
     source, target = facts.pair
     if facts.models.of(source) != facts.models.of(target):
         return f"{source.suite} and {target.suite} have SAEs of two language models"
     if source.layer == target.layer:
         return f"both SAEs are of layer {source.layer}, so no block lies between them"
     if source.layer > target.layer:
-        return f"layer {target.layer} comes before layer {source.layer}, so nothing leads to it"
+        return f"layer {target.layer} comes before layer {source.layer}, so no block leads to it"
     return None
 
 

@@ -55,7 +55,7 @@ class Events:
         return Events(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def writing(self, values: Float[Tensor, " n_features"]) -> Events:
-        """Return the events with a value for each feature; features whose value is NaN are lost."""
+        """Return the events with a new value for each feature, without those whose value is NaN."""
         events = replace(self, values=values[self.features])
         return events.only(~events.values.isnan())
 
@@ -79,8 +79,8 @@ class Sizes:
     by_feature: int
     """Largest number of events of a feature in the sample by feature."""
     by_token: int
-    """Number of events in the sample by token, of all features together. A feature's share of them
-    is its share of the activations."""
+    """Number of events in the sample by token, of all features together. On average, a feature has
+    the same share of these events as of all active (token, feature) pairs."""
     seed: int
 
 
@@ -274,14 +274,17 @@ def directions(seed: int, events: Events, d_model: int) -> Float[Tensor, "n d_mo
 
 @dataclass(frozen=True)
 class Tokens:
-    """All tokens of texts at which a feature can be written."""
+    """Tokens of texts at which a feature can be added."""
 
     texts: Int64[Tensor, " n"]
     positions: Int64[Tensor, " n"]
 
     @classmethod
     def of(cls, tokens: Mapping[str, Collection[TokenBatch]]) -> Tokens:
-        """Return the tokens that count, from ``FIRST_POSITION`` on; equal texts once."""
+        """Return each text's tokens from ``FIRST_POSITION`` on, without special tokens.
+
+        Equal texts count once.
+        """
         texts, positions = [], []
         for batch in (batch for of_set in tokens.values() for batch in of_set):
             text, position = torch.nonzero(batch.counts, as_tuple=True)

@@ -15,7 +15,7 @@ from saematch.core.pairs import NO_ARM, Pair, SaeKey
 from saematch.core.specs import Positive, Unique, spec
 from saematch.core.tables import Row, Tables
 from saematch.evaluate.counting import labelled
-from saematch.evaluate.evaluation import Evaluation, PairFacts, Subject
+from saematch.evaluate.evaluation import Evaluation, PairFacts, Subject, forward_refusal
 from saematch.evaluate.increment import Increments
 from saematch.evaluate.intervals import Replicates, Values, Weights
 from saematch.evaluate.measures import Cell, Measures
@@ -87,17 +87,7 @@ class Skipping(Evaluation):
 
     def refusal(self, facts: PairFacts) -> str | None:
         """Refuse pairs between which no layer can be skipped."""
-        source, target = facts.pair
-        if facts.models.of(source) != facts.models.of(target):
-            return f"{source.suite} and {target.suite} have SAEs of two language models"
-        if source.layer == target.layer:
-            return f"both SAEs are of layer {source.layer}, so there is no layer to skip"
-        if source.layer > target.layer:
-            return (
-                f"layer {target.layer} comes before layer {source.layer}, so no layer can be "
-                "skipped"
-            )
-        return None
+        return forward_refusal(facts)
 
     def recorder(self, subject: Subject) -> SpliceRecorder:
         """Return the recorder of all splices; it records equal splices of arms and suites once."""

@@ -1,4 +1,4 @@
-"""The evaluation ``verify``: does a match do what it says? Tests by intervention."""
+"""The evaluation ``verify``: test by intervention whether a match does what it says."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.core.specs import AtLeast0, AtLeast1, Seed, Some, Unique, spec
 from saematch.core.tables import Row, Tables
-from saematch.evaluate.ablation import AblationRecorder, Interventions
+from saematch.evaluate.ablation import AblationRecorder
 from saematch.evaluate.effects import NONE, Effects
 from saematch.evaluate.evaluation import Evaluation, PairFacts, Subject, forward_refusal
 from saematch.evaluate.events import EventRecorder, Events, Sample, Sizes, Tokens
+from saematch.evaluate.interventions import REMOVE, Interventions
 from saematch.evaluate.verify_columns import COLUMNS
 from saematch.evaluate.verify_features import (
     FeatureTables,
@@ -27,6 +28,7 @@ from saematch.evaluate.verify_features import (
     parquet_path,
     weight_measures,
 )
+from saematch.evaluate.verify_further import FurtherTables
 from saematch.evaluate.verify_tables import PairTables, Verified
 from saematch.matching.arm import Arm
 from saematch.sae.passes import TextPass
@@ -42,28 +44,29 @@ MIN_EVENTS = 8
 
 @spec("evaluations.verify")
 class Verify(Evaluation):
-    """Spec of the evaluation ``verify``: it intervenes on source features (docs/verify.md)."""
+    """Spec of the evaluation ``verify``, which intervenes on source features (docs/verify.md)."""
 
     columns: ClassVar = COLUMNS
     reads_texts: ClassVar[bool] = True
 
     partners: Some[AtLeast1] = (1, 2, 5, 20)
-    """Numbers of best partners that are tested together, for matches that have so many."""
+    """Numbers of best partners that are tested together, if a match gives a feature so many."""
     n_events: AtLeast1 = 3
     """Largest number of events of a feature in the sample by feature."""
     n_token_events: AtLeast0 = 1000
-    """Number of events of an SAE in the sample by token; 0 leaves that sample out."""
+    """Number of events of a source SAE in the sample by token; 0 leaves that sample out. Those of
+    features below the floor do not count."""
     n_learning: AtLeast0 = 8
-    """Largest number of events of a feature on calibration texts from which its best single partner
-    is learned; 0 leaves that ceiling out."""
+    """Largest number of events of a feature on calibration texts, from which its best single
+    partner is learned; 0 leaves that ceiling out."""
     n_injections: AtLeast0 = 1
-    """Number of tokens at which each feature is written; 0 leaves injections out."""
+    """Number of random tokens at which each feature is written; 0 leaves injections out."""
     n_joint: AtLeast0 = 1
-    """Largest number of events of a target feature of which all sources are removed; 0 leaves
-    joint removals out."""
+    """Largest number of events of a target feature in which its active sources are removed
+    together; 0 leaves joint removals out."""
     floor: AtLeast1 = 10
-    """Least number of calibration tokens on which a source feature is active; features below are
-    left out and counted."""
+    """Least number of calibration tokens on which a tested source feature is active; also for the
+    targets of joint removals. Source features below the floor are counted."""
     features: Unique[AtLeast0] | None = None
     """Source features to test, in every pair, sampled by feature only; None for all."""
     seed: Seed = 0
@@ -97,10 +100,10 @@ class Verify(Evaluation):
             log.info("verify: no match has %s partners", " or ".join(map(str, beyond)))
         for pair in subject.matches.pairs:
             n = subject.saes.facts[pair.source].n_features
-            astray = [feature for feature in self.features or () if feature >= n]
-            if astray:
+            unknown = [feature for feature in self.features or () if feature >= n]
+            if unknown:
                 raise InputError(
-                    f"evaluations.verify.features holds {astray[0]}, but the SAE of "
+                    f"evaluations.verify.features holds {unknown[0]}, but the SAE of "
                     f"{pair.source.name} has only the features 0 to {n - 1}"
                 )
 
@@ -120,14 +123,15 @@ class Verify(Evaluation):
         tables = PairTables(
             subject, verified, subject.measures.replicates, self.partners, self.seed, self.floor
         )
+        further = FurtherTables(tables)
         return {
             "verify": list(tables.scores()),
             "verify_contrasts": list(tables.contrasts()),
             "verify_strata": list(tables.strata()),
-            "verify_injection": list(tables.injection()),
-            "verify_joint": list(tables.joint()),
-            "verify_direct": list(tables.direct()),
-            "verify_changes": list(tables.changes()),
+            "verify_injection": list(further.injection()),
+            "verify_joint": list(further.joint()),
+            "verify_direct": list(further.direct()),
+            "verify_changes": list(further.changes()),
             "verify_counts": [tables.counts()],
             "matches": list(tables.matches()),
             **self._feature_tables(tables),
@@ -148,10 +152,11 @@ class Verify(Evaluation):
 
     def judged_tables(self, subject: Subject, judgements: pd.DataFrame) -> Tables:
         """Return ``verify_judged``: the rank correlation of effects with the judge's scores."""
-        rows = []
+        assert subject.measures is not None
+        rows, level = [], subject.measures.replicates.level
         for pair in subject.matches.pairs:
-            path = parquet_path(subject.output / "verify", pair)
-            rows += list(judge_correlations(pair, pd.read_parquet(path), judgements))
+            effects = pd.read_parquet(parquet_path(subject.output / "verify", pair))
+            rows += list(judge_correlations(pair, effects, judgements, level))
         return Tables.of({"verify_judged": rows}) if rows else Tables()
 
     def record(self, subject: Subject) -> dict[Pair, Verified]:
@@ -208,7 +213,7 @@ class Verify(Evaluation):
         fitted: Mapping[SaeKey, Sample],
         sampled: Mapping[SaeKey, Sample],
     ) -> Interventions:
-        """Return the interventions on the evaluation texts of a pair."""
+        """Return the interventions on a pair, on evaluation texts; refuse too few events."""
         source, target = (subject.twins[key] for key in pair)
         removals = _first(sampled[source].events, self.n_events).of_features(tested)
         if len(removals) < MIN_EVENTS:
@@ -232,7 +237,7 @@ class Verify(Evaluation):
             live = fitted[target].n_active >= self.floor
             targets = _first(events, self.n_joint).of_features(live)
             targets = targets.only(targets.by_feature)
-            joint = {m.hash: m for m in subject.matches.of(pair).values() if _has_joint(m)}
+            joint = {match.hash: match for match in _matches(subject, pair) if _has_joint(match)}
         means = fitted[source].mean.float()
         return Interventions(removals, means, injections, targets, joint)
 
@@ -261,7 +266,7 @@ class Verify(Evaluation):
         learned = {}
         for pair in tested:
             n_source, n_target = (subject.saes.facts[key].n_features for key in pair)
-            effects = Effects.read(recording, subject.twin(pair), "remove", n_target)
+            effects = Effects.read(recording, subject.twin(pair), REMOVE, n_target)
             learned[pair] = strongest(effects, n_source)
         return learned
 
@@ -291,6 +296,15 @@ def _first(events: Events, most: int) -> Events:
         events.texts, events.positions, events.features, events.values, by_feature, events.by_token
     )
     return events.only(by_feature | events.by_token)
+
+
+def _matches(subject: Subject, pair: Pair) -> list[Match]:
+    """Return the matches of all pairs whose SAEs are those of this pair.
+
+    Suites may share SAEs, and a composed match also depends on the other SAEs of its suite.
+    """
+    pairs = [other for other in subject.matches.pairs if subject.twin(other) == subject.twin(pair)]
+    return [match for other in pairs for match in subject.matches.of(other).values()]
 
 
 def _has_joint(match: Match) -> bool:

@@ -52,9 +52,11 @@ OF_RANDOM = {column: _of_random(column) for column in CONTROLLED}
 OVER_RANDOM = {column: _over_random(column) for column in CONTROLLED}
 ON_RATE = share(
     "on_rate", "on rate",
-    "share of silent partners that become active when the source feature is written", interval=True,
+    "share of silent partners that become active when the source feature is added", interval=True,
 )  # fmt: skip
-ON_RATE_RANDOM = share("on_rate_random", "on rate of random targets", "on rate of random targets")
+ON_RATE_RANDOM = share("on_rate_random", "on rate of random targets",
+    "on rate of random targets of the partners' deciles of activity",
+)  # fmt: skip
 SPECIFICITY = share(
     "specificity", "specificity",
     "mean of the partner's share of the absolute change of all target features", interval=True,
@@ -90,8 +92,9 @@ SPEARMAN = Column(
     meaning="Spearman correlation, over matched features, of the effect with another measure",
 )  # fmt: skip
 FLOOR_95 = Column(
-    "floor_95", "95th percentile of random partners",
-    meaning="95th percentile of the feature's effect on all targets of the partner's decile",
+    "floor_95", "95th percentile of random targets",
+    meaning="95th percentile of the feature's mean effect on the other targets of the partner's "
+    "decile",
 )  # fmt: skip
 COLUMNS = (
     OFF_RATE, EFFECT, OFF_RATE_ACTIVE, MASS, COVERAGE, *OF_RANDOM.values(), *OVER_RANDOM.values(),

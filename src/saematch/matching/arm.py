@@ -76,7 +76,7 @@ class Arm:
     ) -> Match:
         """Match the features of two SAEs directly; entries of weight 0 are removed.
 
-        An arm that reads activity gets its scored pairs as ``candidates``. Raises ``InputError``
+        An arm that reads activity needs its scored pairs as ``candidates``. Raises ``InputError``
         with the matcher's class if its result breaks its contract.
         """
         matcher = type(self.matcher)

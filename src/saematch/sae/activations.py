@@ -104,8 +104,8 @@ def weighted_sum(
     )
 
 
-class Chosen(NamedTuple):
-    """Some features of each hidden state."""
+class Encoded(NamedTuple):
+    """Pre-activations and activations of some features of each hidden state."""
 
     pre: Float[Tensor, "n most"]
     """Pre-activation, before any threshold."""
@@ -115,7 +115,7 @@ class Chosen(NamedTuple):
 
 def encode_at(
     sae: SaeParams, x: Float[Tensor, "n d_model"], features: Int64[Tensor, "n most"]
-) -> Chosen:
+) -> Encoded:
     """Return some features of each hidden state, without computing the others.
 
     The activations of a TopK SAE depend on all features, so it computes all of them.
@@ -128,9 +128,9 @@ def encode_at(
     pre = torch.cat(parts) if parts else x.new_zeros(features.shape)
     if sae.k is None:
         floor = 0.0 if sae.threshold is None else sae.threshold.clamp(min=0.0)[features]
-        return Chosen(pre, torch.where(pre > floor, pre, 0.0))
+        return Encoded(pre, torch.where(pre > floor, pre, 0.0))
     size = max(1, ENCODE_CHUNK // sae.n_features)
     values = [
         sae.encode(s).gather(1, c) for s, c in zip(x.split(size), features.split(size), strict=True)
     ]
-    return Chosen(pre, torch.cat(values) if values else pre)
+    return Encoded(pre, torch.cat(values) if values else pre)

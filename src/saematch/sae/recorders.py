@@ -20,7 +20,7 @@ from jaxtyping import Float, Int64
 from safetensors import safe_open
 from torch import Tensor
 
-from saematch.core.pairs import SaeKey
+from saematch.core.pairs import Pair, SaeKey
 from saematch.lm.hooks import LanguageModel
 from saematch.sae.activations import SparseFeatures, encode
 from saematch.sae.params import SaeOrigin, SaeParams
@@ -178,3 +178,8 @@ def _tensor_names(path: Path) -> set[str]:
 def tensor_name(key: SaeKey, name: str) -> str:
     """Return the name of an SAE's tensor in the file of a recorder."""
     return f"{key.suite}|{key.layer}|{name}"
+
+
+def pair_tensor_name(pair: Pair, name: str) -> str:
+    """Return the name of a pair's tensor in the file of a recorder."""
+    return "|".join(map(str, (*pair.source, *pair.target, name)))

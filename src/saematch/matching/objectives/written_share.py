@@ -22,7 +22,7 @@ from saematch.core.specs import AtLeast1, spec
 from saematch.matching.objectives.candidates import Candidates, PairSums
 from saematch.matching.objectives.parts import different_sizes
 from saematch.sae.activations import SparseFeatures
-from saematch.sae.recorders import Forward, Recorder, Recording
+from saematch.sae.recorders import Forward, Recorder, Recording, pair_tensor_name
 from saematch.sae.suites import SaeFacts
 from saematch.texts.batch_work import Kept
 
@@ -34,8 +34,9 @@ NUMBERS_AT_ONCE = 1 << 23
 class WrittenShare:
     """Spec of the objective; ``n_candidates`` bounds its memory.
 
-    In each batch of texts, every source feature keeps the ``n_candidates`` targets with the largest
-    sums, and so it does over all batches. The shares of a target in other batches are lost.
+    For each source feature, a batch of texts keeps the ``n_candidates`` targets with the largest
+    sums of shares, and so does the sum over batches. A target loses its shares in batches that do
+    not keep it.
     """
 
     n_candidates: AtLeast1 = 256
@@ -46,7 +47,7 @@ class WrittenShare:
 
     def candidates(self, pair: Pair, recording: Recording) -> Candidates:
         """Return the scores; source features that were never active have no entries."""
-        names = [_name(pair, part) for part in ("keys", "sums", "n_active", "n_target")]
+        names = [pair_tensor_name(pair, part) for part in ("keys", "sums", "n_active", "n_target")]
         total: PairSums | None = None
         counts: Tensor | None = None
         for keys, sums, n_active, n_target in recording.batches(names):
@@ -110,7 +111,7 @@ class WrittenShareRecorder:
                     sums = sums.largest(2 * self.n_candidates)
             kept |= self._stored(pair, sums)
             n_active = torch.bincount(source.features, minlength=source.n_features)
-            kept[_name(pair, "n_active")] = n_active.cpu()
+            kept[pair_tensor_name(pair, "n_active")] = n_active.cpu()
         return kept
 
     def join(self, first: Kept, second: Kept, n_texts: int) -> Kept:
@@ -119,28 +120,24 @@ class WrittenShareRecorder:
         for pair in self.pairs:
             sums = [
                 PairSums(
-                    half[_name(pair, "keys")],
-                    half[_name(pair, "sums")].double(),
-                    int(half[_name(pair, "n_target")]),
+                    half[pair_tensor_name(pair, "keys")],
+                    half[pair_tensor_name(pair, "sums")].double(),
+                    int(half[pair_tensor_name(pair, "n_target")]),
                 )
                 for half in (first, second)
             ]
             kept |= self._stored(pair, sums[0].plus(sums[1]))
-            name = _name(pair, "n_active")
+            name = pair_tensor_name(pair, "n_active")
             kept[name] = first[name] + second[name]
         return kept
 
     def _stored(self, pair: Pair, sums: PairSums) -> Kept:
         largest = sums.largest(self.n_candidates)
         return {
-            _name(pair, "keys"): largest.keys,
-            _name(pair, "sums"): largest.sums.float(),
-            _name(pair, "n_target"): torch.tensor(sums.n_target),
+            pair_tensor_name(pair, "keys"): largest.keys,
+            pair_tensor_name(pair, "sums"): largest.sums.float(),
+            pair_tensor_name(pair, "n_target"): torch.tensor(sums.n_target),
         }
-
-
-def _name(pair: Pair, part: str) -> str:
-    return "|".join(map(str, (*pair.source, *pair.target, part)))
 
 
 def _shares(
