@@ -144,7 +144,7 @@ def test_a_verdict_needs_8_events_in_2_texts():
     assert verdict(range(8)) == "passes"
     assert verdict(range(7)) == "too few events"
     assert verdict([0] * 8) == "too few events"
-    assert verdict([0, 1, 2, 3, 4, 5, 6, 7], NONE) == "no partner"
+    assert verdict(range(8), partner=NONE) == "no partner"
 
 
 def test_the_correlation_with_a_judge_has_the_interval_of_the_run():
