@@ -31,7 +31,7 @@ def test_help_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "False"
     assert "+experiment=skip_layers" in done.stdout
-    assert "experiment: feature_mse, folding, increment" in done.stdout
+    assert "experiment: feature_mse, folding, increment, judge_layers" in done.stdout
 
 
 def test_the_listing_of_saes_needs_no_torch():

@@ -8,7 +8,6 @@ the target SAE encodes the same token.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -36,6 +35,7 @@ from saematch.evaluate.interventions import (
 from saematch.lm.edits import EditRunner, Edits
 from saematch.sae.activations import (
     ENCODE_CHUNK,
+    Encoded,
     PaddedFeatures,
     SparseFeatures,
     encode_at,
@@ -150,17 +150,19 @@ class _PairWork:
         numbers = counts.flatten().cumsum(0).view_as(counts) - 1
         return _Rows(chosen, texts, numbers[texts, chosen.positions])
 
-    @property
-    def full_precision(self) -> AbstractContextManager[object]:
-        """Context in which SAEs compute in float32 whatever the trainer's precision."""
-        return torch.autocast(self.forward.batch.ids.device.type, enabled=False)
-
     def after(self, rows: _Rows, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
         """Return the target's hidden states after the vectors are added to the source's."""
         source, target = self.pair.source.layer, self.pair.target.layer
         positions = rows.events.positions
         states = self.forward.hidden[source][rows.texts, positions].float() + vectors
         return self.runner.run(source, target, Edits(rows.texts, positions, states)).float()
+
+    def encode_at(
+        self, x: Float[Tensor, "n d_model"], features: Int64[Tensor, "n most"]
+    ) -> Encoded:
+        """Return some target features of hidden states, in full precision as before the edit."""
+        with torch.autocast(x.device.type, enabled=False):
+            return encode_at(self.target, x, features)
 
     def removals(self, plan: Interventions, seed: int) -> Kept:
         """Return the effects of all edits of the removed features."""
@@ -198,8 +200,7 @@ class _PairWork:
     def _effects(self, rows: _Rows, active: PaddedFeatures, vectors: Tensor) -> Kept:
         """Return the events, and the changes of the target features that were active before."""
         x = self.after(rows, vectors)
-        with self.full_precision:
-            pre, values = encode_at(self.target, x, active.features)
+        pre, values = self.encode_at(x, active.features)
         entries = active.is_active
         return {
             **_event_tensors(rows),
@@ -228,7 +229,7 @@ class _PairWork:
             for numbers in torch.arange(len(x), device=x.device).split(
                 max(1, ENCODE_CHUNK // self.target.n_features)
             ):
-                with self.full_precision:
+                with torch.autocast(x.device.type, enabled=False):
                     after = self.target.encode(x[numbers])
                 before = torch.zeros_like(after)
                 padded = of_target.padded(rows.tokens[numbers])
@@ -284,9 +285,7 @@ class _PairWork:
                     features.flatten(), -amount.flatten(), match.n_source,
                 )  # fmt: skip
                 x = self.after(rows, weighted_sum(removed, W_dec))
-                with self.full_precision:
-                    of_target = encode_at(self.target, x, rows.events.features[:, None])
-                effects[name] = of_target.values[:, 0]
+                effects[name] = self.encode_at(x, rows.events.features[:, None]).values[:, 0]
             effects["n_sources"] = is_source.sum(dim=1)
             for name, tensor in effects.items():
                 kept.setdefault(f"{joint_edit(key)}|{name}", []).append(tensor)
