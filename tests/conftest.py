@@ -17,19 +17,29 @@ from types import SimpleNamespace
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import lightning  # noqa: F401
+import numba  # noqa: F401
 import numpy as np
+import pandas as pd  # noqa: F401
+import pyarrow.compute  # noqa: F401
 import pytest
+import rich.table  # noqa: F401
+import scipy.optimize
+import scipy.stats  # noqa: F401
 import torch
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from safetensors.torch import save_file
 
-import quick_imports  # noqa: F401  (before saematch)
+# The packages above are imported here, because the hook that checks types would make Python compile
+# those again that a module of saematch imports first
 from saematch.core.files import PRESETS
 from saematch.core.store import write, write_note
 from saematch.lm.states import states_name
 from saematch.sae.params import SaeOrigin, SaeParams
+
+gc.set_threshold(100_000, 20, 50)  # by default, garbage collection takes a seventh of the time
 
 
 @pytest.fixture(scope="session", autouse=True)

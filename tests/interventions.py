@@ -17,7 +17,7 @@ import torch
 from architectures import build
 from evaluations import split_texts, subject_of
 from saematch.core.match import Match
-from saematch.core.pairs import Pair, SaeKey
+from saematch.core.pairs import Pair
 from saematch.evaluate.evaluation import Subject
 from saematch.lm.hooks import LanguageModel, hidden_of
 from saematch.matching.matches import MatchSet
@@ -199,8 +199,3 @@ def effects_of(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, ...]:
     D[active] = np.clip(1 - after[active] / before[active], -1, 1)
     off = (active & (after == 0)).astype(float)
     return D, off, np.where(active, np.maximum(before - after, 0), 0)
-
-
-def pair_of_layers(source: int, target: int) -> Pair:
-    """Return a pair within one suite."""
-    return Pair(SaeKey("default", source), SaeKey("default", target))

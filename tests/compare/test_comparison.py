@@ -254,6 +254,22 @@ def test_runs_with_equal_settings_and_other_inputs_are_left_out(write, tmp_path,
     assert words in reasons(comparison)["c"]
 
 
+def test_runs_with_other_numbers_of_calibration_texts_are_compared(write, tmp_path):
+    write("a", "dataset.n_texts=10")
+    for name, n in (("b", 10), ("c", 20)):
+        halves = {"n_calibration": n // 2, "n_evaluation": n // 2}
+        facts = {"texts": {"a": {"sha256": "x", "n_texts": n, **halves}}}
+        write(name, f"dataset.n_texts={n}", f"seed={name}", provenance=facts)
+    assert names(collect([tmp_path])) == ["a", "b", "c"]
+
+
+def test_effects_of_verify_are_shown(write, tmp_path):
+    rows = [*means(0.5), mean("effect", 0.3, dataset="all"), mean("off_rate", 0.2, dataset="all")]
+    write("a", tables=Tables({"means": frame_of(rows)}))
+    names = ["matching_score", "explained_variance", "effect", "recall", "judge_score"]
+    assert metrics_of(collect([tmp_path])) == names
+
+
 def test_other_saes_by_another_setting_are_compared(write, tmp_path):
     write("a", "sae.path=mine")
     config = {"sae": {"path": "yours"}}

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, t
 
 from evaluations import recorded, tables_of
 from interventions import (
@@ -30,6 +30,7 @@ from saematch.evaluate.interventions import EDITS, HALF, INJECT, REMOVE, TO_MEAN
 from saematch.evaluate.verify import Verify
 from saematch.evaluate.verify_features import activity_measures
 from saematch.evaluate.verify_tables import NEAR_MISS, PairTables
+from saematch.sae.folding import fold
 
 SEED = 3
 N_SOURCE, N_TARGET = 20, 18
@@ -177,6 +178,7 @@ def check_scores(case, edit, columns, outcomes):
         effect, off, mass, coverage, chosen = np.array(scores, dtype=float).T
         chosen = chosen > 0
         assert row["n_events"] == chosen.sum()
+        check_interval(row, effect[chosen], columns["key"][chosen], case.texts)
         covered = chosen & (coverage > 0)
         expected = {
             "effect": effect[chosen].mean(),
@@ -192,6 +194,22 @@ def check_scores(case, edit, columns, outcomes):
                 assert row[name] == pytest.approx(value, **NEAR), (name, row)
     n_samplings = 2 if edit == REMOVE else 1
     assert n_rows == n_samplings * (3 + 1 + 2), "k = 1, 2, 3 of soft, 1 of the others; 9 of none"
+
+
+def check_interval(row, effect, keys, texts):
+    """Compare the interval of the effect with a jackknife over texts; the repeated text is empty.
+
+    A replicate without an event makes the interval undefined.
+    """
+    means = [effect[keys != key].mean() if (keys != key).any() else np.nan for key in texts]
+    means, n = np.array([*means, effect.mean()]), len(texts) + 1
+    if np.isnan(means).any():
+        assert row["effect_low"] is None
+        return
+    error = np.sqrt(((means - means.mean()) ** 2).sum() * (n - 1) / n)
+    half = t.ppf(0.975, n - 1) * error
+    assert row["effect_low"] == pytest.approx(max(effect.mean() - half, -1), abs=1e-4)
+    assert row["effect_high"] == pytest.approx(min(effect.mean() + half, 1), abs=1e-4)
 
 
 def check_direct(case, columns, events, vectors):
@@ -392,7 +410,12 @@ def test_correlations_are_those_of_scipy(case):
         row = rows[arm, "cosine"]
         assert row["n_features"] == len(chosen)
         assert row["spearman"] == pytest.approx(spearmanr(effect[chosen], cosine).statistic)
-        assert (arm, "squared_error") in rows
+        d_folded, e_folded = (
+            fold(sae, "threshold").W_dec.double().numpy() for sae in case.subject.saes.values()
+        )
+        error = ((d_folded[chosen] - e_folded[best]) ** 2).mean(axis=1)
+        expected = spearmanr(effect[chosen], error).statistic
+        assert rows[arm, "squared_error"]["spearman"] == pytest.approx(expected)
 
 
 def test_measures_of_activity_by_hand(case):

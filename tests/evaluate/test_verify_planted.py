@@ -1,5 +1,7 @@
 """``verify`` on planted features of a model whose blocks add nothing: all values are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from saematch.matching.arm import Arm
 from saematch.matching.matchers import TopK
 from saematch.matching.objectives.written_share import WrittenShare
 from saematch.sae.params import SaeOrigin, SaeParams
+from saematch.texts.trainer import TrainerSpec
 
 N, N_SUMS, D = 40, 4, 96
 """Copied features, targets with two sources, and the width of the residual stream."""
@@ -100,6 +103,19 @@ VERIFY = Verify(partners=(1, 2), n_events=10, floor=2, features=tuple(COPIED))
 @pytest.fixture(scope="module")
 def tables(subject):
     return tables_of(subject, VERIFY)
+
+
+def test_saes_compute_in_float32_in_any_precision(subject, tables):
+    half = TrainerSpec(accelerator="cpu", precision="bf16-mixed")
+    texts, calibration = (
+        replace(part, trainer=half) for part in (subject.texts, subject.calibration)
+    )
+    results = tables_of(replace(subject, texts=texts, calibration=calibration), VERIFY)
+    for name in ("verify", "verify_injection", "verify_joint", "verify_direct"):
+        for row, expected in zip(results.rows(name), tables.rows(name), strict=True):
+            for column, value in expected.items():
+                if isinstance(value, float):
+                    assert row[column] == pytest.approx(value, abs=1e-5), (name, column, row)
 
 
 def row_of(tables, table, **values):

@@ -1,9 +1,10 @@
 """Intervals of ``verify`` cover the truth; its statistics agree with computations by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from scipy.stats import spearmanr, t
+from scipy.stats import norm, spearmanr, t
 
 from evaluations import subject_of
 from saematch.core.pairs import Pair
@@ -19,7 +20,7 @@ from saematch.evaluate.effects import (
 from saematch.evaluate.events import Events, Sample
 from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.verify_columns import OFF_RATE
-from saematch.evaluate.verify_features import FeatureTables, spearman
+from saematch.evaluate.verify_features import FeatureTables, judge_correlations, spearman
 from saematch.evaluate.verify_tables import PairTables, Verified
 from saematch.matching.matches import MatchSet
 from saematch.sae.recorders import Recording
@@ -102,10 +103,10 @@ def test_the_interval_of_a_feature_by_hand():
     means = feature_tables(effects, 4).means(np.array([0, 0, NONE]))
     assert means.n_events.tolist() == [4, 1, 0]
     assert means.n_active.tolist() == [3, 1, 0]
-    assert means.off_rate.tolist() == [1 / 4, 1.0, 0.0]
+    assert means.off_rate[:2].tolist() == [1 / 4, 1.0]
     mean = (1 + 0.5 + 0 + 0.2) / 4
     assert means.effect[:2].tolist() == pytest.approx([mean, 1.0])
-    assert np.isnan(means.effect[2])
+    assert np.isnan([means.effect[2], means.off_rate[2]]).all()
     deviations = np.array([1.5 - 2 * mean, 0 - mean, 0.2 - mean])
     error = np.sqrt((deviations**2).sum() * 3 / 2) / 4
     half = t.ppf(0.975, 2) * error
@@ -130,19 +131,41 @@ def test_the_floor_is_the_95th_percentile_of_the_other_targets_of_the_decile():
     assert tables.floor(1, 0) == 0.0, "a feature without events"
 
 
-def verdict(texts):
-    """Return the finding for a feature whose partner is always switched off."""
-    n = len(texts)
-    effects = effects_by_hand([0] * n, texts, [{0: 1.0}] * n, 2)
-    arms = {"a": np.zeros((3, 1), int)}
+def verdict(texts, of_partner=(1.0,), of_other=0.0, partner=0):
+    """Return the finding for a feature with given effects on its partner and another target."""
+    entries = [{0: of_partner[n % len(of_partner)], 1: of_other} for n in range(len(texts))]
+    effects = effects_by_hand([0] * len(texts), texts, entries, 2)
+    arms = {"a": np.full((3, 1), partner)}
     tables = feature_tables(effects, 20, np.array([0, 0]), arms)
     return tables.frame()["finding"].tolist()[0]
 
 
 def test_a_verdict_needs_8_events_in_2_texts():
-    assert verdict([0, 1, 2, 3, 4, 5, 6, 7]) == "passes"
-    assert verdict([0, 1, 2, 3, 4, 5, 6]) == "too few events"
+    assert verdict(range(8)) == "passes"
+    assert verdict(range(7)) == "too few events"
     assert verdict([0] * 8) == "too few events"
+    assert verdict(range(8), partner=NONE) == "no partner"
+
+
+def test_the_correlation_with_a_judge_has_the_interval_of_the_run():
+    pair, random = Pair.of_layers(0, 1), np.random.default_rng(0)
+    effects = pd.DataFrame({"arm": "a", "feature": range(12), "partner": range(12)})
+    effects["effect"] = random.random(12)
+    judged = effects.rename(columns={"feature": "source_feature", "partner": "target_feature"})
+    judged = judged.assign(role="pair", judge_score=random.random(12), **pair.columns())
+    wide, narrow = (next(judge_correlations(pair, effects, judged, p)) for p in (0.95, 0.5))
+    expected = spearmanr(effects["effect"], judged["judge_score"]).statistic
+    assert wide["spearman"] == narrow["spearman"] == pytest.approx(expected)
+    error = np.sqrt((1 + expected**2 / 2) / 9)  # Bonett and Wright (2000)
+    for row, p in ((wide, 0.975), (narrow, 0.75)):
+        low = np.tanh(np.arctanh(expected) - norm.ppf(p) * error)
+        assert row["spearman_low"] == pytest.approx(low)
+
+
+def test_a_feature_passes_if_the_lower_bound_exceeds_the_floor():
+    assert verdict(range(8), (0.5, 0.7), 0.4) == "passes"
+    assert verdict(range(8), (0.5, 0.7), 0.6) == "fails"
+    assert verdict(range(8), (1.0, 0.2), 0.4) == "fails", "the mean is 0.6, its lower bound 0.24"
 
 
 def test_spearman_is_that_of_scipy():

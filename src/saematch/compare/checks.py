@@ -144,7 +144,7 @@ def _model(results: Results) -> Facts:
     return {} if revision is None else {"": str(revision)}
 
 
-_DRAWN = ("n_texts", "n_special", "max_tokens", "seed")
+_DRAWN = ("n_texts", "n_special", "n_calibration", "n_evaluation", "max_tokens", "seed")
 """Settings that choose texts of a set, and properties that depend on the choice."""
 
 

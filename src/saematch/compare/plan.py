@@ -18,6 +18,7 @@ FAMILIES = (
     "matching_score",
     "explained_variance",
     "delta_loss",
+    "effect",
     "recall",
     "judge_score",
     "mse_W_dec",

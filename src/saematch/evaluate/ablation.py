@@ -33,7 +33,14 @@ from saematch.evaluate.interventions import (
     joint_edit,
 )
 from saematch.lm.edits import EditRunner, Edits
-from saematch.sae.activations import ENCODE_CHUNK, PaddedFeatures, encode_at
+from saematch.sae.activations import (
+    ENCODE_CHUNK,
+    Encoded,
+    PaddedFeatures,
+    SparseFeatures,
+    encode_at,
+    weighted_sum,
+)
 from saematch.sae.params import SaeParams
 from saematch.sae.recorders import Forward, Models, pair_tensor_name
 from saematch.texts.batch_work import Kept
@@ -150,6 +157,13 @@ class _PairWork:
         states = self.forward.hidden[source][rows.texts, positions].float() + vectors
         return self.runner.run(source, target, Edits(rows.texts, positions, states)).float()
 
+    def encode_at(
+        self, x: Float[Tensor, "n d_model"], features: Int64[Tensor, "n most"]
+    ) -> Encoded:
+        """Return some target features of hidden states, in full precision as before the edit."""
+        with torch.autocast(x.device.type, enabled=False):
+            return encode_at(self.target, x, features)
+
     def removals(self, plan: Interventions, seed: int) -> Kept:
         """Return the effects of all edits of the removed features."""
         kept: dict[str, list[Tensor]] = {}
@@ -186,7 +200,7 @@ class _PairWork:
     def _effects(self, rows: _Rows, active: PaddedFeatures, vectors: Tensor) -> Kept:
         """Return the events, and the changes of the target features that were active before."""
         x = self.after(rows, vectors)
-        pre, values = encode_at(self.target, x, active.features)
+        pre, values = self.encode_at(x, active.features)
         entries = active.is_active
         return {
             **_event_tensors(rows),
@@ -215,7 +229,8 @@ class _PairWork:
             for numbers in torch.arange(len(x), device=x.device).split(
                 max(1, ENCODE_CHUNK // self.target.n_features)
             ):
-                after = self.target.encode(x[numbers])
+                with torch.autocast(x.device.type, enabled=False):
+                    after = self.target.encode(x[numbers])
                 before = torch.zeros_like(after)
                 padded = of_target.padded(rows.tokens[numbers])
                 row, place = torch.nonzero(padded.is_active, as_tuple=True)
@@ -258,17 +273,19 @@ class _PairWork:
             is_source, features = is_source[chosen], own.features[chosen]
             values = own.values[chosen].float()
             best = weight.argmax(dim=1, keepdim=True) if len(chosen) else weight.long()
-            d = self.source.W_dec[features].float()
+            W_dec = self.source.W_dec.float()
             amounts = {
                 "joint": torch.where(is_source, values, 0.0),
                 "single": torch.zeros_like(values).scatter_(1, best, values.gather(1, best)),
             }
             effects = {**_event_tensors(rows), "before": rows.events.values.float()}
             for name, amount in amounts.items():
-                x = self.after(rows, -torch.einsum("nk,nkd->nd", amount, d))
-                effects[name] = encode_at(self.target, x, rows.events.features[:, None]).values[
-                    :, 0
-                ]
+                removed = SparseFeatures(
+                    torch.arange(len(chosen), device=device) * amount.shape[1],
+                    features.flatten(), -amount.flatten(), match.n_source,
+                )  # fmt: skip
+                x = self.after(rows, weighted_sum(removed, W_dec))
+                effects[name] = self.encode_at(x, rows.events.features[:, None]).values[:, 0]
             effects["n_sources"] = is_source.sum(dim=1)
             for name, tensor in effects.items():
                 kept.setdefault(f"{joint_edit(key)}|{name}", []).append(tensor)
@@ -276,9 +293,9 @@ class _PairWork:
 
 
 def _joined(parts: Mapping[str, list[Tensor]], edit: str, empty: Kept) -> Kept:
-    """Return the tensors of an edit, each joined over the chunks of events."""
+    """Return the tensors of an edit on the CPU, each joined over the chunks of events."""
     names = {f"{edit}|{name}": tensor for name, tensor in empty.items()}
-    return {name: torch.cat(parts[name]) if name in parts else names[name] for name in names}
+    return {name: torch.cat(parts[name]).cpu() if name in parts else names[name] for name in names}
 
 
 def _event_tensors(rows: _Rows) -> Kept:

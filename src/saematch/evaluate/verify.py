@@ -152,10 +152,11 @@ class Verify(Evaluation):
 
     def judged_tables(self, subject: Subject, judgements: pd.DataFrame) -> Tables:
         """Return ``verify_judged``: the rank correlation of effects with the judge's scores."""
-        rows = []
+        assert subject.measures is not None
+        rows, level = [], subject.measures.replicates.level
         for pair in subject.matches.pairs:
-            path = parquet_path(subject.output / "verify", pair)
-            rows += list(judge_correlations(pair, pd.read_parquet(path), judgements))
+            effects = pd.read_parquet(parquet_path(subject.output / "verify", pair))
+            rows += list(judge_correlations(pair, effects, judgements, level))
         return Tables.of({"verify_judged": rows}) if rows else Tables()
 
     def record(self, subject: Subject) -> dict[Pair, Verified]:
@@ -236,7 +237,7 @@ class Verify(Evaluation):
             live = fitted[target].n_active >= self.floor
             targets = _first(events, self.n_joint).of_features(live)
             targets = targets.only(targets.by_feature)
-            joint = {m.hash: m for m in subject.matches.of(pair).values() if _has_joint(m)}
+            joint = {match.hash: match for match in _matches(subject, pair) if _has_joint(match)}
         means = fitted[source].mean.float()
         return Interventions(removals, means, injections, targets, joint)
 
@@ -295,6 +296,15 @@ def _first(events: Events, most: int) -> Events:
         events.texts, events.positions, events.features, events.values, by_feature, events.by_token
     )
     return events.only(by_feature | events.by_token)
+
+
+def _matches(subject: Subject, pair: Pair) -> list[Match]:
+    """Return the matches of all pairs whose SAEs are those of this pair.
+
+    Suites may share SAEs, and a composed match also depends on the other SAEs of its suite.
+    """
+    pairs = [other for other in subject.matches.pairs if subject.twin(other) == subject.twin(pair)]
+    return [match for other in pairs for match in subject.matches.of(other).values()]
 
 
 def _has_joint(match: Match) -> bool:

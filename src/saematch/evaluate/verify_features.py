@@ -30,7 +30,8 @@ from saematch.evaluate.weights import FoldedPair, row_errors
 N_FOR_VERDICT = 8
 """Least number of events for a verdict on a feature; they must be in two texts or more."""
 QUANTILE = 0.95
-PASSES, FAILS, TOO_FEW = "passes", "fails", "too few events"
+PASSES, FAILS = "passes", "fails"
+TOO_FEW, UNMATCHED = "too few events", "no partner"
 PAIRS_AT_ONCE = 1 << 22
 """Numbers of effects, of a text on a feature, in memory at a time."""
 
@@ -42,6 +43,7 @@ class FeatureMeans(NamedTuple):
     n_active: Int64[np.ndarray, " n_source"]
     """Number of events in which the partner was active."""
     off_rate: Float64[np.ndarray, " n_source"]
+    """NaN without events."""
     effect: Float64[np.ndarray, " n_source"]
     """NaN without events."""
     low: Float64[np.ndarray, " n_source"]
@@ -89,11 +91,18 @@ class FeatureTables:
         return FeatureMeans(
             counts,
             np.bincount(features, outcome.active[:, 0], n).astype(np.int64),
-            off_rate,
+            np.where(counts > 0, off_rate, np.nan),
             effect,
             np.maximum(effect - half, -1),
             np.minimum(effect + half, 1),
         )
+
+    @cached_property
+    def _entries(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sorted source features of all entries, and the number of each entry in this order."""
+        of_entries = self.sampled.features[self.sampled.events]
+        order = np.argsort(of_entries, kind="stable")
+        return of_entries[order], order
 
     def floor(self, feature: int, partner: int) -> float:
         """Return the 95th percentile of a feature's mean effect on the targets of a decile.
@@ -101,10 +110,10 @@ class FeatureTables:
         The targets are those of the partner's decile of activity, without the partner.
         """
         effects, groups = self.sampled, self.tables.verified.groups
-        chosen = effects.features == feature
-        entries = np.repeat(chosen, np.diff(effects.starts))
-        means = np.bincount(effects.targets[entries], effects.D[entries], len(groups))
-        effect = means / max(int(chosen.sum()), 1)
+        features, order = self._entries
+        entries = order[slice(*np.searchsorted(features, [feature, feature + 1]))]
+        sums = np.bincount(effects.targets[entries], effects.D[entries], len(groups))
+        effect = sums / max(int((effects.features == feature).sum()), 1)
         others = groups == groups[partner]
         others[partner] = False
         return float(np.quantile(effect[others], QUANTILE)) if others.any() else 0.0
@@ -132,6 +141,7 @@ class FeatureTables:
             ]
             passing = frame["effect_low"] > frame[FLOOR_95.name]
             frame["finding"] = np.where(enough, np.where(passing, PASSES, FAILS), TOO_FEW)
+            frame.loc[frame["partner"] == NONE, "finding"] = UNMATCHED
             parts.append(frame)
         return pd.concat(parts, ignore_index=True)
 
@@ -145,7 +155,7 @@ class FeatureTables:
     def verdicts(self, frame: pd.DataFrame) -> Iterator[Row]:
         """Yield the rows of ``verify_verdicts``: the number of features that pass, by arm."""
         for name, of_arm in frame.groupby("arm", sort=False):
-            judged = of_arm[of_arm["finding"] != TOO_FEW]
+            judged = of_arm[of_arm["finding"].isin([PASSES, FAILS])]
             if len(judged):
                 row: Row = {**self.tables.pair.columns(), "arm": str(name)}
                 row |= {"n_judged": len(judged)}
@@ -261,12 +271,12 @@ def parquet_path(folder: Path, pair: Pair) -> Path:
 
 
 def judge_correlations(
-    pair: Pair, effects: pd.DataFrame, judgements: pd.DataFrame
+    pair: Pair, effects: pd.DataFrame, judgements: pd.DataFrame, level: float
 ) -> Iterator[Row]:
     """Yield the rank correlation of effects with the judge's scores, by arm.
 
-    ``effects`` has the features of the pair (``FeatureTables.frame``). The interval is that of
-    Bonett and Wright (2000) for independent features.
+    ``effects`` has the features of the pair (``FeatureTables.frame``). The interval, of probability
+    ``level``, is that of Bonett and Wright (2000) for independent features.
     """
     if judgements.empty:
         return
@@ -283,7 +293,7 @@ def judge_correlations(
         if n < 4 or not varied:
             continue
         r = float(spearmanr(of_arm["effect"], of_arm["judge_score"]).statistic)
-        half = norm.ppf(0.975) * np.sqrt((1 + r * r / 2) / (n - 3))
+        half = norm.ppf((1 + level) / 2) * np.sqrt((1 + r * r / 2) / (n - 3))
         low, high = np.tanh(
             np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12)) + half * np.array([-1, 1])
         )

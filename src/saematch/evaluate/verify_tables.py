@@ -121,8 +121,9 @@ class PairTables:
 
     @cached_property
     def arms(self) -> dict[str, np.ndarray]:
-        """Ranked partners of each source feature, by arm."""
-        return {n: ranked_partners(m) for n, m in self.subject.matches.of(self.pair).items()}
+        """Ranked partners of each source feature, as many as are tested, by arm."""
+        matches = self.subject.matches.of(self.pair)
+        return {n: ranked_partners(m)[:, : max(self.partners)] for n, m in matches.items()}
 
     @cached_property
     def candidates(self) -> list[Candidate]:

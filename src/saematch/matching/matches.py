@@ -17,7 +17,7 @@ from saematch.core.pairs import Pair, Refusal, SaeKey
 from saematch.core.store import is_kept
 from saematch.matching.arm import Arm
 from saematch.matching.store import MatchStore
-from saematch.sae.sites import site_refusal
+from saematch.sae.sites import site_refusal, skipping_refusal
 from saematch.sae.suites import SaeFacts, Saes, SaeShelf
 
 log = logging.getLogger(__name__)
@@ -131,6 +131,8 @@ def _refusal(facts: Mapping[SaeKey, SaeFacts], pair: Pair, arm: Arm) -> str | No
     for source, target in pairwise(steps(facts, pair, arm)):
         a, b = facts[source], facts[target]
         reason = site_refusal(a.origin, b.origin) or arm.objective.refusal(a, b)
+        if arm.reads_activity:  # a pass over texts has only hidden states between blocks
+            reason = reason or skipping_refusal(a.origin) or skipping_refusal(b.origin)
         if reason is not None:
             return reason
     return None

@@ -20,7 +20,12 @@ METRICS = ("off_rate", "effect")
 MANY = 5
 """Number of partners in the sentence, if an arm has so many."""
 WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 10: "ten", 20: "twenty"}
-FINDINGS = {"passes": "pass", "fails": "fail", "too few events": "with too few events"}
+FINDINGS = {
+    "passes": "pass",
+    "fails": "fail",
+    "too few events": "with too few events",
+    "no partner": "without a partner",
+}
 """Findings on single features, and their words after a number of features."""
 
 

@@ -211,7 +211,7 @@ def load_tokens(
     size = experiment.trainer.batch_size
     if not experiment.calibrates:
         return RunTexts({name: of_set.batches(size) for name, of_set in tokens.items()}, {}, facts)
-    halves = {name: experiment.calibration.split(name, part) for name, part in tokens.items()}
+    halves = experiment.calibration.split(tokens)
     for name, (fitted, evaluated) in halves.items():
         facts[name]["n_calibration"] = len(fitted.lengths)
         facts[name]["n_evaluation"] = len(evaluated.lengths)

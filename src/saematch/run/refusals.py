@@ -22,8 +22,8 @@ def find_refusals(
     """Return the matches and evaluations of pairs that the run leaves out, from facts alone.
 
     Raises ``InputError`` if no arm can match any pair, if the run has evaluations on texts that
-    apply to no pair, and if scales or explanations need texts but an SAE cannot be applied to
-    hidden states.
+    apply to no pair, if an arm reads the activity of two language models, and if scales or
+    explanations need texts but an SAE cannot be applied to hidden states.
     """
     refused = matching_refusals(saes.facts, pairs, experiment.arms)
     unmatched = {refusal.pair for refusal in refused if refusal.arm is None}
@@ -31,6 +31,7 @@ def find_refusals(
         raise InputError(_nothing_matched(refused))
     _check_sites(experiment, saes)
     models = Models(experiment.model_labels)
+    _check_activity(experiment, pairs, models, refused)
     facts = [
         PairFacts(pair, saes.facts[pair.source], saes.facts[pair.target], models) for pair in pairs
     ]
@@ -39,6 +40,26 @@ def find_refusals(
         refused += [Refusal(pair, name, reason) for pair, reason in reasons]
     check_texts(experiment, pairs, refused)
     return tuple(refused)
+
+
+def _check_activity(
+    experiment: Experiment, pairs: Sequence[Pair], models: Models, refused: Sequence[Refusal]
+) -> None:
+    """Refuse arms that read the activity of a pair of two language models.
+
+    Their objectives refuse SAEs that name their models; other SAEs are caught here.
+    """
+    left_out = {(refusal.pair, refusal.arm) for refusal in refused}
+    for name, arm in experiment.arms.items():
+        for pair in pairs:
+            if not arm.reads_activity or {(pair, name), (pair, None)} & left_out:
+                continue
+            if models.of(pair.source) != models.of(pair.target):
+                raise InputError(
+                    f"arms.{name} compares the activity of {pair.source.name} and "
+                    f"{pair.target.name}, which have two language models: choose an objective of "
+                    "weights, or leave out this pair or arm"
+                )
 
 
 def _uses_refusals(experiment: Experiment, name: str) -> bool:

@@ -104,11 +104,11 @@ def test_bounded_candidates_are_the_largest_sums_of_a_batch(lm, saes, plain, tmp
     """With one batch they are exact; with several, each score is at most its true value."""
     expected = plain(PAIR)
     scores = scores_of(lm, saes, tmp_path, PAIR, n_candidates=3, batch_size=10)
-    known = ~scores.isnan()
-    assert (known.sum(dim=1) <= 3).all()
-    torch.testing.assert_close(scores[known], expected[known], rtol=1e-5, atol=1e-5)
-    for row in torch.nonzero(known.any(dim=1)).flatten().tolist():
-        assert expected[row][known[row]].min() >= expected[row][~known[row]].max() - 1e-5
+    scored = ~scores.isnan()
+    assert (scored.sum(dim=1) <= 3).all()
+    torch.testing.assert_close(scores[scored], expected[scored], rtol=1e-5, atol=1e-5)
+    for row in torch.nonzero(scored.any(dim=1)).flatten().tolist():
+        assert expected[row][scored[row]].min() >= expected[row][~scored[row]].max() - 1e-5
     several = scores_of(lm, saes, tmp_path, PAIR, n_candidates=3, batch_size=2)
     assert ((~several.isnan()).sum(dim=1) <= 3).all()
     agreement = (several.nan_to_num() - expected)[~several.isnan()].abs() < 1e-5
