@@ -20,7 +20,7 @@ from saematch.evaluate.evaluation import Subject
 from saematch.evaluate.intervals import Intervals
 from saematch.evaluate.measures import Cell, Measures
 from saematch.evaluate.skipping import Skipping
-from saematch.evaluate.splice import MATCHLESS
+from saematch.evaluate.splice import INCREMENT_FREE, MATCHLESS
 from saematch.explain.contexts import ContextStore
 from saematch.lm.source import LmSource
 from saematch.matching.arm import Arm
@@ -46,7 +46,9 @@ ARMS = {
     for seed, name in enumerate(("folded", "unfolded", "identity", "random"))
 }
 """Arms of the experiment skip_layers. Matches are random, since time does not depend on them."""
-SKIPPING = Skipping(MATCHLESS)
+STRATEGIES = tuple(name for name in MATCHLESS if name != INCREMENT_FREE)
+"""Strategies without a match that need no calibration texts."""
+SKIPPING = Skipping(STRATEGIES)
 """The evaluation with every strategy."""
 
 
@@ -128,7 +130,7 @@ def cells_of(subject: Subject) -> dict[Cell, Match | None]:
         for arm, match in subject.matches.of(pair).items():
             for strategy in ARMS[arm].decode:
                 cells[Cell(pair, arm, TEXT_SET, strategy)] = match
-        for strategy in MATCHLESS:
+        for strategy in STRATEGIES:
             cells[Cell(pair, NO_ARM, TEXT_SET, strategy)] = None
     return cells
 

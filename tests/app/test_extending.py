@@ -58,9 +58,10 @@ def test_an_objective_reads_activity_on_calibration_texts(command):
     match, _ = Match.load(Path("outputs/match/a/matches/folded/3-4.safetensors"))
     lm, saes = LmSource("zoo", "saematch-zoo").load(), ZooSaes("chain", 1024, 20)
     counts = torch.zeros(1024, 1024, dtype=torch.float64)
-    for of_set in ZooTexts(("prose", "docs", "code"), 4, 16, 0).load():
-        fitted = Calibration(0.5, 0).split(of_set.name, tokenise(of_set, lm, 16)).calibration
-        for batch in fitted.batches(1):
+    text_sets = ZooTexts(("prose", "docs", "code"), 4, 16, 0).load()
+    tokens = {of_set.name: tokenise(of_set, lm, 16) for of_set in text_sets}
+    for halves in Calibration(0.5, 0).split(tokens).values():
+        for batch in halves.calibration.batches(1):
             states, _ = lm.capture(batch.ids, (3, 4))
             source, target = (saes.load(n).encode(states[n][batch.counts]) > 0 for n in (3, 4))
             counts += source.double().T @ target.double()
