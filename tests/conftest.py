@@ -17,7 +17,6 @@ from types import SimpleNamespace
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import lightning  # noqa: F401
 import numba  # noqa: F401
 import numpy as np
 import pandas as pd  # noqa: F401
@@ -35,10 +34,12 @@ from safetensors.torch import save_file
 # The packages above are imported here, because the hook that checks types would make Python compile
 # those again that a module of saematch imports first
 from saematch.core.files import PRESETS
+from saematch.core.memory import keep_freed_memory
 from saematch.core.store import write, write_note
 from saematch.lm.states import states_name
 from saematch.sae.params import SaeOrigin, SaeParams
 
+keep_freed_memory()
 gc.set_threshold(100_000, 20, 50)  # by default, garbage collection takes a seventh of the time
 
 

@@ -178,7 +178,7 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
         (["sae.widht=3"], "there is no setting 'sae.widht'"),
         (
             ["objective=everything"],
-            "there is no objective=everything: choose one of both, decoder, encoder",
+            "there is no objective=everything: choose one of both, cosine, decoder, encoder",
         ),
         (["arms=[best]"], "best"),
         (["evaluations=[nothing]"], "there is no evaluations=nothing: choose among co_activation"),

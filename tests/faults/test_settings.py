@@ -129,7 +129,7 @@ def test_B10_a_wrong_type_is_refused_by_name(setting, words):
         ("arms.folded.decode=permute", "arms.decode='permute' must be a list"),
         ("figures=mse", "figures='mse' must be a list"),
         ("model=[1]", "model=[1]: choose one of gemma_2_2b, "),
-        ("objective=5", "objective=5: choose one of both, decoder, encoder"),
+        ("objective=5", "objective=5: choose one of both, cosine, decoder, encoder"),
     ],
 )
 def test_B16_messages_name_the_setting_and_the_allowed_values(setting, words):

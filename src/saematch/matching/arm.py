@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from saematch.core.errors import InputError
 from saematch.core.match import InvalidMatch, Match
@@ -102,9 +103,8 @@ class Arm:
             match = replace(match.keep(match.weights != 0), certificate=match.certificate)
         return match
 
-    def _matched(
-        self, source: SaeParams, target: SaeParams, candidates: Candidates | None
-    ) -> Match:
+    def _matched(self, source: SaeParams, target: SaeParams, candidates: Candidates | None) -> Any:
+        """Return the matcher's result, which may break the matcher's contract."""
         if isinstance(self.objective, ActivityObjective):
             assert candidates is not None and isinstance(self.matcher, CandidateMatcher)
             return self.matcher.of_candidates(candidates)
