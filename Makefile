@@ -22,7 +22,7 @@ EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
 HYPHENATED  := $(filter-out $(EXPERIMENTS),$(subst _,-,$(EXPERIMENTS)))
 SWEEPS      := $(addprefix sweep-,$(basename $(notdir $(wildcard sweeps/*.yaml))))
 
-.PHONY: $(EXPERIMENTS) $(HYPHENATED) $(SWEEPS) compare reproduce reproduction-page metrics-page help setup demo test test-slow test-kill lint bench bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-pair smollm2-studies
+.PHONY: $(EXPERIMENTS) $(HYPHENATED) $(SWEEPS) compare reproduce reproduction-page metrics-page verify-page help setup demo test test-slow test-kill lint bench bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-pair smollm2-studies
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,13 @@ reproduction-page: $(READY) ## Make docs/reproduction.md from the last reproduct
 
 metrics-page: $(READY) ## Make docs/metrics.md from the definitions of the metrics
 	$(BIN)/python -m saematch metrics --page docs/metrics.md
+
+FAMILIES := chain independent mixed
+
+verify-page: $(READY) ## Verify the three families of embedded SAEs: the results of docs/verify.md (10 minutes)
+	for family in $(FAMILIES); do \
+		$(BIN)/python -m saematch +experiment=verify sae=$$family run_id=$$family $(ARGS) || exit 1; done
+	$(BIN)/python -m saematch.report.verify_page docs/verify.md zoo $(addprefix outputs/verify/,$(FAMILIES))
 
 test: $(READY) ## Check style, imports and types, and run the tests
 	$(BIN)/ruff check .

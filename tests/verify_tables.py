@@ -74,5 +74,6 @@ def verify_tables(pairs, suite="default"):
                                                   "finding": finding})  # fmt: skip
         tables["verify_counts"].append({**key, "n_features": 1024, "n_below_floor": 100,
                                         "n_without_events": 3, "n_events": 2700,
-                                        "n_token_events": 1000})  # fmt: skip
+                                        "n_token_events": 1000, "n_texts": 150,
+                                        "n_calibration_tokens": 9300})  # fmt: skip
     return Tables.of(tables, COLUMNS)

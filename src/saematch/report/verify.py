@@ -100,12 +100,16 @@ def _percent(share: float) -> str:
     return "under 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
 
 
-def verify_tables(tables: Tables) -> Iterator[TextTable]:
-    """Yield a table for off rate and for effect: pairs by arms, controls and ceilings."""
+def verify_tables(tables: Tables, all_ks: bool = False) -> Iterator[TextTable]:
+    """Yield a table for off rate and for effect: pairs by arms, controls and ceilings.
+
+    An arm with several partners has a column for the smallest and the largest number of partners,
+    or with ``all_ks`` for all of them.
+    """
     rows = removals(tables)
     if not matched_arms(rows):
         return
-    cells = _cells(rows)
+    cells = _cells(rows, all_ks)
     for metric in METRICS:
         title = f"Verify, features removed: {tables.column(metric).label} ± half of the interval"
         lines = []
@@ -116,13 +120,13 @@ def verify_tables(tables: Tables) -> Iterator[TextTable]:
         yield TextTable(title, [cell.heading for cell in cells], lines)
 
 
-def _cells(rows: pd.DataFrame) -> list[_Cell]:
-    """Return the columns of a table: each arm at one and at its largest number of partners."""
+def _cells(rows: pd.DataFrame, all_ks: bool) -> list[_Cell]:
+    """Return the columns of a table."""
     arms = matched_arms(rows)
     cells = []
     for arm in arms:
         ks = sorted(values_of(where(rows, arm=arm), "k"))
-        for k in dict.fromkeys([ks[0], ks[-1]]):
+        for k in ks if all_ks else dict.fromkeys([ks[0], ks[-1]]):
             cells.append(_Cell("\n".join([*arm.split("_"), f"k={k}"]), arm, k))
     cells.append(_Cell("random\ntarget", arms[0], 1, "_random"))
     present = arms_of(rows)
