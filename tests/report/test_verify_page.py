@@ -7,7 +7,7 @@ from saematch.core.results import Results
 from saematch.report.verify_page import write_results
 from verify_tables import verify_tables
 
-PAGE = "# Verify\n<!-- zoo: begin -->\nold\n<!-- zoo: end -->\nrest\n"
+PAGE = "# Verify\n<!-- zoo: begin -->\nstale\n<!-- zoo: end -->\nrest\n"
 
 
 def test_results_replace_the_text_between_the_marks(tmp_path):
@@ -18,7 +18,7 @@ def test_results_replace_the_text_between_the_marks(tmp_path):
     write_results(page, "zoo", [run])
     content = page.read_text()
     assert content.startswith("# Verify\n<!-- zoo: begin -->\n**chain**: ")
-    assert content.endswith("<!-- zoo: end -->\nrest\n") and "old" not in content
+    assert content.endswith("<!-- zoo: end -->\nrest\n") and "stale" not in content
     assert "switches off" in content and "| layers | folded k=1 | " in content
     write_results(page, "zoo", [run])
     assert page.read_text() == content
