@@ -47,9 +47,9 @@ def _section(run: Path) -> Iterator[str]:
     for sentence in sentences(tables):
         yield sentence
         yield ""
-    for of_metric in verify_tables(tables, all_ks=True):
-        yield from _markdown(of_metric)
-        yield ""
+    off_rates = next(verify_tables(tables, all_ks=True))
+    yield from _markdown(off_rates)
+    yield ""
     yield from _difference(tables)
 
 
@@ -64,6 +64,7 @@ def _markdown(of_metric: TextTable) -> Iterator[str]:
 
 
 K = 5
+"""Number of partners for which arms are compared."""
 
 
 def _difference(tables: Tables) -> Iterator[str]:
