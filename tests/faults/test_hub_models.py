@@ -1,23 +1,18 @@
-"""A language model from a hub, in a separate process, since the client reads its settings once."""
+"""A language model from a hub."""
 
 import json
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from conftest import random_sae, tiny_overrides
-from sae.sources.hub_server import COMMIT, LATER, RELEASES, Hub, files, serving
+from sae.sources.hub_server import COMMIT, LATER, RELEASES, Hub, connect, files, serving
 from sae.sources.test_hub import register
-from saematch.core.files import write_json
 
 SAES = RELEASES["gemma"][0]
 
 
-def ran(model, folder, run):
+def ran(model, folder, tiny):
     """Match two layers on a model of the hub; return the refusal, or the revision, and the log."""
     from saematch.app.configuration import build
     from saematch.run.run import run as do
@@ -28,12 +23,12 @@ def ran(model, folder, run):
     log = logging.getLogger("saematch")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    own = [s for s in tiny_overrides(Path(os.environ["TINY"])) if not s.startswith("sae")]
+    own = [s for s in tiny_overrides(tiny) if not s.startswith("sae")]
     release = ["sae=saelens", "sae.release=gemma", 'sae.id_template="layer_{layer}"']
     tasks = ["evaluations=[co_activation]", "layers=[2,3]", "logger=none", "figures=[]"]
     settings = [*own, *release, *tasks, f"model.path={model}", "intervals.n_replicates=20"]
     try:
-        results = do(*build(settings), folder / run)
+        results = do(*build(settings), folder)
     except ValueError as error:
         return {"refused": str(error), "messages": messages}
     finally:
@@ -41,12 +36,13 @@ def ran(model, folder, run):
     return {"revision": results.provenance["model"]["revision"], "messages": messages}
 
 
-def main(folder):
-    folder = Path(folder)
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory, tiny):
+    folder = tmp_path_factory.mktemp("hub")
     repos = files(random_sae(0), folder / "saelens")
     for repo, held in files(random_sae(2, layer=2), folder / "saelens_2", 2).items():
         repos[repo] |= held
-    lm = {path.name: path.read_bytes() for path in Path(os.environ["TINY"], "lm").iterdir()}
+    lm = {path.name: path.read_bytes() for path in (tiny / "lm").iterdir()}
     pickled = {name: c for name, c in lm.items() if not name.endswith(".safetensors")}
     code = json.loads(lm["config.json"]) | {
         "model_type": "own",
@@ -60,33 +56,17 @@ def main(folder):
     hub = Hub({**repos, **models})
     hub.errors = {"tiny/gated": (403, "GatedRepo")}
     outcome = {"sizes": {"lm": len(lm["model.safetensors"])}}
-    with serving(hub):
-        os.environ["HF_ENDPOINT"] = hub.url
-        register(pytest.MonkeyPatch())
+    with serving(hub), pytest.MonkeyPatch.context() as patch:
+        connect(patch, hub, folder / "hub")
+        register(patch)
         for name in ("gated", "pickled", "code"):
-            outcome[name] = ran(f"tiny/{name}", folder, name)
+            outcome[name] = ran(f"tiny/{name}", folder / name, tiny)
         outcome["asked first"] = list(hub.asked)
-        outcome["first"] = ran("tiny/lm", folder, "first")
-        outcome["again"] = ran("tiny/lm", folder, "again")
+        outcome["first"] = ran("tiny/lm", folder / "first", tiny)
+        outcome["again"] = ran("tiny/lm", folder / "again", tiny)
         hub.commits["tiny/lm"] = LATER
-        outcome["later"] = ran("tiny/lm", folder, "later")
-    write_json(folder / "found.json", outcome)
-
-
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory, tiny):
-    folder = tmp_path_factory.mktemp("hub")
-    code = "import sys; from faults.test_hub_models import main; main(sys.argv[1])"
-    settings = {"HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "0", "TINY": str(tiny)}
-    process = subprocess.run(
-        [sys.executable, "-c", code, str(folder)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **settings},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    return json.loads((folder / "found.json").read_text())
+        outcome["later"] = ran("tiny/lm", folder / "later", tiny)
+    return outcome
 
 
 def test_B24_a_gated_model_is_refused_before_any_sae_is_fetched(outcome):

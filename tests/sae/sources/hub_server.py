@@ -194,3 +194,15 @@ def serving(hub: Hub) -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def connect(patch, hub, cache):
+    """Make the client use ``hub`` instead of the real one, and ``cache`` as its cache."""
+    from huggingface_hub import constants, hf_api
+
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    patch.setattr(constants, "ENDPOINT", hub.url)
+    patch.setattr(hf_api.api, "endpoint", hub.url)
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
