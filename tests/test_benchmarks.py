@@ -18,6 +18,7 @@ def _benchmarks_importable(monkeypatch, tmp_path):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_and_written(capsys):
     import bench
 

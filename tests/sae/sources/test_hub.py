@@ -1,20 +1,17 @@
-"""SAEs from the hub's cache and from a hub.
+"""SAEs from the hub's cache and from a hub."""
 
-The hub is used in a separate process, since its client reads its settings once, when it is
-imported.
-"""
-
+import gc
 import io
-import json
 import math
-import os
-import subprocess
 import sys
+import time
+import warnings
 from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import enable_progress_bars
 
 from conftest import D_MODEL, random_sae, tiny_overrides
 from sae.sources.hub_server import (
@@ -25,11 +22,11 @@ from sae.sources.hub_server import (
     THETA,
     Hub,
     at_layer,
+    connect,
     files,
     serving,
     write_cache,
 )
-from saematch.core.files import write_json
 from saematch.sae.sources import registry
 from saematch.sae.sources.registry import RegisteredSae, Release
 
@@ -127,7 +124,7 @@ def ran_on(name, folder, tiny):
     }
 
 
-def from_hub(folder):
+def from_hub(folder, patch):
     """Load from a hub, some of whose answers are broken."""
     repos = files(SAE, folder / "saelens")
     good = repos[GEMMA]
@@ -138,11 +135,9 @@ def from_hub(folder):
     hub.errors = {f"tiny/{name}-2b-pt-res": fault for name, fault in ERRORS.items()}
     hub.cuts = {f"tiny/{name}-2b-pt-res": count for name, count in CUTS.items()}
     with serving(hub):
-        os.environ["HF_ENDPOINT"] = hub.url
-        import huggingface_hub.file_download
-
-        huggingface_hub.file_download.time.sleep = lambda _: None  # it waits between attempts
-        register(pytest.MonkeyPatch())
+        connect(patch, hub, folder / "hub")
+        patch.setattr(time, "sleep", lambda _: None)  # the client waits between attempts
+        register(patch)
         names = ["gemma", "gemma3", "saelens", *ERRORS, *CUTS, "torn"]
         outcomes = {name: outcome(name) for name in names}
         outcomes["absent"] = outcome("gemma", 4)
@@ -165,10 +160,6 @@ def from_hub(folder):
     return outcomes
 
 
-def main(folder):
-    write_json(Path(folder, "outcomes.json"), from_hub(Path(folder)))
-
-
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory, tiny):
     """Return the results from the cache, and what was written to stderr."""
@@ -186,16 +177,13 @@ def cached(tmp_path_factory, tiny):
 def fetched(tmp_path_factory):
     """Return the results from the hub, and what was written to stderr."""
     folder = tmp_path_factory.mktemp("from_hub")
-    code = "import sys; from sae.sources.test_hub import main; main(sys.argv[1])"
-    settings = {"HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "0", "TQDM_POSITION": "-1"}
-    process = subprocess.run(
-        [sys.executable, "-c", code, str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **settings},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    return json.loads((folder / "outcomes.json").read_text()) | {"log": process.stderr}
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(io.StringIO()) as log:
+        patch.setenv("TQDM_POSITION", "-1")
+        enable_progress_bars()  # transformers disables them while a model is loaded
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            outcomes = from_hub(folder, patch)
+            gc.collect()  # the damaged file is left open
+    return outcomes | {"log": log.getvalue()}
 
 
 def close(outcomes, expected):
