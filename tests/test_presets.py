@@ -15,8 +15,9 @@ from saematch.sae.sources.source import ZooSaes
 GROUPS = (
     "model",
     "sae",
-    "matching",
-    "assignment",
+    "objective",
+    "matcher",
+    "pairing",
     "dataset",
     "trainer",
     "logger",
@@ -31,7 +32,11 @@ GROUPS = (
 NEEDED = {"model=local": ["model.path=x"], "sae=disk": ["sae.path=x/{layer}"],
           "sae=saelens": ["sae.release=x", "sae.id_template=x/{layer}"],
           "dataset=local": ["dataset.paths=[a.jsonl]"],
-          "explain=jsonl": ["explain.path=a.jsonl"]}  # fmt: skip
+          "explain=jsonl": ["explain.path=a.jsonl"],
+          "objective=written_share": ["matcher=top_k", "arms=[folded]"],
+          "pairing=listed": ["pairing.pairs=['1:3']"],
+          "pairing=same_layer": ["pairing.target=wide"],
+          "pairing=starts": ["pairing.starts=[1]"]}  # fmt: skip
 
 
 def choices(group):
