@@ -19,7 +19,8 @@ def test_two_processes_give_the_results_of_one_and_write_them_once(cli, tmp_path
         assert message is None
         folder = tmp_path / "outputs/match" / run
         paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
-        assert sum(name.startswith("cache/sums/") for name in paths) == 3
+        n_files = sum(name.startswith("cache/sums/") for name in paths)
+        assert n_files == 6, "three batches for each of two recorders"
         files[run] = {name for name in paths if not name.startswith("cache/")}
         results[run] = json.loads((folder / "results.json").read_text())
     assert files["two"] == files["one"], "one results.json, one record of the logger"

@@ -51,7 +51,7 @@ class Optimal:
     """Device that computes products; None is CUDA if it is available."""
 
     def __post_init__(self) -> None:
-        check_tolerance(self.tolerance)
+        check_tolerance(float(self.tolerance))
         if self.device is not None:
             check_device(self.device)
 
