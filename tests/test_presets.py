@@ -109,7 +109,7 @@ def test_every_run_of_a_reproduction(model):
     judged = planned(model, "r", judge="local,judge.model=m")
     local = [step for step in judged if "judge=local" in step.overrides]
     assert {step.experiment for step in local} == set(JUDGED)
-    for step in local:
+    for step in local if model == "zoo" else local[:1]:
         experiment = build(*step.overrides)
         assert experiment.judge.model == "m"
         assert experiment.explain.on_texts == (model in ("zoo", "smollm2_135m"))

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -36,15 +37,20 @@ PATHS = ["missing", "empty_folder", "binary", "fifo", "loop", "binary/below", LO
 """Below the folder ``bad``."""
 
 
-@pytest.mark.parametrize("name", [*PATHS, UNREADABLE])
+PATH_SETTINGS = [
+    "dataset.paths=['{}']",
+    "model.path='{}'",
+    "sae.path='{}/layer_{{layer}}'",
+    "explain=jsonl explain.path='{}' evaluations=[explain]",
+]
+FILES_OF_LAYERS = "explain=jsonl explain.path='{}/{{layer}}.jsonl' evaluations=[explain]"
+
+
 @pytest.mark.parametrize(
-    "setting",
+    ("setting", "name"),
     [
-        "dataset.paths=['{}']",
-        "model.path='{}'",
-        "sae.path='{}/layer_{{layer}}'",
-        "explain=jsonl explain.path='{}' evaluations=[explain]",
-        "explain=jsonl explain.path='{}/{{layer}}.jsonl' evaluations=[explain]",
+        *product(PATH_SETTINGS, [*PATHS, UNREADABLE]),
+        *product([FILES_OF_LAYERS], ["missing", "binary", "loop"]),
     ],
 )
 def test_a_path_that_cannot_be_read_ends_in_one_line(cli, bad, setting, name):
