@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -163,9 +163,24 @@ def process(*arguments: str) -> int:
     with TemporaryDirectory() as folder, (Path(folder) / "log").open("w+") as log:
         command = [sys.executable, *arguments]
         child = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
+        peak = 0
+        while child.poll() is None:
+            peak = max(peak, _peak_of(child.pid))
+            time.sleep(0.02)
         if child.returncode:
             log.seek(0)
             raise RuntimeError(f"{' '.join(arguments)} failed: {log.read()[-2000:]}")
-    return usage.ru_maxrss * 1024
+    return peak
+
+
+def _peak_of(pid: int) -> int:
+    """Return the peak memory of a running process so far, in bytes; 0 if it has ended.
+
+    ``getrusage`` would include the memory of this process, which starts the other one.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    sizes = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(sizes[0]) * 1024 if sizes else 0
