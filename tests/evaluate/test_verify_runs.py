@@ -56,7 +56,10 @@ def test_a_run_that_fits_nothing_reads_all_texts(cli, tmp_path, texts):
     ("settings", "words"),
     [
         (("pairing=listed", "pairing.pairs=[2:1]", "arms=[folded]"), "layer 1 comes before"),
-        (("dataset.n_texts=1",), "has 1 different text, and this run needs at least 2"),
+        (
+            ("dataset.n_texts=1",),
+            "has only 1 text (equal texts count once), and this run needs at least 2",
+        ),
         (("evaluations.verify.partners=[30]", "arms=[folded]"), "more than 1 partners"),
         (("evaluations.verify.partners=[50]",), "partners=[50]: no match of this run gives"),
         (("evaluations.verify.features=[3,24]",), "holds 24, but the SAE of layer 0 has only"),

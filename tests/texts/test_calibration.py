@@ -46,7 +46,7 @@ def test_both_halves_have_a_text(share):
 
 def test_a_set_without_two_different_texts_is_refused():
     same = tokenised([torch.tensor([0, 5, 6])] * 3)
-    with pytest.raises(InputError, match=r"text set 'mine' has 1 different text.*at least 2"):
+    with pytest.raises(InputError, match=r"text set 'mine' has only 1 text .*at least 2"):
         Calibration().split({"mine": same})
 
 

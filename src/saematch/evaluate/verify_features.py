@@ -114,9 +114,9 @@ class FeatureTables:
         entries = order[slice(*np.searchsorted(features, [feature, feature + 1]))]
         sums = np.bincount(effects.targets[entries], effects.D[entries], len(groups))
         effect = sums / max(int((effects.features == feature).sum()), 1)
-        others = groups == groups[partner]
-        others[partner] = False
-        return float(np.quantile(effect[others], QUANTILE)) if others.any() else 0.0
+        controls = groups == groups[partner]
+        controls[partner] = False
+        return float(np.quantile(effect[controls], QUANTILE)) if controls.any() else 0.0
 
     def frame(self, chosen: tuple[int, ...] = ()) -> pd.DataFrame:
         """Return a row for each arm and source feature: its best partner, effect and finding.

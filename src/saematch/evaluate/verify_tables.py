@@ -226,13 +226,13 @@ class PairTables:
         outcomes = {c.name: (c, self.outcomes(self.removed, c)[0]) for c in self.candidates}
         for (first, outcome), (second, other) in combinations(outcomes.values(), 2):
             for k in sorted({*first.ks} & {*second.ks}):
-                scores, others = outcome.at(k), other.at(k)
+                scores, compared = outcome.at(k), other.at(k)
                 for sampling, sampled in _samplings(self.removed, REMOVE):
                     row: Row = {**self.pair.columns(), "sampling": sampling, "k": k}
                     row |= {"arm": first.name, "against_arm": second.name}
                     for column, difference in (
-                        (EFFECT, scores.effect - others.effect),
-                        (OFF_RATE, scores.off - others.off),
+                        (EFFECT, scores.effect - compared.effect),
+                        (OFF_RATE, scores.off - compared.off),
                     ):
                         row |= self.row(column.difference, self.removed, difference, sampled)
                     yield row

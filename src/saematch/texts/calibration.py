@@ -59,9 +59,9 @@ class Calibration:
         n = len(different)
         if n < 2:
             raise InputError(
-                f"the text set {name!r} has {n} different text, and this run needs at least 2: it "
-                "fits quantities to some texts and evaluates them on others; take more texts "
-                "(dataset.n_texts)"
+                f"the text set {name!r} has only {n} text (equal texts count once), and this run "
+                "needs at least 2: it fits quantities to some texts and evaluates them on others; "
+                "take more texts (dataset.n_texts)"
             )
         new = [text for text in different if text not in is_fitted]
         n_fitted = sum(is_fitted.get(text, False) for text in different)
