@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from saematch.matching.objectives.decoder_cosine import DecoderCosine as DecoderCosine
     from saematch.matching.objectives.factors import Factors as Factors
     from saematch.matching.objectives.objective import ActivityObjective as ActivityObjective
+    from saematch.matching.objectives.objective import CandidateObjective as CandidateObjective
     from saematch.matching.objectives.objective import Objective as Objective
     from saematch.matching.objectives.parts import Parts as Parts
     from saematch.matching.objectives.written_share import WrittenShare as WrittenShare
@@ -68,6 +69,7 @@ _HOMES = {
     "ActivityObjective": "saematch.matching.objectives.objective",
     "Arm": "saematch.matching.arm",
     "CandidateMatcher": "saematch.matching.matchers",
+    "CandidateObjective": "saematch.matching.objectives.objective",
     "Candidates": "saematch.matching.objectives.candidates",
     "Cell": "saematch.evaluate.measures",
     "Certificate": "saematch.core.match",

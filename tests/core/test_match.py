@@ -155,3 +155,17 @@ def test_gap_by_hand():
     assert Certificate(1.0, None).gap is None
     assert Certificate(1.0, 2.0).optimal_to == 0.5
     assert Certificate(1.0, 2.0, 0.0, 0.25).optimal_to == 0.25
+
+
+def test_scores_follow_their_entries(tmp_path):
+    rows, columns = torch.tensor([0, 0, 2]), torch.tensor([1, 3, 0])
+    weights, scores = torch.ones(3).double(), torch.tensor([0.5, 0.25, 2.0]).double()
+    match = Match(rows, columns, weights, 3, 4, scores=scores)
+    assert match.inverse().scores.tolist() == [2.0, 0.5, 0.25]
+    assert match.keep(scores < 1).scores.tolist() == [0.5, 0.25]
+    match.save(tmp_path / "m.safetensors")
+    assert torch.equal(Match.load(tmp_path / "m.safetensors")[0].scores, scores)
+    assert match.hash == Match(rows, columns, weights, 3, 4).hash
+    assert match.compose(Match.from_columns(torch.arange(4), 4)).scores is None
+    with pytest.raises(InvalidMatch, match="one float64 score for each entry"):
+        Match(rows, columns, weights, 3, 4, scores=scores[:2])

@@ -17,6 +17,7 @@ from saematch.evaluate.verify import Verify
 from saematch.lm.hooks import LanguageModel
 from saematch.matching.activity import record_activity
 from saematch.matching.arm import Arm
+from saematch.matching.evidence import Evidence
 from saematch.matching.matchers import TopK
 from saematch.matching.objectives.written_share import WrittenShare
 from saematch.sae.params import SaeOrigin, SaeParams
@@ -230,7 +231,7 @@ def test_the_written_share_of_a_copy_is_1(subject, embedding, tmp_path):
     activity = record_activity(
         subject.saes, {"arm": [PAIR]}, {"arm": arm}, subject.calibration, tmp_path
     )
-    candidates = activity.candidates(*PAIR, arm)
+    candidates = Evidence(activity).similarity(subject.saes, PAIR, arm)
     keys = zip(candidates.rows.tolist(), candidates.columns.tolist(), strict=True)
     of_pair = dict(zip(keys, candidates.scores.tolist(), strict=True))
     for i in COPIED:

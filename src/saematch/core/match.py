@@ -86,6 +86,9 @@ class Match:
     certificate: Certificate | None = None
     dropped: float = 0.0
     """Share of the mass (sum of absolute weights) that composition dropped, from 0 to 1."""
+    scores: Float[Tensor, " n"] | None = None
+    """Score of each entry, which the matcher read from the similarity, in float64; None if unknown.
+    Nothing is computed from scores, and they are not part of the hash."""
 
     def __post_init__(self) -> None:
         if not len(self.rows) == len(self.columns) == len(self.weights):
@@ -111,6 +114,10 @@ class Match:
         if not self.weights.isfinite().all():
             n_bad = int((~self.weights.isfinite()).sum())
             raise InvalidMatch(f"{n_bad} weights of a match are NaN or infinite")
+        if self.scores is not None and (
+            self.scores.shape != self.weights.shape or self.scores.dtype != torch.float64
+        ):
+            raise InvalidMatch("a match needs one float64 score for each entry, or no scores")
 
     @classmethod
     def from_columns(
@@ -151,6 +158,7 @@ class Match:
             rows=self.columns[order],
             columns=self.rows[order],
             weights=self.weights[order],
+            scores=None if self.scores is None else self.scores[order],
             n_source=self.n_target,
             n_target=self.n_source,
         )
@@ -220,6 +228,7 @@ class Match:
             rows=self.rows[chosen],
             columns=self.columns[chosen],
             weights=self.weights[chosen],
+            scores=None if self.scores is None else self.scores[chosen],
             certificate=None,
         )
 
@@ -232,6 +241,8 @@ class Match:
         if self.certificate is not None:
             header |= asdict(self.certificate)
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        if self.scores is not None:
+            tensors["scores"] = self.scores.contiguous()
         metadata = {"match": json.dumps(header), "about": json.dumps(facts or {})}
         write(path, tensors, metadata, keep)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from saematch.core.code import settings_text
 from saematch.core.pairs import Pair, SaeKey
 from saematch.matching.arm import Arm
-from saematch.matching.objectives.candidates import Candidates
 from saematch.matching.objectives.objective import ActivityObjective
 from saematch.sae.passes import TextPass
 from saematch.sae.recorders import Recorder, Recording
@@ -25,18 +24,19 @@ class Activity:
     twins: Mapping[SaeKey, SaeKey] = field(default_factory=dict)
     """Key in recordings of each SAE."""
 
-    def candidates(self, source: SaeKey, target: SaeKey, arm: Arm) -> Candidates | None:
-        """Return the scored pairs for an arm; None if its objective reads weights."""
-        if not isinstance(arm.objective, ActivityObjective):
-            return None
-        pair = Pair(self.twins[source], self.twins[target])
-        return arm.objective.candidates(pair, self.recordings[settings_text(arm.objective)])
+    def of(self, arm: Arm) -> Recording:
+        """Return the recording that an arm's objective reads."""
+        return self.recordings[settings_text(arm.objective)]
+
+    def twin(self, pair: Pair) -> Pair:
+        """Return the pair with the keys that recordings use."""
+        return Pair(self.twins[pair.source], self.twins[pair.target])
 
     def identity(self, arm: Arm) -> list[str]:
         """Return the names of the files that an arm's objective reads, which are hashes."""
         if not arm.reads_activity:
             return []
-        files = self.recordings[settings_text(arm.objective)].files.values()
+        files = self.of(arm).files.values()
         return [path.stem for parts in files for paths in parts for path in paths]
 
 

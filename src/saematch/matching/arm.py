@@ -9,8 +9,14 @@ from saematch.core.errors import InputError
 from saematch.core.match import InvalidMatch, Match
 from saematch.core.specs import AtLeast1, Unique, spec
 from saematch.matching.matchers.matcher import CandidateMatcher, Matcher
-from saematch.matching.objectives.candidates import Candidates
-from saematch.matching.objectives.objective import ActivityObjective, Objective
+from saematch.matching.objectives.factors import Factors
+from saematch.matching.objectives.objective import (
+    ActivityObjective,
+    AnyObjective,
+    CandidateObjective,
+    Objective,
+    Similarity,
+)
 from saematch.sae.folding import FOLDS, fold
 from saematch.sae.params import SaeParams
 
@@ -30,7 +36,7 @@ class Arm:
 
     fold: str
     """Fold of the SAEs that are matched: one of ``threshold``, ``decoder_norm`` and ``none``."""
-    objective: Objective | ActivityObjective
+    objective: AnyObjective
     matcher: Matcher
     decode: Unique[str] = ("permute",)
     """Strategies to evaluate: ``permute`` (activations in units of their threshold, eq. 5 on folded
@@ -56,12 +62,13 @@ class Arm:
                 f"unknown strategy {unknown[0]!r} in an arm's decode: choose among "
                 f"{', '.join(strategies)}"
             )
-        if self.reads_activity and not isinstance(self.matcher, CandidateMatcher):
+        scores_candidates = not isinstance(self.objective, Objective)
+        if scores_candidates and not isinstance(self.matcher, CandidateMatcher):
             raise InputError(
                 f"arms: the objective {type(self.objective).__name__} scores only candidate pairs "
                 f"of features, but the matcher {type(self.matcher).__name__} needs the similarity "
                 "of all pairs: choose a matcher that takes candidates, such as TopK, or an "
-                "objective of weights"
+                "objective with a vector for each feature, such as Parts"
             )
         beyond = [q for q in self.quantiles if not 0 <= q <= 1]
         if beyond:
@@ -72,18 +79,31 @@ class Arm:
         """Whether the objective reads activations on the calibration texts."""
         return isinstance(self.objective, ActivityObjective)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What the arm reads: ``weights``, ``texts``."""
+        return ("weights", "texts") if self.reads_activity else ("weights",)
+
+    def similarity(self, source: SaeParams, target: SaeParams) -> Similarity:
+        """Return the similarity of two SAEs by their weights."""
+        folded = fold(source, self.fold), fold(target, self.fold)
+        if isinstance(self.objective, Objective):
+            return self.objective.factors(*folded)
+        assert isinstance(self.objective, CandidateObjective), "it reads more than weights"
+        return self.objective.candidates_of(*folded)
+
     def match(
-        self, source: SaeParams, target: SaeParams, candidates: Candidates | None = None
+        self, source: SaeParams, target: SaeParams, similarity: Similarity | None = None
     ) -> Match:
         """Match the features of two SAEs directly; entries of weight 0 are removed.
 
-        An arm that reads activity needs its scored pairs as ``candidates``. Raises ``InputError``
-        with the matcher's class if its result breaks its contract.
+        An arm that reads more than weights needs its ``similarity``. Raises ``InputError`` with the
+        matcher's class if its result breaks its contract.
         """
         matcher = type(self.matcher)
         name = f"{matcher.__module__}.{matcher.__qualname__}"
         try:
-            match = self._matched(source, target, candidates)
+            match = self._matched(similarity or self.similarity(source, target))
         except InvalidMatch as error:
             raise InputError(f"the matcher {name} made no valid match: {error}") from error
         if not isinstance(match, Match):
@@ -103,10 +123,9 @@ class Arm:
             match = replace(match.keep(match.weights != 0), certificate=match.certificate)
         return match
 
-    def _matched(self, source: SaeParams, target: SaeParams, candidates: Candidates | None) -> Any:
+    def _matched(self, similarity: Similarity) -> Any:
         """Return the matcher's result, which may break the matcher's contract."""
-        if isinstance(self.objective, ActivityObjective):
-            assert candidates is not None and isinstance(self.matcher, CandidateMatcher)
-            return self.matcher.of_candidates(candidates)
-        factors = self.objective.factors(fold(source, self.fold), fold(target, self.fold))
-        return self.matcher(factors)
+        if isinstance(similarity, Factors):
+            return self.matcher(similarity)
+        assert isinstance(self.matcher, CandidateMatcher)
+        return self.matcher.of_candidates(similarity)

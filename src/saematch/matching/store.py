@@ -12,10 +12,10 @@ from pathlib import Path
 from saematch.core.code import code_of, has_address, settings_text
 from saematch.core.files import hashed
 from saematch.core.match import Match
-from saematch.core.pairs import SaeKey
+from saematch.core.pairs import Pair, SaeKey
 from saematch.core.store import is_kept
-from saematch.matching.activity import Activity
 from saematch.matching.arm import Arm
+from saematch.matching.evidence import Evidence
 from saematch.sae.suites import SaeFacts, SaeShelf
 
 
@@ -24,8 +24,8 @@ class MatchStore:
     """A folder with one file for each match, named by its key; several runs may use it at once."""
 
     folder: Path
-    activity: Activity = field(default_factory=Activity)
-    """Recordings that objectives read."""
+    evidence: Evidence = field(default_factory=Evidence)
+    """What objectives read besides weights."""
     counts: Counter[str] = field(default_factory=Counter)
     """Numbers of matches ``solved``, ``read`` (another run, or an earlier start of this run, solved
     them) and ``reused`` (requested again)."""
@@ -37,9 +37,10 @@ class MatchStore:
         A match with a time limit depends on the machine's load, so it is not shared with other
         runs. Neither is the match of an objective or matcher without a text of its settings.
         """
+        pair = Pair(source, target)
         facts = saes.facts[source], saes.facts[target]
-        activity = self.activity.identity(arm)
-        key = match_key(*facts, arm, activity)
+        evidence = self.evidence.identity(pair, arm)
+        key = match_key(*facts, arm, evidence)
         if key in self._matches:
             self.counts["reused"] += 1
             return self._matches[key]
@@ -51,11 +52,11 @@ class MatchStore:
             match = Match.load(path)[0]
             self.counts["read"] += 1
         else:
-            candidates = self.activity.candidates(source, target, arm)
-            match = arm.match(saes[source], saes[target], candidates)
+            similarity = self.evidence.similarity(saes, pair, arm)
+            match = arm.match(saes[source], saes[target], similarity)
             self.counts["solved"] += 1
             if shared:
-                match.save(path, key_facts(*facts, arm, activity), keep=True)
+                match.save(path, key_facts(*facts, arm, evidence), keep=True)
         self._matches[key] = match
         return match
 
@@ -73,18 +74,18 @@ class MatchStore:
         )
 
 
-def match_key(source: SaeFacts, target: SaeFacts, arm: Arm, activity: Sequence[str] = ()) -> str:
+def match_key(source: SaeFacts, target: SaeFacts, arm: Arm, evidence: Sequence[str] = ()) -> str:
     """Return a hash of everything that determines a match."""
-    return hashed(list(key_facts(source, target, arm, activity).values()))
+    return hashed(list(key_facts(source, target, arm, evidence).values()))
 
 
 def key_facts(
-    source: SaeFacts, target: SaeFacts, arm: Arm, activity: Sequence[str] = ()
+    source: SaeFacts, target: SaeFacts, arm: Arm, evidence: Sequence[str] = ()
 ) -> dict[str, object]:
     """Return everything that determines a match.
 
-    These are both SAEs, fold, objective, matcher, code, and the files of activity that the
-    objective reads (``Activity.identity``).
+    These are both SAEs, fold, objective, matcher, code, and the evidence that the objective reads
+    besides weights (``Evidence.identity``).
     """
     facts: dict[str, object] = {
         "source": source.identity,
@@ -94,4 +95,4 @@ def key_facts(
         "matcher": settings_text(arm.matcher),
         "code": code_of(arm),
     }
-    return {**facts, "activity": list(activity)} if activity else facts
+    return {**facts, "evidence": list(evidence)} if evidence else facts

@@ -19,6 +19,7 @@ from saematch.judge.means import judge_means
 from saematch.judge.scores import judge_tables, score_matches
 from saematch.lm.source import OpenedModel
 from saematch.matching.activity import Activity, record_activity
+from saematch.matching.evidence import Evidence
 from saematch.matching.matches import match_pairs, matched_paths
 from saematch.matching.store import MatchStore
 from saematch.run.checks import (
@@ -130,7 +131,7 @@ def match(context: Context) -> None:
     tables = context.results.tables
     if context.refused:
         tables.add("refused", frame_of([refusal.row() for refusal in context.refused]))
-    store = MatchStore(context.cache / "matches", _activity(context))
+    store = MatchStore(context.cache / "matches", Evidence(_activity(context)))
     context.matches = match_pairs(
         context.saes, context.chosen.pairs, context.experiment.arms, store,
         context.folder / "matches",

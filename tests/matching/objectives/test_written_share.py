@@ -12,10 +12,12 @@ from matches import dense
 from saematch.core.pairs import Pair, SaeKey
 from saematch.matching.activity import record_activity
 from saematch.matching.arm import Arm
+from saematch.matching.evidence import Evidence
 from saematch.matching.matchers import TopK
 from saematch.matching.matches import match_pairs
 from saematch.matching.objectives import written_share
 from saematch.matching.objectives.decoder_cosine import DecoderCosine
+from saematch.matching.objectives.factors import Factors
 from saematch.matching.objectives.written_share import WrittenShare, WrittenShareRecorder
 from saematch.matching.store import MatchStore
 from saematch.sae.passes import TextPass
@@ -55,7 +57,7 @@ def scores_of(lm, saes, folder, pair, n_candidates, batch_size=4):
     arm = arm_of(n_candidates)
     texts = text_pass(lm, batch_size=batch_size)
     activity = record_activity(saes, {"a": [pair]}, {"a": arm}, texts, folder)
-    candidates = activity.candidates(*pair, arm)
+    candidates = Evidence(activity).similarity(saes, pair, arm)
     scores = torch.full((candidates.n_source, candidates.n_target), torch.nan).double()
     scores[candidates.rows, candidates.columns] = candidates.scores
     return scores
@@ -140,7 +142,7 @@ def test_matches_are_stored_under_the_texts_and_settings(lm, saes, tmp_path):
         activity = record_activity(
             saes, {"a": [PAIR]}, {"a": arm}, text_pass(lm, texts), tmp_path / "activity"
         )
-        store = MatchStore(tmp_path / "matches", activity)
+        store = MatchStore(tmp_path / "matches", Evidence(activity))
         match_pairs(saes, (PAIR,), {"a": arm}, store, tmp_path / folder)
         return dict(store.counts)
 
@@ -161,7 +163,7 @@ def test_a_composed_match_reads_the_activity_of_each_step(lm, saes, tmp_path):
     activity = record_activity(
         saes, {"a": [(A, B, C)]}, {"a": arm}, text_pass(lm), tmp_path / "activity"
     )
-    store = MatchStore(tmp_path / "matches", activity)
+    store = MatchStore(tmp_path / "matches", Evidence(activity))
     matches = match_pairs(saes, (PAIR, Pair(B, C), far), {"a": arm}, store, tmp_path)
     steps = [matches.by_arm["a"][pair] for pair in (PAIR, Pair(B, C))]
     torch.testing.assert_close(
@@ -173,7 +175,7 @@ def test_a_composed_match_reads_the_activity_of_each_step(lm, saes, tmp_path):
 def test_an_objective_of_weights_reads_no_activity(lm, saes, tmp_path):
     arm = Arm("threshold", DecoderCosine(), TopK(3))
     activity = record_activity(saes, {"a": [PAIR]}, {"a": arm}, text_pass(lm), tmp_path)
-    assert activity.candidates(*PAIR, arm) is None
+    assert isinstance(Evidence(activity).similarity(saes, PAIR, arm), Factors)
     assert activity.identity(arm) == []
     assert not list(tmp_path.iterdir())
 

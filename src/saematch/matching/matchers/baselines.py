@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from saematch.core.files import hashed
@@ -58,13 +58,21 @@ def valued(columns: Int64[Tensor, " n_source"], factors: Factors) -> Match:
     """
     n_target = len(factors.X_B)
     match = Match.from_columns(torch.where(columns < n_target, columns, -1), n_target)
-    value = sum(
-        (factors.X_A[i].double() * factors.X_B[j].double()).sum().item()
-        for i, j in zip(
-            match.rows.split(VECTORS_AT_ONCE), match.columns.split(VECTORS_AT_ONCE), strict=True
-        )
-    )
+    scores = pair_scores(factors, match)
     chance = None
     if len(match.rows) == min(match.n_source, n_target):
         chance = chance_value(factors.X_A, factors.X_B)
-    return replace(match, certificate=Certificate(value, None, chance))
+    certificate = Certificate(scores.sum().item(), None, chance)
+    return replace(match, certificate=certificate, scores=scores)
+
+
+def pair_scores(factors: Factors, match: Match) -> Float64[Tensor, " n"]:
+    """Return the similarity of each entry of a match, computed in float64."""
+    parts = zip(
+        match.rows.split(VECTORS_AT_ONCE), match.columns.split(VECTORS_AT_ONCE), strict=True
+    )
+    scores = [
+        torch.linalg.vecdot(factors.X_A[i].double(), factors.X_B[j].double()).cpu()
+        for i, j in parts
+    ]
+    return torch.cat(scores) if scores else torch.zeros(0, dtype=torch.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import field
+from dataclasses import field, replace
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from saematch.core.match import Match
 from saematch.core.specs import NotNegative, Positive, spec
 from saematch.matching.levels import ChanceLevel
+from saematch.matching.matchers.baselines import pair_scores
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.solver.solve import (
     SolverResources,
@@ -72,8 +73,6 @@ class Optimal:
         if solution.status is not Status.OPTIMAL:
             gap = solution.certificate.optimal_to
             log.warning("gap %.1e above %.1e: %s", gap, self.tolerance, solution.status.value)
-        return Match.from_columns(
-            torch.from_numpy(solution.columns),
-            len(factors.X_B),
-            solution.certificate,
-        )
+        columns = torch.from_numpy(solution.columns)
+        match = Match.from_columns(columns, len(factors.X_B), solution.certificate)
+        return replace(match, scores=pair_scores(factors, match))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from saematch.core.match import Certificate, Match
 from saematch.core.specs import spec
 from saematch.matching.centring import chance_value
+from saematch.matching.matchers.baselines import pair_scores
 from saematch.matching.objectives.factors import Factors
 
 
@@ -33,4 +35,5 @@ class Scipy:
         partner[rows] = columns
         value = float(similarity[rows, columns].sum())
         certificate = Certificate(value, None, chance_value(factors.X_A, factors.X_B))
-        return Match.from_columns(torch.from_numpy(partner), len(factors.X_B), certificate)
+        match = Match.from_columns(torch.from_numpy(partner), len(factors.X_B), certificate)
+        return replace(match, scores=pair_scores(factors, match))

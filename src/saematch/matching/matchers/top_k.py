@@ -60,4 +60,4 @@ def _weighted(
     positive = scores > 0
     rows, columns, scores = rows[positive], columns[positive], scores[positive]
     totals = torch.zeros(n_source, dtype=torch.float64).index_add_(0, rows, scores)
-    return Match(rows, columns, scores / totals[rows], n_source, n_target)
+    return Match(rows, columns, scores / totals[rows], n_source, n_target, scores=scores)

@@ -13,13 +13,29 @@ from saematch.sae.params import SaeParams
 from saematch.sae.recorders import Recorder, Recording
 from saematch.sae.suites import SaeFacts
 
+Similarity = Factors | Candidates
+"""What an objective computes of two SAEs: a vector for each feature, or scored pairs."""
+
 
 @runtime_checkable
 class Objective(Protocol):
-    """Definition of the similarity of two features."""
+    """Definition of the similarity of two features by their weights."""
 
     def factors(self, source: SaeParams, target: SaeParams) -> Factors:
         """Return the vectors that represent the features; both SAEs are already folded."""
+        ...
+
+    def refusal(self, source: SaeFacts, target: SaeFacts) -> str | None:
+        """Return why the objective cannot compare two SAEs; None if it can."""
+        ...
+
+
+@runtime_checkable
+class CandidateObjective(Protocol):
+    """Definition of a score, by weights, that only some pairs of features have."""
+
+    def candidates_of(self, source: SaeParams, target: SaeParams) -> Candidates:
+        """Return the scored pairs of features; both SAEs are already folded."""
         ...
 
     def refusal(self, source: SaeFacts, target: SaeFacts) -> str | None:
@@ -35,10 +51,18 @@ class ActivityObjective(Protocol):
         """Return the recorder for the pass over the calibration texts."""
         ...
 
-    def candidates(self, pair: Pair, recording: Recording) -> Candidates:
-        """Return the scored pairs of features of two SAEs."""
+    def candidates(
+        self, pair: Pair, recording: Recording, source: SaeParams, target: SaeParams
+    ) -> Candidates:
+        """Return the scored pairs of features; ``pair`` has the keys in the recording.
+
+        Both SAEs are in the fold of the arm; the recording has activations of the SAEs as trained.
+        """
         ...
 
     def refusal(self, source: SaeFacts, target: SaeFacts) -> str | None:
         """Return why the objective cannot compare two SAEs; None if it can."""
         ...
+
+
+AnyObjective = Objective | CandidateObjective | ActivityObjective

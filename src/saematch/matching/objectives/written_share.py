@@ -22,6 +22,7 @@ from saematch.core.specs import AtLeast1, spec
 from saematch.matching.objectives.candidates import Candidates, PairSums
 from saematch.matching.objectives.parts import different_sizes
 from saematch.sae.activations import SparseFeatures
+from saematch.sae.params import SaeParams
 from saematch.sae.recorders import Forward, Recorder, Recording, pair_tensor_name
 from saematch.sae.suites import SaeFacts
 from saematch.texts.batch_work import Kept
@@ -45,7 +46,9 @@ class WrittenShare:
         """Return the recorder of the sums of all pairs."""
         return WrittenShareRecorder(folder, tuple(pairs), self.n_candidates)
 
-    def candidates(self, pair: Pair, recording: Recording) -> Candidates:
+    def candidates(
+        self, pair: Pair, recording: Recording, source: SaeParams, target: SaeParams
+    ) -> Candidates:
         """Return the scores; source features that were never active have no entries."""
         names = [pair_tensor_name(pair, part) for part in ("keys", "sums", "n_active", "n_target")]
         total: PairSums | None = None

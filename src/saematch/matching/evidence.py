@@ -1,0 +1,32 @@
+"""Evidence: what the objectives of a run read besides the weights of a pair of SAEs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from saematch.core.pairs import Pair
+from saematch.matching.activity import Activity
+from saematch.matching.arm import Arm
+from saematch.matching.objectives.objective import ActivityObjective, Similarity
+from saematch.sae.folding import fold
+from saematch.sae.suites import SaeShelf
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the objectives of a run read besides weights."""
+
+    activity: Activity = field(default_factory=Activity)
+
+    def similarity(self, saes: SaeShelf, pair: Pair, arm: Arm) -> Similarity:
+        """Return the similarity of two SAEs in an arm."""
+        source, target = saes[pair.source], saes[pair.target]
+        if isinstance(arm.objective, ActivityObjective):
+            recording = self.activity.of(arm)
+            folded = fold(source, arm.fold), fold(target, arm.fold)
+            return arm.objective.candidates(self.activity.twin(pair), recording, *folded)
+        return arm.similarity(source, target)
+
+    def identity(self, pair: Pair, arm: Arm) -> list[str]:
+        """Return everything that determines the evidence of an arm for a pair, as hashes."""
+        return self.activity.identity(arm)
