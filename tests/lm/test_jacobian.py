@@ -3,45 +3,15 @@
 import pytest
 import torch
 
-from interventions import lively
+from interventions import lively, plain_jacobian
 from saematch.core.errors import InputError
 from saematch.lm import jacobian
 from saematch.lm.edits import EditRunner
-from saematch.lm.hooks import hidden_of
 from saematch.lm.jacobian import jacobian_sums
 
 N_TOKENS, LENGTH = 7, 9
 CASES = [("Llama", 0, 2), ("GPT2", 1, 2), ("Gemma2", 0, 3), ("Rwkv", 0, 1)]
 """Gemma 2 has sliding windows that are shorter than the texts; RWKV has no attention."""
-
-
-def plain_jacobian(lm, ids, source, target, text, position):
-    """Return the Jacobian at a token by a forward of the whole model with hooks."""
-
-    def output(x):
-        seen = []
-
-        def replace(_module, _args, out):
-            hidden = hidden_of(out).clone()
-            hidden[0, position] = x
-            return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
-
-        def keep(_module, _args, out):
-            seen.append(hidden_of(out)[0, position])
-
-        hooks = [
-            lm.blocks[layer].register_forward_hook(hook)
-            for layer, hook in ((source, replace), (target, keep))
-        ]
-        try:
-            lm.model(input_ids=ids[text : text + 1], use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return seen[0]
-
-    x = lm.capture(ids, (source,))[0][source][text, position]
-    return torch.autograd.functional.jacobian(output, x)
 
 
 @pytest.fixture(scope="module", params=CASES, ids=[case[0] for case in CASES])

@@ -49,7 +49,7 @@ def jacobian_sums(
     squares = 0.0
     for start in range(0, len(texts), ROWS):
         chosen = torch.arange(start, min(start + ROWS, len(texts)), device=texts.device)
-        n, n_copies = len(chosen), min(d_model, max(1, ROWS // len(chosen)))
+        n, n_copies = len(chosen), min(d_model, ROWS // len(chosen))
         rows = chosen.repeat_interleave(n_copies)
         states = runner.hidden[source][texts[rows], positions[rows]].requires_grad_()
         output = runner.differentiable(source, target, Edits(texts[rows], positions[rows], states))
