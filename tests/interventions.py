@@ -126,7 +126,7 @@ def plain_jacobian(lm, ids, source, target, text, position):
         return seen[0]
 
     x = lm.capture(ids, (source,))[0][source][text, position]
-    return torch.autograd.functional.jacobian(output, x)
+    return torch.autograd.functional.jacobian(output, x, vectorize=True)
 
 
 class Event(NamedTuple):

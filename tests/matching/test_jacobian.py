@@ -30,7 +30,7 @@ from saematch.texts.readers import Reader
 
 A, B, C = (SaeKey("default", layer) for layer in (0, 1, 3))
 AB, BC, AC = Pair(A, B), Pair(B, C), Pair(A, C)
-TEXTS = {"s": texts_of(6, 1), "t": texts_of(7, 2)}
+TEXTS = {"s": texts_of(4, 1), "t": texts_of(5, 2)}
 COSINE = Arm("none", DecoderCosine(), TopK(1), transported=True)
 
 
@@ -152,7 +152,7 @@ def test_halves_of_a_batch_add_up(lm, tmp_path):
     recorder = JacobianRecorder(tmp_path, 0, 1, 0, UNSAMPLED)
     (batch,) = TEXTS["t"].batches(10)
     saes = probes([0], lm.d_model)
-    parts = [slice(3), slice(3, 7)]
+    parts = [slice(3), slice(3, 5)]
     first, second = (
         recorder.record(
             forward_of(

@@ -41,8 +41,8 @@ def jacobian_sums(
 ) -> JacobianSums:
     """Return the sums of the Jacobians at these tokens, by reverse-mode differentiation.
 
-    It costs about as much as ``2 d_model`` forwards of one token through the blocks, for each
-    token. Raises ``InputError`` if the code of the model cannot be differentiated.
+    Each token costs ``d_model`` backward passes of one token through the blocks. Raises
+    ``InputError`` if the code of the model cannot be differentiated.
     """
     d_model = runner.lm.d_model
     J = torch.zeros(d_model, d_model, dtype=torch.float64, device=texts.device)
@@ -60,7 +60,7 @@ def jacobian_sums(
             )
         for outputs in torch.arange(d_model, device=texts.device).split(n_copies):
             ones = torch.zeros_like(output).view(n, n_copies, d_model)
-            ones[:, torch.arange(len(outputs)), outputs] = 1
+            ones[:, outputs - outputs[0], outputs] = 1
             (gradients,) = torch.autograd.grad(
                 output, states, ones.view_as(output), retain_graph=True
             )

@@ -1,7 +1,15 @@
 """Transported vectors: an SAE in the basis of a later layer, to first order.
 
 With the mean Jacobian ``J`` of the blocks between two layers, a decoder vector ``d`` becomes
-``J d``, and an encoder vector ``w`` becomes ``J^-T w``, so that ``w . d`` stays.
+``J d``, and an encoder vector ``w`` becomes ``J^-T w``, so that ``w . d`` stays. A model with
+``d_model`` numbers in its hidden state needs ``d_model`` backward passes for each token that ``J``
+is the mean of.
+
+Transported vectors are right where the blocks between rotate or rescale the hidden state in the
+same way on all tokens: plain vectors then miss the true match. They differ little from plain vectors
+where ``J`` is close to a multiple of the identity, as on the embedded model. They are wrong where
+the Jacobian depends on the token, or where blocks replace a feature by another one that is not
+its first-order effect.
 """
 
 from __future__ import annotations
