@@ -6,10 +6,9 @@ With the mean Jacobian ``J`` of the blocks between two layers, a decoder vector 
 is the mean of.
 
 Transported vectors are right where the blocks between rotate or rescale the hidden state in the
-same way on all tokens: plain vectors then miss the true match. They differ little from plain vectors
-where ``J`` is close to a multiple of the identity, as on the embedded model. They are wrong where
-the Jacobian depends on the token, or where blocks replace a feature by another one that is not
-its first-order effect.
+same way on all tokens: plain vectors then miss the true match. They differ little from plain
+vectors where ``J`` is close to a multiple of the identity, as on the embedded model. They are wrong
+where the Jacobian depends on the token, or where the effect of a feature is not linear.
 """
 
 from __future__ import annotations
