@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from jaxtyping import Float64
+from torch import Tensor
+
 from saematch.core.errors import InputError
 from saematch.core.match import InvalidMatch, Match
-from saematch.core.specs import AtLeast1, Unique, spec
+from saematch.core.specs import AtLeast1, Positive, Unique, spec
 from saematch.matching.matchers.matcher import CandidateMatcher, Matcher
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.objectives.objective import (
@@ -17,6 +20,7 @@ from saematch.matching.objectives.objective import (
     Objective,
     Similarity,
 )
+from saematch.matching.transported import transported
 from saematch.sae.folding import FOLDS, fold
 from saematch.sae.params import SaeParams
 
@@ -51,6 +55,13 @@ class Arm:
     instead of matching them directly."""
     composed_entries: AtLeast1 = 20
     """Largest number of entries in a row of a composed match; those of largest absolute weight."""
+    transported: bool = False
+    """Whether an objective of weights compares transported vectors of the source: its decoder
+    vectors times the mean Jacobian of the blocks up to the target's layer, on calibration texts
+    (``matching.transported``). The vectors are transported before the fold."""
+    tolerance: Positive = 0.02
+    """Relative standard error below which no more tokens are read for a mean Jacobian, if vectors
+    are transported."""
 
     def __post_init__(self) -> None:
         if self.fold not in FOLDS:
@@ -70,6 +81,11 @@ class Arm:
                 "of all pairs: choose a matcher that takes candidates, such as TopK, or an "
                 "objective with a vector for each feature, such as Parts"
             )
+        if self.transported and self.reads_activity:
+            raise InputError(
+                f"arms: the objective {type(self.objective).__name__} reads activations, so it has "
+                "no vectors to transport: set transported=false, or choose an objective of weights"
+            )
         beyond = [q for q in self.quantiles if not 0 <= q <= 1]
         if beyond:
             raise InputError(f"quantile {beyond[0]} of an arm: shares lie between 0 and 1")
@@ -80,12 +96,28 @@ class Arm:
         return isinstance(self.objective, ActivityObjective)
 
     @property
+    def reads_texts(self) -> bool:
+        """Whether the arm reads the calibration texts: activations, or Jacobians on them."""
+        return self.reads_activity or self.transported
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """What the arm reads: ``weights``, ``texts``."""
-        return ("weights", "texts") if self.reads_activity else ("weights",)
+        return ("weights", "texts") if self.reads_texts else ("weights",)
 
-    def similarity(self, source: SaeParams, target: SaeParams) -> Similarity:
-        """Return the similarity of two SAEs by their weights."""
+    def similarity(
+        self,
+        source: SaeParams,
+        target: SaeParams,
+        J: Float64[Tensor, "d_model d_model"] | None = None,
+    ) -> Similarity:
+        """Return the similarity of two SAEs by their weights.
+
+        An arm with transported vectors needs ``J``, the mean Jacobian of the blocks between.
+        """
+        if self.transported:
+            assert J is not None, "the arm reads more than weights"
+            source = transported(source, J)
         folded = fold(source, self.fold), fold(target, self.fold)
         if isinstance(self.objective, Objective):
             return self.objective.factors(*folded)

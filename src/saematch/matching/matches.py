@@ -17,6 +17,7 @@ from saematch.core.pairs import Pair, Refusal, SaeKey
 from saematch.core.store import is_kept
 from saematch.matching.arm import Arm
 from saematch.matching.store import MatchStore
+from saematch.matching.transported import transport_refusal
 from saematch.sae.sites import site_refusal, skipping_refusal
 from saematch.sae.suites import SaeFacts, Saes, SaeShelf
 
@@ -131,7 +132,9 @@ def _refusal(facts: Mapping[SaeKey, SaeFacts], pair: Pair, arm: Arm) -> str | No
     for source, target in pairwise(steps(facts, pair, arm)):
         a, b = facts[source], facts[target]
         reason = site_refusal(a.origin, b.origin) or arm.objective.refusal(a, b)
-        if arm.reads_activity:  # a pass over texts has only hidden states between blocks
+        if arm.transported:
+            reason = reason or transport_refusal(a.origin, b.origin)
+        if arm.reads_texts:  # a pass over texts has only hidden states between blocks
             reason = reason or skipping_refusal(a.origin) or skipping_refusal(b.origin)
         if reason is not None:
             return reason

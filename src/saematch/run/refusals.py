@@ -22,7 +22,7 @@ def find_refusals(
     """Return the matches and evaluations of pairs that the run leaves out, from facts alone.
 
     Raises ``InputError`` if no arm can match any pair, if the run has evaluations on texts that
-    apply to no pair, if an arm reads the activity of two language models, and if scales or
+    apply to no pair, if an arm compares SAEs of two language models on texts, and if scales or
     explanations need texts but an SAE cannot be applied to hidden states.
     """
     refused = matching_refusals(saes.facts, pairs, experiment.arms)
@@ -45,20 +45,20 @@ def find_refusals(
 def _check_activity(
     experiment: Experiment, pairs: Sequence[Pair], models: Models, refused: Sequence[Refusal]
 ) -> None:
-    """Refuse arms that read the activity of a pair of two language models.
+    """Refuse arms that read the texts for a pair of two language models.
 
-    Their objectives refuse SAEs that name their models; other SAEs are caught here.
+    Arms refuse SAEs that name their models; other SAEs are caught here.
     """
     left_out = {(refusal.pair, refusal.arm) for refusal in refused}
     for name, arm in experiment.arms.items():
         for pair in pairs:
-            if not arm.reads_activity or {(pair, name), (pair, None)} & left_out:
+            if not arm.reads_texts or {(pair, name), (pair, None)} & left_out:
                 continue
             if models.of(pair.source) != models.of(pair.target):
                 raise InputError(
-                    f"arms.{name} compares the activity of {pair.source.name} and "
-                    f"{pair.target.name}, which have two language models: choose an objective of "
-                    "weights, or leave out this pair or arm"
+                    f"arms.{name} compares {pair.source.name} and {pair.target.name} on texts, but "
+                    "they have two language models: choose an objective of weights without "
+                    "transported vectors, or leave out this pair or arm"
                 )
 
 

@@ -18,8 +18,9 @@ from saematch.judge.judging import explain_tables, explainers, judge_matches
 from saematch.judge.means import judge_means
 from saematch.judge.scores import judge_tables, score_matches
 from saematch.lm.source import OpenedModel
-from saematch.matching.activity import Activity, record_activity
+from saematch.matching.activity import record_activity
 from saematch.matching.evidence import Evidence
+from saematch.matching.jacobian import record_jacobians
 from saematch.matching.matches import match_pairs, matched_paths
 from saematch.matching.store import MatchStore
 from saematch.run.checks import (
@@ -131,7 +132,7 @@ def match(context: Context) -> None:
     tables = context.results.tables
     if context.refused:
         tables.add("refused", frame_of([refusal.row() for refusal in context.refused]))
-    store = MatchStore(context.cache / "matches", Evidence(_activity(context)))
+    store = MatchStore(context.cache / "matches", _evidence(context))
     context.matches = match_pairs(
         context.saes, context.chosen.pairs, context.experiment.arms, store,
         context.folder / "matches",
@@ -141,14 +142,17 @@ def match(context: Context) -> None:
     tables.define(MatchTables.columns)
 
 
-def _activity(context: Context) -> Activity:
-    """Return the recordings that objectives read, from a pass over the calibration texts."""
-    if not context.experiment.matches_activity:
-        return Activity()
-    saes, arms = context.saes, context.experiment.arms
+def _evidence(context: Context) -> Evidence:
+    """Return what arms read besides weights, from passes over the calibration texts."""
+    if not context.experiment.matches_on_texts:
+        return Evidence()
+    saes, arms, texts = context.saes, context.experiment.arms, context.calibration_pass
     paths = matched_paths(saes.facts, context.chosen.pairs, arms)
-    folder = context.cache / "activity"
-    return record_activity(saes, paths, arms, context.calibration_pass, folder)
+    activity = record_activity(saes, paths, arms, texts, context.cache / "activity")
+    jacobians = record_jacobians(paths, arms, texts, context.cache / "jacobians")
+    if jacobians.means:
+        context.results.provenance["jacobians"] = jacobians.facts()
+    return Evidence(activity, jacobians)
 
 
 @memory_shortage(MATCHING, "lower sae_memory or trainer.batch_size")
