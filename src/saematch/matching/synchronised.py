@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
 
 import torch
 from jaxtyping import Float64, Int64
@@ -37,23 +36,26 @@ class Synchronise:
     """Settings of the whole-model match of a suite, which matches all of its layers at once.
 
     Each layer ``l`` gets a permutation ``P_l`` to a universe of as many features. They maximise the
-    sum of ``<S_lm, P_l P_m'>`` over all pairs of layers ``l < m``, and the match of two layers is
-    ``P_l P_m'``. Matches are thus consistent over cycles: 1 to 2 and 2 to 3 give 1 to 3. The
-    objective is that of multi-way matching, as in C2M3 (Crisostomi et al., NeurIPS 2024).
+    sum of ``w_lm <S_lm, P_l P_m'>`` over all pairs of layers ``l < m``, and the match of two layers
+    is ``P_l P_m'``. Matches thus agree over cycles: 1 to 2 and 2 to 3 give 1 to 3. This objective of
+    multi-way matching is that of C2M3 (Crisostomi et al., NeurIPS 2024), with weights
+    ``w_lm = decay ** (distance - 1)``, where the distance is in layers of the suite.
 
     The search is block coordinate ascent from the composed matches of neighbouring layers. As
-    ``S_lm = X_l X_m'``, the best ``P_l`` for fixed others is one linear assignment of ``X_l`` to the
-    sum of the other layers' vectors in the universe's order. So the objective never falls, and the
-    search ends when no layer changes. All pairs of layers have the same weight: distant layers are
-    less similar and so have less influence anyway, and the sum needs no copy of each layer.
+    ``S_lm = X_l X_m'``, the best ``P_l`` for given others is one linear assignment of ``X_l`` to the
+    weighted sum of the other layers' vectors in the universe's order. So the objective never falls,
+    and the search ends when no layer changes.
 
     The confidence of a feature is our own definition: the share of the direct matches with the
     neighbouring and second next layers that give the feature the partner that it has here. It is 1
     minus the feature's cycle error. The score of an entry is the mean of its two features'
     confidences.
 
-    It is right where features persist over many layers, since all layers vote, and wrong where most
-    features change within a few layers. A sweep takes an assignment for each layer.
+    It is right where features persist over several layers and single matches are noisy, since near
+    layers vote. It is wrong where features change with depth: distant layers then pull features to
+    wrong partners, which is why they weigh less. With equal weights, recall on the embedded family
+    `mixed` falls below that of composed matches (layers 1 to 7: .68 and .77; ``decay=0.5``: .76). A
+    sweep takes an assignment for each layer, and reads each layer once for each near layer.
     """
 
     level: float | None = None
@@ -61,7 +63,8 @@ class Synchronise:
     vectors of the same universe feature; otherwise the universe's feature is not in the layer, and
     the layer's feature stays unmatched. None matches every feature."""
     decay: Share = 0.5
-    """Weight of a pair of layers, relative to a pair whose distance is smaller by one layer."""
+    """Weight of a pair of layers, relative to a pair whose distance is smaller by one layer; 0
+    compares neighbours only. Pairs of weight below 0.01 are left out."""
     max_sweeps: AtLeast1 = 20
     """Number of sweeps over all layers after which the search ends with a warning."""
 
@@ -167,7 +170,7 @@ class Synchronised:
         write(path, tensors, {"about": json.dumps(facts)})
 
     @classmethod
-    def load(cls, path: Path, keys: tuple[SaeKey, ...]) -> Self | None:
+    def load(cls, path: Path, keys: tuple[SaeKey, ...]) -> Synchronised | None:
         """Read a whole-model match; None if the file is missing or damaged."""
         tensors = read(path)
         return None if tensors is None else cls(keys, **tensors)

