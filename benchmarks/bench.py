@@ -20,6 +20,7 @@ import edited
 import measures
 import passes
 import torch
+import transport
 from measures import FULL, TINY, Size
 from measuring import Measured
 
@@ -43,6 +44,8 @@ ROWS = (
         "float32 product of the pair at D = 4,609, in blocks", 0.15, measures.weights),
     Row("weights_memory", "memory that the same errors and norms add",
         "memory of one SAE", 2.5, measures.weights_memory),
+    Row("sinkhorn", "an iteration of Sinkhorn, 16,384 x 2,304, in blocks",
+        "float32 product of the pair, in blocks", 1.4, transport.sinkhorn),
     Row("skip_layers", "skip_layers on texts, with intervals",
         "whole model with plain hooks for each cell", 0.5, passes.skip_layers),
     Row("evaluation", "all splices on all texts",

@@ -14,7 +14,8 @@ def _benchmarks_importable(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.chdir(tmp_path)
     yield
-    for name in ("bench", "edited", "measures", "measuring", "passes", "plain", "solver"):
+    for name in ("bench", "edited", "measures", "measuring", "passes", "plain", "solver",
+                 "transport"):  # fmt: skip
         sys.modules.pop(name, None)
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from saematch.matching.matchers import Optimal as Optimal
     from saematch.matching.matchers import Random as Random
     from saematch.matching.matchers import Scipy as Scipy
+    from saematch.matching.matchers import Sinkhorn as Sinkhorn
     from saematch.matching.matchers import TopK as TopK
     from saematch.matching.objectives.candidates import Candidates as Candidates
     from saematch.matching.objectives.decoder_cosine import DecoderCosine as DecoderCosine
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from saematch.matching.pairing import Pairing as Pairing
     from saematch.matching.solver.solve import SolverResources as SolverResources
     from saematch.matching.solver.solve import solve_assignment as solve_assignment
+    from saematch.matching.synchronised import Synchronise as Synchronise
     from saematch.matching.transport import transport as transport
     from saematch.sae.folding import fold as fold
     from saematch.sae.params import SaeOrigin as SaeOrigin
@@ -106,8 +108,10 @@ _HOMES = {
     "SaeParams": "saematch.sae.params",
     "SaeSource": "saematch.sae.sources.source",
     "Scipy": "saematch.matching.matchers",
+    "Sinkhorn": "saematch.matching.matchers",
     "SolverResources": "saematch.matching.solver.solve",
     "Subject": "saematch.evaluate.evaluation",
+    "Synchronise": "saematch.matching.synchronised",
     "Tables": "saematch.core.tables",
     "TextSource": "saematch.texts.sources",
     "TopK": "saematch.matching.matchers",

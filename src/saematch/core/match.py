@@ -85,7 +85,8 @@ class Match:
     n_target: int
     certificate: Certificate | None = None
     dropped: float = 0.0
-    """Share of the mass (sum of absolute weights) that composition dropped, from 0 to 1."""
+    """Share of the mass (sum of absolute weights) that composition or the matcher dropped, from 0
+    to 1."""
     scores: Float[Tensor, " n"] | None = None
     """Score of each entry, which the matcher read from the similarity, in float64; None if unknown.
     Nothing is computed from scores, and they are not part of the hash."""

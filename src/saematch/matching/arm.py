@@ -12,6 +12,8 @@ from saematch.core.errors import InputError
 from saematch.core.match import InvalidMatch, Match
 from saematch.core.specs import AtLeast1, Positive, Unique, spec
 from saematch.matching.matchers.matcher import CandidateMatcher, Matcher
+from saematch.matching.matchers.optimal import Optimal
+from saematch.matching.matchers.scipy_dense import Scipy
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.objectives.objective import (
     ActivityObjective,
@@ -20,6 +22,7 @@ from saematch.matching.objectives.objective import (
     Objective,
     Similarity,
 )
+from saematch.matching.synchronised import Synchronise
 from saematch.matching.transported import transported
 from saematch.sae.folding import FOLDS, fold
 from saematch.sae.params import SaeParams
@@ -62,6 +65,9 @@ class Arm:
     tolerance: Positive = 0.02
     """Relative standard error below which no more tokens are read for a mean Jacobian, if vectors
     are transported."""
+    synchronise: Synchronise | None = None
+    """Whole-model match: match all layers of a suite at once, so that matches agree over cycles.
+    None matches each pair for itself."""
 
     def __post_init__(self) -> None:
         if self.fold not in FOLDS:
@@ -86,9 +92,34 @@ class Arm:
                 f"arms: the objective {type(self.objective).__name__} reads activations, so it has "
                 "no vectors to transport: set transported=false, or choose an objective of weights"
             )
+        if self.synchronise is not None:
+            self._check_synchronised()
         beyond = [q for q in self.quantiles if not 0 <= q <= 1]
         if beyond:
             raise InputError(f"quantile {beyond[0]} of an arm: shares lie between 0 and 1")
+
+    def _check_synchronised(self) -> None:
+        """Refuse settings that a whole-model match cannot use."""
+        if self.compose:
+            raise InputError(
+                "arms: compose and synchronise are two ways to match distant layers: choose one"
+            )
+        if self.transported:
+            raise InputError(
+                "arms: a whole-model match compares the weights as they are: set transported=false, "
+                "or leave out synchronise"
+            )
+        if not isinstance(self.objective, Objective):
+            raise InputError(
+                f"arms: synchronise needs a vector for each feature, but the objective "
+                f"{type(self.objective).__name__} scores pairs: choose another, such as Parts"
+            )
+        permutes = isinstance(self.matcher, Optimal | Scipy)
+        if not permutes or getattr(self.matcher, "unmatched", None) is not None:
+            raise InputError(
+                f"arms: synchronise needs permutations, but the matcher is {self.matcher!r}: choose "
+                "Optimal without unmatched, or Scipy; synchronise.level leaves features unmatched"
+            )
 
     @property
     def reads_activity(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,10 @@ from saematch.core.pairs import Pair, SaeKey
 from saematch.core.store import is_kept
 from saematch.matching.arm import Arm
 from saematch.matching.evidence import Evidence
+from saematch.matching.objectives.factors import Factors
+from saematch.matching.objectives.objective import Objective
+from saematch.matching.synchronised import Synchronise, Synchronised
+from saematch.sae.folding import fold
 from saematch.sae.suites import SaeFacts, SaeShelf
 
 
@@ -30,6 +34,7 @@ class MatchStore:
     """Numbers of matches ``solved``, ``read`` (another run, or an earlier start of this run, solved
     them) and ``reused`` (requested again)."""
     _matches: dict[str, Match] = field(default_factory=dict)
+    _synchronised: dict[str, Synchronised] = field(default_factory=dict)
 
     def match(self, saes: SaeShelf, source: SaeKey, target: SaeKey, arm: Arm) -> Match:
         """Return the arm's match of two layers, from the store or else by solving it.
@@ -45,9 +50,7 @@ class MatchStore:
             self.counts["reused"] += 1
             return self._matches[key]
         path = self.folder / f"{key}.safetensors"
-        shared = getattr(arm.matcher, "time_limit", None) is None and not has_address(
-            settings_text(arm.objective) + settings_text(arm.matcher)
-        )
+        shared = _is_shared(arm)
         if shared and is_kept(path):
             match = Match.load(path)[0]
             self.counts["read"] += 1
@@ -65,6 +68,40 @@ class MatchStore:
         steps = (self.match(saes, source, target, arm) for source, target in pairwise(layers))
         return reduce(partial(Match.compose, most=arm.composed_entries), steps)
 
+    def synchronised(self, saes: SaeShelf, keys: Sequence[SaeKey], arm: Arm) -> Synchronised:
+        """Return the whole-model match of a suite's layers, from the store or by solving it."""
+        assert arm.synchronise is not None and isinstance(arm.objective, Objective)
+        facts = suite_facts([saes.facts[key] for key in keys], arm)
+        key = hashed(list(facts.values()))
+        if key not in self._synchronised:
+            path = self.folder / f"{key}.safetensors"
+            match = Synchronised.load(path, tuple(keys)) if _is_shared(arm) else None
+            if match is None:
+                match = self._synchronise(saes, keys, arm.synchronise, arm)
+                if _is_shared(arm):
+                    match.save(path, facts)
+            self._synchronised[key] = match
+        return self._synchronised[key]
+
+    def _synchronise(
+        self, saes: SaeShelf, keys: Sequence[SaeKey], settings: Synchronise, arm: Arm
+    ) -> Synchronised:
+        direct = replace(arm, synchronise=None)
+
+        def vectors(key: SaeKey) -> Factors:
+            folded = fold(saes[key], arm.fold)
+            assert isinstance(arm.objective, Objective)
+            return arm.objective.factors(folded, folded)
+
+        return Synchronised(
+            tuple(keys),
+            *settings(
+                [partial(vectors, key) for key in keys],
+                lambda source, target: self.match(saes, keys[source], keys[target], direct),
+                arm.matcher,
+            ),
+        )
+
     def summary(self) -> str:
         """Return the counts in one line."""
         n = sum(self.counts.values())
@@ -72,6 +109,12 @@ class MatchStore:
             f"{n} matches: {self.counts['solved']} solved, {self.counts['read']} found in "
             f"{self.folder}, {self.counts['reused']} used again"
         )
+
+
+def _is_shared(arm: Arm) -> bool:
+    """Return whether runs may share the arm's matches; see ``MatchStore.match``."""
+    settings = settings_text(arm.objective) + settings_text(arm.matcher)
+    return getattr(arm.matcher, "time_limit", None) is None and not has_address(settings)
 
 
 def match_key(source: SaeFacts, target: SaeFacts, arm: Arm, evidence: Sequence[str] = ()) -> str:
@@ -96,3 +139,10 @@ def key_facts(
         "code": code_of(arm),
     }
     return {**facts, "evidence": list(evidence)} if evidence else facts
+
+
+def suite_facts(saes: Sequence[SaeFacts], arm: Arm) -> dict[str, object]:
+    """Return everything that determines the whole-model match of a suite's SAEs."""
+    facts = key_facts(saes[0], saes[-1], arm)
+    identities = [sae.identity for sae in saes]
+    return {**facts, "saes": identities, "synchronise": settings_text(arm.synchronise)}
