@@ -79,7 +79,7 @@ def plain():
 def exact(monkeypatch):
     """All tokens are read, in two stages."""
     monkeypatch.setattr(jacobian, "PILOT", 5)
-    return replace(COSINE, tolerance=1e-6)
+    return replace(COSINE, jacobian_tolerance=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [2, 7])
@@ -105,12 +105,12 @@ def test_means_are_those_of_all_tokens(lm, plain, exact, tmp_path, caplog, batch
 
 def test_the_pilot_sets_the_number_of_tokens(lm, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(jacobian, "PILOT", 30)
-    pilot = recorded(lm, tmp_path, (A, B), arm=replace(COSINE, tolerance=1.0))
+    pilot = recorded(lm, tmp_path, (A, B), arm=replace(COSINE, jacobian_tolerance=1.0))
     (first,) = pilot.means.values()
     assert first.n_tokens == 30
     assert not caplog.messages
     tolerance = math.sqrt(first.relative_variance / 40)
-    found = recorded(lm, tmp_path, (A, B), arm=replace(COSINE, tolerance=tolerance))
+    found = recorded(lm, tmp_path, (A, B), arm=replace(COSINE, jacobian_tolerance=tolerance))
     (mean,) = found.means.values()
     assert mean.n_tokens == math.ceil(1.2 * first.relative_variance / tolerance**2) == 48
     assert set(first.files) < set(mean.files), "the pilot is part of the mean"

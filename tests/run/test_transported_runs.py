@@ -59,6 +59,6 @@ def test_two_language_models_are_refused_in_one_line(cli, tiny, tmp_path):
 
 
 def test_a_tolerance_that_no_sample_reaches_is_refused(cli):
-    message, _ = cli("arms=[transported]", "arms.transported.tolerance=0", "logger=none")
-    assert "tolerance=0" in message
+    message, _ = cli("arms=[transported]", "arms.transported.jacobian_tolerance=0", "logger=none")
+    assert "jacobian_tolerance=0" in message
     assert "\n" not in message

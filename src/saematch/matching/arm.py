@@ -62,7 +62,7 @@ class Arm:
     """Whether an objective of weights compares transported vectors of the source: its decoder
     vectors times the mean Jacobian of the blocks up to the target's layer, on calibration texts
     (``matching.transported``). The vectors are transported before the fold."""
-    tolerance: Positive = 0.02
+    jacobian_tolerance: Positive = 0.02
     """Relative standard error below which no more tokens are read for a mean Jacobian, if vectors
     are transported."""
     synchronise: Synchronise | None = None
@@ -106,8 +106,8 @@ class Arm:
             )
         if self.transported:
             raise InputError(
-                "arms: a whole-model match compares the weights as they are: set transported=false, "
-                "or leave out synchronise"
+                "arms: a whole-model match compares the weights as they are: leave out "
+                "transported or synchronise"
             )
         if not isinstance(self.objective, Objective):
             raise InputError(
@@ -117,8 +117,8 @@ class Arm:
         permutes = isinstance(self.matcher, Optimal | Scipy)
         if not permutes or getattr(self.matcher, "unmatched", None) is not None:
             raise InputError(
-                f"arms: synchronise needs permutations, but the matcher is {self.matcher!r}: choose "
-                "Optimal without unmatched, or Scipy; synchronise.level leaves features unmatched"
+                f"arms: synchronise needs permutations, but the matcher is {self.matcher!r}: "
+                "choose Optimal without unmatched, or Scipy; synchronise.level leaves features unmatched"
             )
 
     @property

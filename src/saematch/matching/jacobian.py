@@ -142,7 +142,7 @@ def record_jacobians(
     """
     names = [name for name in paths if arms[name].transported and paths[name]]
     steps = [Pair(*step) for name in names for path in paths[name] for step in pairwise(path)]
-    tolerance = min((arms[name].tolerance for name in names), default=math.inf)
+    tolerance = min((arms[name].jacobian_tolerance for name in names), default=math.inf)
     means: dict[Gap, MeanJacobian] = {}
     for model, gaps in gaps_of(steps, texts.models).items():
         sample = _Sample.of(texts, model)
