@@ -8,7 +8,6 @@ from saematch.core.pairs import Pair
 from saematch.matching.activity import Activity
 from saematch.matching.arm import Arm
 from saematch.matching.objectives.objective import ActivityObjective, Similarity
-from saematch.sae.folding import fold
 from saematch.sae.suites import SaeShelf
 
 
@@ -23,8 +22,7 @@ class Evidence:
         source, target = saes[pair.source], saes[pair.target]
         if isinstance(arm.objective, ActivityObjective):
             recording = self.activity.of(arm)
-            folded = fold(source, arm.fold), fold(target, arm.fold)
-            return arm.objective.candidates(self.activity.twin(pair), recording, *folded)
+            return arm.objective.candidates(self.activity.twin(pair), recording, source, target)
         return arm.similarity(source, target)
 
     def identity(self, pair: Pair, arm: Arm) -> list[str]:
