@@ -9,7 +9,6 @@ from saematch.matching.activity import Activity
 from saematch.matching.arm import Arm
 from saematch.matching.jacobian import Jacobians
 from saematch.matching.objectives.objective import ActivityObjective, Similarity
-from saematch.sae.folding import fold
 from saematch.sae.suites import SaeShelf
 
 
@@ -25,8 +24,7 @@ class Evidence:
         source, target = saes[pair.source], saes[pair.target]
         if isinstance(arm.objective, ActivityObjective):
             recording = self.activity.of(arm)
-            folded = fold(source, arm.fold), fold(target, arm.fold)
-            return arm.objective.candidates(self.activity.twin(pair), recording, *folded)
+            return arm.objective.candidates(self.activity.twin(pair), recording, source, target)
         J = self.jacobians.between(pair) if arm.transported else None
         return arm.similarity(source, target, J)
 

@@ -9,7 +9,7 @@ from matches import dense, partners
 from saematch.core.errors import InputError
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import MutualNearest, Optimal, TopK
-from saematch.matching.objectives.candidates import Candidates, PairSums
+from saematch.matching.objectives.candidates import Candidates
 from saematch.matching.objectives.decoder_cosine import DecoderCosine
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.objectives.written_share import WrittenShare
@@ -87,12 +87,3 @@ def test_a_matcher_that_takes_no_candidates_is_refused(matcher):
     message = str(error.value)
     assert "\n" not in message
     assert all(name in message for name in ("arms", "WrittenShare", type(matcher).__name__))
-
-
-def test_sums_of_pairs_are_added_by_key():
-    first = PairSums.of(torch.tensor([7, 2, 7]), torch.tensor([1.0, 2.0, 3.0]), 5)
-    assert (first.keys.tolist(), first.sums.tolist()) == ([2, 7], [2.0, 4.0])
-    both = first.plus(PairSums.of(torch.tensor([1, 7, 8]), torch.tensor([1.0, -1.0, 9.0]), 5))
-    assert (both.keys.tolist(), both.sums.tolist()) == ([1, 2, 7, 8], [1.0, 2.0, 3.0, 9.0])
-    largest = both.largest(1)
-    assert (largest.keys.tolist(), largest.sums.tolist()) == ([2, 8], [2.0, 9.0])

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
-
-from saematch.core.match import largest_in_rows
 
 
 @dataclass(frozen=True)
@@ -25,32 +22,3 @@ class Candidates:
     scores: Float64[Tensor, " n"]
     n_source: int
     n_target: int
-
-
-@dataclass(frozen=True)
-class PairSums:
-    """Sums over tokens of a value of two features, for the pairs of features that occurred."""
-
-    keys: Int64[Tensor, " n"]
-    """``source * n_target + target`` of each pair, in order."""
-    sums: Float64[Tensor, " n"]
-    n_target: int
-
-    @classmethod
-    def of(cls, keys: Int64[Tensor, " n"], values: Tensor, n_target: int) -> PairSums:
-        """Add up the values of equal keys."""
-        keys, numbers = keys.unique(return_inverse=True)
-        sums = torch.zeros(len(keys), dtype=torch.float64, device=keys.device)
-        return cls(keys, sums.index_add_(0, numbers, values.double()), n_target)
-
-    def plus(self, other: PairSums) -> PairSums:
-        """Return the sums over the tokens of both."""
-        keys = torch.cat([self.keys, other.keys])
-        return PairSums.of(keys, torch.cat([self.sums, other.sums]), self.n_target)
-
-    def largest(self, most: int) -> PairSums:
-        """Return the pairs with the ``most`` largest sums of each source feature."""
-        rows = (self.keys // self.n_target).cpu().numpy()
-        kept = torch.from_numpy(largest_in_rows(rows, self.sums.cpu().numpy(), most))
-        kept = kept.to(self.keys.device)
-        return PairSums(self.keys[kept], self.sums[kept], self.n_target)
