@@ -40,11 +40,16 @@ if TYPE_CHECKING:
     from saematch.matching.matchers import TopK as TopK
     from saematch.matching.objectives.candidates import Candidates as Candidates
     from saematch.matching.objectives.decoder_cosine import DecoderCosine as DecoderCosine
+    from saematch.matching.objectives.encoder_decoder_cosine import (
+        EncoderDecoderCosine as EncoderDecoderCosine,
+    )
     from saematch.matching.objectives.factors import Factors as Factors
     from saematch.matching.objectives.objective import ActivityObjective as ActivityObjective
     from saematch.matching.objectives.objective import CandidateObjective as CandidateObjective
     from saematch.matching.objectives.objective import Objective as Objective
     from saematch.matching.objectives.parts import Parts as Parts
+    from saematch.matching.objectives.read_write import ReadWrite as ReadWrite
+    from saematch.matching.objectives.sparse_map import SparseMap as SparseMap
     from saematch.matching.objectives.written_share import WrittenShare as WrittenShare
     from saematch.matching.pairing import Pairing as Pairing
     from saematch.matching.solver.solve import SolverResources as SolverResources
@@ -76,6 +81,7 @@ _HOMES = {
     "ChanceLevel": "saematch.matching.matchers",
     "Column": "saematch.core.columns",
     "DecoderCosine": "saematch.matching.objectives.decoder_cosine",
+    "EncoderDecoderCosine": "saematch.matching.objectives.encoder_decoder_cosine",
     "Evaluation": "saematch.evaluate.evaluation",
     "Factors": "saematch.matching.objectives.factors",
     "Forward": "saematch.sae.recorders",
@@ -95,6 +101,7 @@ _HOMES = {
     "Pairing": "saematch.matching.pairing",
     "Parts": "saematch.matching.objectives.parts",
     "Random": "saematch.matching.matchers",
+    "ReadWrite": "saematch.matching.objectives.read_write",
     "Recorder": "saematch.sae.recorders",
     "Recording": "saematch.sae.recorders",
     "Results": "saematch.core.results",
@@ -107,6 +114,7 @@ _HOMES = {
     "SaeSource": "saematch.sae.sources.source",
     "Scipy": "saematch.matching.matchers",
     "SolverResources": "saematch.matching.solver.solve",
+    "SparseMap": "saematch.matching.objectives.sparse_map",
     "Subject": "saematch.evaluate.evaluation",
     "Tables": "saematch.core.tables",
     "TextSource": "saematch.texts.sources",

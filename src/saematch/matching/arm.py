@@ -8,7 +8,7 @@ from typing import Any
 from saematch.core.errors import InputError
 from saematch.core.match import InvalidMatch, Match
 from saematch.core.specs import AtLeast1, Unique, spec
-from saematch.matching.matchers.matcher import CandidateMatcher, Matcher
+from saematch.matching.matchers.matcher import CandidateMatcher, Matcher, SelectiveMatcher
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.objectives.objective import (
     ActivityObjective,
@@ -62,17 +62,26 @@ class Arm:
                 f"unknown strategy {unknown[0]!r} in an arm's decode: choose among "
                 f"{', '.join(strategies)}"
             )
-        scores_candidates = not isinstance(self.objective, Objective)
-        if scores_candidates and not isinstance(self.matcher, CandidateMatcher):
-            raise InputError(
-                f"arms: the objective {type(self.objective).__name__} scores only candidate pairs "
-                f"of features, but the matcher {type(self.matcher).__name__} needs the similarity "
-                "of all pairs: choose a matcher that takes candidates, such as TopK, or an "
-                "objective with a vector for each feature, such as Parts"
-            )
+        if not isinstance(self.objective, Objective):
+            self._check_candidates()
         beyond = [q for q in self.quantiles if not 0 <= q <= 1]
         if beyond:
             raise InputError(f"quantile {beyond[0]} of an arm: shares lie between 0 and 1")
+
+    def _check_candidates(self) -> None:
+        """Raise ``InputError`` if the matcher needs the similarity of all pairs."""
+        reason: str | None = "choose a matcher that takes candidates, such as TopK"
+        if isinstance(self.matcher, SelectiveMatcher):
+            reason = self.matcher.candidate_refusal()
+        elif isinstance(self.matcher, CandidateMatcher):
+            reason = None
+        if reason is not None:
+            raise InputError(
+                f"arms: the objective {type(self.objective).__name__} scores only candidate pairs "
+                f"of features, but the matcher {type(self.matcher).__name__} needs the similarity "
+                f"of all pairs: {reason}, or choose an objective with a vector for each feature, "
+                "such as Parts"
+            )
 
     @property
     def reads_activity(self) -> bool:
