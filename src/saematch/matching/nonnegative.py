@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
@@ -22,43 +24,42 @@ def fit_largest(
     """Return the coefficients of each vector on its most similar parts, by ``nonnegative_fit``.
 
     ``largest`` has the similarities of vectors and parts. A part whose similarity is not positive
-    gets 0. The result is on the CPU.
+    gets 0. The time of ``n k^2 size`` multiplications limits ``k``. The result is on the CPU.
     """
     n, k = largest.columns.shape
     out = torch.empty(n, k, dtype=torch.float64)
     size = max(1, NUMBERS_AT_ONCE // (k * parts.shape[1]))
     for start in range(0, n, size):
         rows = slice(start, start + size)
-        columns, values = (
-            part[rows].to(parts.device) for part in (largest.columns, largest.values)
-        )
-        atoms = parts[columns].float() * (values > 0)[:, :, None]
-        out[rows] = nonnegative_fit(vectors[rows].float(), atoms, min(most, k)).cpu()
+        values, columns = (part[rows].to(parts.device) for part in largest)
+        atoms = parts[columns].float()
+        correlation = torch.where(values > 0, values, -math.inf)
+        out[rows] = nonnegative_fit(atoms @ atoms.mT, correlation, min(most, k)).cpu()
     return out
 
 
 def nonnegative_fit(
-    vectors: Float[Tensor, "n size"], atoms: Float[Tensor, "n n_atoms size"], most: int
+    gram: Float[Tensor, "n n_atoms n_atoms"], correlation: Float[Tensor, "n n_atoms"], most: int
 ) -> Float64[Tensor, "n n_atoms"]:
-    """Return non-negative coefficients of atoms whose sum is near each vector.
+    """Return non-negative coefficients of atoms whose sum is near each of ``n`` vectors.
 
-    The algorithm is the active-set method of Lawson and Hanson (Solving Least Squares Problems,
-    1974, chapter 23), for all vectors together. It adds the atom of largest inner product with the
-    residual, and fits the coefficients of the chosen atoms again. At most ``most`` atoms of a row
-    have a positive coefficient. If ``most`` is the number of atoms, the result is the non-negative
-    least-squares solution. With fewer atoms of length 1 it is a non-negative orthogonal matching
-    pursuit (Nguyen et al., IEEE TSP 2019), and the coefficients are the non-negative least-squares
-    solution for the chosen atoms.
+    ``gram`` has the inner products of the atoms of each vector, and ``correlation`` those with the
+    vector. The algorithm is the active-set method of Lawson and Hanson (Solving Least Squares
+    Problems, 1974, chapter 23), for all vectors together. It adds the atom of largest inner product
+    with the residual, and fits the coefficients of the chosen atoms again. At most ``most`` atoms
+    of a row have a positive coefficient. If ``most`` is the number of atoms, the result is the
+    non-negative least-squares solution. With fewer atoms of length 1 it is a non-negative
+    orthogonal matching pursuit (Nguyen et al., IEEE TSP 2019), and the coefficients are the
+    non-negative least-squares solution for the chosen atoms.
     """
-    fit = _Fit(vectors, atoms, most)
+    fit = _Fit(gram.double(), correlation.double(), most)
     for _ in range(3 * most):
         rows = fit.add_atoms()
         if not len(rows):
             break
         while len(rows):
             rows = fit.refit(rows)
-    out = torch.zeros(fit.correlation.shape, dtype=torch.float64, device=vectors.device)
-    return out.scatter_add_(1, fit.chosen, fit.coefficients)
+    return torch.zeros_like(fit.correlation).scatter_add_(1, fit.chosen, fit.coefficients)
 
 
 class _Fit:
@@ -74,19 +75,17 @@ class _Fit:
 
     def __init__(
         self,
-        vectors: Float[Tensor, "n size"],
-        atoms: Float[Tensor, "n n_atoms size"],
+        gram: Float64[Tensor, "n n_atoms n_atoms"],
+        correlation: Float64[Tensor, "n n_atoms"],
         most: int,
     ) -> None:
-        self.atoms = atoms
-        self.correlation = _inner(atoms, vectors)
-        self.least = TOLERANCE * self.correlation.amax(1).clamp(min=0)
-        n, n_atoms = self.correlation.shape
-        places = n, most
-        self.chosen = torch.zeros(places, dtype=torch.int64, device=atoms.device)
-        self.taken = torch.zeros(places, dtype=torch.bool, device=atoms.device)
-        self.coefficients = torch.zeros(places, dtype=torch.float64, device=atoms.device)
-        self.products = self.correlation.new_zeros(n, n_atoms, most)
+        self.gram, self.correlation = gram, correlation
+        self.least = TOLERANCE * correlation.amax(1).clamp(min=0)
+        n, n_atoms = correlation.shape
+        self.chosen = torch.zeros(n, most, dtype=torch.int64, device=gram.device)
+        self.taken = torch.zeros(n, most, dtype=torch.bool, device=gram.device)
+        self.coefficients = gram.new_zeros(n, most)
+        self.products = gram.new_zeros(n, n_atoms, most)
 
     def add_atoms(self) -> Int64[Tensor, " k"]:
         """Give each row with a free place its next atom; return the rows that got one."""
@@ -97,8 +96,7 @@ class _Fit:
         place = (~self.taken[rows]).int().argmax(1)
         self.chosen[rows, place] = atom
         self.taken[rows, place] = True
-        atoms = self.atoms if len(rows) == len(self.atoms) else self.atoms[rows]
-        self.products[rows, :, place] = _inner(atoms, self.atoms[rows, atom])
+        self.products[rows, :, place] = self.gram[rows, :, atom]
         return rows
 
     def refit(self, rows: Int64[Tensor, " k"]) -> Int64[Tensor, " left"]:
@@ -131,9 +129,3 @@ class _Fit:
         diagonal.copy_(torch.where(taken, diagonal * (1 + RIDGE), 1.0))
         target = torch.where(taken, self.correlation[rows].gather(1, chosen), 0.0)
         return torch.linalg.solve(gram, target)
-
-
-def _inner(
-    atoms: Float[Tensor, "n n_atoms size"], vectors: Float[Tensor, "n size"]
-) -> Float64[Tensor, "n n_atoms"]:
-    return torch.bmm(atoms, vectors[:, :, None])[:, :, 0].double()

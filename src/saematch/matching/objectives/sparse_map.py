@@ -28,10 +28,10 @@ class SparseMap:
     ``entries`` scored targets.
 
     Scores are the same in every fold. ``reverse`` finds the children of a source feature that
-    splits, where cosine fills the list with near copies of one child; the other direction finds
-    the parts that merge into a target. It is wrong if a feature is a sum of unrelated vectors by
-    chance, as any vector is in a wide SAE. The cost is a product of both sides and, in proportion
-    to it, ``n_candidates * entries / n_features`` for the fit.
+    splits, where cosine fills the list with near copies of one child. The other direction finds
+    the parts that merge into a target. Scores are wrong where a vector is near a sum of unrelated
+    vectors by chance, which is more frequent in a wide SAE. The cost is one product of both sides,
+    and the inner products of the candidates: ``n_candidates**2 / n_features`` of a product.
     """
 
     entries: AtLeast1 = 4
