@@ -43,6 +43,8 @@ ROWS = (
         "float32 product of the pair at D = 4,609, in blocks", 0.15, measures.weights),
     Row("weights_memory", "memory that the same errors and norms add",
         "memory of one SAE", 2.5, measures.weights_memory),
+    Row("top_k", "20 best partners of each feature, 16,384 x 2,304",
+        "float32 product of the pair at D = 2,304, in blocks", 1.2, measures.top_k),
     Row("skip_layers", "skip_layers on texts, with intervals",
         "whole model with plain hooks for each cell", 0.5, passes.skip_layers),
     Row("evaluation", "all splices on all texts",

@@ -10,6 +10,7 @@ ARMS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_arm_runs_in_every_evaluation(cli, tmp_path):
     evaluations = "evaluations=[skipping,co_activation,verify,paths]"
     message, _ = cli(f"arms=[{','.join(ARMS)}]", evaluations, "logger=none", "run_id=a")

@@ -70,11 +70,11 @@ class Arm:
 
     def _check_candidates(self) -> None:
         """Raise ``InputError`` if the matcher needs the similarity of all pairs."""
-        reason: str | None = "choose a matcher that takes candidates, such as TopK"
-        if isinstance(self.matcher, SelectiveMatcher):
+        reason: str | None = None
+        if not isinstance(self.matcher, CandidateMatcher):
+            reason = "choose a matcher that takes candidates, such as TopK"
+        elif isinstance(self.matcher, SelectiveMatcher):
             reason = self.matcher.candidate_refusal()
-        elif isinstance(self.matcher, CandidateMatcher):
-            reason = None
         if reason is not None:
             raise InputError(
                 f"arms: the objective {type(self.objective).__name__} scores only candidate pairs "

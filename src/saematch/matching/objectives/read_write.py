@@ -20,10 +20,11 @@ class ReadWrite:
     and the encoder vector of the target, in units of the target's threshold. This definition is our
     own. A stand-in replaces missing thresholds. The score is the same in every fold.
 
-    It is exact to first order if no block in between reacts to the source. It is wrong where a
-    block in between removes or rotates what the source writes, and it prefers targets with long
-    encoder vectors or low thresholds. The objective is directed: it has no score for a target that
-    comes before its source, and none for SAEs of two language models.
+    The score is exact to first order if no block in between reacts to the source. It is wrong where
+    a block in between removes or rotates what the source writes. Targets with long encoder vectors
+    or low thresholds have large scores with many sources, so the largest score of a source is often
+    wrong where a one-to-one match is right. The objective is directed: it refuses a target that
+    comes before its source, and SAEs of two language models.
     """
 
     def factors(self, source: SaeParams, target: SaeParams) -> Factors:
