@@ -34,7 +34,8 @@ NEEDED = {"model=local": ["model.path=x"], "sae=disk": ["sae.path=x/{layer}"],
           "dataset=local": ["dataset.paths=[a.jsonl]"],
           "explain=jsonl": ["explain.path=a.jsonl"],
           **{f"objective={name}": ["matcher=top_k", "arms=[folded]"]
-             for name in ("pearson", "jaccard", "necessity", "sufficiency", "written_share")},
+             for name in ("pearson", "jaccard", "necessity", "sufficiency", "written_share",
+                          "sparse_map")},
           "pairing=listed": ["pairing.pairs=['1:3']"],
           "pairing=same_layer": ["pairing.target=wide"],
           "pairing=starts": ["pairing.starts=[1]"]}  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Tensor
 from saematch.core.errors import InputError
 from saematch.core.match import InvalidMatch, Match
 from saematch.core.specs import AtLeast1, Positive, Unique, spec
-from saematch.matching.matchers.matcher import CandidateMatcher, Matcher
+from saematch.matching.matchers.matcher import CandidateMatcher, Matcher, SelectiveMatcher
 from saematch.matching.matchers.optimal import Optimal
 from saematch.matching.matchers.scipy_dense import Scipy
 from saematch.matching.objectives.factors import Factors
@@ -79,14 +79,8 @@ class Arm:
                 f"unknown strategy {unknown[0]!r} in an arm's decode: choose among "
                 f"{', '.join(strategies)}"
             )
-        scores_candidates = not isinstance(self.objective, Objective)
-        if scores_candidates and not isinstance(self.matcher, CandidateMatcher):
-            raise InputError(
-                f"arms: the objective {type(self.objective).__name__} scores only candidate pairs "
-                f"of features, but the matcher {type(self.matcher).__name__} needs the similarity "
-                "of all pairs: choose a matcher that takes candidates, such as TopK, or an "
-                "objective with a vector for each feature, such as Parts"
-            )
+        if not isinstance(self.objective, Objective):
+            self._check_candidates()
         if self.transported and self.reads_activity:
             raise InputError(
                 f"arms: the objective {type(self.objective).__name__} reads activations, so it has "
@@ -97,6 +91,21 @@ class Arm:
         beyond = [q for q in self.quantiles if not 0 <= q <= 1]
         if beyond:
             raise InputError(f"quantile {beyond[0]} of an arm: shares lie between 0 and 1")
+
+    def _check_candidates(self) -> None:
+        """Raise ``InputError`` if the matcher needs the similarity of all pairs."""
+        reason: str | None = None
+        if not isinstance(self.matcher, CandidateMatcher):
+            reason = "choose a matcher that takes candidates, such as TopK"
+        elif isinstance(self.matcher, SelectiveMatcher):
+            reason = self.matcher.candidate_refusal()
+        if reason is not None:
+            raise InputError(
+                f"arms: the objective {type(self.objective).__name__} scores only candidate pairs "
+                f"of features, but the matcher {type(self.matcher).__name__} needs the similarity "
+                f"of all pairs: {reason}, or choose an objective with a vector for each feature, "
+                "such as Parts"
+            )
 
     def _check_synchronised(self) -> None:
         """Refuse settings that a whole-model match cannot use."""
@@ -118,7 +127,8 @@ class Arm:
         if not permutes or getattr(self.matcher, "unmatched", None) is not None:
             raise InputError(
                 f"arms: synchronise needs permutations, but the matcher is {self.matcher!r}: "
-                "choose Optimal without unmatched, or Scipy; synchronise.level leaves features unmatched"
+                "choose Optimal without unmatched, or Scipy; synchronise.level leaves features "
+                "unmatched"
             )
 
     @property
