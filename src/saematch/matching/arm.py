@@ -96,8 +96,9 @@ class Arm:
         permutes = isinstance(self.matcher, Optimal | Scipy)
         if not permutes or getattr(self.matcher, "unmatched", None) is not None:
             raise InputError(
-                f"arms: synchronise needs permutations, but the matcher is {self.matcher!r}: choose "
-                "Optimal without unmatched, or Scipy; synchronise.level leaves features unmatched"
+                f"arms: synchronise needs permutations, but the matcher is {self.matcher!r}: "
+                "choose Optimal without unmatched, or Scipy; to leave features unmatched, set "
+                "synchronise.level"
             )
 
     @property
