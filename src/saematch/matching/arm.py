@@ -127,8 +127,8 @@ class Arm:
         if not permutes or getattr(self.matcher, "unmatched", None) is not None:
             raise InputError(
                 f"arms: synchronise needs permutations, but the matcher is {self.matcher!r}: "
-                "choose Optimal without unmatched, or Scipy; synchronise.level leaves features "
-                "unmatched"
+                "choose Optimal without unmatched, or Scipy; to leave features unmatched, set "
+                "synchronise.level"
             )
 
     @property

@@ -37,14 +37,14 @@ class Synchronise:
 
     Each layer ``l`` gets a permutation ``P_l`` to a universe of as many features. They maximise the
     sum of ``w_lm <S_lm, P_l P_m'>`` over all pairs of layers ``l < m``, and the match of two layers
-    is ``P_l P_m'``. Matches thus agree over cycles: 1 to 2 and 2 to 3 give 1 to 3. This objective of
-    multi-way matching is that of C2M3 (Crisostomi et al., NeurIPS 2024), with weights
+    is ``P_l P_m'``. Matches thus agree over cycles: 1 to 2 and 2 to 3 give 1 to 3. This is the
+    objective of C2M3 (Crisostomi et al., NeurIPS 2024), a multi-way match, but with weights
     ``w_lm = decay ** (distance - 1)``, where the distance is in layers of the suite.
 
     The search is block coordinate ascent from the composed matches of neighbouring layers. As
-    ``S_lm = X_l X_m'``, the best ``P_l`` for given others is one linear assignment of ``X_l`` to the
-    weighted sum of the other layers' vectors in the universe's order. So the objective never falls,
-    and the search ends when no layer changes.
+    ``S_lm = X_l X_m'``, the best ``P_l`` for given others is one linear assignment of ``X_l`` to
+    the weighted sum of the other layers' vectors in the universe's order. So the objective never
+    falls, and the search ends when no layer changes.
 
     The confidence of a feature is our own definition: the share of the direct matches with the
     neighbouring and second next layers that give the feature the partner that it has here. It is 1

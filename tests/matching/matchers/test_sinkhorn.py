@@ -65,7 +65,7 @@ def test_the_unbalanced_plan_is_that_of_pot(n, m, epsilon, rho):
     similarity = factors.X_A.double() @ factors.X_B.double().T
     cost = 1 - similarity.numpy() - epsilon * math.log(max(n, m))
     expected = ot.unbalanced.sinkhorn_unbalanced(
-        *margins(n, m), cost, epsilon, rho, "sinkhorn_stabilized", reg_type="kl",
+        *margins(n, m), cost, epsilon, rho, "sinkhorn", reg_type="kl",
         numItermax=5000, stopThr=1e-10,
     )  # fmt: skip
     matcher = Sinkhorn(epsilon, rho, **EXACT)
