@@ -76,6 +76,6 @@ def test_a_model_without_derivatives_is_refused(monkeypatch):
     ids = torch.randint(2, lm.n_embeddings, (2, 5))
     runner = EditRunner(lm, ids, lm.states(ids, (0,)))
     monkeypatch.setattr(EditRunner, "differentiable", torch.no_grad()(EditRunner.differentiable))
-    one = torch.ones(1, dtype=torch.int64)
+    number = torch.ones(1, dtype=torch.int64)
     with pytest.raises(InputError, match="Llama: its blocks cannot be differentiated"):
-        jacobian_sums(runner, 0, 1, one, one)
+        jacobian_sums(runner, 0, 1, number, number)

@@ -84,9 +84,9 @@ def exact(monkeypatch):
 
 @pytest.mark.parametrize("batch_size", [2, 7])
 def test_means_are_those_of_all_tokens(lm, plain, exact, tmp_path, caplog, batch_size):
-    found = recorded(lm, tmp_path, (A, B), (A, C), arm=exact, batch_size=batch_size)
-    assert [tuple(gap) for gap in found.means] == [("", 0, 1), ("", 1, 3)]
-    for gap, mean in found.means.items():
+    jacobians = recorded(lm, tmp_path, (A, B), (A, C), arm=exact, batch_size=batch_size)
+    assert [tuple(gap) for gap in jacobians.means] == [("", 0, 1), ("", 1, 3)]
+    for gap, mean in jacobians.means.items():
         expected = plain[gap.source, gap.target]
         n, J = len(expected), expected.mean(dim=0)
         torch.testing.assert_close(mean.J, J, rtol=1e-3, atol=1e-4)
@@ -94,13 +94,13 @@ def test_means_are_those_of_all_tokens(lm, plain, exact, tmp_path, caplog, batch
         assert mean.n_tokens == n
         assert mean.error == pytest.approx(math.sqrt(float(variance) / n), rel=1e-3)
     product = plain[1, 3].mean(dim=0) @ plain[0, 1].mean(dim=0)
-    torch.testing.assert_close(found.between(AC), product, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found.between(BC), found.means[Gap("", 1, 3)].J)
+    torch.testing.assert_close(jacobians.between(AC), product, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(jacobians.between(BC), jacobians.means[Gap("", 1, 3)].J)
     (warning,) = caplog.messages
     assert "2 of 2 mean Jacobians have a relative standard error above" in warning
-    worst = max(found.means.values(), key=lambda mean: mean.error)
+    worst = max(jacobians.means.values(), key=lambda mean: mean.error)
     assert f"the largest is {worst.error:.3g}" in warning
-    assert found.facts()[0]["n_tokens"] == len(plain[0, 1])
+    assert jacobians.facts()[0]["n_tokens"] == len(plain[0, 1])
 
 
 def test_the_pilot_sets_the_number_of_tokens(lm, tmp_path, monkeypatch, caplog):
@@ -110,21 +110,33 @@ def test_the_pilot_sets_the_number_of_tokens(lm, tmp_path, monkeypatch, caplog):
     assert first.n_tokens == 30
     assert not caplog.messages
     tolerance = math.sqrt(first.relative_variance / 40)
-    found = recorded(lm, tmp_path, (A, B), arm=replace(COSINE, jacobian_tolerance=tolerance))
-    (mean,) = found.means.values()
+    jacobians = recorded(lm, tmp_path, (A, B), arm=replace(COSINE, jacobian_tolerance=tolerance))
+    (mean,) = jacobians.means.values()
     assert mean.n_tokens == math.ceil(1.2 * first.relative_variance / tolerance**2) == 48
     assert set(first.files) < set(mean.files), "the pilot is part of the mean"
-    assert set(pilot.identity(AB)) < set(found.identity(AB))
+    assert set(pilot.identity(AB)) < set(jacobians.identity(AB))
 
 
 def test_few_tokens_of_many_batches_are_at_hand(lm, tmp_path, monkeypatch, exact):
     """Whole batches in a random order."""
     monkeypatch.setattr(jacobian, "AT_HAND", 20)
-    found = recorded(lm, tmp_path, (A, B), arm=exact, batch_size=1)
-    (mean,) = found.means.values()
+    jacobians = recorded(lm, tmp_path, (A, B), arm=exact, batch_size=1)
+    (mean,) = jacobians.means.values()
     assert 20 <= mean.n_tokens < len(tokens_of()) / 2
     again = recorded(lm, tmp_path, (A, B), arm=exact, batch_size=1)
     assert again.means[Gap("", 0, 1)].files == mean.files
+
+
+def test_equal_texts_are_read_together(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(jacobian, "PILOT", 2)
+    text = texts_of(1, 1)
+    (once,) = recorded(lm, tmp_path / "1", (A, B), texts={"s": text}).means.values()
+    copies = {"s": text, "t": replace(
+        text, ids=text.ids.repeat(5), counts=text.counts.repeat(5), lengths=text.lengths.repeat(5)
+    )}  # fmt: skip
+    (often,) = recorded(lm, tmp_path / "2", (A, B), texts=copies).means.values()
+    assert often.n_tokens == 6 * once.n_tokens
+    torch.testing.assert_close(often.J, once.J, rtol=1e-4, atol=1e-5)
 
 
 def test_texts_without_a_token_are_refused(lm, tmp_path):
@@ -139,12 +151,12 @@ def test_a_single_token_has_no_error(lm, tmp_path, caplog):
     of_set = texts_of(6, 1)
     counts = torch.zeros_like(of_set.counts)
     counts[position] = True
-    found = recorded(lm, tmp_path, (A, B), texts={"s": replace(of_set, counts=counts)})
-    (mean,) = found.means.values()
+    jacobians = recorded(lm, tmp_path, (A, B), texts={"s": replace(of_set, counts=counts)})
+    (mean,) = jacobians.means.values()
     expected = plain_jacobian(lm, ids, 0, 1, 0, position)
     torch.testing.assert_close(mean.J.float(), expected, rtol=1e-3, atol=1e-4)
     assert math.isnan(mean.error)
-    assert found.facts()[0]["relative_error"] is None
+    assert jacobians.facts()[0]["relative_error"] is None
     assert "nan" in caplog.text
 
 
@@ -236,8 +248,8 @@ def test_a_rotated_basis_is_recovered_by_transported_vectors_only(turning, tmp_p
     lm, R = turning
     saes, truth = planted(R)
     pair = Pair(*saes)
-    found = recorded(lm, tmp_path, tuple(pair), arm=arm)
-    evidence = Evidence(jacobians=found)
+    jacobians = recorded(lm, tmp_path, tuple(pair), arm=arm)
+    evidence = Evidence(jacobians=jacobians)
     similarity = evidence.similarity(saes, pair, arm)
     match = arm.match(saes[pair.source], saes[pair.target], similarity)
     assert (match.columns == truth).all()
@@ -269,8 +281,8 @@ def test_matches_are_stored_under_the_recorded_jacobians(turning, tmp_path):
     pair = Pair(*saes)
 
     def counts(arm, texts=TEXTS):
-        found = recorded(lm, tmp_path / "j", tuple(pair), arm=arm, texts=texts)
-        store = MatchStore(tmp_path / "m", Evidence(jacobians=found))
+        jacobians = recorded(lm, tmp_path / "j", tuple(pair), arm=arm, texts=texts)
+        store = MatchStore(tmp_path / "m", Evidence(jacobians=jacobians))
         match_pairs(saes, (pair,), {"a": arm}, store, tmp_path / "1")
         return dict(store.counts)
 

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 
 import pytest
 import torch
@@ -115,7 +115,7 @@ def test_the_objective_never_falls(caplog):
             total(solved(Synchronise(max_sweeps=n), factors)[0], factors, 0.5)
             for n in (1, 2, 3, 20)
         ]
-    steps_of_values = [b - a for a, b in zip(values, values[1:], strict=False)]
+    steps_of_values = [b - a for a, b in pairwise(values)]
     assert min(steps_of_values) >= -1e-4 and values[-1] > values[0]
     assert "increase max_sweeps" in caplog.text
 

@@ -68,21 +68,18 @@ class MeanJacobian:
     @classmethod
     def of(cls, *recordings: Recording) -> MeanJacobian:
         """Return the mean over the tokens of all recordings; its variance is NaN for one token."""
-        batches = [
-            batch for recording in recordings for batch in recording.batches(("J", "squares", "n"))
-        ]
-        n = sum(int(n) for _, _, n in batches)
-        J = torch.stack([J.double() for J, _, _ in batches]).sum(dim=0) / n
+        total, squares, n = torch.zeros((), dtype=torch.float64), 0.0, 0
+        for recording in recordings:
+            for J_sum, of_batch, n_tokens in recording.batches(("J", "squares", "n")):
+                total = total + J_sum.double()
+                squares += float(of_batch)
+                n += int(n_tokens)
+        J = total / n
         norm = float(J.square().sum())
-        variance = math.nan
-        if n > 1:
-            mean_square = sum(float(squares) for _, squares, _ in batches) / n
-            variance = max(mean_square - norm, 0.0) * n / (n - 1)
-        return cls(
-            J, n, variance / norm if norm else math.inf,
-            tuple(path for r in recordings for parts in r.files.values() for paths in parts
-                  for path in paths),
-        )  # fmt: skip
+        variance = max(squares / n - norm, 0.0) * n / (n - 1) if n > 1 else math.nan
+        files = [paths for r in recordings for parts in r.files.values() for paths in parts]
+        relative = variance / norm if norm else math.inf
+        return cls(J, n, relative, tuple(path for paths in files for path in paths))
 
     @property
     def error(self) -> float:
@@ -148,10 +145,11 @@ def record_jacobians(
         sample = _Sample.of(texts, model)
         pilot = sample.record(folder, dict.fromkeys(gaps, (0, PILOT)))
         means |= {gap: MeanJacobian.of(recording) for gap, recording in pilot.items()}
+        n_needed = {
+            gap: MARGIN * means[gap].relative_variance / tolerance / tolerance for gap in gaps
+        }
         missing = {
-            gap: (PILOT, math.ceil(MARGIN * means[gap].relative_variance / tolerance**2))
-            for gap in gaps
-            if PILOT * tolerance**2 < MARGIN * means[gap].relative_variance < math.inf
+            gap: (PILOT, math.ceil(n)) for gap, n in n_needed.items() if PILOT < n < math.inf
         }
         rest = sample.record(folder, missing)
         means |= {gap: MeanJacobian.of(pilot[gap], rest[gap]) for gap in rest}
@@ -182,24 +180,24 @@ class _Sample:
     texts: TextPass
     """Pass over the batches; the model has the label ``""``."""
     priorities: Int64[Tensor, " n"]
-    """Priorities of the tokens, in order."""
+    """Priorities of the tokens, in order; equal texts have equal priorities."""
 
     @classmethod
     def of(cls, texts: TextPass, model: str) -> _Sample:
         """Return random batches with ``AT_HAND`` tokens; ``InputError`` if there is no token."""
         reader = texts.readers[model]
-        every = [(name, batch) for name, of_set in reader.tokens.items() for batch in of_set]
-        order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
+        batches = [(name, batch) for name, of_set in reader.tokens.items() for batch in of_set]
+        order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(0)).tolist()
         tokens: dict[str, list[TokenBatch]] = {}
-        found: list[Tensor] = []
+        of_batches: list[Tensor] = []
         for number in order:
-            if len(found) >= BATCHES and sum(map(len, found)) >= AT_HAND:
+            if len(of_batches) >= BATCHES and sum(map(len, of_batches)) >= AT_HAND:
                 break
-            name, batch = every[number]
+            name, batch = batches[number]
             tokens.setdefault(name, []).append(batch)
             of_batch = priorities(batch)
-            found.append(of_batch[of_batch < UNSAMPLED])
-        sampled = torch.cat(found).sort().values
+            of_batches.append(of_batch[of_batch < UNSAMPLED])
+        sampled = torch.cat(of_batches).unique()
         if not len(sampled):
             raise InputError(
                 "arms: transported vectors need calibration texts with a token at position 2 or "
