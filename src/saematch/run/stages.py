@@ -49,16 +49,17 @@ def load(context: Context) -> None:
     """Load the inputs of the run; raises ``InputError`` if they do not fit together."""
     experiment = context.experiment
     _connect(context)
+    device = experiment.trainer.device_type
     if experiment.trains:
-        context.readers = {"": Reader(experiment.model.load(), {})}
+        context.readers = {"": Reader(experiment.model.load(device), {})}
         return
     context.chosen = choose_saes(experiment)
     labels = experiment.model_labels
     models: dict[str, OpenedModel] = {}
     if experiment.reads_texts:  # fails for a gated model before SAEs are downloaded
-        models[""] = experiment.model.open()
+        models[""] = experiment.model.open(device)
         models |= {
-            label: experiment.models[label].open() for label in dict.fromkeys(labels.values())
+            label: experiment.models[label].open(device) for label in dict.fromkeys(labels.values())
         }
     context.saes = load_saes(context.chosen, experiment.sae_memory, labels)
     if isinstance(experiment.stand_in, DecoderNorm):
