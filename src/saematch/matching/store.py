@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from itertools import pairwise
 from pathlib import Path
 
+from saematch.core.claims import do_together, is_sharing
 from saematch.core.code import code_of, has_address, settings_text
 from saematch.core.files import hashed
 from saematch.core.match import Match
@@ -17,6 +18,9 @@ from saematch.core.store import is_kept
 from saematch.matching.arm import Arm
 from saematch.matching.evidence import Evidence
 from saematch.sae.suites import SaeFacts, SaeShelf
+
+Step = tuple[SaeKey, SaeKey, Arm]
+"""A match of the store: source, target and arm."""
 
 
 @dataclass
@@ -45,9 +49,7 @@ class MatchStore:
             self.counts["reused"] += 1
             return self._matches[key]
         path = self.folder / f"{key}.safetensors"
-        shared = getattr(arm.matcher, "time_limit", None) is None and not has_address(
-            settings_text(arm.objective) + settings_text(arm.matcher)
-        )
+        shared = _is_shared(arm)
         if shared and is_kept(path):
             match = Match.load(path)[0]
             self.counts["read"] += 1
@@ -59,6 +61,19 @@ class MatchStore:
                 match.save(path, key_facts(*facts, arm, evidence), keep=True)
         self._matches[key] = match
         return match
+
+    def share(self, saes: SaeShelf, steps: Iterable[Step]) -> None:
+        """Solve matches together with other processes, if this process shares its work."""
+        if not is_sharing():
+            return
+        units = {}
+        for source, target, arm in steps:
+            if _is_shared(arm):
+                evidence = self.evidence.identity(Pair(source, target), arm)
+                key = match_key(saes.facts[source], saes.facts[target], arm, evidence)
+                path = self.folder / f"{key}.safetensors"
+                units[path] = partial(self.match, saes, source, target, arm)
+        do_together(units)
 
     def chain(self, saes: SaeShelf, layers: Sequence[SaeKey], arm: Arm) -> Match:
         """Return the composition of the matches of successive layers."""
@@ -72,6 +87,13 @@ class MatchStore:
             f"{n} matches: {self.counts['solved']} solved, {self.counts['read']} found in "
             f"{self.folder}, {self.counts['reused']} used again"
         )
+
+
+def _is_shared(arm: Arm) -> bool:
+    """Return whether processes may share an arm's matches; see ``MatchStore.match``."""
+    return getattr(arm.matcher, "time_limit", None) is None and not has_address(
+        settings_text(arm.objective) + settings_text(arm.matcher)
+    )
 
 
 def match_key(source: SaeFacts, target: SaeFacts, arm: Arm, evidence: Sequence[str] = ()) -> str:

@@ -132,14 +132,21 @@ def match(context: Context) -> None:
     tables = context.results.tables
     if context.refused:
         tables.add("refused", frame_of([refusal.row() for refusal in context.refused]))
+    find_matches(context)
+    tables.join(MatchTables().tables(context.subject(), None))
+    tables.define(MatchTables.columns)
+
+
+@memory_shortage(MATCHING, "lower sae_memory")
+@stage("match")
+def find_matches(context: Context) -> None:
+    """Match every pair in every arm, or read the matches that are kept."""
     store = MatchStore(context.cache / "matches", Evidence(_activity(context)))
     context.matches = match_pairs(
         context.saes, context.chosen.pairs, context.experiment.arms, store,
         context.folder / "matches",
     )  # fmt: skip
     context.results.provenance["matches"] = dict(store.counts)
-    tables.join(MatchTables().tables(context.subject(), None))
-    tables.define(MatchTables.columns)
 
 
 def _activity(context: Context) -> Activity:
@@ -157,6 +164,13 @@ def _activity(context: Context) -> Activity:
 def read_texts(context: Context) -> None:
     """Record the data for evaluations and explanations in one pass over the texts."""
     experiment = context.experiment
+    _record(context)
+    if experiment.explains:
+        context.explanations = experiment.explain.open(context.saes, _inputs(context))
+
+
+def _record(context: Context) -> None:
+    experiment = context.experiment
     if experiment.evaluates_texts:
         context.measures = Measures.of(context.readers[""].tokens, experiment.intervals)
     subject = context.subject()
@@ -173,8 +187,17 @@ def read_texts(context: Context) -> None:
     needed = {name: recorder for name, recorder in recorders.items() if recorder is not None}
     if needed:
         context.recordings = context.text_pass.record(context.saes, needed, "read")
-    if experiment.explains:
-        context.explanations = experiment.explain.open(context.saes, _inputs(context))
+
+
+@memory_shortage(MATCHING, "lower sae_memory or trainer.batch_size")
+@stage("read texts")
+def share_passes(context: Context) -> None:
+    """Make all passes over the texts that the run needs, together with other processes."""
+    _record(context)
+    subject = context.subject()
+    for name, evaluation in _with_pairs(context.experiment, subject).items():
+        with stage(name, evaluation=name):
+            evaluation.record(subject.without(name))
 
 
 def _with_pairs(experiment: Experiment, subject: Subject) -> dict[str, Evaluation]:
