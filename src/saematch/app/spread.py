@@ -156,8 +156,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Do one run on several processes or machines. They share the run's matches and "
         "batches of texts, and then the run itself puts together what they kept: its tables equal "
         "those of a run in one process.",
-        epilog="hydra/launcher=joblib (the default), ray or submitit chooses where the workers run; "
-        "all of them need the folder of the run and its cache (see docs/scaling.md).",
+        epilog="hydra/launcher=joblib (the default), ray or submitit chooses where workers run. "
+        "All of them need the folder of the run and its cache (see docs/scaling.md).",
     )
     parser.add_argument("settings", nargs="*", help="settings of the run, as +experiment=verify")
     parser.add_argument(
