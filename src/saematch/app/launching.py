@@ -26,7 +26,7 @@ from saematch.app.messages import MISTAKES, one_line
 from saematch.core.errors import InputError, described
 from saematch.core.files import unwritable
 from saematch.run.interruption import Interrupted, interruptible, record_interruption
-from saematch.run.run_folders import is_held, remove_unused
+from saematch.run.run_folders import is_held, remove_unused, run_folder
 
 if TYPE_CHECKING:
     from saematch.core.results import Results
@@ -143,6 +143,33 @@ def do_job(n_jobs: int, config: DictConfig) -> None:
         log.error("%s failed: %s", folder, one_line(error))
     except Exception:  # logged here, since another process cannot pass its traceback on
         log.exception(_BUG, folder)
+
+
+def do_part(config: DictConfig) -> str:
+    """Do a worker's part of a run that several jobs do; the jobs' folder has their locks.
+
+    Returns the caller's mistake in one line, which is empty without one.
+    """
+    from saematch.run.worker import work
+
+    hydra_config: DictConfig = HydraConfig.get()  # type: ignore[assignment]
+    with interruptible():
+        try:
+            experiment, _ = built(config, hydra_config)
+            work(experiment, run_folder(config.name, config.run_id),
+                 Path(hydra_config.sweep.dir, "locks"))  # fmt: skip
+        except MISTAKES as error:
+            return one_line(error)
+    return ""
+
+
+def do_whole(config: DictConfig) -> str:
+    """Do a run as a job; return the caller's mistake in one line, which is empty without one."""
+    try:
+        do_run(config, run_folder(config.name, config.run_id))
+    except MISTAKES as error:
+        return one_line(error)
+    return ""
 
 
 _SWEEP_SETTINGS = (

@@ -15,23 +15,18 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
 from saematch.app.configuration import (
     add_config_dir,
     build,
-    built,
     config_dir_of,
     is_hydra_setting,
     quoted,
     search_path,
     whole_number,
 )
-from saematch.app.launching import check_launcher, do_run, launch
-from saematch.app.messages import MISTAKES, one_line
+from saematch.app.launching import check_launcher, do_part, do_whole, launch
 from saematch.core.errors import InputError
-from saematch.run.interruption import Interrupted, interruptible, record_interruption
+from saematch.run.interruption import Interrupted, record_interruption
 from saematch.run.resuming import refuse_other_run, settings_of
 from saematch.run.run_folders import is_held, remove_unused, run_folder
 
@@ -39,8 +34,8 @@ log = logging.getLogger(__name__)
 
 STARTS = 2
 """Number of times that workers are started: a killed process also ends the others of joblib."""
-WORKERS, LOCKS = "workers", "locks"
-"""Folder of the workers in the run's folder, and the folder of their locks in it."""
+WORKERS = "workers"
+"""Folder of the workers' logs and locks in the run's folder."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -91,7 +86,7 @@ def _do_work(folder: Path, jobs: Sequence[Sequence[str]], launcher: Sequence[str
     mistakes: list[str] = []
     for start in range(STARTS):
         try:
-            mistakes = launch(_work, jobs, settings)
+            mistakes = launch(do_part, jobs, settings)
         except RuntimeError as error:  # a process was killed
             reason = " ".join(str(error).split())
             log.warning("the launcher gave up (%s)%s", reason,
@@ -107,21 +102,6 @@ def _do_work(folder: Path, jobs: Sequence[Sequence[str]], launcher: Sequence[str
         log.warning("a worker stopped: %s", mistake)
 
 
-def _work(config: DictConfig) -> str:
-    """Do the part of one worker; return its mistake in one line, an empty line without one."""
-    from saematch.run.worker import work
-
-    hydra_config: DictConfig = HydraConfig.get()  # type: ignore[assignment]
-    with interruptible():
-        try:
-            experiment, resolved = built(config, hydra_config)
-            folder = run_folder(resolved["name"], resolved["run_id"])
-            work(experiment, folder, folder / WORKERS / LOCKS)
-        except MISTAKES as error:
-            return one_line(error)
-    return ""
-
-
 def _do_run(folder: Path, job: list[str], launcher: Sequence[str]) -> None:
     """Do the run itself as one job, and print its results."""
     from saematch.core.results import Results
@@ -129,7 +109,7 @@ def _do_run(folder: Path, job: list[str], launcher: Sequence[str]) -> None:
 
     place = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=."]
     try:
-        mistakes = launch(_run, [job], [*launcher, *place])
+        mistakes = launch(do_whole, [job], [*launcher, *place])
     except Interrupted as cause:  # a launcher kills the processes of its jobs
         if (folder / "results.json").exists() and not is_held(folder):
             record_interruption(folder, folder.parent.name, job, cause)
@@ -139,15 +119,6 @@ def _do_run(folder: Path, job: list[str], launcher: Sequence[str]) -> None:
     if mistakes[0]:
         raise InputError(mistakes[0])
     print_results(Results.load(folder / "results.json"), folder)
-
-
-def _run(config: DictConfig) -> str:
-    """Do the run; return its mistake in one line, an empty line without one."""
-    try:
-        do_run(config, run_folder(config.name, config.run_id))
-    except MISTAKES as error:
-        return one_line(error)
-    return ""
 
 
 def _parser() -> argparse.ArgumentParser:
