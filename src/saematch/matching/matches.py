@@ -76,6 +76,14 @@ def match_pairs(
     ]
     # Arms that compose or synchronise load other layers
     todo.sort(key=lambda item: arms[item[1]].compose or arms[item[1]].synchronise is not None)
+    store.share(
+        shelf,
+        [
+            (source, target, arms[name])
+            for pair, name in todo
+            for source, target in pairwise(steps(shelf, pair, arms[name]))
+        ],
+    )
     for pair, name in tqdm(todo, desc="match", unit="match"):
         arm = arms[name]
         with stage("match", arm=name, pair=pair.label):
@@ -158,5 +166,6 @@ def _refusal(facts: Mapping[SaeKey, SaeFacts], pair: Pair, arm: Arm) -> str | No
 
 
 def _keep(match: Match, arm: Arm, path: Path) -> None:
-    if not is_kept(path) or Match.load(path)[0].hash != match.hash:
-        match.save(path, {"arm": repr(arm)})
+    is_new = not is_kept(path)
+    if is_new or Match.load(path)[0].hash != match.hash:
+        match.save(path, {"arm": repr(arm)}, keep=is_new)

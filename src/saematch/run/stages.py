@@ -50,16 +50,17 @@ def load(context: Context) -> None:
     """Load the inputs of the run; raises ``InputError`` if they do not fit together."""
     experiment = context.experiment
     _connect(context)
+    device = experiment.trainer.device_type
     if experiment.trains:
-        context.readers = {"": Reader(experiment.model.load(), {})}
+        context.readers = {"": Reader(experiment.model.load(device), {})}
         return
     context.chosen = choose_saes(experiment)
     labels = experiment.model_labels
     models: dict[str, OpenedModel] = {}
     if experiment.reads_texts:  # fails for a gated model before SAEs are downloaded
-        models[""] = experiment.model.open()
+        models[""] = experiment.model.open(device)
         models |= {
-            label: experiment.models[label].open() for label in dict.fromkeys(labels.values())
+            label: experiment.models[label].open(device) for label in dict.fromkeys(labels.values())
         }
     context.saes = load_saes(context.chosen, experiment.sae_memory, labels)
     if isinstance(experiment.stand_in, DecoderNorm):
@@ -132,14 +133,21 @@ def match(context: Context) -> None:
     tables = context.results.tables
     if context.refused:
         tables.add("refused", frame_of([refusal.row() for refusal in context.refused]))
+    find_matches(context)
+    tables.join(MatchTables().tables(context.subject(), None))
+    tables.define(MatchTables.columns)
+
+
+@memory_shortage(MATCHING, "lower sae_memory")
+@stage("match")
+def find_matches(context: Context) -> None:
+    """Match every pair in every arm, or read the matches that are kept."""
     store = MatchStore(context.cache / "matches", _evidence(context))
     context.matches = match_pairs(
         context.saes, context.chosen.pairs, context.experiment.arms, store,
         context.folder / "matches",
     )  # fmt: skip
     context.results.provenance["matches"] = dict(store.counts)
-    tables.join(MatchTables().tables(context.subject(), None))
-    tables.define(MatchTables.columns)
 
 
 def _evidence(context: Context) -> Evidence:
@@ -160,6 +168,13 @@ def _evidence(context: Context) -> Evidence:
 def read_texts(context: Context) -> None:
     """Record the data for evaluations and explanations in one pass over the texts."""
     experiment = context.experiment
+    _record(context)
+    if experiment.explains:
+        context.explanations = experiment.explain.open(context.saes, _inputs(context))
+
+
+def _record(context: Context) -> None:
+    experiment = context.experiment
     if experiment.evaluates_texts:
         context.measures = Measures.of(context.readers[""].tokens, experiment.intervals)
     subject = context.subject()
@@ -176,8 +191,17 @@ def read_texts(context: Context) -> None:
     needed = {name: recorder for name, recorder in recorders.items() if recorder is not None}
     if needed:
         context.recordings = context.text_pass.record(context.saes, needed, "read")
-    if experiment.explains:
-        context.explanations = experiment.explain.open(context.saes, _inputs(context))
+
+
+@memory_shortage(MATCHING, "lower sae_memory or trainer.batch_size")
+@stage("read texts")
+def share_passes(context: Context) -> None:
+    """Make all passes over the texts that the run needs, together with other processes."""
+    _record(context)
+    subject = context.subject()
+    for name, evaluation in _with_pairs(context.experiment, subject).items():
+        with stage(name, evaluation=name):
+            evaluation.record(subject.without(name))
 
 
 def _with_pairs(experiment: Experiment, subject: Subject) -> dict[str, Evaluation]:
