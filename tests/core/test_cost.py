@@ -24,10 +24,10 @@ def test_the_peak_counts_memory_that_is_freed_again_and_not_that_of_earlier_work
 
 @linux
 def test_memory_that_was_freed_before_counts_when_it_is_used_again():
-    kept = [np.ones(2**15) for _ in range(200)]  # 50 MiB in small parts
-    del kept
+    arrays = [np.ones(2**15) for _ in range(200)]  # 50 MiB in small parts
+    arrays.clear()
     meter = Meter.start()
-    kept = [np.ones(2**15) for _ in range(200)]
+    arrays += [np.ones(2**15) for _ in range(200)]
     memory = meter.cost().memory
     assert memory is not None
     assert 45 < memory < 80
