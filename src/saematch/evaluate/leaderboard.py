@@ -86,7 +86,7 @@ class Leaderboard(Evaluation):
         """Return the tables of ranks, winners, arms and costs.
 
         ``leaderboard`` has a row for each part of the run (``parts_of``), metric and arm: the mean
-        over pairs, its rank (``rank``), and its difference from the run's first arm.
+        over pairs, its rank (``rank``), and its difference from the first arm that has the metric.
         ``leaderboard_winners`` has the arms of rank 1. ``leaderboard_arms`` has the cost of each
         arm and what it reads, and ``match_costs`` the cost of each match.
         """

@@ -27,7 +27,9 @@ class Ranked(NamedTuple):
     rank: int | None
     """1 plus the number of arms that are better; None without intervals."""
     difference: Interval
-    """The arm's mean minus that of the first arm, over the pairs of both."""
+    """The arm's mean minus that of ``against``, over the pairs of both."""
+    against: str
+    """The first arm that has the metric."""
     n_pairs: int
 
     def columns(self) -> Row:
@@ -38,7 +40,7 @@ class Ranked(NamedTuple):
             "difference_high": self.difference.high,
         }
         row: Row = {"arm": self.arm, **self.mean._asdict(), "rank": self.rank}
-        return row | difference | {"n_pairs": self.n_pairs}
+        return row | difference | {"against": self.against, "n_pairs": self.n_pairs}
 
 
 def rank(
@@ -60,7 +62,7 @@ def rank(
     sign = -1.0 if column.better == "lower" else 1.0
     n_better = torch.zeros(len(values), dtype=torch.int64)
     known = torch.ones(len(values), dtype=torch.bool)
-    against: list[Interval] = []
+    from_first: list[Interval] = []
     for number in range(len(values)):
         both = has & has[number]
         differences = _mean_over(values - values[number], both)
@@ -69,14 +71,15 @@ def rank(
         others = both.any(dim=1) & (torch.arange(len(values)) != number)
         known[number] = not widths[others].isnan().any()
         if number == 0:
-            against = [
+            from_first = [
                 _interval(value[0].item(), half.item(), column.difference)
                 for value, half in zip(differences, widths, strict=True)
             ]
+    first = next(iter(by_arm))
     return [
         Ranked(
             arm, _interval(means[n, 0].item(), halves[n].item(), column),
-            1 + int(n_better[n]) if known[n] else None, against[n], int(has[n].sum()),
+            1 + int(n_better[n]) if known[n] else None, from_first[n], first, int(has[n].sum()),
         )
         for n, arm in enumerate(by_arm)
     ]  # fmt: skip
