@@ -125,37 +125,53 @@ def winner_lines(tables: Tables) -> Iterator[str]:
             yield f"best of {row['n_arms']} arms{suites} in {title}: {row['arms']}"
 
 
-def recommendation(use: Use, family: str, tables: Tables) -> str | None:
-    """Return a sentence on the best arms for a use on one family; None without the metric."""
-    rows = rows_of(of_metric(tables, **use.key))
+class Best(NamedTuple):
+    """The best arms for a use on one family."""
+
+    first: Row
+    """Row of the arm of rank 1 with the best value, over all strategies."""
+    arms: list[str]
+    """All arms of rank 1 under its strategy, the first one first."""
+    n_arms: int
+    """Number of arms that are compared."""
+
+
+def best_of(use: Use, tables: Tables) -> Best | None:
+    """Return the best arms for a use; None without ranks."""
     column = tables.column(str(use.key["metric"]))
-    ranked = [row for row in rows if row["rank"] is not None]
+    ranked = [row for row in rows_of(of_metric(tables, **use.key)) if row["rank"] is not None]
     if not ranked:
         return None
     sign = -1 if column.better == "lower" else 1
     first = max((row for row in ranked if row["rank"] == 1), key=lambda r: sign * _number(r))
     same = [row for row in ranked if row["strategy"] == first["strategy"]]
-    tied = [str(row["arm"]) for row in same if row["rank"] == 1]
+    tied = [str(row["arm"]) for row in same if row["rank"] == 1 and row is not first]
+    return Best(first, [str(first["arm"]), *tied], len(same))
+
+
+def recommendation(use: Use, family: str, tables: Tables) -> str | None:
+    """Return a sentence on the best arms for a use on one family; None without ranks."""
+    best = best_of(use, tables)
+    if best is None:
+        return None
+    first, label = best.first, tables.column(str(use.key["metric"])).label
     strategy = "" if first["strategy"] is None else f" with `{first['strategy']}`"
-    text = f"`{family}`: `{first['arm']}`{strategy}, {column.label} {interval(first)}"
-    if len(tied) > 1:
-        others = ", ".join(f"`{arm}`" for arm in tied if arm != first["arm"])
-        text += f"; tied with {others}"
+    text = f"`{family}`: `{first['arm']}`{strategy} ({label} {interval(first)}"
+    text += f", best of {best.n_arms} arms)" if best.n_arms > 1 else ", the only arm)"
     costs = {str(row["arm"]): row for row in tables.rows("leaderboard_arms")}
-    cheapest = min(tied, key=lambda arm: (len(_reads(costs[arm])), _number(costs[arm], "seconds")))
+    if len(best.arms) == 1:
+        return f"{text}; it reads {costs[best.arms[0]]['reads']}."
+    cheapest = min(best.arms, key=lambda a: (len(_reads(costs[a])), _number(costs[a], "seconds")))
+    others = ", ".join(f"`{arm}`" for arm in best.arms[1:])
     return (
-        f"{text}. Of {len(same)} arms, the cheapest of the best is `{cheapest}`, which reads "
+        f"{text}, tied with {others}. The cheapest of these, `{cheapest}`, reads "
         f"{costs[cheapest]['reads']}."
     )
 
 
 def best_everywhere(use: Use, runs: Runs) -> str:
-    """Return a sentence on the arms of rank 1 on every family that has the metric."""
-    best: list[set[str]] = []
-    for tables in runs.values():
-        rows = rows_of(of_metric(tables, **use.key))
-        if any(row["rank"] is not None for row in rows):
-            best.append({str(row["arm"]) for row in rows if row["rank"] == 1})
+    """Return a sentence on the arms that are best on every family that has the metric."""
+    best = [set(of_run.arms) for of_run in (best_of(use, t) for t in runs.values()) if of_run]
     shared = sorted(set.intersection(*best)) if best else []
     if not shared:
         return "No arm is best, or tied for best, on every family."
