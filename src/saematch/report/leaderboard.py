@@ -59,9 +59,9 @@ USES = (
 )
 
 
-def of_metric(tables: Tables, by: str = "all", **key: object) -> DataFrame:
-    """Return the rows of ``leaderboard`` of one kind of part, by some of the key columns."""
-    return where(table(tables, "leaderboard"), by=by, **key)
+def of_metric(tables: Tables, key: Mapping[str, object]) -> DataFrame:
+    """Return the rows of ``leaderboard`` over all pairs that have the values of key columns."""
+    return where(table(tables, "leaderboard"), **{"by": "all", **key})
 
 
 def title_of(column: Column, key: Mapping[str, object]) -> str:
@@ -79,14 +79,14 @@ def metrics_of(runs: Runs) -> list[dict[str, object]]:
     """Return the keys of all metrics of the runs, in order of first appearance."""
     keys: dict[tuple, None] = {}
     for tables in runs.values():
-        keys |= dict.fromkeys(unique(of_metric(tables), *KEYS))
+        keys |= dict.fromkeys(unique(of_metric(tables, {}), *KEYS))
     return [dict(zip(KEYS, key, strict=True)) for key in keys]
 
 
 def boards(runs: Runs) -> Iterator[Board]:
     """Yield a table for each metric over all pairs."""
     for key in metrics_of(runs):
-        frames = {family: of_metric(tables, **key) for family, tables in runs.items()}
+        frames = {family: of_metric(tables, key) for family, tables in runs.items()}
         arms = dict.fromkeys(arm for frame in frames.values() for arm in arms_of(frame))
         column = next(iter(runs.values())).column(str(key["metric"]))
         cells = {
@@ -139,7 +139,7 @@ class Best(NamedTuple):
 def best_of(use: Use, tables: Tables) -> Best | None:
     """Return the best arms for a use; None without ranks."""
     column = tables.column(str(use.key["metric"]))
-    ranked = [row for row in rows_of(of_metric(tables, **use.key)) if row["rank"] is not None]
+    ranked = [row for row in rows_of(of_metric(tables, use.key)) if row["rank"] is not None]
     if not ranked:
         return None
     sign = -1 if column.better == "lower" else 1
@@ -178,16 +178,15 @@ def best_everywhere(use: Use, runs: Runs) -> str:
     return f"Best, or tied for best, on every family: {', '.join(f'`{arm}`' for arm in shared)}."
 
 
-def against_first(family: str, tables: Tables, k: int, layers: str | None = None) -> str | None:
+def against_first(family: str, tables: Tables, k: int) -> str | None:
     """Return a sentence on the arms that beat the first arm in off rate at ``k`` partners.
 
-    It is over all pairs, or on one pair of ``layers`` such as ``4→5``; None without rows.
+    None if no other arm has the metric.
     """
-    by = {"by": "all"} if layers is None else {"by": "pair", "part": layers}
-    rows = rows_of(of_metric(tables, **by, metric=OFF_RATE, k=k))  # type: ignore[arg-type]
+    rows = rows_of(of_metric(tables, {"metric": OFF_RATE, "k": k}))
     if len(rows) < 2:
         return None
-    first, place = rows[0]["against"], f"On `{family}`" + (f" {layers}" if layers else "")
+    first, place = rows[0]["against"], f"On `{family}`"
     partners = "one partner" if k == 1 else f"{k} partners"
     better = [row for row in rows if row["difference_low"] is not None
               and _number(row, "difference_low") > 0]  # fmt: skip
@@ -203,7 +202,8 @@ def pair_difference(tables: Tables, family: str, layers: str, arm: str, k: int) 
 
     None if the run lacks the arm or the pair.
     """
-    rows = rows_of(of_metric(tables, "pair", part=layers, metric=OFF_RATE, k=k, arm=arm))
+    key = {"by": "pair", "part": layers, "metric": OFF_RATE, "k": k, "arm": arm}
+    rows = rows_of(of_metric(tables, key))
     if not rows or rows[0]["difference_low"] is None or rows[0]["against"] == arm:
         return None
     (row,) = rows
@@ -216,7 +216,7 @@ def pair_difference(tables: Tables, family: str, layers: str, arm: str, k: int) 
 
 def leaderboard(tables: Tables) -> Figure | None:
     """Metrics of each arm over all pairs, with intervals; blue: rank 1."""
-    shown = [(key, of_metric(tables, **key)) for key in FIGURE]
+    shown = [(key, of_metric(tables, key)) for key in FIGURE]
     shown = [(key, frame) for key, frame in shown if len(frame)]
     if not shown:
         return None
