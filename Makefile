@@ -22,7 +22,7 @@ EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
 HYPHENATED  := $(filter-out $(EXPERIMENTS),$(subst _,-,$(EXPERIMENTS)))
 SWEEPS      := $(addprefix sweep-,$(basename $(notdir $(wildcard sweeps/*.yaml))))
 
-.PHONY: $(EXPERIMENTS) $(HYPHENATED) $(SWEEPS) compare reproduce reproduction-page metrics-page verify-page help setup demo test test-slow test-kill lint bench bench-scaling bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-pair smollm2-studies
+.PHONY: $(EXPERIMENTS) $(HYPHENATED) $(SWEEPS) compare reproduce reproduction-page metrics-page verify-page leaderboard-page help setup demo test test-slow test-kill lint bench bench-scaling bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-pair smollm2-studies
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,7 +48,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Run the paper's main experiment on the embedded model
 	$(BIN)/python -m saematch +experiment=skip_layers $(ARGS)
 
-$(EXPERIMENTS) $(HYPHENATED): $(READY)
+$(filter-out leaderboard,$(EXPERIMENTS)) $(HYPHENATED): $(READY)
 	$(BIN)/python -m saematch +experiment=$(subst -,_,$@) $(SETTING) $(ARGS)
 
 # --resume continues an interrupted sweep and has no effect on a new one
@@ -84,6 +84,17 @@ verify-page: $(READY) ## Verify the three families of embedded SAEs: the results
 	for family in $(FAMILIES); do \
 		$(BIN)/python -m saematch +experiment=verify sae=$$family run_id=$$family $(ARGS) || exit 1; done
 	$(BIN)/python -m saematch.report.verify_page docs/verify.md zoo $(addprefix outputs/verify/,$(FAMILIES))
+
+LEADERBOARDS := $(addprefix outputs/leaderboard/,$(FAMILIES))
+
+# The target leaderboard of one experiment would run one family only
+leaderboard: leaderboard-page
+
+leaderboard-page: $(READY) ## Rank all ways of matching on the three families: docs/matchers.md (10 minutes)
+	for family in $(FAMILIES); do \
+		$(BIN)/python -m saematch +experiment=leaderboard sae=$$family run_id=$$family $(ARGS) || exit 1; done
+	for page in docs/matchers.md outputs/leaderboard/index.html; do \
+		$(BIN)/python -m saematch.report.leaderboard_page $$page $(LEADERBOARDS) || exit 1; done
 
 test: $(READY) ## Check style, imports and types, and run the tests
 	$(BIN)/ruff check .

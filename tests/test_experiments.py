@@ -99,10 +99,13 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
     if "co_activation" in parts.evaluations:
         expected["activations"] = n_pairs * n_arms * (n_sets + 1)
         n_contrasts = n_arms * (n_arms - 1) // 2
-        expected["activation_contrasts"] = n_pairs * n_contrasts * (n_sets + 1)
+        if parts.evaluations["co_activation"].contrasts:
+            expected["activation_contrasts"] = n_pairs * n_contrasts * (n_sets + 1)
     if "skipping" in parts.evaluations:
-        matchless = parts.evaluations["skipping"].strategies
-        cells = sum(len(a.decode) * (1 + len(a.quantiles)) for a in parts.arms.values())
+        skipping = parts.evaluations["skipping"]
+        matchless = skipping.strategies
+        decode = {n: skipping.decode or arm.decode for n, arm in parts.arms.items()}
+        cells = sum(len(decode[n]) * (1 + len(a.quantiles)) for n, a in parts.arms.items())
         expected["strategies"] = n_pairs * n_sets * (cells + len(matchless))
         contrasts = {
             frozenset({(a, s, q), (b, t, q)})
@@ -111,7 +114,8 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
             if (a == b) != (s == t) and q in (None, *two.quantiles)
         }  # fmt: skip
         n_contrasts = len(contrasts) + cells * len(matchless)
-        expected["contrasts"] = n_pairs * n_sets * n_contrasts
+        if skipping.contrasts:
+            expected["contrasts"] = n_pairs * n_sets * n_contrasts
     if "features" in parts.evaluations:
         expected["feature_mse_histogram"] = n_pairs * n_arms * 60
         expected["features"] = n_pairs * n_arms * 20
@@ -121,6 +125,8 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
         expected["planted"] = n_pairs * sum(len(a.decode) for a in parts.arms.values())
     if "verify" in parts.evaluations:
         expected |= verify_rows(parts, tables)
+    if "leaderboard" in parts.evaluations:
+        expected |= leaderboard_rows(parts, tables)
     if experiment in JUDGED:
         expected |= judged_rows(parts, tables)
     expected["means"] = rows_of_means(parts, tables, n_sets)
@@ -185,12 +191,13 @@ def verify_rows(parts, tables):
     removed = Counter((row["arm"], row["k"]) for row in tables.rows("verify")
                       if (row["edit"], row["sampling"]) == ("remove", "feature"))  # fmt: skip
     (n_pairs,) = set(removed.values())
-    references = {NEAR_MISS, LEARNED, HINDSIGHT}
+    verify = parts.evaluations["verify"]
+    references = {NEAR_MISS, HINDSIGHT} | ({LEARNED} if verify.n_learning else set())
     assert {arm for arm, _ in removed} == {*parts.arms, *references}
     assert all(k == 1 for arm, k in removed if arm in references | {"folded", "random"})
-    assert {k for _, k in removed} <= set(parts.evaluations["verify"].partners)
-    features = parts.evaluations["verify"].features
-    n_samples = 2 if features is None else 1
+    assert {k for _, k in removed} <= set(verify.partners)
+    features = verify.features
+    n_samples = 2 if features is None and verify.n_token_events else 1
     shared = [k for (_, k), (_, other) in combinations(removed, 2) if k == other]
     strata = {(row["arm"], row["k"], row["stratum"]) for row in tables.rows("verify_strata")}
     assert {stratum for *_, stratum in strata} <= {1, 2, 3, 4}
@@ -199,13 +206,28 @@ def verify_rows(parts, tables):
             "verify_verdicts": n_arms, "verify_correlations": 4 * n_arms}  # fmt: skip
     assert all(0 <= len(tables.get(name, ())) <= n_rows for name, n_rows in most.items())
     return {
-        "verify": n_pairs * len(removed) * (n_samples + 3),
-        "verify_contrasts": n_pairs * n_samples * len(shared),
+        "verify": n_pairs * len(removed) * (n_samples + 3 * verify.controls),
+        **({"verify_contrasts": n_pairs * n_samples * len(shared)} if verify.contrasts else {}),
         "verify_strata": len(tables["verify_strata"]),
-        "verify_injection": n_arms,
+        **({"verify_injection": n_arms} if verify.n_injections else {}),
         "verify_counts": n_pairs,
         **({} if features is None else {"verify_features": n_arms * len(features)}),
         **{name: len(tables[name]) for name in most if name in tables},
+    }
+
+
+def leaderboard_rows(parts, tables):
+    """Return the numbers of rows that the docs promise of a run with ``leaderboard``."""
+    n_matches = len(tables["matches"])
+    board = tables["leaderboard"]
+    assert set(board["arm"]) == set(parts.arms)
+    keys = ["suites", "by", "part", "metric", "strategy", "k", "partners"]
+    ranked = board[board["rank"] == 1].drop_duplicates(keys)
+    return {
+        "leaderboard": len(board),
+        "leaderboard_winners": len(ranked),
+        "leaderboard_arms": len(parts.arms),
+        "match_costs": n_matches,
     }
 
 

@@ -17,6 +17,17 @@ def test_neighbours():
     assert [pair.suites for pair in pairs] == ["a", "a", "b"]
 
 
+def test_neighbours_at_several_distances_count_the_layers_that_have_an_sae():
+    pairing = Neighbours([2, 1])
+    assert layers_of(pairing({"a": [0, 2, 3, 5], "b": [4]})) == [
+        (0, 2), (2, 3), (3, 5), (0, 3), (2, 5)
+    ]  # fmt: skip
+    assert Neighbours().chains
+    assert not pairing.chains
+    with pytest.raises(InputError, match="a distance of 2 need at least 3 layers"):
+        Neighbours([2])({"a": [0, 1]})
+
+
 def test_from_starts():
     layers = {"default": [0, 2, 3, 5]}
     assert layers_of(FromStarts([2, 0])(layers)) == [(0, 2), (0, 3), (0, 5), (2, 3), (2, 5)]

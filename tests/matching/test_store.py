@@ -69,6 +69,27 @@ def test_a_match_under_a_limit_of_time_is_not_shared(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_match_that_was_read_has_the_cost_of_its_solution(tmp_path):
+    first, second = MatchStore(tmp_path), MatchStore(tmp_path)
+    first.match(SAES, A, B, ARM)
+    cost = first.cost(SAES, [A, B], ARM)
+    assert cost.seconds > 0
+    second.match(SAES, A, B, ARM)
+    assert second.cost(SAES, [A, B], ARM) == cost
+    second.match(SAES, B, C, ARM)
+    both = second.cost(SAES, [A, B, C], ARM)
+    assert both == cost.then(second.cost(SAES, [B, C], ARM))
+
+
+def test_a_file_without_a_cost_has_none(tmp_path):
+    match = ARM.match(SAES[A], SAES[B])
+    match.save(tmp_path / f"{match_key(OF_A, OF_B, ARM)}.safetensors", keep=True)
+    store = MatchStore(tmp_path)
+    store.match(SAES, A, B, ARM)
+    assert dict(store.counts) == {"read": 1}
+    assert store.cost(SAES, [A, B], ARM) is None
+
+
 def test_a_chain_is_the_composition_of_its_steps(tmp_path):
     store = MatchStore(tmp_path)
     chained = store.chain(SAES, [A, B, C], ARM)

@@ -78,6 +78,9 @@ class CoActivation(Evaluation):
     columns: ClassVar[tuple[Column, ...]] = (*SCORES, RECALL_LIVE, MEAN_L0, MEAN_NORM, N_DEAD)
     reads_texts: ClassVar[bool] = True
 
+    contrasts: bool = True
+    """Whether to compare every two arms."""
+
     def recorder(self, subject: Subject) -> CountRecorder:
         """Return the recorder of counts; a match that several arms found is counted once."""
         saes = tuple(dict.fromkeys(subject.twins.values()))
@@ -100,7 +103,8 @@ class CoActivation(Evaluation):
             scores = _scores_of(pair, subject, subject.counts)
             for arm, of_arm in scores.items():
                 rows += [_row(subject.measures, Cell(pair, arm, d), s) for d, s in of_arm.items()]
-            contrasts += _contrasts(pair, scores, subject.measures)
+            if self.contrasts:
+                contrasts += _contrasts(pair, scores, subject.measures)
             truth = subject.truth(pair)
             live = None if truth is None else live_part(truth, subject.counts.fired(pair.source))
             for arm, match in subject.matches.of(pair).items():
@@ -111,14 +115,15 @@ class CoActivation(Evaluation):
             for row in rows
             if row["dataset"] == POOLED
         ]
-        return Tables.of(
-            {
-                "activations": rows,
-                "activation_contrasts": contrasts,
-                "matches": of_matches,
-                "layers": [_layer_row(key, subject.counts) for key in subject.twins],
-            }
-        )
+        made = {
+            "activations": rows,
+            "activation_contrasts": contrasts,
+            "matches": of_matches,
+            "layers": [_layer_row(key, subject.counts) for key in subject.twins],
+        }
+        if not self.contrasts:
+            del made["activation_contrasts"]
+        return Tables.of(made)
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ class Evaluation:
     """Base class of evaluations: specs whose fields are their settings.
 
     A run calls ``check_sources``, ``check_saes`` and ``refusals`` before any work, ``recorder``
-    after matching, and ``tables`` after the pass over the texts. An evaluation overrides the
+    after matching, ``tables`` after the pass over the texts, and ``summary_tables`` at the end. An
+    evaluation overrides the
     methods that it needs.
     """
 
@@ -173,4 +174,8 @@ class Evaluation:
 
     def judged_tables(self, subject: Subject, judgements: pd.DataFrame) -> Tables:
         """Return further tables of a run with a judge; ``judgements`` has a row for each answer."""
+        return Tables()
+
+    def summary_tables(self, subject: Subject, tables: Tables) -> Tables:
+        """Return tables made from those of all evaluations and of the judge."""
         return Tables()

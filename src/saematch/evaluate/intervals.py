@@ -114,30 +114,36 @@ class Replicates:
         value = values[0].item()
         if math.isnan(value):
             return Interval(None)
-        half = self._half_width(values, whole)
-        if half is None:
+        half = self.half_widths(values[None], whole).item()
+        if math.isnan(half):
             return Interval(value)
         low, high = max(value - half, column.least), min(value + half, column.greatest)
         return Interval(value, min(value, low), max(value, high))
 
-    def _half_width(self, values: Values, whole: Values | None) -> float | None:
+    def half_widths(
+        self, values: Float64[Tensor, "n n_values"], whole: Values | None = None
+    ) -> Float64[Tensor, " n"]:
+        """Return half the width of the interval of each row of values; NaN without an interval.
+
+        ``whole`` is as in ``interval``, the same for all rows.
+        """
         changes = torch.ones_like(self.of_set, dtype=torch.bool)
         if whole is not None:
             changes = whole[1:] != whole[0]
         sets, of_set = self.of_set[changes].unique(return_inverse=True)
-        moved = values[1:][changes]
+        moved = values[:, 1:][:, changes]
         alone = torch.bincount(self.of_set, minlength=1).max() < 2
-        if alone or len(moved) < 2 or moved.isnan().any():
-            return None
+        if alone or moved.shape[1] < 2:
+            return torch.full((len(values),), math.nan, dtype=torch.float64)
         n = torch.bincount(of_set, minlength=len(sets)).double()
-        centres = torch.zeros_like(n).index_add_(0, of_set, moved) / n
-        centres[n == 1] = values[0]  # the only text of its set
-        squares = torch.zeros_like(n).index_add_(0, of_set, (moved - centres[of_set]).square())
+        zeros = torch.zeros(len(values), len(sets), dtype=torch.float64)
+        centres = zeros.index_add(1, of_set, moved) / n
+        centres[:, n == 1] = values[:, :1]  # the only text of its set
+        squares = zeros.index_add(1, of_set, (moved - centres[:, of_set]).square())
         freedom = (n - 1).clamp(min=1)
         variances = squares * torch.where(n == 1, 1, freedom / n)
-        variance = variances.sum()
-        if variance == 0:
-            return 0.0
-        freedom = variance.square() / (variances.square() / freedom).sum()  # Satterthwaite 1946
-        quantile = stdtrit(freedom.item(), (1 + self.level) / 2)
-        return float(quantile * variance.sqrt().item())
+        variance = variances.sum(dim=1)
+        # Satterthwaite 1946; any number of degrees of freedom serves without variance
+        of_sum = variance.square() / (variances.square() / freedom).sum(dim=1)
+        quantiles = stdtrit(of_sum.where(variance != 0, 1.0).numpy(), (1 + self.level) / 2)
+        return torch.from_numpy(quantiles) * variance.sqrt()

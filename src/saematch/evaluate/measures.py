@@ -38,6 +38,17 @@ class Cell(NamedTuple):
         return row
 
 
+class MeasureKey(NamedTuple):
+    """Key of a metric whose replicates are kept."""
+
+    cell: Cell
+    metric: str
+    k: int | None = None
+    """Number of best partners that were tested together; None for a metric of the whole match."""
+    stratum: int | None = None
+    """Stratum of activity of the source features, from 1; None for all features."""
+
+
 @dataclass(frozen=True)
 class Measures:
     """The text sets of a run, and the metrics measured on them.
@@ -48,9 +59,8 @@ class Measures:
     replicates: Replicates
     weights: Mapping[str, Weights]
     """Weights by text set, as in ``Replicates.weights``."""
-    _values: dict[MeanKey, list[tuple[Column, Values]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    kept: dict[MeasureKey, tuple[Column, Values]] = field(default_factory=dict)
+    """Metrics of pairs and arms, with their replicates."""
 
     @classmethod
     def of(cls, tokens: Mapping[str, Iterable[TokenBatch]], intervals: Intervals) -> Measures:
@@ -84,9 +94,7 @@ class Measures:
         for column, of_column in values.items():
             row |= self.replicates.row(column, of_column)
             if COMPARED & set(column.logged):
-                pair, arm, dataset, strategy, quantile = cell
-                key = MeanKey(pair.suites, arm, dataset, strategy, quantile, column.name)
-                self._values[key].append((column, of_column))
+                self.kept[MeasureKey(cell, column.name)] = column, of_column
         return row
 
     def mean_rows(self) -> list[Row]:
@@ -95,11 +103,16 @@ class Measures:
         If a metric was not measured over all texts together, its value for ``all`` is the mean of
         the values of the text sets.
         """
-        means = {
-            key: torch.stack([value for _, value in values]).mean(dim=0)
-            for key, values in self._values.items()
-        }
-        n_pairs = {key: len(values) for key, values in self._values.items()}
+        grouped: dict[MeanKey, list[Values]] = defaultdict(list)
+        columns: dict[str, Column] = {}
+        for (cell, metric, k, _), (column, values) in self.kept.items():
+            if k is None:
+                pair, arm, dataset, strategy, quantile = cell
+                key = MeanKey(pair.suites, arm, dataset, strategy, quantile, metric)
+                grouped[key].append(values)
+                columns[metric] = column
+        means = {key: torch.stack(values).mean(dim=0) for key, values in grouped.items()}
+        n_pairs = {key: len(values) for key, values in grouped.items()}
         of_sets: dict[MeanKey, list[MeanKey]] = defaultdict(list)
         for key in means:
             over_all = key._replace(dataset=POOLED)
@@ -108,7 +121,6 @@ class Measures:
         for over_all, keys in of_sets.items():
             means[over_all] = torch.stack([means[key] for key in keys]).mean(dim=0)
             n_pairs[over_all] = n_pairs[keys[0]]
-        columns = {key.metric: values[0][0] for key, values in self._values.items()}
         return [
             mean_row(key, self.replicates.interval(columns[key.metric], values), n_pairs[key])
             for key, values in means.items()

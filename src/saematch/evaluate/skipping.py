@@ -22,7 +22,7 @@ from saematch.evaluate.measures import Cell, Measures
 from saematch.evaluate.metrics import explained_variance, mean
 from saematch.evaluate.splice import INCREMENT_FREE, MATCHLESS, Job, Splice, SpliceRecorder
 from saematch.evaluate.weights import FoldedPair, of_least_error, row_errors
-from saematch.matching.arm import DECODINGS, INCREMENT, Arm
+from saematch.matching.arm import DECODINGS, INCREMENT, Arm, check_decode
 from saematch.sae.recorders import Recording
 from saematch.texts.sums import TextSums
 
@@ -66,13 +66,19 @@ class Skipping(Evaluation):
     """Ridge penalty of the fits of ``increment`` and ``increment_free``, relative to the mean over
     source features of their summed squared activations on the calibration texts."""
 
+    decode: Unique[str] | None = None
+    """Strategies with a match, for all arms; None for those of each arm's ``decode``."""
+    contrasts: bool = True
+    """Whether to compare every two arms, and every two strategies of an arm."""
+
     def __post_init__(self) -> None:
         unknown = [name for name in self.strategies if name not in MATCHLESS]
         if unknown:
             raise InputError(
                 f"evaluations.skipping.strategies: unknown strategy {unknown[0]!r}: choose among "
-                f"{', '.join(MATCHLESS)}; each arm's decode sets the strategies with a match"
+                f"{', '.join(MATCHLESS)}; decode sets the strategies with a match"
             )
+        check_decode(self.decode or (), "evaluations.skipping.decode")
         if self.ridge < LEAST_RIDGE:
             raise InputError(
                 f"evaluations.skipping.ridge={self.ridge} must be at least {LEAST_RIDGE}: the fit "
@@ -82,8 +88,12 @@ class Skipping(Evaluation):
     def calibrates(self, arms: Mapping[str, Arm]) -> bool:
         """Return whether a strategy is fitted to calibration texts."""
         return INCREMENT_FREE in self.strategies or any(
-            INCREMENT in arm.decode for arm in arms.values()
+            INCREMENT in self._decode(arm) for arm in arms.values()
         )
+
+    def _decode(self, arm: Arm) -> Sequence[str]:
+        """Return the strategies with a match that are evaluated for an arm."""
+        return arm.decode if self.decode is None else self.decode
 
     def refusal(self, facts: PairFacts) -> str | None:
         """Refuse pairs between which no layer can be skipped."""
@@ -113,7 +123,7 @@ class Skipping(Evaluation):
         cells = [
             (name, Splice(strategy, pair, match.hash, quantile))
             for name, match in matches.items()
-            for strategy in subject.arms[name].decode
+            for strategy in self._decode(subject.arms[name])
             for quantile in (None, *_quantiles(subject.arms[name], strategy))
         ]
         cells += [(NO_ARM, Splice(strategy, pair)) for strategy in self.strategies]
@@ -144,10 +154,12 @@ class Skipping(Evaluation):
                     _row(measures, cell, dataset, of_cell) | _sizes(of_set, label)
                     for cell, of_cell in zip(cells, values, strict=True)
                 ]
-                contrasts += strategy_contrasts(cells, values, dataset, measures.replicates)
+                if self.contrasts:
+                    contrasts += strategy_contrasts(cells, values, dataset, measures.replicates)
         if not rows:
             return Tables()
-        return Tables.of({"strategies": rows, "contrasts": contrasts})
+        made = {"strategies": rows}
+        return Tables.of(made | {"contrasts": contrasts} if self.contrasts else made)
 
 
 def _quantiles(arm: Arm, strategy: str) -> tuple[float, ...]:
@@ -160,7 +172,7 @@ def _row_errors(subject: Subject, pair: Pair) -> dict[str, Tensor]:
     ranked = {
         match.hash: match
         for name, match in subject.matches.of(pair).items()
-        if subject.arms[name].decode and subject.arms[name].quantiles
+        if subject.arms[name].quantiles
     }
     if not ranked:
         return {}

@@ -64,6 +64,11 @@ class Verify(Evaluation):
     n_joint: AtLeast0 = 1
     """Largest number of events of a target feature in which its active sources are removed
     together; 0 leaves joint removals out."""
+    controls: bool = True
+    """Whether active features are also halved, set to their mean and replaced by a random
+    direction."""
+    contrasts: bool = True
+    """Whether to compare every two arms, on the same events."""
     floor: AtLeast1 = 10
     """Least number of calibration tokens on which a tested source feature is active; also for the
     targets of joint removals. Source features below the floor are counted."""
@@ -121,12 +126,13 @@ class Verify(Evaluation):
         """Return the rows of all tables of a pair."""
         assert subject.measures is not None
         tables = PairTables(
-            subject, verified, subject.measures.replicates, self.partners, self.seed, self.floor
-        )
+            subject, verified, subject.measures.replicates, self.partners, self.seed, self.floor,
+            self.controls,
+        )  # fmt: skip
         further = FurtherTables(tables)
         return {
             "verify": list(tables.scores()),
-            "verify_contrasts": list(tables.contrasts()),
+            "verify_contrasts": list(tables.contrasts()) if self.contrasts else [],
             "verify_strata": list(tables.strata()),
             "verify_injection": list(further.injection()),
             "verify_joint": list(further.joint()),
@@ -238,7 +244,7 @@ class Verify(Evaluation):
             targets = _first(events, self.n_joint).of_features(live)
             targets = targets.only(targets.by_feature)
             joint = {match.hash: match for match in _matches(subject, pair) if _has_joint(match)}
-        means = fitted[source].mean.float()
+        means = fitted[source].mean.float() if self.controls else None
         return Interventions(removals, means, injections, targets, joint)
 
     def _learned(

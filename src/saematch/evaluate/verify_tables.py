@@ -30,7 +30,7 @@ from saematch.evaluate.evaluation import Subject
 from saematch.evaluate.events import Sample
 from saematch.evaluate.intervals import Replicates, Values
 from saematch.evaluate.interventions import EDITS, REMOVE
-from saematch.evaluate.measures import Cell
+from saematch.evaluate.measures import Cell, MeasureKey
 from saematch.evaluate.verify_columns import (
     CONTROLLED,
     COVERAGE,
@@ -103,6 +103,8 @@ class PairTables:
     seed: int
     floor: int
     """Least number of calibration tokens on which a tested feature is active."""
+    controls: bool = True
+    """Whether the recording has the edits other than ``remove``."""
 
     @property
     def pair(self) -> Pair:
@@ -166,7 +168,7 @@ class PairTables:
 
     def scores(self) -> Iterator[Row]:
         """Yield the rows of ``verify``."""
-        for edit in EDITS:
+        for edit in EDITS if self.controls else (REMOVE,):
             effects = self.removed if edit == REMOVE else self.verified.effects(edit)
             for candidate in self.candidates:
                 outcome, random = self.outcomes(effects, candidate)
@@ -178,6 +180,8 @@ class PairTables:
                         key |= {"sampling": sampling, "edit": edit, "k": k}
                         row = self._score_row(effects, scores, of_random, sampled)
                         yield key | row | {"n_events": int(sampled.sum())}
+                        if (edit, sampling) == (REMOVE, BY_FEATURE) and of_random is not None:
+                            self._keep(candidate, k, effects, (scores, of_random), sampled)
 
     def _score_row(
         self, effects: Effects, scores: Scores, random: Scores | None, sampled: np.ndarray
@@ -195,6 +199,21 @@ class PairTables:
                 difference = _metrics(scores)[column] - of_random[column]
                 row |= self.row(OVER_RANDOM[column], effects, difference, sampled)
         return row
+
+    def _keep(
+        self, candidate: Candidate, k: int, effects: Effects, scores: tuple[Scores, Scores],
+        sampled: np.ndarray, stratum: int | None = None,
+    ) -> None:  # fmt: skip
+        """Keep an arm's metrics minus those of random targets; ``scores`` has those of both."""
+        if candidate.name not in self.arms or self.subject.measures is None:
+            return
+        of_partners, of_random = map(_metrics, scores)
+        cell = Cell(self.pair, candidate.name, POOLED)
+        for column in CONTROLLED:
+            over_random = OVER_RANDOM[column]
+            mean = self.mean(effects, of_partners[column] - of_random[column], sampled)
+            key = MeasureKey(cell, over_random.name, k, stratum)
+            self.subject.measures.kept[key] = over_random, mean
 
     def mean(self, effects: Effects, values: np.ndarray, where: np.ndarray) -> Values:
         """Return the mean over events, with its replicates."""
@@ -256,8 +275,11 @@ class PairTables:
                     row |= self.row(OFF_RATE, effects, scores.off, sampled)
                     row |= self.row(EFFECT, effects, scores.effect, sampled)
                     if random is not None:
-                        mean = self.mean(effects, random.at(k).effect, sampled)
+                        of_random = random.at(k)
+                        mean = self.mean(effects, of_random.effect, sampled)
                         row[OF_RANDOM[EFFECT].name] = mean[0].item()
+                        both = scores, of_random
+                        self._keep(candidate, k, effects, both, sampled, stratum + 1)
                     row |= {"n_features": int((strata == stratum).sum())}
                     yield row | {"n_events": int(sampled.sum())}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,16 @@ INCREMENT = "increment"
 """Strategy that adds matched decoder vectors with fitted gains to the copied hidden state."""
 DECODINGS = {"permute": "threshold", "permute_raw": "decoder_norm"}
 """Fold in which activations are transported, by strategy of encode-permute-decode."""
+
+
+def check_decode(decode: Sequence[str], setting: str) -> None:
+    """Raise ``InputError`` for an unknown strategy of decoding."""
+    strategies = (*DECODINGS, INCREMENT)
+    unknown = [strategy for strategy in decode if strategy not in strategies]
+    if unknown:
+        raise InputError(
+            f"unknown strategy {unknown[0]!r} in {setting}: choose among {', '.join(strategies)}"
+        )
 
 
 @spec("arms")
@@ -72,13 +83,7 @@ class Arm:
     def __post_init__(self) -> None:
         if self.fold not in FOLDS:
             raise InputError(f"unknown fold {self.fold!r}: choose one of {', '.join(FOLDS)}")
-        strategies = (*DECODINGS, INCREMENT)
-        unknown = [strategy for strategy in self.decode if strategy not in strategies]
-        if unknown:
-            raise InputError(
-                f"unknown strategy {unknown[0]!r} in an arm's decode: choose among "
-                f"{', '.join(strategies)}"
-            )
+        check_decode(self.decode, "an arm's decode")
         if not isinstance(self.objective, Objective):
             self._check_candidates()
         if self.transported and self.reads_activity:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
 from tqdm import tqdm
 
+from saematch.core.cost import Cost
 from saematch.core.errors import stage
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, Refusal, SaeKey
@@ -32,6 +33,8 @@ class MatchSet:
     """Pairs that at least one arm has matched."""
     by_arm: dict[str, dict[Pair, Match]]
     """Matches by arm and pair, without the pairs that the arm cannot match."""
+    costs: Mapping[tuple[str, Pair], Cost] = field(default_factory=dict)
+    """Cost of each arm's match of a pair when it was solved, where it is known."""
 
     def of(self, pair: Pair) -> dict[str, Match]:
         """Return the pair's match in each arm that has one."""
@@ -44,7 +47,8 @@ class MatchSet:
             arm: {pair: match for pair, match in of_arm.items() if pair in chosen}
             for arm, of_arm in self.by_arm.items()
         }
-        return MatchSet(tuple(pair for pair in self.pairs if pair in chosen), by_arm)
+        pairs = tuple(pair for pair in self.pairs if pair in chosen)
+        return replace(self, pairs=pairs, by_arm=by_arm)
 
     @cached_property
     def hashes(self) -> dict[str, dict[Pair, str]]:
@@ -68,6 +72,7 @@ def match_pairs(
     """
     shelf = SaeShelf.of(saes)
     by_arm: dict[str, dict[Pair, Match]] = {name: {} for name in arms}
+    costs: dict[tuple[str, Pair], Cost] = {}
     todo = [
         (pair, name)
         for pair in pairs
@@ -87,17 +92,18 @@ def match_pairs(
     for pair, name in tqdm(todo, desc="match", unit="match"):
         arm = arms[name]
         with stage("match", arm=name, pair=pair.label):
-            keys = steps(shelf, pair, arm)
+            layers = steps(shelf, pair, arm)
             if arm.synchronise is None:
-                match = store.chain(shelf, keys, arm)
+                match = store.chain(shelf, layers, arm)
             else:
-                match = store.synchronised(shelf, keys, arm).match(pair)
+                match = store.synchronised(shelf, layers, arm).match(pair)
         by_arm[name][pair] = match
+        if cost := store.cost(shelf, layers, arm):
+            costs[name, pair] = cost
         _keep(match, arm, folder / name / f"{pair.label}.safetensors")
     log.info(store.summary())
-    return MatchSet(
-        tuple(p for p in pairs if any(p in of_arm for of_arm in by_arm.values())), by_arm
-    )
+    matched = tuple(p for p in pairs if any(p in of_arm for of_arm in by_arm.values()))
+    return MatchSet(matched, by_arm, costs)
 
 
 def matched_paths(

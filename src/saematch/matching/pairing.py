@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import ClassVar, Protocol, runtime_checkable
 
 from saematch.core.errors import InputError
@@ -19,8 +18,10 @@ Layers = Mapping[str, Sequence[int]]
 class Pairing(Protocol):
     """Interface of a pairing."""
 
-    chains: ClassVar[bool]
-    """Whether each pair starts at the target of the previous pair, so that paths are possible."""
+    @property
+    def chains(self) -> bool:
+        """Whether each pair starts at the target of the previous pair, so that paths exist."""
+        ...
 
     def __call__(self, layers: Layers) -> tuple[Pair, ...]:
         """Return the pairs; ``InputError`` if there are none, or a layer or suite is missing."""
@@ -29,22 +30,33 @@ class Pairing(Protocol):
 
 @spec("pairing")
 class Neighbours:
-    """Spec: each layer and the next one, in each suite."""
+    """Spec: each layer and later ones, by default the next one, in each suite."""
 
-    chains: ClassVar[bool] = True
+    distances: Some[AtLeast1] = (1,)
+    """Numbers of steps from the source to the target along the layers that have an SAE."""
+
+    @property
+    def chains(self) -> bool:
+        """Whether all pairs are of neighbouring layers."""
+        return tuple(self.distances) == (1,)
 
     def __call__(self, layers: Layers) -> tuple[Pair, ...]:
-        """Return the pairs, suite by suite."""
+        """Return the pairs, suite by suite, the smallest distance first."""
         pairs = [
             Pair(SaeKey(suite, source), SaeKey(suite, target))
             for suite, of_suite in layers.items()
-            for source, target in pairwise(of_suite)
+            for distance in sorted(self.distances)
+            for source, target in zip(of_suite, of_suite[distance:], strict=False)
         ]
         if not pairs:
             all_layers = sorted({layer for of_suite in layers.values() for layer in of_suite})
+            least = min(self.distances)
+            needed = "neighbouring layers need at least two"
+            if least > 1:
+                needed = f"pairs at a distance of {least} need at least {least + 1}"
             raise InputError(
-                f"layers={all_layers}: neighbouring layers need at least two layers in a suite; "
-                "use pairing=same_layer to compare SAEs of one layer"
+                f"layers={all_layers}: {needed} layers in a suite; use pairing=same_layer to "
+                "compare SAEs of one layer"
             )
         return tuple(pairs)
 

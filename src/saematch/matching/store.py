@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial, reduce
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from saematch.core.claims import do_together, is_sharing
 from saematch.core.code import code_of, has_address, settings_text
+from saematch.core.cost import Cost, Meter
 from saematch.core.files import hashed
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
@@ -39,6 +41,7 @@ class MatchStore:
     them) and ``reused`` (requested again)."""
     _matches: dict[str, Match] = field(default_factory=dict)
     _synchronised: dict[str, Synchronised] = field(default_factory=dict)
+    _costs: dict[str, Cost] = field(default_factory=dict)
 
     def match(self, saes: SaeShelf, source: SaeKey, target: SaeKey, arm: Arm) -> Match:
         """Return the arm's match of two layers, from the store or else by solving it.
@@ -47,24 +50,28 @@ class MatchStore:
         runs. Neither is the match of an objective or matcher without a text of its settings.
         """
         pair = Pair(source, target)
-        facts = saes.facts[source], saes.facts[target]
-        evidence = self.evidence.identity(pair, arm)
-        key = match_key(*facts, arm, evidence)
+        facts = self._facts(saes, pair, arm)
+        key = hashed(list(facts.values()))
         if key in self._matches:
             self.counts["reused"] += 1
             return self._matches[key]
         path = self.folder / f"{key}.safetensors"
         shared = _is_shared(arm)
         if shared and is_kept(path):
-            match = Match.load(path)[0]
+            match, stored = Match.load(path)
+            cost: Any = stored.get("cost")
             self.counts["read"] += 1
         else:
-            similarity = self.evidence.similarity(saes, pair, arm)
-            match = arm.match(saes[source], saes[target], similarity)
+            saes_of_pair = saes[source], saes[target]  # loaded before the time counts
+            meter = Meter.start()
+            match = arm.match(*saes_of_pair, self.evidence.similarity(saes, pair, arm))
+            cost = asdict(meter.cost())
             self.counts["solved"] += 1
             if shared:
-                match.save(path, key_facts(*facts, arm, evidence), keep=True)
+                match.save(path, {**facts, "cost": cost}, keep=True)
         self._matches[key] = match
+        if cost is not None:
+            self._costs[key] = Cost(**cost)
         return match
 
     def share(self, saes: SaeShelf, steps: Iterable[Step]) -> None:
@@ -74,11 +81,31 @@ class MatchStore:
         units = {}
         for source, target, arm in steps:
             if _is_shared(arm):
-                evidence = self.evidence.identity(Pair(source, target), arm)
-                key = match_key(saes.facts[source], saes.facts[target], arm, evidence)
-                path = self.folder / f"{key}.safetensors"
+                facts = self._facts(saes, Pair(source, target), arm)
+                path = self.folder / f"{hashed(list(facts.values()))}.safetensors"
                 units[path] = partial(self.match, saes, source, target, arm)
         do_together(units)
+
+    def cost(self, saes: SaeShelf, layers: Sequence[SaeKey], arm: Arm) -> Cost | None:
+        """Return the cost of the matches of successive layers when they were solved.
+
+        For a whole-model match it is the cost of all layers, without direct matches that were kept.
+        None if a file of the store does not state it. The recordings that objectives read are not
+        in it, because all arms share them.
+        """
+        if arm.synchronise is not None:
+            keys = [hashed(list(suite_facts([saes.facts[key] for key in layers], arm).values()))]
+        else:
+            pairs = [Pair(source, target) for source, target in pairwise(layers)]
+            keys = [hashed(list(self._facts(saes, pair, arm).values())) for pair in pairs]
+        if not all(key in self._costs for key in keys):
+            return None
+        return reduce(Cost.then, (self._costs[key] for key in keys))
+
+    def _facts(self, saes: SaeShelf, pair: Pair, arm: Arm) -> dict[str, object]:
+        """Return everything that determines the arm's match of a pair."""
+        source, target = (saes.facts[key] for key in pair)
+        return key_facts(source, target, arm, self.evidence.identity(pair, arm))
 
     def chain(self, saes: SaeShelf, layers: Sequence[SaeKey], arm: Arm) -> Match:
         """Return the composition of the matches of successive layers."""
@@ -94,10 +121,14 @@ class MatchStore:
             path = self.folder / f"{key}.safetensors"
             match = Synchronised.load(path, tuple(keys)) if _is_shared(arm) else None
             if match is None:
+                meter = Meter.start()
                 match = self._synchronise(saes, keys, arm.synchronise, arm)
+                match = replace(match, cost=meter.cost())
                 if _is_shared(arm):
                     match.save(path, facts)
             self._synchronised[key] = match
+            if match.cost is not None:
+                self._costs[key] = match.cost
         return self._synchronised[key]
 
     def _synchronise(

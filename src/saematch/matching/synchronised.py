@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from saematch.core.cost import Cost
 from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.core.specs import AtLeast1, Share, spec
-from saematch.core.store import read, write
+from saematch.core.store import read, read_facts, write
 from saematch.matching.matchers.baselines import pair_scores
 from saematch.matching.matchers.matcher import Matcher
 from saematch.matching.objectives.factors import Factors
@@ -152,6 +153,8 @@ class Synchronised:
     """Universe feature of each layer's features; -1 for none."""
     confidence: Float64[Tensor, "layers F"]
     """Share of the direct matches with near layers that agree, for each feature."""
+    cost: Cost | None = None
+    """Cost of the search when it was done, if it is known."""
 
     def match(self, pair: Pair) -> Match:
         """Return the match of two layers; scores are confidences."""
@@ -165,15 +168,19 @@ class Synchronised:
         return replace(match, scores=(sides[0] + sides[1]) / 2)
 
     def save(self, path: Path, facts: Mapping[str, object]) -> None:
-        """Write the arrays, and the facts as JSON."""
+        """Write the arrays, and the facts with the cost as JSON."""
         tensors = {"classes": self.classes, "confidence": self.confidence}
-        write(path, tensors, {"about": json.dumps(facts)})
+        cost = None if self.cost is None else asdict(self.cost)
+        write(path, tensors, {"about": json.dumps({**facts, "cost": cost})})
 
     @classmethod
     def load(cls, path: Path, keys: tuple[SaeKey, ...]) -> Synchronised | None:
         """Read a whole-model match; None if the file is missing or damaged."""
         tensors = read(path)
-        return None if tensors is None else cls(keys, **tensors)
+        if tensors is None:
+            return None
+        cost = json.loads(read_facts(path)["about"])["cost"]
+        return cls(keys, **tensors, cost=None if cost is None else Cost(**cost))
 
 
 def _composed(steps: Sequence[Match]) -> Int64[Tensor, "layers F"]:

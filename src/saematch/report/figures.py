@@ -12,7 +12,7 @@ import numpy as np
 from saematch.core.errors import InputError
 from saematch.core.pairs import DEFAULT, OF_DEFAULT, PAIR_COLUMNS, SUITE_COLUMNS, suites_label
 from saematch.core.tables import Tables
-from saematch.report import decoding, judged, paths, studies, verify_figures
+from saematch.report import decoding, judged, leaderboard, paths, studies, verify_figures
 from saematch.report.frames import (
     arms_of,
     datasets_of,
@@ -239,6 +239,7 @@ FIGURES: dict[str, Callable[[Tables], Figure | None]] = {
     "effect": verify_figures.effect,
     "partners": verify_figures.partners,
     "changes": verify_figures.changes,
+    "leaderboard": leaderboard.leaderboard,
     "others": others,
 }
 """Figures by name; each function returns None if the tables lack its numbers."""
@@ -270,6 +271,7 @@ NEEDS = {
     "effect": "the evaluation verify",
     "partners": "the evaluation verify",
     "changes": "the evaluation verify",
+    "leaderboard": "the evaluation leaderboard",
     "others": "an evaluation of another package with a logged metric of pairs and arms",
     "training": "the task train_saes",
 }

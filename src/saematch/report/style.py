@@ -126,6 +126,8 @@ def dots(axis: Axes, frame: DataFrame, labels: Sequence[str], metric: str,
         low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
         if low is not None and high is not None:
             axis.plot([low, high], [at, at], color=colour, linewidth=2.5, alpha=0.4)
+        if row[metric] is None:
+            continue
         axis.plot([row[metric]], [at], color=colour, marker="o", markersize=6)  # type: ignore[arg-type]
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)

@@ -27,6 +27,7 @@ from saematch.report.frames import (
     where,
     with_metric,
 )
+from saematch.report.leaderboard import winner_lines
 from saematch.report.metrics import other_metrics
 from saematch.report.summary import optimal_to
 from saematch.report.verify import verify_lines, verify_tables
@@ -65,7 +66,8 @@ def print_results(results: Results, folder: Path) -> None:
     for title, printed in _printed(tables):
         console.print(f"\n[bold]{escape(title)}[/]", soft_wrap=True, highlight=False)
         console.print(printed)
-    lines = (*_live_recall(table(tables, "means")), *verify_lines(tables), *_other_metrics(tables))
+    lines = (*_live_recall(table(tables, "means")), *verify_lines(tables), *winner_lines(tables),
+             *_other_metrics(tables))  # fmt: skip
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     for line in _refused(table(tables, "refused")):

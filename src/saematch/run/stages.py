@@ -271,8 +271,18 @@ def judge(context: Context) -> None:
     results.provenance["judges"] = [chat.provenance() for chat in context.judges if chat]
 
 
+@memory_shortage(MATCHING, "lower intervals.n_replicates")
+@stage("summarise")
+def summarise(context: Context) -> None:
+    """Compute the tables that evaluations make from all other tables."""
+    subject, tables = context.subject(), context.results.tables
+    for name, evaluation in _with_pairs(context.experiment, subject).items():
+        with stage(name, evaluation=name):
+            tables.join(evaluation.summary_tables(subject.without(name), tables))
+
+
 STAGES = {
-    "match": (match, read_texts, evaluate, judge),
+    "match": (match, read_texts, evaluate, judge, summarise),
     "collect": (train,),
     "train_saes": (train,),
 }
