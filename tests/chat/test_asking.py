@@ -298,7 +298,7 @@ def test_an_echoed_key_is_never_shown(served, tmp_path, monkeypatch):
     chat = connect(
         spec(served(faults={"echo": 1.0}, key=KEY), key_variable="A_KEY"), tmp_path / "s"
     )
-    with pytest.raises(AskingError, match="refuses the question") as refused:
+    with pytest.raises(AskingError, match="refuses the request") as refused:
         chat.ask(questions(1), "x")
     assert KEY[:6] not in str(refused.value)
 

@@ -14,6 +14,7 @@ from saematch.matching.objectives.objective import (
     ActivityObjective,
     AnyObjective,
     CandidateObjective,
+    ExplanationObjective,
     Objective,
     Similarity,
 )
@@ -80,8 +81,15 @@ class Arm:
         return isinstance(self.objective, ActivityObjective)
 
     @property
+    def reads_explanations(self) -> bool:
+        """Whether the objective reads explanations of features."""
+        return isinstance(self.objective, ExplanationObjective)
+
+    @property
     def reads(self) -> tuple[str, ...]:
-        """What the arm reads: ``weights``, ``texts``."""
+        """What the arm reads: ``weights``, ``texts``, ``explanations``."""
+        if self.reads_explanations:
+            return ("explanations",)
         return ("weights", "texts") if self.reads_activity else ("weights",)
 
     def similarity(self, source: SaeParams, target: SaeParams) -> Similarity:
