@@ -34,6 +34,8 @@ NEEDED = {"model=local": ["model.path=x"], "sae=disk": ["sae.path=x/{layer}"],
           "dataset=local": ["dataset.paths=[a.jsonl]"],
           "explain=jsonl": ["explain.path=a.jsonl"],
           "objective=written_share": ["matcher=top_k", "arms=[folded]"],
+          "objective=explanations": ["matcher=top_k", "arms=[folded]"],
+          "objective=explanations_endpoint": ["matcher=top_k", "arms=[folded]"],
           "pairing=listed": ["pairing.pairs=['1:3']"],
           "pairing=same_layer": ["pairing.target=wide"],
           "pairing=starts": ["pairing.starts=[1]"]}  # fmt: skip

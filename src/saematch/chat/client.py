@@ -152,6 +152,7 @@ class OpenAiServer(Server, Endpoint):
             raise TimeoutError("the reply was not an answer")
         return empty
 
+
 def read_completion(answer: Mapping[str, Any]) -> Reply:
     """Return the reply in a chat completion.
 

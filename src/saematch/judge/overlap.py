@@ -14,6 +14,7 @@ from saematch.explain.words import COMMON, QUOTED, WORD, words
 from saematch.judge.prompts import JUDGE
 from saematch.judge.verdicts import SCORES
 
+
 @spec("judge")
 class WordOverlap:
     """Spec of a judge without an LLM: the baseline for an LLM's scores.
