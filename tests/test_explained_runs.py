@@ -8,9 +8,9 @@ import pytest
 from chat.embedding_server import EmbeddingServer
 from conftest import N_FEATURES, N_LAYERS
 from saematch.core.results import Results
+from saematch.run.resuming import settings_of
 
 QUIET = ["logger=none", "intervals.n_replicates=20", "layers=[1,2]"]
-ENDPOINT = ["objective=explanations_endpoint", "objective.model=m"]
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ def server():
 
 
 def endpoint(url, *settings):
+    """Return the settings of an arm whose embeddings a server makes."""
     arm = "+arms.mine={_target_: saematch.matching.arm.Arm, fold: decoder_norm, objective: "
     objective = "{_target_: saematch.matching.objectives.explanation_cosine.ExplanationCosine, "
     embedding = "embedding: {_target_: saematch.chat.embeddings.EmbeddingEndpoint, model: m, "
@@ -104,6 +105,8 @@ def test_vectors_of_a_server_are_asked_once(cli, labels, server):
     assert cli(*QUIET, *labels, *arms, "run_id=b")[0] is None
     assert sum(map(len, server.batches)) == len(asked)
     assert results_of("b").provenance["matches"] == {"read": 1}
+    settings = {"arms": {"mine": {"objective": {"embedding": {"model": "m", "base_url": "x"}}}}}
+    assert settings_of(settings) == {"arms.mine.objective.embedding.model": "m"}
     server.close()
     assert cli(*QUIET, *labels, *arms, "cache=null", "run_id=c")[0] is not None
 
@@ -114,11 +117,13 @@ def test_a_server_that_is_away_ends_in_one_line_before_work(cli, labels):
     assert message.startswith("saematch: arm mine: cannot reach http://127.0.0.1:9/v1: ")
     assert "\n" not in message
     assert "load SAEs" not in output.err
-    embedding = "{_target_: saematch.chat.embeddings.EmbeddingEndpoint, model: m, retries: 0, "
-    embedding += "base_url: 'http://127.0.0.1:9/v1'}"
-    message, _ = cli(*QUIET, *labels, "evaluations=[likeness]",
-                     f"evaluations.likeness.embedding={embedding}")  # fmt: skip
+    setting = "evaluations.likeness.embedding"
+    away = [f"{setting}.base_url=http://127.0.0.1:9/v1", f"+{setting}.retries=0"]
+    chosen = [*labels, "evaluations=[likeness_endpoint]", *away]
+    message, _ = cli(*QUIET, *chosen, f"{setting}.key_variable=null")
     assert message.startswith("saematch: evaluation likeness: cannot reach http://127.0.0.1:9/v1")
+    message, _ = cli(*QUIET, *chosen, f"{setting}.key_variable=NO_SUCH_KEY")
+    assert "the environment variable NO_SUCH_KEY is not set" in message
 
 
 def test_explanations_that_a_run_does_not_have_end_in_one_line_before_work(cli, tmp_path):

@@ -105,7 +105,7 @@ def test_a_wrong_key_is_named_by_its_variable_and_never_shown(served, tmp_path, 
     with pytest.raises(AskingError, match="A_KEY is not set"):
         spec.check(tmp_path / "s")
     monkeypatch.setenv("A_KEY", "sk-wrong")
-    with pytest.raises(AskingError, match="refuses the key .* variable A_KEY") as refused:
+    with pytest.raises(AskingError, match=r"refuses the key .* variable A_KEY") as refused:
         spec.check(tmp_path / "s")
     assert "sk-wrong" not in str(refused.value)
     monkeypatch.setenv("A_KEY", KEY)

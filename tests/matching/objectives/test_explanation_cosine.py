@@ -25,6 +25,7 @@ from saematch.sae.suites import SaeShelf
 
 A, B = SaeKey("default", 0), SaeKey("default", 1)
 PAIR = Pair(A, B)
+OBJECTIVE = ExplanationCosine(TfIdf())
 WORDS = ["red", "river", "blue", "sky", "lake", "stone", "bird", "song"]
 
 
@@ -111,8 +112,8 @@ def planted():
     return truth, Labels({A: source, B: {truth[i]: text(i, i % 3) for i in range(24)}})
 
 
-def arm_of(k=1, objective=ExplanationCosine(TfIdf())):
-    return Arm("decoder_norm", objective, TopK(k))
+def arm_of(objective=OBJECTIVE):
+    return Arm("decoder_norm", objective, TopK(1))
 
 
 def test_planted_explanations_are_recovered_where_weights_are_random(saes, planted, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from saematch.matching.objectives.candidates import Candidates
 from saematch.matching.objectives.feature_texts import FeatureTexts
 from saematch.sae.suites import SaeFacts
 
-Vectors = np.ndarray | csr_array
+Vectors: TypeAlias = np.ndarray | csr_array
 """Unit vectors of texts, ``[n_texts, size]``, dense or sparse."""
 
 SIMILARITIES_AT_ONCE = 1 << 23
