@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from chat.embedding_server import EmbeddingServer
-from conftest import N_FEATURES, N_LAYERS
+from chat.judge_server import JudgeServer
+from conftest import N_FEATURES, N_LAYERS, random_sae, write_sae
 from saematch.core.results import Results
 from saematch.run.resuming import settings_of
 
@@ -95,6 +96,42 @@ def test_explanations_from_the_runs_texts_are_those_of_calibration_texts(cli):
     message, output = cli("compare", "outputs/match/a", "outputs/match/b", base=[])
     assert message is None
     assert "explanations" in output.out
+
+
+def test_saes_of_two_sizes_match_by_explanations_alone(cli, tmp_path):
+    for suite, n_features, d_model in (("default", 24, None), ("small", 10, 8)):
+        lines = [{"feature": n, "text": f"word{n}", "layer": 0} for n in range(n_features)]
+        (tmp_path / f"{suite}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        if d_model is not None:
+            sae = random_sae(9, d_model=d_model, n_features=n_features)
+            write_sae(tmp_path / "small/layer_0", sae, layer=0)
+    suite = ["+sae@suites.small=disk", f'suites.small.path="{tmp_path}/small/layer_{{layer}}"']
+    labels = ["explain=jsonl", f'explain.path="{tmp_path}/{{suite}}.jsonl"']
+    pairs = ["pairing=listed", "pairing.pairs=[0:small/0]", "arms=[explanations,cosine]"]
+    settings = [*QUIET[:2], "layers=[0]", *suite, *labels, *pairs, "evaluations=[likeness]"]
+    assert cli(*settings, "run_id=a")[0] is None
+    tables = results_of().tables
+    (row,) = tables.rows("matches")
+    assert (row["arm"], row["n_matched"], row["n_entries"]) == ("explanations", 10, 10)
+    (row,) = tables.rows("likeness")
+    assert row["likeness"] == pytest.approx(1.0)
+    (refusal,) = tables.rows("refused")
+    assert refusal["arm"] == "cosine"
+
+
+def test_an_llm_explains_features_before_they_are_matched(cli):
+    server = JudgeServer()
+    judge = ["judge=local", f"judge.base_url={server.url}", "explain=own_llm"]
+    few = [f"judging.{name}=0" for name in ("random", "identity", "ceiling", "swapped", "repeated")]
+    settings = [*QUIET, *judge, *few, "judging.n_paths=1", "arms=[explanations]", "evaluations=[]"]
+    message, _ = cli(*settings, "run_id=a")
+    server.close()
+    assert message is None
+    asked = [body["messages"][-1]["content"] for body in server.bodies]
+    assert asked[0].startswith("<excerpts>")
+    (row,) = results_of().tables.rows("matches")
+    assert 0 < row["n_matched"] <= N_FEATURES
+    assert len(set(asked)) > 2 * 2, "more than the features of one path"
 
 
 def test_vectors_of_a_server_are_asked_once(cli, labels, server):

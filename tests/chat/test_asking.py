@@ -328,3 +328,8 @@ def test_a_question_that_is_used_twice_counts_once(served, tmp_path):
     later = connect(spec(server), tmp_path / "s")
     later.ask(questions(6), "x")
     assert (later.spent.requests, later.spent.reused) == (2, 4)
+
+
+def test_no_questions_cost_nothing(tmp_path):
+    chat = connect(ChatModel("m", "http://x/v1", cached_only=True), tmp_path / "s")
+    assert chat.estimate([]) == (0, 0, 0.0)
