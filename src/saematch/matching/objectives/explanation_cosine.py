@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 from scipy.sparse import csr_array
+from torch import Tensor
 
-from saematch.core.match import largest_in_rows
 from saematch.core.specs import AtLeast1, spec
 from saematch.matching.objectives.candidates import Candidates
 from saematch.matching.objectives.feature_texts import FeatureTexts
@@ -64,9 +64,7 @@ class ExplanationCosine:
         """Return the cosines of the best candidates of each source feature."""
         A, B = embed_both(self.embedding, source, target, replies)
         blocks = list(_best(A, B, self.n_candidates))
-        rows, columns, scores = (
-            torch.from_numpy(np.concatenate(parts)) for parts in zip(*blocks, strict=True)
-        )
+        rows, columns, scores = (torch.cat(parts) for parts in zip(*blocks, strict=True))
         return Candidates(
             source.features[rows], target.features[columns], scores,
             source.n_features, target.n_features,
@@ -89,29 +87,24 @@ def embed_both(
 
 
 class _Entries(NamedTuple):
-    rows: Int64[np.ndarray, " n"]
-    columns: Int64[np.ndarray, " n"]
-    scores: Float64[np.ndarray, " n"]
+    rows: Int64[Tensor, " n"]
+    columns: Int64[Tensor, " n"]
+    scores: Float64[Tensor, " n"]
 
 
 def _best(A: Vectors, B: Vectors, most: int) -> Iterator[_Entries]:
-    """Yield, for blocks of rows of ``A``, the ``most`` largest cosines of each row."""
+    """Yield, for blocks of rows of ``A``, the ``most`` largest cosines of each row, without 0.
+
+    A block of a sparse product becomes dense, since ``topk`` is faster than a sort of its entries.
+    """
     (n, _), (m, _) = A.shape, B.shape
     transposed = B.T if isinstance(B, np.ndarray) else B.T.tocsr()
     size = max(1, SIMILARITIES_AT_ONCE // max(m, 1))
     for start in range(0, max(n, 1), size):
-        block = A[start : start + size] @ transposed
-        if isinstance(block, np.ndarray):
-            block = _largest_dense(block, most)
-        block.sort_indices()
-        rows, columns = (index.astype(np.int64) for index in block.tocoo().coords)
-        kept = largest_in_rows(rows, block.data, most)
-        yield _Entries(rows[kept] + start, columns[kept], block.data[kept].astype(np.float64))
-
-
-def _largest_dense(similarity: np.ndarray, most: int) -> csr_array:
-    """Return the ``most`` largest entries of each row of a dense block."""
-    n, m = similarity.shape
-    values, columns = torch.from_numpy(similarity).topk(min(most, m), dim=1)
-    starts = np.arange(n + 1) * columns.shape[1]
-    return csr_array((values.flatten().numpy(), columns.flatten().numpy(), starts), shape=(n, m))
+        product = A[start : start + size] @ transposed
+        block = product if isinstance(product, np.ndarray) else product.toarray()
+        values, columns = torch.from_numpy(block).topk(min(most, m), dim=1)
+        columns, order = columns.sort(dim=1)
+        values = values.gather(1, order).double()
+        rows, places = torch.nonzero(values, as_tuple=True)
+        yield _Entries(rows + start, columns[rows, places], values[rows, places])
