@@ -35,7 +35,7 @@ NEEDED = {"model=local": ["model.path=x"], "sae=disk": ["sae.path=x/{layer}"],
           "explain=jsonl": ["explain.path=a.jsonl"],
           **{f"objective={name}": ["matcher=top_k", "arms=[folded]"]
              for name in ("pearson", "jaccard", "necessity", "sufficiency", "written_share",
-                          "sparse_map")},
+                          "sparse_map", "explanations", "explanations_endpoint")},
           "pairing=listed": ["pairing.pairs=['1:3']"],
           "pairing=same_layer": ["pairing.target=wide"],
           "pairing=starts": ["pairing.starts=[1]"]}  # fmt: skip

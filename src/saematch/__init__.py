@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from saematch.chat.embeddings import EmbeddingEndpoint as EmbeddingEndpoint
     from saematch.core.columns import Column as Column
     from saematch.core.errors import InputError as InputError
     from saematch.core.match import Certificate as Certificate
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from saematch.evaluate.evaluation import Subject as Subject
     from saematch.evaluate.measures import Cell as Cell
     from saematch.evaluate.measures import Measures as Measures
+    from saematch.explain.tf_idf import TfIdf as TfIdf
     from saematch.lm.hooks import LanguageModel as LanguageModel
     from saematch.lm.source import LmSource as LmSource
     from saematch.matching.arm import Arm as Arm
@@ -44,12 +46,19 @@ if TYPE_CHECKING:
     from saematch.matching.objectives.encoder_decoder_cosine import (
         EncoderDecoderCosine as EncoderDecoderCosine,
     )
+    from saematch.matching.objectives.explanation_cosine import (
+        ExplanationCosine as ExplanationCosine,
+    )
     from saematch.matching.objectives.factors import Factors as Factors
+    from saematch.matching.objectives.feature_texts import FeatureTexts as FeatureTexts
     from saematch.matching.objectives.from_activity import FromActivity as FromActivity
     from saematch.matching.objectives.jaccard import Jaccard as Jaccard
     from saematch.matching.objectives.necessity import Necessity as Necessity
     from saematch.matching.objectives.objective import ActivityObjective as ActivityObjective
     from saematch.matching.objectives.objective import CandidateObjective as CandidateObjective
+    from saematch.matching.objectives.objective import (
+        ExplanationObjective as ExplanationObjective,
+    )
     from saematch.matching.objectives.objective import Objective as Objective
     from saematch.matching.objectives.parts import Parts as Parts
     from saematch.matching.objectives.pearson import Pearson as Pearson
@@ -88,9 +97,13 @@ _HOMES = {
     "ChanceLevel": "saematch.matching.matchers",
     "Column": "saematch.core.columns",
     "DecoderCosine": "saematch.matching.objectives.decoder_cosine",
+    "EmbeddingEndpoint": "saematch.chat.embeddings",
     "EncoderDecoderCosine": "saematch.matching.objectives.encoder_decoder_cosine",
     "Evaluation": "saematch.evaluate.evaluation",
+    "ExplanationCosine": "saematch.matching.objectives.explanation_cosine",
+    "ExplanationObjective": "saematch.matching.objectives.objective",
     "Factors": "saematch.matching.objectives.factors",
+    "FeatureTexts": "saematch.matching.objectives.feature_texts",
     "Forward": "saematch.sae.recorders",
     "FromActivity": "saematch.matching.objectives.from_activity",
     "Greedy": "saematch.matching.matchers",
@@ -132,6 +145,7 @@ _HOMES = {
     "Synchronise": "saematch.matching.synchronised",
     "Tables": "saematch.core.tables",
     "TextSource": "saematch.texts.sources",
+    "TfIdf": "saematch.explain.tf_idf",
     "TopK": "saematch.matching.matchers",
     "WrittenShare": "saematch.matching.objectives.written_share",
     "ZooSaes": "saematch.sae.sources.source",

@@ -20,6 +20,7 @@ from saematch.matching.objectives.objective import (
     ActivityObjective,
     AnyObjective,
     CandidateObjective,
+    ExplanationObjective,
     Objective,
     Similarity,
 )
@@ -86,10 +87,11 @@ class Arm:
         check_decode(self.decode, "an arm's decode")
         if not isinstance(self.objective, Objective):
             self._check_candidates()
-        if self.transported and self.reads_activity:
+        if self.transported and (self.reads_activity or self.reads_explanations):
             raise InputError(
-                f"arms: the objective {type(self.objective).__name__} reads activations, so it has "
-                "no vectors to transport: set transported=false, or choose an objective of weights"
+                f"arms: the objective {type(self.objective).__name__} does not read weights, so it "
+                "has no vectors to transport: set transported=false, or choose an objective of "
+                "weights"
             )
         if self.synchronise is not None:
             self._check_synchronised()
@@ -147,8 +149,15 @@ class Arm:
         return self.reads_activity or self.transported
 
     @property
+    def reads_explanations(self) -> bool:
+        """Whether the objective reads explanations of features."""
+        return isinstance(self.objective, ExplanationObjective)
+
+    @property
     def reads(self) -> tuple[str, ...]:
-        """What the arm reads: ``weights``, ``texts``."""
+        """What the arm reads: ``weights``, ``texts``, ``explanations``."""
+        if self.reads_explanations:
+            return ("explanations",)
         return ("weights", "texts") if self.reads_texts else ("weights",)
 
     def similarity(

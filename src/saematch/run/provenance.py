@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -33,8 +34,13 @@ def sources(context: Context) -> dict[str, Any]:
         "model": vars(experiment.model) | _loaded(context.readers, ""),
         **({"models": models} if models else {}),
         "texts": dict(context.text_facts),
-        "part_weights": {name: vars(arm.objective) for name, arm in experiment.arms.items()},
+        "part_weights": {name: _settings(arm.objective) for name, arm in experiment.arms.items()},
     }
+
+
+def _settings(spec: Any) -> dict[str, Any]:
+    """Return the settings of a spec and of the specs in its fields."""
+    return {n: _settings(v) if is_dataclass(v) else v for n, v in vars(spec).items()}
 
 
 def _loaded(readers: Mapping[str, Reader], label: str) -> dict[str, str | None]:

@@ -137,7 +137,7 @@ def _nothing_matched(refused: Sequence[Refusal]) -> str:
 def _check_sites(experiment: Experiment, saes: SaeShelf) -> None:
     """Refuse SAEs without activations on texts, if scales or explanations need them."""
     measured = isinstance(experiment.stand_in, ActivationQuantile)
-    if not (measured or (experiment.explains and experiment.explain.on_texts)):
+    if not (measured or experiment.explains_texts):
         return
     for sae in saes.facts.values():
         reason = skipping_refusal(sae.origin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 from saematch.chat.asking import Chat
 from saematch.core.errors import InputError, stage
@@ -20,8 +21,10 @@ from saematch.judge.scores import judge_tables, score_matches
 from saematch.lm.source import OpenedModel
 from saematch.matching.activity import record_activity
 from saematch.matching.evidence import Evidence
+from saematch.matching.explained import Explained
 from saematch.matching.jacobian import record_jacobians
 from saematch.matching.matches import match_pairs, matched_paths
+from saematch.matching.objectives.objective import ExplanationObjective
 from saematch.matching.store import MatchStore
 from saematch.run.checks import (
     check_saes,
@@ -34,6 +37,7 @@ from saematch.run.checks import (
 from saematch.run.context import Context
 from saematch.run.experiment import Experiment
 from saematch.run.refusals import check_texts, find_refusals, token_refusals
+from saematch.sae.passes import TextPass
 from saematch.sae.recorders import Recorder
 from saematch.sae.stand_in import ActivationQuantile, DecoderNorm, by_activation, by_decoder_norm
 from saematch.texts.readers import Reader
@@ -54,6 +58,7 @@ def load(context: Context) -> None:
     if experiment.trains:
         context.readers = {"": Reader(experiment.model.load(device), {})}
         return
+    _check_servers(context)
     context.chosen = choose_saes(experiment)
     labels = experiment.model_labels
     models: dict[str, OpenedModel] = {}
@@ -90,7 +95,7 @@ def load(context: Context) -> None:
 
 def _connect(context: Context) -> None:
     """Connect to the judges; close the open ones if another cannot be reached."""
-    experiment, store = context.experiment, context.cache / "judge.sqlite"
+    experiment, store = context.experiment, context.replies
     with ExitStack() as opened:
         judges = []
         for spec in (experiment.judge, experiment.second_judge):
@@ -105,6 +110,17 @@ def _connect(context: Context) -> None:
             )
         opened.pop_all()
     context.judges = judges
+
+
+def _check_servers(context: Context) -> None:
+    """Check the servers that objectives and evaluations ask, such as models of embeddings."""
+    for name, arm in context.experiment.arms.items():
+        if isinstance(arm.objective, ExplanationObjective):
+            with stage("load", arm=name):
+                arm.objective.check(context.replies)
+    for name, evaluation in context.experiment.evaluations.items():
+        with stage("load", evaluation=name):
+            evaluation.check_server(context.replies)
 
 
 @stage("train")
@@ -152,15 +168,33 @@ def find_matches(context: Context) -> None:
 
 def _evidence(context: Context) -> Evidence:
     """Return what arms read besides weights, from passes over the calibration texts."""
+    explained = _explained(context)
     if not context.experiment.matches_on_texts:
-        return Evidence()
+        return Evidence(explained=explained)
     saes, arms, texts = context.saes, context.experiment.arms, context.calibration_pass
     paths = matched_paths(saes.facts, context.chosen.pairs, arms)
     activity = record_activity(saes, paths, arms, texts, context.cache / "activity")
     jacobians = record_jacobians(paths, arms, texts, context.cache / "jacobians")
     if jacobians.means:
         context.results.provenance["jacobians"] = jacobians.facts()
-    return Evidence(activity, jacobians)
+    return Evidence(activity, jacobians, explained)
+
+
+def _explained(context: Context) -> Explained | None:
+    """Return the explanations that objectives read.
+
+    If they come from the run's own texts, these are the calibration texts.
+    """
+    if not context.experiment.matches_explanations:
+        return None
+    explain, texts = context.experiment.explain, context.calibration_pass
+    inputs = _inputs(context, texts, "calibration_contexts")
+    recorder = explain.recorder(context.saes, inputs)
+    if recorder is not None:
+        recording = texts.record(context.saes, {CONTEXTS: recorder}, "explain")[CONTEXTS]
+        inputs = replace(inputs, recording=recording)
+    explanations = explain.open(context.saes, inputs)
+    return Explained(explanations, context.saes.facts, context.replies)
 
 
 @memory_shortage(MATCHING, "lower sae_memory or trainer.batch_size")
@@ -170,7 +204,9 @@ def read_texts(context: Context) -> None:
     experiment = context.experiment
     _record(context)
     if experiment.explains:
-        context.explanations = experiment.explain.open(context.saes, _inputs(context))
+        inputs = _inputs(context, context.text_pass, "contexts")
+        inputs = replace(inputs, recording=context.recordings.get(CONTEXTS))
+        context.explanations = experiment.explain.open(context.saes, inputs)
 
 
 def _record(context: Context) -> None:
@@ -186,8 +222,9 @@ def _record(context: Context) -> None:
                 f"evaluations.{name} has a recorder, so {type(evaluation).__name__} must set "
                 "reads_texts = True"
             )
+    inputs = _inputs(context, context.text_pass, "contexts")
     if experiment.explains:
-        recorders[CONTEXTS] = experiment.explain.recorder(context.saes, _inputs(context))
+        recorders[CONTEXTS] = experiment.explain.recorder(context.saes, inputs)
     needed = {name: recorder for name, recorder in recorders.items() if recorder is not None}
     if needed:
         context.recordings = context.text_pass.record(context.saes, needed, "read")
@@ -217,14 +254,16 @@ CONTEXTS = "contexts of features"
 """Name of the recording for explanations; no evaluation may have this name."""
 
 
-def _inputs(context: Context) -> Inputs:
-    """Return the inputs that explanations may use."""
+def _inputs(context: Context, texts: TextPass, folder: str) -> Inputs:
+    """Return the inputs that explanations may use, without a recording.
+
+    ``folder`` is the name of the recorder's folder.
+    """
     judge = context.judges[0]
     return Inputs(
         context.cache,
-        texts=context.text_pass if context.readers else None,
-        recorder_folder=context.folder / "contexts",
-        recording=context.recordings.get(CONTEXTS),
+        texts=texts if context.readers else None,
+        recorder_folder=context.folder / folder,
         chat=judge if isinstance(judge, Chat) else None,
     )
 
