@@ -56,7 +56,8 @@ def prove(
     """
     rows = np.flatnonzero(columns >= 0)
     taken = columns[rows]
-    assert len(np.unique(taken)) == len(rows), "a column is given to two rows"
+    n_rows = np.bincount(taken, minlength=products.m)
+    assert n_rows.max() <= 1, "a column is given to two rows"
     assert len(rows) == products.n or outside > -math.inf, "a row is left without a column"
     if (products.m > products.n or outside > -math.inf) and (prices < 0).any():
         raise InputError(
@@ -69,7 +70,7 @@ def prove(
     best, at_most = (np.maximum(part, outside) for part in alternatives(products, prices, columns))
     profits = np.maximum(net, best)
     costs = profits - net
-    stranded = math.fsum(np.delete(prices, taken))
+    stranded = math.fsum(prices[n_rows == 0])
     longest = products.x_lengths.numpy() * float(products.y_lengths.max())
     ulp = np.finfo(np.float64).eps
     off = ulp * ((products.size + 8) * longest + np.abs(profits) + np.abs(paid))

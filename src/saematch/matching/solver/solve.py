@@ -14,10 +14,11 @@ from torch import Tensor
 
 from saematch.core.errors import InputError
 from saematch.core.match import Certificate
-from saematch.matching.centring import common_centre, inner, lengths
+from saematch.matching.centring import Moments, common_centre, has_common_part, inner
 from saematch.matching.solver.certificate import Proof, prove
 from saematch.matching.solver.finish import finish
-from saematch.matching.solver.products import CPU, Products, Regime, plan
+from saematch.matching.solver.paths import shortest_paths
+from saematch.matching.solver.products import CPU, SMALL, Products, Regime, plan
 from saematch.matching.solver.stages import run_stages
 
 
@@ -135,18 +136,28 @@ def solve_assignment(
     """
     started = time.monotonic()
     resources = resources or SolverResources()
-    a, b = _checked(x_a, x_b)
+    (a, of_a), (b, of_b) = _checked(x_a, x_b)
     _check_limits(unmatched, tolerance, time_limit)
     outside = -math.inf if unmatched is None else float(unmatched)
     deadline = math.inf if time_limit is None else started + time_limit
     swapped = len(a) > len(b)
     x, y = (b, a) if swapped else (a, b)
-    regime, device = _regime(resources.regime, resources.device, a)
+    moments = (of_b, of_a) if swapped else (of_a, of_b)
+    small = len(x) * len(y) <= SMALL
+    regime, device = _regime(resources.regime, resources.device, a, small)
     sizes = plan(len(x), len(y), resources.memory_gib, device, regime)
-    centre = common_centre(x, y) if len(x) == len(y) and unmatched is None else None
+    centre = None
+    if len(x) == len(y) and unmatched is None and has_common_part(moments):
+        centre = common_centre(x, y)
     products = Products(x, y, sizes, resources.progress, centre)
-    auctioned = run_stages(products, sizes.length, outside, tolerance, deadline)
-    columns, prices, in_time, again = auctioned
+    if centre is None:
+        products.moments = moments
+    in_time, again = True, 0
+    if small and products.held is not None and time.monotonic() <= deadline:
+        columns, prices = shortest_paths(products.held.numpy(), outside)
+    else:
+        auctioned = run_stages(products, sizes.length, outside, tolerance, deadline)
+        columns, prices, in_time, again = auctioned
     proof = prove(products, columns, prices, outside)
     if in_time and _missed(proof, tolerance) and time.monotonic() < deadline:
         exact = finish(products, proof, prices, outside)
@@ -226,9 +237,12 @@ def _missed(proof: Proof, tolerance: float) -> bool:
 
 
 def _regime(
-    regime: str | None, device: str | torch.device | None, a: Tensor
+    regime: str | None, device: str | torch.device | None, a: Tensor, small: bool
 ) -> tuple[Regime | None, torch.device]:
-    """Return the regime, None if it depends on memory, and the device that computes products."""
+    """Return the regime, None if it depends on memory, and the device that computes products.
+
+    A small problem stays on the CPU, which solves it before a GPU has read the vectors.
+    """
     names = [member.value for member in Regime]
     if regime is not None and regime not in names:
         raise InputError(f"there is no regime {regime!r}; choose one of {', '.join(names)}")
@@ -237,7 +251,9 @@ def _regime(
     if device is not None:
         place = _usable_device(device)
     elif chosen in (None, Regime.DEVICE):
-        place = torch.device("cuda") if a.is_cpu and torch.cuda.is_available() else a.device
+        place = a.device
+        if a.is_cpu and not (small and chosen is None) and torch.cuda.is_available():
+            place = torch.device("cuda")
     if place != CPU and chosen not in (None, Regime.DEVICE):
         raise InputError(f"regime {regime!r} uses the CPU; leave out device={str(place)!r}")
     return chosen, place
@@ -245,7 +261,8 @@ def _regime(
 
 def _checked(
     x_a: np.ndarray | Tensor, x_b: np.ndarray | Tensor
-) -> tuple[Float[Tensor, "n_a size"], Float[Tensor, "n_b size"]]:
+) -> list[tuple[Float[Tensor, "n size"], Moments]]:
+    """Return both sides as tensors, and their moments."""
     sides, sizes = [], []
     for name, side in (("x_a", x_a), ("x_b", x_b)):
         tensor = torch.as_tensor(side).detach()
@@ -254,12 +271,13 @@ def _checked(
                 f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; give floating-point "
                 "numbers with one vector in each row, and at least one row"
             )
-        longest = float(lengths(tensor).max())
+        moments = Moments.of(tensor)
+        longest = float(moments.lengths.max())
         if not math.isfinite(longest):
             raise InputError(f"{name} holds NaN or infinite values; leave those rows out")
-        sides.append(tensor)
+        sides.append((tensor, moments))
         sizes.append(longest)
-    a, b = sides
+    (a, _), (b, _) = sides
     if a.shape[1] != b.shape[1]:
         raise InputError(
             f"vectors of x_a have {a.shape[1]} numbers, those of x_b {b.shape[1]}; both sides "
@@ -271,4 +289,4 @@ def _checked(
                 f"lengths of vectors are up to {sizes[0]:.0e} and {sizes[1]:.0e}: they or their "
                 "products are outside 1e-15 to 1e15, too near the ends of float32; scale them"
             )
-    return a, b
+    return sides
