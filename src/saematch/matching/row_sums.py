@@ -26,7 +26,7 @@ def lengths_and_total(
 ) -> tuple[Float64[Tensor, " n"], Float64[Tensor, " size"]]:
     """Return the norm of each row, and the sum of all rows. ``fits(side)`` must hold."""
     squares, total = np.empty(len(side)), np.zeros(side.shape[1])
-    _squares_and_total(side.numpy(), squares, total)
+    squares_and_total(side.numpy(), squares, total)
     return torch.from_numpy(np.sqrt(squares)), torch.from_numpy(total)
 
 
@@ -57,7 +57,7 @@ def inner_of_pairs(
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
 @no_type_check
-def _squares_and_total(x, squares, total):
+def squares_and_total(x, squares, total):
     """Read four rows together, so that the total is loaded and stored once for all four."""
     n, size = x.shape
     for i in range(0, n - 3, 4):
@@ -80,25 +80,28 @@ def _squares_and_total(x, squares, total):
         squares[i] = square
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True)
 @no_type_check
 def _inner_with(x, vector, out):
     for i in range(len(x)):
-        product = 0.0
-        for k in range(len(vector)):
-            product += np.float64(x[i, k]) * vector[k]
-        out[i] = product
+        out[i] = inner_product(x[i], vector)
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
 @no_type_check
+def inner_product(a, b):
+    """Return the inner product of two vectors."""
+    product = 0.0
+    for k in range(len(a)):
+        product += np.float64(a[k]) * np.float64(b[k])
+    return product
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
 def _inner(x, y, rows, columns, out):
     for pair in range(len(rows)):
-        a, b = x[rows[pair]], y[columns[pair]]
-        product = 0.0
-        for k in range(x.shape[1]):
-            product += np.float64(a[k]) * np.float64(b[k])
-        out[pair] = product
+        out[pair] = inner_product(x[rows[pair]], y[columns[pair]])
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)

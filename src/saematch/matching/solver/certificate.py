@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from saematch.core.errors import InputError
 from saematch.core.match import Certificate
-from saematch.matching.solver.products import Products
+from saematch.matching.solver.products import Products, Regime
 from saematch.matching.solver.screening import alternatives
 
 MOST_OF_VALUE = 0.9
@@ -40,6 +40,21 @@ class Proof:
     certain: Bool[np.ndarray, " n"]
     """Whether every optimal match contains the pair of each row; False if this is not proven or the
     row has no pair."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A match of rows to columns, the prices that prove it, and how it was computed."""
+
+    columns: Int64[np.ndarray, " n"]
+    """Column of each row; -1 for none."""
+    prices: Float64[np.ndarray, " m"]
+    proof: Proof
+    regime: Regime
+    in_time: bool = True
+    """Whether the last stage ended before the time limit."""
+    n_scanned_again: int = 0
+    """Rows whose candidates were chosen again."""
 
 
 def prove(

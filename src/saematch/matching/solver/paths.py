@@ -3,8 +3,8 @@
 Bids without an epsilon assign most rows; a shortest path assigns each remaining row. All prices
 start at 0 and only columns with a row rise, so that the prices of free columns are 0, which is a
 condition of optimality where columns may stay free. A row may stay unmatched at the end of a path.
-The last sweeps raise prices within the optimal ones, which gives more rows a positive margin over
-their alternatives: the margins decide which pairs are certain (``certificate``).
+The last sweeps move the prices away from the ends of the optimal ones, which gives more rows a
+positive margin over their alternatives: the margins decide which pairs are certain (``certificate``).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ FREE, OUT = -1, -2
 """Partner codes: not assigned yet; unmatched by choice."""
 BIDS_A_ROW = 8
 """Mean number of bids, per row without a column, after which paths assign the rest."""
-SWEEPS = 2
-"""Number of sweeps that raise prices; each halves the margin that a row could give up."""
+SWEEPS = 1
+"""Number of sweeps that raise and lower prices; each halves the margins that could be given up."""
 _CHUNK = 64
 _FAST = {"nnan", "nsz", "reassoc"}
 
@@ -34,12 +34,9 @@ def shortest_paths(
     ``outside``. A row without a column has -1. The time is at most ``O(n² m)``.
     """
     n, m = similarity.shape
-    partner, holder, prices = np.full(n, FREE), np.full(m, FREE), np.zeros(m)
-    left = _bid(similarity, outside, prices, partner, holder)
-    _augment(similarity, outside, prices, partner, holder, left)
-    for _ in range(SWEEPS):
-        _raise(similarity, outside, prices, partner)
-    return np.maximum(partner, -1), prices
+    columns, prices = np.empty(n, np.int64), np.zeros(m)
+    assign(similarity, outside, prices, columns)
+    return columns, prices
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
@@ -195,3 +192,50 @@ def _raise(similarity, outside, prices, partner):
             margin = best - max(second, outside)
             if favourite == column and 0 < margin < np.inf:
                 prices[column] += 0.5 * margin
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _lower(similarity, outside, prices, columns):
+    """Lower the price of each row's column by half of what any other row would need to want it.
+
+    The price stays at least 0 if columns may stay free.
+    """
+    n, m = similarity.shape
+    lowest = -np.inf if n == m and outside == -np.inf else 0.0
+    needed = np.full(m, np.inf)
+    for row in range(n):
+        column, profit = columns[row], outside
+        if column >= 0:
+            profit, at_own = similarity[row, column] - prices[column], needed[column]
+        _take_least(similarity[row], prices, profit, needed)
+        if column >= 0:
+            needed[column] = at_own
+    for row in range(n):
+        column = columns[row]
+        if column >= 0 and 0 < needed[column] < np.inf:
+            lowered = prices[column] - 0.5 * needed[column]
+            prices[column] = max(lowered, min(lowest, prices[column]))
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+@no_type_check
+def _take_least(of_row, prices, profit, needed):
+    """Lower each number to what this row would have to gain before it wants the column."""
+    for j in range(len(prices)):
+        needed[j] = min(needed[j], profit - (of_row[j] - prices[j]))
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def assign(similarity, outside, prices, columns):
+    """Fill in columns and prices, which are 0 (``shortest_paths``)."""
+    holder = np.full(len(prices), FREE)
+    columns[:] = FREE
+    left = _bid(similarity, outside, prices, columns, holder)
+    _augment(similarity, outside, prices, columns, holder, left)
+    for _ in range(SWEEPS):
+        _raise(similarity, outside, prices, columns)
+        _lower(similarity, outside, prices, columns)
+    for row in range(len(columns)):
+        columns[row] = max(columns[row], -1)

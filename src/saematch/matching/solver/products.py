@@ -113,7 +113,7 @@ def _free_memory() -> int:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """Multiply in full float32, even if the process allows TF32 or bfloat16 elsewhere."""
     before = torch.get_float32_matmul_precision()
     if before == "highest":
@@ -189,7 +189,7 @@ class Products:
     ) -> Float32[Tensor, "k m"]:
         if self.centre is not None:
             x = (x - self.centre).float()
-        with _full_precision():
+        with full_precision():
             return torch.mm(x, self.y.T, out=out)
 
     def of_rows(self, rows: Int64[np.ndarray, " k"]) -> Float32[Tensor, "k m"]:

@@ -96,7 +96,7 @@ class Screen:
         rows, columns = np.empty((2, MOST_CONTENDERS * k), np.int64)
         errors, slips = self._for_kernel
         bound = np.empty(k)
-        n_near = _find_near(
+        n_near = find_near(
             similarity.numpy(), self._prices, errors[block], self._products.y_lengths.numpy(),
             slips, own, rows, columns, bound,
         )  # fmt: skip
@@ -189,7 +189,7 @@ def _largest(of_row, prices, error, lengths, slips, sign, start, stop):
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def _find_near(similarity, prices, errors, lengths, slips, own, rows, columns, bound):
+def find_near(similarity, prices, errors, lengths, slips, own, rows, columns, bound):
     """List the contenders of all rows and bound the other columns; return how many there are."""
     m, n_near = len(prices), 0
     for i in range(len(similarity)):
