@@ -14,7 +14,16 @@ def _benchmarks_importable(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.chdir(tmp_path)
     yield
-    for name in ("bench", "edited", "measures", "measuring", "passes", "plain", "solver"):
+    for name in (
+        "activity",
+        "bench",
+        "edited",
+        "measures",
+        "measuring",
+        "passes",
+        "plain",
+        "solver",
+    ):
         sys.modules.pop(name, None)
 
 
