@@ -36,14 +36,16 @@ class Size:
     """Number of texts of each of the three kinds."""
     max_tokens: int
     """Largest number of tokens in a text."""
+    n_tokens: int
+    """Number of tokens whose activity is compared."""
     edited_tokens: int
     """Number of tokens in a text whose hidden states are edited."""
     composes_only: bool
     """Whether runs in separate processes only compose their settings."""
 
 
-FULL = Size(5, 16384, 2304, tuple(range(8)), 12, 128, 256, composes_only=False)
-TINY = Size(1, 100, 8, (4, 5), 1, 16, 16, composes_only=True)
+FULL = Size(5, 16384, 2304, tuple(range(8)), 12, 128, 32768, 256, composes_only=False)
+TINY = Size(1, 100, 8, (4, 5), 1, 16, 50, 16, composes_only=True)
 
 N_ARMS = 4
 """Matches whose weight metrics are computed."""

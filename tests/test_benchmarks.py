@@ -14,8 +14,8 @@ def _benchmarks_importable(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.chdir(tmp_path)
     yield
-    for name in ("bench", "edited", "measures", "measuring", "passes", "plain", "scaling",
-                 "solver", "transport"):  # fmt: skip
+    for name in ("activity", "bench", "edited", "measures", "measuring", "passes", "plain",
+                 "scaling", "solver", "transport"):  # fmt: skip
         sys.modules.pop(name, None)
 
 

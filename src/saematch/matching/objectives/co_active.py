@@ -25,9 +25,9 @@ from saematch.sae.recorders import Recording
 
 CELLS_AT_ONCE = 1 << 21
 """Pairs of features in a block: 24 MiB of sums, and at most 130 MiB while scores are computed."""
-ENTRIES_AT_ONCE = 1 << 23
-"""Active features of one SAE in memory, about 130 MiB with those of the other. If there are more,
-each block reads the recording again."""
+ENTRIES_AT_ONCE = 1 << 22
+"""Active features of an SAE in memory, 60,000 tokens of 70: 64 MiB for both SAEs, and 200 MiB while
+they are read. If there are more, each block of source features reads the recording again."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,16 @@ class PairCodes:
         """
         sizes = zip(self.pair, (self.n_source, self.n_target), strict=True)
         source, target = (Totals.of(self.recording, key, size) for key, size in sizes)
-        first = list(islice(self._chunks(), 2))
+        only = list(islice(self._chunks(), 2))
+        if len(only) > 1:
+            only.clear()
         live = np.flatnonzero(source.n_active >= floor)
         size = max(1, CELLS_AT_ONCE // self.n_target)
         for start in range(0, len(live), size):
             features = live[start : start + size]
             n_both = np.zeros((len(features), self.n_target), np.int32)
             sums = np.zeros(n_both.shape)
-            for f, z in first if len(first) < 2 else self._chunks():
+            for f, z in only or self._chunks():
                 _add(
                     features, f.indptr, f.indices, f.data, z.indptr, z.indices, z.data, divide,
                     n_both, sums,
