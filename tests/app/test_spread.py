@@ -10,6 +10,7 @@ import pytest
 
 from commands import FORKS, tables
 from conftest import tiny_overrides
+from saematch.app import spread
 from saematch.app.configuration import build
 from saematch.core.results import Results
 from saematch.run.run import run
@@ -123,6 +124,29 @@ def test_two_workers_do_each_unit_once(cli, tiny, tmp_path, whole, kill_at):
     kept = [p.name for kind in ("matches", "sums", "activity") for p in (cache / kind).iterdir()]
     assert set(names) <= set(kept)
     assert len(set(kept) - set(names)) <= 3, "the fits of gains, which each worker makes"
+
+
+def test_the_run_does_what_workers_of_a_launcher_that_gives_up_have_left(
+    cli, tiny, tmp_path, monkeypatch, caplog
+):
+    real, starts = spread.launch, []
+
+    def dies(task, planned, launcher):
+        if task is not spread.do_part:
+            return real(task, planned, launcher)
+        starts.append(len(planned))
+        raise RuntimeError("a worker\nwas killed")
+
+    monkeypatch.setattr(spread, "launch", dies)
+    words = [*tiny_overrides(tiny), *OPTIONS, "arms=[folded]", "hydra/launcher=basic"]
+    message, _ = cli("-n", "3", base=["spread", *words])
+    assert message is None and starts == [3, 3]
+    messages = [r.getMessage() for r in caplog.records if "gave up" in r.getMessage()]
+    assert messages == [
+        "the launcher gave up (a worker was killed): starting the workers again",
+        "the launcher gave up (a worker was killed)",
+    ]
+    assert provenance(tmp_path / "outputs/match/a")["matches"] == {"solved": 3}
 
 
 def test_bad_input_ends_in_one_line_and_leaves_nothing(cli, tiny, tmp_path):
