@@ -46,6 +46,8 @@ ROWS = (
         "memory of one SAE", 2.5, measures.weights_memory),
     Row("sinkhorn", "an iteration of Sinkhorn, 16,384 x 2,304, in blocks",
         "float32 product of the pair, in blocks", 1.4, transport.sinkhorn),
+    Row("top_k", "20 best partners of each feature, 16,384 x 2,304",
+        "float32 product of the pair at D = 2,304, in blocks", 1.2, measures.top_k),
     Row("skip_layers", "skip_layers on texts, with intervals",
         "whole model with plain hooks for each cell", 0.5, passes.skip_layers),
     Row("evaluation", "all splices on all texts",

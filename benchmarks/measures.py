@@ -16,6 +16,8 @@ from measuring import GIB, Measured, in_turn, peak_bytes, product, timed
 
 from saematch.core.match import Match
 from saematch.evaluate.weights import FoldedPair, decoder_norm_change, mse
+from saematch.matching.matchers import TopK
+from saematch.matching.objectives.factors import Factors
 from saematch.sae.activations import decode, encode
 from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.sources.source import ZooSaes
@@ -55,6 +57,13 @@ def weights(size: Size) -> Measured:
     shape = size.n_features, 2 * size.d_model + 1
     x, y = torch.randn(shape), torch.randn(shape)
     return in_turn(metrics, lambda: product(x, y), size.repeats)
+
+
+def top_k(size: Size) -> Measured:
+    """Measure the 20 best partners of each feature against the product alone."""
+    x, y = (torch.randn(size.n_features, size.d_model) for _ in range(2))
+    factors = Factors(x, y)
+    return in_turn(lambda: TopK(20)(factors), lambda: product(x, y), size.repeats)
 
 
 def weights_memory(size: Size) -> Measured:

@@ -41,11 +41,21 @@ if TYPE_CHECKING:
     from saematch.matching.matchers import TopK as TopK
     from saematch.matching.objectives.candidates import Candidates as Candidates
     from saematch.matching.objectives.decoder_cosine import DecoderCosine as DecoderCosine
+    from saematch.matching.objectives.encoder_decoder_cosine import (
+        EncoderDecoderCosine as EncoderDecoderCosine,
+    )
     from saematch.matching.objectives.factors import Factors as Factors
+    from saematch.matching.objectives.from_activity import FromActivity as FromActivity
+    from saematch.matching.objectives.jaccard import Jaccard as Jaccard
+    from saematch.matching.objectives.necessity import Necessity as Necessity
     from saematch.matching.objectives.objective import ActivityObjective as ActivityObjective
     from saematch.matching.objectives.objective import CandidateObjective as CandidateObjective
     from saematch.matching.objectives.objective import Objective as Objective
     from saematch.matching.objectives.parts import Parts as Parts
+    from saematch.matching.objectives.pearson import Pearson as Pearson
+    from saematch.matching.objectives.read_write import ReadWrite as ReadWrite
+    from saematch.matching.objectives.sparse_map import SparseMap as SparseMap
+    from saematch.matching.objectives.sufficiency import Sufficiency as Sufficiency
     from saematch.matching.objectives.written_share import WrittenShare as WrittenShare
     from saematch.matching.pairing import Pairing as Pairing
     from saematch.matching.solver.solve import SolverResources as SolverResources
@@ -78,25 +88,31 @@ _HOMES = {
     "ChanceLevel": "saematch.matching.matchers",
     "Column": "saematch.core.columns",
     "DecoderCosine": "saematch.matching.objectives.decoder_cosine",
+    "EncoderDecoderCosine": "saematch.matching.objectives.encoder_decoder_cosine",
     "Evaluation": "saematch.evaluate.evaluation",
     "Factors": "saematch.matching.objectives.factors",
     "Forward": "saematch.sae.recorders",
+    "FromActivity": "saematch.matching.objectives.from_activity",
     "Greedy": "saematch.matching.matchers",
     "Identity": "saematch.matching.matchers",
     "InputError": "saematch.core.errors",
+    "Jaccard": "saematch.matching.objectives.jaccard",
     "LanguageModel": "saematch.lm.hooks",
     "LmSource": "saematch.lm.source",
     "Match": "saematch.core.match",
     "Matcher": "saematch.matching.matchers",
     "Measures": "saematch.evaluate.measures",
     "MutualNearest": "saematch.matching.matchers",
+    "Necessity": "saematch.matching.objectives.necessity",
     "Objective": "saematch.matching.objectives.objective",
     "Optimal": "saematch.matching.matchers",
     "Pair": "saematch.core.pairs",
     "PairFacts": "saematch.evaluate.evaluation",
     "Pairing": "saematch.matching.pairing",
     "Parts": "saematch.matching.objectives.parts",
+    "Pearson": "saematch.matching.objectives.pearson",
     "Random": "saematch.matching.matchers",
+    "ReadWrite": "saematch.matching.objectives.read_write",
     "Recorder": "saematch.sae.recorders",
     "Recording": "saematch.sae.recorders",
     "Results": "saematch.core.results",
@@ -110,7 +126,9 @@ _HOMES = {
     "Scipy": "saematch.matching.matchers",
     "Sinkhorn": "saematch.matching.matchers",
     "SolverResources": "saematch.matching.solver.solve",
+    "SparseMap": "saematch.matching.objectives.sparse_map",
     "Subject": "saematch.evaluate.evaluation",
+    "Sufficiency": "saematch.matching.objectives.sufficiency",
     "Synchronise": "saematch.matching.synchronised",
     "Tables": "saematch.core.tables",
     "TextSource": "saematch.texts.sources",

@@ -156,6 +156,13 @@ class Evaluation:
     def recorder(self, subject: Subject) -> Recorder | None:
         """Return the recorder for the pass over the texts; by default None."""
 
+    def record(self, subject: Subject) -> object:
+        """Make further passes over the texts, which ``tables`` needs; by default none.
+
+        Processes that share the work of a run call it. Without it, only the run itself makes the
+        passes of ``tables``.
+        """
+
     def tables(self, subject: Subject, recording: Recording | None) -> Tables:
         """Return the tables of the evaluation; ``recording`` is that of its recorder.
 

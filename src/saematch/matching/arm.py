@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from jaxtyping import Float64
+from torch import Tensor
+
 from saematch.core.errors import InputError
 from saematch.core.match import InvalidMatch, Match
-from saematch.core.specs import AtLeast1, Unique, spec
-from saematch.matching.matchers.matcher import CandidateMatcher, Matcher
+from saematch.core.specs import AtLeast1, Positive, Unique, spec
+from saematch.matching.matchers.matcher import CandidateMatcher, Matcher, SelectiveMatcher
 from saematch.matching.matchers.optimal import Optimal
 from saematch.matching.matchers.scipy_dense import Scipy
 from saematch.matching.objectives.factors import Factors
@@ -20,6 +23,7 @@ from saematch.matching.objectives.objective import (
     Similarity,
 )
 from saematch.matching.synchronised import Synchronise
+from saematch.matching.transported import transported
 from saematch.sae.folding import FOLDS, fold
 from saematch.sae.params import SaeParams
 
@@ -54,6 +58,13 @@ class Arm:
     instead of matching them directly."""
     composed_entries: AtLeast1 = 20
     """Largest number of entries in a row of a composed match; those of largest absolute weight."""
+    transported: bool = False
+    """Whether an objective of weights compares transported vectors of the source: its decoder
+    vectors times the mean Jacobian of the blocks up to the target's layer, on calibration texts
+    (``matching.transported``). The vectors are transported before the fold."""
+    jacobian_tolerance: Positive = 0.02
+    """Relative standard error below which no more tokens are read for a mean Jacobian, if vectors
+    are transported."""
     synchronise: Synchronise | None = None
     """Whole-model match: match all layers of a suite at once, so that matches agree over cycles.
     None matches each pair for itself."""
@@ -68,13 +79,12 @@ class Arm:
                 f"unknown strategy {unknown[0]!r} in an arm's decode: choose among "
                 f"{', '.join(strategies)}"
             )
-        scores_candidates = not isinstance(self.objective, Objective)
-        if scores_candidates and not isinstance(self.matcher, CandidateMatcher):
+        if not isinstance(self.objective, Objective):
+            self._check_candidates()
+        if self.transported and self.reads_activity:
             raise InputError(
-                f"arms: the objective {type(self.objective).__name__} scores only candidate pairs "
-                f"of features, but the matcher {type(self.matcher).__name__} needs the similarity "
-                "of all pairs: choose a matcher that takes candidates, such as TopK, or an "
-                "objective with a vector for each feature, such as Parts"
+                f"arms: the objective {type(self.objective).__name__} reads activations, so it has "
+                "no vectors to transport: set transported=false, or choose an objective of weights"
             )
         if self.synchronise is not None:
             self._check_synchronised()
@@ -82,11 +92,31 @@ class Arm:
         if beyond:
             raise InputError(f"quantile {beyond[0]} of an arm: shares lie between 0 and 1")
 
+    def _check_candidates(self) -> None:
+        """Raise ``InputError`` if the matcher needs the similarity of all pairs."""
+        reason: str | None = None
+        if not isinstance(self.matcher, CandidateMatcher):
+            reason = "choose a matcher that takes candidates, such as TopK"
+        elif isinstance(self.matcher, SelectiveMatcher):
+            reason = self.matcher.candidate_refusal()
+        if reason is not None:
+            raise InputError(
+                f"arms: the objective {type(self.objective).__name__} scores only candidate pairs "
+                f"of features, but the matcher {type(self.matcher).__name__} needs the similarity "
+                f"of all pairs: {reason}, or choose an objective with a vector for each feature, "
+                "such as Parts"
+            )
+
     def _check_synchronised(self) -> None:
         """Refuse settings that a whole-model match cannot use."""
         if self.compose:
             raise InputError(
                 "arms: compose and synchronise are two ways to match distant layers: choose one"
+            )
+        if self.transported:
+            raise InputError(
+                "arms: a whole-model match compares the weights as they are: leave out "
+                "transported or synchronise"
             )
         if not isinstance(self.objective, Objective):
             raise InputError(
@@ -107,12 +137,28 @@ class Arm:
         return isinstance(self.objective, ActivityObjective)
 
     @property
+    def reads_texts(self) -> bool:
+        """Whether the arm reads the calibration texts: activations, or Jacobians on them."""
+        return self.reads_activity or self.transported
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """What the arm reads: ``weights``, ``texts``."""
-        return ("weights", "texts") if self.reads_activity else ("weights",)
+        return ("weights", "texts") if self.reads_texts else ("weights",)
 
-    def similarity(self, source: SaeParams, target: SaeParams) -> Similarity:
-        """Return the similarity of two SAEs by their weights."""
+    def similarity(
+        self,
+        source: SaeParams,
+        target: SaeParams,
+        J: Float64[Tensor, "d_model d_model"] | None = None,
+    ) -> Similarity:
+        """Return the similarity of two SAEs by their weights.
+
+        An arm with transported vectors needs ``J``, the mean Jacobian of the blocks between.
+        """
+        if self.transported:
+            assert J is not None, "the arm reads more than weights"
+            source = transported(source, J)
         folded = fold(source, self.fold), fold(target, self.fold)
         if isinstance(self.objective, Objective):
             return self.objective.factors(*folded)

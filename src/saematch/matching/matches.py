@@ -17,6 +17,7 @@ from saematch.core.pairs import Pair, Refusal, SaeKey
 from saematch.core.store import is_kept
 from saematch.matching.arm import Arm
 from saematch.matching.store import MatchStore
+from saematch.matching.transported import transport_refusal
 from saematch.sae.sites import site_refusal, skipping_refusal
 from saematch.sae.suites import SaeFacts, Saes, SaeShelf
 
@@ -75,6 +76,14 @@ def match_pairs(
     ]
     # Arms that compose or synchronise load other layers
     todo.sort(key=lambda item: arms[item[1]].compose or arms[item[1]].synchronise is not None)
+    store.share(
+        shelf,
+        [
+            (source, target, arms[name])
+            for pair, name in todo
+            for source, target in pairwise(steps(shelf, pair, arms[name]))
+        ],
+    )
     for pair, name in tqdm(todo, desc="match", unit="match"):
         arm = arms[name]
         with stage("match", arm=name, pair=pair.label):
@@ -142,7 +151,9 @@ def _refusal(facts: Mapping[SaeKey, SaeFacts], pair: Pair, arm: Arm) -> str | No
     for source, target in pairwise(steps(facts, pair, arm)):
         a, b = facts[source], facts[target]
         reason = site_refusal(a.origin, b.origin) or arm.objective.refusal(a, b)
-        if arm.reads_activity:  # a pass over texts has only hidden states between blocks
+        if arm.transported:
+            reason = reason or transport_refusal(a.origin, b.origin)
+        if arm.reads_texts:  # a pass over texts has only hidden states between blocks
             reason = reason or skipping_refusal(a.origin) or skipping_refusal(b.origin)
         if arm.synchronise is not None and a.n_features != b.n_features:
             reason = reason or (
@@ -155,5 +166,6 @@ def _refusal(facts: Mapping[SaeKey, SaeFacts], pair: Pair, arm: Arm) -> str | No
 
 
 def _keep(match: Match, arm: Arm, path: Path) -> None:
-    if not is_kept(path) or Match.load(path)[0].hash != match.hash:
-        match.save(path, {"arm": repr(arm)})
+    is_new = not is_kept(path)
+    if is_new or Match.load(path)[0].hash != match.hash:
+        match.save(path, {"arm": repr(arm)}, keep=is_new)

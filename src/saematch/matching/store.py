@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from itertools import pairwise
 from pathlib import Path
 
+from saematch.core.claims import do_together, is_sharing
 from saematch.core.code import code_of, has_address, settings_text
 from saematch.core.files import hashed
 from saematch.core.match import Match
@@ -21,6 +22,9 @@ from saematch.matching.objectives.objective import Objective
 from saematch.matching.synchronised import Synchronise, Synchronised
 from saematch.sae.folding import fold
 from saematch.sae.suites import SaeFacts, SaeShelf
+
+Step = tuple[SaeKey, SaeKey, Arm]
+"""A match of the store: source, target and arm."""
 
 
 @dataclass
@@ -62,6 +66,19 @@ class MatchStore:
                 match.save(path, key_facts(*facts, arm, evidence), keep=True)
         self._matches[key] = match
         return match
+
+    def share(self, saes: SaeShelf, steps: Iterable[Step]) -> None:
+        """Solve matches together with other processes, if this process shares its work."""
+        if not is_sharing():
+            return
+        units = {}
+        for source, target, arm in steps:
+            if _is_shared(arm):
+                evidence = self.evidence.identity(Pair(source, target), arm)
+                key = match_key(saes.facts[source], saes.facts[target], arm, evidence)
+                path = self.folder / f"{key}.safetensors"
+                units[path] = partial(self.match, saes, source, target, arm)
+        do_together(units)
 
     def chain(self, saes: SaeShelf, layers: Sequence[SaeKey], arm: Arm) -> Match:
         """Return the composition of the matches of successive layers."""

@@ -221,15 +221,15 @@ class Experiment:
         return any(evaluation.reads_texts for evaluation in self.evaluations.values())
 
     @property
-    def matches_activity(self) -> bool:
-        """Whether an arm's objective reads activations on texts."""
-        return not self.trains and any(arm.reads_activity for arm in self.arms.values())
+    def matches_on_texts(self) -> bool:
+        """Whether an arm reads the calibration texts."""
+        return not self.trains and any(arm.reads_texts for arm in self.arms.values())
 
     @property
     def calibrates(self) -> bool:
         """Whether the run fits quantities to texts, which it then splits off."""
         fitted = (evaluation.calibrates(self.arms) for evaluation in self.evaluations.values())
-        return self.matches_activity or any(fitted)
+        return self.matches_on_texts or any(fitted)
 
     @property
     def counting(self) -> str | None:
@@ -242,4 +242,4 @@ class Experiment:
         """Whether the run needs the language model and texts."""
         measured = isinstance(self.stand_in, ActivationQuantile)
         explained = self.explains and self.explain.on_texts
-        return measured or explained or self.evaluates_texts or self.matches_activity
+        return measured or explained or self.evaluates_texts or self.matches_on_texts

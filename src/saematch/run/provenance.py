@@ -25,20 +25,25 @@ def sources(context: Context) -> dict[str, Any]:
     """
     experiment, labels = context.experiment, context.experiment.model_labels
     models = {
-        suite: vars(source) | {"revision": _revision(context.readers, labels.get(suite, ""))}
+        suite: vars(source) | _loaded(context.readers, labels.get(suite, ""))
         for suite, source in experiment.models.items()
     }
     return {
         "saes": {_sae_name(key): vars(sae.origin) for key, sae in context.saes.facts.items()},
-        "model": vars(experiment.model) | {"revision": _revision(context.readers, "")},
+        "model": vars(experiment.model) | _loaded(context.readers, ""),
         **({"models": models} if models else {}),
         "texts": dict(context.text_facts),
         "part_weights": {name: vars(arm.objective) for name, arm in experiment.arms.items()},
     }
 
 
-def _revision(readers: Mapping[str, Reader], label: str) -> str | None:
-    return readers[label].lm.revision if label in readers else None
+def _loaded(readers: Mapping[str, Reader], label: str) -> dict[str, str | None]:
+    """Return revision and dtype of a loaded model; without it, only that no revision is known."""
+    if label not in readers:
+        return {"revision": None}
+    lm = readers[label].lm
+    dtype = str(next(lm.parameters()).dtype).removeprefix("torch.")
+    return {"revision": lm.revision, "dtype": dtype}
 
 
 def _sae_name(key: SaeKey) -> str:

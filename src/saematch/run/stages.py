@@ -18,8 +18,9 @@ from saematch.judge.judging import explain_tables, explainers, judge_matches
 from saematch.judge.means import judge_means
 from saematch.judge.scores import judge_tables, score_matches
 from saematch.lm.source import OpenedModel
-from saematch.matching.activity import Activity, record_activity
+from saematch.matching.activity import record_activity
 from saematch.matching.evidence import Evidence
+from saematch.matching.jacobian import record_jacobians
 from saematch.matching.matches import match_pairs, matched_paths
 from saematch.matching.store import MatchStore
 from saematch.run.checks import (
@@ -49,16 +50,17 @@ def load(context: Context) -> None:
     """Load the inputs of the run; raises ``InputError`` if they do not fit together."""
     experiment = context.experiment
     _connect(context)
+    device = experiment.trainer.device_type
     if experiment.trains:
-        context.readers = {"": Reader(experiment.model.load(), {})}
+        context.readers = {"": Reader(experiment.model.load(device), {})}
         return
     context.chosen = choose_saes(experiment)
     labels = experiment.model_labels
     models: dict[str, OpenedModel] = {}
     if experiment.reads_texts:  # fails for a gated model before SAEs are downloaded
-        models[""] = experiment.model.open()
+        models[""] = experiment.model.open(device)
         models |= {
-            label: experiment.models[label].open() for label in dict.fromkeys(labels.values())
+            label: experiment.models[label].open(device) for label in dict.fromkeys(labels.values())
         }
     context.saes = load_saes(context.chosen, experiment.sae_memory, labels)
     if isinstance(experiment.stand_in, DecoderNorm):
@@ -131,30 +133,47 @@ def match(context: Context) -> None:
     tables = context.results.tables
     if context.refused:
         tables.add("refused", frame_of([refusal.row() for refusal in context.refused]))
-    store = MatchStore(context.cache / "matches", Evidence(_activity(context)))
+    find_matches(context)
+    tables.join(MatchTables().tables(context.subject(), None))
+    tables.define(MatchTables.columns)
+
+
+@memory_shortage(MATCHING, "lower sae_memory")
+@stage("match")
+def find_matches(context: Context) -> None:
+    """Match every pair in every arm, or read the matches that are kept."""
+    store = MatchStore(context.cache / "matches", _evidence(context))
     context.matches = match_pairs(
         context.saes, context.chosen.pairs, context.experiment.arms, store,
         context.folder / "matches",
     )  # fmt: skip
     context.results.provenance["matches"] = dict(store.counts)
-    tables.join(MatchTables().tables(context.subject(), None))
-    tables.define(MatchTables.columns)
 
 
-def _activity(context: Context) -> Activity:
-    """Return the recordings that objectives read, from a pass over the calibration texts."""
-    if not context.experiment.matches_activity:
-        return Activity()
-    saes, arms = context.saes, context.experiment.arms
+def _evidence(context: Context) -> Evidence:
+    """Return what arms read besides weights, from passes over the calibration texts."""
+    if not context.experiment.matches_on_texts:
+        return Evidence()
+    saes, arms, texts = context.saes, context.experiment.arms, context.calibration_pass
     paths = matched_paths(saes.facts, context.chosen.pairs, arms)
-    folder = context.cache / "activity"
-    return record_activity(saes, paths, arms, context.calibration_pass, folder)
+    activity = record_activity(saes, paths, arms, texts, context.cache / "activity")
+    jacobians = record_jacobians(paths, arms, texts, context.cache / "jacobians")
+    if jacobians.means:
+        context.results.provenance["jacobians"] = jacobians.facts()
+    return Evidence(activity, jacobians)
 
 
 @memory_shortage(MATCHING, "lower sae_memory or trainer.batch_size")
 @stage("read texts")
 def read_texts(context: Context) -> None:
     """Record the data for evaluations and explanations in one pass over the texts."""
+    experiment = context.experiment
+    _record(context)
+    if experiment.explains:
+        context.explanations = experiment.explain.open(context.saes, _inputs(context))
+
+
+def _record(context: Context) -> None:
     experiment = context.experiment
     if experiment.evaluates_texts:
         context.measures = Measures.of(context.readers[""].tokens, experiment.intervals)
@@ -172,8 +191,17 @@ def read_texts(context: Context) -> None:
     needed = {name: recorder for name, recorder in recorders.items() if recorder is not None}
     if needed:
         context.recordings = context.text_pass.record(context.saes, needed, "read")
-    if experiment.explains:
-        context.explanations = experiment.explain.open(context.saes, _inputs(context))
+
+
+@memory_shortage(MATCHING, "lower sae_memory or trainer.batch_size")
+@stage("read texts")
+def share_passes(context: Context) -> None:
+    """Make all passes over the texts that the run needs, together with other processes."""
+    _record(context)
+    subject = context.subject()
+    for name, evaluation in _with_pairs(context.experiment, subject).items():
+        with stage(name, evaluation=name):
+            evaluation.record(subject.without(name))
 
 
 def _with_pairs(experiment: Experiment, subject: Subject) -> dict[str, Evaluation]:

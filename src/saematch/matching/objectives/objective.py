@@ -56,7 +56,8 @@ class ActivityObjective(Protocol):
     ) -> Candidates:
         """Return the scored pairs of features; ``pair`` has the keys in the recording.
 
-        Both SAEs are in the fold of the arm; the recording has activations of the SAEs as trained.
+        Both SAEs are as trained, like their activations in the recording, in whatever fold the arm
+        is.
         """
         ...
 
