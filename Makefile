@@ -22,7 +22,7 @@ EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
 HYPHENATED  := $(filter-out $(EXPERIMENTS),$(subst _,-,$(EXPERIMENTS)))
 SWEEPS      := $(addprefix sweep-,$(basename $(notdir $(wildcard sweeps/*.yaml))))
 
-.PHONY: $(EXPERIMENTS) $(HYPHENATED) $(SWEEPS) compare reproduce reproduction-page metrics-page verify-page leaderboard-page help setup demo test test-slow test-kill lint bench bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-pair smollm2-studies
+.PHONY: $(EXPERIMENTS) $(HYPHENATED) $(SWEEPS) compare reproduce reproduction-page metrics-page verify-page leaderboard-page help setup demo test test-slow test-kill lint bench bench-scaling bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-pair smollm2-studies
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -178,6 +178,9 @@ bench-solver: benchmarks/peers/ready ## Compare the solver with other solvers (1
 
 bench-solver-large: $(READY) ## Measure the solver at 65,536 and 131,072 features (1 hour)
 	$(BIN)/python benchmarks/solver.py --large $(ARGS)
+
+bench-scaling: $(READY) ## Measure the pieces of a large run, into docs/scaling.md (20 minutes)
+	$(BIN)/python benchmarks/scaling.py --page docs/scaling.md $(ARGS)
 
 zoo: $(READY) ## Train the embedded model and SAEs from scratch (hours)
 	$(BIN)/python -m saematch.zoo.build $(ARGS)

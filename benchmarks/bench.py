@@ -16,10 +16,12 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import activity
 import edited
 import measures
 import passes
 import torch
+import transport
 from measures import FULL, TINY, Size
 from measuring import Measured
 
@@ -43,6 +45,15 @@ ROWS = (
         "float32 product of the pair at D = 4,609, in blocks", 0.15, measures.weights),
     Row("weights_memory", "memory that the same errors and norms add",
         "memory of one SAE", 2.5, measures.weights_memory),
+    Row("sinkhorn", "an iteration of Sinkhorn, 16,384 x 2,304, in blocks",
+        "float32 product of the pair, in blocks", 1.4, transport.sinkhorn),
+    Row("top_k", "20 best partners of each feature, 16,384 x 2,304",
+        "float32 product of the pair at D = 2,304, in blocks", 1.2, measures.top_k),
+    Row("pearson", "recording 32,768 tokens, L0 70, and correlations of one pair, once",
+        "encoding by both SAEs", 1.5, activity.pearson),
+    Row("written_share", "the same with the written shares of one pair, once",
+        "encoding by both SAEs", 1.5, activity.written_share),
+    Row("activity_memory", "memory that these written shares add", "1 GiB", 1.0, activity.memory),
     Row("skip_layers", "skip_layers on texts, with intervals",
         "whole model with plain hooks for each cell", 0.5, passes.skip_layers),
     Row("evaluation", "all splices on all texts",

@@ -16,6 +16,8 @@ from measuring import GIB, Measured, in_turn, peak_bytes, product, timed
 
 from saematch.core.match import Match
 from saematch.evaluate.weights import FoldedPair, decoder_norm_change, mse
+from saematch.matching.matchers import TopK
+from saematch.matching.objectives.factors import Factors
 from saematch.sae.activations import decode, encode
 from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.sources.source import ZooSaes
@@ -34,14 +36,16 @@ class Size:
     """Number of texts of each of the three kinds."""
     max_tokens: int
     """Largest number of tokens in a text."""
+    n_tokens: int
+    """Number of tokens whose activity is compared."""
     edited_tokens: int
     """Number of tokens in a text whose hidden states are edited."""
     composes_only: bool
     """Whether runs in separate processes only compose their settings."""
 
 
-FULL = Size(5, 16384, 2304, tuple(range(8)), 12, 128, 256, composes_only=False)
-TINY = Size(1, 100, 8, (4, 5), 1, 16, 16, composes_only=True)
+FULL = Size(5, 16384, 2304, tuple(range(8)), 12, 128, 32768, 256, composes_only=False)
+TINY = Size(1, 100, 8, (4, 5), 1, 16, 50, 16, composes_only=True)
 
 N_ARMS = 4
 """Matches whose weight metrics are computed."""
@@ -55,6 +59,13 @@ def weights(size: Size) -> Measured:
     shape = size.n_features, 2 * size.d_model + 1
     x, y = torch.randn(shape), torch.randn(shape)
     return in_turn(metrics, lambda: product(x, y), size.repeats)
+
+
+def top_k(size: Size) -> Measured:
+    """Measure the 20 best partners of each feature against the product alone."""
+    x, y = (torch.randn(size.n_features, size.d_model) for _ in range(2))
+    factors = Factors(x, y)
+    return in_turn(lambda: TopK(20)(factors), lambda: product(x, y), size.repeats)
 
 
 def weights_memory(size: Size) -> Measured:

@@ -100,6 +100,35 @@ def subject_with(
     return split_texts(subject, lm, evaluated, fitted)
 
 
+def plain_jacobian(lm, ids, source, target, text, position):
+    """Return the Jacobian at a token by a forward of the whole model with hooks."""
+
+    def output(x):
+        seen = []
+
+        def replace(_module, _args, out):
+            hidden = hidden_of(out).clone()
+            hidden[0, position] = x
+            return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+        def keep(_module, _args, out):
+            seen.append(hidden_of(out)[0, position])
+
+        hooks = [
+            lm.blocks[layer].register_forward_hook(hook)
+            for layer, hook in ((source, replace), (target, keep))
+        ]
+        try:
+            lm.model(input_ids=ids[text : text + 1], use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen[0]
+
+    x = lm.capture(ids, (source,))[0][source][text, position]
+    return torch.autograd.functional.jacobian(output, x, vectorize=True)
+
+
 class Event(NamedTuple):
     """A token of a text at which something is done to a feature."""
 

@@ -14,7 +14,8 @@ def _benchmarks_importable(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.chdir(tmp_path)
     yield
-    for name in ("bench", "edited", "measures", "measuring", "passes", "plain", "solver"):
+    for name in ("activity", "bench", "edited", "measures", "measuring", "passes", "plain",
+                 "scaling", "solver", "transport"):  # fmt: skip
         sys.modules.pop(name, None)
 
 
@@ -32,6 +33,35 @@ def test_every_row_is_measured_and_written(capsys):
     for name in names:
         assert f"\n| `{name}` | " in page.read_text().split(bench.MARKS[0])[1]
     assert list(Path().iterdir()) == [page]
+
+
+@pytest.mark.slow
+def test_the_pieces_of_a_large_run_are_measured_and_written():
+    import scaling
+
+    page = Path("page.md")
+    page.write_text("before\n" + "".join(scaling.MARKS) + "after\n")
+    scaling.main(["--tiny", "--repeats", "1", "--page", str(page)])
+    lines = page.read_text().splitlines()
+    assert lines[0] == "before" and lines[-1] == "after"
+    rows = [line for line in lines if line.startswith("|")]
+    assert "64 x 72" in rows[0] and len(rows) == 2 + 6 + 2 + 9
+
+
+def test_computed_stages_follow_from_the_pieces():
+    """By hand: 25 pairs, 26 layers, 100,000 tokens, and pieces of one second each."""
+    import scaling
+
+    one = scaling.Seconds(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    stages = scaling.computed(scaling.Shape(10), one)
+    assert stages["match, optimal permutation"] == 25
+    assert stages["one pass over the texts"] == 100_000 * 26 * 2
+    assert stages["verify, at most"] == pytest.approx(25 * 13 * 10 * 2.2)
+    weights = 3 * 2304 * 9216 + 2304 * 2048 * 3  # MLP; queries, outputs, keys and values
+    head = 256_000 * 2304 / weights
+    assert stages["skip layers, one strategy"] == pytest.approx(100_000 * 25 * (13 + head))
+    wider = scaling.scaled(one, 4)
+    assert (wider.match, wider.encode, wider.block) == (16, 4, 1)
 
 
 def test_a_failure_does_not_hide_the_other_rows(monkeypatch, capsys):

@@ -33,7 +33,9 @@ NEEDED = {"model=local": ["model.path=x"], "sae=disk": ["sae.path=x/{layer}"],
           "sae=saelens": ["sae.release=x", "sae.id_template=x/{layer}"],
           "dataset=local": ["dataset.paths=[a.jsonl]"],
           "explain=jsonl": ["explain.path=a.jsonl"],
-          "objective=written_share": ["matcher=top_k", "arms=[folded]"],
+          **{f"objective={name}": ["matcher=top_k", "arms=[folded]"]
+             for name in ("pearson", "jaccard", "necessity", "sufficiency", "written_share",
+                          "sparse_map", "explanations", "explanations_endpoint")},
           "pairing=listed": ["pairing.pairs=['1:3']"],
           "pairing=same_layer": ["pairing.target=wide"],
           "pairing=starts": ["pairing.starts=[1]"]}  # fmt: skip

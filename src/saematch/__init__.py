@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from saematch.chat.embeddings import EmbeddingEndpoint as EmbeddingEndpoint
     from saematch.core.columns import Column as Column
     from saematch.core.errors import InputError as InputError
     from saematch.core.match import Certificate as Certificate
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from saematch.evaluate.evaluation import Subject as Subject
     from saematch.evaluate.measures import Cell as Cell
     from saematch.evaluate.measures import Measures as Measures
+    from saematch.explain.tf_idf import TfIdf as TfIdf
     from saematch.lm.hooks import LanguageModel as LanguageModel
     from saematch.lm.source import LmSource as LmSource
     from saematch.matching.arm import Arm as Arm
@@ -37,18 +39,37 @@ if TYPE_CHECKING:
     from saematch.matching.matchers import Optimal as Optimal
     from saematch.matching.matchers import Random as Random
     from saematch.matching.matchers import Scipy as Scipy
+    from saematch.matching.matchers import Sinkhorn as Sinkhorn
     from saematch.matching.matchers import TopK as TopK
     from saematch.matching.objectives.candidates import Candidates as Candidates
     from saematch.matching.objectives.decoder_cosine import DecoderCosine as DecoderCosine
+    from saematch.matching.objectives.encoder_decoder_cosine import (
+        EncoderDecoderCosine as EncoderDecoderCosine,
+    )
+    from saematch.matching.objectives.explanation_cosine import (
+        ExplanationCosine as ExplanationCosine,
+    )
     from saematch.matching.objectives.factors import Factors as Factors
+    from saematch.matching.objectives.feature_texts import FeatureTexts as FeatureTexts
+    from saematch.matching.objectives.from_activity import FromActivity as FromActivity
+    from saematch.matching.objectives.jaccard import Jaccard as Jaccard
+    from saematch.matching.objectives.necessity import Necessity as Necessity
     from saematch.matching.objectives.objective import ActivityObjective as ActivityObjective
     from saematch.matching.objectives.objective import CandidateObjective as CandidateObjective
+    from saematch.matching.objectives.objective import (
+        ExplanationObjective as ExplanationObjective,
+    )
     from saematch.matching.objectives.objective import Objective as Objective
     from saematch.matching.objectives.parts import Parts as Parts
+    from saematch.matching.objectives.pearson import Pearson as Pearson
+    from saematch.matching.objectives.read_write import ReadWrite as ReadWrite
+    from saematch.matching.objectives.sparse_map import SparseMap as SparseMap
+    from saematch.matching.objectives.sufficiency import Sufficiency as Sufficiency
     from saematch.matching.objectives.written_share import WrittenShare as WrittenShare
     from saematch.matching.pairing import Pairing as Pairing
     from saematch.matching.solver.solve import SolverResources as SolverResources
     from saematch.matching.solver.solve import solve_assignment as solve_assignment
+    from saematch.matching.synchronised import Synchronise as Synchronise
     from saematch.matching.transport import transport as transport
     from saematch.sae.folding import fold as fold
     from saematch.sae.params import SaeOrigin as SaeOrigin
@@ -76,25 +97,35 @@ _HOMES = {
     "ChanceLevel": "saematch.matching.matchers",
     "Column": "saematch.core.columns",
     "DecoderCosine": "saematch.matching.objectives.decoder_cosine",
+    "EmbeddingEndpoint": "saematch.chat.embeddings",
+    "EncoderDecoderCosine": "saematch.matching.objectives.encoder_decoder_cosine",
     "Evaluation": "saematch.evaluate.evaluation",
+    "ExplanationCosine": "saematch.matching.objectives.explanation_cosine",
+    "ExplanationObjective": "saematch.matching.objectives.objective",
     "Factors": "saematch.matching.objectives.factors",
+    "FeatureTexts": "saematch.matching.objectives.feature_texts",
     "Forward": "saematch.sae.recorders",
+    "FromActivity": "saematch.matching.objectives.from_activity",
     "Greedy": "saematch.matching.matchers",
     "Identity": "saematch.matching.matchers",
     "InputError": "saematch.core.errors",
+    "Jaccard": "saematch.matching.objectives.jaccard",
     "LanguageModel": "saematch.lm.hooks",
     "LmSource": "saematch.lm.source",
     "Match": "saematch.core.match",
     "Matcher": "saematch.matching.matchers",
     "Measures": "saematch.evaluate.measures",
     "MutualNearest": "saematch.matching.matchers",
+    "Necessity": "saematch.matching.objectives.necessity",
     "Objective": "saematch.matching.objectives.objective",
     "Optimal": "saematch.matching.matchers",
     "Pair": "saematch.core.pairs",
     "PairFacts": "saematch.evaluate.evaluation",
     "Pairing": "saematch.matching.pairing",
     "Parts": "saematch.matching.objectives.parts",
+    "Pearson": "saematch.matching.objectives.pearson",
     "Random": "saematch.matching.matchers",
+    "ReadWrite": "saematch.matching.objectives.read_write",
     "Recorder": "saematch.sae.recorders",
     "Recording": "saematch.sae.recorders",
     "Results": "saematch.core.results",
@@ -106,10 +137,15 @@ _HOMES = {
     "SaeParams": "saematch.sae.params",
     "SaeSource": "saematch.sae.sources.source",
     "Scipy": "saematch.matching.matchers",
+    "Sinkhorn": "saematch.matching.matchers",
     "SolverResources": "saematch.matching.solver.solve",
+    "SparseMap": "saematch.matching.objectives.sparse_map",
     "Subject": "saematch.evaluate.evaluation",
+    "Sufficiency": "saematch.matching.objectives.sufficiency",
+    "Synchronise": "saematch.matching.synchronised",
     "Tables": "saematch.core.tables",
     "TextSource": "saematch.texts.sources",
+    "TfIdf": "saematch.explain.tf_idf",
     "TopK": "saematch.matching.matchers",
     "WrittenShare": "saematch.matching.objectives.written_share",
     "ZooSaes": "saematch.sae.sources.source",

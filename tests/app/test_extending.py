@@ -53,23 +53,41 @@ def test_a_run_uses_the_matcher_the_objective_and_the_evaluation(command):
     assert results.tables.column("effective_partners").label == "effective partners"
 
 
-def test_an_objective_reads_activity_on_calibration_texts(command):
-    assert command(ACTIVITY, "run_id=a", "arms=[folded]")[0] is None
-    match, _ = Match.load(Path("outputs/match/a/matches/folded/3-4.safetensors"))
+def calibration_counts():
+    """Return numbers of calibration tokens: with two features active, and with each of them."""
     lm, saes = LmSource("zoo", "saematch-zoo").load(), ZooSaes("chain", 1024, 20)
     counts = torch.zeros(1024, 1024, dtype=torch.float64)
+    of_sides = torch.zeros(2, 1024, dtype=torch.float64)
     text_sets = ZooTexts(("prose", "docs", "code"), 4, 16, 0).load()
     tokens = {of_set.name: tokenise(of_set, lm, 16) for of_set in text_sets}
     for halves in Calibration(0.5, 0).split(tokens).values():
         for batch in halves.calibration.batches(1):
             states, _ = lm.capture(batch.ids, (3, 4))
-            source, target = (saes.load(n).encode(states[n][batch.counts]) > 0 for n in (3, 4))
-            counts += source.double().T @ target.double()
-    kept = torch.zeros_like(counts)
-    kept[match.rows, match.columns] = counts[match.rows, match.columns]
+            active = [saes.load(n).encode(states[n][batch.counts]) > 0 for n in (3, 4)]
+            counts += active[0].double().T @ active[1].double()
+            of_sides += torch.stack([side.double().sum(dim=0) for side in active])
+    return counts, of_sides
+
+
+def kept_of(match, scores):
+    """Return the scores of a match's entries, and 0 for all other pairs."""
+    kept = torch.zeros_like(scores)
+    kept[match.rows, match.columns] = scores[match.rows, match.columns]
     assert (kept > 0).sum() == len(match.rows)
-    # Any of several equal counts may be kept
-    assert torch.equal(kept.sum(dim=1), counts.topk(3, dim=1).values.sum(dim=1))
+    return kept
+
+
+def test_objectives_read_activity_on_calibration_texts(command):
+    counts, (of_source, of_target) = calibration_counts()
+    sizes = of_source[:, None] + of_target
+    dice = torch.where(counts >= 2, 2 * counts / sizes.clamp(min=1), 0.0)
+    for objective, scores in (("together", counts), ("dice", dice)):
+        settings = ("arms=[folded]", f"objective={objective}")
+        assert command(ACTIVITY, f"run_id={objective}", *settings)[0] is None
+        path = Path(f"outputs/match/{objective}/matches/folded/3-4.safetensors")
+        kept = kept_of(Match.load(path)[0], scores)
+        # Any of several equal scores may be kept
+        torch.testing.assert_close(kept.sum(dim=1), scores.topk(3, dim=1).values.sum(dim=1))
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def test_a_run_writes_what_it_promises(cli, tmp_path):
         "b_enc": 1.0,
     }
     assert results["provenance"]["model"]["revision"].startswith("sha256:")
+    assert results["provenance"]["model"]["dtype"] == "float32"
     assert results["provenance"]["texts"]["texts"]["sha256"].startswith("sha256:")
     assert all(row["value"] is not None for row in rows)
     for name in ("mse", "matching", "explained_variance", "delta_loss"):

@@ -298,7 +298,7 @@ def test_an_echoed_key_is_never_shown(served, tmp_path, monkeypatch):
     chat = connect(
         spec(served(faults={"echo": 1.0}, key=KEY), key_variable="A_KEY"), tmp_path / "s"
     )
-    with pytest.raises(AskingError, match="refuses the question") as refused:
+    with pytest.raises(AskingError, match="refuses the request") as refused:
         chat.ask(questions(1), "x")
     assert KEY[:6] not in str(refused.value)
 
@@ -328,3 +328,8 @@ def test_a_question_that_is_used_twice_counts_once(served, tmp_path):
     later = connect(spec(server), tmp_path / "s")
     later.ask(questions(6), "x")
     assert (later.spent.requests, later.spent.reused) == (2, 4)
+
+
+def test_no_questions_cost_nothing(tmp_path):
+    chat = connect(ChatModel("m", "http://x/v1", cached_only=True), tmp_path / "s")
+    assert chat.estimate([]) == (0, 0, 0.0)

@@ -254,6 +254,18 @@ def test_runs_with_equal_settings_and_other_inputs_are_left_out(write, tmp_path,
     assert words in reasons(comparison)["c"]
 
 
+def test_runs_whose_dtype_depended_on_the_machine_are_not_mixed(write, tmp_path):
+    """A dtype that a setting names is a parameter of the runs; the dtype of ``auto`` is not."""
+    for name, setting, dtype in (
+        ("a", "auto", "float32"), ("b", "auto", "float32"), ("c", "auto", "bfloat16"),
+    ):  # fmt: skip
+        loaded = {"model": {"revision": "r", "dtype": dtype}}
+        write(name, f"seed={name}", config={"model": {"dtype": setting}}, provenance=loaded)
+    comparison = collect([tmp_path])
+    assert names(comparison) == ["a", "b"]
+    assert "r in bfloat16" in reasons(comparison)["c"]
+
+
 def test_runs_with_other_numbers_of_calibration_texts_are_compared(write, tmp_path):
     write("a", "dataset.n_texts=10")
     for name, n in (("b", 10), ("c", 20)):

@@ -168,4 +168,4 @@ def test_scores_follow_their_entries(tmp_path):
     assert match.hash == Match(rows, columns, weights, 3, 4).hash
     assert match.compose(Match.from_columns(torch.arange(4), 4)).scores is None
     with pytest.raises(InvalidMatch, match="one float64 score for each entry"):
-        Match(rows, columns, weights, 3, 4, scores=scores[:2])
+        Match(rows, columns, weights, 3, 4, scores=scores.float())

@@ -17,8 +17,6 @@ from saematch.evaluate.events import (
     Sizes,
     Tokens,
     directions,
-    hashes,
-    text_keys,
 )
 from saematch.evaluate.interventions import Interventions
 from saematch.evaluate.verify import Verify
@@ -29,6 +27,7 @@ from saematch.sae.passes import TextPass
 from saematch.sae.recorders import Models, Recording, pair_tensor_name
 from saematch.sae.sources.disk import SaeFolders
 from saematch.sae.suites import SaeShelf
+from saematch.texts.priorities import hashes, text_keys
 from saematch.texts.readers import Reader
 
 PAIR = Pair.of_layers(0, 2)

@@ -25,12 +25,13 @@ from matches import of_dense, soft
 from saematch.core.pairs import Pair
 from saematch.evaluate.co_activation import CoActivation
 from saematch.evaluate.effects import Effects, different_events, read_events
-from saematch.evaluate.events import Events, directions, text_keys
+from saematch.evaluate.events import Events, directions
 from saematch.evaluate.interventions import EDITS, HALF, INJECT, REMOVE, TO_MEAN, joint_edit
 from saematch.evaluate.verify import Verify
 from saematch.evaluate.verify_features import activity_measures
 from saematch.evaluate.verify_tables import NEAR_MISS, PairTables
 from saematch.sae.folding import fold
+from saematch.texts.priorities import text_keys
 
 SEED = 3
 N_SOURCE, N_TARGET = 20, 18

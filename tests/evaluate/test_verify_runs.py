@@ -121,6 +121,6 @@ def test_activity_of_two_language_models_is_refused(cli, tiny, tmp_path, texts):
     pairs = ("pairing=listed", "pairing.pairs=[default/0:wide/1]")
     settings = ("evaluations=[]", "arms=[folded,written_share]", "logger=none")
     message, _ = cli(*texts, *settings, *saes, *other, *pairs)
-    assert message.startswith("saematch: arms.written_share compares the activity of")
+    assert message.startswith("saematch: arms.written_share compares layer 0 and")
     assert "two language models" in message
     assert "\n" not in message

@@ -125,7 +125,7 @@ def test_B10_a_wrong_type_is_refused_by_name(setting, words):
         ("seed=-1", "seed=-1 must be greater than or equal to 0"),
         ("dataset.kinds=[]", "dataset.kinds=[]"),
         ("layers=4", "layers=4 must be a list"),
-        ("evaluations=5", "evaluations=5: choose one of co_activation, explain, features, paths"),
+        ("evaluations=5", "evaluations=5: choose one of co_activation, explain, features, "),
         ("arms.folded.decode=permute", "arms.decode='permute' must be a list"),
         ("figures=mse", "figures='mse' must be a list"),
         ("model=[1]", "model=[1]: choose one of gemma_2_2b, "),

@@ -8,8 +8,9 @@ import pytest
 from conftest import N_FEATURES, N_LAYERS
 from saematch.chat.questions import Question
 from saematch.core.results import Results
+from saematch.explain.words import words
 from saematch.judge.connect import connect
-from saematch.judge.overlap import WordOverlap, words
+from saematch.judge.overlap import WordOverlap
 from saematch.judge.prompts import JUDGE
 from saematch.judge.verdicts import Verdict, read_verdict
 

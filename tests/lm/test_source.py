@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from saematch.core.errors import InputError
+from saematch.lm import source
 from saematch.lm.source import LmSource
 
 
@@ -86,3 +88,35 @@ def test_a_licence_that_was_not_accepted(monkeypatch):
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
     with pytest.raises(ValueError, match=r"a gated repo\. Accept its licence .* set HF_TOKEN, or"):
         LmSource("google/gemma-2-2b", "gemma-2-2b").load()
+
+
+@pytest.mark.parametrize(
+    ("flags", "on_cpu"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 avx512_fp16", "bfloat16"),
+        ("flags\t\t: fpu amx_bf16 amx_tile", "bfloat16"),
+        ("Features\t: fp asimd i8mm bf16 dgh", "bfloat16"),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni", "float32"),
+        (None, "float32"),
+    ],
+)
+def test_the_dtype_auto_is_bfloat16_where_the_processor_has_it(
+    flags, on_cpu, tiny, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(source, "_CPU", tmp_path / "cpuinfo")
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(flags)
+    auto = LmSource(str(tiny / "lm"), "tiny", dtype="auto")
+    with caplog.at_level("INFO", "saematch"):
+        assert str(next(auto.load("cpu").parameters()).dtype) == f"torch.{on_cpu}"
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message == f"Language model {tiny / 'lm'}: dtype {on_cpu} on this cpu"
+    assert auto.open("gpu").dtype == "bfloat16"
+    assert LmSource(str(tiny / "lm"), "tiny").open("gpu").dtype == "float32", "it is a setting"
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(
+        InputError, match=r"model\.dtype='float8' is not auto, float32, bfloat16 or"
+    ):
+        LmSource("zoo", "zoo", dtype="float8")

@@ -5,6 +5,7 @@ import pytest
 
 from conftest import random_sae, tiny_overrides
 from saematch.app.configuration import build
+from saematch.core.errors import InputError
 from saematch.core.pairs import Pair, Refusal, SaeKey
 from saematch.evaluate.evaluation import Evaluation, PairFacts
 from saematch.evaluate.paths import Paths
@@ -81,3 +82,18 @@ def test_paths_end_in_every_order_of_the_evaluations(tiny, evaluations):
         (pairs[1], "co_activation"),
         (pairs[1], "paths"),
     ]
+
+
+def test_more_partners_than_features_are_refused_before_work_begins(tiny):
+    pairs, saes = [Pair.of_layers(0, 1)], {}
+    for layer, n_features in ((0, 30), (1, 24)):
+        saes[SaeKey("default", layer)] = random_sae(layer, n_features=n_features, layer=layer)
+    for k, message in ((24, None), (25, "arms.cosine: matcher.k=25 is more than the 24 features")):
+        settings = ["arms=[folded,cosine]", f"arms.cosine.matcher.k={k}"]
+        experiment, _ = build([*tiny_overrides(tiny), *settings])
+        if message is None:
+            assert find_refusals(experiment, pairs, SaeShelf.of(saes)) == ()
+            continue
+        with pytest.raises(InputError, match=message) as error:
+            find_refusals(experiment, pairs, SaeShelf.of(saes))
+        assert str(error.value).endswith("choose at most 24 (layer 1)")

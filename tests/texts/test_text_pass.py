@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 import lightning
 import pytest
 import torch
+from filelock import FileLock
 from torch.multiprocessing import ProcessRaisedException
 
 from conftest import TEXTS
+from saematch.core.claims import lock_of, sharing
 from saematch.core.errors import FileError, InputError
 from saematch.lm.source import LmSource
 from saematch.texts.sources import TextSet
@@ -136,6 +138,38 @@ def test_a_batch_that_another_run_does_meanwhile_is_not_done_again(lm, tmp_path)
     sums = done(work, lm, tmp_path)
     assert work.sizes == [5]
     assert sums.tolist() == [8] * 5 + [7] * 5, "all runs read the file that was there first"
+
+
+def test_a_batch_of_another_process_is_skipped_and_then_waited_for(lm, tmp_path):
+    """The other process is killed in its first batch and finishes its second."""
+    paths = paths_in(tmp_path / "r", range(4))
+
+    @dataclass
+    class Noting(Greedy):
+        first: list[int] = field(default_factory=list)
+        """First token after BOS of each batch."""
+
+        def __call__(self, lm, batch, recorders):
+            self.first.append(int(batch.ids[0, 1]))
+            kept = super().__call__(lm, batch, recorders)
+            if len(self.first) == 2:
+                write_sums(paths[2], {"sum": torch.full((3,), 7)})
+                for lock in others:
+                    lock.release()
+            return kept
+
+    work = Noting(3)
+    batches = batches_of(lm, 3)
+    with sharing(tmp_path / "locks"):
+        others = [FileLock(lock_of(paths[number])) for number in (0, 2)]
+        for lock in others:
+            lock.acquire()
+        run_batches(CPU, work, lm, batches, "t", {"r": paths})
+    assert work.first == [int(batches[number].ids[0, 1]) for number in (1, 3, 0)]
+    sums = TextSums((paths,))["sum"]
+    assert sums[6:9].tolist() == [7, 7, 7]
+    whole = done(Greedy(5), lm, tmp_path / "whole")
+    assert torch.equal(sums[:6], whole[:6]) and torch.equal(sums[9:], whole[9:])
 
 
 class Unusable(InputError):

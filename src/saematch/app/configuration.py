@@ -71,6 +71,13 @@ def add_config_dir(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def whole_number(least: int, text: str) -> int:
+    """Return the number that an option's value states, for ``argparse``."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text} is not an integer of at least {least}")
+    return int(text)
+
+
 def config_dir_of(folders: Sequence[Path]) -> Path | None:
     """Return the folder in the values of ``--config-dir``, None without one.
 
@@ -97,6 +104,11 @@ def without_config_dir(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from error
     return config_dir_of(options.config_dir), others
+
+
+def is_hydra_setting(setting: str) -> bool:
+    """Return whether a setting is one of Hydra's own, such as ``hydra/launcher=joblib``."""
+    return setting.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
 def search_path(config_dir: Path | None) -> list[str]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,7 +26,7 @@ from saematch.app.messages import MISTAKES, one_line
 from saematch.core.errors import InputError, described
 from saematch.core.files import unwritable
 from saematch.run.interruption import Interrupted, interruptible, record_interruption
-from saematch.run.run_folders import is_held, remove_unused
+from saematch.run.run_folders import is_held, remove_unused, run_folder
 
 if TYPE_CHECKING:
     from saematch.core.results import Results
@@ -91,7 +90,7 @@ def _run(config: DictConfig) -> None:
 
     folder = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
     try:
-        results = _do_run(config, folder)
+        results = do_run(config, folder)
     except MISTAKES as error:  # exit before Hydra prints its own lines about them
         if os.environ.get("SAEMATCH_TRACEBACK") or HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # the launcher continues with the other jobs
@@ -103,7 +102,7 @@ def _run(config: DictConfig) -> None:
     print_results(results, folder)
 
 
-def _do_run(config: DictConfig, folder: Path) -> Results:
+def do_run(config: DictConfig, folder: Path) -> Results:
     """Do the run.
 
     A run that fails before it does any work leaves no folder; a job of a sweep leaves its error.
@@ -132,18 +131,45 @@ def _do_run(config: DictConfig, folder: Path) -> Results:
             remove_unused(folder)
 
 
-def _job(n_jobs: int, config: DictConfig) -> None:
+def do_job(n_jobs: int, config: DictConfig) -> None:
     """Do one job of a sweep. If it fails, its log and its ``results.json`` hold the reason."""
     hydra_config = HydraConfig.get()
     folder = Path(os.path.relpath(hydra_config.runtime.output_dir))
     settings = " ".join(hydra_config.overrides.task)
     log.info("\n[%d/%d] %s: %s", hydra_config.job.num + 1, n_jobs, folder, settings)
     try:
-        _do_run(config, folder)
+        do_run(config, folder)
     except MISTAKES as error:
         log.error("%s failed: %s", folder, one_line(error))
     except Exception:  # logged here, since another process cannot pass its traceback on
         log.exception(_BUG, folder)
+
+
+def do_part(config: DictConfig) -> str:
+    """Do a worker's part of a run that several jobs do; the jobs' folder has their locks.
+
+    Returns the caller's mistake in one line, which is empty without one.
+    """
+    from saematch.run.worker import work
+
+    hydra_config: DictConfig = HydraConfig.get()  # type: ignore[assignment]
+    with interruptible():
+        try:
+            experiment, _ = built(config, hydra_config)
+            work(experiment, run_folder(config.name, config.run_id),
+                 Path(hydra_config.sweep.dir, "locks"))  # fmt: skip
+        except MISTAKES as error:
+            return one_line(error)
+    return ""
+
+
+def do_whole(config: DictConfig) -> str:
+    """Do a run as a job; return the caller's mistake in one line, which is empty without one."""
+    try:
+        do_run(config, run_folder(config.name, config.run_id))
+    except MISTAKES as error:
+        return one_line(error)
+    return ""
 
 
 _SWEEP_SETTINGS = (
@@ -154,26 +180,33 @@ _SWEEP_SETTINGS = (
 )
 
 
-def launch(jobs: Sequence[Sequence[str]], settings: Sequence[str]) -> None:
+def launch(
+    task: Callable[[DictConfig], Any], jobs: Sequence[Sequence[str]], settings: Sequence[str]
+) -> list[Any]:
     """Do jobs, each with its own settings, on the launcher that ``settings`` choose.
 
-    ``settings`` are Hydra's own, such as ``hydra/launcher=joblib``. Each job writes its results, or
-    its error, to its folder. A failed job does not stop the others.
+    ``settings`` are Hydra's own, such as ``hydra/launcher=joblib``. Returns what ``task`` returned
+    for each job that did not fail. A job that raises does not stop the others. Raises
+    ``RuntimeError`` if the launcher gives up, for example because a process of it was killed.
     """
-    with _launcher(len(jobs), settings) as launcher:
+    values = []
+    with _launcher(task, settings) as launcher:
         for job in launcher.launch([list(job) for job in jobs], initial_job_idx=0):
             if job.status == JobStatus.FAILED:
                 log.error("a job failed unexpectedly", exc_info=job._return_value)
+            else:
+                values.append(job.return_value)
+    return values
 
 
 def check_launcher(settings: Sequence[str]) -> None:
     """Refuse an unknown launcher before any job is planned."""
-    with _launcher(0, settings):
+    with _launcher(lambda _: None, settings):
         pass
 
 
 @contextmanager
-def _launcher(n_jobs: int, settings: Sequence[str]) -> Iterator[Launcher]:
+def _launcher(task: Callable[[DictConfig], Any], settings: Sequence[str]) -> Iterator[Launcher]:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
@@ -184,6 +217,6 @@ def _launcher(n_jobs: int, settings: Sequence[str]) -> Iterator[Launcher]:
             launcher = Plugins.instance().instantiate_launcher(
                 config=config,
                 hydra_context=HydraContext(loader, Callbacks(config)),
-                task_function=partial(_job, n_jobs),
+                task_function=task,
             )
         yield launcher

@@ -71,6 +71,10 @@ def _command(words: Sequence[str]) -> None:
         from saematch.app.sweep.command import main as sweep
 
         sweep(words[1:])
+    elif words[:1] == ["spread"]:
+        from saematch.app.spread import main as spread
+
+        spread(words[1:])
     elif words[:1] == ["compare"]:
         from saematch.app.compare import main as compare
 

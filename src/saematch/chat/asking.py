@@ -104,10 +104,8 @@ class Chat(Judge):
 
     def estimate(self, questions: Sequence[Question]) -> tuple[int, int, float]:
         """Return estimated input tokens, the largest number of output tokens, and dollars."""
-        tokens_in, tokens_out = (
-            sum(counts)
-            for counts in zip(*(question.tokens() for question in questions), strict=True)
-        )
+        counts = [question.tokens() for question in questions]
+        tokens_in, tokens_out = sum(n for n, _ in counts), sum(n for _, n in counts)
         return tokens_in, tokens_out, self.spec.cost(tokens_in, tokens_out)
 
     def room(self, pending: Sequence[Question]) -> str:

@@ -3,60 +3,38 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saematch.chat.asking import AskingError, Endpoint
 from saematch.chat.model import ChatModel
 from saematch.chat.questions import Question, Reply
-from saematch.core.safe_text import visible
-
-if TYPE_CHECKING:
-    from openai import OpenAI
+from saematch.chat.server import NO_JSON, RETRY_SECONDS, Access, Server
 
 log = logging.getLogger(__name__)
 
-NO_KEY = "none"
-"""Key that is sent to servers that need none."""
 NO_CHOICE = "no choice"
 """Finish reason of an answer without choices."""
-NO_JSON = (json.JSONDecodeError, RecursionError)
-"""Errors of the client for a body that is not JSON or is nested too deeply."""
 OPTIONAL = ("response_format", "max_tokens", "temperature")
 """Optional parts of a request, which some servers and models do not support."""
-RETRY_SECONDS = 0.5
-"""Seconds before the first retry after a reply that is not JSON; doubled after each retry."""
 
 
-class OpenAiServer(Endpoint):
-    """The openai client of one server; several threads may call its methods."""
+class OpenAiServer(Server, Endpoint):
+    """The openai client of an LLM's server; several threads may call its methods."""
 
     def __init__(self, spec: ChatModel) -> None:
-        import openai
-
         self.spec = spec
-        self.key = _key(spec)
         self.given_up: frozenset[str] = frozenset()
-        for name in ("httpx", "httpx2", "openai"):  # they log a line per request
-            logging.getLogger(name).setLevel(logging.WARNING)
-        self.client: OpenAI = openai.OpenAI(
-            base_url=spec.base_url,
-            api_key=self.key,
-            max_retries=spec.limits.retries,
-            timeout=spec.limits.timeout,
-            http_client=openai.DefaultHttpxClient(
-                follow_redirects=False
-            ),  # a redirect would get the key
-        )
-
-    def close(self) -> None:
-        """Close the connections."""
-        self.client.close()
+        super().__init__(
+            Access(
+                "judge", spec.model, spec.base_url, spec.key_variable,
+                "judge=local needs no key, judge=none uses no LLM",
+                spec.limits.retries, spec.limits.timeout,
+            )
+        )  # fmt: skip
 
     def model_name(self) -> str:
         """Return the name of the model; checks that the server is reachable and accepts the key."""
@@ -174,38 +152,6 @@ class OpenAiServer(Endpoint):
             raise TimeoutError("the reply was not an answer")
         return empty
 
-    def refused(self, error: Exception) -> AskingError:
-        """Return an error with the server's reason for a refusal, in one line."""
-        import openai
-
-        reason = self.scrubbed(error)
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            variable = self.spec.key_variable or "judge.key_variable, which is not set"
-            return AskingError(
-                f"{self.spec.base_url} refuses the key ({reason}); check the environment variable "
-                f"{variable}"
-            )
-        if isinstance(error, openai.NotFoundError):
-            return AskingError(
-                f"{self.spec.base_url} has no model {self.spec.model!r} ({reason}); set "
-                "judge.model, or end judge.base_url with /v1"
-            )
-        if isinstance(error, openai.APIStatusError) and 300 <= error.status_code < 400:
-            target = visible(error.response.headers.get("location", "nowhere"))
-            return AskingError(
-                f"{self.spec.base_url} answers with a redirect to {target}, which is not followed: "
-                "to use that server, set judge.base_url to it"
-            )
-        return AskingError(f"{self.spec.base_url} refuses the question ({reason})")
-
-    def scrubbed(self, error: Exception) -> str:
-        """Return the first line of an error message, without the key."""
-        cause = error.__cause__
-        text = str(cause) if cause is not None and str(cause) else str(error)
-        if self.key != NO_KEY:
-            text = text.replace(self.key, "***")
-        return visible(text.splitlines()[0][:300]) if text else type(error).__name__
-
 
 def read_completion(answer: Mapping[str, Any]) -> Reply:
     """Return the reply in a chat completion.
@@ -246,20 +192,3 @@ def read_refusal(code: str | None, message: str) -> Reply | None:
 
 def _is_temporary(status: int) -> bool:
     return status in (408, 409, 429) or status >= 500
-
-
-def _key(spec: ChatModel) -> str:
-    if spec.key_variable is None:
-        return NO_KEY
-    key = os.environ.get(spec.key_variable, "").strip()
-    if not key:
-        raise AskingError(
-            f"the environment variable {spec.key_variable} is not set: it must hold the key of "
-            f"{spec.base_url} (judge=local needs no key, judge=none uses no LLM)"
-        )
-    if not re.fullmatch(r"[!-~]+", key):
-        raise AskingError(
-            f"the environment variable {spec.key_variable} contains a space, a line break or "
-            "a character that no key has"
-        )
-    return key

@@ -12,6 +12,26 @@ VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 """Pattern of names of environment variables. Few keys have only capital letters and digits."""
 
 
+def check_server(setting: str, base_url: str, key_variable: str | None) -> None:
+    """Raise ``InputError`` for an address or name of a key that ``setting`` may not have."""
+    if set("@?#") & set(base_url):
+        raise InputError(
+            f"{setting}.base_url contains a password or a query: put the key into the environment "
+            f"variable that {setting}.key_variable names"
+        )
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise InputError(
+            f"{setting}.base_url={base_url!r} must begin with http:// or https://, as in "
+            "http://127.0.0.1:8000/v1"
+        )
+    if key_variable is not None and not VARIABLE.fullmatch(key_variable):
+        raise InputError(
+            f"{setting}.key_variable must be the name of an environment variable in capital "
+            "letters, such as OPENAI_API_KEY, and not the key itself"
+        )
+
+
 @spec("judge.limits")
 class Limits:
     """Limits on the cost, number, concurrency and retries of requests."""
@@ -65,22 +85,7 @@ class ChatModel:
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
-        if set("@?#") & set(self.base_url):
-            raise InputError(
-                "judge.base_url contains a password or a query: put the key into the environment "
-                "variable that judge.key_variable names"
-            )
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise InputError(
-                f"judge.base_url={self.base_url!r} must begin with http:// or https://, as in "
-                "http://127.0.0.1:8000/v1"
-            )
-        if self.key_variable is not None and not VARIABLE.fullmatch(self.key_variable):
-            raise InputError(
-                "judge.key_variable must be the name of an environment variable in capital "
-                "letters, such as OPENAI_API_KEY, and not the key itself"
-            )
+        check_server("judge", self.base_url, self.key_variable)
         if self.cached_only and self.model is None:
             raise InputError(
                 "judge.cached_only=true needs judge.model, the name under which answers are stored"

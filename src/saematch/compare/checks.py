@@ -140,8 +140,12 @@ def _saes(results: Results) -> Facts:
 
 
 def _model(results: Results) -> Facts:
-    revision = results.provenance.get("model", {}).get("revision")  # None if none was loaded
-    return {} if revision is None else {"": str(revision)}
+    model = results.provenance.get("model", {})
+    revision = model.get("revision")  # None if none was loaded
+    if revision is None:
+        return {}
+    by_device = (results.config.get("model") or {}).get("dtype") == "auto"
+    return {"": f"{revision} in {model['dtype']}" if by_device else str(revision)}
 
 
 _DRAWN = ("n_texts", "n_special", "n_calibration", "n_evaluation", "max_tokens", "seed")

@@ -85,7 +85,8 @@ class Match:
     n_target: int
     certificate: Certificate | None = None
     dropped: float = 0.0
-    """Share of the mass (sum of absolute weights) that composition dropped, from 0 to 1."""
+    """Share of the mass (sum of absolute weights) that composition or the matcher dropped, from 0
+    to 1."""
     scores: Float[Tensor, " n"] | None = None
     """Score of each entry, which the matcher read from the similarity, in float64; None if unknown.
     Nothing is computed from scores, and they are not part of the hash."""
@@ -276,10 +277,17 @@ def largest_in_rows(
 ) -> Bool[np.ndarray, " n"]:
     """Return a mask of the ``most`` entries of largest value in each row.
 
-    ``rows`` must be sorted. Ties go to the first entry.
+    ``rows`` must be sorted and not negative. Ties go to the first entry.
     """
-    order = np.lexsort((-values, rows))
-    rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
-    chosen = np.empty(len(rows), bool)
-    chosen[order] = rank < most
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    ends = np.append(starts[1:], len(rows))
+    chosen = np.ones(len(rows), bool)
+    for start, end in zip(
+        *(places[ends - starts > most] for places in (starts, ends)), strict=True
+    ):
+        of_row = values[start:end]
+        level = np.partition(of_row, -most)[-most]
+        above = of_row > level
+        above[np.flatnonzero(of_row == level)[: most - above.sum()]] = True
+        chosen[start:end] = above
     return chosen

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
-from saematch.evaluate.events import Events, directions, text_keys
+from saematch.evaluate.events import Events, directions
 from saematch.evaluate.interventions import (
     DIRECTION,
     EDITS,
@@ -44,6 +44,7 @@ from saematch.sae.activations import (
 from saematch.sae.params import SaeParams
 from saematch.sae.recorders import Forward, Models, pair_tensor_name
 from saematch.texts.batch_work import Kept
+from saematch.texts.priorities import text_keys
 
 EDITS_AT_ONCE = 4096
 """Number of interventions in memory at a time."""

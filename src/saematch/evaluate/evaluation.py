@@ -17,6 +17,7 @@ from saematch.core.tables import Tables
 from saematch.evaluate.counts import Counts
 from saematch.evaluate.measures import Measures
 from saematch.matching.arm import Arm
+from saematch.matching.explained import Explained
 from saematch.matching.matches import MatchSet
 from saematch.sae.passes import TextPass
 from saematch.sae.recorders import Models, Recorder, Recording
@@ -75,6 +76,8 @@ class Subject:
     """Pass over the calibration texts; None if the run fits nothing."""
     output: Path = Path("evaluations")
     """Folder in the run's folder for files of evaluations."""
+    explained: Explained | None = None
+    """Explanations of the features, for evaluations that set ``explains``."""
 
     def without(self, evaluation: str) -> Subject:
         """Return the subject without the pairs that an evaluation leaves out."""
@@ -107,10 +110,9 @@ class Subject:
 class Evaluation:
     """Base class of evaluations: specs whose fields are their settings.
 
-    A run calls ``check_sources``, ``check_saes`` and ``refusals`` before any work, ``recorder``
-    after matching, ``tables`` after the pass over the texts, and ``summary_tables`` at the end. An
-    evaluation overrides the
-    methods that it needs.
+    A run calls ``check_server``, ``check_sources``, ``check_saes`` and ``refusals`` before any
+    work, ``recorder`` after matching, ``tables`` after the pass over the texts, and
+    ``summary_tables`` at the end. An evaluation overrides the methods that it needs.
     """
 
     columns: ClassVar[tuple[Column, ...]] = ()
@@ -118,7 +120,7 @@ class Evaluation:
     reads_texts: ClassVar[bool] = False
     """Whether it needs the language model and texts."""
     explains: ClassVar[bool] = False
-    """Whether it needs explanations of features."""
+    """Whether it needs explanations of features, as ``Subject.explained`` or as columns."""
     one_partner: ClassVar[str] = ""
     """Reason why it needs matches with at most one partner per feature, as a phrase after
     ``which``; empty if it accepts any match."""
@@ -129,6 +131,12 @@ class Evaluation:
 
     def check_sources(self, sources: Mapping[str, SaeSource]) -> None:
         """Raise ``InputError``, before SAEs are loaded, for suites that cannot be used."""
+
+    def check_server(self, replies: Path) -> None:
+        """Raise ``InputError``, before any work, for a server that does not answer.
+
+        ``replies`` is the file of stored replies.
+        """
 
     def check_saes(self, saes: SaeShelf) -> None:
         """Raise ``InputError`` for SAEs that the evaluation cannot use, before any work."""
@@ -156,6 +164,13 @@ class Evaluation:
 
     def recorder(self, subject: Subject) -> Recorder | None:
         """Return the recorder for the pass over the texts; by default None."""
+
+    def record(self, subject: Subject) -> object:
+        """Make further passes over the texts, which ``tables`` needs; by default none.
+
+        Processes that share the work of a run call it. Without it, only the run itself makes the
+        passes of ``tables``.
+        """
 
     def tables(self, subject: Subject, recording: Recording | None) -> Tables:
         """Return the tables of the evaluation; ``recording`` is that of its recorder.

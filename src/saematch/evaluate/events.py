@@ -17,15 +17,12 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from saematch.core.files import hashed
 from saematch.core.pairs import SaeKey
 from saematch.sae.recorders import Forward, Models, Recording, tensor_name
 from saematch.sae.stand_in import quantiles
 from saematch.texts.batch_work import Kept
+from saematch.texts.priorities import FIRST_POSITION, hashes, text_keys
 from saematch.texts.tokens import TokenBatch
-
-FIRST_POSITION = 2
-"""First position of events; the first token of a text has position 0."""
 
 
 @dataclass(frozen=True)
@@ -227,37 +224,6 @@ def _sampled(
         texts[chosen], positions[chosen], features[chosen], values[chosen],
         by_feature[kept], by_token[kept],
     )  # fmt: skip
-
-
-def text_keys(batch: TokenBatch) -> Int64[Tensor, " batch"]:
-    """Return a hash of the tokens of each text."""
-    rows = zip(batch.ids.tolist(), batch.lengths.tolist(), strict=True)
-    keys = [int(hashed(ids[:length])[:15], 16) for ids, length in rows]
-    return torch.tensor(keys, dtype=torch.int64)
-
-
-def hashes(seed: int, *parts: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-    """Return a hash of the seed and of corresponding numbers, from 0 to 2^62 - 1."""
-    state = torch.full_like(parts[0], seed % 2**61 + 1)
-    for part in parts:
-        state = _mixed(state * _INCREMENT + part)
-    return state & (2**62 - 1)
-
-
-_INCREMENT = -7046029254386353131  # 2^64 / golden ratio, as a signed number
-_FACTORS = (-4658895280553007687, -7723592293110705685)
-
-
-def _mixed(numbers: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-    """Return the numbers after the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
-    for shift, factor in zip((30, 27), _FACTORS, strict=True):
-        numbers = (numbers ^ _shifted(numbers, shift)) * factor
-    return numbers ^ _shifted(numbers, 31)
-
-
-def _shifted(numbers: Int64[Tensor, " n"], shift: int) -> Int64[Tensor, " n"]:
-    """Return the numbers shifted to the right as unsigned numbers."""
-    return (numbers >> shift) & ((1 << (64 - shift)) - 1)
 
 
 def directions(seed: int, events: Events, d_model: int) -> Float[Tensor, "n d_model"]:

@@ -142,13 +142,16 @@ def _pair_rows(
 
 
 def exact_arms(arms: Mapping[str, Arm]) -> dict[str, str]:
-    """Return, for each arm that composes, an arm with the same settings that matches at once."""
+    """Return, for each arm that composes or synchronises, an arm that matches each pair at once.
+
+    Its other settings are the same.
+    """
     return {
         name: direct_name
         for name, arm in arms.items()
-        if arm.compose
+        if arm.compose or arm.synchronise is not None
         for direct_name, direct in arms.items()
-        if replace(arm, compose=False, **_NEUTRAL) == replace(direct, **_NEUTRAL)
+        if replace(arm, compose=False, synchronise=None, **_NEUTRAL) == replace(direct, **_NEUTRAL)
     }
 
 

@@ -142,7 +142,8 @@ class PairTables:
     def _nearest(self) -> np.ndarray:
         """Return the nearest targets of each source feature by decoder cosine."""
         source, target = (self.subject.saes[key] for key in self.pair)
-        return ranked_partners(TopK(NEAREST)(DecoderCosine().factors(source, target)))
+        nearest = TopK(min(NEAREST, target.n_features))
+        return ranked_partners(nearest(DecoderCosine().factors(source, target)))
 
     def of_events(self, candidate: Candidate, features: np.ndarray) -> Partners:
         """Return the candidate's ranked partners for the source feature of each event."""

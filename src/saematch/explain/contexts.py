@@ -132,13 +132,12 @@ def find_peaks(
     ``text`` and ``position`` are those of each token of ``active``.
     """
     tokens = active.tokens()
-    order = torch.argsort(active.values, descending=True, stable=True)
-    group = (text[tokens] * active.n_features + active.features)[order]
-    order = order[torch.argsort(group, stable=True)]
-    group = group.sort().values
-    first = torch.ones(len(group), dtype=torch.bool, device=group.device)
-    first[1:] = group[1:] != group[:-1]
-    peaks = order[first]
+    group = text[tokens] * active.n_features + active.features
+    n_groups = (int(text.max()) + 1 if len(text) else 0) * active.n_features
+    largest = active.values.new_zeros(n_groups).scatter_reduce_(0, group, active.values, "amax")
+    peaks = torch.nonzero(active.values == largest[group]).flatten()
+    group, order = group[peaks].sort(stable=True)
+    peaks = peaks[order[torch.diff(group, prepend=group.new_tensor([-1])) > 0]]
     return Contexts(
         active.features[peaks], text[tokens[peaks]], position[tokens[peaks]], active.values[peaks]
     )

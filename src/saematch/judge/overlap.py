@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -11,25 +10,9 @@ from saematch.chat.questions import Judge, Question, Reply
 from saematch.core.errors import InputError
 from saematch.core.files import hashed
 from saematch.core.specs import spec
+from saematch.explain.words import COMMON, QUOTED, WORD, words
 from saematch.judge.prompts import JUDGE
 from saematch.judge.verdicts import SCORES
-
-_COMMON = """
-a about all also an and any are as at be been being both but by can do does each especially etc for
-from had has have if in including into is it its like may more most no not of on one only or other
-out over s some such t than that the their them then there these they this those to up used was were
-what when where which who will with within
-active activates activations context contexts expression expressions feature features indicate
-indicates indicating instance instances mention mentions occurrence occurrences phrase phrases
-related reference references referring refers specific specifically term terms text texts token
-tokens various word words
-"""
-_QUOTED = re.compile(r'"("|"?(?:[^"]|"(?="))+)" \(\d+%\)|["“](\S+?)["”]')
-"""A token with its share, as in explanations by tokens, or a word in quotes."""
-_WORD = re.compile(r"\w+")
-COMMON = frozenset(_COMMON.split())
-"""Words without information about a feature: first those of any sentence, then those of any
-explanation."""
 
 
 @spec("judge")
@@ -97,15 +80,5 @@ class OverlapJudge(Judge):
 
     def provenance(self) -> dict[str, Any]:
         """Return the thresholds, and a hash of the rule for words."""
-        rule = hashed([_QUOTED.pattern, _WORD.pattern, sorted(COMMON)])[:8]
+        rule = hashed([QUOTED.pattern, WORD.pattern, sorted(COMMON)])[:8]
         return {"model": self.model, "rule": rule, **vars(self.spec), "answers": self.answers}
-
-
-def words(text: str) -> frozenset[str]:
-    """Return the words of an explanation in lower case, without those in ``COMMON``.
-
-    Text in quotes is a token and counts as one word, even if it is a common word or a bracket.
-    """
-    tokens = [token or word for token, word in _QUOTED.findall(text)]
-    plain = _WORD.findall(_QUOTED.sub(" ", text).lower())
-    return frozenset([*(token.lower() for token in tokens), *(w for w in plain if w not in COMMON)])

@@ -35,6 +35,7 @@ class CleanKeys:
         if not exceeds_windows(lm, ids.shape[1]):
             self._windows = {"any": math.inf}
 
+    @torch.no_grad()
     def fill(self, source: int, target: int) -> None:
         """Compute the keys and values of the blocks from ``source + 1`` to ``target``."""
         from transformers import DynamicCache

@@ -79,14 +79,20 @@ class EditRunner:
         token and unchanged at all others. ``target`` is after ``source``. The model's test, on the
         first call for texts of this length, takes a few forward passes of two texts.
         """
+        with torch.no_grad():
+            return self.differentiable(source, target, edits)
+
+    def differentiable(self, source: int, target: int, edits: Edits) -> Float[Tensor, "n d_model"]:
+        """Return the result of ``run`` as a function of ``edits.states`` that autograd can follow.
+
+        Autograd needs tensors that were not created in inference mode, here and in ``__init__``.
+        """
         if not source < target < self.lm.n_layers:
             raise ValueError(f"no blocks run from layer {source} to layer {target}")
-        result = torch.empty_like(edits.states, dtype=self.hidden[source].dtype)
         if not len(edits):
-            return result
-        with torch.no_grad():
-            run = self.run_joined if self._joins else self.run_copies
-            return run(source, target, edits)
+            return torch.empty_like(edits.states, dtype=self.hidden[source].dtype)
+        run = self.run_joined if self._joins else self.run_copies
+        return run(source, target, edits)
 
     @cached_property
     def _joins(self) -> bool:
@@ -95,7 +101,8 @@ class EditRunner:
         key = length.bit_length(), exceeds_windows(self.lm, length)
         decisions = self.lm.joins_edits
         if key not in decisions:
-            reason = reason_against_joining(self.lm, self.ids)
+            with torch.no_grad():
+                reason = reason_against_joining(self.lm, self.ids)
             if reason and all(decisions.values()):
                 log.warning(
                     "%s: each edit runs as a copy of its text, which is slower: %s",

@@ -38,6 +38,7 @@ LESS_MEMORY = (
     "set model.dtype=bfloat16, spread the model with trainer=large, or choose a smaller model"
 )
 NO_BOS, OWN_BOS = "none", "tokenizer"
+AUTO = "auto"
 CONTENT = (".json", ".txt", ".jinja", ".model", ".safetensors", ".bin")
 """Suffixes of the files of a model and its tokenizer."""
 
@@ -57,7 +58,7 @@ class LmSource:
     revision: str | None = None
     """Commit, tag or branch on the hub; None for the newest commit."""
     dtype: str = "float32"
-    """``float32``, ``bfloat16`` or ``float16``."""
+    """``float32``, ``bfloat16``, ``float16``, or ``auto``; see ``dtype_on``."""
     bos: str = OWN_BOS
     """First token of every text: ``tokenizer`` (the tokenizer's own BOS), the text of a token, such
     as ``<|endoftext|>``, or ``none``: the first token of the text itself. Metrics exclude that
@@ -71,8 +72,10 @@ class LmSource:
 
     def __post_init__(self) -> None:
         expand_home(self, "path")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise InputError(f"dtype {self.dtype!r} is not float32, bfloat16 or float16")
+        if self.dtype not in (AUTO, "float32", "bfloat16", "float16"):
+            raise InputError(
+                f"model.dtype={self.dtype!r} is not auto, float32, bfloat16 or float16"
+            )
         if not self.bos:
             raise InputError(
                 "model.bos is empty: it is tokenizer, none, or the text of a token, such as "
@@ -88,11 +91,12 @@ class LmSource:
         """
         return _bare(name) in (_bare(self.name), _bare(self.path))
 
-    def open(self) -> OpenedModel:
+    def open(self, device_type: str) -> OpenedModel:
         """Read configuration and tokenizer, and log the size of the download.
 
-        Raises ``InputError`` if the model or the BOS token does not exist, if its licence has not
-        been accepted, if it needs code of its own, or if its weights are pickled.
+        ``device_type`` is the type of the model's device (``TrainerSpec.device_type``). Raises
+        ``InputError`` if the model or the BOS token does not exist, if its licence has not been
+        accepted, if it needs code of its own, or if its weights are pickled.
         """
         if self.device_map is not None and find_spec("accelerate") is None:
             raise InputError("model.device_map needs a package: pip install accelerate")
@@ -106,11 +110,14 @@ class LmSource:
             download = files.to_fetch(weight_files(files).__contains__)
             if download.n_files:
                 log.info("Language model %s: %s to fetch", self.path, download)
-        return OpenedModel(self, where, parts, self._bos_id(parts.tokenizer))
+        dtype = self.dtype if self.dtype != AUTO else dtype_on(device_type)
+        if self.dtype == AUTO:
+            log.info("Language model %s: dtype %s on this %s", self.path, dtype, device_type)
+        return OpenedModel(self, where, parts, self._bos_id(parts.tokenizer), dtype)
 
-    def load(self) -> LanguageModel:
+    def load(self, device_type: str = "cpu") -> LanguageModel:
         """Load tokenizer and weights; raises the errors of ``open`` and ``OpenedModel.load``."""
-        return self.open().load()
+        return self.open(device_type).load()
 
     @contextmanager
     def _readable(self, where: str) -> Iterator[None]:
@@ -175,6 +182,8 @@ class OpenedModel:
     where: str
     parts: Parts
     bos_id: int | None
+    dtype: str
+    """Name of the dtype of the weights in PyTorch."""
 
     @memory_shortage("loading the language model", LESS_MEMORY)
     def load(self) -> LanguageModel:
@@ -185,7 +194,7 @@ class OpenedModel:
         """
         source, tokenizer = self.source, self.parts.tokenizer
         with source._readable(self.where):
-            dtype = getattr(torch, source.dtype)
+            dtype = getattr(torch, self.dtype)
             model = read_weights(self.where, self.parts, dtype, source.device_map)
             revision = self.parts.revision or _digest(Path(self.where))
             model = model.eval().requires_grad_(False)
@@ -193,6 +202,21 @@ class OpenedModel:
             lm = LanguageModel(model, tokenizer, source.name, revision, self.bos_id, special)
         self_test(lm)
         return lm
+
+
+_CPU = Path("/proc/cpuinfo")
+_BFLOAT16 = re.compile(r"\b(avx512_bf16|amx_bf16|bf16)\b")
+"""Flags of processors that multiply bfloat16 numbers: two of x86, one of ARM."""
+
+
+def dtype_on(device_type: str) -> str:
+    """Return the dtype of ``model.dtype=auto``, ``bfloat16`` or ``float32``.
+
+    It is bfloat16 except on a CPU that has no instructions for it, or whose flags cannot be read:
+    such a CPU takes twice as long in bfloat16 as in float32.
+    """
+    has_flag = _CPU.is_file() and _BFLOAT16.search(_CPU.read_text(encoding="utf-8"))
+    return "float32" if device_type == "cpu" and not has_flag else "bfloat16"
 
 
 def _special_ids(tokenizer: Any, bos_id: int | None) -> frozenset[int]:

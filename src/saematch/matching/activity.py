@@ -50,7 +50,8 @@ def record_activity(
     """Record the activity of every pair that arms match directly.
 
     ``paths`` has for each arm the SAEs from source to target of each pair. ``texts`` reads the
-    calibration texts.
+    calibration texts. Objectives whose recorders differ only in their pairs share one recording of
+    all their pairs.
     """
     needed = {key for of_arm in paths.values() for path in of_arm for key in path}
     twins = texts.models.twins(saes.only([key for key in saes if key in needed]))
@@ -58,14 +59,25 @@ def record_activity(
     objectives: dict[str, ActivityObjective] = {}
     for name, of_arm in paths.items():
         objective = arms[name].objective
-        if isinstance(objective, ActivityObjective):
+        steps = [Pair(twins[a], twins[b]) for path in of_arm for a, b in pairwise(path)]
+        if isinstance(objective, ActivityObjective) and steps:
             text = settings_text(objective)
             objectives[text] = objective
-            steps = [Pair(twins[a], twins[b]) for path in of_arm for a, b in pairwise(path)]
             pairs.setdefault(text, {}).update(dict.fromkeys(steps))
-    recorders: dict[str, Recorder] = {
-        text: objective.recorder(folder, tuple(pairs[text]))
-        for text, objective in objectives.items()
-        if pairs[text]
+    kinds: dict[str, str] = {}
+    shared: dict[str, dict[Pair, None]] = {}
+    for text, objective in objectives.items():
+        kinds[text] = _kind(objective.recorder(folder, tuple(pairs[text])))
+        shared.setdefault(kinds[text], {}).update(pairs[text])
+    recorders = {
+        kind: objectives[text].recorder(folder, tuple(shared[kind])) for text, kind in kinds.items()
     }
-    return Activity(texts.record(saes, recorders, "activity") if recorders else {}, twins)
+    recordings = texts.record(saes, recorders, "activity") if recorders else {}
+    return Activity({text: recordings[kind] for text, kind in kinds.items()}, twins)
+
+
+def _kind(recorder: Recorder) -> str:
+    """Return everything that two recorders must share to record the same of the same items."""
+    cls = type(recorder)
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    return f"{name} {recorder.only(()).facts()} in {recorder.folder}"

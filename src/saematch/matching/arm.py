@@ -6,18 +6,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from jaxtyping import Float64
+from torch import Tensor
+
 from saematch.core.errors import InputError
 from saematch.core.match import InvalidMatch, Match
-from saematch.core.specs import AtLeast1, Unique, spec
-from saematch.matching.matchers.matcher import CandidateMatcher, Matcher
+from saematch.core.specs import AtLeast1, Positive, Unique, spec
+from saematch.matching.matchers.matcher import CandidateMatcher, Matcher, SelectiveMatcher
+from saematch.matching.matchers.optimal import Optimal
+from saematch.matching.matchers.scipy_dense import Scipy
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.objectives.objective import (
     ActivityObjective,
     AnyObjective,
     CandidateObjective,
+    ExplanationObjective,
     Objective,
     Similarity,
 )
+from saematch.matching.synchronised import Synchronise
+from saematch.matching.transported import transported
 from saematch.sae.folding import FOLDS, fold
 from saematch.sae.params import SaeParams
 
@@ -62,22 +70,73 @@ class Arm:
     instead of matching them directly."""
     composed_entries: AtLeast1 = 20
     """Largest number of entries in a row of a composed match; those of largest absolute weight."""
+    transported: bool = False
+    """Whether an objective of weights compares transported vectors of the source: its decoder
+    vectors times the mean Jacobian of the blocks up to the target's layer, on calibration texts
+    (``matching.transported``). The vectors are transported before the fold."""
+    jacobian_tolerance: Positive = 0.02
+    """Relative standard error below which no more tokens are read for a mean Jacobian, if vectors
+    are transported."""
+    synchronise: Synchronise | None = None
+    """Whole-model match: match all layers of a suite at once, so that matches agree over cycles.
+    None matches each pair for itself."""
 
     def __post_init__(self) -> None:
         if self.fold not in FOLDS:
             raise InputError(f"unknown fold {self.fold!r}: choose one of {', '.join(FOLDS)}")
         check_decode(self.decode, "an arm's decode")
-        scores_candidates = not isinstance(self.objective, Objective)
-        if scores_candidates and not isinstance(self.matcher, CandidateMatcher):
+        if not isinstance(self.objective, Objective):
+            self._check_candidates()
+        if self.transported and (self.reads_activity or self.reads_explanations):
             raise InputError(
-                f"arms: the objective {type(self.objective).__name__} scores only candidate pairs "
-                f"of features, but the matcher {type(self.matcher).__name__} needs the similarity "
-                "of all pairs: choose a matcher that takes candidates, such as TopK, or an "
-                "objective with a vector for each feature, such as Parts"
+                f"arms: the objective {type(self.objective).__name__} does not read weights, so it "
+                "has no vectors to transport: set transported=false, or choose an objective of "
+                "weights"
             )
+        if self.synchronise is not None:
+            self._check_synchronised()
         beyond = [q for q in self.quantiles if not 0 <= q <= 1]
         if beyond:
             raise InputError(f"quantile {beyond[0]} of an arm: shares lie between 0 and 1")
+
+    def _check_candidates(self) -> None:
+        """Raise ``InputError`` if the matcher needs the similarity of all pairs."""
+        reason: str | None = None
+        if not isinstance(self.matcher, CandidateMatcher):
+            reason = "choose a matcher that takes candidates, such as TopK"
+        elif isinstance(self.matcher, SelectiveMatcher):
+            reason = self.matcher.candidate_refusal()
+        if reason is not None:
+            raise InputError(
+                f"arms: the objective {type(self.objective).__name__} scores only candidate pairs "
+                f"of features, but the matcher {type(self.matcher).__name__} needs the similarity "
+                f"of all pairs: {reason}, or choose an objective with a vector for each feature, "
+                "such as Parts"
+            )
+
+    def _check_synchronised(self) -> None:
+        """Refuse settings that a whole-model match cannot use."""
+        if self.compose:
+            raise InputError(
+                "arms: compose and synchronise are two ways to match distant layers: choose one"
+            )
+        if self.transported:
+            raise InputError(
+                "arms: a whole-model match compares the weights as they are: leave out "
+                "transported or synchronise"
+            )
+        if not isinstance(self.objective, Objective):
+            raise InputError(
+                f"arms: synchronise needs a vector for each feature, but the objective "
+                f"{type(self.objective).__name__} scores pairs: choose another, such as Parts"
+            )
+        permutes = isinstance(self.matcher, Optimal | Scipy)
+        if not permutes or getattr(self.matcher, "unmatched", None) is not None:
+            raise InputError(
+                f"arms: synchronise needs permutations, but the matcher is {self.matcher!r}: "
+                "choose Optimal without unmatched, or Scipy; to leave features unmatched, set "
+                "synchronise.level"
+            )
 
     @property
     def reads_activity(self) -> bool:
@@ -85,12 +144,35 @@ class Arm:
         return isinstance(self.objective, ActivityObjective)
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """What the arm reads: ``weights``, ``texts``."""
-        return ("weights", "texts") if self.reads_activity else ("weights",)
+    def reads_texts(self) -> bool:
+        """Whether the arm reads the calibration texts: activations, or Jacobians on them."""
+        return self.reads_activity or self.transported
 
-    def similarity(self, source: SaeParams, target: SaeParams) -> Similarity:
-        """Return the similarity of two SAEs by their weights."""
+    @property
+    def reads_explanations(self) -> bool:
+        """Whether the objective reads explanations of features."""
+        return isinstance(self.objective, ExplanationObjective)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What the arm reads: ``weights``, ``texts``, ``explanations``."""
+        if self.reads_explanations:
+            return ("explanations",)
+        return ("weights", "texts") if self.reads_texts else ("weights",)
+
+    def similarity(
+        self,
+        source: SaeParams,
+        target: SaeParams,
+        J: Float64[Tensor, "d_model d_model"] | None = None,
+    ) -> Similarity:
+        """Return the similarity of two SAEs by their weights.
+
+        An arm with transported vectors needs ``J``, the mean Jacobian of the blocks between.
+        """
+        if self.transported:
+            assert J is not None, "the arm reads more than weights"
+            source = transported(source, J)
         folded = fold(source, self.fold), fold(target, self.fold)
         if isinstance(self.objective, Objective):
             return self.objective.factors(*folded)

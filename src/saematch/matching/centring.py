@@ -11,8 +11,13 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from saematch.matching import row_sums
+
 VECTORS_AT_ONCE = 256
 """Number of vectors that are converted to float64 together."""
+SMALL_MEAN = 0.25
+"""Length of the mean of a side, as a share of the median vector's length, up to which its common
+part costs float32 no precision that matters."""
 
 
 def in_double(
@@ -39,6 +44,8 @@ def inner(
 ) -> Float64[np.ndarray, " n"]:
     """Return the inner product of each row minus ``centre`` with ``vector``, in float64."""
     vector = vector.to(side.device, torch.float64)
+    if centre is None and row_sums.fits(side):
+        return row_sums.inner_with(side, vector)
     return torch.cat([(part @ vector).cpu() for part in in_double(side, centre)]).numpy()
 
 
@@ -46,6 +53,32 @@ def typical_length(of_x: Float64[Tensor, " n"], of_y: Float64[Tensor, " m"]) -> 
     """Return the median of the lengths of both sides without zeros; 1 if all are 0."""
     both = torch.cat([of_x, of_y])
     return float(both[both > 0].median()) if (both > 0).any() else 1.0
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Lengths and sum of the vectors of one side, in float64."""
+
+    lengths: Float64[Tensor, " n"]
+    total: Float64[Tensor, " size"]
+    """Sum of all vectors."""
+
+    @classmethod
+    def of(
+        cls, side: Float[Tensor, "n size"], centre: Float[Tensor, " size"] | None = None
+    ) -> Moments:
+        """Compute the moments of a side minus ``centre``."""
+        if centre is None and row_sums.fits(side):
+            return cls(*row_sums.lengths_and_total(side))
+        return cls(lengths(side, centre), _sum(side, centre))
+
+
+def has_common_part(sides: tuple[Moments, Moments]) -> bool:
+    """Return whether the mean of a side is longer than ``SMALL_MEAN`` of the median vector."""
+    both = np.concatenate([side.lengths for side in sides])
+    typical = np.partition(both, len(both) // 2)[len(both) // 2]
+    means = (np.linalg.norm(side.total) / len(side.lengths) for side in sides)
+    return bool(max(means) > SMALL_MEAN * typical)
 
 
 def common_centre(x: Float[Tensor, "n size"], y: Float[Tensor, "m size"]) -> Float[Tensor, " size"]:
@@ -100,9 +133,9 @@ class Chance:
         x: Float[Tensor, "n size"],
         y: Float[Tensor, "m size"],
         centre: Float[Tensor, " size"] | None,
+        sums: tuple[Float64[Tensor, " size"], Float64[Tensor, " size"]],
     ) -> Chance:
-        """Compute the means from the vectors of both sides."""
-        sums = [_sum(side, centre) for side in (x, y)]
+        """Compute the means from the vectors of both sides and their sums without the centre."""
         mean_x, mean_y = sums[0] / len(x), sums[1] / len(y)
         of_columns = np.zeros(len(y))
         if len(x) == len(y):

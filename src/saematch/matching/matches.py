@@ -18,6 +18,7 @@ from saematch.core.pairs import Pair, Refusal, SaeKey
 from saematch.core.store import is_kept
 from saematch.matching.arm import Arm
 from saematch.matching.store import MatchStore
+from saematch.matching.transported import transport_refusal
 from saematch.sae.sites import site_refusal, skipping_refusal
 from saematch.sae.suites import SaeFacts, Saes, SaeShelf
 
@@ -78,12 +79,24 @@ def match_pairs(
         for name, arm in arms.items()
         if _refusal(shelf.facts, pair, arm) is None
     ]
-    todo.sort(key=lambda item: arms[item[1]].compose)  # composing arms load intermediate layers
+    # Arms that compose or synchronise load other layers
+    todo.sort(key=lambda item: arms[item[1]].compose or arms[item[1]].synchronise is not None)
+    store.share(
+        shelf,
+        [
+            (source, target, arms[name])
+            for pair, name in todo
+            for source, target in pairwise(steps(shelf, pair, arms[name]))
+        ],
+    )
     for pair, name in tqdm(todo, desc="match", unit="match"):
         arm = arms[name]
         with stage("match", arm=name, pair=pair.label):
             layers = steps(shelf, pair, arm)
-            match = store.chain(shelf, layers, arm)
+            if arm.synchronise is None:
+                match = store.chain(shelf, layers, arm)
+            else:
+                match = store.synchronised(shelf, layers, arm).match(pair)
         by_arm[name][pair] = match
         if cost := store.cost(shelf, layers, arm):
             costs[name, pair] = cost
@@ -120,7 +133,12 @@ def matching_refusals(
 
 
 def steps(keys: Iterable[SaeKey], pair: Pair, arm: Arm) -> list[SaeKey]:
-    """Return the SAEs from source to target whose matches the arm composes."""
+    """Return the SAEs from source to target whose matches the arm composes.
+
+    An arm that synchronises matches all SAEs of the suite, in the order of layers.
+    """
+    if arm.synchronise is not None and pair.within_suite:
+        return sorted((k for k in keys if k.suite == pair.source.suite), key=lambda k: k.layer)
     if not (arm.compose and pair.within_suite):
         return [pair.source, pair.target]
     low, high = sorted((pair.source.layer, pair.target.layer))
@@ -130,21 +148,30 @@ def steps(keys: Iterable[SaeKey], pair: Pair, arm: Arm) -> list[SaeKey]:
 
 def _refusal(facts: Mapping[SaeKey, SaeFacts], pair: Pair, arm: Arm) -> str | None:
     """Return why the arm cannot match the pair, None if it can."""
-    if arm.compose and not pair.within_suite:
+    if (arm.compose or arm.synchronise is not None) and not pair.within_suite:
+        kind = "composed" if arm.compose else "synchronised"
         return (
-            f"a composed match needs two layers of one suite, but {pair.source.suite} and "
+            f"a {kind} match needs two layers of one suite, but {pair.source.suite} and "
             f"{pair.target.suite} are two suites"
         )
     for source, target in pairwise(steps(facts, pair, arm)):
         a, b = facts[source], facts[target]
         reason = site_refusal(a.origin, b.origin) or arm.objective.refusal(a, b)
-        if arm.reads_activity:  # a pass over texts has only hidden states between blocks
+        if arm.transported:
+            reason = reason or transport_refusal(a.origin, b.origin)
+        if arm.reads_texts:  # a pass over texts has only hidden states between blocks
             reason = reason or skipping_refusal(a.origin) or skipping_refusal(b.origin)
+        if arm.synchronise is not None and a.n_features != b.n_features:
+            reason = reason or (
+                f"a synchronised match needs layers of one width, but {source.name} has "
+                f"{a.n_features} features and {target.name} has {b.n_features}"
+            )
         if reason is not None:
             return reason
     return None
 
 
 def _keep(match: Match, arm: Arm, path: Path) -> None:
-    if not is_kept(path) or Match.load(path)[0].hash != match.hash:
-        match.save(path, {"arm": repr(arm)})
+    is_new = not is_kept(path)
+    if is_new or Match.load(path)[0].hash != match.hash:
+        match.save(path, {"arm": repr(arm)}, keep=is_new)

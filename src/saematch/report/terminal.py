@@ -45,6 +45,8 @@ HEADINGS = {
 CONTROLS = {"random": "random\npairs", "identity": "equal\nindex", "ceiling": "same\ntwice",
             "paraphrase": "para-\nphrase"}  # fmt: skip
 """Headings of a judge's controls."""
+EXPLAINER_HEADINGS = {"same": "{arm}", "different": "{arm}\n2 explainers"}
+"""Headings of the table ``likeness``, by whether one explainer explained both features."""
 MATCH_HEADINGS = {"recall": "recall", "matching_score": "score", "mse_W_dec": "MSE W_dec"}
 """Headings of metrics in the table of matches; it shows the first two metrics with values."""
 SAE_HEADINGS = {
@@ -120,6 +122,10 @@ def _printed(tables: Tables) -> Iterator[tuple[str, Table]]:
     scores = table(tables, "judge_scores")
     if len(scores):
         yield "Judge score (share of SAME), from 1 different to 3 the same", _judge_table(scores)
+    likeness = table(tables, "likeness")
+    if len(likeness):
+        title = "Likeness of the explanations of matched features (of random pairs)"
+        yield title, _likeness_table(likeness)
     strategies = skipped_layers(tables)
     if len(strategies):
         datasets = ", ".join(datasets_of(strategies))
@@ -194,6 +200,20 @@ def _judge_table(scores: pd.DataFrame) -> Table:
         printed.add_row(
             pair_label(pair), *(cells.get((role, arm), "–") for role, arm, _ in columns)
         )
+    return printed
+
+
+def _likeness_table(likeness: pd.DataFrame) -> Table:
+    columns = unique(likeness, "explainers", "arm")
+    columns.sort(key=lambda column: column[0], reverse=True)  # same, then different
+    printed = _table(*(EXPLAINER_HEADINGS[kind].format(arm=arm) for kind, arm in columns))
+    for pair in pairs_of(likeness):
+        cells = {
+            (row["explainers"], row["arm"]):
+            f"{number(row['likeness'])} ({number(row['likeness_random'])})"
+            for row in rows_of(where(likeness, **pair.columns()))
+        }  # fmt: skip
+        printed.add_row(pair_label(pair), *(cells.get(column, "–") for column in columns))
     return printed
 
 

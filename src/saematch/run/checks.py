@@ -168,7 +168,7 @@ def check_saes(experiment: Experiment, saes: SaeShelf) -> None:
     """Raise, before the first match, errors of evaluations, explanations and folds."""
     for evaluation in experiment.evaluations.values():
         evaluation.check_saes(saes)
-    if experiment.explains:
+    if experiment.explains or experiment.matches_explanations:
         experiment.explain.check(saes)
     folds = {arm.fold for arm in experiment.arms.values()}
     folds |= {"threshold"}  # the fold in which errors are measured

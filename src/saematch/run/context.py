@@ -14,6 +14,7 @@ from saematch.evaluate.counts import Counts
 from saematch.evaluate.evaluation import Subject
 from saematch.evaluate.measures import Measures
 from saematch.explain.explanations import Explanations
+from saematch.matching.explained import Explained
 from saematch.matching.matches import MatchSet
 from saematch.run.checks import Chosen
 from saematch.run.experiment import Experiment
@@ -48,6 +49,11 @@ class Context:
     explanations: Explanations | None = None
 
     @property
+    def replies(self) -> Path:
+        """File of the replies of LLMs and embedding models, which runs share."""
+        return self.cache / "judge.sqlite"
+
+    @property
     def cache(self) -> Path:
         """Folder of files that runs share; a folder in the run's own folder if it shares none."""
         cache = self.experiment.cache
@@ -79,7 +85,7 @@ class Context:
             self.refused, self.cache / "sums", self.measures, self.recordings,
             texts=self.text_pass if self.readers else None,
             calibration=self.calibration_pass if self.experiment.calibrates else None,
-            output=self.folder / "evaluations",
+            output=self.folder / "evaluations", explained=self._explained(),
         )  # fmt: skip
         name = self.experiment.counting
         if self.measures is None or name is None or name not in self.recordings:
@@ -88,3 +94,8 @@ class Context:
         return replace(
             subject, counts=Counts(sums, subject.twins, self.models, self.measures.replicates)
         )
+
+    def _explained(self) -> Explained | None:
+        if self.explanations is None:
+            return None
+        return Explained(self.explanations, self.saes.facts, self.replies)

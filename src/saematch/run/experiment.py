@@ -66,7 +66,7 @@ class Experiment:
     """Split of the texts, if the run fits quantities to some of them."""
     intervals: Intervals
     explain: ExplanationSource
-    """Source of explanations, used if there is a judge or the evaluation ``explain``."""
+    """Source of explanations, used if an arm, an evaluation or a judge needs them."""
     judge: ChatModel | WordOverlap | NoJudge
     """Judge of the explanations of matched features: an LLM, word overlap or none."""
     second_judge: ChatModel | WordOverlap | NoJudge
@@ -142,7 +142,8 @@ class Experiment:
             )
 
     def _check_judges(self) -> None:
-        if self.explains and self.explain.asks_llm and not isinstance(self.judge, ChatModel):
+        explained = self.explains or self.matches_explanations
+        if explained and self.explain.asks_llm and not isinstance(self.judge, ChatModel):
             raise InputError(
                 "an LLM writes these explanations, and judge=none and judge=overlap are not LLMs: "
                 "set judge to an LLM, or set explain=own"
@@ -211,7 +212,7 @@ class Experiment:
 
     @property
     def explains(self) -> bool:
-        """Whether the run needs explanations."""
+        """Whether evaluations or judges need explanations."""
         requested = any(evaluation.explains for evaluation in self.evaluations.values())
         return requested or not isinstance(self.judge, NoJudge)
 
@@ -221,15 +222,29 @@ class Experiment:
         return any(evaluation.reads_texts for evaluation in self.evaluations.values())
 
     @property
-    def matches_activity(self) -> bool:
-        """Whether an arm's objective reads activations on texts."""
-        return not self.trains and any(arm.reads_activity for arm in self.arms.values())
+    def matches_on_texts(self) -> bool:
+        """Whether an arm reads the calibration texts."""
+        return not self.trains and any(arm.reads_texts for arm in self.arms.values())
+
+    @property
+    def matches_explanations(self) -> bool:
+        """Whether an arm's objective reads explanations."""
+        return not self.trains and any(arm.reads_explanations for arm in self.arms.values())
+
+    @property
+    def explains_texts(self) -> bool:
+        """Whether explanations come from the run's own texts."""
+        return (self.explains or self.matches_explanations) and self.explain.on_texts
 
     @property
     def calibrates(self) -> bool:
-        """Whether the run fits quantities to texts, which it then splits off."""
+        """Whether the run fits quantities to texts, which it then splits off.
+
+        Explanations that objectives read count as fitted, if they come from texts.
+        """
         fitted = (evaluation.calibrates(self.arms) for evaluation in self.evaluations.values())
-        return self.matches_activity or any(fitted)
+        explained = self.matches_explanations and self.explain.on_texts
+        return self.matches_on_texts or explained or any(fitted)
 
     @property
     def counting(self) -> str | None:
@@ -241,5 +256,5 @@ class Experiment:
     def reads_texts(self) -> bool:
         """Whether the run needs the language model and texts."""
         measured = isinstance(self.stand_in, ActivationQuantile)
-        explained = self.explains and self.explain.on_texts
-        return measured or explained or self.evaluates_texts or self.matches_activity
+        others = self.explains_texts or self.evaluates_texts or self.matches_on_texts
+        return measured or others

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -25,20 +26,30 @@ def sources(context: Context) -> dict[str, Any]:
     """
     experiment, labels = context.experiment, context.experiment.model_labels
     models = {
-        suite: vars(source) | {"revision": _revision(context.readers, labels.get(suite, ""))}
+        suite: vars(source) | _loaded(context.readers, labels.get(suite, ""))
         for suite, source in experiment.models.items()
     }
     return {
         "saes": {_sae_name(key): vars(sae.origin) for key, sae in context.saes.facts.items()},
-        "model": vars(experiment.model) | {"revision": _revision(context.readers, "")},
+        "model": vars(experiment.model) | _loaded(context.readers, ""),
         **({"models": models} if models else {}),
         "texts": dict(context.text_facts),
-        "part_weights": {name: vars(arm.objective) for name, arm in experiment.arms.items()},
+        "part_weights": {name: _settings(arm.objective) for name, arm in experiment.arms.items()},
     }
 
 
-def _revision(readers: Mapping[str, Reader], label: str) -> str | None:
-    return readers[label].lm.revision if label in readers else None
+def _settings(spec: Any) -> dict[str, Any]:
+    """Return the settings of a spec and of the specs in its fields."""
+    return {n: _settings(v) if is_dataclass(v) else v for n, v in vars(spec).items()}
+
+
+def _loaded(readers: Mapping[str, Reader], label: str) -> dict[str, str | None]:
+    """Return revision and dtype of a loaded model; without it, only that no revision is known."""
+    if label not in readers:
+        return {"revision": None}
+    lm = readers[label].lm
+    dtype = str(next(lm.parameters()).dtype).removeprefix("torch.")
+    return {"revision": lm.revision, "dtype": dtype}
 
 
 def _sae_name(key: SaeKey) -> str:

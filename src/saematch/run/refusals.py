@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from saematch.core.errors import InputError
 from saematch.core.pairs import Pair, Refusal
 from saematch.evaluate.evaluation import Evaluation, PairFacts
-from saematch.matching.matches import matching_refusals
+from saematch.matching.matchers.matcher import WidthBoundMatcher
+from saematch.matching.matches import matched_paths, matching_refusals
 from saematch.run.experiment import Experiment
 from saematch.sae.recorders import Models
 from saematch.sae.sites import skipping_refusal
@@ -22,8 +23,9 @@ def find_refusals(
     """Return the matches and evaluations of pairs that the run leaves out, from facts alone.
 
     Raises ``InputError`` if no arm can match any pair, if the run has evaluations on texts that
-    apply to no pair, if an arm reads the activity of two language models, and if scales or
-    explanations need texts but an SAE cannot be applied to hidden states.
+    apply to no pair, if an arm compares SAEs of two language models on texts, if a matcher needs
+    wider SAEs, and if scales or explanations need texts but an SAE cannot be applied to hidden
+    states.
     """
     refused = matching_refusals(saes.facts, pairs, experiment.arms)
     unmatched = {refusal.pair for refusal in refused if refusal.arm is None}
@@ -32,6 +34,7 @@ def find_refusals(
     _check_sites(experiment, saes)
     models = Models(experiment.model_labels)
     _check_activity(experiment, pairs, models, refused)
+    _check_widths(experiment, pairs, saes)
     facts = [
         PairFacts(pair, saes.facts[pair.source], saes.facts[pair.target], models) for pair in pairs
     ]
@@ -45,21 +48,33 @@ def find_refusals(
 def _check_activity(
     experiment: Experiment, pairs: Sequence[Pair], models: Models, refused: Sequence[Refusal]
 ) -> None:
-    """Refuse arms that read the activity of a pair of two language models.
+    """Refuse arms that read the texts for a pair of two language models.
 
-    Their objectives refuse SAEs that name their models; other SAEs are caught here.
+    Arms refuse SAEs that name their models; other SAEs are caught here.
     """
     left_out = {(refusal.pair, refusal.arm) for refusal in refused}
     for name, arm in experiment.arms.items():
         for pair in pairs:
-            if not arm.reads_activity or {(pair, name), (pair, None)} & left_out:
+            if not arm.reads_texts or {(pair, name), (pair, None)} & left_out:
                 continue
             if models.of(pair.source) != models.of(pair.target):
                 raise InputError(
-                    f"arms.{name} compares the activity of {pair.source.name} and "
-                    f"{pair.target.name}, which have two language models: choose an objective of "
-                    "weights, or leave out this pair or arm"
+                    f"arms.{name} compares {pair.source.name} and {pair.target.name} on texts, but "
+                    "they have two language models: choose an objective of weights without "
+                    "transported vectors, or leave out this pair or arm"
                 )
+
+
+def _check_widths(experiment: Experiment, pairs: Sequence[Pair], saes: SaeShelf) -> None:
+    """Refuse matchers whose settings need more features than a target has."""
+    for name, paths in matched_paths(saes.facts, pairs, experiment.arms).items():
+        matcher = experiment.arms[name].matcher
+        if not isinstance(matcher, WidthBoundMatcher):
+            continue
+        for key in dict.fromkeys(key for path in paths for key in path[1:]):
+            reason = matcher.width_refusal(saes.facts[key].n_features)
+            if reason is not None:
+                raise InputError(f"arms.{name}: {reason} ({key.name})")
 
 
 def _uses_refusals(experiment: Experiment, name: str) -> bool:
@@ -122,7 +137,7 @@ def _nothing_matched(refused: Sequence[Refusal]) -> str:
 def _check_sites(experiment: Experiment, saes: SaeShelf) -> None:
     """Refuse SAEs without activations on texts, if scales or explanations need them."""
     measured = isinstance(experiment.stand_in, ActivationQuantile)
-    if not (measured or (experiment.explains and experiment.explain.on_texts)):
+    if not (measured or experiment.explains_texts):
         return
     for sae in saes.facts.values():
         reason = skipping_refusal(sae.origin)

@@ -20,7 +20,11 @@ def finished_as(folder: Path, config: dict[str, Any]) -> bool:
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that distinguish a run from others."""
-    return {k: v for k, v in _flat(config).items() if not k.startswith(_NOT_COMPARED + _ACCESS)}
+    return {
+        k: v
+        for k, v in _flat(config).items()
+        if not (k.startswith(_NOT_COMPARED + _ACCESS) or k.endswith(_EMBEDDING_ACCESS))
+    }
 
 
 _NOT_COMPARED = ("logger", "run_id", "cache", "figures", "sae_memory", "overrides", "choices")
@@ -31,6 +35,11 @@ _ACCESS = tuple(
 ) + tuple(f"explain.{name}" for name in ("timeout", "retries", "connections", "refresh"))
 """Settings for access to judge and explanations, and for its cost. A run can continue with other
 values."""
+_EMBEDDING_ACCESS = tuple(
+    f".embedding.{name}"
+    for name in ("base_url", "key_variable", "batch_size", "concurrency", "retries", "timeout")
+)
+"""Ends of settings for access to a model of embeddings, in objectives and evaluations."""
 
 
 def refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:

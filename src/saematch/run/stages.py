@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 from saematch.chat.asking import Chat
 from saematch.core.errors import InputError, stage
@@ -18,9 +19,12 @@ from saematch.judge.judging import explain_tables, explainers, judge_matches
 from saematch.judge.means import judge_means
 from saematch.judge.scores import judge_tables, score_matches
 from saematch.lm.source import OpenedModel
-from saematch.matching.activity import Activity, record_activity
+from saematch.matching.activity import record_activity
 from saematch.matching.evidence import Evidence
+from saematch.matching.explained import Explained
+from saematch.matching.jacobian import record_jacobians
 from saematch.matching.matches import match_pairs, matched_paths
+from saematch.matching.objectives.objective import ExplanationObjective
 from saematch.matching.store import MatchStore
 from saematch.run.checks import (
     check_saes,
@@ -33,6 +37,7 @@ from saematch.run.checks import (
 from saematch.run.context import Context
 from saematch.run.experiment import Experiment
 from saematch.run.refusals import check_texts, find_refusals, token_refusals
+from saematch.sae.passes import TextPass
 from saematch.sae.recorders import Recorder
 from saematch.sae.stand_in import ActivationQuantile, DecoderNorm, by_activation, by_decoder_norm
 from saematch.texts.readers import Reader
@@ -49,16 +54,18 @@ def load(context: Context) -> None:
     """Load the inputs of the run; raises ``InputError`` if they do not fit together."""
     experiment = context.experiment
     _connect(context)
+    device = experiment.trainer.device_type
     if experiment.trains:
-        context.readers = {"": Reader(experiment.model.load(), {})}
+        context.readers = {"": Reader(experiment.model.load(device), {})}
         return
+    _check_servers(context)
     context.chosen = choose_saes(experiment)
     labels = experiment.model_labels
     models: dict[str, OpenedModel] = {}
     if experiment.reads_texts:  # fails for a gated model before SAEs are downloaded
-        models[""] = experiment.model.open()
+        models[""] = experiment.model.open(device)
         models |= {
-            label: experiment.models[label].open() for label in dict.fromkeys(labels.values())
+            label: experiment.models[label].open(device) for label in dict.fromkeys(labels.values())
         }
     context.saes = load_saes(context.chosen, experiment.sae_memory, labels)
     if isinstance(experiment.stand_in, DecoderNorm):
@@ -88,7 +95,7 @@ def load(context: Context) -> None:
 
 def _connect(context: Context) -> None:
     """Connect to the judges; close the open ones if another cannot be reached."""
-    experiment, store = context.experiment, context.cache / "judge.sqlite"
+    experiment, store = context.experiment, context.replies
     with ExitStack() as opened:
         judges = []
         for spec in (experiment.judge, experiment.second_judge):
@@ -103,6 +110,17 @@ def _connect(context: Context) -> None:
             )
         opened.pop_all()
     context.judges = judges
+
+
+def _check_servers(context: Context) -> None:
+    """Check the servers that objectives and evaluations ask, such as models of embeddings."""
+    for name, arm in context.experiment.arms.items():
+        if isinstance(arm.objective, ExplanationObjective):
+            with stage("load", arm=name):
+                arm.objective.check(context.replies)
+    for name, evaluation in context.experiment.evaluations.items():
+        with stage("load", evaluation=name):
+            evaluation.check_server(context.replies)
 
 
 @stage("train")
@@ -131,30 +149,67 @@ def match(context: Context) -> None:
     tables = context.results.tables
     if context.refused:
         tables.add("refused", frame_of([refusal.row() for refusal in context.refused]))
-    store = MatchStore(context.cache / "matches", Evidence(_activity(context)))
+    find_matches(context)
+    tables.join(MatchTables().tables(context.subject(), None))
+    tables.define(MatchTables.columns)
+
+
+@memory_shortage(MATCHING, "lower sae_memory")
+@stage("match")
+def find_matches(context: Context) -> None:
+    """Match every pair in every arm, or read the matches that are kept."""
+    store = MatchStore(context.cache / "matches", _evidence(context))
     context.matches = match_pairs(
         context.saes, context.chosen.pairs, context.experiment.arms, store,
         context.folder / "matches",
     )  # fmt: skip
     context.results.provenance["matches"] = dict(store.counts)
-    tables.join(MatchTables().tables(context.subject(), None))
-    tables.define(MatchTables.columns)
 
 
-def _activity(context: Context) -> Activity:
-    """Return the recordings that objectives read, from a pass over the calibration texts."""
-    if not context.experiment.matches_activity:
-        return Activity()
-    saes, arms = context.saes, context.experiment.arms
+def _evidence(context: Context) -> Evidence:
+    """Return what arms read besides weights, from passes over the calibration texts."""
+    explained = _explained(context)
+    if not context.experiment.matches_on_texts:
+        return Evidence(explained=explained)
+    saes, arms, texts = context.saes, context.experiment.arms, context.calibration_pass
     paths = matched_paths(saes.facts, context.chosen.pairs, arms)
-    folder = context.cache / "activity"
-    return record_activity(saes, paths, arms, context.calibration_pass, folder)
+    activity = record_activity(saes, paths, arms, texts, context.cache / "activity")
+    jacobians = record_jacobians(paths, arms, texts, context.cache / "jacobians")
+    if jacobians.means:
+        context.results.provenance["jacobians"] = jacobians.facts()
+    return Evidence(activity, jacobians, explained)
+
+
+def _explained(context: Context) -> Explained | None:
+    """Return the explanations that objectives read.
+
+    If they come from the run's own texts, these are the calibration texts.
+    """
+    if not context.experiment.matches_explanations:
+        return None
+    explain, texts = context.experiment.explain, context.calibration_pass
+    inputs = _inputs(context, texts, "calibration_contexts")
+    recorder = explain.recorder(context.saes, inputs)
+    if recorder is not None:
+        recording = texts.record(context.saes, {CONTEXTS: recorder}, "explain")[CONTEXTS]
+        inputs = replace(inputs, recording=recording)
+    explanations = explain.open(context.saes, inputs)
+    return Explained(explanations, context.saes.facts, context.replies)
 
 
 @memory_shortage(MATCHING, "lower sae_memory or trainer.batch_size")
 @stage("read texts")
 def read_texts(context: Context) -> None:
     """Record the data for evaluations and explanations in one pass over the texts."""
+    experiment = context.experiment
+    _record(context)
+    if experiment.explains:
+        inputs = _inputs(context, context.text_pass, "contexts")
+        inputs = replace(inputs, recording=context.recordings.get(CONTEXTS))
+        context.explanations = experiment.explain.open(context.saes, inputs)
+
+
+def _record(context: Context) -> None:
     experiment = context.experiment
     if experiment.evaluates_texts:
         context.measures = Measures.of(context.readers[""].tokens, experiment.intervals)
@@ -167,13 +222,23 @@ def read_texts(context: Context) -> None:
                 f"evaluations.{name} has a recorder, so {type(evaluation).__name__} must set "
                 "reads_texts = True"
             )
+    inputs = _inputs(context, context.text_pass, "contexts")
     if experiment.explains:
-        recorders[CONTEXTS] = experiment.explain.recorder(context.saes, _inputs(context))
+        recorders[CONTEXTS] = experiment.explain.recorder(context.saes, inputs)
     needed = {name: recorder for name, recorder in recorders.items() if recorder is not None}
     if needed:
         context.recordings = context.text_pass.record(context.saes, needed, "read")
-    if experiment.explains:
-        context.explanations = experiment.explain.open(context.saes, _inputs(context))
+
+
+@memory_shortage(MATCHING, "lower sae_memory or trainer.batch_size")
+@stage("read texts")
+def share_passes(context: Context) -> None:
+    """Make all passes over the texts that the run needs, together with other processes."""
+    _record(context)
+    subject = context.subject()
+    for name, evaluation in _with_pairs(context.experiment, subject).items():
+        with stage(name, evaluation=name):
+            evaluation.record(subject.without(name))
 
 
 def _with_pairs(experiment: Experiment, subject: Subject) -> dict[str, Evaluation]:
@@ -189,14 +254,16 @@ CONTEXTS = "contexts of features"
 """Name of the recording for explanations; no evaluation may have this name."""
 
 
-def _inputs(context: Context) -> Inputs:
-    """Return the inputs that explanations may use."""
+def _inputs(context: Context, texts: TextPass, folder: str) -> Inputs:
+    """Return the inputs that explanations may use, without a recording.
+
+    ``folder`` is the name of the recorder's folder.
+    """
     judge = context.judges[0]
     return Inputs(
         context.cache,
-        texts=context.text_pass if context.readers else None,
-        recorder_folder=context.folder / "contexts",
-        recording=context.recordings.get(CONTEXTS),
+        texts=texts if context.readers else None,
+        recorder_folder=context.folder / folder,
         chat=judge if isinstance(judge, Chat) else None,
     )
 

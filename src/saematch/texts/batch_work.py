@@ -39,3 +39,7 @@ class Todo(NamedTuple):
     tokens: TokenBatch
     paths: dict[str, str]
     """Missing file of each recorder."""
+    lock: str | None = None
+    """Lock of the batch, if several processes share the work."""
+    wait: bool = False
+    """Whether to wait for another process that does the batch, instead of skipping it."""

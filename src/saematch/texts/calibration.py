@@ -26,9 +26,9 @@ class Halves(NamedTuple):
 class Calibration:
     """Spec of the split into calibration and evaluation texts.
 
-    A run splits its texts only if it fits something to activations: objectives that read activity,
-    gains of the strategy ``increment``, or the evaluation ``verify``. Evaluations then read the
-    evaluation texts alone.
+    A run splits its texts only if it fits something to them: objectives that read activity or
+    explanations from the texts, transported vectors, gains of the strategy ``increment``, or the
+    evaluation ``verify``. Evaluations then read the evaluation texts alone.
     """
 
     share: float = 0.5

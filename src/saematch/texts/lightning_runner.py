@@ -20,6 +20,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader
 
+from saematch.core.claims import claim
 from saematch.core.errors import InputError
 from saematch.core.memory import is_out_of_memory
 from saematch.core.store import is_kept
@@ -157,10 +158,11 @@ class _Runner(L.LightningModule):
 
     def test_step(self, batch: Todo, batch_idx: int) -> None:
         paths = {name: Path(path) for name, path in batch.paths.items()}
-        lacking = [name for name, path in paths.items() if not is_kept(path)]
-        if lacking:  # another run may do the same work
-            for name, kept in self._record(batch.tokens, lacking).items():
-                write_sums(paths[name], kept)
+        with claim(batch.lock, batch.wait) as ours:
+            lacking = [name for name, path in paths.items() if not is_kept(path)]
+            if ours and lacking:  # another run may do the same work
+                for name, kept in self._record(batch.tokens, lacking).items():
+                    write_sums(paths[name], kept)
 
     def _record(self, tokens: TokenBatch, recorders: Sequence[str]) -> dict[str, Kept]:
         """Do the work on some texts, in pieces that fit into memory."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from saematch.core.claims import is_sharing, lock_of
 from saematch.core.memory import keep_freed_memory
 from saematch.core.store import missing
 from saematch.lm.hooks import LanguageModel
@@ -31,24 +32,37 @@ def run_batches(
     The work is called once for a batch, with all recorders whose file is missing or damaged. If a
     batch does not fit into the device's memory, it is split into halves, and later batches are
     split into pieces of the size that fits. Raises ``InputError`` if a single text does not fit, or
-    if the work and the language model do not fit.
+    if the work and the language model do not fit. Processes that share their work
+    (``saematch.core.claims``) each do some of the batches.
     """
+    todo = _todo(batches, paths)
+    if len(todo) < len(batches):
+        n_done = len(batches) - len(todo)
+        log.info("%s: skipping %d of %d batches: already recorded", label, n_done, len(batches))
+    if not todo:
+        return
+    from saematch.texts.lightning_runner import run_with_lightning  # takes seconds to import
+
+    if trainer.device_type == "cpu":
+        keep_freed_memory()
+    cpu = torch.device("cpu")
+    run_with_lightning(trainer.at_most(len(todo)), work.to(cpu), lm, todo, label)
+    if is_sharing():  # wait for the batches of other processes
+        others = [batch._replace(wait=True) for batch in _todo(batches, paths)]
+        if others:
+            run_with_lightning(trainer.at_most(len(others)), work.to(cpu), lm, others, label)
+    lost = [path for files in paths.values() for path in files if not path.exists()]
+    if lost:
+        raise RuntimeError(f"the runner did not write {lost[0]}")
+
+
+def _todo(batches: Sequence[TokenBatch], paths: Mapping[str, Sequence[Path]]) -> list[Todo]:
+    """Return the batches with missing or damaged files."""
     lacking: dict[int, dict[str, str]] = {}
     for recorder, files in paths.items():
         for number in missing(files):
             lacking.setdefault(number, {})[recorder] = str(files[number])
-    todo = [Todo(batches[number], lacking[number]) for number in sorted(lacking)]
-    if len(todo) < len(batches):
-        n_done = len(batches) - len(todo)
-        log.info("%s: skipping %d of %d batches: already recorded", label, n_done, len(batches))
-    if todo:
-        from saematch.texts.lightning_runner import run_with_lightning  # takes seconds to import
-
-        if trainer.device_type == "cpu":
-            keep_freed_memory()
-        run_with_lightning(
-            trainer.at_most(len(todo)), work.to(torch.device("cpu")), lm, todo, label
-        )
-        lost = [path for files in paths.values() for path in files if not path.exists()]
-        if lost:
-            raise RuntimeError(f"the runner did not write {lost[0]}")
+    first = next(iter(paths.values()))
+    return [
+        Todo(batches[number], lacking[number], lock_of(first[number])) for number in sorted(lacking)
+    ]

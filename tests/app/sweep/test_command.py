@@ -178,8 +178,8 @@ def test_where_a_launcher_gives_up_what_began_is_recorded_and_the_rest_is_missin
 ):
     real = jobs.launch
 
-    def dies(planned, settings):
-        real(planned[:1], settings)
+    def dies(task, planned, settings):
+        real(task, planned[:1], settings)
         Results("mse", {}, {}).save(FOLDER / "1/results.json")
         raise RuntimeError("a worker was killed")
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from matches import partners
+from saematch.matching import blocks
 from saematch.matching.matchers import (
     ChanceLevel,
     Greedy,
@@ -13,7 +14,7 @@ from saematch.matching.matchers import (
     Random,
     Scipy,
 )
-from saematch.matching.matchers import nearest as nearest_module
+from saematch.matching.objectives.candidates import Candidates
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.planted import planted
@@ -70,7 +71,7 @@ def greedy_by_hand(similarity):
 def test_greedy_takes_the_best_pair_that_is_left(
     n_source, n_target, n_candidates, size, monkeypatch
 ):
-    monkeypatch.setattr(nearest_module, "N_CANDIDATES", n_candidates)
+    monkeypatch.setattr(blocks, "N_CANDIDATES", n_candidates)
     f = factors(2, n_source, n_target, size)
     assert partners(Greedy()(f)).tolist() == greedy_by_hand(f.X_A @ f.X_B.T)
 
@@ -83,6 +84,32 @@ def test_mutual_nearest_are_each_other_s_best(n_source, n_target):
     expected = torch.where(back[forward] == torch.arange(n_source), forward, -1)
     assert torch.equal(partners(MutualNearest()(f)), expected)
     assert 0 < (expected >= 0).sum() < min(n_source, n_target)
+
+
+def candidates_of(similarity):
+    """Return a third of the pairs as candidates, and their dense similarities."""
+    chosen = torch.rand(similarity.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    chosen[1], chosen[:, 2] = False, False  # features without a candidate
+    rows, columns = torch.nonzero(chosen, as_tuple=True)
+    candidates = Candidates(rows, columns, similarity[rows, columns].double(), *similarity.shape)
+    return candidates, torch.where(chosen, similarity, -torch.inf)
+
+
+@pytest.mark.parametrize(("n_source", "n_target"), [(60, 60), (40, 60), (60, 40)])
+def test_mutual_nearest_and_greedy_of_candidates(n_source, n_target):
+    f = factors(3, n_source, n_target)
+    candidates, similarity = candidates_of(f.X_A @ f.X_B.T)
+    forward, back = similarity.argmax(1), similarity.argmax(0)
+    mutual = (back[forward] == torch.arange(n_source)) & similarity.isfinite().any(1)
+    match = MutualNearest().of_candidates(candidates)
+    assert torch.equal(partners(match), torch.where(mutual, forward, -1))
+    assert match.certificate.value == pytest.approx(match.scores.sum().item())
+    expected, left = [-1] * n_source, similarity.clone()
+    while left.isfinite().any():
+        i, j = divmod(left.argmax().item(), n_target)
+        expected[i], left[i], left[:, j] = j, -torch.inf, -torch.inf
+    assert partners(Greedy().of_candidates(candidates)).tolist() == expected
+    assert torch.equal(match.scores, similarity[match.rows, match.columns].double())
 
 
 def test_no_baseline_beats_the_optimum():

@@ -13,7 +13,8 @@ from saematch.matching.planted import planted
 from saematch.matching.solver import auction, products, solve
 from saematch.matching.solver.solve import Status
 
-REGIMES = ("whole", "blocks", "device")
+REGIMES = ("whole", "paths", "blocks", "device")
+"""Regimes of the auction, and shortest paths, which solve small problems that are held whole."""
 
 
 def normal(*shape, seed=0):
@@ -22,7 +23,7 @@ def normal(*shape, seed=0):
 
 def solved(x_a, x_b, regime="whole", **settings):
     """Solve in a given regime: ``blocks`` with short lists, and a budget for blocks of 32 rows."""
-    resources = {"regime": regime}
+    resources = {"regime": "whole" if regime == "paths" else regime}
     if regime == "blocks":
         budget = 4 * 32 * products.BYTES_A_SIMILARITY * max(len(x_a), len(x_b))
         resources["memory_gib"] = budget / products.GIB
@@ -31,8 +32,10 @@ def solved(x_a, x_b, regime="whole", **settings):
     with pytest.MonkeyPatch.context() as patch:
         if regime == "blocks":
             patch.setattr(products, "LONGEST_LIST", 40)
+        if regime != "paths":
+            patch.setattr(solve, "SMALL", 0)
         solution = solve_assignment(x_a, x_b, resources=SolverResources(**resources), **settings)
-    assert solution.regime == regime
+    assert solution.regime == resources["regime"]
     return solution
 
 
@@ -319,6 +322,7 @@ def test_out_of_time_after_a_stage_takes_that_stage_s_match(monkeypatch):
     x, y = hostile()["planted"]
     clock = itertools.count()
     monkeypatch.setattr(solve.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(solve, "SMALL", 0)
     late = solve_assignment(x, y, time_limit=4.0)
     assert late.status is Status.TIME_LIMIT
     assert late.gap < 0.2

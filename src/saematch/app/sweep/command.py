@@ -15,7 +15,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from saematch.app.compare import compare
-from saematch.app.configuration import add_config_dir, config_dir_of, search_path, spread
+from saematch.app.configuration import (
+    add_config_dir,
+    config_dir_of,
+    is_hydra_setting,
+    search_path,
+    spread,
+    whole_number,
+)
 from saematch.app.launching import check_launcher
 from saematch.app.sweep.file import SweepFile, read_sweep, studies
 from saematch.app.sweep.jobs import Sweep
@@ -30,8 +37,8 @@ def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_intermixed_args(arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("saematch").setLevel(logging.INFO)
-    launcher = [setting for setting in options.settings if _is_hydra_setting(setting)]
-    settings = [setting for setting in options.settings if not _is_hydra_setting(setting)]
+    launcher = [setting for setting in options.settings if is_hydra_setting(setting)]
+    settings = [setting for setting in options.settings if not is_hydra_setting(setting)]
     file = changed(read_sweep(options.file), settings)
     config_dir = config_dir_of(options.config_dir) or file.config_dir
     file = replace(file, config_dir=config_dir)
@@ -150,16 +157,6 @@ def _key(setting: str) -> str:
     return setting.partition("=")[0].lstrip("+")
 
 
-def _whole_number(least: int, text: str) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text} is not an integer of at least {least}")
-    return int(text)
-
-
-def _is_hydra_setting(setting: str) -> bool:
-    return setting.lstrip("+~").startswith(("hydra.", "hydra/"))
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="saematch sweep",
@@ -186,13 +183,13 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--count",
-        type=partial(_whole_number, 1),
+        type=partial(whole_number, 1),
         metavar="N",
         help="plan at most N jobs in total; random and bayes need it unless the file has run_cap",
     )
     parser.add_argument(
         "--seed",
-        type=partial(_whole_number, 0),
+        type=partial(whole_number, 0),
         default=0,
         help="seed of random and bayes (default: 0)",
     )

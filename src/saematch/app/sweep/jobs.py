@@ -9,12 +9,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 from saematch.app.configuration import build, quoted, search_path
-from saematch.app.launching import launch
+from saematch.app.launching import do_job, launch
 from saematch.app.sweep.engine import next_point
 from saematch.app.sweep.file import Point, SweepFile
 from saematch.core.errors import InputError
@@ -115,7 +116,8 @@ class Sweep:
         try:
             target = f"hydra.sweep.dir={quoted(str(self.folder))}"
             presets = search_path(self.file.config_dir)
-            launch([self._launched(job) for job in jobs], [*launcher, *presets, target])
+            launched = [self._launched(job) for job in jobs]
+            launch(partial(do_job, len(jobs)), launched, [*launcher, *presets, target])
         except RuntimeError as error:  # a killed worker ends the launcher too
             log.error("the launcher gave up: %s", " ".join(str(error).split()))
         except Interrupted as cause:  # a launcher kills the processes of its jobs

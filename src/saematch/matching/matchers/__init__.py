@@ -6,6 +6,7 @@ from saematch.matching.matchers.matcher import CandidateMatcher, Matcher
 from saematch.matching.matchers.nearest import Greedy, MutualNearest
 from saematch.matching.matchers.optimal import Optimal
 from saematch.matching.matchers.scipy_dense import Scipy
+from saematch.matching.matchers.sinkhorn import Sinkhorn
 from saematch.matching.matchers.top_k import TopK
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "Optimal",
     "Random",
     "Scipy",
+    "Sinkhorn",
     "TopK",
 ]

@@ -13,6 +13,7 @@ from saematch.core.files import hashed
 from saematch.core.match import Certificate, Match
 from saematch.core.specs import Seed, spec
 from saematch.matching.centring import VECTORS_AT_ONCE, chance_value
+from saematch.matching.objectives.candidates import Candidates
 from saematch.matching.objectives.factors import Factors
 
 
@@ -64,6 +65,22 @@ def valued(columns: Int64[Tensor, " n_source"], factors: Factors) -> Match:
         chance = chance_value(factors.X_A, factors.X_B)
     certificate = Certificate(scores.sum().item(), None, chance)
     return replace(match, certificate=certificate, scores=scores)
+
+
+def valued_pairs(chosen: Candidates, unmatched: float = 0.0, exact: bool = False) -> Match:
+    """Return the match of the chosen candidates, at most one for a feature, with its value.
+
+    Each feature of the smaller side without an entry adds ``unmatched`` to the value. With
+    ``exact``, the value is also the bound.
+    """
+    n_alone = min(chosen.n_source, chosen.n_target) - len(chosen.rows)
+    value = chosen.scores.sum().item() + unmatched * n_alone
+    certificate = Certificate(value, value if exact else None)
+    weights = torch.ones(len(chosen.rows), dtype=torch.float64)
+    return Match(
+        chosen.rows, chosen.columns, weights, chosen.n_source, chosen.n_target, certificate,
+        scores=chosen.scores,
+    )  # fmt: skip
 
 
 def pair_scores(factors: Factors, match: Match) -> Float64[Tensor, " n"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol, runtime_checkable
 
+from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.matching.objectives.candidates import Candidates
 from saematch.matching.objectives.factors import Factors
@@ -23,8 +24,33 @@ class Matcher(Protocol):
 
 @runtime_checkable
 class CandidateMatcher(Protocol):
-    """Interface of a matching algorithm that also takes candidate pairs (``ActivityObjective``)."""
+    """Interface of a matching algorithm that also takes candidate pairs of features."""
 
     def of_candidates(self, candidates: Candidates) -> Match:
         """Return the match of source and target from the scores of some pairs of features."""
         ...
+
+
+@runtime_checkable
+class SelectiveMatcher(Protocol):
+    """Interface of a ``CandidateMatcher`` that takes candidates with some of its settings only."""
+
+    def candidate_refusal(self) -> str | None:
+        """Return why these settings need the similarity of all pairs, None if they do not."""
+        ...
+
+
+@runtime_checkable
+class WidthBoundMatcher(Protocol):
+    """Interface of a matching algorithm whose settings need a target of some width."""
+
+    def width_refusal(self, n_target: int) -> str | None:
+        """Return why a target has too few features, None if it has enough."""
+        ...
+
+
+def refuse_candidates(matcher: SelectiveMatcher) -> None:
+    """Raise ``InputError`` if the matcher's settings need the similarity of all pairs."""
+    reason = matcher.candidate_refusal()
+    if reason is not None:
+        raise InputError(f"{type(matcher).__name__} cannot match candidates: {reason}")

@@ -10,19 +10,23 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from saematch.core.match import Match
+from saematch.core.match import Match, largest_in_rows
 from saematch.core.specs import spec
-from saematch.matching.matchers.baselines import valued
+from saematch.matching.blocks import in_blocks
+from saematch.matching.matchers.baselines import valued, valued_pairs
+from saematch.matching.objectives.candidates import Candidates
 from saematch.matching.objectives.factors import Factors
-from saematch.matching.solver.candidates import Candidates
-from saematch.matching.solver.products import MOST_ROWS_AT_ONCE, Plan, Products, Regime
-
-N_CANDIDATES = 256
+from saematch.matching.solver.candidates import Candidates as Lists
+from saematch.matching.solver.products import Products
 
 
 @spec("matcher")
 class MutualNearest:
-    """Pairs of mutually most similar features; all other features stay unmatched."""
+    """Pairs of mutually most similar features; all other features stay unmatched.
+
+    The cost is one product of both sides, or a sort of the candidates. The pairs are often right,
+    but features that split, merge or have a near copy get no partner.
+    """
 
     one_partner: ClassVar[bool] = True
 
@@ -41,10 +45,24 @@ class MutualNearest:
         mutual = nearest_back[nearest] == np.arange(products.n)
         return valued(torch.from_numpy(np.where(mutual, nearest, -1)), factors)
 
+    def of_candidates(self, candidates: Candidates) -> Match:
+        """Return the match by the scores of candidates; the first of equal scores is chosen."""
+        rows, columns, scores = (part.numpy() for part in candidates.entries)
+        mutual = largest_in_rows(rows, scores, 1)
+        order = np.lexsort((rows, columns))
+        mutual[order] &= largest_in_rows(columns[order], scores[order], 1)
+        return valued_pairs(candidates.only(torch.from_numpy(mutual)))
+
 
 @spec("matcher")
 class Greedy:
-    """The most similar pair, then the most similar pair of the remaining features, and so on."""
+    """The most similar pair, then the most similar pair of the remaining features, and so on.
+
+    With candidates, a feature stays unmatched if other features take all of its candidates. The
+    cost is one product of both sides and the rows that are scanned again, or a sort of the
+    candidates. An early pair is never given up, so later pairs may be much worse than in the
+    optimal match.
+    """
 
     one_partner: ClassVar[bool] = True
 
@@ -54,6 +72,18 @@ class Greedy:
         if swapped:
             return self(Factors(factors.X_B, factors.X_A)).inverse()
         return valued(torch.from_numpy(_greedy(factors)), factors)
+
+    def of_candidates(self, candidates: Candidates) -> Match:
+        """Return the match by the scores of candidates; the first of equal scores is chosen."""
+        rows, columns, scores = (part.numpy() for part in candidates.entries)
+        order = np.argsort(-scores, kind="stable")
+        free_row, free_column = [True] * candidates.n_source, [True] * candidates.n_target
+        taken = np.zeros(len(order), bool)
+        pairs = zip(order.tolist(), rows[order].tolist(), columns[order].tolist(), strict=True)
+        for entry, row, column in pairs:
+            if free_row[row] and free_column[column]:
+                taken[entry], free_row[row], free_column[column] = True, False, False
+        return valued_pairs(candidates.only(torch.from_numpy(taken)))
 
 
 def _greedy(factors: Factors) -> Int64[np.ndarray, " n"]:
@@ -66,7 +96,7 @@ def _greedy(factors: Factors) -> Int64[np.ndarray, " n"]:
     plan = in_blocks(factors)
     products = Products(factors.X_A, factors.X_B, plan)
     free = np.ones(products.m, bool)
-    candidates = Candidates(products, plan.length, np.zeros(products.m))
+    candidates = Lists(products, plan.length, np.zeros(products.m))
     partner = np.full(products.n, -1)
     queue = [(-value, row, 0) for row, value in enumerate(candidates.values[:, 0].tolist())]
     heapq.heapify(queue)
@@ -90,9 +120,3 @@ def _greedy(factors: Factors) -> Int64[np.ndarray, " n"]:
         value = float(candidates.values[row, min(place, plan.length - 1)])
         heapq.heapreplace(queue, (-value, row, place))
     return partner
-
-
-def in_blocks(factors: Factors) -> Plan:
-    """Return the plan of products in blocks."""
-    n, m = len(factors.X_A), len(factors.X_B)
-    return Plan(Regime.BLOCKS, min(m, N_CANDIDATES), min(n, MOST_ROWS_AT_ONCE))

@@ -11,8 +11,11 @@ import torch
 from saematch.core.match import Match
 from saematch.core.specs import NotNegative, Positive, spec
 from saematch.matching.levels import ChanceLevel
-from saematch.matching.matchers.baselines import pair_scores
+from saematch.matching.matchers.baselines import pair_scores, valued_pairs
+from saematch.matching.matchers.matcher import refuse_candidates
+from saematch.matching.objectives.candidates import Candidates
 from saematch.matching.objectives.factors import Factors
+from saematch.matching.solver.best_pairs import best_pairs
 from saematch.matching.solver.solve import (
     SolverResources,
     Status,
@@ -31,16 +34,26 @@ class Optimal:
     Layers of equal width get a permutation. For different widths, every feature of the narrower
     layer gets a partner.
 
-    With ``unmatched`` the match is partial and maximises another objective: the sum over its pairs
-    of the cosine between whitened directions minus the level ``c`` of ``ChanceLevel``. A pair whose
-    cosine is not above the level would lower the sum, so its features stay unmatched. Value and
-    bound are in cosines; each unmatched feature of the smaller side counts ``c``.
+    With a number as ``unmatched`` the match is partial: it maximises the sum over its pairs of the
+    similarity minus this level. A pair whose similarity is not above the level would lower the sum,
+    so its features stay unmatched. With ``ChanceLevel`` the similarity is the cosine between
+    whitened directions, and the level a cosine ``c``. Value and bound count each unmatched feature
+    of the smaller side as the level.
+
+    Candidates are matched exactly by SciPy's sparse solver, whatever the tolerance and limits; the
+    bound is the value. Pairs that are no candidates are never matched. Without ``unmatched``, every
+    feature of the smaller side needs a partner, and candidates that allow no such match are
+    refused.
+
+    The match is right where features carry on one by one. It gives features that split, merge or
+    end a partner all the same, or a single one.
     """
 
     one_partner: ClassVar[bool] = True
 
-    unmatched: ChanceLevel | None = None
-    """Level that a pair must exceed; None if each feature must have a partner."""
+    unmatched: ChanceLevel | float | None = None
+    """Level that a pair must exceed: a number in units of the similarity, or a cosine that is
+    computed for each two SAEs; None if each feature must have a partner."""
     tolerance: float = 1e-6
     """Gap over chance to stop at (``Certificate``), a finite number; the relative gap with
     ``unmatched``. 0 asks for the optimum itself."""
@@ -58,9 +71,9 @@ class Optimal:
 
     def __call__(self, factors: Factors) -> Match:
         """Return the match; a warning is logged if the tolerance was missed."""
-        level = None
-        if self.unmatched is not None:
-            compared = self.unmatched(factors)
+        level = self.unmatched
+        if isinstance(level, ChanceLevel):
+            compared = level(factors)
             factors, level = compared.directions, compared.level
         solution = solve_assignment(
             factors.X_A,
@@ -76,3 +89,20 @@ class Optimal:
         columns = torch.from_numpy(solution.columns)
         match = Match.from_columns(columns, len(factors.X_B), solution.certificate)
         return replace(match, scores=pair_scores(factors, match))
+
+    def of_candidates(self, candidates: Candidates) -> Match:
+        """Return the optimal match of candidate pairs.
+
+        Raises ``InputError`` if every feature of the smaller side must have a partner but the
+        candidates allow no such match.
+        """
+        refuse_candidates(self)
+        assert not isinstance(self.unmatched, ChanceLevel)
+        chosen = best_pairs(candidates, self.unmatched)
+        return valued_pairs(candidates.only(chosen), self.unmatched or 0.0, exact=True)
+
+    def candidate_refusal(self) -> str | None:
+        """Return why the level cannot be computed from candidates; None if it can."""
+        if not isinstance(self.unmatched, ChanceLevel):
+            return None
+        return "ChanceLevel reads vectors: set matcher.unmatched to a number, such as 0.0"

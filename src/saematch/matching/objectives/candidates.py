@@ -1,14 +1,11 @@
-"""Candidate pairs of features with scores: the similarity of objectives that read activity."""
+"""Candidate pairs of features with scores: the similarity of objectives without vectors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
-
-from saematch.core.match import largest_in_rows
 
 
 @dataclass(frozen=True)
@@ -26,31 +23,12 @@ class Candidates:
     n_source: int
     n_target: int
 
+    @property
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, columns and scores."""
+        return self.rows, self.columns, self.scores
 
-@dataclass(frozen=True)
-class PairSums:
-    """Sums over tokens of a value of two features, for the pairs of features that occurred."""
-
-    keys: Int64[Tensor, " n"]
-    """``source * n_target + target`` of each pair, in order."""
-    sums: Float64[Tensor, " n"]
-    n_target: int
-
-    @classmethod
-    def of(cls, keys: Int64[Tensor, " n"], values: Tensor, n_target: int) -> PairSums:
-        """Add up the values of equal keys."""
-        keys, numbers = keys.unique(return_inverse=True)
-        sums = torch.zeros(len(keys), dtype=torch.float64, device=keys.device)
-        return cls(keys, sums.index_add_(0, numbers, values.double()), n_target)
-
-    def plus(self, other: PairSums) -> PairSums:
-        """Return the sums over the tokens of both."""
-        keys = torch.cat([self.keys, other.keys])
-        return PairSums.of(keys, torch.cat([self.sums, other.sums]), self.n_target)
-
-    def largest(self, most: int) -> PairSums:
-        """Return the pairs with the ``most`` largest sums of each source feature."""
-        rows = (self.keys // self.n_target).cpu().numpy()
-        kept = torch.from_numpy(largest_in_rows(rows, self.sums.cpu().numpy(), most))
-        kept = kept.to(self.keys.device)
-        return PairSums(self.keys[kept], self.sums[kept], self.n_target)
+    def only(self, chosen: Bool[Tensor, " n"]) -> Candidates:
+        """Return the chosen entries."""
+        rows, columns, scores = (part[chosen] for part in self.entries)
+        return Candidates(rows, columns, scores, self.n_source, self.n_target)

@@ -15,7 +15,11 @@ from saematch.sae.suites import SaeFacts
 
 @spec("objective")
 class DecoderCosine:
-    """The cosine of two decoder vectors; it is the same in every fold."""
+    """The cosine of two decoder vectors; it is the same in every fold.
+
+    Two features are alike if they write the same direction. The cosine is right where a feature
+    carries on unchanged, and wrong where a block in between rotates the hidden state.
+    """
 
     def factors(self, source: SaeParams, target: SaeParams) -> Factors:
         """Return the unit decoder vectors of both SAEs in float32."""

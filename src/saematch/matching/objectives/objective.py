@@ -1,4 +1,4 @@
-"""Interfaces of objectives: from weights, and from activity on texts."""
+"""Interfaces of objectives: from weights, from activity on texts, and from explanations."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from saematch.core.pairs import Pair
 from saematch.matching.objectives.candidates import Candidates
 from saematch.matching.objectives.factors import Factors
+from saematch.matching.objectives.feature_texts import FeatureTexts
 from saematch.sae.params import SaeParams
 from saematch.sae.recorders import Recorder, Recording
 from saematch.sae.suites import SaeFacts
@@ -56,7 +57,8 @@ class ActivityObjective(Protocol):
     ) -> Candidates:
         """Return the scored pairs of features; ``pair`` has the keys in the recording.
 
-        Both SAEs are in the fold of the arm; the recording has activations of the SAEs as trained.
+        Both SAEs are as trained, like their activations in the recording, in whatever fold the arm
+        is.
         """
         ...
 
@@ -65,4 +67,23 @@ class ActivityObjective(Protocol):
         ...
 
 
-AnyObjective = Objective | CandidateObjective | ActivityObjective
+@runtime_checkable
+class ExplanationObjective(Protocol):
+    """Definition of a score of two features from their explanations."""
+
+    def check(self, replies: Path) -> None:
+        """Raise ``InputError``, before any work, if the score cannot be computed."""
+        ...
+
+    def candidates_of_texts(
+        self, source: FeatureTexts, target: FeatureTexts, replies: Path
+    ) -> Candidates:
+        """Return the scored pairs of features; ``replies`` is the file of stored replies."""
+        ...
+
+    def refusal(self, source: SaeFacts, target: SaeFacts) -> str | None:
+        """Return why the objective cannot compare two SAEs; None if it can."""
+        ...
+
+
+AnyObjective = Objective | CandidateObjective | ActivityObjective | ExplanationObjective

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from saematch.core.errors import InputError
 from saematch.core.match import Certificate
-from saematch.matching.solver.products import Products
+from saematch.matching.solver.products import Products, Regime
 from saematch.matching.solver.screening import alternatives
 
 MOST_OF_VALUE = 0.9
@@ -42,6 +42,21 @@ class Proof:
     row has no pair."""
 
 
+@dataclass(frozen=True)
+class Result:
+    """A match of rows to columns, the prices that prove it, and how it was computed."""
+
+    columns: Int64[np.ndarray, " n"]
+    """Column of each row; -1 for none."""
+    prices: Float64[np.ndarray, " m"]
+    proof: Proof
+    regime: Regime
+    in_time: bool = True
+    """Whether the last stage ended before the time limit."""
+    n_scanned_again: int = 0
+    """Rows whose candidates were chosen again."""
+
+
 def prove(
     products: Products,
     columns: Int64[np.ndarray, " n"],
@@ -56,7 +71,8 @@ def prove(
     """
     rows = np.flatnonzero(columns >= 0)
     taken = columns[rows]
-    assert len(np.unique(taken)) == len(rows), "a column is given to two rows"
+    n_rows = np.bincount(taken, minlength=products.m)
+    assert n_rows.max() <= 1, "a column is given to two rows"
     assert len(rows) == products.n or outside > -math.inf, "a row is left without a column"
     if (products.m > products.n or outside > -math.inf) and (prices < 0).any():
         raise InputError(
@@ -69,7 +85,7 @@ def prove(
     best, at_most = (np.maximum(part, outside) for part in alternatives(products, prices, columns))
     profits = np.maximum(net, best)
     costs = profits - net
-    stranded = math.fsum(np.delete(prices, taken))
+    stranded = math.fsum(prices[n_rows == 0])
     longest = products.x_lengths.numpy() * float(products.y_lengths.max())
     ulp = np.finfo(np.float64).eps
     off = ulp * ((products.size + 8) * longest + np.abs(profits) + np.abs(paid))

@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saematch.core.errors import InputError
-from saematch.matching.centring import VECTORS_AT_ONCE, Chance, lengths
+from saematch.matching import row_sums
+from saematch.matching.centring import VECTORS_AT_ONCE, Chance, Moments
 
 CPU = torch.device("cpu")
 GIB = 2**30
@@ -35,6 +36,8 @@ BYTES_A_SIMILARITY = 12
 NUMBERS_AT_ONCE = 1 << 21
 """Similarities that the CPU processes together; they fit into its caches."""
 SHARE_OF_FREE_MEMORY = 0.5
+SMALL = 1 << 20
+"""Number of similarities (4 MiB) that fit into any machine's memory and nearly into its caches."""
 
 
 class Regime(Enum):
@@ -69,6 +72,8 @@ def plan(
     ``memory_gib`` is the memory for everything except the input, by default half of the free
     memory. Raises ``InputError`` if it is too little for ``SHORTEST_LIST`` candidates a row.
     """
+    if memory_gib is None and device == CPU and n * m <= SMALL and regime in (None, Regime.WHOLE):
+        return Plan(Regime.WHOLE, m, min(n, MOST_ROWS_AT_ONCE))  # reading the free memory is slow
     budget = _free_memory() * SHARE_OF_FREE_MEMORY if memory_gib is None else memory_gib * GIB
     a_row = BYTES_A_SIMILARITY * m
     for_block = budget / 4
@@ -108,9 +113,12 @@ def _free_memory() -> int:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """Multiply in full float32, even if the process allows TF32 or bfloat16 elsewhere."""
     before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
     torch.set_float32_matmul_precision("highest")
     try:
         yield
@@ -140,7 +148,6 @@ class Products:
         self.rows_at_once = how.rows_at_once
         self._x, self._y = x, y
         self.centre = None if centre is None else centre.to(device)
-        self.x_lengths, self.y_lengths = lengths(x, centre), lengths(y, centre)
         if self.centre is None:
             self.x, self.y = (side.to(device, torch.float32) for side in (x, y))
         else:  # rows of x are centred when they are multiplied, which saves a copy of x
@@ -157,16 +164,32 @@ class Products:
                 self._product(part, out=block)
 
     @cached_property
+    def moments(self) -> tuple[Moments, Moments]:
+        """Lengths and sums of the rows of both sides, without the centre."""
+        return Moments.of(self._x, self.centre), Moments.of(self._y, self.centre)
+
+    @property
+    def x_lengths(self) -> Float64[Tensor, " n"]:
+        """Norm of each row."""
+        return self.moments[0].lengths
+
+    @property
+    def y_lengths(self) -> Float64[Tensor, " m"]:
+        """Norm of each column's vector."""
+        return self.moments[1].lengths
+
+    @cached_property
     def chance(self) -> Chance:
         """Expected similarities of a random match, without the centre."""
-        return Chance.of(self._x, self._y, self.centre)
+        sums = self.moments[0].total, self.moments[1].total
+        return Chance.of(self._x, self._y, self.centre, sums)
 
     def _product(
         self, x: Float[Tensor, "k size"], out: Float32[Tensor, "k m"] | None = None
     ) -> Float32[Tensor, "k m"]:
         if self.centre is not None:
             x = (x - self.centre).float()
-        with _full_precision():
+        with full_precision():
             return torch.mm(x, self.y.T, out=out)
 
     def of_rows(self, rows: Int64[np.ndarray, " k"]) -> Float32[Tensor, "k m"]:
@@ -201,6 +224,9 @@ class Products:
         self, rows: Int64[np.ndarray, " k"], columns: Int64[np.ndarray, " k"]
     ) -> Float64[np.ndarray, " k"]:
         """Return the similarities of chosen pairs, in float64."""
+        if row_sums.fits(self._x, self._y):
+            centre = None if self.centre is None else self.centre.double().numpy()
+            return row_sums.inner_of_pairs(self._x, self._y, rows, columns, centre)
         out = np.empty(len(rows))
         for start in range(0, len(rows), VECTORS_AT_ONCE):
             block = slice(start, start + VECTORS_AT_ONCE)

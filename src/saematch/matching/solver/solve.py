@@ -14,10 +14,13 @@ from torch import Tensor
 
 from saematch.core.errors import InputError
 from saematch.core.match import Certificate
-from saematch.matching.centring import common_centre, inner, lengths
-from saematch.matching.solver.certificate import Proof, prove
+from saematch.matching import row_sums
+from saematch.matching.centring import Moments, common_centre, has_common_part, inner
+from saematch.matching.solver.certificate import Proof, Result, prove
 from saematch.matching.solver.finish import finish
-from saematch.matching.solver.products import CPU, Products, Regime, plan
+from saematch.matching.solver.paths import shortest_paths
+from saematch.matching.solver.products import CPU, SMALL, Products, Regime, plan
+from saematch.matching.solver.small import solve_small
 from saematch.matching.solver.stages import run_stages
 
 
@@ -90,6 +93,11 @@ class SolverResources:
     progress: bool = False
     """Whether to show progress bars on standard error."""
 
+    @property
+    def usual(self) -> bool:
+        """Whether a small problem may be solved whole, in memory and on the CPU."""
+        return self.memory_gib is None and self.device is None and self.regime in (None, "whole")
+
 
 def solve_assignment(
     x_a: np.ndarray | Tensor,
@@ -105,11 +113,13 @@ def solve_assignment(
     Every row of the smaller side gets a partner. With ``unmatched``, a row may stay without one if
     that is better; staying unmatched is worth ``unmatched``.
 
-    The solver is a forward auction with epsilon-scaling (Bertsekas 1988; ``docs/solver.md``) on
-    float32 products, with float64 prices. A separate blocked pass then computes ``value`` and
+    Small problems (up to ``SMALL`` similarities) are solved by shortest augmenting paths (Jonker
+    and Volgenant 1987), others by a forward auction with epsilon-scaling (Bertsekas 1988;
+    ``docs/solver.md``). Products are float32, prices float64. A separate blocked pass then computes ``value`` and
     ``bound``, exact to float64 rounding. For two sides of one size and no ``unmatched``, a common
-    vector is first subtracted from all rows. This subtracts the same number from the value of every
-    permutation. The number is added to value, bound and chance at the end.
+    vector is first subtracted from all rows, unless both means are short. This subtracts the same
+    number from the value of every permutation. The number is added to value, bound and chance at
+    the end.
 
     If the similarities fit into memory, the time is little more than that of one float32 product of
     both sides (``2 n_a n_b size`` flops). Otherwise it is the time of two products and of the rows
@@ -135,44 +145,84 @@ def solve_assignment(
     """
     started = time.monotonic()
     resources = resources or SolverResources()
-    a, b = _checked(x_a, x_b)
+    a, b = _sides(x_a, x_b)
     _check_limits(unmatched, tolerance, time_limit)
     outside = -math.inf if unmatched is None else float(unmatched)
     deadline = math.inf if time_limit is None else started + time_limit
     swapped = len(a) > len(b)
-    x, y = (b, a) if swapped else (a, b)
-    regime, device = _regime(resources.regime, resources.device, a)
-    sizes = plan(len(x), len(y), resources.memory_gib, device, regime)
-    centre = common_centre(x, y) if len(x) == len(y) and unmatched is None else None
-    products = Products(x, y, sizes, resources.progress, centre)
-    auctioned = run_stages(products, sizes.length, outside, tolerance, deadline)
-    columns, prices, in_time, again = auctioned
-    proof = prove(products, columns, prices, outside)
-    if in_time and _missed(proof, tolerance) and time.monotonic() < deadline:
-        exact = finish(products, proof, prices, outside)
-        if exact is not None and (better := prove(products, *exact, outside)).slack < proof.slack:
-            (columns, prices), proof = exact, better
+    sides = (b, a) if swapped else (a, b)
+    result = None
+    if len(a) * len(b) <= SMALL and resources.usual and row_sums.fits(a, b):
+        result = solve_small(*sides, outside) if time.monotonic() <= deadline else None
+    if result is None or _missed(result.proof, tolerance):
+        moments = Moments.of(a), Moments.of(b)
+        _check_lengths(*(float(side.lengths.max()) for side in moments))
+        limits = Limits(outside, tolerance, deadline)
+        result = _solve(sides, moments[::-1] if swapped else moments, limits, resources)
     status = Status.OPTIMAL
-    if _missed(proof, tolerance):
-        status = Status.TOO_MANY_TIES if in_time else Status.TIME_LIMIT
-    certain = proof.certain
-    if centre is not None:
-        prices = prices + inner(y, centre)
+    if _missed(result.proof, tolerance):
+        status = Status.TOO_MANY_TIES if result.in_time else Status.TIME_LIMIT
+    columns, prices, certain = result.columns, result.prices, result.proof.certain
     if swapped:
         rows, partners = np.flatnonzero(columns >= 0), columns[columns >= 0]
-        columns, certain = np.full(len(y), -1), np.zeros(len(y), bool)
-        columns[partners], certain[partners] = rows, proof.certain[rows]
-        prices = proof.profits
+        columns, certain = np.full(len(a), -1), np.zeros(len(a), bool)
+        columns[partners], certain[partners] = rows, result.proof.certain[rows]
+        prices = result.proof.profits
     return Solution(
         columns=columns,
-        certificate=proof.certificate,
+        certificate=result.proof.certificate,
         certain=certain,
         prices=prices,
         seconds=time.monotonic() - started,
-        regime=sizes.regime.value,
+        regime=result.regime.value,
         status=status,
-        n_scanned_again=again,
+        n_scanned_again=result.n_scanned_again,
     )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Value of staying unmatched, and where a solve may stop."""
+
+    outside: float
+    """Value of a row without a column; -inf if every row must have one."""
+    tolerance: float
+    deadline: float
+    """Time of ``time.monotonic`` after which the best match so far is returned."""
+
+
+def _solve(
+    sides: tuple[Float[Tensor, "n size"], Float[Tensor, "m size"]],
+    moments: tuple[Moments, Moments],
+    limits: Limits,
+    resources: SolverResources,
+) -> Result:
+    """Match rows to at least as many columns, whatever the vectors and the memory."""
+    (x, y), outside = sides, limits.outside
+    small = len(x) * len(y) <= SMALL
+    regime, device = _regime(resources, x, small)
+    sizes = plan(len(x), len(y), resources.memory_gib, device, regime)
+    centre = None
+    if len(x) == len(y) and outside == -math.inf and has_common_part(moments):
+        centre = common_centre(x, y)
+    products = Products(x, y, sizes, resources.progress, centre)
+    if centre is None:
+        products.moments = moments
+    in_time, again = True, 0
+    if small and products.held is not None and time.monotonic() <= limits.deadline:
+        columns, prices = shortest_paths(products.held.numpy(), outside)
+    else:
+        columns, prices, in_time, again = run_stages(
+            products, sizes.length, outside, limits.tolerance, limits.deadline
+        )
+    proof = prove(products, columns, prices, outside)
+    if in_time and _missed(proof, limits.tolerance) and time.monotonic() < limits.deadline:
+        exact = finish(products, proof, prices, outside)
+        if exact is not None and (better := prove(products, *exact, outside)).slack < proof.slack:
+            (columns, prices), proof = exact, better
+    if centre is not None:
+        prices = prices + inner(y, centre)
+    return Result(columns, prices, proof, sizes.regime, in_time, again)
 
 
 def _check_limits(unmatched: float | None, tolerance: float, time_limit: float | None) -> None:
@@ -226,10 +276,14 @@ def _missed(proof: Proof, tolerance: float) -> bool:
 
 
 def _regime(
-    regime: str | None, device: str | torch.device | None, a: Tensor
+    resources: SolverResources, x: Tensor, small: bool
 ) -> tuple[Regime | None, torch.device]:
-    """Return the regime, None if it depends on memory, and the device that computes products."""
+    """Return the regime, None if it depends on memory, and the device that computes products.
+
+    A small problem stays on the CPU, which solves it before a GPU has read the vectors.
+    """
     names = [member.value for member in Regime]
+    regime, device = resources.regime, resources.device
     if regime is not None and regime not in names:
         raise InputError(f"there is no regime {regime!r}; choose one of {', '.join(names)}")
     chosen = None if regime is None else Regime(regime)
@@ -237,38 +291,41 @@ def _regime(
     if device is not None:
         place = _usable_device(device)
     elif chosen in (None, Regime.DEVICE):
-        place = torch.device("cuda") if a.is_cpu and torch.cuda.is_available() else a.device
+        place = x.device
+        if x.is_cpu and not (small and chosen is None) and torch.cuda.is_available():
+            place = torch.device("cuda")
     if place != CPU and chosen not in (None, Regime.DEVICE):
         raise InputError(f"regime {regime!r} uses the CPU; leave out device={str(place)!r}")
     return chosen, place
 
 
-def _checked(
+def _sides(
     x_a: np.ndarray | Tensor, x_b: np.ndarray | Tensor
 ) -> tuple[Float[Tensor, "n_a size"], Float[Tensor, "n_b size"]]:
-    sides, sizes = [], []
-    for name, side in (("x_a", x_a), ("x_b", x_b)):
-        tensor = torch.as_tensor(side).detach()
+    """Return both sides as tensors; ``InputError`` for other shapes and types."""
+    a, b = torch.as_tensor(x_a).detach(), torch.as_tensor(x_b).detach()
+    for name, tensor in (("x_a", a), ("x_b", b)):
         if tensor.ndim != 2 or 0 in tensor.shape or not tensor.is_floating_point():
             raise InputError(
                 f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; give floating-point "
                 "numbers with one vector in each row, and at least one row"
             )
-        longest = float(lengths(tensor).max())
-        if not math.isfinite(longest):
-            raise InputError(f"{name} holds NaN or infinite values; leave those rows out")
-        sides.append(tensor)
-        sizes.append(longest)
-    a, b = sides
     if a.shape[1] != b.shape[1]:
         raise InputError(
             f"vectors of x_a have {a.shape[1]} numbers, those of x_b {b.shape[1]}; both sides "
             "need vectors of the same size"
         )
-    for size in (*sizes, math.prod(sizes)):
+    return a, b
+
+
+def _check_lengths(*longest: float) -> None:
+    """Raise ``InputError`` if float32 cannot multiply vectors whose largest lengths are these."""
+    for name, length in zip(("x_a", "x_b"), longest, strict=True):
+        if not math.isfinite(length):
+            raise InputError(f"{name} holds NaN or infinite values; leave those rows out")
+    for size in (*longest, math.prod(longest)):
         if size and not 1e-15 < size < 1e15:
             raise InputError(
-                f"lengths of vectors are up to {sizes[0]:.0e} and {sizes[1]:.0e}: they or their "
-                "products are outside 1e-15 to 1e15, too near the ends of float32; scale them"
+                f"lengths of vectors are up to {longest[0]:.0e} and {longest[1]:.0e}: they or "
+                "their products are outside 1e-15 to 1e15, too near the ends of float32; scale them"
             )
-    return a, b
