@@ -40,7 +40,7 @@ def test_seconds():
 
 
 def test_a_system_without_a_peak_measures_time_alone(monkeypatch):
-    monkeypatch.setattr(cost, "_restart_peak", lambda: False)
+    monkeypatch.setattr(cost, "restart_peak", lambda: False)
     assert Meter.start().cost().memory is None
 
 

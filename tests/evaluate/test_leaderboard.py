@@ -12,7 +12,7 @@ from saematch.core.match import Match
 from saematch.core.results import Results
 from saematch.core.tables import rows_of
 from saematch.evaluate.effects import ranked_partners
-from saematch.evaluate.leaderboard import _recall
+from saematch.evaluate.leaderboard import recall_among
 from saematch.report.leaderboard_page import write_page
 from saematch.sae.sources.source import ZooSaes
 
@@ -45,15 +45,15 @@ def test_a_run_ranks_all_arms_and_an_arm_from_outside(results, tmp_path):
     board = tables["leaderboard"]
     assert not board.duplicated([*KEY, "arm"]).any()
     assert set(board["arm"]) == {"cosine", "folded", "random", "mine"}
-    _check_means(tables, board)
-    _check_winners(tables, board)
-    _check_recall(board)
+    check_means(tables, board)
+    check_winners(tables, board)
+    check_recall(board)
     costs = {row["arm"]: row for row in tables.rows("leaderboard_arms")}
     assert costs["mine"]["reads"] == "weights"
     assert costs["mine"]["matcher"] == "TopK"
     of_mine = [row["seconds"] for row in tables.rows("match_costs") if row["arm"] == "mine"]
     assert costs["mine"]["seconds"] == pytest.approx(sum(of_mine) / 3)
-    _check_page(results, tmp_path)
+    check_page(results, tmp_path)
 
 
 def rows(board, **key):
@@ -63,7 +63,7 @@ def rows(board, **key):
     return chosen
 
 
-def _check_means(tables, board):
+def check_means(tables, board):
     """Each value is the mean over the pairs of the part in the evaluations' own tables."""
     verify = tables["verify"]
     for k in (1, 5, 20):
@@ -98,7 +98,7 @@ def _check_means(tables, board):
     }  # fmt: skip
 
 
-def _check_winners(tables, board):
+def check_winners(tables, board):
     best = {}
     for row in rows_of(board):
         if row["rank"] == 1:
@@ -111,7 +111,7 @@ def _check_winners(tables, board):
     assert first[first["arm"] == "random"]["difference_high"].item() < 0
 
 
-def _check_recall(board):
+def check_recall(board):
     """Recall at k of the matches in the run's folder, one true pair after the other."""
     truths = ZooSaes("chain", 1024, 20)
     for arm, k in (("cosine", 1), ("cosine", 5), ("cosine", 20), ("mine", 5), ("folded", 1)):
@@ -128,7 +128,7 @@ def _check_recall(board):
         assert row["low"] is None or math.isnan(row["low"])
 
 
-def _check_page(results, tmp_path):
+def check_page(results, tmp_path):
     run, page = Path("outputs/leaderboard/chain"), tmp_path / "matchers.md"
     write_page(page, [run])
     text = page.read_text()
@@ -151,7 +151,7 @@ def test_recall_at_k_of_a_match_with_several_partners():
     for k in (1, 3):
         partners = torch.from_numpy(ranked_partners(match))[:, :k]
         expected = [23 - row in partners[row].tolist() for row in range(24)]
-        assert _recall(partners[truth.rows], truth).item() == sum(expected) / 24
+        assert recall_among(partners[truth.rows], truth).item() == sum(expected) / 24
 
 
 def test_a_run_without_the_evaluation_is_refused(tmp_path):

@@ -46,7 +46,7 @@ class Meter:
         work would use it unseen.
         """
         _trim()
-        resident = _kib("VmRSS") if _restart_peak() else None
+        resident = _kib("VmRSS") if restart_peak() else None
         return cls(time.perf_counter(), resident)
 
     def cost(self) -> Cost:
@@ -64,7 +64,7 @@ def _trim() -> None:
         libc.malloc_trim(0)
 
 
-def _restart_peak() -> bool:
+def restart_peak() -> bool:
     """Restart the record of the largest resident memory; return whether the system has one."""
     try:
         Path("/proc/self/clear_refs").write_text("5")

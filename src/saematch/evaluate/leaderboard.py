@@ -135,10 +135,10 @@ class Leaderboard(Evaluation):
                     for column, part in ((RECALL_AT, truth), (RECALL_AT_LIVE, live)):
                         if part is not None and len(part.rows):
                             found = torch.from_numpy(partners[:, :k])[part.rows]
-                            yield Metric(column, k=k), arm, pair, _recall(found, part)
+                            yield Metric(column, k=k), arm, pair, recall_among(found, part)
 
 
-def _recall(partners: torch.Tensor, truth: Match) -> Values:
+def recall_among(partners: torch.Tensor, truth: Match) -> Values:
     """Return the share of the true pairs whose target is among the source's ``partners``."""
     return (partners == truth.columns[:, None]).any(dim=1).double().mean()[None]
 

@@ -23,7 +23,7 @@ from saematch.matching.solver.products import Plan, Products, Regime
 
 SIZES = [(30, 40), (40, 30), (25, 25)]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # float32 logits of up to 100
-EXACT = {"k": 100, "tolerance": 1e-6, "max_iterations": 5000}
+EXACT = {"tolerance": 1e-6, "max_iterations": 5000}
 
 
 def unit(n, seed, size=8):
@@ -50,7 +50,7 @@ def test_the_balanced_plan_is_that_of_pot(n, m, epsilon):
     expected = ot.sinkhorn(
         *margins(n, m), -similarity.numpy(), epsilon, "sinkhorn_log", 100_000, 1e-10
     )
-    matcher = Sinkhorn(epsilon, **EXACT)
+    matcher = Sinkhorn(epsilon, k=m, **EXACT)
     for match in (matcher(factors), matcher.of_candidates(all_pairs(similarity))):
         np.testing.assert_allclose(dense(match).numpy() / n, expected, atol=1e-6)
         assert match.dropped == pytest.approx(0, abs=1e-6)
@@ -68,7 +68,7 @@ def test_the_unbalanced_plan_is_that_of_pot(n, m, epsilon, rho):
         *margins(n, m), cost, epsilon, rho, "sinkhorn", reg_type="kl",
         numItermax=5000, stopThr=1e-10,
     )  # fmt: skip
-    matcher = Sinkhorn(epsilon, rho, **EXACT)
+    matcher = Sinkhorn(epsilon, rho, k=m, **EXACT)
     for match in (matcher(factors), matcher.of_candidates(all_pairs(similarity))):
         np.testing.assert_allclose(dense(match).numpy() / n, expected, atol=1e-6)
 
@@ -123,20 +123,20 @@ def test_newborn_features_stay_unmatched_only_if_unbalanced():
 def test_a_pair_without_competitors_keeps_a_mass_by_its_similarity():
     cosines = torch.tensor([1.0, 0.8, 0.3]).double()
     candidates = Candidates(torch.arange(3), torch.arange(3), cosines, 3, 3)
-    weights = Sinkhorn(0.05, rho=0.2, tolerance=1e-9).of_candidates(candidates).weights
+    weights = Sinkhorn(0.05, rho=0.2, k=3, tolerance=1e-9).of_candidates(candidates).weights
     torch.testing.assert_close(weights, ((cosines - 1) / 0.45).exp())
 
 
 def test_only_features_with_candidates_take_part():
     rows, columns = torch.tensor([1, 1, 3]), torch.tensor([0, 4, 4])
     candidates = Candidates(rows, columns, torch.tensor([0.5, 0.4, 0.9]).double(), 5, 6)
-    match = Sinkhorn(0.1, tolerance=1e-9).of_candidates(candidates)
+    match = Sinkhorn(0.1, k=6, tolerance=1e-9).of_candidates(candidates)
     assert (match.n_source, match.n_target) == (5, 6)
     weights = torch.zeros(5, 6).double()
     weights[1, 0] = weights[3, 4] = 1.0
     torch.testing.assert_close(dense(match), weights, atol=5e-3, rtol=0)
     empty = Candidates(rows[:0], columns[:0], candidates.scores[:0], 5, 6)
-    assert not len(Sinkhorn().of_candidates(empty).rows)
+    assert not len(Sinkhorn(k=6).of_candidates(empty).rows)
     assert SparseKernel(rows[:0], columns[:0], candidates.scores[:0], 0.1, 0.0).n == 0
 
 
@@ -153,6 +153,16 @@ def test_an_arm_matches_with_it():
     match = arm.match(random_sae(0), random_sae(1, n_features=30))
     assert (match.n_source, match.n_target) == (24, 30) and not match.one_partner
     assert match.scores is not None
+
+
+def test_more_partners_than_the_target_has_features_are_refused():
+    factors = Factors(unit(30, 0), unit(10, 1))
+    candidates = all_pairs(factors.X_A.double() @ factors.X_B.double().T)
+    matcher = Sinkhorn(k=11)
+    for match in (lambda: matcher(factors), lambda: matcher.of_candidates(candidates)):
+        with pytest.raises(InputError, match=r"matcher.k=11 is more than the 10 features"):
+            match()
+    assert Sinkhorn(k=10).width_refusal(10) is None
 
 
 @pytest.mark.parametrize("setting", [{"epsilon": 0.0}, {"rho": 0.0}, {"k": 0}, {"least_mass": 1.5}])

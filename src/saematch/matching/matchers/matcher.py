@@ -54,3 +54,20 @@ def refuse_candidates(matcher: SelectiveMatcher) -> None:
     reason = matcher.candidate_refusal()
     if reason is not None:
         raise InputError(f"{type(matcher).__name__} cannot match candidates: {reason}")
+
+
+def refuse_width(matcher: WidthBoundMatcher, n_target: int) -> None:
+    """Raise ``InputError`` if the target has too few features for the matcher's settings."""
+    reason = matcher.width_refusal(n_target)
+    if reason is not None:
+        raise InputError(reason)
+
+
+def k_refusal(k: int, n_target: int) -> str | None:
+    """Return why a target has fewer than ``k`` features, None if it has enough."""
+    if k <= n_target:
+        return None
+    return (
+        f"matcher.k={k} is more than the {n_target} features of the target SAE: choose at most "
+        f"{n_target}"
+    )

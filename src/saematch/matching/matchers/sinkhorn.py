@@ -14,6 +14,7 @@ from torch import Tensor
 
 from saematch.core.match import Match, largest_in_rows
 from saematch.core.specs import AtLeast1, Positive, Share, spec
+from saematch.matching.matchers.matcher import k_refusal, refuse_width
 from saematch.matching.objectives.candidates import Candidates
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.solver.products import CPU, Products, plan
@@ -113,12 +114,14 @@ class Sinkhorn:
     def __call__(self, factors: Factors) -> Match:
         """Return the match by the similarities of all pairs of features."""
         n, m = len(factors.X_A), len(factors.X_B)
+        refuse_width(self, m)
         products = Products(factors.X_A, factors.X_B, plan(n, m, self.memory_gib, CPU, None))
         return self._match(DenseKernel(products, self.epsilon, self._offset(n, m)))
 
     def of_candidates(self, candidates: Candidates) -> Match:
         """Return the match by the scores of candidate pairs."""
         n, m = candidates.n_source, candidates.n_target
+        refuse_width(self, m)
         sources, rows = candidates.rows.unique(return_inverse=True)
         targets, columns = candidates.columns.unique(return_inverse=True)
         offset = self._offset(len(sources), len(targets))
@@ -130,6 +133,10 @@ class Sinkhorn:
             sources[match.rows], targets[match.columns], match.weights, n, m,
             dropped=match.dropped, scores=match.scores,
         )  # fmt: skip
+
+    def width_refusal(self, n_target: int) -> str | None:
+        """Return a reason for a target with fewer than ``k`` features, else None."""
+        return k_refusal(self.k, n_target)
 
     def _offset(self, n: int, m: int) -> float:
         """Return the part of the negative cost over epsilon that is no similarity."""
@@ -216,7 +223,6 @@ class DenseKernel:
 
     def best(self, v: Float64[Tensor, " m"], k: int) -> Best:
         """Choose by float32 products; scores are float64."""
-        k = min(k, self.m)
         base = (v + self.offset).float()
         log_sums = torch.empty(self.n, dtype=torch.float64)
         chosen = torch.empty(self.n, k, dtype=torch.int64)

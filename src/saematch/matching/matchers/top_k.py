@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from saematch.core.errors import InputError
 from saematch.core.match import Match, largest_in_rows
 from saematch.core.specs import AtLeast1, spec
 from saematch.matching.blocks import largest_of_rows
-from saematch.matching.matchers.matcher import refuse_candidates
+from saematch.matching.matchers.matcher import k_refusal, refuse_candidates, refuse_width
 from saematch.matching.nonnegative import fit_largest
 from saematch.matching.objectives.candidates import Candidates
 from saematch.matching.objectives.factors import Factors
@@ -39,7 +38,7 @@ class TopK:
     def __call__(self, factors: Factors) -> Match:
         """Return the match by the similarities of all pairs of features."""
         n, m = len(factors.X_A), len(factors.X_B)
-        self._check_width(m)
+        refuse_width(self, m)
         largest = largest_of_rows(factors, self.k, "top k")
         weights = scores = largest.values.double()
         if self.weights == "nnls":
@@ -52,31 +51,20 @@ class TopK:
     def of_candidates(self, candidates: Candidates) -> Match:
         """Return the match by the scores of candidate pairs."""
         refuse_candidates(self)
-        self._check_width(candidates.n_target)
+        refuse_width(self, candidates.n_target)
         kept = largest_in_rows(candidates.rows.numpy(), candidates.scores.numpy(), self.k)
         entries = candidates.only(torch.from_numpy(kept))
         return self._match(entries, entries.scores)
 
     def width_refusal(self, n_target: int) -> str | None:
         """Return a reason for a target with fewer than ``k`` features, else None."""
-        if self.k <= n_target:
-            return None
-        return (
-            f"matcher.k={self.k} is more than the {n_target} features of the target SAE: choose at "
-            f"most {n_target}"
-        )
+        return k_refusal(self.k, n_target)
 
     def candidate_refusal(self) -> str | None:
         """Return why the weights cannot be computed from candidates; None if they can."""
         if self.weights == "score":
             return None
         return "matcher.weights=nnls fits vectors: set matcher.weights=score"
-
-    def _check_width(self, n_target: int) -> None:
-        """Raise ``InputError`` for a target with fewer than ``k`` features."""
-        reason = self.width_refusal(n_target)
-        if reason is not None:
-            raise InputError(reason)
 
     def _match(self, entries: Candidates, weights: Float64[Tensor, " n"]) -> Match:
         """Return the match with the entries of positive score and weight."""
