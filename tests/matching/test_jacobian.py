@@ -316,7 +316,9 @@ def test_pairs_without_a_forward_path_are_refused():
 
 
 def test_an_objective_that_reads_activity_has_no_vectors_to_transport():
-    with pytest.raises(InputError, match="WrittenShare does not read weights, so it has no vectors"):
+    with pytest.raises(
+        InputError, match="WrittenShare does not read weights, so it has no vectors"
+    ):
         Arm("none", WrittenShare(), TopK(3), transported=True)
 
 

@@ -12,9 +12,12 @@ from torch import Tensor
 from saematch.core.errors import InputError
 from saematch.core.match import InvalidMatch, Match
 from saematch.core.specs import AtLeast1, Positive, Unique, spec
-from saematch.matching.matchers.matcher import CandidateMatcher, Matcher, SelectiveMatcher
-from saematch.matching.matchers.optimal import Optimal
-from saematch.matching.matchers.scipy_dense import Scipy
+from saematch.matching.matchers.matcher import (
+    CandidateMatcher,
+    CompleteMatcher,
+    Matcher,
+    SelectiveMatcher,
+)
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.objectives.objective import (
     ActivityObjective,
@@ -130,8 +133,7 @@ class Arm:
                 f"arms: synchronise needs a vector for each feature, but the objective "
                 f"{type(self.objective).__name__} scores pairs: choose another, such as Parts"
             )
-        permutes = isinstance(self.matcher, Optimal | Scipy)
-        if not permutes or getattr(self.matcher, "unmatched", None) is not None:
+        if not (isinstance(self.matcher, CompleteMatcher) and self.matcher.complete):
             raise InputError(
                 f"arms: synchronise needs permutations, but the matcher is {self.matcher!r}: "
                 "choose Optimal without unmatched, or Scipy; to leave features unmatched, set "

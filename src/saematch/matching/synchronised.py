@@ -18,9 +18,9 @@ from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.core.specs import AtLeast1, Share, spec
 from saematch.core.store import read, read_facts, write
-from saematch.matching.matchers.baselines import pair_scores
 from saematch.matching.matchers.matcher import Matcher
 from saematch.matching.objectives.factors import Factors
+from saematch.matching.valued import pair_scores
 
 log = logging.getLogger(__name__)
 

@@ -49,6 +49,16 @@ class WidthBoundMatcher(Protocol):
         ...
 
 
+@runtime_checkable
+class CompleteMatcher(Protocol):
+    """Interface of a matching algorithm that can make permutations."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether these settings give SAEs of equal width a permutation."""
+        ...
+
+
 def refuse_candidates(matcher: SelectiveMatcher) -> None:
     """Raise ``InputError`` if the matcher's settings need the similarity of all pairs."""
     reason = matcher.candidate_refusal()

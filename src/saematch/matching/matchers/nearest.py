@@ -13,11 +13,11 @@ from jaxtyping import Int64
 from saematch.core.match import Match, largest_in_rows
 from saematch.core.specs import spec
 from saematch.matching.blocks import in_blocks
-from saematch.matching.matchers.baselines import valued, valued_pairs
 from saematch.matching.objectives.candidates import Candidates
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.solver.candidates import Candidates as Lists
 from saematch.matching.solver.products import Products
+from saematch.matching.valued import valued, valued_pairs
 
 
 @spec("matcher")

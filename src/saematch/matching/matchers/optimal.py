@@ -11,7 +11,6 @@ import torch
 from saematch.core.match import Match
 from saematch.core.specs import NotNegative, Positive, spec
 from saematch.matching.levels import ChanceLevel
-from saematch.matching.matchers.baselines import pair_scores, valued_pairs
 from saematch.matching.matchers.matcher import refuse_candidates
 from saematch.matching.objectives.candidates import Candidates
 from saematch.matching.objectives.factors import Factors
@@ -23,6 +22,7 @@ from saematch.matching.solver.solve import (
     check_tolerance,
     solve_assignment,
 )
+from saematch.matching.valued import pair_scores, valued_pairs
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,11 @@ class Optimal:
         check_tolerance(float(self.tolerance))
         if self.device is not None:
             check_device(self.device)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every feature of the smaller side gets a partner."""
+        return self.unmatched is None
 
     def __call__(self, factors: Factors) -> Match:
         """Return the match; a warning is logged if the tolerance was missed."""

@@ -12,8 +12,8 @@ from scipy.optimize import linear_sum_assignment
 from saematch.core.match import Certificate, Match
 from saematch.core.specs import spec
 from saematch.matching.centring import chance_value
-from saematch.matching.matchers.baselines import pair_scores
 from saematch.matching.objectives.factors import Factors
+from saematch.matching.valued import pair_scores
 
 
 @spec("matcher")
@@ -26,6 +26,7 @@ class Scipy:
     """
 
     one_partner: ClassVar[bool] = True
+    complete: ClassVar[bool] = True
 
     def __call__(self, factors: Factors) -> Match:
         """Return the optimal match."""
