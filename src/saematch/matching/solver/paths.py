@@ -17,7 +17,7 @@ from numba import njit
 
 FREE, OUT = -1, -2
 """Partner codes: not assigned yet; unmatched by choice."""
-BIDS_A_ROW = 8
+BIDS_A_ROW = 2
 """Mean number of bids, per row without a column, after which paths assign the rest."""
 SWEEPS = 1
 """Number of sweeps that raise and lower prices; each halves the margins that could be given up."""
@@ -48,24 +48,28 @@ def _best_net(of_row, prices, start, stop):
     return best
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(cache=True, nogil=True)
 @no_type_check
 def _best_two(of_row, prices):
-    """Return the two best net values of a row, and their columns."""
-    best = second = -np.inf
-    column = other = -1
-    m = len(of_row)
+    """Return the two best net values of a row, and the column of the best."""
+    best, chunk, m = -np.inf, 0, len(of_row)
     for start in range(0, m, _CHUNK):
-        stop = min(m, start + _CHUNK)
-        if _best_net(of_row, prices, start, stop) <= second:
-            continue
-        for j in range(start, stop):
-            net = of_row[j] - prices[j]
-            if net > best:
-                best, second, column, other = net, best, j, column
-            elif net > second:
-                second, other = net, j
-    return best, second, column, other
+        net = _best_net(of_row, prices, start, min(m, start + _CHUNK))
+        if net > best:
+            best, chunk = net, start
+    column = _find(of_row, prices, best, chunk)
+    second = max(_best_net(of_row, prices, 0, column), _best_net(of_row, prices, column + 1, m))
+    return best, second, column
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _find(of_row, prices, net, start):
+    """Return the first column, from ``start`` on, of this net value."""
+    for j in range(start, len(of_row)):
+        if of_row[j] - prices[j] == net:
+            return j
+    return -1
 
 
 @njit(cache=True, nogil=True)
@@ -82,13 +86,13 @@ def _bid(similarity, outside, prices, partner, holder):
         row = first
         while row >= 0:
             n_bids += 1
-            best, second, column, other = _best_two(similarity[row], prices)
+            best, second, column = _best_two(similarity[row], prices)
             if best <= outside:
                 partner[row] = OUT
                 break
             rise = best - max(second, outside)
-            if rise <= 0 and other >= 0 and second == best and holder[column] >= 0:
-                column = other
+            if second == best and holder[column] >= 0:
+                column = _find(similarity[row], prices, best, column + 1)
             if rise > 0 and rise < np.inf:
                 prices[column] += rise
             loser = holder[column]
@@ -188,9 +192,14 @@ def _raise(similarity, outside, prices, partner):
     for row in range(len(partner)):
         column = partner[row]
         if column >= 0:
-            best, second, favourite, _other = _best_two(similarity[row], prices)
-            margin = best - max(second, outside)
-            if favourite == column and 0 < margin < np.inf:
+            of_row = similarity[row]
+            second = max(
+                _best_net(of_row, prices, 0, column),
+                _best_net(of_row, prices, column + 1, len(prices)),
+                outside,
+            )
+            margin = of_row[column] - prices[column] - second
+            if 0 < margin < np.inf:
                 prices[column] += 0.5 * margin
 
 

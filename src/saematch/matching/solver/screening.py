@@ -197,14 +197,18 @@ def find_near(similarity, prices, errors, lengths, slips, own, rows, columns, bo
         surely, most = _largest(of_row, prices, -error, lengths, slips, -1.0, 0, m), -np.inf
         for start in range(0, m, _CHUNK):
             stop = min(m, start + _CHUNK)
-            largest = _largest(of_row, prices, error, lengths, slips, 1.0, start, stop)
-            if largest < surely and not start <= own[i] < stop:
+            until = own[i] if start <= own[i] < stop else stop
+            largest = max(
+                _largest(of_row, prices, error, lengths, slips, 1.0, start, until),
+                _largest(of_row, prices, error, lengths, slips, 1.0, until + 1, stop),
+            )
+            if largest < surely:
                 most = max(most, largest)
                 continue
             for j in range(start, stop):
-                upper = of_row[j] - prices[j] + error * lengths[j] + slips[j]
                 if j == own[i]:
                     continue
+                upper = of_row[j] - prices[j] + error * lengths[j] + slips[j]
                 if upper < surely:
                     most = max(most, upper)
                     continue

@@ -154,13 +154,16 @@ def solve_assignment(
     result = None
     if len(a) * len(b) <= SMALL and resources.usual and row_sums.fits(a, b):
         result = solve_small(*sides, outside) if time.monotonic() <= deadline else None
-    if result is None or _missed(result.proof, tolerance):
+    missed = result is None or _missed(result.proof, tolerance)
+    if missed:
         moments = Moments.of(a), Moments.of(b)
         _check_lengths(*(float(side.lengths.max()) for side in moments))
         limits = Limits(outside, tolerance, deadline)
         result = _solve(sides, moments[::-1] if swapped else moments, limits, resources)
+        missed = _missed(result.proof, tolerance)
+    assert result is not None
     status = Status.OPTIMAL
-    if _missed(result.proof, tolerance):
+    if missed:
         status = Status.TOO_MANY_TIES if result.in_time else Status.TIME_LIMIT
     columns, prices, certain = result.columns, result.prices, result.proof.certain
     if swapped:
