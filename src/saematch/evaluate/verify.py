@@ -67,8 +67,9 @@ class Verify(Evaluation):
     controls: bool = True
     """Whether active features are also halved, set to their mean and replaced by a random
     direction."""
-    contrasts: bool = True
-    """Whether to compare every two arms, on the same events."""
+    details: bool = True
+    """Whether to compare every two arms, and to make the tables of predicted changes and of single
+    features. Their size and time grow with the number of arms."""
     floor: AtLeast1 = 10
     """Least number of calibration tokens on which a tested source feature is active; also for the
     targets of joint removals. Source features below the floor are counted."""
@@ -132,14 +133,20 @@ class Verify(Evaluation):
         further = FurtherTables(tables)
         return {
             "verify": list(tables.scores()),
-            "verify_contrasts": list(tables.contrasts()) if self.contrasts else [],
             "verify_strata": list(tables.strata()),
             "verify_injection": list(further.injection()),
             "verify_joint": list(further.joint()),
-            "verify_direct": list(further.direct()),
-            "verify_changes": list(further.changes()),
             "verify_counts": [tables.counts()],
             "matches": list(tables.matches()),
+            **(self._details(tables, further) if self.details else {}),
+        }
+
+    def _details(self, tables: PairTables, further: FurtherTables) -> dict[str, list[Row]]:
+        """Return the rows of the tables that ``details`` asks for."""
+        return {
+            "verify_contrasts": list(tables.contrasts()),
+            "verify_direct": list(further.direct()),
+            "verify_changes": list(further.changes()),
             **self._feature_tables(tables),
         }
 
@@ -159,6 +166,8 @@ class Verify(Evaluation):
     def judged_tables(self, subject: Subject, judgements: pd.DataFrame) -> Tables:
         """Return ``verify_judged``: the rank correlation of effects with the judge's scores."""
         assert subject.measures is not None
+        if not self.details:
+            return Tables()
         rows, level = [], subject.measures.replicates.level
         for pair in subject.matches.pairs:
             effects = pd.read_parquet(parquet_path(subject.output / "verify", pair))
