@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from dataclasses import replace
 
 from saematch.chat.asking import Chat
+from saematch.core.claims import is_sharing
 from saematch.core.errors import InputError, stage
 from saematch.core.memory import memory_shortage
 from saematch.core.tables import Tables, frame_of
@@ -188,7 +190,9 @@ def _explained(context: Context) -> Explained | None:
     if not context.experiment.matches_explanations:
         return None
     explain, texts = context.experiment.explain, context.calibration_pass
-    inputs = _inputs(context, texts, "calibration_contexts")
+    # ``open`` deletes this folder, so processes that share their work do not share it
+    folder = f"calibration_contexts_{os.getpid()}" if is_sharing() else "calibration_contexts"
+    inputs = _inputs(context, texts, folder)
     recorder = explain.recorder(context.saes, inputs)
     if recorder is not None:
         recording = texts.record(context.saes, {CONTEXTS: recorder}, "explain")[CONTEXTS]
