@@ -1,8 +1,8 @@
 """Sums over the tokens on which two features are active together, for all pairs of features.
 
-The sums are exact: no pair of features is left out. The source features are taken in blocks, and
-for each feature the tokens on which it is active, so that the sums of one source feature with all
-target features stay in the processor's cache.
+The sums are exact: they include every pair of features and every token. A block of source features
+has dense sums with all target features. The kernel adds up one source feature after another, so
+that its sums stay in the processor's cache.
 """
 
 from __future__ import annotations
@@ -112,9 +112,9 @@ class PairCodes:
         if len(only) > 1:
             only.clear()
         live = np.flatnonzero(source.n_active >= floor)
-        size = max(1, CELLS_AT_ONCE // self.n_target)
-        for start in range(0, len(live), size):
-            features = live[start : start + size]
+        n_rows = max(1, CELLS_AT_ONCE // self.n_target)
+        for start in range(0, len(live), n_rows):
+            features = live[start : start + n_rows]
             n_both = np.zeros((len(features), self.n_target), np.int32)
             sums = np.zeros(n_both.shape)
             for f, z in only or self._chunks():
@@ -124,8 +124,10 @@ class PairCodes:
                 )  # fmt: skip
             cells = np.flatnonzero(n_both >= floor)
             places, columns = np.divmod(cells, self.n_target)
-            n_both_of, sums_of = n_both.ravel()[cells].astype(np.int64), sums.ravel()[cells]
-            yield CoActive(features, places, columns, n_both_of, sums_of, source, target)
+            yield CoActive(
+                features, places, columns, n_both.ravel()[cells].astype(np.int64),
+                sums.ravel()[cells], source, target,
+            )  # fmt: skip
 
     def _chunks(self) -> Iterator[_Chunk]:
         """Yield the codes in chunks of at least ``ENTRIES_AT_ONCE``, and then the rest."""

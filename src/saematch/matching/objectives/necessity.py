@@ -18,8 +18,8 @@ class Necessity(FromActivity):
     It finds the special features that a general source feature splits into. But the best source
     features by necessity are often those that are active on most tokens.
 
-    The floor is 2, since a feature that was active on one token alone would have the score 1 with
-    every feature that is active on that token.
+    The floor is 2, since a target that was active on one token alone would have the score 1 with
+    every source feature that is active on that token.
     """
 
     floor: AtLeast1 = 2

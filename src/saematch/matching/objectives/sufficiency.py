@@ -18,8 +18,8 @@ class Sufficiency(FromActivity):
     It finds the general feature that a special source feature becomes part of. But targets that are
     active on most tokens have a high sufficiency with every source feature.
 
-    The floor is 2, since a feature that was active on one token alone would have the score 1 with
-    every feature that is active on that token.
+    The floor is 2, since a source feature that was active on one token alone would have the score 1
+    with every target that is active on that token.
     """
 
     floor: AtLeast1 = 2
