@@ -84,7 +84,7 @@ def match_pairs(
     store.share(
         shelf,
         [
-            (source, target, arms[name])
+            (source, target, replace(arms[name], synchronise=None))  # a direct match
             for pair, name in todo
             for source, target in pairwise(steps(shelf, pair, arms[name]))
         ],
