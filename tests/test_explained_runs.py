@@ -127,20 +127,20 @@ def test_an_llm_explains_features_before_they_are_matched(cli):
     message, _ = cli(*settings, "run_id=a")
     server.close()
     assert message is None
-    asked = [body["messages"][-1]["content"] for body in server.bodies]
-    assert asked[0].startswith("<excerpts>")
+    requested = [body["messages"][-1]["content"] for body in server.bodies]
+    assert requested[0].startswith("<excerpts>")
     (row,) = results_of().tables.rows("matches")
     assert 0 < row["n_matched"] <= N_FEATURES
-    assert len(set(asked)) > 2 * 2, "more than the features of one path"
+    assert len(set(requested)) > 2 * 2, "more than the features of one path"
 
 
 def test_vectors_of_a_server_are_asked_once(cli, labels, server):
     arms = endpoint(server.url, "arms=[]")
     assert cli(*QUIET, *labels, *arms, "run_id=a")[0] is None
-    asked = [text for batch in server.batches for text in batch]
-    assert len(asked) == len(set(asked)) == 1 + 20, "a probe, and each text once"
+    requested = [text for batch in server.batches for text in batch]
+    assert len(requested) == len(set(requested)) == 1 + 20, "a probe, and each text once"
     assert cli(*QUIET, *labels, *arms, "run_id=b")[0] is None
-    assert sum(map(len, server.batches)) == len(asked)
+    assert sum(map(len, server.batches)) == len(requested)
     assert results_of("b").provenance["matches"] == {"read": 1}
     settings = {"arms": {"mine": {"objective": {"embedding": {"model": "m", "base_url": "x"}}}}}
     assert settings_of(settings) == {"arms.mine.objective.embedding.model": "m"}
