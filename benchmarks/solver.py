@@ -1,6 +1,6 @@
 """Measure time, memory and optimality gap of the solver, against the dense solvers on PyPI.
 
-python benchmarks/solver.py [--large] [--peers FOLDER] [--out FOLDER]
+python benchmarks/solver.py [--large | --beside-scipy] [--peers FOLDER] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from measuring import GIB, product, reset_peak, resident, timed
+from measuring import GIB, in_turn, product, reset_peak, resident, timed
 
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.objectives.parts import Parts
@@ -30,6 +30,12 @@ SIZE = 4609
 OURS = "saematch"
 PEERS = ("scipy", "lap", "lapx", "lapjv", "pot", "ortools")
 WIDTHS = (1024, 2048, 4096, 8192, 16384)
+SMALL_WIDTHS = (64, 128, 256, 512, 1024)
+"""Widths at which the solver and SciPy take turns (``Case.beside``)."""
+ZOO_SIZE = 257
+"""Numbers in a feature of the embedded SAEs."""
+MOST_OF_SCIPY = 1.2
+"""Bound on the time of the solver, as a multiple of SciPy's, both with the product."""
 SLOWEST = {"lap": 8192, "lapx": 8192, "pot": 4096, "ortools": 2048}
 """Largest width measured for a peer. Larger widths take many minutes or exceed the memory."""
 
@@ -49,11 +55,16 @@ class Case:
     peers: str = ""
     """Folder with the packages of the peers."""
     memory_gib: float | None = None
+    beside: str = ""
+    """Solver that takes turns with this one."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--large", action="store_true", help="65,536 and 131,072 features instead")
+    parser.add_argument(
+        "--beside-scipy", action="store_true", help="64 to 1,024 features only, beside SciPy"
+    )
     parser.add_argument("--peers", type=Path, default=Path("benchmarks/peers"))
     parser.add_argument("--out", type=Path, default=Path("outputs/bench-solver"))
     parser.add_argument("--repeats", type=int, default=3)
@@ -65,11 +76,13 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, numpy {np.__version__}\n")
     options.out.mkdir(parents=True, exist_ok=True)
     peers = str(options.peers.resolve())
-    cases = large() if options.large else small(options.repeats, peers)
+    name = "large" if options.large else "beside_scipy" if options.beside_scipy else "small"
+    cases = {
+        "large": large, "beside_scipy": beside_scipy, "small": lambda: small(options.repeats, peers)
+    }[name]()  # fmt: skip
     rows = [run(case) for case in cases]
-    name = "large" if options.large else "small"
     (options.out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
-    if not options.large:
+    if name == "small":
         figure(rows, options.out)
     verdicts(rows, options.large)
 
@@ -86,10 +99,19 @@ def small(repeats: int, peers: str) -> list[Case]:
         if n <= SLOWEST.get(peer, WIDTHS[-1])
     ]
     cases += [Case("scipy", "random", n, SIZE, 1) for n in WIDTHS]
-    return cases + [
-        Case(solver, f"zoo {layers}", 1024, 257, 5)
-        for layers in ("2-3", "6-7")
-        for solver in (OURS, "scipy")
+    cases += [Case(OURS, "planted", 8192, 1024, repeats)]
+    return cases + beside_scipy()
+
+
+def beside_scipy() -> list[Case]:
+    """Return small cases, in which the solver and SciPy take turns many times."""
+    return [
+        Case(OURS, instance, n, size, max(9, 12800 // n), beside="scipy")
+        for n in SMALL_WIDTHS
+        for instance, size in (
+            *((name, size) for name in ("planted", "random") for size in (ZOO_SIZE, SIZE)),
+            *((f"zoo {layers}", ZOO_SIZE) for layers in ("2-3", "6-7")),
+        )
     ]
 
 
@@ -106,10 +128,19 @@ def run(case: Case) -> dict:
     command = [sys.executable, __file__, "--child", json.dumps(asdict(case))]
     process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     label = f"{case.solver:<9} {case.instance:<8} {case.n:>7}"
+    if case.beside:
+        label += f" x {case.size:<5}"
     if process.returncode:
         print(f"{label}  failed ({process.returncode})", flush=True)
         return {**asdict(case), "failed": process.returncode}
     row = json.loads(process.stdout.split("RESULT ", 1)[1])
+    if case.beside:
+        print(
+            f"{label} {1e3 * row['seconds']:8.3f} ms, {case.beside} {1e3 * row['peer']:8.3f} ms: "
+            f"ratio {row['ratio']:.2f}",
+            flush=True,
+        )
+        return row
     gap = "" if row["gap"] is None else f"gap {row['gap']:.0e} {row['regime']}"
     print(
         f"{label} x {case.size:<5} product {row['product']:7.2f} s, all "
@@ -125,6 +156,13 @@ def measure(case: Case) -> dict:
     factors = make(case)
     solve = SOLVERS[case.solver](Path(case.peers))
     solve(planted(200, 8).factors, None)  # compile, import
+    if case.beside:
+        peer = SOLVERS[case.beside](Path(case.peers))
+        peer(factors, None)
+        seconds = in_turn(lambda: solve(factors, None), lambda: peer(factors, None), case.repeats)
+        return {
+            **asdict(case), "seconds": seconds.ours, "peer": seconds.peer, "ratio": seconds.ratio,
+        }  # fmt: skip
     reset_peak()
     before = resident("VmRSS")
     seconds, products, peak = [], [], 0
@@ -137,7 +175,7 @@ def measure(case: Case) -> dict:
         reset_peak()
     return {
         "solver": case.solver, "instance": case.instance, "n": case.n, "size": case.size,
-        "seconds": median(seconds), "product": median(products),
+        "beside": "", "seconds": median(seconds), "product": median(products),
         "ratio": median(s / p for s, p in zip(seconds, products, strict=True)),
         "above_input_gib": (peak - before) / GIB, "peak_gib": peak / GIB,
         "value": value, "gap": gap, "regime": regime, "scanned_again": scanned_again,
@@ -152,8 +190,9 @@ def make(case: Case) -> Factors:
         from saematch.sae.sources.source import ZooSaes
 
         layers = (int(layer) for layer in case.instance.split()[1].split("-"))
-        saes = ZooSaes("independent", case.n, 20)
-        return Parts().factors(*(fold(saes.load(layer), "threshold") for layer in layers))
+        saes = ZooSaes("independent", SMALL_WIDTHS[-1], 20)
+        whole = Parts().factors(*(fold(saes.load(layer), "threshold") for layer in layers))
+        return Factors(whole.X_A[: case.n].contiguous(), whole.X_B[: case.n].contiguous())
     persist = 0.7 if case.instance == "planted" else 0.0
     return planted(case.n, case.size, persist=persist).factors
 
@@ -259,8 +298,12 @@ def dense(columns_of):
 
 def verdicts(rows: list[dict], is_large: bool) -> None:
     """Print the results and their bounds."""
-    by_case = {(r["solver"], r["instance"], r["n"]): r for r in rows if "failed" not in r}
+    done = [r for r in rows if "failed" not in r]
+    by_case = {(r["solver"], r["instance"], r["n"]): r for r in done if not r["beside"]}
     checks = []
+    for n in SMALL_WIDTHS:
+        ratios = [r["ratio"] for r in done if r["beside"] and r["n"] == n]
+        checks += [(f"{n:,}: largest ratio to SciPy", max(ratios), MOST_OF_SCIPY)] if ratios else []
     if is_large:
         wide, widest = (by_case.get((OURS, "planted", n)) for n in (65536, 131072))
         if wide:
@@ -294,7 +337,10 @@ def figure(rows: list[dict], folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams["svg.hashsalt"] = "saematch"
-    shown = [r for r in rows if r["instance"] == "planted" and "failed" not in r]
+    shown = [
+        r for r in rows
+        if r["instance"] == "planted" and r["size"] == SIZE and "failed" not in r and not r["beside"]
+    ]  # fmt: skip
     drawing, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for k, solver in enumerate((OURS, *PEERS)):
         line = [r for r in shown if r["solver"] == solver]

@@ -82,7 +82,9 @@ def prove(
     worth, paid = np.full(products.n, outside), np.zeros(products.n)
     worth[rows], paid[rows] = products.exact(rows, taken), prices[taken]
     net = worth - paid
-    best, at_most = (np.maximum(part, outside) for part in alternatives(products, prices, columns))
+    best, at_most = (
+        np.maximum(part, outside) for part in alternatives(products, prices, columns, net)
+    )
     profits = np.maximum(net, best)
     costs = profits - net
     stranded = math.fsum(prices[n_rows == 0])

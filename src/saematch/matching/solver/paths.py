@@ -4,7 +4,8 @@ Bids without an epsilon assign most rows; a shortest path assigns each remaining
 start at 0 and only columns with a row rise, so that the prices of free columns are 0, which is a
 condition of optimality where columns may stay free. A row may stay unmatched at the end of a path.
 The last sweeps move the prices away from the ends of the optimal ones, which gives more rows a
-positive margin over their alternatives: the margins decide which pairs are certain (``certificate``).
+positive margin over their alternatives. The margins decide which pairs are certain
+(``certificate``).
 """
 
 from __future__ import annotations

@@ -89,7 +89,11 @@ class Screen:
         return Contenders(rows, columns, crowded.numpy(), bound)
 
     def contenders_in_memory(
-        self, block: slice, similarity: Float32[Tensor, "k m"], own: Int64[np.ndarray, " k"]
+        self,
+        block: slice,
+        similarity: Float32[Tensor, "k m"],
+        own: Int64[np.ndarray, " k"],
+        net: Float64[np.ndarray, " k"],
     ) -> Contenders | None:
         """Return the same from one pass without copies; None if there are too many contenders."""
         k = len(similarity)
@@ -98,7 +102,7 @@ class Screen:
         bound = np.empty(k)
         n_near = find_near(
             similarity.numpy(), self._prices, errors[block], self._products.y_lengths.numpy(),
-            slips, own, rows, columns, bound,
+            slips, own, net, rows, columns, bound,
         )  # fmt: skip
         if n_near > len(rows):
             return None
@@ -122,15 +126,21 @@ class Alternatives(NamedTuple):
 
 
 def alternatives(
-    products: Products, prices: Float64[np.ndarray, " m"], columns: Int64[np.ndarray, " n"]
+    products: Products,
+    prices: Float64[np.ndarray, " m"],
+    columns: Int64[np.ndarray, " n"],
+    net: Float64[np.ndarray, " n"],
 ) -> Alternatives:
-    """Return the alternatives to ``columns`` (-1: no column), from one blocked pass."""
+    """Return the alternatives to ``columns`` (-1: no column), whose net values are ``net``.
+
+    One blocked pass finds them.
+    """
     screen = Screen(products, prices)
     best, bound = np.full(products.n, -np.inf), np.empty(products.n)
     for block, similarity in products.blocks("certificate"):
         near = None
         if products.held is not None:
-            near = screen.contenders_in_memory(block, similarity, columns[block])
+            near = screen.contenders_in_memory(block, similarity, columns[block], net[block])
         if near is None:
             near = screen.contenders(block, similarity, columns[block])
         bound[block] = near.bound
@@ -174,9 +184,6 @@ def _crowded(near: Bool[Tensor, "k m"], lengths: Float64[Tensor, " k"]) -> Int64
     return torch.nonzero(near.sum(1) > MOST_CONTENDERS).flatten()
 
 
-_CHUNK = 64
-
-
 @njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc", "contract"})
 @no_type_check
 def _largest(of_row, prices, error, lengths, slips, sign, start, stop):
@@ -189,31 +196,31 @@ def _largest(of_row, prices, error, lengths, slips, sign, start, stop):
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def find_near(similarity, prices, errors, lengths, slips, own, rows, columns, bound):
-    """List the contenders of all rows and bound the other columns; return how many there are."""
+def find_near(similarity, prices, errors, lengths, slips, own, net, rows, columns, bound):
+    """List the contenders of all rows and bound the other columns; return how many there are.
+
+    A row has none if its own net value is surely at least that of all other columns.
+    """
     m, n_near = len(prices), 0
     for i in range(len(similarity)):
-        of_row, error = similarity[i], errors[i]
+        of_row, error, until = similarity[i], errors[i], own[i] if own[i] >= 0 else m
+        largest = max(
+            _largest(of_row, prices, error, lengths, slips, 1.0, 0, until),
+            _largest(of_row, prices, error, lengths, slips, 1.0, until + 1, m),
+        )
+        bound[i] = largest
+        if largest <= net[i]:
+            continue
         surely, most = _largest(of_row, prices, -error, lengths, slips, -1.0, 0, m), -np.inf
-        for start in range(0, m, _CHUNK):
-            stop = min(m, start + _CHUNK)
-            until = own[i] if start <= own[i] < stop else stop
-            largest = max(
-                _largest(of_row, prices, error, lengths, slips, 1.0, start, until),
-                _largest(of_row, prices, error, lengths, slips, 1.0, until + 1, stop),
-            )
-            if largest < surely:
-                most = max(most, largest)
+        for j in range(m):
+            upper = of_row[j] - prices[j] + error * lengths[j] + slips[j]
+            if j == own[i]:
                 continue
-            for j in range(start, stop):
-                if j == own[i]:
-                    continue
-                upper = of_row[j] - prices[j] + error * lengths[j] + slips[j]
-                if upper < surely:
-                    most = max(most, upper)
-                    continue
-                if n_near < len(rows):
-                    rows[n_near], columns[n_near] = i, j
-                n_near += 1
+            if upper < surely:
+                most = max(most, upper)
+                continue
+            if n_near < len(rows):
+                rows[n_near], columns[n_near] = i, j
+            n_near += 1
         bound[i] = most
     return n_near

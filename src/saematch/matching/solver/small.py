@@ -80,32 +80,31 @@ def _solve(x, y, similarity, outside, columns, prices, profits, certain):
                 return refused
     assign(similarity, outside, prices, columns)
 
-    near_rows, near = (
-        np.empty(MOST_CONTENDERS * n, np.int64),
-        np.empty(MOST_CONTENDERS * n, np.int64),
-    )
+    worth, net, free, n_pairs = np.full(n, outside), np.full(n, outside), np.ones(m, np.bool_), 0
+    for i in range(n):
+        j = columns[i]
+        if j >= 0:
+            worth[i], free[j] = inner_product(x[i], y[j]), False
+            net[i] = worth[i] - prices[j]
+            n_pairs += 1
+    rows, near = np.empty(MOST_CONTENDERS * n, np.int64), np.empty(MOST_CONTENDERS * n, np.int64)
     bound, errors = np.empty(n), of_x * ((size + 4) * UNIT / (1 - (size + 4) * UNIT))
     slips = np.abs(prices) * (4 * _EPS) + (size + 4) * _TINY
-    n_near = find_near(similarity, prices, errors, of_y, slips, columns, near_rows, near, bound)
+    n_near = find_near(similarity, prices, errors, of_y, slips, columns, net, rows, near, bound)
     if n_near > len(near):
         return refused
     best = np.full(n, outside)
     for k in range(n_near):
-        i, j = near_rows[k], near[k]
+        i, j = rows[k], near[k]
         best[i] = max(best[i], inner_product(x[i], y[j]) - prices[j])
 
-    worth, margin, free, n_pairs = np.full(n, outside), np.empty(n), np.ones(m, np.bool_), 0
     value, costs, possible = (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)
+    margin = bound
     for i in range(n):
-        j, paid = columns[i], 0.0
-        if j >= 0:
-            worth[i], paid, free[j] = inner_product(x[i], y[j]), prices[j], False
-            n_pairs += 1
-        net = worth[i] - paid
-        profits[i] = max(net, best[i])
-        cost, scale = profits[i] - net, np.abs(profits[i]) + np.abs(paid)
+        profits[i] = max(net[i], best[i])
+        cost, scale = profits[i] - net[i], np.abs(profits[i]) + np.abs(worth[i] - net[i])
         off = _EPS * ((size + 8) * of_x[i] * longest + scale)
-        margin[i] = net - max(best[i], bound[i]) - off
+        margin[i] = net[i] - max(best[i], bound[i]) - off
         value, possible = _plus(value, worth[i]), _plus(possible, cost + off)
         if cost > 16 * _EPS * (of_x[i] * longest + scale):
             costs = _plus(costs, cost)

@@ -115,11 +115,11 @@ def solve_assignment(
 
     Small problems (up to ``SMALL`` similarities) are solved by shortest augmenting paths (Jonker
     and Volgenant 1987), others by a forward auction with epsilon-scaling (Bertsekas 1988;
-    ``docs/solver.md``). Products are float32, prices float64. A separate blocked pass then computes ``value`` and
-    ``bound``, exact to float64 rounding. For two sides of one size and no ``unmatched``, a common
-    vector is first subtracted from all rows, unless both means are short. This subtracts the same
-    number from the value of every permutation. The number is added to value, bound and chance at
-    the end.
+    ``docs/solver.md``). Products are float32, prices float64. A separate pass then computes
+    ``value`` and ``bound``, exact to float64 rounding. For two sides of one size and no
+    ``unmatched``, a common vector is first subtracted from all rows, unless both means are short.
+    This subtracts the same number from the value of every permutation. The number is added to
+    value, bound and chance at the end.
 
     If the similarities fit into memory, the time is little more than that of one float32 product of
     both sides (``2 n_a n_b size`` flops). Otherwise it is the time of two products and of the rows
