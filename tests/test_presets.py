@@ -7,7 +7,6 @@ from pathlib import Path
 
 import hydra
 import pytest
-import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 import saematch
@@ -81,14 +80,6 @@ def test_every_arm(arm):
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_every_experiment(experiment):
     assert build(f"+experiment={experiment}").name == experiment
-
-
-@pytest.mark.parametrize("experiment", choices("experiment"))
-def test_no_experiment_chooses_a_preset_twice(experiment):
-    preset = yaml.safe_load(Path(CONF, f"experiment/{experiment}.yaml").read_text())
-    for choice in preset.get("defaults", []):
-        for names in choice.values():
-            assert isinstance(names, str) or len(names) == len(set(names))
 
 
 def test_every_objective_and_matcher_has_a_preset():
