@@ -109,7 +109,9 @@ def test_saes_of_two_sizes_match_by_explanations_alone(cli, tmp_path):
     labels = ["explain=jsonl", f'explain.path="{tmp_path}/{{suite}}.jsonl"']
     pairs = ["pairing=listed", "pairing.pairs=[0:small/0]", "arms=[explanations,cosine]"]
     settings = [*QUIET[:2], "layers=[0]", *suite, *labels, *pairs, "evaluations=[likeness]"]
-    assert cli(*settings, "run_id=a")[0] is None
+    message, _ = cli(*settings, "run_id=a")
+    assert "matcher.k=20 is more than the 10 features" in message
+    assert cli(*settings, "arms.explanations.matcher.k=10", "run_id=a")[0] is None
     tables = results_of().tables
     (row,) = tables.rows("matches")
     assert (row["arm"], row["n_matched"], row["n_entries"]) == ("explanations", 10, 10)
@@ -171,5 +173,5 @@ def test_explanations_that_a_run_does_not_have_end_in_one_line_before_work(cli, 
     assert "Neuronpedia has no explanations of the SAE of layer 1" in message
     message, _ = cli(*arms, "explain=jsonl", f"explain.path={tmp_path}/none.jsonl")
     assert "none.jsonl" in message
-    message, _ = cli(*arms, "matcher=optimal", "objective=explanations", "arms=[folded]")
+    message, _ = cli(*arms, "matcher=scipy", "objective=explanations", "arms=[folded]")
     assert "scores only candidate pairs" in message
