@@ -22,7 +22,7 @@ EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
 HYPHENATED  := $(filter-out $(EXPERIMENTS),$(subst _,-,$(EXPERIMENTS)))
 SWEEPS      := $(addprefix sweep-,$(basename $(notdir $(wildcard sweeps/*.yaml))))
 
-.PHONY: $(EXPERIMENTS) $(HYPHENATED) $(SWEEPS) compare reproduce reproduction-page metrics-page verify-page leaderboard-page help setup demo test test-slow test-kill lint bench bench-scaling bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-pair smollm2-studies
+.PHONY: $(EXPERIMENTS) $(HYPHENATED) $(SWEEPS) compare reproduce reproduction-page metrics-page verify-page help setup demo test test-slow test-kill lint bench bench-scaling bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-pair smollm2-studies
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,10 +87,7 @@ verify-page: $(READY) ## Verify the three families of embedded SAEs: the results
 
 LEADERBOARDS := $(addprefix outputs/leaderboard/,$(FAMILIES))
 
-# The target leaderboard of one experiment would run one family only
-leaderboard: leaderboard-page
-
-leaderboard-page: $(READY) ## Rank all ways of matching on the three families: docs/matchers.md (10 minutes)
+leaderboard: $(READY) ## Rank all ways of matching on the three families: docs/matchers.md (10 minutes)
 	for family in $(FAMILIES); do \
 		$(BIN)/python -m saematch +experiment=leaderboard sae=$$family run_id=$$family $(ARGS) || exit 1; done
 	for page in docs/matchers.md outputs/leaderboard/index.html; do \

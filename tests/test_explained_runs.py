@@ -109,7 +109,9 @@ def test_saes_of_two_sizes_match_by_explanations_alone(cli, tmp_path):
     labels = ["explain=jsonl", f'explain.path="{tmp_path}/{{suite}}.jsonl"']
     pairs = ["pairing=listed", "pairing.pairs=[0:small/0]", "arms=[explanations,cosine]"]
     settings = [*QUIET[:2], "layers=[0]", *suite, *labels, *pairs, "evaluations=[likeness]"]
-    assert cli(*settings, "run_id=a")[0] is None
+    message, _ = cli(*settings, "run_id=a")
+    assert "matcher.k=20 is more than the 10 features" in message
+    assert cli(*settings, "arms.explanations.matcher.k=10", "run_id=a")[0] is None
     tables = results_of().tables
     (row,) = tables.rows("matches")
     assert (row["arm"], row["n_matched"], row["n_entries"]) == ("explanations", 10, 10)
@@ -127,20 +129,20 @@ def test_an_llm_explains_features_before_they_are_matched(cli):
     message, _ = cli(*settings, "run_id=a")
     server.close()
     assert message is None
-    asked = [body["messages"][-1]["content"] for body in server.bodies]
-    assert asked[0].startswith("<excerpts>")
+    requested = [body["messages"][-1]["content"] for body in server.bodies]
+    assert requested[0].startswith("<excerpts>")
     (row,) = results_of().tables.rows("matches")
     assert 0 < row["n_matched"] <= N_FEATURES
-    assert len(set(asked)) > 2 * 2, "more than the features of one path"
+    assert len(set(requested)) > 2 * 2, "more than the features of one path"
 
 
 def test_vectors_of_a_server_are_asked_once(cli, labels, server):
     arms = endpoint(server.url, "arms=[]")
     assert cli(*QUIET, *labels, *arms, "run_id=a")[0] is None
-    asked = [text for batch in server.batches for text in batch]
-    assert len(asked) == len(set(asked)) == 1 + 20, "a probe, and each text once"
+    requested = [text for batch in server.batches for text in batch]
+    assert len(requested) == len(set(requested)) == 1 + 20, "a probe, and each text once"
     assert cli(*QUIET, *labels, *arms, "run_id=b")[0] is None
-    assert sum(map(len, server.batches)) == len(asked)
+    assert sum(map(len, server.batches)) == len(requested)
     assert results_of("b").provenance["matches"] == {"read": 1}
     settings = {"arms": {"mine": {"objective": {"embedding": {"model": "m", "base_url": "x"}}}}}
     assert settings_of(settings) == {"arms.mine.objective.embedding.model": "m"}
@@ -171,5 +173,5 @@ def test_explanations_that_a_run_does_not_have_end_in_one_line_before_work(cli, 
     assert "Neuronpedia has no explanations of the SAE of layer 1" in message
     message, _ = cli(*arms, "explain=jsonl", f"explain.path={tmp_path}/none.jsonl")
     assert "none.jsonl" in message
-    message, _ = cli(*arms, "matcher=optimal", "objective=explanations", "arms=[folded]")
+    message, _ = cli(*arms, "matcher=scipy", "objective=explanations", "arms=[folded]")
     assert "scores only candidate pairs" in message

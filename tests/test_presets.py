@@ -1,6 +1,8 @@
 """Every preset can be composed and instantiated without weights."""
 
 import socket
+from dataclasses import is_dataclass
+from inspect import isabstract
 from pathlib import Path
 
 import hydra
@@ -8,6 +10,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+import saematch
 from saematch.app.configuration import CONF, REFERRED
 from saematch.app.reproduce import FAMILIES, JUDGED, planned
 from saematch.run.experiment import Experiment
@@ -78,6 +81,24 @@ def test_every_arm(arm):
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_every_experiment(experiment):
     assert build(f"+experiment={experiment}").name == experiment
+
+
+def test_every_objective_and_matcher_has_a_preset():
+    presets = "".join(path.read_text() for group in ("objective", "matcher", "arms")
+                      for path in Path(CONF, group).glob("*.yaml"))  # fmt: skip
+    parts = ("saematch.matching.objectives", "saematch.matching.matchers")
+    public = {name for name, module in saematch._HOMES.items() if module.startswith(parts)}
+    values = {"Candidates", "ChanceLevel", "Factors", "FeatureTexts"}
+    specs = {name for name in public - values if is_dataclass(getattr(saematch, name))}
+    specs = {name for name in specs if not isabstract(getattr(saematch, name))}
+    assert {"Parts", "Pearson", "SparseMap", "Sinkhorn", "Greedy"} <= specs
+    assert not [name for name in specs if f".{name}" not in presets]
+
+
+@pytest.mark.parametrize("group", ["objective", "matcher", "arms"])
+def test_every_way_to_match_is_on_the_page_of_experiments(group):
+    page = Path(CONF).parent.joinpath("docs/experiments.md").read_text()
+    assert not [name for name in choices(group) if f"`{name}`" not in page]
 
 
 def test_skip_layers_compares_four_arms_on_three_kinds_of_text():

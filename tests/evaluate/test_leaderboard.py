@@ -1,18 +1,20 @@
 """The leaderboard of a small run, which an arm from outside joins by one preset; and its page."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from matches import soft
+from saematch import Arm, Optimal, Parts, Synchronise
 from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.results import Results
 from saematch.core.tables import rows_of
 from saematch.evaluate.effects import ranked_partners
-from saematch.evaluate.leaderboard import recall_among
+from saematch.evaluate.leaderboard import matcher_of, recall_among
 from saematch.report.leaderboard_page import write_page
 from saematch.sae.sources.source import ZooSaes
 
@@ -50,7 +52,7 @@ def test_a_run_ranks_all_arms_and_an_arm_from_outside(results, tmp_path):
     check_recall(board)
     costs = {row["arm"]: row for row in tables.rows("leaderboard_arms")}
     assert costs["mine"]["reads"] == "weights"
-    assert costs["mine"]["matcher"] == "TopK"
+    assert costs["mine"]["matcher"] == "TopK(k=5)"
     of_mine = [row["seconds"] for row in tables.rows("match_costs") if row["arm"] == "mine"]
     assert costs["mine"]["seconds"] == pytest.approx(sum(of_mine) / 3)
     check_page(results, tmp_path)
@@ -136,8 +138,10 @@ def check_page(results, tmp_path):
                   arm="mine").to_dict("records")  # fmt: skip
     shown = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}] ({row['rank']})"
     assert shown in text
-    assert "| `mine` | DecoderCosine | TopK | none | weights |" in text
-    assert "- `TopK`: " in text
+    assert "| `mine` | DecoderCosine | TopK(k=5) | none | weights |" in text
+    assert "\n- `TopK`: " in text
+    described = text.partition("### Objectives")[2].partition("## How arms are ranked")[0]
+    assert max(map(len, described.splitlines())) <= 110
     assert "no arm is better than `cosine` at one partner by its paired interval" in text
     assert "matchers_figures/chain.png" in text
     assert (tmp_path / "matchers_figures/chain.png").exists()
@@ -152,6 +156,14 @@ def test_recall_at_k_of_a_match_with_several_partners():
         partners = torch.from_numpy(ranked_partners(match))[:, :k]
         expected = [23 - row in partners[row].tolist() for row in range(24)]
         assert recall_among(partners[truth.rows], truth).item() == sum(expected) / 24
+
+
+def test_the_page_tells_arms_with_the_same_classes_apart():
+    arm = Arm("threshold", Parts(), Optimal())
+    assert matcher_of(arm) == "Optimal"
+    assert matcher_of(replace(arm, compose=True)) == "Optimal, composed"
+    synchronised = replace(arm, synchronise=Synchronise(decay=0.25))
+    assert matcher_of(synchronised) == "Optimal, Synchronise(decay=0.25)"
 
 
 def test_a_run_without_the_evaluation_is_refused(tmp_path):

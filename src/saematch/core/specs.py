@@ -82,6 +82,23 @@ def spec(setting: str) -> Callable[[type[Spec]], type[Spec]]:
     return decorate
 
 
+def brief(thing: object) -> str:
+    """Return the class of a spec with the settings that differ from their defaults, as text."""
+    name = type(thing).__name__
+    if not dataclasses.is_dataclass(thing):
+        return name
+    changed = [
+        (field.name, getattr(thing, field.name))
+        for field in dataclasses.fields(thing)
+        if field.repr and getattr(thing, field.name) != field.default
+    ]
+    settings = ", ".join(
+        f"{setting}={brief(value) if dataclasses.is_dataclass(value) else repr(value)}"
+        for setting, value in changed
+    )
+    return f"{name}({settings})" if settings else name
+
+
 def check_fields(cls: type, values: Mapping[str, Any], setting: str = "") -> None:
     """Check values of some fields of a spec without creating it; raises the spec's errors."""
     adapters = _adapters(cls)

@@ -115,15 +115,9 @@ class CoActivation(Evaluation):
             for row in rows
             if row["dataset"] == POOLED
         ]
-        made = {
-            "activations": rows,
-            "activation_contrasts": contrasts,
-            "matches": of_matches,
-            "layers": [_layer_row(key, subject.counts) for key in subject.twins],
-        }
-        if not self.contrasts:
-            del made["activation_contrasts"]
-        return Tables.of(made)
+        layers = [_layer_row(key, subject.counts) for key in subject.twins]
+        compared = {"activation_contrasts": contrasts} if self.contrasts else {}
+        return Tables.of({"activations": rows, "matches": of_matches, "layers": layers, **compared})
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from saematch.core.columns import EXPLAINED_VARIANCE, Column, share
 from saematch.core.match import Match
 from saematch.core.pairs import POOLED, Pair, suites_of
-from saematch.core.specs import AtLeast1, Some, spec
+from saematch.core.specs import AtLeast1, Some, brief, spec
 from saematch.core.tables import Row, Tables
 from saematch.evaluate.co_activation import live_part
 from saematch.evaluate.counts import JACCARD, MATCHING_SCORE
@@ -23,6 +23,7 @@ from saematch.evaluate.parts import Part, parts_of
 from saematch.evaluate.ranking import rank
 from saematch.evaluate.skipping import DELTA_LOSS
 from saematch.evaluate.verify_columns import CONTROLLED, OVER_RANDOM
+from saematch.matching.arm import Arm
 
 ONE, SEVERAL = "one", "several"
 """Classes of arms that are ranked separately where several partners are an advantage by count."""
@@ -91,13 +92,13 @@ class Leaderboard(Evaluation):
         arm and what it reads, and ``match_costs`` the cost of each match.
         """
         rows = list(self._rows(subject))
-        made: dict[str, list[Row]] = {
+        rows_by_table: dict[str, list[Row]] = {
             "leaderboard": [*rows, *_judged(tables)],
             "leaderboard_winners": list(_winners(rows)),
             "leaderboard_arms": list(_arms(subject)),
             "match_costs": _costs(subject),
         }
-        return Tables.of({name: of_table for name, of_table in made.items() if of_table})
+        return Tables.of({name: of_table for name, of_table in rows_by_table.items() if of_table})
 
     def _rows(self, subject: Subject) -> Iterator[Row]:
         whole, by_stratum = self._scores(subject)
@@ -134,8 +135,8 @@ class Leaderboard(Evaluation):
                         continue
                     for column, part in ((RECALL_AT, truth), (RECALL_AT_LIVE, live)):
                         if part is not None and len(part.rows):
-                            found = torch.from_numpy(partners[:, :k])[part.rows]
-                            yield Metric(column, k=k), arm, pair, recall_among(found, part)
+                            best = torch.from_numpy(partners[:, :k])[part.rows]
+                            yield Metric(column, k=k), arm, pair, recall_among(best, part)
 
 
 def recall_among(partners: torch.Tensor, truth: Match) -> Values:
@@ -220,6 +221,13 @@ def _costs(subject: Subject) -> list[Row]:
     ]
 
 
+def matcher_of(arm: Arm) -> str:
+    """Return the matcher of an arm, and whether it composes or synchronises matches."""
+    composed = ["composed"] if arm.compose else []
+    synchronised = [] if arm.synchronise is None else [brief(arm.synchronise)]
+    return ", ".join([brief(arm.matcher), *composed, *synchronised])
+
+
 def _arms(subject: Subject) -> Iterator[Row]:
     """Yield the rows of ``leaderboard_arms``: mean time, largest memory, and what an arm reads."""
     for name, arm in subject.arms.items():
@@ -228,8 +236,8 @@ def _arms(subject: Subject) -> Iterator[Row]:
         yield {
             "arm": name,
             "reads": ", ".join(arm.reads),
-            "objective": type(arm.objective).__name__,
-            "matcher": type(arm.matcher).__name__,
+            "objective": brief(arm.objective) + (", transported" if arm.transported else ""),
+            "matcher": matcher_of(arm),
             "fold": arm.fold,
             "seconds": sum(cost.seconds for cost in costs) / len(costs) if costs else None,
             "peak_memory": max(memory, default=None),

@@ -41,7 +41,7 @@ def depth(pair: Pair, subject: Subject) -> str:
 def parts_of(subject: Subject) -> Iterator[Part]:
     """Yield the parts of a run, for each pair of suites.
 
-    Depths have only the pairs of the smallest distance, since few layers start a longer one.
+    Depths have only the pairs of the smallest distance, since few layers start a longer pair.
     """
     pairs = subject.matches.pairs
     for suites in dict.fromkeys(pair.suites for pair in pairs):

@@ -61,7 +61,7 @@ def rank(
     halves = _half_widths(means, column, replicates)
     sign = -1.0 if column.better == "lower" else 1.0
     n_better = torch.zeros(len(values), dtype=torch.int64)
-    known = torch.ones(len(values), dtype=torch.bool)
+    is_ranked = torch.ones(len(values), dtype=torch.bool)
     from_first: list[Interval] = []
     for number in range(len(values)):
         both = has & has[number]
@@ -69,7 +69,7 @@ def rank(
         widths = _half_widths(differences, column, replicates)
         n_better[number] = (sign * differences[:, 0] - widths > ROUNDING).sum()
         others = both.any(dim=1) & (torch.arange(len(values)) != number)
-        known[number] = not widths[others].isnan().any()
+        is_ranked[number] = not widths[others].isnan().any()
         if number == 0:
             from_first = [
                 _interval(value[0].item(), half.item(), column.difference)
@@ -79,7 +79,7 @@ def rank(
     return [
         Ranked(
             arm, _interval(means[n, 0].item(), halves[n].item(), column),
-            1 + int(n_better[n]) if known[n] else None, from_first[n], first, int(has[n].sum()),
+            1 + int(n_better[n]) if is_ranked[n] else None, from_first[n], first, int(has[n].sum()),
         )
         for n, arm in enumerate(by_arm)
     ]  # fmt: skip
@@ -88,7 +88,7 @@ def rank(
 def _stacked(
     by_arm: list[Mapping[Pair, Values]], pairs: list[Pair]
 ) -> tuple[Float64[Tensor, "n_arms n_pairs n_values"], Bool[Tensor, "n_arms n_pairs"]]:
-    """Return the values of all arms and pairs, 0 where there are none, and where there are some."""
+    """Return the values of all arms and pairs, 0 for missing ones, and a mask of present values."""
     n_values = max(len(values) for by_pair in by_arm for values in by_pair.values())
     stacked = torch.zeros(len(by_arm), len(pairs), n_values, dtype=torch.float64)
     has = torch.zeros(len(by_arm), len(pairs), dtype=torch.bool)

@@ -158,8 +158,8 @@ class Skipping(Evaluation):
                     contrasts += strategy_contrasts(cells, values, dataset, measures.replicates)
         if not rows:
             return Tables()
-        made = {"strategies": rows}
-        return Tables.of(made | {"contrasts": contrasts} if self.contrasts else made)
+        compared = {"contrasts": contrasts} if self.contrasts else {}
+        return Tables.of({"strategies": rows, **compared})
 
 
 def _quantiles(arm: Arm, strategy: str) -> tuple[float, ...]:

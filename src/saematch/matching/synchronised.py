@@ -36,11 +36,11 @@ FARTHEST = 2
 class Synchronise:
     """Settings of the whole-model match of a suite, which matches all of its layers at once.
 
-    Each layer ``l`` gets a permutation ``P_l`` to a universe of as many features. They maximise the
-    sum of ``w_lm <S_lm, P_l P_m'>`` over all pairs of layers ``l < m``, and the match of two layers
-    is ``P_l P_m'``. Matches thus agree over cycles: 1 to 2 and 2 to 3 give 1 to 3. This is the
-    objective of C2M3 (Crisostomi et al., NeurIPS 2024), a multi-way match, but with weights
-    ``w_lm = decay ** (distance - 1)``, where the distance is in layers of the suite.
+    Each layer ``l`` gets a permutation ``P_l`` to a universe of as many features. The permutations
+    maximise the sum of ``w_lm <S_lm, P_l P_m'>`` over all pairs of layers ``l < m``, and the match
+    of two layers is ``P_l P_m'``. Matches thus agree over cycles: 1 to 2 and 2 to 3 give 1 to 3.
+    This is the objective of C2M3 (Crisostomi et al., NeurIPS 2024), a multi-way match, but with
+    weights ``w_lm = decay ** (distance - 1)``, where the distance is in layers of the suite.
 
     The search is block coordinate ascent from the composed matches of neighbouring layers. As
     ``S_lm = X_l X_m'``, the best ``P_l`` for given others is one linear assignment of ``X_l`` to

@@ -1,9 +1,8 @@
 """Transported vectors: an SAE in the basis of a later layer, to first order.
 
 With the mean Jacobian ``J`` of the blocks between two layers, a decoder vector ``d`` becomes
-``J d``, and an encoder vector ``w`` becomes ``J^-T w``, so that ``w . d`` stays. A model with
-``d_model`` numbers in its hidden state needs ``d_model`` backward passes for each token that ``J``
-is the mean of.
+``J d``, and an encoder vector ``w`` becomes ``J^-T w``, so that ``w . d`` stays. ``J`` costs
+``d_model`` backward passes for each token of the mean (``matching.jacobian``).
 
 Transported vectors are right where the blocks between rotate or rescale the hidden state in the
 same way on all tokens: plain vectors then miss the true match. They differ little from plain
@@ -21,6 +20,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from saematch.sae.params import SaeOrigin, SaeParams
+from saematch.sae.sites import model_refusal
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ def transported(sae: SaeParams, J: Float64[Tensor, "d_model d_model"]) -> SaePar
     """Return the SAE with transported decoder and encoder vectors, to compare with a later layer.
 
     Biases, thresholds and scales stay, since ``J`` is linear. If ``J`` is singular, its
-    pseudo-inverse takes the place of the inverse: then ``w . d`` stays only for the part of ``d``
-    that ``J`` does not send to 0, and a warning is logged.
+    pseudo-inverse replaces the inverse, and a warning is logged. Then ``w . d`` stays only for the
+    part of ``d`` that ``J`` does not map to 0.
     """
     W_dec = sae.W_dec.double() @ J.T
     W_enc = _inverse(J).T @ sae.W_enc.double()
@@ -54,9 +54,9 @@ def _inverse(J: Float[Tensor, "d_model d_model"]) -> Float[Tensor, "d_model d_mo
 
 def transport_refusal(source: SaeOrigin, target: SaeOrigin) -> str | None:
     """Return why no vectors can be transported from source to target; None if they can."""
-    names = source.model_name, target.model_name
-    if all(names) and names[0] != names[1]:
-        return f"transported vectors need SAEs of one language model, not of {' and '.join(names)}"
+    other_model = model_refusal("a transported vector", source, target)
+    if other_model is not None:
+        return other_model
     if source.layer >= target.layer:
         return (
             f"no block leads from layer {source.layer} to layer {target.layer}, so no vectors can "

@@ -110,8 +110,8 @@ def winners(runs: Runs, by: str, keys: Sequence[Mapping[str, object]]) -> list[l
             part for frame in frames.values() for (part,) in unique(frame, "part")
         )
         for part in parts:
-            found = [rows_of(where(frame, part=part)) for frame in frames.values()]
-            cells = [_names(str(of_part[0]["arms"])) if of_part else "–" for of_part in found]
+            best = [rows_of(where(frame, part=part)) for frame in frames.values()]
+            cells = [_names(str(of_part[0]["arms"])) if of_part else "–" for of_part in best]
             rows.append([title_of(column, key), str(part), *cells])
     return rows
 

@@ -39,7 +39,7 @@ PARTS = {
 
 
 class Kind(NamedTuple):
-    """An objective or a matcher, and its description."""
+    """A class of objectives, of matchers or of whole-model matches, and its description."""
 
     name: str
     text: str
@@ -58,7 +58,7 @@ def write_page(page: Path, runs: Sequence[Path]) -> None:
         "families": {family: _facts(result) for family, result in results.items()},
         "arms": _arms(tables),
         "objectives": list(_kinds(results.values(), "objective")),
-        "matchers": list(_kinds(results.values(), "matcher")),
+        "matchers": list(_kinds(results.values(), "matcher", "synchronise")),
         "boards": list(boards(tables)),
         "winners": winners(tables, "all", metrics_of(tables)),
         "parts": {by: (text, winners(tables, by, headline)) for by, text in PARTS.items()},
@@ -112,11 +112,10 @@ def _largest(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     return f"{max(values):.0f}" if values else "–"
 
 
-def _kinds(results: Iterable[Results], part: str) -> Iterator[Kind]:
-    """Yield the classes of objectives or matchers of all arms, with their docstrings."""
-    targets = dict.fromkeys(
-        arm[part]["_target_"] for result in results for arm in result.config["arms"].values()
-    )
+def _kinds(results: Iterable[Results], *parts: str) -> Iterator[Kind]:
+    """Yield the classes of some parts of all arms, with their docstrings."""
+    arms = [arm for result in results for arm in result.config["arms"].values()]
+    targets = dict.fromkeys(arm[part]["_target_"] for part in parts for arm in arms if part in arm)
     for target in targets:
         module, _, name = target.rpartition(".")
         text = inspect.getdoc(getattr(import_module(module), name)) or ""

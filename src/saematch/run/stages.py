@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from dataclasses import replace
 
-from saematch.chat.asking import Chat
-from saematch.core.claims import is_sharing
 from saematch.core.errors import InputError, stage
 from saematch.core.memory import memory_shortage
 from saematch.core.tables import Tables, frame_of
@@ -15,17 +12,12 @@ from saematch.evaluate.evaluation import Evaluation, Subject
 from saematch.evaluate.match_tables import MatchTables
 from saematch.evaluate.means import weight_means
 from saematch.evaluate.measures import Measures
-from saematch.explain.explanations import Inputs
 from saematch.judge.connect import connect
 from saematch.judge.judging import explain_tables, explainers, judge_matches
 from saematch.judge.means import judge_means
 from saematch.judge.scores import judge_tables, score_matches
 from saematch.lm.source import OpenedModel
-from saematch.matching.activity import record_activity
-from saematch.matching.evidence import Evidence
-from saematch.matching.explained import Explained
-from saematch.matching.jacobian import record_jacobians
-from saematch.matching.matches import match_pairs, matched_paths
+from saematch.matching.matches import match_pairs
 from saematch.matching.objectives.objective import ExplanationObjective
 from saematch.matching.store import MatchStore
 from saematch.run.checks import (
@@ -37,9 +29,9 @@ from saematch.run.checks import (
     of_label,
 )
 from saematch.run.context import Context
+from saematch.run.evidence import CONTEXTS, evidence, inputs_of
 from saematch.run.experiment import Experiment
 from saematch.run.refusals import check_texts, find_refusals, token_refusals
-from saematch.sae.passes import TextPass
 from saematch.sae.recorders import Recorder
 from saematch.sae.stand_in import ActivationQuantile, DecoderNorm, by_activation, by_decoder_norm
 from saematch.texts.readers import Reader
@@ -160,45 +152,12 @@ def match(context: Context) -> None:
 @stage("match")
 def find_matches(context: Context) -> None:
     """Match every pair in every arm, or read the matches that are kept."""
-    store = MatchStore(context.cache / "matches", _evidence(context))
+    store = MatchStore(context.cache / "matches", evidence(context))
     context.matches = match_pairs(
         context.saes, context.chosen.pairs, context.experiment.arms, store,
         context.folder / "matches",
     )  # fmt: skip
     context.results.provenance["matches"] = dict(store.counts)
-
-
-def _evidence(context: Context) -> Evidence:
-    """Return what arms read besides weights, from passes over the calibration texts."""
-    explained = _explained(context)
-    if not context.experiment.matches_on_texts:
-        return Evidence(explained=explained)
-    saes, arms, texts = context.saes, context.experiment.arms, context.calibration_pass
-    paths = matched_paths(saes.facts, context.chosen.pairs, arms)
-    activity = record_activity(saes, paths, arms, texts, context.cache / "activity")
-    jacobians = record_jacobians(paths, arms, texts, context.cache / "jacobians")
-    if jacobians.means:
-        context.results.provenance["jacobians"] = jacobians.facts()
-    return Evidence(activity, jacobians, explained)
-
-
-def _explained(context: Context) -> Explained | None:
-    """Return the explanations that objectives read.
-
-    If they come from the run's own texts, these are the calibration texts.
-    """
-    if not context.experiment.matches_explanations:
-        return None
-    explain, texts = context.experiment.explain, context.calibration_pass
-    # ``open`` deletes this folder, so processes that share their work do not share it
-    folder = f"calibration_contexts_{os.getpid()}" if is_sharing() else "calibration_contexts"
-    inputs = _inputs(context, texts, folder)
-    recorder = explain.recorder(context.saes, inputs)
-    if recorder is not None:
-        recording = texts.record(context.saes, {CONTEXTS: recorder}, "explain")[CONTEXTS]
-        inputs = replace(inputs, recording=recording)
-    explanations = explain.open(context.saes, inputs)
-    return Explained(explanations, context.saes.facts, context.replies)
 
 
 @memory_shortage(MATCHING, "lower sae_memory or trainer.batch_size")
@@ -208,7 +167,7 @@ def read_texts(context: Context) -> None:
     experiment = context.experiment
     _record(context)
     if experiment.explains:
-        inputs = _inputs(context, context.text_pass, "contexts")
+        inputs = inputs_of(context, context.text_pass, "contexts")
         inputs = replace(inputs, recording=context.recordings.get(CONTEXTS))
         context.explanations = experiment.explain.open(context.saes, inputs)
 
@@ -226,7 +185,7 @@ def _record(context: Context) -> None:
                 f"evaluations.{name} has a recorder, so {type(evaluation).__name__} must set "
                 "reads_texts = True"
             )
-    inputs = _inputs(context, context.text_pass, "contexts")
+    inputs = inputs_of(context, context.text_pass, "contexts")
     if experiment.explains:
         recorders[CONTEXTS] = experiment.explain.recorder(context.saes, inputs)
     needed = {name: recorder for name, recorder in recorders.items() if recorder is not None}
@@ -252,24 +211,6 @@ def _with_pairs(experiment: Experiment, subject: Subject) -> dict[str, Evaluatio
         for name, evaluation in experiment.evaluations.items()
         if subject.without(name).matches.pairs or not evaluation.reads_texts
     }
-
-
-CONTEXTS = "contexts of features"
-"""Name of the recording for explanations; no evaluation may have this name."""
-
-
-def _inputs(context: Context, texts: TextPass, folder: str) -> Inputs:
-    """Return the inputs that explanations may use, without a recording.
-
-    ``folder`` is the name of the recorder's folder.
-    """
-    judge = context.judges[0]
-    return Inputs(
-        context.cache,
-        texts=texts if context.readers else None,
-        recorder_folder=context.folder / folder,
-        chat=judge if isinstance(judge, Chat) else None,
-    )
 
 
 @memory_shortage(MATCHING, "lower sae_memory or trainer.batch_size")

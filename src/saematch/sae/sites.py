@@ -113,6 +113,14 @@ def site_refusal(source: SaeOrigin, target: SaeOrigin) -> str | None:
     )
 
 
+def model_refusal(subject: str, source: SaeOrigin, target: SaeOrigin) -> str | None:
+    """Return that ``subject`` needs SAEs of one language model; None if these have one."""
+    names = source.model_name, target.model_name
+    if not all(names) or names[0] == names[1]:
+        return None
+    return f"{subject} needs SAEs of one language model, not of {' and '.join(names)}"
+
+
 def is_skippable(origin: SaeOrigin) -> bool:
     """Return whether the SAE reconstructs the hidden state between two blocks."""
     return origin.site == RESIDUAL

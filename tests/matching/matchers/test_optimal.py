@@ -91,11 +91,11 @@ def test_a_level_means_the_same_for_vectors_and_candidates(sizes):
 def test_without_a_full_match_the_reason_is_given():
     scores = np.full((4, 5), -np.inf)
     scores[0, 1] = scores[2, 1] = scores[3, 2] = 1.0
-    told = "not all of the 4 source features can have a partner among their candidates"
-    with pytest.raises(InputError, match=rf"{told} \(1 have no candidate\): set matcher.unmatched"):
+    message = "not all of the 4 source features can have a partner among their candidates"
+    with pytest.raises(InputError, match=rf"{message} \(1 have no candidate\): set matcher"):
         Optimal().of_candidates(of_dense(scores))
     scores[1, 2] = 1.0
-    with pytest.raises(InputError, match=rf"{told} \(at most 2 can have one together\)"):
+    with pytest.raises(InputError, match=rf"{message} \(at most 2 can have one together\)"):
         Optimal().of_candidates(of_dense(scores))
     with pytest.raises(InputError, match=r"the 4 target features .*at most 2"):
         Optimal().of_candidates(of_dense(scores.T))

@@ -40,13 +40,12 @@ class Optimal:
     whitened directions, and the level a cosine ``c``. Value and bound count each unmatched feature
     of the smaller side as the level.
 
-    Candidates are matched exactly by SciPy's sparse solver, whatever the tolerance and limits; the
-    bound is the value. Pairs that are no candidates are never matched. Without ``unmatched``, every
-    feature of the smaller side needs a partner, and candidates that allow no such match are
-    refused.
+    Candidates are matched exactly by SciPy's sparse solver, without tolerance and limits; the bound
+    is the value. Other pairs are never matched. Without ``unmatched``, every feature of the smaller
+    side needs a partner, and candidates that allow no such match are refused.
 
-    The match is right where features carry on one by one. It gives features that split, merge or
-    end a partner all the same, or a single one.
+    The match is right where features carry on one by one. It is wrong for features that split,
+    merge or end: they also get a partner, and only one.
     """
 
     one_partner: ClassVar[bool] = True

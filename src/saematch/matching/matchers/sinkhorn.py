@@ -71,14 +71,16 @@ class Sinkhorn:
     share of its source feature's mass, ``F_A P_ij``; its score is the similarity. Entries after the
     ``k`` largest of a row are cut, and ``Match.dropped`` is their share of the mass.
 
-    - *balanced* (no ``rho``): rows of the plan add up to ``a`` and columns to ``b``. Each feature
-      has partners, also a newborn one, and no target feature takes more than its share: a soft
-      permutation.
-    - *unbalanced* (``rho``): the sums may differ at the cost ``rho (KL(P 1 | a) + KL(P' 1 | b))``
-      (Chizat et al. 2018). The cost is ``M_ij = 1 - S_ij - epsilon log max(F_A, F_B)``. A pair
-      without competitors then keeps the mass ``exp(-(1 - S_ij) / (2 rho + epsilon))``: all of it at
-      the similarity 1. The sum of a row's weights is thus a score of continuation, and a source
-      feature with less than ``least_mass`` stays unmatched.
+    A balanced plan (no ``rho``) has rows that add up to ``a`` and columns that add up to ``b``.
+    Each feature has partners, also a newborn one, and no target feature takes more than its share:
+    the plan is a soft permutation.
+
+    In an unbalanced plan (``rho``) the sums may differ at the cost
+    ``rho (KL(P 1 | a) + KL(P' 1 | b))`` (Chizat et al. 2018). ``M_ij`` is then
+    ``1 - S_ij - epsilon log max(F_A, F_B)``, so that a pair without competitors keeps the mass
+    ``exp(-(1 - S_ij) / (2 rho + epsilon))``: all of it at the similarity 1. The sum of a row's
+    weights is thus a score of continuation, and a source feature with less than ``least_mass``
+    stays unmatched.
 
     ``epsilon`` and ``rho`` are in units of the similarity, and the defaults suit cosines. On the
     embedded family `mixed` (width 1,024, layers 2 to 3 and 4 to 5), balanced, the heaviest entry is

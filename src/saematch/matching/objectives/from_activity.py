@@ -19,6 +19,7 @@ from saematch.matching.objectives.co_active import CoActive, PairCodes
 from saematch.sae.codes import CodesRecorder
 from saematch.sae.params import SaeParams
 from saematch.sae.recorders import Recording
+from saematch.sae.sites import model_refusal
 from saematch.sae.suites import SaeFacts
 
 
@@ -32,9 +33,9 @@ class FromActivity(ABC):
     So their recall against dense statistics is 1 by construction. A feature without candidates
     stays unmatched.
 
-    Cost: ``n_tokens * L0_source * L0_target`` additions, and a look at each of the ``n_source *
-    n_target`` pairs. Memory: less than 1 GiB for 16,384 features and 256 candidates, whatever the
-    number of tokens.
+    Cost: ``n_tokens * L0_source * L0_target`` additions, and one comparison for each of the
+    ``n_source * n_target`` pairs. Memory: less than 1 GiB for 16,384 features and 256 candidates,
+    for any number of tokens.
     """
 
     n_candidates: AtLeast1 = 256
@@ -75,10 +76,7 @@ class FromActivity(ABC):
 
     def refusal(self, source: SaeFacts, target: SaeFacts) -> str | None:
         """Refuse SAEs of two language models, whose tokens may differ."""
-        names = source.origin.model_name, target.origin.model_name
-        if all(names) and names[0] != names[1]:
-            return (
-                f"{type(self).__name__} compares activations on the same tokens, so it needs SAEs "
-                f"of one language model, not of {' and '.join(names)}"
-            )
-        return None
+        return model_refusal(
+            f"{type(self).__name__} compares activations on the same tokens, so it",
+            source.origin, target.origin,
+        )  # fmt: skip

@@ -57,8 +57,8 @@ class ActivityObjective(Protocol):
     ) -> Candidates:
         """Return the scored pairs of features; ``pair`` has the keys in the recording.
 
-        Both SAEs are as trained, like their activations in the recording, in whatever fold the arm
-        is.
+        Both SAEs are as trained, and so are their activations in the recording. The fold of the arm
+        does not apply.
         """
         ...
 

@@ -9,6 +9,7 @@ from saematch.matching.objectives.factors import Factors
 from saematch.matching.objectives.parts import different_sizes, pair_name
 from saematch.sae.folding import fold_scale
 from saematch.sae.params import SaeParams
+from saematch.sae.sites import model_refusal
 from saematch.sae.suites import SaeFacts
 
 
@@ -44,9 +45,9 @@ class ReadWrite:
 
 def writing_refusal(score: str, source: SaeFacts, target: SaeFacts) -> str | None:
     """Return why the source cannot write to the target; None if it can. ``score`` is a name."""
-    names = source.origin.model_name, target.origin.model_name
-    if all(names) and names[0] != names[1]:
-        return f"the {score} needs SAEs of one language model, not of {' and '.join(names)}"
+    other_model = model_refusal(f"the {score}", source.origin, target.origin)
+    if other_model is not None:
+        return other_model
     if target.origin.layer < source.origin.layer:
         return (
             f"layer {source.origin.layer} writes nothing to layer {target.origin.layer}, which "

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from saematch.core.specs import spec
 from saematch.matching.objectives.co_active import CoActive
 from saematch.matching.objectives.from_activity import FromActivity
-from saematch.matching.objectives.parts import different_sizes
+from saematch.matching.objectives.read_write import writing_refusal
 from saematch.sae.params import SaeParams
 from saematch.sae.suites import SaeFacts
 
@@ -25,9 +25,10 @@ class WrittenShare(FromActivity):
     activations of source and target, ``d_i`` is a decoder vector and ``w_enc_j`` an encoder vector.
     This definition is our own. The score is the same in every fold.
 
-    It is right where the target reads what the source writes, in whatever parts. It ignores what
-    the layers in between compute from the source. Its additional cost is the product of all decoder
-    and encoder vectors, as much as encoding ``n_source / 2`` tokens by both SAEs.
+    It is right where the target reads what the source writes, also if the source is a small part of
+    the target. It ignores what the layers in between compute from the source. Its additional cost
+    is the product of all decoder and encoder vectors, as much as encoding ``n_source / 2`` tokens
+    by both SAEs.
     """
 
     divide: ClassVar[bool] = True
@@ -42,9 +43,4 @@ class WrittenShare(FromActivity):
 
     def refusal(self, source: SaeFacts, target: SaeFacts) -> str | None:
         """Refuse SAEs of different sizes or language models, and targets before their source."""
-        if target.origin.layer < source.origin.layer:
-            return (
-                f"layer {source.origin.layer} writes nothing to layer {target.origin.layer}, which "
-                "comes before it, so there is no written share"
-            )
-        return FromActivity.refusal(self, source, target) or different_sizes(source, target)
+        return writing_refusal("written share", source, target)

@@ -2,7 +2,7 @@
 
 Below a thousand features, calls of NumPy and torch take longer than their work. This function
 makes the same proof as ``certificate`` for float32 vectors whose similarities fit into caches. It
-refuses whatever is unusual; the general way then solves the problem or names what is wrong.
+refuses unusual vectors; the general way then solves the problem or names the mistake.
 """
 
 from __future__ import annotations
