@@ -3,6 +3,9 @@
 Below a thousand features, calls of NumPy and torch take longer than their work. This function
 makes the same proof as ``certificate`` for float32 vectors whose similarities fit into caches. It
 refuses whatever is unusual; the general way then solves the problem or names what is wrong.
+
+Numba's cache does not see a change of a kernel in another file: after one in ``paths``,
+``screening`` or ``row_sums``, delete the ``.nbi`` files of this folder.
 """
 
 from __future__ import annotations
