@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import json
 import logging
 import os
+import pickle
 import signal
 import sqlite3
 import sys
@@ -69,16 +69,19 @@ def _quick_composition() -> Iterator[None]:
 
 
 def _read_once(read: Callable) -> Callable:
-    """Return a reader of presets that reads those of the package and of Hydra only once."""
-    results: dict[tuple[str, str], object] = {}
+    """Return a reader of presets that reads those of the package and of Hydra only once.
+
+    It stores them as pickles, from which a copy takes a sixth of the time of ``deepcopy``.
+    """
+    pickles: dict[tuple[str, str], bytes] = {}
 
     def read_once(self: object, config_path: str) -> object:
         if self.path not in (str(PRESETS), "hydra.conf"):
             return read(self, config_path)
         key = (self.path, config_path)
-        if key not in results:
-            results[key] = read(self, config_path)
-        return copy.deepcopy(results[key])
+        if key not in pickles:
+            pickles[key] = pickle.dumps(read(self, config_path))
+        return pickle.loads(pickles[key])
 
     return read_once
 

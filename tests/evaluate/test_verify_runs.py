@@ -72,7 +72,7 @@ def test_a_run_that_fits_nothing_reads_all_texts(cli, tmp_path, texts):
             "in only 0 events on the evaluation texts, and at",
         ),
         (("calibration.share=1",), "calibration.share=1"),
-        (("arms=[folded]", "objective=written_share"), "matcher Optimal"),
+        (("arms=[folded]", "objective=written_share", "matcher=scipy"), "matcher Scipy"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(cli, texts, settings, words):

@@ -8,7 +8,8 @@ refuses unusual vectors; the general way then solves the problem or names the mi
 from __future__ import annotations
 
 import math
-from typing import no_type_check
+from pathlib import Path
+from typing import Any, no_type_check
 
 import numpy as np
 import torch
@@ -16,9 +17,12 @@ from jaxtyping import Float
 from numba import njit
 from torch import Tensor
 
+from saematch.core.files import hashed
 from saematch.core.match import Certificate
+from saematch.matching import row_sums
 from saematch.matching.centring import SMALL_MEAN
 from saematch.matching.row_sums import inner_product, squares_and_total
+from saematch.matching.solver import paths, screening
 from saematch.matching.solver.certificate import MOST_OF_VALUE, Proof, Result
 from saematch.matching.solver.paths import assign
 from saematch.matching.solver.products import Regime, full_precision
@@ -54,78 +58,6 @@ def solve_small(
             value, value + slack, chance, gap, n_90 if n_90 > 0 else None, share
         )
     return Result(columns, prices, Proof(certificate, profits, slack, certain), Regime.WHOLE)
-
-
-@njit(cache=True, nogil=True)
-@no_type_check
-def _solve(x, y, similarity, outside, columns, prices, profits, certain):
-    """Fill in the arrays; return whether all is usual, and the numbers of the certificate.
-
-    ``n_90`` is -1 if every match is worth the same, and 0 if no match is better than chance.
-    """
-    refused = False, 0.0, 0.0, 0.0, 0.0, 0, 0, 0
-    (n, size), m, complete = x.shape, len(y), outside == -np.inf
-    of_x, of_y, total_x, total_y = np.empty(n), np.empty(m), np.zeros(size), np.zeros(size)
-    squares_and_total(x, of_x, total_x)
-    squares_and_total(y, of_y, total_y)
-    of_x, of_y = np.sqrt(of_x), np.sqrt(of_y)
-    longest = of_y.max()
-    for length in (of_x.max(), longest, of_x.max() * longest):
-        if not 1e-15 < length < 1e15:
-            return refused
-    if complete and n == m:
-        typical = np.median(np.append(of_x, of_y))
-        for total in (total_x, total_y):
-            if np.sqrt(inner_product(total, total)) > SMALL_MEAN * typical * n:
-                return refused
-    assign(similarity, outside, prices, columns)
-
-    worth, net, free, n_pairs = np.full(n, outside), np.full(n, outside), np.ones(m, np.bool_), 0
-    for i in range(n):
-        j = columns[i]
-        if j >= 0:
-            worth[i], free[j] = inner_product(x[i], y[j]), False
-            net[i] = worth[i] - prices[j]
-            n_pairs += 1
-    rows, near = np.empty(MOST_CONTENDERS * n, np.int64), np.empty(MOST_CONTENDERS * n, np.int64)
-    bound, errors = np.empty(n), of_x * ((size + 4) * UNIT / (1 - (size + 4) * UNIT))
-    slips = np.abs(prices) * (4 * _EPS) + (size + 4) * _TINY
-    n_near = find_near(similarity, prices, errors, of_y, slips, columns, net, rows, near, bound)
-    if n_near > len(near):
-        return refused
-    best = np.full(n, outside)
-    for k in range(n_near):
-        i, j = rows[k], near[k]
-        best[i] = max(best[i], inner_product(x[i], y[j]) - prices[j])
-
-    value, costs, possible = (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)
-    margin = bound
-    for i in range(n):
-        profits[i] = max(net[i], best[i])
-        cost, scale = profits[i] - net[i], np.abs(profits[i]) + np.abs(worth[i] - net[i])
-        off = _EPS * ((size + 8) * of_x[i] * longest + scale)
-        margin[i] = net[i] - max(best[i], bound[i]) - off
-        value, possible = _plus(value, worth[i]), _plus(possible, cost + off)
-        if cost > 16 * _EPS * (of_x[i] * longest + scale):
-            costs = _plus(costs, cost)
-    for j in range(m):
-        if free[j]:
-            costs, possible = _plus(costs, prices[j]), _plus(possible, prices[j])
-    n_certain = 0
-    for i in range(n):
-        certain[i] = columns[i] >= 0 and margin[i] > possible[0] + possible[1]
-        n_certain += certain[i]
-    worth_all, slack = value[0] + value[1], costs[0] + costs[1]
-    if not complete:
-        return True, worth_all, slack, 0.0, 0.0, 0, n_pairs, n_certain
-
-    chance = inner_product(total_x, total_y) / m
-    to_win = worth_all + slack - chance
-    if to_win <= size * _EPS * of_x.sum() * longest:
-        return True, worth_all, slack, chance, to_win, -1, n_pairs, n_certain
-    _subtract_chance(x, similarity, total_y / m, worth, columns)
-    n_90 = _n_most(worth)
-    return True, worth_all, slack, chance, to_win, n_90, n_pairs, n_certain
 
 
 @njit(cache=True, nogil=True)
@@ -177,3 +109,99 @@ def _n_most(above):
         if so_far >= MOST_OF_VALUE * total:
             return k + 1
     return len(above)
+
+
+def _compiled(stamp: str) -> Any:
+    """Return the kernel.
+
+    Numba keeps compiled kernels by the time of their own file and the variables around them.
+    ``stamp`` is such a variable, so that a change of kernels in other files is noticed.
+    """
+
+    @njit(cache=True, nogil=True)
+    @no_type_check
+    def solve(x, y, similarity, outside, columns, prices, profits, certain):
+        """Fill in the arrays; return whether all is usual, and the numbers of the certificate.
+
+        ``n_90`` is -1 if every match is worth the same, and 0 if no match is better than chance.
+        """
+        refused = False, 0.0, 0.0, 0.0, 0.0, 0, 0, 0
+        if not len(stamp):
+            return refused
+        (n, size), m, complete = x.shape, len(y), outside == -np.inf
+        of_x, of_y, total_x, total_y = np.empty(n), np.empty(m), np.zeros(size), np.zeros(size)
+        squares_and_total(x, of_x, total_x)
+        squares_and_total(y, of_y, total_y)
+        of_x, of_y = np.sqrt(of_x), np.sqrt(of_y)
+        longest = of_y.max()
+        for length in (of_x.max(), longest, of_x.max() * longest):
+            if not 1e-15 < length < 1e15:
+                return refused
+        if complete and n == m:
+            typical = np.median(np.append(of_x, of_y))
+            for total in (total_x, total_y):
+                if np.sqrt(inner_product(total, total)) > SMALL_MEAN * typical * n:
+                    return refused
+        assign(similarity, outside, prices, columns)
+
+        worth, net, free, n_pairs = (
+            np.full(n, outside),
+            np.full(n, outside),
+            np.ones(m, np.bool_),
+            0,
+        )
+        for i in range(n):
+            j = columns[i]
+            if j >= 0:
+                worth[i], free[j] = inner_product(x[i], y[j]), False
+                net[i] = worth[i] - prices[j]
+                n_pairs += 1
+        rows, near = (
+            np.empty(MOST_CONTENDERS * n, np.int64),
+            np.empty(MOST_CONTENDERS * n, np.int64),
+        )
+        bound, errors = np.empty(n), of_x * ((size + 4) * UNIT / (1 - (size + 4) * UNIT))
+        slips = np.abs(prices) * (4 * _EPS) + (size + 4) * _TINY
+        n_near = find_near(similarity, prices, errors, of_y, slips, columns, net, rows, near, bound)
+        if n_near > len(near):
+            return refused
+        best = np.full(n, outside)
+        for k in range(n_near):
+            i, j = rows[k], near[k]
+            best[i] = max(best[i], inner_product(x[i], y[j]) - prices[j])
+
+        value, costs, possible = (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)
+        margin = bound
+        for i in range(n):
+            profits[i] = max(net[i], best[i])
+            cost, scale = profits[i] - net[i], np.abs(profits[i]) + np.abs(worth[i] - net[i])
+            off = _EPS * ((size + 8) * of_x[i] * longest + scale)
+            margin[i] = net[i] - max(best[i], bound[i]) - off
+            value, possible = _plus(value, worth[i]), _plus(possible, cost + off)
+            if cost > 16 * _EPS * (of_x[i] * longest + scale):
+                costs = _plus(costs, cost)
+        for j in range(m):
+            if free[j]:
+                costs, possible = _plus(costs, prices[j]), _plus(possible, prices[j])
+        n_certain = 0
+        for i in range(n):
+            certain[i] = columns[i] >= 0 and margin[i] > possible[0] + possible[1]
+            n_certain += certain[i]
+        worth_all, slack = value[0] + value[1], costs[0] + costs[1]
+        if not complete:
+            return True, worth_all, slack, 0.0, 0.0, 0, n_pairs, n_certain
+
+        chance = inner_product(total_x, total_y) / m
+        to_win = worth_all + slack - chance
+        if to_win <= size * _EPS * of_x.sum() * longest:
+            return True, worth_all, slack, chance, to_win, -1, n_pairs, n_certain
+        _subtract_chance(x, similarity, total_y / m, worth, columns)
+        n_90 = _n_most(worth)
+        return True, worth_all, slack, chance, to_win, n_90, n_pairs, n_certain
+
+    return solve
+
+
+_solve = _compiled(
+    hashed([Path(module.__file__).read_text() for module in (paths, row_sums, screening)])
+)
