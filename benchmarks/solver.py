@@ -339,7 +339,7 @@ def figure(rows: list[dict], folder: Path) -> None:
     plt.rcParams["svg.hashsalt"] = "saematch"
     shown = [
         r for r in rows
-        if r["instance"] == "planted" and r["size"] == SIZE and "failed" not in r and not r["beside"]
+        if "failed" not in r and not r["beside"] and (r["instance"], r["size"]) == ("planted", SIZE)
     ]  # fmt: skip
     drawing, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for k, solver in enumerate((OURS, *PEERS)):

@@ -8,6 +8,7 @@ from pathlib import Path
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 import saematch
 from saematch.app.configuration import CONF, REFERRED
@@ -117,6 +118,16 @@ def test_group_files_are_short(group):
     for path in Path(CONF, group).glob("*.yaml"):
         lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
         assert len(lines) <= (14 if group == "setting" else 11), path
+
+
+@pytest.mark.parametrize(
+    "experiment", sorted(path.stem for path in Path(CONF, "experiment").iterdir())
+)
+def test_an_experiment_names_each_choice_once(experiment):
+    experiment_file = OmegaConf.load(Path(CONF, "experiment", f"{experiment}.yaml"))
+    for choice in experiment_file.get("defaults", []):
+        for names in choice.values():
+            assert isinstance(names, str) or len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("model", FAMILIES)

@@ -33,6 +33,17 @@ def test_memory_that_was_freed_before_counts_when_it_is_used_again():
     assert 45 < memory < 80
 
 
+@linux
+def test_work_that_is_measured_within_other_work_counts_for_both():
+    outer = Meter.start()
+    np.ones(2**23)  # 64 MiB, freed
+    inner = Meter.start()
+    np.ones(2**21)
+    costs = [meter.cost().memory for meter in (inner, outer)]
+    assert 14 < costs[0] < 40
+    assert 62 < costs[1] < 90
+
+
 def test_seconds():
     meter = Meter.start()
     time.sleep(0.02)
@@ -40,7 +51,7 @@ def test_seconds():
 
 
 def test_a_system_without_a_peak_measures_time_alone(monkeypatch):
-    monkeypatch.setattr(cost, "restart_peak", lambda: False)
+    monkeypatch.setattr(cost, "restart_peak", lambda: None)
     assert Meter.start().cost().memory is None
 
 

@@ -88,7 +88,7 @@ TRAIN = [
 TEXTS = "saematch.texts.lightning_runner:write_sums"
 STAGES = {
     "loading": ("saematch.run.stages:choose_saes", 1, signal.SIGTERM, MATCH),
-    "solver": ("saematch.matching.solver.auction:Auction.stage", 5, signal.SIGHUP, MATCH),
+    "solver": ("saematch.matching.solver.solve:solve_small", 3, signal.SIGHUP, MATCH),
     "texts": (TEXTS, 3, signal.SIGTERM, MATCH),
     "texts by Ctrl-C": (TEXTS, 3, signal.SIGINT, MATCH),
     "judge": ("saematch.chat.asking:Chat.keep", 3, signal.SIGINT, JUDGED),

@@ -10,9 +10,12 @@ from conftest import random_sae
 from matches import permutation, soft
 from saematch.core.errors import InputError
 from saematch.core.match import Match
+from saematch.explain.tf_idf import TfIdf
 from saematch.matching.arm import Arm
-from saematch.matching.matchers import Greedy, Identity, MutualNearest, Optimal, Random, Scipy
+from saematch.matching.matchers import Greedy, Identity, MutualNearest, Optimal, Random, Scipy, TopK
+from saematch.matching.objectives.explanation_cosine import ExplanationCosine
 from saematch.matching.objectives.parts import Parts
+from saematch.matching.objectives.pearson import Pearson
 
 
 @dataclass(frozen=True)
@@ -91,3 +94,17 @@ def test_entries_of_weight_0_are_left_out():
     arm = Arm("threshold", Parts(), ReturningSeveral(given))
     match = arm.match(random_sae(0), random_sae(1))
     assert (match.columns.tolist(), match.weights.tolist()) == ([3, 5], [1.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"objective": Pearson()}, "Pearson that reads weights and texts"),
+        ({"objective": ExplanationCosine(TfIdf())}, "ExplanationCosine that reads explanations"),
+        ({"objective": Parts(), "transported": True}, "Parts that reads weights and texts"),
+    ],
+)
+def test_an_arm_that_reads_more_than_weights_needs_its_similarity(settings, words):
+    arm = Arm("decoder_norm", matcher=TopK(3), **settings)
+    with pytest.raises(InputError, match=words):
+        arm.match(random_sae(0), random_sae(1))

@@ -17,12 +17,14 @@ from saematch.evaluate.weights import (
     row_errors,
 )
 from saematch.matching.arm import Arm
-from saematch.matching.matchers import Optimal, Random
-from saematch.matching.matches import match_pairs
+from saematch.matching.matchers import ChanceLevel, Optimal, Random, Sinkhorn, TopK
+from saematch.matching.matches import match_pairs, matching_refusals
+from saematch.matching.objectives.decoder_cosine import DecoderCosine
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.pairing import FromStarts
 from saematch.matching.store import MatchStore
 from saematch.sae.folding import fold
+from saematch.sae.suites import SaeFacts
 
 
 def test_composition_goes_through_every_layer_between(tmp_path):
@@ -80,3 +82,24 @@ def test_decoder_norm_change_by_hand():
     assert moved["decoder_norm_change_q25"] == pytest.approx(change.quantile(0.25).item(), rel=1e-5)
     nothing = decoder_norm_change(FoldedPair(a, b), Match.from_columns(torch.full((24,), -1), 24))
     assert set(nothing.values()) == {None}
+
+
+def test_a_matcher_of_positive_scores_is_refused_squared_distances():
+    keys = [SaeKey("default", layer) for layer in range(3)]
+    sizes = zip(keys, (24, 30, 24), strict=True)
+    saes = {key: random_sae(key.layer, n_features=n, layer=key.layer) for key, n in sizes}
+    facts = {key: SaeFacts.of(sae) for key, sae in saes.items()}
+    matchers = {
+        "top": TopK(3), "level": Optimal(unmatched=0.0), "lower": Optimal(unmatched=-2.0),
+        "chance": Optimal(unmatched=ChanceLevel()), "whole": Optimal(), "soft": Sinkhorn(k=3),
+    }  # fmt: skip
+    arms = {name: Arm("threshold", Parts(), matcher) for name, matcher in matchers.items()}
+    assert not matching_refusals(facts, [Pair(keys[0], keys[2])], arms)
+    pair = Pair(*keys[:2])
+    refusals = matching_refusals(facts, [pair], arms)
+    assert [refusal.arm for refusal in refusals] == ["top", "level"]
+    assert "never positive, so TopK(k=3" in refusals[0].reason
+    for name in ("top", "level"):
+        assert not len(arms[name].match(saes[pair.source], saes[pair.target]).rows)
+    cosine = {"a": Arm("threshold", DecoderCosine(), TopK(3))}
+    assert not matching_refusals(facts, [pair], cosine)

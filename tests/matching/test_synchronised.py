@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from conftest import random_sae
 from matches import partners
+from saematch.core.claims import sharing
 from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
@@ -214,6 +215,15 @@ def test_a_whole_model_match_is_solved_once_in_all_runs(tmp_path):
     timed = replace(ARM, matcher=Optimal(time_limit=60.0))
     match_pairs(shelf, pairs, {"a": timed}, MatchStore(tmp_path / "none"), tmp_path / "run")
     assert not list((tmp_path / "none").glob("*"))
+
+
+def test_processes_share_the_direct_matches(tmp_path):
+    saes = saes_of(noisy_layers(3, 20, 8, 0.5)[0])
+    pairs = (Pair.of_layers(0, 1),)
+    store = MatchStore(tmp_path / "cache")
+    with sharing(tmp_path / "locks"):
+        match_pairs(saes, pairs, {"a": ARM}, store, tmp_path / "run")
+    assert store.counts["solved"] == 3, "each pair of layers is solved once"
 
 
 def test_pairs_that_cannot_be_synchronised_are_refused():

@@ -60,3 +60,23 @@ def test_a_table_strategies_of_another_package_is_no_table_of_skipped_layers(tmp
     assert "Explained variance" not in capsys.readouterr().out
     for name in ("explained_variance", "persistence", "sparsity", "similar_l0", "quantiles"):
         assert FIGURES[name](tables) is None
+
+
+def test_a_table_that_is_wider_than_the_terminal_has_a_row_for_each_arm(tmp_path, capsys):
+    arms = [f"arm_{number}" for number in range(30)]
+    rows = [{**ROW, "arm": arm, "recall": 0.5} for arm in arms]
+    print_results(Results("x", {}, {}, tables=Tables.of({"matches": rows})), tmp_path)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if line[:1] == ["recall"]] == [
+        ["recall", arm, "0.500"] for arm in arms
+    ]
+
+
+def test_a_table_that_does_not_fit_the_terminal_is_named(tmp_path, capsys):
+    rows = [
+        {**ROW, "arm": f"arm_{arm}", "source_layer": layer, "target_layer": layer + 1}
+        for arm in range(30)
+        for layer in range(30)
+    ]
+    print_results(Results("x", {}, {}, tables=Tables.of({"matches": rows})), tmp_path)
+    assert "30 x 30 cells do not fit this terminal: results.json" in capsys.readouterr().out

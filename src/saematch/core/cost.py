@@ -11,6 +11,8 @@ from pathlib import Path
 
 _MIB = 1024
 """KiB in a MiB; Linux states memory in KiB."""
+_peaks: list[float] = []
+"""Peak before each restart of the record, in KiB, for outer work that is being measured."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Meter:
     started: float
     resident: float | None
     """Resident memory at the start, in KiB; None where the system does not measure the peak."""
+    n_peaks: int
+    """Number of restarts of the record before the start, which includes its own."""
 
     @classmethod
     def start(cls) -> Meter:
@@ -46,16 +50,20 @@ class Meter:
         work would use it unseen.
         """
         _trim()
-        resident = _kib("VmRSS") if restart_peak() else None
-        return cls(time.perf_counter(), resident)
+        peak = restart_peak()
+        if peak is None:
+            return cls(time.perf_counter(), None, 0)
+        _peaks.append(peak)
+        return cls(time.perf_counter(), _kib("VmRSS"), len(_peaks))
 
     def cost(self) -> Cost:
-        """Return the cost since the start."""
+        """Return the cost since the start, with that of work that another meter measured within."""
         seconds = time.perf_counter() - self.started
         peak = None if self.resident is None else _kib("VmHWM")
         if peak is None or self.resident is None:
             return Cost(seconds, None)
-        return Cost(seconds, max(peak - self.resident, 0) / _MIB)
+        peak = max(peak, *_peaks[self.n_peaks :], self.resident)
+        return Cost(seconds, (peak - self.resident) / _MIB)
 
 
 def _trim() -> None:
@@ -64,13 +72,17 @@ def _trim() -> None:
         libc.malloc_trim(0)
 
 
-def restart_peak() -> bool:
-    """Restart the record of the largest resident memory; return whether the system has one."""
+def restart_peak() -> float | None:
+    """Restart the record of the largest resident memory; return its value before, in KiB.
+
+    None if the system has no such record.
+    """
     try:
+        peak = _kib("VmHWM")
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return False
-    return True
+        return None
+    return peak
 
 
 def _kib(field: str) -> float | None:

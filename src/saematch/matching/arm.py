@@ -170,15 +170,22 @@ class Arm:
     ) -> Similarity:
         """Return the similarity of two SAEs by their weights.
 
-        An arm with transported vectors needs ``J``, the mean Jacobian of the blocks between.
+        An arm with transported vectors needs ``J``, the mean Jacobian of the blocks between. Raises
+        ``InputError`` if the arm reads more than it is given.
         """
-        if self.transported:
-            assert J is not None, "the arm reads more than weights"
+        is_of_weights = isinstance(self.objective, Objective | CandidateObjective)
+        if not is_of_weights or (self.transported and J is None):
+            raise InputError(
+                f"an arm of {type(self.objective).__name__} that reads {' and '.join(self.reads)} "
+                "cannot match SAEs by their weights alone: match in a run, or give Arm.match the "
+                "similarity"
+            )
+        if J is not None and self.transported:
             source = transported(source, J)
         folded = fold(source, self.fold), fold(target, self.fold)
         if isinstance(self.objective, Objective):
             return self.objective.factors(*folded)
-        assert isinstance(self.objective, CandidateObjective), "it reads more than weights"
+        assert isinstance(self.objective, CandidateObjective)
         return self.objective.candidates_of(*folded)
 
     def match(
@@ -186,8 +193,8 @@ class Arm:
     ) -> Match:
         """Match the features of two SAEs directly; entries of weight 0 are removed.
 
-        An arm that reads more than weights needs its ``similarity``. Raises ``InputError`` with the
-        matcher's class if its result breaks its contract.
+        An arm that reads more than weights needs its ``similarity``. Raises ``InputError`` without
+        it, and with the matcher's class if the matcher's result breaks its contract.
         """
         matcher = type(self.matcher)
         name = f"{matcher.__module__}.{matcher.__qualname__}"

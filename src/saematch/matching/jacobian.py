@@ -41,7 +41,8 @@ PILOT = 64
 MARGIN = 1.2
 """Factor on the number of tokens, since the variance of the pilot is an estimate."""
 AT_HAND = 8192
-"""Number of tokens from which tokens are sampled; whole batches, at least ``BATCHES``."""
+"""Number of tokens from which tokens are sampled; whole batches, at least ``BATCHES``. A gap that
+needs more tokens takes them from a larger sample."""
 BATCHES = 4
 
 
@@ -142,17 +143,24 @@ def record_jacobians(
     tolerance = min((arms[name].jacobian_tolerance for name in names), default=math.inf)
     means: dict[Gap, MeanJacobian] = {}
     for model, gaps in gaps_of(steps, texts.models).items():
-        sample = _Sample.of(texts, model)
+        sample = _Sample.of(texts, model, AT_HAND)
         pilot = sample.record(folder, dict.fromkeys(gaps, (0, PILOT)))
         means |= {gap: MeanJacobian.of(recording) for gap, recording in pilot.items()}
         n_needed = {
             gap: MARGIN * means[gap].relative_variance / tolerance / tolerance for gap in gaps
         }
-        missing = {
-            gap: (PILOT, math.ceil(n)) for gap, n in n_needed.items() if PILOT < n < math.inf
-        }
-        rest = sample.record(folder, missing)
-        means |= {gap: MeanJacobian.of(pilot[gap], rest[gap]) for gap in rest}
+        for is_many in (False, True):
+            needs = {
+                gap: math.ceil(n) for gap, n in n_needed.items()
+                if PILOT < n < math.inf and (n > len(sample.priorities)) == is_many
+            }  # fmt: skip
+            if needs:
+                larger = _Sample.of(texts, model, max(needs.values())) if is_many else sample
+                start = larger.rank_after(sample.priorities[:PILOT])
+                rest = larger.record(
+                    folder, {gap: (start, start + n - PILOT) for gap, n in needs.items()}
+                )
+                means |= {gap: MeanJacobian.of(pilot[gap], rest[gap]) for gap in rest}
     _warn(means, tolerance)
     return Jacobians(means, texts.models)
 
@@ -183,15 +191,18 @@ class _Sample:
     """Priorities of the tokens, in order; equal texts have equal priorities."""
 
     @classmethod
-    def of(cls, texts: TextPass, model: str) -> _Sample:
-        """Return random batches with ``AT_HAND`` tokens; ``InputError`` if there is no token."""
+    def of(cls, texts: TextPass, model: str, n_tokens: int) -> _Sample:
+        """Return random batches with ``n_tokens``, or all; ``InputError`` if there is no token.
+
+        A larger sample has the batches of a smaller one.
+        """
         reader = texts.readers[model]
         batches = [(name, batch) for name, of_set in reader.tokens.items() for batch in of_set]
         order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(0)).tolist()
         tokens: dict[str, list[TokenBatch]] = {}
         of_batches: list[Tensor] = []
         for number in order:
-            if len(of_batches) >= BATCHES and sum(map(len, of_batches)) >= AT_HAND:
+            if len(of_batches) >= BATCHES and sum(map(len, of_batches)) >= n_tokens:
                 break
             name, batch = batches[number]
             tokens.setdefault(name, []).append(batch)
@@ -205,6 +216,10 @@ class _Sample:
             )
         chosen = Reader(reader.lm, {name: tuple(of_set) for name, of_set in tokens.items()})
         return cls(replace(texts, readers={"": chosen}, models=Models()), sampled)
+
+    def rank_after(self, first: Int64[Tensor, " n"]) -> int:
+        """Return the rank of the first token after those of these priorities."""
+        return int(torch.searchsorted(self.priorities, first[-1], right=True))
 
     def record(self, folder: Path, ranks: Mapping[Gap, tuple[int, int]]) -> dict[Gap, Recording]:
         """Record gaps at the tokens whose ranks by priority are in the gap's range.

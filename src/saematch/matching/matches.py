@@ -17,6 +17,8 @@ from saematch.core.match import Match
 from saematch.core.pairs import Pair, Refusal, SaeKey
 from saematch.core.store import is_kept
 from saematch.matching.arm import Arm
+from saematch.matching.matchers import ChanceLevel, Optimal, TopK
+from saematch.matching.objectives.parts import Parts
 from saematch.matching.store import MatchStore
 from saematch.matching.transported import transport_refusal
 from saematch.sae.sites import site_refusal, skipping_refusal
@@ -84,7 +86,7 @@ def match_pairs(
     store.share(
         shelf,
         [
-            (source, target, arms[name])
+            (source, target, replace(arms[name], synchronise=None))  # a direct match
             for pair, name in todo
             for source, target in pairwise(steps(shelf, pair, arms[name]))
         ],
@@ -157,6 +159,7 @@ def _refusal(facts: Mapping[SaeKey, SaeFacts], pair: Pair, arm: Arm) -> str | No
     for source, target in pairwise(steps(facts, pair, arm)):
         a, b = facts[source], facts[target]
         reason = site_refusal(a.origin, b.origin) or arm.objective.refusal(a, b)
+        reason = reason or _sign_refusal(arm, a, b)
         if arm.transported:
             reason = reason or transport_refusal(a.origin, b.origin)
         if arm.reads_texts:  # a pass over texts has only hidden states between blocks
@@ -169,6 +172,27 @@ def _refusal(facts: Mapping[SaeKey, SaeFacts], pair: Pair, arm: Arm) -> str | No
         if reason is not None:
             return reason
     return None
+
+
+def _sign_refusal(arm: Arm, source: SaeFacts, target: SaeFacts) -> str | None:
+    """Return why an arm would make no pair, since no score is positive; None if it may make some.
+
+    ``Parts`` scores SAEs of different widths by squared distances.
+    """
+    level = arm.matcher.unmatched if isinstance(arm.matcher, Optimal) else None
+    needs_positive = isinstance(arm.matcher, TopK) or (
+        level is not None and not isinstance(level, ChanceLevel) and level >= 0
+    )
+    if not (needs_positive and isinstance(arm.objective, Parts)):
+        return None
+    if source.n_features == target.n_features:
+        return None
+    return (
+        "for SAEs of different widths Parts scores a pair by minus half of a squared distance, "
+        f"which is never positive, so {arm.matcher!r} would make no pair: choose an objective of "
+        "cosines, such as DecoderCosine, or a matcher that takes negative scores, such as "
+        "Optimal without unmatched"
+    )
 
 
 def _keep(match: Match, arm: Arm, path: Path) -> None:

@@ -59,6 +59,8 @@ def panels(columns: int, height: float = 3.2, rows: int = 1) -> tuple[Figure, li
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure as PNG and SVG, the same bytes for the same figure; return the PNG."""
     import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -66,9 +68,12 @@ def save(figure: Figure, path: Path) -> Path:
             text.set_parse_math(False)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # computes the layout once, not for each format
-    for suffix, options in ((".png", {"dpi": 130}), (".svg", {"metadata": {"Date": None}})):
-        with replacing(path.with_suffix(suffix)) as part:
-            figure.savefig(part, format=suffix[1:], **options)
+    # ``Figure.savefig`` would draw everything a second time for each format
+    figure.dpi = 130
+    with replacing(path.with_suffix(".png")) as part:
+        FigureCanvasAgg(figure).print_png(part)
+    with replacing(path.with_suffix(".svg")) as part:
+        FigureCanvasSVG(figure).print_svg(part, metadata={"Date": None})
     plt.close(figure)
     return path
 

@@ -49,6 +49,8 @@ EXPLAINER_HEADINGS = {"same": "{arm}", "different": "{arm}\n2 explainers"}
 """Headings of the table ``likeness``, by whether one explainer explained both features."""
 MATCH_HEADINGS = {"recall": "recall", "matching_score": "score", "mse_W_dec": "MSE W_dec"}
 """Headings of metrics in the table of matches; it shows the first two metrics with values."""
+_UNLIMITED = 10_000
+"""Number of characters of a line that no table fills."""
 SAE_HEADINGS = {
     "explained_variance": "explained\nvariance",
     "explained_variance_standardised": "standard-\nised",
@@ -67,7 +69,7 @@ def print_results(results: Results, folder: Path) -> None:
     tables = results.tables
     for title, printed in _printed(tables):
         console.print(f"\n[bold]{escape(title)}[/]", soft_wrap=True, highlight=False)
-        console.print(printed)
+        console.print(_fitting(printed, console))
     lines = (*_live_recall(table(tables, "means")), *verify_lines(tables), *winner_lines(tables),
              *_other_metrics(tables))  # fmt: skip
     for line in lines:
@@ -85,6 +87,27 @@ def print_results(results: Results, folder: Path) -> None:
     for name in ("results.json", "figures", "matches", "saes"):
         if (folder / name).exists():
             console.print(f"written: {folder / name}", highlight=False, soft_wrap=True)
+
+
+def _fitting(printed: Table, console: Console) -> Table | str:
+    """Return the table, or else with rows as columns; a sentence if neither fits the console."""
+    turned = _turned(printed)
+    for fitting in (printed, turned):
+        measured = console.measure(fitting, options=console.options.update_width(_UNLIMITED))
+        if measured.minimum <= console.width:
+            return fitting
+    size = f"{printed.row_count} x {len(printed.columns) - 1} cells"
+    return f"{size} do not fit this terminal: results.json has them, in tables"
+
+
+def _turned(printed: Table) -> Table:
+    """Return the table with a column for each row."""
+    first, *others = ([str(cell) for cell in column.cells] for column in printed.columns)
+    turned = _table(*first)
+    turned.columns[0].header = ""
+    for column, cells in zip(printed.columns[1:], others, strict=True):
+        turned.add_row(str(column.header).replace("\n", " "), *cells)
+    return turned
 
 
 def _refused(refused: pd.DataFrame) -> Iterator[str]:
