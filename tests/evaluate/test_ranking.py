@@ -107,3 +107,12 @@ def test_a_pair_without_a_value_does_not_count():
     assert row.n_pairs == 2
     expected = REPLICATES.interval(SCORE, mean_over(arms["a"], PAIRS[1:]))
     assert row.mean == pytest.approx(tuple(expected))
+
+
+def test_an_arm_without_a_value_has_no_rank():
+    arms = by_arm()
+    missing = torch.full_like(arms["a"][PAIRS[0]], math.nan)
+    arms["empty"] = {PAIRS[0]: missing}
+    *others, empty = rank(SCORE, arms, REPLICATES)
+    assert (empty.rank, empty.mean.value, empty.n_pairs) == (None, None, 0)
+    assert [row.rank for row in others] == [row.rank for row in rank(SCORE, by_arm(), REPLICATES)]

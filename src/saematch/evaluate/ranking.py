@@ -25,7 +25,7 @@ class Ranked(NamedTuple):
     arm: str
     mean: Interval
     rank: int | None
-    """1 plus the number of arms that are better; None without intervals."""
+    """1 plus the number of arms that are better; None without intervals or without a value."""
     difference: Interval
     """The arm's mean minus that of ``against``, over the pairs of both."""
     against: str
@@ -69,7 +69,7 @@ def rank(
         widths = _half_widths(differences, column, replicates)
         n_better[number] = (sign * differences[:, 0] - widths > ROUNDING).sum()
         others = both.any(dim=1) & (torch.arange(len(values)) != number)
-        is_ranked[number] = not widths[others].isnan().any()
+        is_ranked[number] = has[number].any() and not widths[others].isnan().any()
         if number == 0:
             from_first = [
                 _interval(value[0].item(), half.item(), column.difference)

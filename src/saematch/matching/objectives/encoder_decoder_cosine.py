@@ -21,8 +21,8 @@ class EncoderDecoderCosine:
     """The mean of the cosine of two decoder vectors and the cosine of two encoder vectors.
 
     It is the same in every fold. Two features are alike if they read and write the same directions.
-    It is wrong for a feature that is read in one direction and written in another, as a block in
-    between may change it. Memory: both sides in ``2 d_model`` float32 numbers a feature.
+    It is right for a feature that carries on unchanged, and wrong where a block in between changes
+    the direction that the target reads. Memory: ``2 d_model`` float32 numbers for each feature.
     """
 
     def factors(self, source: SaeParams, target: SaeParams) -> Factors:
