@@ -36,6 +36,8 @@ ZOO_SIZE = 257
 """Numbers in a feature of the embedded SAEs."""
 MOST_OF_SCIPY = 1.2
 """Bound on the time of the solver, as a multiple of SciPy's, both with the product."""
+LEAST = 1e-4
+"""Least value in the figure, whose axes are logarithmic: small problems take no memory of their own."""
 SLOWEST = {"lap": 8192, "lapx": 8192, "pot": 4096, "ortools": 2048}
 """Largest width measured for a peer. Larger widths take many minutes or exceed the memory."""
 
@@ -347,7 +349,8 @@ def figure(rows: list[dict], folder: Path) -> None:
         style = {"linewidth": 2.5, "zorder": 3} if solver == OURS else {"linewidth": 1.2}
         style["color"] = f"C{k}"
         for ax, field in zip(axes, ("seconds", "above_input_gib"), strict=True):
-            ax.plot([r["n"] for r in line], [r[field] for r in line], "o-", label=solver, **style)
+            values = [max(r[field], LEAST) for r in line]
+            ax.plot([r["n"] for r in line], values, "o-", label=solver, **style)
     line = [r for r in shown if r["solver"] == OURS]
     axes[0].plot([r["n"] for r in line], [r["product"] for r in line], "k--", label="bare product")
     axes[1].plot([r["n"] for r in line], [4 * r["n"] ** 2 / GIB for r in line], "k--",

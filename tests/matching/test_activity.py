@@ -256,7 +256,7 @@ def test_matches_are_stored_under_the_texts_and_settings(lm, saes, tmp_path):
 
 
 def test_a_composed_match_reads_the_activity_of_each_step(lm, saes, tmp_path):
-    arm, far = arm_of(WrittenShare(24), compose=True), Pair(A, C)
+    arm, far = arm_of(WrittenShare(24), k=18, compose=True), Pair(A, C)
     activity = record_activity(
         saes, {"a": [(A, B, C)]}, {"a": arm}, text_pass(lm), tmp_path / "activity"
     )

@@ -144,22 +144,16 @@ def _compiled(stamp: str) -> Any:
                     return refused
         assign(similarity, outside, prices, columns)
 
-        worth, net, free, n_pairs = (
-            np.full(n, outside),
-            np.full(n, outside),
-            np.ones(m, np.bool_),
-            0,
-        )
+        worth, net = np.full(n, outside), np.full(n, outside)
+        free, n_pairs = np.ones(m, np.bool_), 0
         for i in range(n):
             j = columns[i]
             if j >= 0:
                 worth[i], free[j] = inner_product(x[i], y[j]), False
                 net[i] = worth[i] - prices[j]
                 n_pairs += 1
-        rows, near = (
-            np.empty(MOST_CONTENDERS * n, np.int64),
-            np.empty(MOST_CONTENDERS * n, np.int64),
-        )
+        most = MOST_CONTENDERS * n
+        rows, near = np.empty(most, np.int64), np.empty(most, np.int64)
         bound, errors = np.empty(n), of_x * ((size + 4) * UNIT / (1 - (size + 4) * UNIT))
         slips = np.abs(prices) * (4 * _EPS) + (size + 4) * _TINY
         n_near = find_near(similarity, prices, errors, of_y, slips, columns, net, rows, near, bound)
