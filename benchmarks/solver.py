@@ -37,7 +37,7 @@ ZOO_SIZE = 257
 MOST_OF_SCIPY = 1.2
 """Bound on the time of the solver, as a multiple of SciPy's, both with the product."""
 LEAST = 1e-4
-"""Least value in the figure, whose axes are logarithmic: small problems take no memory of their own."""
+"""Least value in the figure, whose axes are logarithmic; small problems add no memory."""
 SLOWEST = {"lap": 8192, "lapx": 8192, "pot": 4096, "ortools": 2048}
 """Largest width measured for a peer. Larger widths take many minutes or exceed the memory."""
 

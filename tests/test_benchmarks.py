@@ -100,7 +100,7 @@ def test_the_solver_s_benchmark_measures_and_draws(capsys):
     import solver
 
     cases = [
-        solver.Case(name, instance, 64, 8, 1)
+        solver.Case(name, instance, 64, solver.SIZE, 1)
         for name in ("saematch", "scipy")
         for instance in ("planted", "random")
     ]

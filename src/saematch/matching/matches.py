@@ -17,7 +17,7 @@ from saematch.core.match import Match
 from saematch.core.pairs import Pair, Refusal, SaeKey
 from saematch.core.store import is_kept
 from saematch.matching.arm import Arm
-from saematch.matching.matchers import ChanceLevel, Optimal, TopK
+from saematch.matching.matchers.matcher import PositiveMatcher
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.store import MatchStore
 from saematch.matching.transported import transport_refusal
@@ -179,10 +179,7 @@ def _sign_refusal(arm: Arm, source: SaeFacts, target: SaeFacts) -> str | None:
 
     ``Parts`` scores SAEs of different widths by squared distances.
     """
-    level = arm.matcher.unmatched if isinstance(arm.matcher, Optimal) else None
-    needs_positive = isinstance(arm.matcher, TopK) or (
-        level is not None and not isinstance(level, ChanceLevel) and level >= 0
-    )
+    needs_positive = isinstance(arm.matcher, PositiveMatcher) and arm.matcher.needs_positive
     if not (needs_positive and isinstance(arm.objective, Parts)):
         return None
     if source.n_features == target.n_features:

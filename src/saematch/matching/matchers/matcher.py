@@ -50,6 +50,16 @@ class WidthBoundMatcher(Protocol):
 
 
 @runtime_checkable
+class PositiveMatcher(Protocol):
+    """Interface of a matching algorithm that may make no pair without a positive similarity."""
+
+    @property
+    def needs_positive(self) -> bool:
+        """Whether these settings match only pairs of positive similarity."""
+        ...
+
+
+@runtime_checkable
 class CompleteMatcher(Protocol):
     """Interface of a matching algorithm that can make permutations."""
 

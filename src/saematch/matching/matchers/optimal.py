@@ -69,6 +69,12 @@ class Optimal:
             check_device(self.device)
 
     @property
+    def needs_positive(self) -> bool:
+        """Whether the level is a number from 0 up."""
+        level = self.unmatched
+        return level is not None and not isinstance(level, ChanceLevel) and level >= 0
+
+    @property
     def complete(self) -> bool:
         """Whether every feature of the smaller side gets a partner."""
         return self.unmatched is None

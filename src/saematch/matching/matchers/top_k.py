@@ -28,6 +28,7 @@ class TopK:
     """
 
     one_partner: ClassVar[bool] = False
+    needs_positive: ClassVar[bool] = True
 
     k: AtLeast1 = 20
     weights: Literal["score", "nnls"] = "score"

@@ -7,8 +7,8 @@ refuses unusual vectors; the general way then solves the problem or names the mi
 
 from __future__ import annotations
 
+import inspect
 import math
-from pathlib import Path
 from typing import Any, no_type_check
 
 import numpy as np
@@ -196,6 +196,4 @@ def _compiled(stamp: str) -> Any:
     return solve
 
 
-_solve = _compiled(
-    hashed([Path(module.__file__).read_text() for module in (paths, row_sums, screening)])
-)
+_solve = _compiled(hashed([inspect.getsource(module) for module in (paths, row_sums, screening)]))
