@@ -16,7 +16,7 @@ from saematch.core.pairs import NO_ARM, Pair, SaeKey
 from saematch.evaluate import ridge
 from saematch.evaluate.changes import ChangeRecorder, Changes
 from saematch.evaluate.increment import Increments
-from saematch.evaluate.ridge import Regression
+from saematch.evaluate.ridge import Moments, Regression
 from saematch.evaluate.skipping import Skipping
 from saematch.evaluate.splice import SpliceRecorder
 from saematch.lm.source import LmSource
@@ -203,7 +203,7 @@ def sae_pair():
 def regression(fits, source, match, ridge=None):
     changes = Changes(fits.recording, PAIRS[0], fold_scale(source, "decoder_norm"))
     directions = None if match is None else fits.directions(changes, match)
-    return Regression(changes, directions, fits.ridge if ridge is None else ridge)
+    return Regression(changes, Moments.of(changes), directions, fits.ridge if ridge is None else ridge)
 
 
 @pytest.mark.parametrize("match", [permutation(4, 8), soft(5, 8, 8, k=2)], ids=["one", "many"])

@@ -14,7 +14,7 @@ own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from saematch.core.match import Match
 from saematch.core.pairs import Pair
 from saematch.core.store import is_kept, write
 from saematch.evaluate.changes import ChangeRecorder, Changes
-from saematch.evaluate.ridge import Regression
+from saematch.evaluate.ridge import Moments, Regression
 from saematch.sae.folding import fold_scale
 from saematch.sae.passes import TextPass
 from saematch.sae.recorders import Recording
@@ -55,6 +55,8 @@ class Increments:
     """Pass over the calibration texts; None if there is no pair."""
     pairs: tuple[Pair, ...]
     ridge: float
+    _sums: dict[Pair, tuple[Changes, Moments]] = field(default_factory=dict, init=False, repr=False)
+    """Changes of the last pair and their sums, since the fits of a pair follow each other."""
 
     @cached_property
     def recording(self) -> Recording:
@@ -85,10 +87,15 @@ class Increments:
 
     def _write(self, path: Path, pair: Pair, match: Match | None) -> None:
         """Fit gains, or free vectors without a match, and write them for every source feature."""
-        scale = fold_scale(self.saes[pair.source], UNITS).cpu()
-        changes = Changes(self.recording, pair, scale)
+        if pair not in self._sums:
+            self._sums.clear()
+            scale = fold_scale(self.saes[pair.source], UNITS).cpu()
+            changes = Changes(self.recording, pair, scale)
+            self._sums[pair] = changes, Moments.of(changes)
+        changes, moments = self._sums[pair]
+        scale = changes.scale
         directions = None if match is None else self.directions(changes, match)
-        solution = Regression(changes, directions, self.ridge).solve()
+        solution = Regression(changes, moments, directions, self.ridge).solve()
         fit = torch.zeros(len(scale), solution.shape[1], dtype=torch.float64)
         fit[torch.from_numpy(changes.live)] = torch.from_numpy(solution)
         write(path, {FIT: (fit / scale[:, None]).float() if match is None else fit})
