@@ -203,7 +203,9 @@ def sae_pair():
 def regression(fits, source, match, ridge=None):
     changes = Changes(fits.recording, PAIRS[0], fold_scale(source, "decoder_norm"))
     directions = None if match is None else fits.directions(changes, match)
-    return Regression(changes, Moments.of(changes), directions, fits.ridge if ridge is None else ridge)
+    return Regression(
+        changes, Moments.of(changes), directions, fits.ridge if ridge is None else ridge
+    )
 
 
 @pytest.mark.parametrize("match", [permutation(4, 8), soft(5, 8, 8, k=2)], ids=["one", "many"])
