@@ -84,13 +84,13 @@ class Labels:
     asks_llm = False
 
     def __init__(self, texts):
-        self.texts, self.asked = texts, []
+        self.texts, self.requested = texts, []
 
     def features(self, sae):
         return sorted(self.texts[sae])
 
     def of(self, features, others=False):
-        self.asked += features
+        self.requested += features
         return {
             FeatureKey(sae, feature): (Explanation(self.texts[sae][feature], "me"),
                                        Explanation("another one", "you"))
@@ -126,7 +126,7 @@ def test_planted_explanations_are_recovered_where_weights_are_random(saes, plant
     assert match.columns.tolist() == truth[:20]
     torch.testing.assert_close(match.scores, torch.ones(20).double())
     assert matches.by_arm["weights"][PAIR].columns.tolist() != truth
-    assert len(labels.asked) == 44, "the explanations of an SAE are loaded once"
+    assert len(labels.requested) == 44, "the explanations of an SAE are loaded once"
 
 
 def test_a_match_is_kept_by_the_texts_of_both_saes(saes, planted, tmp_path):
