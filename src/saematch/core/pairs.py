@@ -27,6 +27,11 @@ class SaeKey(NamedTuple):
         """Name in messages: ``layer 3``, or ``layer 3 of wide`` outside the default suite."""
         return f"layer {self.layer}" + ("" if self.suite == DEFAULT else f" of {self.suite}")
 
+    @property
+    def label(self) -> str:
+        """Name in file names: ``3``, or ``wide/3`` outside the default suite."""
+        return str(self.layer) if self.suite == DEFAULT else f"{self.suite}/{self.layer}"
+
 
 class Pair(NamedTuple):
     """Two SAEs that are compared. They may differ in layer, suite, width and language model."""

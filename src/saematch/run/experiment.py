@@ -74,6 +74,8 @@ class Experiment:
     judging: Judging
     figures: Unique[str] | None
     """Figures to draw; None for all that the tables allow."""
+    show: bool
+    """Whether to write the page on which features can be followed (``saematch show``)."""
     collection: Collection
     """Hidden states to collect, for the tasks other than ``match``."""
     training: TrainingRecipe

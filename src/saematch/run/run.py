@@ -12,6 +12,7 @@ import torch
 from saematch.core.errors import described, stage
 from saematch.core.results import Results
 from saematch.evaluate.means import headline_metrics
+from saematch.explorer.page import write_page
 from saematch.judge.means import judge_metrics
 from saematch.report.figures import draw_figures
 from saematch.report.summary import agreement_metrics, history_by_layer, mean_metrics, optimal_to
@@ -65,6 +66,7 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
         results.status = "finished"
         results.provenance["seconds"] = round(time.monotonic() - started, 1)
         results.save(path)
+        _show(experiment, folder)
     except BaseException as error:
         cause = interruption(error)
         if not finished and (claim.kept or cause is not None):
@@ -87,6 +89,17 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
     history = history_by_layer(results.tables)
     context.tracker.finish(Outcome(results, history, figures, folder / "matches"))
     return results
+
+
+def _show(experiment: Experiment, folder: Path) -> None:
+    """Write the page of a run that matched, or say how to write it."""
+    if experiment.trains:
+        return
+    if experiment.show:
+        with stage("write page"):
+            log.info("follow features in a browser: %s", write_page(folder))
+    else:
+        log.info("follow features in a browser: saematch show %s", folder)
 
 
 def record_failure(folder: Path, name: str, overrides: list[str], error: str) -> None:

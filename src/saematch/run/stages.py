@@ -31,6 +31,7 @@ from saematch.run.checks import (
 from saematch.run.context import Context
 from saematch.run.evidence import CONTEXTS, evidence, inputs_of
 from saematch.run.experiment import Experiment
+from saematch.run.features import save_features
 from saematch.run.refusals import check_texts, find_refusals, token_refusals
 from saematch.sae.recorders import Recorder
 from saematch.sae.stand_in import ActivationQuantile, DecoderNorm, by_activation, by_decoder_norm
@@ -265,8 +266,15 @@ def summarise(context: Context) -> None:
             tables.join(evaluation.summary_tables(subject.without(name), tables))
 
 
+@memory_shortage(MATCHING, "lower sae_memory")
+@stage("write features")
+def write_features(context: Context) -> None:
+    """Write the facts of single features into the run's folder."""
+    save_features(context)
+
+
 STAGES = {
-    "match": (match, read_texts, evaluate, judge, summarise),
+    "match": (match, read_texts, evaluate, judge, summarise, write_features),
     "collect": (train,),
     "train_saes": (train,),
 }

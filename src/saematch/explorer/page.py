@@ -1,0 +1,62 @@
+"""The page of a run: a folder that a browser opens from disk, without a server or a network."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from saematch.core.files import replacing_folder
+from saematch.core.safe_text import visible
+from saematch.explorer.data import write_data
+from saematch.explorer.run_data import RunData
+
+WEB = Path(__file__).with_name("web")
+"""Folder with the page itself."""
+PAGE = "explorer"
+"""Default name of a page's folder in a run's folder."""
+SCHEMA = 1
+"""Version of the data files; the page refuses others."""
+
+
+def write_page(folder: Path, to: Path | None = None) -> Path:
+    """Write the page of the run in ``folder`` and return its first file, ``index.html``.
+
+    ``to`` is the folder of the page, which an earlier page may have; by default ``explorer`` in the
+    run's folder. Raises ``InputError`` for a run that has no page (``RunData.open``).
+    """
+    run = RunData.open(folder)
+    place = folder / PAGE if to is None else to
+    with replacing_folder(place) as part:
+        shutil.copytree(WEB, part, dirs_exist_ok=True)
+        figures = _copy_figures(folder, part / "figures")
+        write_data(run, part / "data", _facts(run, figures))
+    return place / "index.html"
+
+
+def _copy_figures(folder: Path, to: Path) -> list[str]:
+    paths = sorted((folder / "figures").glob("*.png"))
+    for path in paths:
+        to.mkdir(exist_ok=True)
+        shutil.copy2(path, to / path.name)
+    return [path.stem for path in paths]
+
+
+def _facts(run: RunData, figures: list[str]) -> dict[str, Any]:
+    results = run.results
+    log = run.folder / "saematch.log"
+    return visible({
+        "schema": SCHEMA,
+        "name": results.name,
+        "run_id": run.folder.name,
+        "config": results.config,
+        "provenance": results.provenance,
+        "metrics": results.metrics,
+        "columns": {
+            name: {"label": column.label, "unit": column.unit, "better": column.better,
+                   "meaning": column.meaning}
+            for name, column in results.tables.columns.items()
+        },
+        "figures": figures,
+        "log": log.read_text("utf-8", "replace").splitlines()[-500:] if log.exists() else [],
+    })  # fmt: skip

@@ -1,0 +1,6 @@
+"use strict";
+// Charts by uPlot (vendor/).
+
+(() => {
+  saematch.views = {};
+})();

@@ -1,0 +1,92 @@
+"use strict";
+// Helpers of all views: elements, tables, numbers as text, downloads.
+
+(() => {
+  // Return an element. Children are elements or text, and text is never read as HTML.
+  saematch.h = (tag, attributes = {}, ...children) => {
+    const svg = SVG_TAGS.has(tag);
+    const element = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (value === undefined || value === null || value === false) continue;
+      if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+      else element.setAttribute(name, value === true ? "" : value);
+    }
+    element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
+    return element;
+  };
+  const SVG = "http://www.w3.org/2000/svg";
+  const SVG_TAGS = new Set(["svg", "g", "path", "circle", "line", "rect", "text", "title", "tspan"]);
+
+  // Return a number as text with four digits; a dash for a missing number.
+  saematch.number = (value) => {
+    if (value === null || value === undefined || Number.isNaN(value)) return "–";
+    if (typeof value !== "number" || Number.isInteger(value)) return String(value);
+    const size = Math.abs(value);
+    if (size >= 1e6 || (size < 1e-3 && size > 0)) return value.toExponential(3);
+    return String(Number(value.toPrecision(4)));
+  };
+
+  // Return a table. `columns` is a list of {name, label, title, cell}; `cell(row)` returns an
+  // element or text, by default the number in `row[name]`. Clicking on a head sorts the rows.
+  saematch.table = (columns, rows, caption) => {
+    const { h, number } = saematch;
+    const body = h("tbody");
+    const fill = (sorted) =>
+      body.replaceChildren(
+        ...sorted.map((row) =>
+          h("tr", {}, columns.map((c) => {
+            const value = c.cell ? c.cell(row) : number(row[c.name]);
+            return h("td", { class: typeof row[c.name] === "number" ? "number" : null }, value);
+          })))
+      );
+    const sort = (column, head) => {
+      const falling = head.getAttribute("aria-sort") !== "descending";
+      for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", falling ? "descending" : "ascending");
+      fill([...rows].sort((a, b) => compare(a[column.name], b[column.name], falling ? -1 : 1)));
+    };
+    const heads = columns.map((column) => {
+      const head = h("th", { scope: "col", title: column.title });
+      const button = h("button", { type: "button", class: "sort", onclick: () => sort(column, head) });
+      button.append(column.label ?? column.name);
+      head.append(button);
+      return head;
+    });
+    fill(rows);
+    return h("div", { class: "wide", tabindex: "0", role: "group", "aria-label": caption },
+      h("table", {}, h("caption", {}, caption), h("thead", {}, h("tr", {}, heads)), body));
+  };
+
+  // Missing values come last in both directions.
+  function compare(a, b, sign) {
+    const missing = (value) => value === null || value === undefined || Number.isNaN(value);
+    if (missing(a) || missing(b)) return missing(a) - missing(b);
+    return sign * (typeof a === "string" ? a.localeCompare(b) : a - b);
+  }
+
+  // Download rows as a CSV file. A spreadsheet reads no cell of text as a formula.
+  saematch.downloadCsv = (name, columns, rows) => {
+    const cell = (value) => {
+      if (value === null || value === undefined || Number.isNaN(value)) return "";
+      if (typeof value === "number") return String(value);
+      const text = String(value);
+      return `"${(/^[=+\-@\t\r]/.test(text) ? "'" : "") + text.replaceAll('"', '""')}"`;
+    };
+    const lines = [columns.map(cell).join(",")];
+    for (const row of rows) lines.push(columns.map((column) => cell(row[column])).join(","));
+    saematch.download(name, lines.join("\r\n") + "\r\n", "text/csv");
+  };
+
+  saematch.download = (name, text, type) => {
+    const url = URL.createObjectURL(new Blob([text], { type }));
+    saematch.h("a", { href: url, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 1000);
+  };
+
+  // Return an address in this page: link(["feature", "default", 7, 42], {arm: "folded"}).
+  saematch.link = (path, query = {}) => {
+    const used = Object.entries(query).filter(([, value]) => value !== null && value !== undefined);
+    const text = new URLSearchParams(used).toString();
+    return `#/${path.map(encodeURIComponent).join("/")}${text ? `?${text}` : ""}`;
+  };
+})();
