@@ -53,7 +53,9 @@ class Results:
             "columns": [_stored_definition(column) for column in self.tables.columns.values()],
             "tables": {name: rows_of(frame) for name, frame in self.tables.items()},
         }
-        write_json(Path(path), {"schema": SCHEMA, **{n: _plain(value) for n, value in content.items()}})
+        write_json(
+            Path(path), {"schema": SCHEMA, **{n: _plain(value) for n, value in content.items()}}
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Results:
