@@ -17,6 +17,7 @@ class Command(NamedTuple):
     """Module in ``saematch.app`` whose ``main`` receives the words after the command."""
 
     def __call__(self, words: Sequence[str]) -> None:
+        """Do the command."""
         import_module(f"saematch.app.{self.module}").main(words)
 
 

@@ -1,4 +1,4 @@
-"""``saematch --help``: commands, choices and settings, from ``conf/config.yaml`` and its comments."""
+"""``saematch --help``: commands, choices and settings, which ``conf/config.yaml`` explains."""
 
 from __future__ import annotations
 
