@@ -9,7 +9,7 @@ from saematch.core.columns import Column
 from saematch.core.errors import InputError
 from saematch.core.results import Results, SchemaError
 from saematch.core.tables import Tables
-from saematch.run.resuming import finished_as, refuse_other_run
+from saematch.runs.resuming import finished_as, refuse_other_run
 
 
 def old_run(folder, schema):

@@ -12,7 +12,7 @@ from conftest import tiny_overrides
 from saematch.core.errors import FileError, InputError, stage
 from saematch.core.results import Results
 from saematch.matching.arm import Arm
-from saematch.run import stages
+from saematch.runs import stages
 
 SMALL = ["logger=none", "arms=[identity]", "layers=[0,1]", "run_id=a"]
 LONG = "x" * 300

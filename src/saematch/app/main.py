@@ -17,7 +17,7 @@ from saematch.app.launching import Begun, run_once
 from saematch.app.messages import MISTAKES, one_line
 from saematch.app.renaming import refuse_old_names
 from saematch.app.secrets import refuse_secrets
-from saematch.run.interruption import Interrupted, interruptible, record_killed
+from saematch.runs.interruption import Interrupted, interruptible, record_killed
 
 _HOME = re.compile(r"(?<=[=\[,])~(?=/)")
 """The ``~`` of a path inside an argument: shells keep it, and Hydra cannot parse it."""
