@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pandas as pd
-from tqdm import tqdm
 
 from saematch.core.files import replacing
 from saematch.core.pairs import SaeKey
+from saematch.core.progress import progress
 from saematch.explain.explanations import Explanation, Explanations, FeatureKey
 from saematch.explorer.run_data import FEATURES
 from saematch.runs.context import Context
@@ -16,14 +16,18 @@ from saematch.sae.params import SaeParams
 
 
 def save_features(context: Context) -> None:
-    """Write ``features/<SAE>.parquet``: a row for each feature of each SAE (``RunData.features``)."""
-    for key in tqdm(context.saes, desc="features", unit="SAE", leave=False):
-        frame = from_weights(context.saes[key])
-        explained = _explained(context.explanations, key)
-        frame["explanation"] = frame["feature"].map({f: e.text for f, e in explained.items()})
-        frame["explainer"] = frame["feature"].map({f: e.explainer for f, e in explained.items()})
-        with replacing(context.folder / FEATURES / f"{key.label}.parquet") as path:
-            frame.to_parquet(path, index=False)
+    """Write ``features/<SAE>.parquet``: a row for each feature (``RunData.features``)."""
+    with progress("write features", len(context.saes), "SAE") as bar:
+        for key in context.saes:
+            frame = from_weights(context.saes[key])
+            explained = _explained(context.explanations, key)
+            texts = {feature: e.text for feature, e in explained.items()}
+            explainers = {feature: e.explainer for feature, e in explained.items()}
+            frame["explanation"] = frame["feature"].map(texts)
+            frame["explainer"] = frame["feature"].map(explainers)
+            with replacing(context.folder / FEATURES / f"{key.label}.parquet") as path:
+                frame.to_parquet(path, index=False)
+            bar.advance()
 
 
 def from_weights(sae: SaeParams) -> pd.DataFrame:
