@@ -50,7 +50,7 @@ class Bar:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_tqdm": None}
 
-    def advance(self, n: float = 1) -> None:
+    def advance(self, n: int = 1) -> None:
         """Add finished units."""
         self.done += n
         self.draw()
@@ -89,7 +89,7 @@ class Bar:
                               dynamic_ncols=True, file=sys.stderr)  # fmt: skip
             self._tqdm.start_t = self.started
         self._tqdm.n, self._tqdm.total = self.done, self.total
-        inside = [f"{bar.title} {bar.done:g}/{bar.total or '?'}" for bar in inner]
+        inside = [f"{bar.title} {bar.done:,}/{bar.total or '?'}" for bar in inner]
         self._tqdm.set_postfix_str(", ".join(filter(None, [self.note, *inside])), refresh=False)
         self._tqdm.refresh()
 
@@ -101,7 +101,7 @@ class Bar:
         self._estimated = True
         left = elapsed / self.done * (self.total - self.done)
         if left >= WORTH_AN_ESTIMATE:
-            log.info("%s: %g of %s after %s, about %s left", self.title, self.done,
+            log.info("%s: %s of %s after %s, about %s left", self.title, f"{self.done:,}",
                      counted(self.total, self.unit), duration(elapsed), duration(left))  # fmt: skip
 
     def log_end(self) -> None:
@@ -152,10 +152,10 @@ def progress_inside(title: str, total: int | None) -> Iterator[Bar]:
             del _open[_open.index(bar) :]
 
 
-def counted(n: float, noun: str) -> str:
+def counted(n: int, noun: str) -> str:
     """Return ``1 batch`` or ``1,200 batches``."""
     ending = "es" if noun.endswith(("ch", "s")) else "s"
-    return f"{n:,.0f} {noun}{'' if n == 1 else ending}"
+    return f"{n:,} {noun}{'' if n == 1 else ending}"
 
 
 def duration(seconds: float) -> str:
