@@ -156,8 +156,8 @@ def _match_table(tables: Tables) -> TextTable:
     headings, columns = [], []
     for metric in metrics:
         for arm in values_of(matches, "arm"):
-            rows = {pair_of(row): row for row in rows_of(where(matches, arm=arm))}
-            values = [rows.get(pair, {}).get(metric) for pair in pairs]
+            by_pair = {pair_of(row): row for row in rows_of(where(matches, arm=arm))}
+            values = [by_pair.get(pair, {}).get(metric) for pair in pairs]
             headings.append(f"{MATCH_HEADINGS[metric]}\n{broken(arm)}")
             columns.append(texts_of(tables.column(metric), values))
     labels = ", ".join(tables.column(metric).label for metric in metrics)
@@ -187,7 +187,7 @@ def _other_metrics(tables: Tables) -> Iterator[str]:
 
 
 def _by_arm(frame: pd.DataFrame, column: Column, values: str) -> str:
-    texts = texts_of(column, numbers(frame, values))
+    texts = texts_of(column, list(numbers(frame, values)))
     return ", ".join(f"{arm} {text}" for arm, text in zip(frame["arm"], texts, strict=True))
 
 
