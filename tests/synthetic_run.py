@@ -30,6 +30,9 @@ WORDS = [
     "references", "to", "music", "code", "comments", "French", "words", "medical", "closing",
     "brackets", "questions", "negation", "family", "members", "chemistry", "units", "headlines",
 ]  # fmt: skip
+SYLLABLES = ["ka", "ri", "to", "men", "sal", "ver", "din", "pro", "lu", "est", "con", "ti", "gra"]
+VOCABULARY = [*WORDS, *(a + b + c for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES)]
+"""Words of explanations and tokens, by descending frequency."""
 
 
 def write_run(
@@ -89,7 +92,7 @@ def _write_features(
         "feature": features, "threshold": rng.lognormal(0, 0.5, n),
         "norm_W_enc": rng.lognormal(0, 0.2, n), "norm_W_dec": np.ones(n),
         "b_enc": rng.normal(-1, 0.3, n),
-        "explanation": [" ".join(rng.choice(WORDS, rng.integers(4, 14))) for _ in features],
+        "explanation": [" ".join(_words(rng, length)) for length in rng.integers(5, 15, n)],
         "explainer": "synthetic",
     }))  # fmt: skip
     kept = np.sort(np.argsort(-n_active, kind="stable")[:n_explored])
@@ -98,8 +101,8 @@ def _write_features(
         "feature": features, "n_active": n_active, "density": n_active / 1e6,
         "density_prose": n_active / 1e6, "density_code": n_active / 2e6,
         "mean_activation": rng.lognormal(1, 0.3, n), "max_activation": rng.lognormal(2, 0.3, n),
-        "top_tokens": [f'"{rng.choice(WORDS)}" (40%), "{rng.choice(WORDS)}" (20%)'
-                       for _ in features],
+        "top_tokens": [f'" {first}" ({share}%), " {second}" ({share // 2}%)' for first, second, share
+                       in zip(_words(rng, n), _words(rng, n), rng.integers(20, 60, n), strict=True)],
         "histogram": histogram,
     }))  # fmt: skip
     places = [(f, rank) for f in kept.tolist() for rank in range(N_CONTEXTS)]
@@ -107,7 +110,7 @@ def _write_features(
         "feature": [f for f, _ in places], "rank": [rank for _, rank in places],
         "dataset": rng.choice(["prose", "code"], len(places)),
         "text": rng.integers(0, 99, len(places)), "start": rng.integers(1, 40, len(places)),
-        "tokens": [[f" {w}" for w in rng.choice(WORDS, WINDOW)] for _ in places],
+        "tokens": [[f" {word}" for word in _words(rng, WINDOW)] for _ in places],
         "values": list(_activations(rng, len(places))),
     }))  # fmt: skip
     shared = []
@@ -121,6 +124,13 @@ def _write_features(
     names = ("feature", "rank", "partner_suite", "partner_layer", "partner")
     frame = pd.DataFrame(shared, columns=list(names))
     _write(folder / PARTNERS, key.label, frame.assign(values=list(_activations(rng, len(shared)))))
+
+
+def _words(rng: np.random.Generator, n: int) -> list[str]:
+    """Return words whose frequencies fall like those of English (Zipf's law, from 20 on)."""
+    share = 1 / (20 + np.arange(len(VOCABULARY)))
+    words = np.searchsorted(np.cumsum(share), rng.random(n) * share.sum())
+    return [VOCABULARY[word] for word in words.tolist()]
 
 
 def _activations(rng: np.random.Generator, n: int) -> np.ndarray:

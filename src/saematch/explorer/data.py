@@ -11,11 +11,12 @@ Files, in ``data/`` (``blob.py`` has their format). SAEs and pairs are numbered 
 | ``sources/<arm>/<pair>/<block>`` | best sources of a block of target features |
 | ``best/<arm>/<pair>`` | best partner of every source, and best source of every target feature |
 | ``verify/<arm>/<pair>`` | effects of tested source features on their best partner |
-| ``contexts/<sae>/<chunk>`` | histograms and contexts of the features that have them |
+| ``contexts/<sae>/<chunk>`` | histograms and contexts of some features (``contexts.py``) |
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,17 @@ from tqdm import tqdm
 from saematch.core.pairs import Pair, SaeKey
 from saematch.core.tables import rows_of
 from saematch.evaluate.effects import NONE
-from saematch.explorer.blob import rounded, write_object, write_parts
+from saematch.explorer.blob import cut, write_object, write_parts
+from saematch.explorer.contexts import shortened, write_contexts
 from saematch.explorer.links import Links, partners, sources
 from saematch.explorer.run_data import RunData
 
 BLOCK = 1024
 """Number of features in a block."""
-CHUNK = 128
-"""Number of features in a chunk of contexts."""
-TABLE_CELLS = 100_000
-"""Largest number of cells in a part of a table."""
-SCORE_BITS, NUMBER_BITS = 11, 8
-"""Bits of the mantissa of scores and of other numbers: 3 to 4 and 2 to 3 digits."""
+TABLE_BYTES = 2**21
+"""Approximate size of the JSON of a part of a table."""
+LABEL_CHARACTERS = 1000
+"""Longest text of a label on the page."""
 LABELS = ("explanation", "explainer", "top_tokens")
 """Columns of text among those of features."""
 EFFECTS = ("n_events", "n_active", "off_rate", "effect", "effect_low", "effect_high", "floor_95")
@@ -57,7 +57,7 @@ def write_data(run: RunData, folder: Path, facts: dict[str, Any]) -> None:
     tables = [_write_table(folder, name, frame) for name, frame in run.results.tables.items()]
     n = len(run.saes)
     write_object(folder, "run", {
-        "block": BLOCK, "chunk": CHUNK, "saes": described[:n], "pairs": described[n:],
+        "block": BLOCK, "saes": described[:n], "pairs": described[n:],
         "arms": list(run.arms), "tables": tables, **facts,
     })  # fmt: skip
 
@@ -74,57 +74,20 @@ def _write_sae(run: RunData, key: SaeKey, folder: Path) -> dict[str, Any]:
     numbers = [c for c in frame if c not in LABELS and c != "histogram"]
     for block, features in blocks(len(frame)):
         part = frame.iloc[features]
-        parts: dict[str, Any] = {c: rounded(part[c].to_numpy(float), NUMBER_BITS) for c in numbers}
+        parts: dict[str, Any] = {c: part[c].to_numpy(float) for c in numbers}
         parts |= {c: _texts(part[c]) for c in LABELS if c in part}
         write_parts(folder, f"features/{number}/{block}", parts)
     return {
         "suite": key.suite, "layer": key.layer, "n_features": len(frame), "columns": numbers,
         "labels": [c for c in LABELS if c in frame],
-        "chunks": _write_contexts(run, key, number, frame, folder),
+        "chunks": write_contexts(run, key, frame.get("histogram"), folder),
     }  # fmt: skip
 
 
 def _texts(column: pd.Series) -> list[str | None]:
-    return [value if isinstance(value, str) else None for value in column]
-
-
-def _write_contexts(
-    run: RunData, key: SaeKey, number: int, frame: pd.DataFrame, folder: Path
-) -> list[int]:
-    """Write histograms and contexts of an SAE's features; return the numbers of the chunks.
-
-    A chunk maps a feature to its ``histogram`` and ``contexts``. A context has ``dataset``,
-    ``text``, ``start``, ``tokens``, ``values`` and ``partners``, which maps ``<sae>:<feature>`` to
-    the partner's activations. Activations are rounded to three digits.
-    """
-    contexts, of_partners = run.contexts(key), run.partners(key)
-    if contexts is None or of_partners is None:
-        return []
-    saes = list(run.saes)
-    partner_values: dict[tuple[int, int], dict[str, list[float]]] = {}
-    for row in of_partners.itertuples(index=False):
-        sae = saes.index(SaeKey(row.partner_suite, row.partner_layer))
-        of_context = partner_values.setdefault((row.feature, row.rank), {})
-        of_context[f"{sae}:{row.partner}"] = _short(row.values)
-    chunks: dict[int, dict[str, dict[str, Any]]] = {}
-    for row in contexts.itertuples(index=False):
-        of_chunk = chunks.setdefault(row.feature // CHUNK, {})
-        of_feature = of_chunk.setdefault(
-            str(row.feature),
-            {"histogram": list(map(int, frame["histogram"][row.feature])), "contexts": []},
-        )
-        of_feature["contexts"].append({
-            "dataset": row.dataset, "text": row.text, "start": row.start,
-            "tokens": list(row.tokens), "values": _short(row.values),
-            "partners": partner_values.get((row.feature, row.rank), {}),
-        })  # fmt: skip
-    for chunk, content in chunks.items():
-        write_parts(folder, f"contexts/{number}/{chunk}", {"features": content})
-    return sorted(chunks)
-
-
-def _short(values: np.ndarray) -> list[float]:
-    return [float(f"{value:.3g}") for value in values]
+    return [
+        shortened(value, LABEL_CHARACTERS) if isinstance(value, str) else None for value in column
+    ]
 
 
 def _write_pair(run: RunData, pair: Pair, folder: Path) -> dict[str, Any]:
@@ -148,7 +111,7 @@ def _write_pair(run: RunData, pair: Pair, folder: Path) -> dict[str, Any]:
         if of_arm is not None:
             write_parts(folder, f"verify/{place}", {
                 "feature": of_arm["feature"].to_numpy(np.uint32),
-                **{c: rounded(of_arm[c].to_numpy(float), SCORE_BITS) for c in EFFECTS},
+                **{c: of_arm[c].to_numpy(float) for c in EFFECTS},
                 "finding": of_arm["finding"].tolist(),
             })  # fmt: skip
         arms[arm] = {
@@ -166,10 +129,10 @@ def _write_links(folder: Path, place: str, links: Links) -> None:
         parts = {
             "starts": (starts - starts[0]).astype(np.uint16),
             "others": _numbers(links.others[entries]),
-            "weights": rounded(links.weights[entries], SCORE_BITS),
+            "weights": links.weights[entries],
         }
         if links.scores is not None:
-            parts["scores"] = rounded(links.scores[entries], SCORE_BITS)
+            parts["scores"] = links.scores[entries]
         write_parts(folder, f"{place}/{block}", parts)
 
 
@@ -181,13 +144,9 @@ def _numbers(features: np.ndarray) -> np.ndarray:
 
 
 def _write_table(folder: Path, name: str, frame: pd.DataFrame) -> dict[str, Any]:
-    size = max(1, TABLE_CELLS // max(len(frame.columns), 1))
-    for part, rows in blocks(len(frame), size):
-        columns = _columns(frame.iloc[rows])
-        write_parts(folder, f"tables/{name}/{part}", {"columns": columns})
-    return {"name": name, "n_rows": len(frame), "n_parts": -(-len(frame) // size)}
-
-
-def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
     rows = rows_of(frame)
-    return {str(name): [row[name] for row in rows] for name in frame}
+    parts = cut(np.array([len(json.dumps(row)) for row in rows], np.int64), TABLE_BYTES)
+    for number, part in enumerate(parts):
+        columns = {str(column): [row[column] for row in rows[part]] for column in frame}
+        write_parts(folder, f"tables/{name}/{number}", {"columns": columns})
+    return {"name": name, "n_rows": len(rows), "n_parts": len(parts)}
