@@ -87,6 +87,18 @@ def _command(words: Sequence[str]) -> None:
         from saematch.app.metrics import main as metrics
 
         metrics(words[1:])
+    elif words[:1] == ["show"]:
+        from saematch.app.show import main as show
+
+        show(words[1:])
+    elif words[:1] == ["features"]:
+        from saematch.app.features import main as features
+
+        features(words[1:])
+    elif words[:1] == ["export"]:
+        from saematch.app.export import main as export
+
+        export(words[1:])
     else:
         config_dir, words = without_config_dir(words)
         check_choices([word for word in words if "=" in word and not word.startswith("-")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,16 @@ def print_results(results: Results, folder: Path) -> None:
     for name in ("results.json", "figures", "matches", "saes"):
         if (folder / name).exists():
             console.print(f"written: {folder / name}", highlight=False, soft_wrap=True)
+    if "matches" in tables:
+        line = f"follow features in a browser: {_page(results, folder)}"
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _page(results: Results, folder: Path) -> str:
+    """Return the address of the run's page, or the command that writes the page."""
+    if results.config.get("show"):
+        return (folder / "explorer/index.html").absolute().as_uri()
+    return f"saematch show {shlex.quote(str(folder))}"
 
 
 def _fitting(printed: Table, console: Console) -> Table | str:

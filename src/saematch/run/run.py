@@ -66,7 +66,9 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
         results.status = "finished"
         results.provenance["seconds"] = round(time.monotonic() - started, 1)
         results.save(path)
-        _show(experiment, folder)
+        if experiment.show and not experiment.trains:
+            with stage("write page"):
+                write_page(folder)
     except BaseException as error:
         cause = interruption(error)
         if not finished and (claim.kept or cause is not None):
@@ -89,17 +91,6 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
     history = history_by_layer(results.tables)
     context.tracker.finish(Outcome(results, history, figures, folder / "matches"))
     return results
-
-
-def _show(experiment: Experiment, folder: Path) -> None:
-    """Write the page of a run that matched, or say how to write it."""
-    if experiment.trains:
-        return
-    if experiment.show:
-        with stage("write page"):
-            log.info("follow features in a browser: %s", write_page(folder))
-    else:
-        log.info("follow features in a browser: saematch show %s", folder)
 
 
 def record_failure(folder: Path, name: str, overrides: list[str], error: str) -> None:

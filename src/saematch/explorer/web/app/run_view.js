@@ -125,10 +125,9 @@
     const { log } = saematch.run;
     const lines = log.map((line) => /^\S+ \S+ (WARNING|ERROR|CRITICAL) [^:]+: (.*)$/.exec(line)).filter(Boolean);
     const messages = [...new Set(lines.map(([, , message]) => message))];
-    const none = log.length ? "The log of this run has no warnings." : "This run has no log.";
     return [
       h("h2", {}, "Warnings"),
-      messages.length ? h("ul", { class: "warnings" }, messages.map((message) => h("li", {}, message))) : h("p", {}, none),
+      messages.length ? h("ul", { class: "warnings" }, messages.map((message) => h("li", {}, message))) : h("p", {}, "The log of this run has no warnings."),
     ];
   }
 
