@@ -62,10 +62,10 @@ def write_data(run: RunData, folder: Path, facts: dict[str, Any]) -> None:
     })  # fmt: skip
 
 
-def blocks(n: int, size: int = BLOCK) -> Iterator[tuple[int, slice]]:
+def blocks(n: int) -> Iterator[tuple[int, slice]]:
     """Yield the number and the features of each block."""
-    for number, start in enumerate(range(0, n, size)):
-        yield number, slice(start, min(start + size, n))
+    for number, start in enumerate(range(0, n, BLOCK)):
+        yield number, slice(start, min(start + BLOCK, n))
 
 
 def _write_sae(run: RunData, key: SaeKey, folder: Path) -> dict[str, Any]:

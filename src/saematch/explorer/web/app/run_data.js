@@ -90,6 +90,14 @@
       [feature, Object.fromEntries(names.map((name) => [name, parts[name][i]]))])));
   };
 
+  // Return the row of data.verified of one feature; null if verify did not test it.
+  data.verifiedFeature = async (arm, pair, feature) => {
+    if (!pair.arms[arm]?.verified) return null;
+    const parts = await saematch.load(`verify/${arm}/${pair.number}`);
+    const i = parts.feature.indexOf(feature);
+    return i < 0 ? null : Object.fromEntries(Object.keys(parts).map((name) => [name, parts[name][i]]));
+  };
+
   // Return {histogram, contexts} of a feature; null if the run has none for it. A context has
   // dataset, text, start, tokens, values and partners, which maps "<SAE's number>:<feature>" to the
   // partner's values. Values are activations, rounded to 1/255 of the largest one in the context.
@@ -104,6 +112,7 @@
     return { histogram, contexts: contexts(parts, sum(parts.n_contexts, 0, place), parts.n_contexts[place]) };
   };
 
+<<<<<<< HEAD
   const sum = (array, start, stop) => array.subarray(start, stop).reduce((total, value) => total + value, 0);
 
   // Return contexts `first` to `first + n` of a file (src/saematch/explorer/contexts.py).
@@ -130,6 +139,12 @@
       return { dataset, text: parts.text[context], start: parts.start[context], tokens, values, partners };
     });
   }
+=======
+  // Return whether a row of a table is of a pair.
+  data.isOfPair = (row, { source, target }) =>
+    row.source_suite === source.suite && row.source_layer === source.layer &&
+    row.target_suite === target.suite && row.target_layer === target.layer;
+>>>>>>> web1
 
   // Return the rows of a table of the run; empty if it has no such table.
   data.table = async (name) => {
