@@ -112,7 +112,6 @@
     return { histogram, contexts: contexts(parts, sum(parts.n_contexts, 0, place), parts.n_contexts[place]) };
   };
 
-<<<<<<< HEAD
   const sum = (array, start, stop) => array.subarray(start, stop).reduce((total, value) => total + value, 0);
 
   // Return contexts `first` to `first + n` of a file (src/saematch/explorer/contexts.py).
@@ -139,12 +138,11 @@
       return { dataset, text: parts.text[context], start: parts.start[context], tokens, values, partners };
     });
   }
-=======
+
   // Return whether a row of a table is of a pair.
   data.isOfPair = (row, { source, target }) =>
     row.source_suite === source.suite && row.source_layer === source.layer &&
     row.target_suite === target.suite && row.target_layer === target.layer;
->>>>>>> web1
 
   // Return the rows of a table of the run; empty if it has no such table.
   data.table = async (name) => {
