@@ -52,7 +52,7 @@ def packed(parts: Parts) -> bytes:
 
 def _planes(array: np.ndarray) -> bytes:
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    return array.view(np.uint8).reshape(array.size, -1).T.tobytes()
+    return array.view(np.uint8).reshape(array.size, array.itemsize).T.tobytes()
 
 
 def decimals(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
