@@ -60,7 +60,7 @@ def test_decimals_of_numbers_that_are_not_finite():
 def test_a_file_that_is_too_large(tmp_path, monkeypatch):
     monkeypatch.setattr(blob, "MAX_BYTES", 1000)
     noise = np.random.default_rng(0).integers(0, 256, 1000).astype(np.uint8)
-    with pytest.raises(ValueError, match="the data file a/b has 1[0-9]+ bytes, over 1000"):
+    with pytest.raises(ValueError, match=r"the data file a/b has .* bytes, over 1000"):
         write_parts(tmp_path, "a/b", {"noise": noise})
     assert not list(tmp_path.rglob("*.js"))
 
