@@ -101,17 +101,17 @@
       const options = {
         ...size, mode: 2, legend: { show: false },
         scales: {
-          x: { time: false, distr: xLog ? 3 : 1, range: () => range(state.points[0], xLog) },
-          y: { distr: yLog ? 3 : 1, range: () => range(state.points[1], yLog) },
+          x: { time: false, distr: xLog ? 3 : 1, range: () => range([state.points[0], state.selected[0]], xLog) },
+          y: { distr: yLog ? 3 : 1, range: () => range([state.points[1], state.selected[1]], yLog) },
         },
         axes: [axis({ values: short, label: xLabel, labelSize: 22 }),
           axis({ values: short, label: yLabel, labelSize: 22, size: 60 })],
-        series: [{}, dots("--muted", 0.35), dots("--link", 0.5)],
+        series: [{}, dots("--muted", 0.15), dots("--link", 0.25)],
         cursor: {
           points: { show: false },
           drag: { x: true, y: true, setScale: false, uni: 0 },
         },
-        hooks: { setSelect: [selected], ready: [showBrush], setSize: [showBrush] },
+        hooks: { setSelect: [selected], ready: [showBrush, onClick], setSize: [showBrush] },
       };
       plot = new uPlot(options, [null, state.points, state.selected], parent);
       return plot;
@@ -119,7 +119,14 @@
     const selected = ({ select, posToVal }) => {
       const [x, y] = [["left", "width", "x"], ["top", "height", "y"]].map(([from, length, scale]) =>
         [select[from], select[from] + select[length]].map((place) => posToVal(place, scale)).sort((a, b) => a - b));
-      onselect(select.width > 2 && select.height > 2 ? { x, y } : null);
+      if (select.width > 2 && select.height > 2) onselect({ x, y });
+    };
+    const onClick = ({ over }) => {
+      let start = null;
+      over.addEventListener("mousedown", (event) => (start = event));
+      over.addEventListener("click", (event) => {
+        if (Math.hypot(event.x - start.x, event.y - start.y) < 3) onselect(null);
+      });
     };
     const showBrush = (drawn) => {
       const edges = (values, scale, size) => {
@@ -141,13 +148,14 @@
     return element;
   };
 
-  // Return the least and greatest value with a margin of 3% on both sides.
-  function range(values, log) {
+  // Return the least and greatest value of several arrays with a margin of 3% on both sides.
+  function range(arrays, log) {
     let [low, high] = [Infinity, -Infinity];
-    for (const value of values) {
-      if (value < low) low = value;
-      if (value > high) high = value;
-    }
+    for (const values of arrays)
+      for (let i = 0; i < values.length; i++) {
+        if (values[i] < low) low = values[i];
+        if (values[i] > high) high = values[i];
+      }
     if (low > high) return log ? [0.1, 1] : [0, 1];
     if (log) {
       const margin = Math.max((high / low) ** 0.03, 1.1);
@@ -157,28 +165,40 @@
     return [low - margin, high + margin];
   }
 
-  // Return a series that draws a square of 3 pixels for each point, all in one colour.
+  // Return a series that draws a square of 3 pixels for each point, darker where many overlap.
+  // Canvas draws 100,000 squares slowly, so the squares are counted by pixel and drawn as an image.
   function dots(name, alpha) {
-    const size = 3 * devicePixelRatio;
+    const size = Math.round(3 * devicePixelRatio);
     return {
       paths: (plot, place) => {
         const [xs, ys] = plot.data[place];
         uPlot.orient(plot, place, (series, dataX, dataY, scaleX, scaleY, toX, toY, left, top, wide, high) => {
-          const { ctx } = plot;
-          ctx.save();
-          ctx.beginPath();
-          ctx.rect(left, top, wide, high);
-          ctx.clip();
-          ctx.fillStyle = colour(name);
-          ctx.globalAlpha = xs.length > 2000 ? alpha : 0.9;
-          for (let i = 0; i < xs.length; i++)
-            ctx.fillRect(
-              Math.round(toX(xs[i], scaleX, wide, left) - size / 2),
-              Math.round(toY(ys[i], scaleY, high, top) - size / 2), size, size);
-          ctx.restore();
+          const [width, height] = [Math.round(wide), Math.round(high)];
+          const counts = new Uint16Array(width * height);
+          for (let i = 0; i < xs.length; i++) {
+            const x = Math.round(toX(xs[i], scaleX, wide, 0) - size / 2);
+            const y = Math.round(toY(ys[i], scaleY, high, 0) - size / 2);
+            for (let row = Math.max(y, 0); row < Math.min(y + size, height); row++)
+              for (let column = Math.max(x, 0); column < Math.min(x + size, width); column++)
+                counts[row * width + column]++;
+          }
+          const image = imageOf(counts, width, height, colour(name), xs.length > 2000 ? alpha : 0.9);
+          plot.ctx.drawImage(image, left, top);
         });
         return null;
       },
     };
+  }
+
+  // Return an image of one colour, whose opacity is that of `counts` layers of `alpha`.
+  function imageOf(counts, width, height, cssColour, alpha) {
+    const context = new OffscreenCanvas(width, height).getContext("2d");
+    context.fillStyle = cssColour; // reads back as #rrggbb
+    const rgb = [1, 3, 5].map((at) => parseInt(context.fillStyle.slice(at, at + 2), 16));
+    const image = context.createImageData(width, height);
+    for (let i = 0; i < counts.length; i++)
+      if (counts[i]) image.data.set([...rgb, 255 * (1 - (1 - alpha) ** counts[i])], 4 * i);
+    context.putImageData(image, 0, 0);
+    return context.canvas;
   }
 })();

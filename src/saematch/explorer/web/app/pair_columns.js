@@ -24,31 +24,50 @@
       linkBlocks(arm, pair), columnsOf(pair.source), columnsOf(pair.target),
       saematch.data.verified(arm, pair), verdicts(arm, pair),
     ]);
-    const links = joined(blocks, all);
-    const { n, source, target, rank } = links;
+    const { n, source, target, rank, weight, score } = joined(blocks, all);
     const columns = new Map();
-    if (links.score) columns.set("score", { label: "score", values: links.score });
-    columns.set("weight", { label: "weight", values: links.weight });
-    columns.set("rank", { label: "rank of the partner", values: rank });
-    addEffects(columns, verified, source, rank);
+    const add = (name, label, valueOf) => columns.set(name, column(label, n, valueOf));
+    if (score) add("score", "score", (i) => score[i]);
+    add("weight", "weight", (i) => weight[i]);
+    add("rank", "rank of the partner", (i) => rank[i]);
+    const effects = (i) => (rank[i] === 1 ? verified.get(source[i]) : undefined);
+    if (verified.size)
+      for (const [name, label] of Object.entries(VERIFY_LABELS)) add(name, label, (i) => effects(i)?.[name] ?? NaN);
     for (const [side, features, { numbers }] of [["source", source, ofSource], ["target", target, ofTarget]])
       for (const [name, values] of Object.entries(numbers))
-        columns.set(`${side}.${name}`, {
-          label: `${side}'s ${saematch.featureLabel(name)}`,
-          values: Float32Array.from(features, (feature) => values[feature]),
-        });
-    const [first, second] = [columns.get("source.density")?.values, columns.get("target.density")?.values];
+        add(`${side}.${name}`, `${side}'s ${saematch.featureLabel(name)}`, (i) => values[features[i]]);
+    const [first, second] = [ofSource.numbers.density, ofTarget.numbers.density];
     if (first && second)
-      columns.set("density_change", {
-        label: "log10 of target's over source's density",
-        values: Float32Array.from(first, (value, i) => finite(Math.log10(second[i] / value))),
+      add("density_change", "log10 of target's over source's density", (i) => {
+        const change = Math.log10(second[target[i]] / first[source[i]]);
+        return Number.isFinite(change) ? change : NaN;
       });
-    const finding = Array.from(source, (feature, i) => (rank[i] === 1 ? (verified.get(feature)?.finding ?? null) : null));
-    const verdict = Array.from(source, (feature, i) => judged.get(`${feature}:${target[i]}`) ?? null);
-    return { n, source, target, columns, finding, verdict, text: (i) => [ofSource.text(source[i]), ofTarget.text(target[i])] };
+    return {
+      n, source, target, columns,
+      finding: (i) => effects(i)?.finding ?? null,
+      verdict: (i) => judged.get(`${source[i]}:${target[i]}`) ?? null,
+      findings: distinct([...verified.values()].map((row) => row.finding)),
+      verdicts: distinct([...judged.values()]),
+      text: (i) => [ofSource.text(source[i]), ofTarget.text(target[i])],
+    };
   };
 
-  const finite = (value) => (Number.isFinite(value) ? value : NaN);
+  const distinct = (values) => [...new Set(values)].sort();
+
+  // Return a column whose values are computed when they are first read.
+  function column(label, n, valueOf) {
+    let values = null;
+    return {
+      label,
+      get values() {
+        if (!values) {
+          values = new Float32Array(n);
+          for (let i = 0; i < n; i++) values[i] = valueOf(i);
+        }
+        return values;
+      },
+    };
+  }
 
   function linkBlocks(arm, pair) {
     const n = Math.ceil(pair.source.n_features / saematch.run.block);
@@ -57,31 +76,24 @@
 
   // Return arrays of all links, or of each source feature's best link; ranks count from 1.
   function joined(blocks, all) {
-    const entries = [];
-    for (const [number, block] of blocks.entries())
-      for (let place = 0; place + 1 < block.starts.length; place++) {
-        const end = all ? block.starts[place + 1] : Math.min(block.starts[place + 1], block.starts[place] + 1);
-        for (let entry = block.starts[place]; entry < end; entry++)
-          entries.push([block, entry, number * saematch.run.block + place, entry - block.starts[place] + 1]);
-      }
-    const scored = blocks.some((block) => block.scores);
-    return {
-      n: entries.length,
-      source: Uint32Array.from(entries, ([, , feature]) => feature),
-      target: Uint32Array.from(entries, ([block, entry]) => block.others[entry]),
-      rank: Float32Array.from(entries, ([, , , rank]) => rank),
-      weight: Float32Array.from(entries, ([block, entry]) => block.weights[entry]),
-      score: scored ? Float32Array.from(entries, ([block, entry]) => block.scores[entry]) : null,
-    };
-  }
-
-  function addEffects(columns, verified, source, rank) {
-    if (!verified.size) return;
-    for (const [name, label] of Object.entries(VERIFY_LABELS))
-      columns.set(name, {
-        label,
-        values: Float32Array.from(source, (feature, i) => (rank[i] === 1 ? (verified.get(feature)?.[name] ?? NaN) : NaN)),
-      });
+    const most = all ? Infinity : 1;
+    let n = 0;
+    for (const { starts } of blocks)
+      for (let place = 0; place + 1 < starts.length; place++) n += Math.min(starts[place + 1] - starts[place], most);
+    const [source, target] = [new Uint32Array(n), new Uint32Array(n)];
+    const [rank, weight] = [new Uint8Array(n), new Float32Array(n)];
+    const score = blocks.some((block) => block.scores) ? new Float32Array(n) : null;
+    let i = 0;
+    for (const [number, { starts, others, weights, scores }] of blocks.entries())
+      for (let place = 0; place + 1 < starts.length; place++)
+        for (let entry = starts[place]; entry < Math.min(starts[place + 1], starts[place] + most); entry++, i++) {
+          source[i] = number * saematch.run.block + place;
+          target[i] = others[entry];
+          rank[i] = entry - starts[place] + 1;
+          weight[i] = weights[entry];
+          if (score) score[i] = scores[entry];
+        }
+    return { n, source, target, rank, weight, score };
   }
 
   // Return {numbers, text} of an SAE: arrays by column, and each feature's explanation or tokens.

@@ -14,7 +14,7 @@
     const matches = await saematch.data.table("matches");
     return [
       h("h1", {}, run.name),
-      facts(), h("p", { class: "muted" }, `Run ${run.run_id}`),
+      facts(),
       start(), metrics(), warnings(), pairs(matches), figures(),
       h("h2", {}, "Tables"), saematch.tableList(),
       h("h2", {}, "Provenance and configuration"),
@@ -24,8 +24,9 @@
 
   // Return a list of terms: SAEs, arms and text sets.
   function facts() {
-    const { saes, pairs, arms, config, provenance } = saematch.run;
+    const { run_id, saes, pairs, arms, config, provenance } = saematch.run;
     const terms = [
+      ["Run", [run_id]],
       ["SAEs", [...groups(saes, (sae) => sae.suite)].map(([suite, ofSuite]) => describe(suite, ofSuite))],
       ["Pairs", [`${pairs.length}: ${pairs[0].name}${pairs.length > 1 ? ` … ${pairs.at(-1).name}` : ""}`]],
       ["Arms", arms.map((arm) => `${arm}${reads(config.arms?.[arm])}`)],
