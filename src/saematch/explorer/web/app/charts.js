@@ -74,20 +74,19 @@
       return new uPlot(options, [positions, ...series.map((of) => of.values)], element);
     });
 
-  // Return a bar chart of values. `edges` has a number more than `values`; or give their `labels`.
+  // Return a bar chart of values, with `labels`, or with `edges`: the ends of all bars, in order.
   charts.bars = ({ edges, labels, values, label }) =>
     chart(label, 160, (size, element) => {
-      const names = labels ?? values.map((_, place) => saematch.number(edges[place]));
-      const { positions, scales, axes } = labelled(names, undefined);
+      const { positions, scales, axes } = labelled(labels ?? edges.map(saematch.number), undefined);
       const series = [{}, {
         fill: colour("--link"), stroke: colour("--link"),
-        paths: uPlot.paths.bars({ size: [0.9, 60], align: 0 }), points: { show: false },
+        paths: uPlot.paths.bars({ size: [0.9, 60], align: edges ? 1 : 0 }), points: { show: false },
       }];
       const options = {
         ...size, scales: { ...scales, y: { range: (plot, low, high) => [0, high || 1] } }, axes, series,
         legend: { show: false }, cursor: { show: false },
       };
-      return new uPlot(options, [positions, values], element);
+      return new uPlot(options, [positions, edges ? [...values, null] : values], element);
     });
 
   // Return a scatter of points. xLog and yLog ask for logarithmic axes, whose values must be
@@ -165,13 +164,13 @@
     return [low - margin, high + margin];
   }
 
-  // Return a series that draws a square of 3 pixels for each point, darker where many overlap.
+  // Return a series that draws a small square for each point, darker where many overlap.
   // Canvas draws 100,000 squares slowly, so the squares are counted by pixel and drawn as an image.
   function dots(name) {
-    const size = Math.round(3 * devicePixelRatio);
     return {
       paths: (plot, place) => {
         const [xs, ys] = plot.data[place];
+        const size = Math.round((xs.length < 1000 ? 5 : 3) * devicePixelRatio);
         uPlot.orient(plot, place, (series, dataX, dataY, scaleX, scaleY, toX, toY, left, top, wide, high) => {
           const [width, height] = [Math.round(wide), Math.round(high)];
           const counts = new Uint16Array(width * height);
