@@ -119,12 +119,17 @@
     return { n, best };
   }
 
-  const LETTER = /[\p{L}\p{N}_]/u;
-
   function hasWhole(text, word) {
     for (let at = text.indexOf(word); at >= 0; at = text.indexOf(word, at + 1))
-      if (!LETTER.test(text[at - 1] ?? " ") && !LETTER.test(text[at + word.length] ?? " ")) return true;
+      if (!isLetter(text, at - 1) && !isLetter(text, at + word.length)) return true;
     return false;
+  }
+
+  // Return whether a lower-case text has a letter, digit or underscore at a place.
+  function isLetter(text, at) {
+    const code = text.charCodeAt(at); // NaN beyond the ends
+    if (code > 127) return /[\p{L}\p{N}]/u.test(text[at]);
+    return (code >= 97 && code <= 122) || (code >= 48 && code <= 57) || code === 95;
   }
 
   function byWords({ n, best }, words) {
