@@ -9,19 +9,20 @@
     const { arm, columns, links, current } = route;
     const next = columns[current + 1], between = links[current];
     const { feature, sae } = columns[current];
-    if (!between) return h("p", {}, `Nothing follows: ${arm} matched no pair from ${sae.name}.`, passing(route));
+    if (!between) return [h("p", {}, `Nothing follows: ${arm} matched no pair from ${sae.name}.`), passing(route)];
     if (next.feature === saematch.NONE)
-      return h("p", {}, h("b", {}, "Ends here: "), `${arm} gives feature ${feature} no partner in ${next.sae.name}.`, passing(route));
+      return [h("p", {}, h("b", {}, "Ends here: "), `${arm} gives feature ${feature} no partner in ${next.sae.name}.`), passing(route)];
     const { score, weight, test } = between.entries[0];
     const source = between.best.source(next.feature);
     const text = path.describe(next.row);
     return [
       h("p", {}, `Best partner in ${next.sae.name}: `,
         h("a", { href: path.address(next.sae, next.feature, { arm }) }, `feature ${next.feature}`),
-        text ? `, ${text}` : "", ` (${score === undefined ? `weight ${number(weight)}` : `score ${number(score)}`}). `,
+        text ? `, “${text}”` : "", ` (${score === undefined ? `weight ${number(weight)}` : `score ${number(score)}`}). `,
         source === feature ? "The link is the best in both directions."
           : `Its own best source is feature ${source}, not feature ${feature}.`),
-      h("p", {}, await tested(between.pair, arm, test), passing(route)),
+      h("p", {}, await tested(between.pair, arm, test)),
+      passing(route),
     ];
   };
 
@@ -33,12 +34,15 @@
         h("code", {}, `evaluations=[${[...names, "verify"].join(",")}]`), "."];
     if (!test) return ["Not tested: verify did not choose this feature. Ask for it with ", h("code", {}, "evaluations.verify.features"), "."];
     const mean = (await saematch.armMeans(pair)).get(arm);
-    const random = mean ? ` (random targets of all features: ${number(mean.off_rate_random)})` : "";
+    const random = mean ? ` (random targets, over all features: ${percent(mean.off_rate_random)})` : "";
+    const control = Number.isNaN(test.floor_95) ? "no control: it needs 8 events" : `control ${number(test.floor_95)}`;
     const measured = test.n_events
-      ? `Removing this feature in ${test.n_events} events switches the partner off in a share of ${number(test.off_rate)}${random}. ` +
-        `Effect ${saematch.effectText(test)}, control ${number(test.floor_95)}.` : "The feature had no events.";
-    return [saematch.finding(test.finding), ` ${measured}`];
+      ? `Removing this feature switches the partner off in ${percent(test.off_rate)} of ${test.n_events} events${random}. ` +
+        `Effect ${saematch.effectText(test)}, ${control}.` : "The feature had no events.";
+    return [saematch.finding(test.finding), `: ${measured}`];
   }
+
+  const percent = (share) => `${number(Number((100 * share).toPrecision(3)))}%`;
 
   // Return how many links of the best path pass verify.
   function passing({ arm, links }) {
@@ -46,7 +50,7 @@
     if (!tested.length) return null;
     const count = (finding) => tested.filter(({ entries }) => entries[0].test?.finding === finding).length;
     const [passes, fails] = [count("passes"), count("fails")];
-    return ` Of ${tested.length} links on the path, ${passes} pass, ${fails} fail, ${tested.length - passes - fails} have no finding.`;
+    return h("p", {}, `Links on the path: ${passes} pass, ${fails} fail, ${tested.length - passes - fails} have no finding.`);
   }
 
   // Return a feature's numbers and the histogram of its activations.
@@ -80,7 +84,7 @@
   // Return the judge's verdicts on links with a feature at either end.
   saematch.verdictsView = async (sae, feature, arm) => {
     const table = await data.table("judgements");
-    if (!table.length) return h("p", {}, "This run has no judge: add ", h("code", {}, "judge="), " to its command, for example ", h("code", {}, "judge=overlap"), ".");
+    if (!table.length) return h("p", {}, "This run has no judge. Add one to its command, for example ", h("code", {}, "judge=overlap"), ".");
     const isEnd = (row, side) => row[`${side}_suite`] === sae.suite && row[`${side}_layer`] === sae.layer && row[`${side}_feature`] === feature;
     const rows = table.filter((row) => isEnd(row, "source") || isEnd(row, "target"));
     if (!rows.length) return h("p", {}, "The judge was not asked about this feature.");

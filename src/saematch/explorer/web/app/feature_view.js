@@ -26,6 +26,15 @@
     return [head(route, row, first), page.elements].flat(2);
   };
 
+  // Load the best links of the first arm in the background, so that the first feature is fast too.
+  document.addEventListener("shown", async () => {
+    const [arm] = saematch.run.arms;
+    for (const sae of saematch.run.saes) {
+      const [pair] = path.pairsFrom(sae, arm);
+      if (pair) await data.best(arm, pair).catch(() => null); // the view of a feature shows the error
+    }
+  }, { once: true });
+
   // Fill an element with content that is loaded; an error is shown in its place.
   saematch.fill = async (body, load) => {
     body.replaceChildren(h("p", { class: "muted" }, "Loading …"));

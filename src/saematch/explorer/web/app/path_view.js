@@ -3,7 +3,7 @@
 
 (() => {
   const { h, number, path } = saematch;
-  const GAP = 40, TOP = 30, BEST = 78, FURTHER = 26, SPACE = 7; // pixels
+  const GAP = 40, TOP = 30, FURTHER = 26, SPACE = 7; // pixels
 
   // Return a scrollable picture of a path. Links and alternatives are drawn if path.complete ran.
   saematch.pathPicture = (route) => {
@@ -33,9 +33,10 @@
   // Number of rows to reserve before the links are known.
   const rows = ({ arm, links: [{ pair }] }) => (pair.arms[arm].n_entries > pair.source.n_features ? 5 : 1);
 
-  // Distance of a row's nodes from the top. Row 0 is the best path.
-  const top = (row) => (row === 0 ? TOP : TOP + BEST + SPACE + (row - 1) * (FURTHER + SPACE));
-  const middle = (row) => top(row) + (row === 0 ? BEST : FURTHER) / 2;
+  // Height of a row's nodes, and their distance from the top. Row 0 is the best path.
+  const height = (row) => (row > 0 || !saematch.run.saes.some(({ labels }) => labels.length) ? FURTHER : 3 * FURTHER);
+  const top = (row) => (row === 0 ? TOP : TOP + height(0) + SPACE + (row - 1) * (FURTHER + SPACE));
+  const middle = (row) => top(row) + height(row) / 2;
 
   function columnNodes(route, column, i, size) {
     const name = placed(h("div", { class: `layer${i === route.current ? " current" : ""}` }, column.sae.name), i, size);
@@ -81,7 +82,7 @@
 
   function node(element, i, row, size) {
     element.style.top = `${top(row)}px`;
-    element.style.height = `${row === 0 ? BEST : FURTHER}px`;
+    element.style.height = `${height(row)}px`;
     return placed(element, i, size);
   }
 
