@@ -10,6 +10,7 @@ from saematch.core.files import replacing_folder
 from saematch.core.safe_text import visible
 from saematch.explorer.data import write_data
 from saematch.explorer.run_data import RunData
+from saematch.report.captions import CAPTIONS
 
 WEB = Path(__file__).with_name("web")
 """Folder with the page itself."""
@@ -34,15 +35,16 @@ def write_page(folder: Path, to: Path | None = None) -> Path:
     return place / "index.html"
 
 
-def _copy_figures(folder: Path, to: Path) -> list[str]:
+def _copy_figures(folder: Path, to: Path) -> list[dict[str, str]]:
+    """Copy the figures of a run; return the name and the caption of each."""
     paths = sorted((folder / "figures").glob("*.png"))
     for path in paths:
         to.mkdir(exist_ok=True)
         shutil.copy2(path, to / path.name)
-    return [path.stem for path in paths]
+    return [{"name": path.stem, "caption": CAPTIONS.get(path.stem, path.stem)} for path in paths]
 
 
-def _facts(run: RunData, figures: list[str]) -> dict[str, Any]:
+def _facts(run: RunData, figures: list[dict[str, str]]) -> dict[str, Any]:
     results = run.results
     log = run.folder / "saematch.log"
     return visible({

@@ -25,7 +25,7 @@
       content = [h("h1", {}, "Not found"), h("p", { class: "bad", role: "alert" }, error.message)];
     }
     if (number !== shown) return; // another address was opened in the meantime
-    main.replaceChildren(...[content].flat());
+    main.replaceChildren(...[content].flat(Infinity).filter(Boolean));
     main.removeAttribute("aria-busy");
     document.title = `${main.querySelector("h1")?.textContent ?? "saematch"} · saematch`;
     main.dispatchEvent(new CustomEvent("shown", { bubbles: true }));

@@ -1,1 +1,184 @@
 "use strict";
+// View of the run: what it ran, its metrics, warnings, figures, tables, pairs and provenance.
+
+(() => {
+  const { h, link, number } = saematch;
+  const N_FIRST = 8; // features to start with
+  const HEADLINES = [
+    "matching_score", "recall", "explained_variance", "delta_loss", "off_rate", "effect", "judge_score",
+  ];
+  const OF_PAIRS = ["matching_score", "jaccard", "recall"];
+
+  saematch.views.run = async () => {
+    const { run } = saematch;
+    const matches = await saematch.data.table("matches");
+    return [
+      h("h1", {}, run.name),
+      facts(),
+      start(), metrics(), warnings(), pairs(matches), figures(),
+      h("h2", {}, "Tables"), saematch.tableList(),
+      h("h2", {}, "Provenance and configuration"),
+      tree("Provenance", run.provenance), tree("Configuration", run.config),
+    ];
+  };
+
+  // Return a list of terms: SAEs, arms and text sets.
+  function facts() {
+    const { run_id, saes, pairs, arms, config, provenance } = saematch.run;
+    const terms = [
+      ["Run", [run_id]],
+      ["SAEs", [...groups(saes, (sae) => sae.suite)].map(([suite, ofSuite]) => describe(suite, ofSuite))],
+      ["Pairs", [`${pairs.length}: ${pairs[0].name}${pairs.length > 1 ? ` … ${pairs.at(-1).name}` : ""}`]],
+      ["Arms", arms.map((arm) => `${arm}${reads(config.arms?.[arm])}`)],
+      ["Texts", Object.entries(provenance.texts ?? {}).map(([name, { n_texts: n, path }]) => `${name}: ${number(n)} texts of ${path}`)],
+    ];
+    return h("dl", { class: "facts" }, terms.filter(([, lines]) => lines.length).map(([term, lines]) => (
+      [h("dt", {}, term), lines.map((line) => h("dd", {}, line))])));
+  }
+
+  function groups(items, keyOf) {
+    const byKey = new Map();
+    for (const item of items) byKey.set(keyOf(item), [...(byKey.get(keyOf(item)) ?? []), item]);
+    return byKey;
+  }
+
+  function describe(suite, saes) {
+    const widths = [...new Set(saes.map((sae) => sae.n_features.toLocaleString("en")))].join(" or ");
+    const layers = saes.map((sae) => sae.layer).join(", ");
+    const name = suite === "default" ? "" : `${suite}: `;
+    return `${name}layer${saes.length > 1 ? "s" : ""} ${layers}, with ${widths} features`;
+  }
+
+  // Return how an arm matches: its fold, objective and matcher, in the configuration's words.
+  function reads(arm) {
+    if (!arm) return "";
+    const name = (part) => part?._target_?.split(".").at(-1) ?? "none";
+    return `: fold ${arm.fold}, objective ${name(arm.objective)}, matcher ${name(arm.matcher)}`;
+  }
+
+  // Return links to features to start with, which are filled in when they are loaded.
+  function start() {
+    const list = h("ul", {}, h("li", { class: "muted" }, "Loading features …"));
+    firstFeatures().then((features) =>
+      list.replaceChildren(...features.map(({ sae, feature, text }) => h("li", {},
+        h("a", { href: link(["feature", sae.suite, sae.layer, feature]) }, `feature ${feature} of ${sae.name}`),
+        text ? `: ${text}` : ""))),
+      (error) => list.replaceChildren(h("li", { class: "bad" }, error.message)));
+    return [h("h2", {}, "Start with a feature"), list];
+  }
+
+  // Return the first features of the table `paths`; without it, the first SAE's most active ones.
+  async function firstFeatures() {
+    const steps = (await saematch.data.table("paths")).filter((row) => row.step === 0);
+    const places = new Map(steps.map((row) => [`${row.source_suite}/${row.source_layer}/${row.source_feature}`, row]));
+    const chosen = [...places.values()].slice(0, N_FIRST).map((row) => (
+      { sae: saematch.data.sae(row.source_suite, row.source_layer), feature: row.source_feature }));
+    const features = chosen.length ? chosen : await mostActive(saematch.run.pairs[0].source);
+    return Promise.all(features.map(async ({ sae, feature }) => {
+      const { explanation, top_tokens: tokens } = await saematch.data.feature(sae, feature);
+      return { sae, feature, text: explanation ?? tokens };
+    }));
+  }
+
+  // Return the features with the highest density; in a run without densities the first explained.
+  async function mostActive(sae) {
+    const features = (await saematch.data.featureBlocks(sae)).flatMap(({ start, parts }) =>
+      Array.from({ length: Math.min(saematch.run.block, sae.n_features - start) }, (_, i) => (
+        { sae, feature: start + i, rank: parts.density?.[i] ?? Number(Boolean(parts.explanation?.[i])) })));
+    return features.sort((a, b) => b.rank - a.rank).slice(0, N_FIRST);
+  }
+
+  // Return a table of the run's metrics by arm; those that are no headlines are folded away.
+  function metrics() {
+    const { metrics: values, arms } = saematch.run;
+    const rows = new Map();
+    for (const [name, value] of Object.entries(values)) {
+      const arm = arms.find((arm) => name.split("/").includes(arm));
+      const rest = name.split("/").filter((part) => part !== arm);
+      const row = rows.get(rest.join("/")) ?? { name: rest[0], place: rest.slice(1).join(", ") };
+      rows.set(rest.join("/"), { ...row, [`value ${arm ?? ""}`]: value });
+    }
+    if (!rows.size) return null;
+    const isHeadline = ({ name, place }) => !place && HEADLINES.includes(name);
+    const all = [...rows.values()];
+    const first = all.filter(isHeadline).sort((a, b) => HEADLINES.indexOf(a.name) - HEADLINES.indexOf(b.name));
+    return [
+      h("h2", {}, "Metrics"),
+      first.length ? metricTable(first, "Means over pairs") : null,
+      h("details", {}, h("summary", {}, `All ${all.length} metrics`), metricTable(all, "All metrics")),
+    ];
+  }
+
+  function metricTable(rows, caption) {
+    const { arms } = saematch.run;
+    const values = ["", ...arms].filter((arm) => rows.some((row) => row[`value ${arm}`] !== undefined));
+    const label = (row) => {
+      const { label, title } = saematch.metricLabel(row.name);
+      return h("span", { title }, row.place ? `${label} (${row.place})` : label);
+    };
+    return saematch.table([
+      { name: "name", label: "metric", cell: label },
+      ...values.map((arm) => ({ name: `value ${arm}`, label: arm || "of the run" })),
+    ], rows, caption);
+  }
+
+  function warnings() {
+    const { log } = saematch.run;
+    const lines = log.map((line) => /^\S+ \S+ (WARNING|ERROR|CRITICAL) [^:]+: (.*)$/.exec(line)).filter(Boolean);
+    const messages = [...new Set(lines.map(([, , message]) => message))];
+    const none = log.length ? "The log of this run has no warnings." : "This run has no log.";
+    return [
+      h("h2", {}, "Warnings"),
+      messages.length ? h("ul", { class: "warnings" }, messages.map((message) => h("li", {}, message))) : h("p", {}, none),
+    ];
+  }
+
+  // Return a chart and a table of the metrics of each pair and arm.
+  function pairs(matches) {
+    const { run } = saematch;
+    const metrics = OF_PAIRS.filter((name) => matches.some((row) => typeof row[name] === "number"));
+    const rows = matches.map((row) => {
+      const [source, target] = [saematch.data.sae(row.source_suite, row.source_layer), saematch.data.sae(row.target_suite, row.target_layer)];
+      return { ...row, source, target, place: run.pairs.findIndex((pair) => pair.source === source && pair.target === target) };
+    });
+    const columns = [
+      { name: "place", label: "pair", cell: (row) => h("a", { href: saematch.pairLink(row, { arm: row.arm }) }, run.pairs[row.place].name) },
+      { name: "arm", cell: (row) => row.arm },
+      ...metrics.map((name) => ({ name, ...saematch.metricLabel(name) })),
+      { name: "n_entries", label: "entries" },
+    ];
+    const chart = metrics.length && run.pairs.length > 1 ? lines(rows, metrics[0]) : null;
+    return [h("h2", {}, "Pairs"), chart, saematch.table(columns, rows, "Matches of each pair", 40)];
+  }
+
+  function lines(rows, metric) {
+    const { pairs, arms } = saematch.run;
+    const { label } = saematch.metricLabel(metric);
+    const series = arms.map((arm) => ({
+      label: arm,
+      values: pairs.map((_, place) => rows.find((row) => row.place === place && row.arm === arm)?.[metric] ?? null),
+    }));
+    const x = pairs.map(({ source, target }) =>
+      source.suite === target.suite && source.suite === "default" ? `${source.layer}→${target.layer}` : `${source.suite} ${source.layer}→${target.suite} ${target.layer}`);
+    return saematch.charts.line({ x, series, y: label, label: `${label} of each pair, a line for each arm. The table below has the numbers.` });
+  }
+
+  function figures() {
+    const { figures } = saematch.run;
+    if (!figures.length) return null;
+    return [h("h2", {}, "Figures"), figures.map(({ name, caption }) => {
+      const source = `figures/${encodeURIComponent(name)}.png`;
+      return h("figure", {},
+        h("a", { href: source }, h("img", { src: source, alt: caption, loading: "lazy" })), h("figcaption", {}, caption));
+    })];
+  }
+
+  // Return a value of the configuration as a tree that opens level by level.
+  function tree(name, value) {
+    const isTree = value !== null && typeof value === "object";
+    if (!isTree || !Object.keys(value).length)
+      return h("div", { class: "leaf" }, h("span", { class: "muted" }, `${name}: `), isTree ? "none" : String(value));
+    return h("details", { class: "tree" }, h("summary", {}, name),
+      Object.entries(value).map(([key, part]) => tree(key, part)));
+  }
+})();
