@@ -17,12 +17,14 @@
     const body = h("div", {});
     const show = (other) => saematch.fill(body, () => both({ sae, feature }, other));
     const key = (end) => `${end.sae.suite},${end.sae.layer},${end.feature}`;
-    const select = h("select", { onchange: () => {
+    const other = given ?? options[0] ?? null;
+    const names = options.map((option) =>
+      [key(option), `${option.sae.name}, feature ${option.feature} (${option.names.join(", ")})`]);
+    const select = saematch.select("with", names, other && key(other), { onchange: () => {
       saematch.remember({ with: select.value });
       show(options.find((option) => key(option) === select.value));
-    } }, options.map((option) => h("option", { value: key(option), selected: given && same(option, given) },
-      `${option.sae.name}, feature ${option.feature} (${option.names.join(", ")})`)));
-    show(given ?? options[0] ?? null);
+    } });
+    show(other);
     return [options.length ? h("p", {}, h("label", {}, "Other end of the link ", select)) : null, body];
   };
 
@@ -113,15 +115,10 @@
     return lists.flat().some(({ feature }) => feature === other.feature);
   }
 
-  function withoutProfile() {
-    const names = Object.keys(saematch.run.config.evaluations ?? {});
-    return h("p", {}, "This run recorded no contexts. Add the evaluation ", h("code", {}, "profile"),
-      " to the run's command: ", h("code", {}, `evaluations=[${[...names, "profile"].join(",")}]`));
-  }
+  const withoutProfile = () =>
+    h("p", {}, "This run recorded no contexts. Add the evaluation profile to its command: ", saematch.withEvaluation("profile"));
 
-  function withoutContexts({ sae, feature }) {
-    const features = saematch.run.config.evaluations?.profile?.features ?? [];
-    return h("p", {}, `The run kept no contexts of feature ${feature} of ${sae.name}: they are kept for the features that fired most. `,
-      "Ask for them in the run's command: ", h("code", {}, `evaluations.profile.features=[${[...features, feature].join(",")}]`));
-  }
+  const withoutContexts = ({ sae, feature }) =>
+    h("p", {}, `The run kept no contexts of feature ${feature} of ${sae.name}: it keeps those of the features that fired most. `,
+      "Ask for them in the run's command: ", saematch.withFeature("profile", feature));
 })();

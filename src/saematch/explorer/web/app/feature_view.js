@@ -23,7 +23,7 @@
       performance.mark("feature shown");
       page.load();
     }, { once: true });
-    return [head(route, row, first), page.elements].flat(2);
+    return [head(route, row, first), page.elements];
   };
 
   // Load the best links of the first arm in the background, so that the first feature is fast too.
@@ -93,14 +93,12 @@
           step("k", "previous", "Previous feature of this SAE (key k)"),
           step("j", "next", "Next feature of this SAE (key j)"),
           neuronpedia ? h("a", { href: neuronpedia, rel: "noreferrer" }, "Neuronpedia") : null),
-        h("label", {}, "Arm ", choice(saematch.run.arms.map((name) => [name, name]), arm, (value) => open({ arm: value }))),
-        pairs.length > 1 ? h("label", {}, "Follow to ", choice(pairs.map(({ target }) => [endName(target), target.name]),
-          endName((first ?? pairs[0]).target), (value) => open({ to: value }))) : null),
+        h("label", {}, "Arm ", saematch.select("arm", saematch.run.arms.map((name) => [name, name]), arm,
+          { onchange: ({ target }) => open({ arm: target.value }) })),
+        pairs.length > 1 ? h("label", {}, "Follow to ", saematch.select("to", pairs.map(({ target }) => [endName(target), target.name]),
+          endName((first ?? pairs[0]).target), { onchange: ({ target }) => open({ to: target.value }) })) : null),
     ];
   }
-
-  const choice = (options, chosen, onchoice) => h("select", { onchange: (event) => onchoice(event.target.value) },
-    options.map(([value, text]) => h("option", { value, selected: value === chosen }, text)));
 
   // Return the feature's address on Neuronpedia; null if its SAE has no id there.
   function neuronpediaAddress(sae, feature) {

@@ -179,14 +179,19 @@
   };
 
   function charts(rows) {
-    if (!saematch.charts?.line || rows.length < 2) return null;
+    if (rows.length < 2) return null;
     const groups = [["density"], ["threshold"], ["norm_W_enc", "norm_W_dec"], ["max_activation"]];
     const used = groups.map((names) => names.filter((name) => rows.every((row) => Number.isFinite(row[name]))));
-    return h("div", { class: "small-charts" }, used.filter((names) => names.length).map((names) =>
-      saematch.charts.line({
-        x: rows.map(({ layer }) => String(layer)),
-        series: names.map((name) => ({ label: saematch.labels.short(name), values: rows.map((row) => row[name]) })),
-        label: `${names.map(saematch.labels.short).join(", ")} along the path`,
-      })));
+    const filled = used.filter((names) => names.length);
+    if (!filled.length) return null;
+    const { short } = saematch.labels;
+    const chart = (names) => h("div", {}, h("h3", {}, names.map(short).join(", ")), saematch.charts.line({
+      x: rows.map(({ column }) => column.sae.name.replace("layer ", "")),
+      series: names.map((name) => ({ label: short(name), values: rows.map((row) => row[name]) })),
+      label: `${names.map(short).join(", ")} by layer; the table of the path has the numbers`,
+      height: 180,
+    }));
+    return h("details", { open: innerWidth > 600 }, h("summary", {}, "Charts along the path"),
+      h("div", { class: "small-charts" }, filled.map(chart)));
   }
 })();
