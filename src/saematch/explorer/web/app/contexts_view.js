@@ -13,7 +13,8 @@
     if (!saematch.run.saes.some(({ chunks }) => chunks.length)) return withoutProfile();
     const options = await choices(route, sae, feature);
     const given = chosen ? parse(chosen) : null;
-    if (given && !options.some((option) => same(option, given))) options.push({ ...given, names: ["from the address"] });
+    if (given && !options.some((option) => same(option, given)))
+      options.push({ ...given, names: ["from the address"] });
     const body = h("div", {});
     const show = (other) => saematch.fill(body, () => both({ sae, feature }, other));
     const key = (end) => `${end.sae.suite},${end.sae.layer},${end.feature}`;
@@ -25,7 +26,12 @@
       show(options.find((option) => key(option) === select.value));
     } });
     show(other);
-    return [options.length ? h("p", {}, h("label", {}, "Other end of the link ", select)) : null, body];
+    return [
+      options.length ? h("p", {}, h("label", {}, "Other end of the link ", select)) : null,
+      h("p", { class: "muted" }, "Shades show activations relative to the feature's largest. The largest in a context is underlined. ",
+        "Not recorded: the run recorded only the best partners and sources of each arm."),
+      body,
+    ];
   };
 
   const same = (a, b) => a.sae === b.sae && a.feature === b.feature;
@@ -69,7 +75,8 @@
     const record = await data.contexts(end.sae, end.feature);
     if (!record) return withoutContexts(end);
     const key = other && `${other.sae.number}:${other.feature}`;
-    const scale = async ({ sae, feature }, values) => (await data.feature(sae, feature)).max_activation || Math.max(...values);
+    const scale = async ({ sae, feature }, values) =>
+      (await data.feature(sae, feature)).max_activation || Math.max(...values);
     const all = record.contexts.flatMap(({ values }) => values);
     const most = await scale(end, all);
     const ofOther = key ? record.contexts.flatMap(({ partners }) => partners[key] ?? []) : [];
@@ -91,7 +98,8 @@
       const value = values?.[i] ?? 0;
       const span = h("span", { title: value ? `${number(value)} on ${JSON.stringify(token)}` : null,
         class: value > 0 && value === peak ? "peak" : null }, visible(token));
-      if (value > 0) span.style.backgroundColor = `rgba(var(--shade), calc(var(--shade-most) * ${Math.min(1, value / most).toFixed(3)}))`;
+      const share = Math.min(1, value / most).toFixed(3);
+      if (value > 0) span.style.backgroundColor = `rgba(var(--shade), calc(var(--shade-most) * ${share}))`;
       return span;
     }))];
   }

@@ -10,8 +10,10 @@
     const next = columns[current + 1], between = links[current];
     const { feature, sae } = columns[current];
     if (!between) return [h("p", {}, `Nothing follows: ${arm} matched no pair from ${sae.name}.`), passing(route)];
-    if (next.feature === saematch.NONE)
-      return [h("p", {}, h("b", {}, "Ends here: "), `${arm} gives feature ${feature} no partner in ${next.sae.name}.`), passing(route)];
+    if (next.feature === saematch.NONE) {
+      const text = `${arm} gives feature ${feature} no partner in ${next.sae.name}.`;
+      return [h("p", {}, h("b", {}, "Ends here: "), text), passing(route)];
+    }
     const { score, weight } = between.entries[0];
     const source = between.best.source(next.feature);
     const text = path.describe(next.row);
@@ -32,7 +34,8 @@
       return ["Not tested: verify did not run, so the match says only which feature is the most similar. ",
         "Add it to the run's command: ", saematch.withEvaluation("verify")];
     if (!test)
-      return ["Not tested: verify did not choose this feature. Ask for it in the run's command: ", saematch.withFeature("verify", from)];
+      return ["Not tested: verify did not choose this feature. Ask for it in the run's command: ",
+        saematch.withFeature("verify", from)];
     const mean = (await saematch.armMeans(pair)).get(arm);
     const random = mean ? ` (random targets, over all features: ${percent(mean.off_rate_random)})` : "";
     const control = Number.isNaN(test.floor_95) ? "no control: it needs 8 events" : `control ${number(test.floor_95)}`;
@@ -84,8 +87,10 @@
   // Return the judge's verdicts on links with a feature at either end.
   saematch.verdictsView = async (sae, feature, arm) => {
     const table = await data.table("judgements");
-    if (!table.length) return h("p", {}, "This run has no judge. Add one to its command, for example ", h("code", {}, "judge=overlap"), ".");
-    const isEnd = (row, side) => row[`${side}_suite`] === sae.suite && row[`${side}_layer`] === sae.layer && row[`${side}_feature`] === feature;
+    if (!table.length)
+      return h("p", {}, "This run has no judge. Add one to its command, for example ", h("code", {}, "judge=overlap"));
+    const isEnd = (row, side) => row[`${side}_suite`] === sae.suite && row[`${side}_layer`] === sae.layer &&
+      row[`${side}_feature`] === feature;
     const rows = table.filter((row) => isEnd(row, "source") || isEnd(row, "target"));
     if (!rows.length) return h("p", {}, "The judge was not asked about this feature.");
     const end = (side) => ({ name: `${side}_explanation`, label: side === "source" ? "Source" : "Target", cell: (row) => {

@@ -11,8 +11,10 @@
     const open = first ?? from[0] ?? to[0];
     const fold = (pair, forwards) => {
       const body = h("div", {});
-      const details = h("details", {}, h("summary", {}, `${forwards ? "Partners in" : "Sources in"} ${(forwards ? pair.target : pair.source).name}`), body);
-      details.addEventListener("toggle", () => saematch.fill(body, () => pairTable(pair, feature, forwards, arm)), { once: true });
+      const name = forwards ? `Partners in ${pair.target.name}` : `Sources in ${pair.source.name}`;
+      const details = h("details", {}, h("summary", {}, name), body);
+      const load = () => saematch.fill(body, () => pairTable(pair, feature, forwards, arm));
+      details.addEventListener("toggle", load, { once: true });
       details.open = pair === open;
       return details;
     };

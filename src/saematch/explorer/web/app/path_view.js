@@ -118,7 +118,9 @@
     const tests = [["passes", "passes verify"], ["fails", "fails verify"], ["untested", "not tested, or too few events"]];
     return h("ul", { class: "legend" },
       h("li", {}, `Line width: ${scored ? "score" : "absolute weight"}, relative to the largest between the same two columns`),
-      verified ? tests.map(([kind, text]) => h("li", {}, sample(kind), text)) : h("li", {}, sample("untested"), "not tested: verify did not run"),
+      verified
+        ? tests.map(([kind, text]) => h("li", {}, sample(kind), text))
+        : h("li", {}, sample("untested"), "not tested: verify did not run"),
       h("li", {}, "Small boxes: alternatives with their ", scored ? "scores" : "weights"));
   };
 
@@ -127,7 +129,7 @@
     const last = columns.at(-1), first = columns[0];
     const text = (column, inner, word, pairs, side) => column.feature === saematch.NONE
       ? `feature ${inner.feature} of ${inner.sae.name} has no ${word} under ${arm}`
-      : `the run has no pair ${side} ${column.sae.name}${pairs.length ? ` that ${arm} matched and the path has not visited` : ""}`;
+      : `the run has no ${pairs.length ? "further pair" : "pair"} ${side} ${column.sae.name}${pairs.length ? ` that ${arm} matched` : ""}`;
     const begin = text(first, columns[1], "source", saematch.data.pairsTo(first.sae), "into");
     const end = text(last, columns.at(-2), "partner", saematch.data.pairsFrom(last.sae), "from");
     return `The path starts at ${columns[first.feature === saematch.NONE ? 1 : 0].sae.name}: ${begin}. ` +
