@@ -45,7 +45,7 @@
     stroke: colour("--text"), grid: { stroke: colour("--line"), width: 1 },
     ticks: { stroke: colour("--line"), width: 1 }, ...more,
   });
-  const short = (plot, values) => values.map((value) => (value === null ? "" : saematch.number(value)));
+  const short = (plot, values) => values.map((value) => (value === null ? "" : saematch.number(value).replace(/\.0+e/, "e")));
 
   // Return axes, and the range and texts of an x axis with labels instead of numbers.
   function labelled(x, yLabel) {
@@ -72,7 +72,7 @@
       }));
       const options = {
         ...size, scales, axes,
-        series: [{ value: (plot, value) => (value === null ? "" : String(x[positions.indexOf(value)])) }, ...lines],
+        series: [{ label: "at", value: (plot, value) => (value === null ? "" : String(x[positions.indexOf(value)])) }, ...lines],
         cursor: { drag: { x: false, y: false } },
       };
       return new uPlot(options, [positions, ...series.map((of) => of.values)], element);
@@ -110,7 +110,7 @@
         },
         axes: [axis({ values: short, label: xLabel, labelSize: 22 }),
           axis({ values: short, label: yLabel, labelSize: 22, size: 60 })],
-        series: [{}, dots("--muted", 0.15), dots("--link", 0.25)],
+        series: [{}, dots("--muted"), dots("--link")],
         cursor: {
           points: { show: false },
           drag: { x: true, y: true, setScale: false, uni: 0 },
@@ -171,7 +171,7 @@
 
   // Return a series that draws a square of 3 pixels for each point, darker where many overlap.
   // Canvas draws 100,000 squares slowly, so the squares are counted by pixel and drawn as an image.
-  function dots(name, alpha) {
+  function dots(name) {
     const size = Math.round(3 * devicePixelRatio);
     return {
       paths: (plot, place) => {
@@ -186,7 +186,8 @@
               for (let column = Math.max(x, 0); column < Math.min(x + size, width); column++)
                 counts[row * width + column]++;
           }
-          const image = imageOf(counts, width, height, colour(name), xs.length > 2000 ? alpha : 0.9);
+          const alpha = Math.min(Math.max(4000 / xs.length, 0.15), 0.9);
+          const image = imageOf(counts, width, height, colour(name), alpha);
           plot.ctx.drawImage(image, left, top);
         });
         return null;
@@ -200,8 +201,11 @@
     context.fillStyle = cssColour; // reads back as #rrggbb
     const rgb = [1, 3, 5].map((at) => parseInt(context.fillStyle.slice(at, at + 2), 16));
     const image = context.createImageData(width, height);
+    const pixels = new DataView(image.data.buffer);
+    const colours = Array.from({ length: 256 }, (_, n) =>
+      rgb.reduce((sum, part) => sum * 256 + part) * 256 + Math.round(255 * (1 - (1 - alpha) ** n)));
     for (let i = 0; i < counts.length; i++)
-      if (counts[i]) image.data.set([...rgb, 255 * (1 - (1 - alpha) ** counts[i])], 4 * i);
+      if (counts[i]) pixels.setUint32(4 * i, colours[Math.min(counts[i], 255)]);
     context.putImageData(image, 0, 0);
     return context.canvas;
   }

@@ -119,14 +119,14 @@
     const points = [[], []];
     const inside = [[], []];
     page.selection = [];
-    let missing = 0;
+    const missing = { x: 0, y: 0 };
     for (let i = 0; i < links.n; i++) {
       if (!passes(i)) continue;
       const [a, b] = [x.values[i], y.values[i]];
-      const drawn = (state.x_log ? a > 0 : !Number.isNaN(a)) && (state.y_log ? b > 0 : !Number.isNaN(b));
-      const selected = brush ? drawn && within(a, brush.x) && within(b, brush.y) : true;
+      const lacking = !isDrawn(a, state.x_log) ? "x" : !isDrawn(b, state.y_log) ? "y" : null;
+      const selected = brush ? !lacking && within(a, brush.x) && within(b, brush.y) : true;
       if (selected) page.selection.push(i);
-      if (!drawn) missing++;
+      if (lacking) missing[lacking]++;
       else {
         const [xs, ys] = selected ? inside : points;
         xs.push(a);
@@ -134,14 +134,16 @@
       }
     }
     draw(page, state, { points, selected: inside, brush });
-    const reason = `without a ${state.x_log || state.y_log ? "positive " : ""}value for ${x.label} or ${y.label}`;
+    const reasons = [["x", x], ["y", y]].filter(([axis]) => missing[axis]).map(([axis, { label }]) =>
+      `${count(missing[axis])} without a ${state[`${axis}_log`] ? "positive " : ""}value for ${label}`);
     page.count.textContent =
       `${count(page.selection.length)} of ${count(links.n)} links selected` +
-      (missing ? `; ${count(missing)} ${reason} are not drawn.` : ".");
+      (reasons.length ? `; ${reasons.join(" and ")} are not drawn.` : ".");
     page.download.disabled = !page.selection.length;
     list(page, state, x, y);
   }
 
+  const isDrawn = (value, log) => (log ? value > 0 : !Number.isNaN(value));
   const within = (value, [from, to]) => value >= from && value <= to;
 
   // Return the range of the number fields; null if all four are empty.
