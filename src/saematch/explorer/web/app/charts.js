@@ -21,14 +21,18 @@
       plot?.destroy();
       plot = create({ width: width(element), height }, element);
     };
+    const fit = () => {
+      if (!width(element)) return;
+      if (plot) plot.setSize({ width: width(element), height });
+      else draw();
+    };
     const observer = new ResizeObserver(() => {
       if (!element.isConnected) {
         observer.disconnect();
         dark.removeEventListener("change", draw);
         plot?.destroy();
-      } else if (width(element)) {
-        if (plot) plot.setSize({ width: width(element), height });
-        else draw();
+      } else {
+        requestAnimationFrame(fit); // in the callback itself it would be observed again
       }
     });
     observer.observe(element);
@@ -58,8 +62,8 @@
   }
 
   // Return a line chart of series [{label, values}] over x, which has labels or numbers.
-  charts.line = ({ x, series, label, y }) =>
-    chart(label, 280, (size, element) => {
+  charts.line = ({ x, series, label, y, height = 280 }) =>
+    chart(label, height, (size, element) => {
       const { positions, scales, axes } = labelled(x, y);
       const lines = series.map((of, place) => ({
         label: of.label, stroke: colour(SERIES[place % SERIES.length]), width: 2,

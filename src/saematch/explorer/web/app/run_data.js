@@ -90,6 +90,14 @@
       [feature, Object.fromEntries(names.map((name) => [name, parts[name][i]]))])));
   };
 
+  // Return the row of data.verified of one feature; null if verify did not test it.
+  data.verifiedFeature = async (arm, pair, feature) => {
+    if (!pair.arms[arm]?.verified) return null;
+    const parts = await saematch.load(`verify/${arm}/${pair.number}`);
+    const i = parts.feature.indexOf(feature);
+    return i < 0 ? null : Object.fromEntries(Object.keys(parts).map((name) => [name, parts[name][i]]));
+  };
+
   // Return {histogram, contexts} of a feature; null if the run has none for it.
   data.contexts = async (sae, feature) => {
     const chunk = Math.floor(feature / saematch.run.chunk);
@@ -97,6 +105,11 @@
     const { features } = await saematch.load(`contexts/${sae.number}/${chunk}`);
     return features[feature] ?? null;
   };
+
+  // Return whether a row of a table is of a pair.
+  data.isOfPair = (row, { source, target }) =>
+    row.source_suite === source.suite && row.source_layer === source.layer &&
+    row.target_suite === target.suite && row.target_layer === target.layer;
 
   // Return the rows of a table of the run; empty if it has no such table.
   data.table = async (name) => {
