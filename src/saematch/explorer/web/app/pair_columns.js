@@ -2,23 +2,14 @@
 // Links of a pair as columns of numbers, which the view of a pair draws, filters and lists.
 
 (() => {
-  const FEATURE_LABELS = {
-    density: "density", n_active: "active tokens", mean_activation: "mean activation",
-    max_activation: "maximum activation", threshold: "threshold", b_enc: "encoder bias",
-    norm_W_enc: "encoder norm", norm_W_dec: "decoder norm",
-  };
-  const VERIFY_LABELS = {
-    off_rate: "off rate", effect: "effect", effect_low: "effect, low end", effect_high: "effect, high end",
-    floor_95: "95% floor of random partners", n_events: "events", n_active: "events with an active partner",
-  };
-
-  // Return the label of a column of features.
-  saematch.featureLabel = (name) =>
-    FEATURE_LABELS[name] ?? (name.startsWith("density_") ? `density on ${name.slice(8)}` : name.replaceAll("_", " "));
+  const EFFECTS = ["off_rate", "effect", "effect_low", "effect_high", "floor_95", "n_events"];
+  const { short, long } = saematch.labels;
+  const lower = (label) => label[0].toLowerCase() + label.slice(1);
 
   // Return the links of an arm in a pair: {n, source, target, columns, finding, verdict, text}.
-  // `columns` is a Map from a name to {label, values}, with NaN for missing values; `text(i)` gives
-  // the explanations of both ends. With `all`, all partners on the page, else the best.
+  // `columns` is a Map from a name to {label, title, values}, with NaN for missing values.
+  // `finding`, `verdict` and `text` (explanations of both ends) are functions of a link's number.
+  // With `all`, a link for all partners on the page, else for the best.
   saematch.pairLinks = async (arm, pair, all) => {
     const [blocks, ofSource, ofTarget, verified, judged] = await Promise.all([
       linkBlocks(arm, pair), columnsOf(pair.source), columnsOf(pair.target),
@@ -26,22 +17,23 @@
     ]);
     const { n, source, target, rank, weight, score } = joined(blocks, all);
     const columns = new Map();
-    const add = (name, label, valueOf) => columns.set(name, column(label, n, valueOf));
-    if (score) add("score", "score", (i) => score[i]);
-    add("weight", "weight", (i) => weight[i]);
-    add("rank", "rank of the partner", (i) => rank[i]);
+    const add = (name, valueOf, label = lower(short(name)), title = long(name)) =>
+      columns.set(name, Object.assign(lazy(n, valueOf), { label, title }));
+    if (score) add("score", (i) => score[i]);
+    add("weight", (i) => weight[i]);
+    add("rank", (i) => rank[i], "rank of the partner", "1 for the best partner of the source feature");
     const effects = (i) => (rank[i] === 1 ? verified.get(source[i]) : undefined);
     if (verified.size)
-      for (const [name, label] of Object.entries(VERIFY_LABELS)) add(name, label, (i) => effects(i)?.[name] ?? NaN);
+      for (const name of EFFECTS) add(name, (i) => effects(i)?.[name] ?? NaN);
     for (const [side, features, { numbers }] of [["source", source, ofSource], ["target", target, ofTarget]])
       for (const [name, values] of Object.entries(numbers))
-        add(`${side}.${name}`, `${side}'s ${saematch.featureLabel(name)}`, (i) => values[features[i]]);
+        add(`${side}.${name}`, (i) => values[features[i]], `${side}'s ${lower(short(name))}`, long(name));
     const [first, second] = [ofSource.numbers.density, ofTarget.numbers.density];
     if (first && second)
-      add("density_change", "log10 of target's over source's density", (i) => {
+      add("density_change", (i) => {
         const change = Math.log10(second[target[i]] / first[source[i]]);
         return Number.isFinite(change) ? change : NaN;
-      });
+      }, "log10 of target's over source's density", "difference of the logarithms of both densities");
     return {
       n, source, target, columns,
       finding: (i) => effects(i)?.finding ?? null,
@@ -54,11 +46,10 @@
 
   const distinct = (values) => [...new Set(values)].sort();
 
-  // Return a column whose values are computed when they are first read.
-  function column(label, n, valueOf) {
+  // Return {values}, an array that is computed when it is first read.
+  function lazy(n, valueOf) {
     let values = null;
     return {
-      label,
       get values() {
         if (!values) {
           values = new Float32Array(n);
@@ -115,9 +106,7 @@
   async function verdicts(arm, pair) {
     const rows = await saematch.data.table("judgements");
     const ofPair = rows.filter((row) =>
-      row.role === "pair" && row.arm === arm &&
-      row.source_suite === pair.source.suite && row.source_layer === pair.source.layer &&
-      row.target_suite === pair.target.suite && row.target_layer === pair.target.layer);
+      row.role === "pair" && row.arm === arm && saematch.data.isOfPair(row, pair));
     return new Map(ofPair.map((row) => [`${row.source_feature}:${row.target_feature}`, row.label]));
   }
 })();

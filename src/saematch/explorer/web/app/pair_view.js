@@ -58,8 +58,8 @@
     page.rows = rowsOf(page.links);
     const names = [...page.links.columns.keys()];
     const usable = (name, preferred) => (names.includes(name) ? name : preferred.find((other) => names.includes(other)));
-    const x = usable(state.x, ["source.density", "source.threshold", "rank"]);
-    const y = usable(state.y, ["off_rate", "score", "weight"]);
+    const x = usable(state.x, ["source.density", "source.threshold", "score", "rank"]);
+    const y = usable(state.y, ["off_rate", "score", "weight"].filter((name) => name !== x));
     const x_log = state.x ? state.x_log : LOG_AT_FIRST.includes(x) ? "1" : undefined;
     page.form.replaceChildren(...saematch.pairControls(page, { ...state, arm, x, y, x_log }));
     page.chart = null;
@@ -180,8 +180,11 @@
     const columns = [
       { name: "source", label: `feature of ${pair.source.name}`, cell: ofFeature(pair.source, "source") },
       { name: "target", label: `feature of ${pair.target.name}`, cell: ofFeature(pair.target, "target") },
-      ...shown.map((name) => ({ name, label: links.columns.get(name).label })),
-      { name: "finding", label: "finding of verify", cell: (row) => row.finding ?? "–" },
+      ...shown.map((name) => {
+        const { label, title } = links.columns.get(name);
+        return { name, label, title };
+      }),
+      { name: "finding", label: "finding of verify", cell: (row) => saematch.finding(row.finding) },
       { name: "verdict", label: "judge", cell: (row) => row.verdict ?? "–" },
       { name: "source_explanation", label: "explanation of the source", cell: (row) => row.source_explanation },
       { name: "target_explanation", label: "explanation of the target", cell: (row) => row.target_explanation },
