@@ -21,14 +21,18 @@
       plot?.destroy();
       plot = create({ width: width(element), height }, element);
     };
+    const fit = () => {
+      if (!width(element)) return;
+      if (plot) plot.setSize({ width: width(element), height });
+      else draw();
+    };
     const observer = new ResizeObserver(() => {
       if (!element.isConnected) {
         observer.disconnect();
         dark.removeEventListener("change", draw);
         plot?.destroy();
-      } else if (width(element)) {
-        if (plot) plot.setSize({ width: width(element), height });
-        else draw();
+      } else {
+        requestAnimationFrame(fit); // in the callback itself it would be observed again
       }
     });
     observer.observe(element);
@@ -41,7 +45,7 @@
     stroke: colour("--text"), grid: { stroke: colour("--line"), width: 1 },
     ticks: { stroke: colour("--line"), width: 1 }, ...more,
   });
-  const short = (plot, values) => values.map((value) => (value === null ? "" : saematch.number(value)));
+  const short = (plot, values) => values.map((value) => (value === null ? "" : saematch.number(value).replace(/\.0+e/, "e")));
 
   // Return axes, and the range and texts of an x axis with labels instead of numbers.
   function labelled(x, yLabel) {
@@ -58,8 +62,8 @@
   }
 
   // Return a line chart of series [{label, values}] over x, which has labels or numbers.
-  charts.line = ({ x, series, label, y }) =>
-    chart(label, 280, (size, element) => {
+  charts.line = ({ x, series, label, y, height = 280 }) =>
+    chart(label, height, (size, element) => {
       const { positions, scales, axes } = labelled(x, y);
       const lines = series.map((of, place) => ({
         label: of.label, stroke: colour(SERIES[place % SERIES.length]), width: 2,
@@ -68,26 +72,25 @@
       }));
       const options = {
         ...size, scales, axes,
-        series: [{ value: (plot, value) => (value === null ? "" : String(x[positions.indexOf(value)])) }, ...lines],
+        series: [{ label: "at", value: (plot, value) => (value === null ? "" : String(x[positions.indexOf(value)])) }, ...lines],
         cursor: { drag: { x: false, y: false } },
       };
       return new uPlot(options, [positions, ...series.map((of) => of.values)], element);
     });
 
-  // Return a bar chart of values. `edges` has a number more than `values`; or give their `labels`.
+  // Return a bar chart of values, with `labels`, or with `edges`: the ends of all bars, in order.
   charts.bars = ({ edges, labels, values, label }) =>
     chart(label, 160, (size, element) => {
-      const names = labels ?? values.map((_, place) => saematch.number(edges[place]));
-      const { positions, scales, axes } = labelled(names, undefined);
+      const { positions, scales, axes } = labelled(labels ?? edges.map(saematch.number), undefined);
       const series = [{}, {
         fill: colour("--link"), stroke: colour("--link"),
-        paths: uPlot.paths.bars({ size: [0.9, 60], align: 0 }), points: { show: false },
+        paths: uPlot.paths.bars({ size: [0.9, 60], align: edges ? 1 : 0 }), points: { show: false },
       }];
       const options = {
         ...size, scales: { ...scales, y: { range: (plot, low, high) => [0, high || 1] } }, axes, series,
         legend: { show: false }, cursor: { show: false },
       };
-      return new uPlot(options, [positions, values], element);
+      return new uPlot(options, [positions, edges ? [...values, null] : values], element);
     });
 
   // Return a scatter of points. xLog and yLog ask for logarithmic axes, whose values must be
@@ -101,17 +104,17 @@
       const options = {
         ...size, mode: 2, legend: { show: false },
         scales: {
-          x: { time: false, distr: xLog ? 3 : 1, range: () => range(state.points[0], xLog) },
-          y: { distr: yLog ? 3 : 1, range: () => range(state.points[1], yLog) },
+          x: { time: false, distr: xLog ? 3 : 1, range: () => range([state.points[0], state.selected[0]], xLog) },
+          y: { distr: yLog ? 3 : 1, range: () => range([state.points[1], state.selected[1]], yLog) },
         },
         axes: [axis({ values: short, label: xLabel, labelSize: 22 }),
           axis({ values: short, label: yLabel, labelSize: 22, size: 60 })],
-        series: [{}, dots("--muted", 0.35), dots("--link", 0.5)],
+        series: [{}, dots("--muted"), dots("--link")],
         cursor: {
           points: { show: false },
           drag: { x: true, y: true, setScale: false, uni: 0 },
         },
-        hooks: { setSelect: [selected], ready: [showBrush], setSize: [showBrush] },
+        hooks: { setSelect: [selected], ready: [showBrush, onClick], setSize: [showBrush] },
       };
       plot = new uPlot(options, [null, state.points, state.selected], parent);
       return plot;
@@ -119,7 +122,14 @@
     const selected = ({ select, posToVal }) => {
       const [x, y] = [["left", "width", "x"], ["top", "height", "y"]].map(([from, length, scale]) =>
         [select[from], select[from] + select[length]].map((place) => posToVal(place, scale)).sort((a, b) => a - b));
-      onselect(select.width > 2 && select.height > 2 ? { x, y } : null);
+      if (select.width > 2 && select.height > 2) onselect({ x, y });
+    };
+    const onClick = ({ over }) => {
+      let start = null;
+      over.addEventListener("mousedown", (event) => (start = event));
+      over.addEventListener("click", (event) => {
+        if (Math.hypot(event.x - start.x, event.y - start.y) < 3) onselect(null);
+      });
     };
     const showBrush = (drawn) => {
       const edges = (values, scale, size) => {
@@ -141,13 +151,14 @@
     return element;
   };
 
-  // Return the least and greatest value with a margin of 3% on both sides.
-  function range(values, log) {
+  // Return the least and greatest value of several arrays with a margin of 3% on both sides.
+  function range(arrays, log) {
     let [low, high] = [Infinity, -Infinity];
-    for (const value of values) {
-      if (value < low) low = value;
-      if (value > high) high = value;
-    }
+    for (const values of arrays)
+      for (let i = 0; i < values.length; i++) {
+        if (values[i] < low) low = values[i];
+        if (values[i] > high) high = values[i];
+      }
     if (low > high) return log ? [0.1, 1] : [0, 1];
     if (log) {
       const margin = Math.max((high / low) ** 0.03, 1.1);
@@ -157,28 +168,44 @@
     return [low - margin, high + margin];
   }
 
-  // Return a series that draws a square of 3 pixels for each point, all in one colour.
-  function dots(name, alpha) {
-    const size = 3 * devicePixelRatio;
+  // Return a series that draws a small square for each point, darker where many overlap.
+  // Canvas draws 100,000 squares slowly, so the squares are counted by pixel and drawn as an image.
+  function dots(name) {
     return {
       paths: (plot, place) => {
         const [xs, ys] = plot.data[place];
+        const size = Math.round((xs.length < 1000 ? 5 : 3) * devicePixelRatio);
         uPlot.orient(plot, place, (series, dataX, dataY, scaleX, scaleY, toX, toY, left, top, wide, high) => {
-          const { ctx } = plot;
-          ctx.save();
-          ctx.beginPath();
-          ctx.rect(left, top, wide, high);
-          ctx.clip();
-          ctx.fillStyle = colour(name);
-          ctx.globalAlpha = xs.length > 2000 ? alpha : 0.9;
-          for (let i = 0; i < xs.length; i++)
-            ctx.fillRect(
-              Math.round(toX(xs[i], scaleX, wide, left) - size / 2),
-              Math.round(toY(ys[i], scaleY, high, top) - size / 2), size, size);
-          ctx.restore();
+          const [width, height] = [Math.round(wide), Math.round(high)];
+          const counts = new Uint16Array(width * height);
+          for (let i = 0; i < xs.length; i++) {
+            const x = Math.round(toX(xs[i], scaleX, wide, 0) - size / 2);
+            const y = Math.round(toY(ys[i], scaleY, high, 0) - size / 2);
+            for (let row = Math.max(y, 0); row < Math.min(y + size, height); row++)
+              for (let column = Math.max(x, 0); column < Math.min(x + size, width); column++)
+                counts[row * width + column]++;
+          }
+          const alpha = Math.min(Math.max(4000 / xs.length, 0.15), 0.9);
+          const image = imageOf(counts, width, height, colour(name), alpha);
+          plot.ctx.drawImage(image, left, top);
         });
         return null;
       },
     };
+  }
+
+  // Return an image of one colour, whose opacity is that of `counts` layers of `alpha`.
+  function imageOf(counts, width, height, cssColour, alpha) {
+    const context = new OffscreenCanvas(width, height).getContext("2d");
+    context.fillStyle = cssColour; // reads back as #rrggbb
+    const rgb = [1, 3, 5].map((at) => parseInt(context.fillStyle.slice(at, at + 2), 16));
+    const image = context.createImageData(width, height);
+    const pixels = new DataView(image.data.buffer);
+    const colours = Array.from({ length: 256 }, (_, n) =>
+      rgb.reduce((sum, part) => sum * 256 + part) * 256 + Math.round(255 * (1 - (1 - alpha) ** n)));
+    for (let i = 0; i < counts.length; i++)
+      if (counts[i]) pixels.setUint32(4 * i, colours[Math.min(counts[i], 255)]);
+    context.putImageData(image, 0, 0);
+    return context.canvas;
   }
 })();

@@ -13,17 +13,25 @@
     if (!saematch.run.saes.some(({ chunks }) => chunks.length)) return withoutProfile();
     const options = await choices(route, sae, feature);
     const given = chosen ? parse(chosen) : null;
-    if (given && !options.some((option) => same(option, given))) options.push({ ...given, names: ["from the address"] });
+    if (given && !options.some((option) => same(option, given)))
+      options.push({ ...given, names: ["from the address"] });
     const body = h("div", {});
     const show = (other) => saematch.fill(body, () => both({ sae, feature }, other));
     const key = (end) => `${end.sae.suite},${end.sae.layer},${end.feature}`;
-    const select = h("select", { onchange: () => {
+    const other = given ?? options[0] ?? null;
+    const names = options.map((option) =>
+      [key(option), `${option.sae.name}, feature ${option.feature} (${option.names.join(", ")})`]);
+    const select = saematch.select("with", names, other && key(other), { onchange: () => {
       saematch.remember({ with: select.value });
       show(options.find((option) => key(option) === select.value));
-    } }, options.map((option) => h("option", { value: key(option), selected: given && same(option, given) },
-      `${option.sae.name}, feature ${option.feature} (${option.names.join(", ")})`)));
-    show(given ?? options[0] ?? null);
-    return [options.length ? h("p", {}, h("label", {}, "Other end of the link ", select)) : null, body];
+    } });
+    show(other);
+    return [
+      options.length ? h("p", {}, h("label", {}, "Other end of the link ", select)) : null,
+      h("p", { class: "muted" }, "Shades show activations relative to the feature's largest. The largest in a context is underlined. ",
+        "Not recorded: the run recorded only the best partners and sources of each arm."),
+      body,
+    ];
   };
 
   const same = (a, b) => a.sae === b.sae && a.feature === b.feature;
@@ -67,7 +75,8 @@
     const record = await data.contexts(end.sae, end.feature);
     if (!record) return withoutContexts(end);
     const key = other && `${other.sae.number}:${other.feature}`;
-    const scale = async ({ sae, feature }, values) => (await data.feature(sae, feature)).max_activation || Math.max(...values);
+    const scale = async ({ sae, feature }, values) =>
+      (await data.feature(sae, feature)).max_activation || Math.max(...values);
     const all = record.contexts.flatMap(({ values }) => values);
     const most = await scale(end, all);
     const ofOther = key ? record.contexts.flatMap(({ partners }) => partners[key] ?? []) : [];
@@ -89,7 +98,8 @@
       const value = values?.[i] ?? 0;
       const span = h("span", { title: value ? `${number(value)} on ${JSON.stringify(token)}` : null,
         class: value > 0 && value === peak ? "peak" : null }, visible(token));
-      if (value > 0) span.style.backgroundColor = `rgba(var(--shade), calc(var(--shade-most) * ${Math.min(1, value / most).toFixed(3)}))`;
+      const share = Math.min(1, value / most).toFixed(3);
+      if (value > 0) span.style.backgroundColor = `rgba(var(--shade), calc(var(--shade-most) * ${share}))`;
       return span;
     }))];
   }
@@ -113,15 +123,10 @@
     return lists.flat().some(({ feature }) => feature === other.feature);
   }
 
-  function withoutProfile() {
-    const names = Object.keys(saematch.run.config.evaluations ?? {});
-    return h("p", {}, "This run recorded no contexts. Add the evaluation ", h("code", {}, "profile"),
-      " to the run's command: ", h("code", {}, `evaluations=[${[...names, "profile"].join(",")}]`));
-  }
+  const withoutProfile = () =>
+    h("p", {}, "This run recorded no contexts. Add the evaluation profile to its command: ", saematch.withEvaluation("profile"));
 
-  function withoutContexts({ sae, feature }) {
-    const features = saematch.run.config.evaluations?.profile?.features ?? [];
-    return h("p", {}, `The run kept no contexts of feature ${feature} of ${sae.name}: they are kept for the features that fired most. `,
-      "Ask for them in the run's command: ", h("code", {}, `evaluations.profile.features=[${[...features, feature].join(",")}]`));
-  }
+  const withoutContexts = ({ sae, feature }) =>
+    h("p", {}, `The run kept no contexts of feature ${feature} of ${sae.name}: it keeps those of the features that fired most. `,
+      "Ask for them in the run's command: ", saematch.withFeature("profile", feature));
 })();

@@ -44,7 +44,8 @@
         ...sorted.slice(0, n).map((row) =>
           h("tr", {}, columns.map((c) => {
             const value = c.cell ? c.cell(row) : number(row[c.name]);
-            return h("td", { class: typeof row[c.name] === "number" ? "number" : null }, value);
+            const isNumber = typeof row[c.name] === "number" && /^[-\d–]/.test(value.textContent ?? value);
+            return h("td", { class: isNumber ? "number" : null }, value);
           })))
       );
       more.hidden = sorted.length <= n;

@@ -9,36 +9,43 @@
     const { arm, columns, links, current } = route;
     const next = columns[current + 1], between = links[current];
     const { feature, sae } = columns[current];
-    if (!between) return h("p", {}, `Nothing follows: ${arm} matched no pair from ${sae.name}.`, passing(route));
-    if (next.feature === saematch.NONE)
-      return h("p", {}, h("b", {}, "Ends here: "), `${arm} gives feature ${feature} no partner in ${next.sae.name}.`, passing(route));
-    const { score, weight, test } = between.entries[0];
+    if (!between) return [h("p", {}, `Nothing follows: ${arm} matched no pair from ${sae.name}.`), passing(route)];
+    if (next.feature === saematch.NONE) {
+      const text = `${arm} gives feature ${feature} no partner in ${next.sae.name}.`;
+      return [h("p", {}, h("b", {}, "Ends here: "), text), passing(route)];
+    }
+    const { score, weight } = between.entries[0];
     const source = between.best.source(next.feature);
     const text = path.describe(next.row);
     return [
       h("p", {}, `Best partner in ${next.sae.name}: `,
         h("a", { href: path.address(next.sae, next.feature, { arm }) }, `feature ${next.feature}`),
-        text ? `, ${text}` : "", ` (${score === undefined ? `weight ${number(weight)}` : `score ${number(score)}`}). `,
+        text ? `, “${text}”` : "", ` (${score === undefined ? `weight ${number(weight)}` : `score ${number(score)}`}). `,
         source === feature ? "The link is the best in both directions."
           : `Its own best source is feature ${source}, not feature ${feature}.`),
-      h("p", {}, await tested(between.pair, arm, test), passing(route)),
+      h("p", {}, await tested(between.pair, arm, between.entries[0])),
+      passing(route),
     ];
   };
 
   // Return what verify measured of a link.
-  async function tested(pair, arm, test) {
-    const names = Object.keys(saematch.run.config.evaluations ?? {});
+  async function tested(pair, arm, { from, test }) {
     if (!pair.arms[arm].verified)
-      return ["Not tested: verify did not run, so the match says only which feature is the most similar. Add it to the run's command: ",
-        h("code", {}, `evaluations=[${[...names, "verify"].join(",")}]`), "."];
-    if (!test) return ["Not tested: verify did not choose this feature. Ask for it with ", h("code", {}, "evaluations.verify.features"), "."];
+      return ["Not tested: verify did not run, so the match says only which feature is the most similar. ",
+        "Add it to the run's command: ", saematch.withEvaluation("verify")];
+    if (!test)
+      return ["Not tested: verify did not choose this feature. Ask for it in the run's command: ",
+        saematch.withFeature("verify", from)];
     const mean = (await saematch.armMeans(pair)).get(arm);
-    const random = mean ? ` (random targets of all features: ${number(mean.off_rate_random)})` : "";
+    const random = mean ? ` (random targets, over all features: ${percent(mean.off_rate_random)})` : "";
+    const control = Number.isNaN(test.floor_95) ? "no control: it needs 8 events" : `control ${number(test.floor_95)}`;
     const measured = test.n_events
-      ? `Removing this feature in ${test.n_events} events switches the partner off in a share of ${number(test.off_rate)}${random}. ` +
-        `Effect ${saematch.effectText(test)}, control ${number(test.floor_95)}.` : "The feature had no events.";
-    return [saematch.finding(test.finding), ` ${measured}`];
+      ? `Removing this feature switches the partner off in ${percent(test.off_rate)} of ${test.n_events} events${random}. ` +
+        `Effect ${saematch.effectText(test)}, ${control}.` : "The feature had no events.";
+    return [saematch.finding(test.finding), `: ${measured}`];
   }
+
+  const percent = (share) => `${number(Number((100 * share).toPrecision(3)))}%`;
 
   // Return how many links of the best path pass verify.
   function passing({ arm, links }) {
@@ -46,7 +53,7 @@
     if (!tested.length) return null;
     const count = (finding) => tested.filter(({ entries }) => entries[0].test?.finding === finding).length;
     const [passes, fails] = [count("passes"), count("fails")];
-    return ` Of ${tested.length} links on the path, ${passes} pass, ${fails} fail, ${tested.length - passes - fails} have no finding.`;
+    return h("p", {}, `Links on the path: ${passes} pass, ${fails} fail, ${tested.length - passes - fails} have no finding.`);
   }
 
   // Return a feature's numbers and the histogram of its activations.
@@ -58,7 +65,7 @@
       row.top_tokens ? ["Top tokens", row.top_tokens] : null].filter(Boolean);
     if (!facts.length && !texts.length) return h("p", {}, "The run wrote no numbers of single features.");
     return [
-      h("dl", { class: "facts" },
+      h("dl", { class: "numbers" },
         texts.map(([name, text]) => h("div", { class: "long" }, h("dt", {}, name), h("dd", {}, text))),
         facts.map((name) => h("div", { title: long(name) }, h("dt", {}, short(name)), h("dd", {}, number(row[name]))))),
       record ? histogram(record.histogram, row.max_activation) : null,
@@ -72,7 +79,7 @@
     const columns = [{ name: "from", label: "From" }, { name: "to", label: "To" }, { name: "count", label: "Tokens" }];
     const label = "Tokens by activation, over active tokens";
     return [
-      saematch.charts?.bars ? saematch.charts.bars({ labels: rows.map(({ from }) => String(from)), values, label }) : null,
+      saematch.charts.bars({ labels: rows.map(({ from }) => String(from)), values, label }),
       h("details", {}, h("summary", {}, "Table of the histogram"), saematch.table(columns, rows, label)),
     ];
   }
@@ -80,11 +87,13 @@
   // Return the judge's verdicts on links with a feature at either end.
   saematch.verdictsView = async (sae, feature, arm) => {
     const table = await data.table("judgements");
-    if (!table.length) return h("p", {}, "This run has no judge: add ", h("code", {}, "judge="), " to its command, for example ", h("code", {}, "judge=overlap"), ".");
-    const isEnd = (row, side) => row[`${side}_suite`] === sae.suite && row[`${side}_layer`] === sae.layer && row[`${side}_feature`] === feature;
+    if (!table.length)
+      return h("p", {}, "This run has no judge. Add one to its command, for example ", h("code", {}, "judge=overlap"));
+    const isEnd = (row, side) => row[`${side}_suite`] === sae.suite && row[`${side}_layer`] === sae.layer &&
+      row[`${side}_feature`] === feature;
     const rows = table.filter((row) => isEnd(row, "source") || isEnd(row, "target"));
     if (!rows.length) return h("p", {}, "The judge was not asked about this feature.");
-    const end = (side) => ({ name: `${side}_feature`, label: side === "source" ? "Source" : "Target", cell: (row) => {
+    const end = (side) => ({ name: `${side}_explanation`, label: side === "source" ? "Source" : "Target", cell: (row) => {
       const other = data.sae(row[`${side}_suite`], row[`${side}_layer`]);
       return [h("a", { href: path.address(other, row[`${side}_feature`], { arm }) }, `${other.name}, ${row[`${side}_feature`]}`),
         h("div", { class: "text" }, row[`${side}_explanation`] ?? "no explanation")];

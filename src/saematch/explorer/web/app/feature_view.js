@@ -3,12 +3,15 @@
 
 (() => {
   const { data, h, number, path } = saematch;
+  const MARKS = ["feature opened", "feature shown", "feature complete"]; // of performance.mark
   let keys = {}; // addresses by key, of the feature that is shown
 
   saematch.views.feature = async ({ path: [suite, layer, text], query }) => {
+    MARKS.forEach((name) => performance.clearMarks(name));
     performance.mark("feature opened");
+    if (text === undefined) throw new Error("The address of a feature has suite, layer and number: #/feature/default/7/42");
     const sae = data.sae(suite, layer);
-    const feature = /^\d+$/.test(text ?? "") ? Number(text) : -1;
+    const feature = /^\d+$/.test(text) ? Number(text) : -1;
     data.checkFeature(sae, feature);
     const arm = armOf(query.get("arm"));
     const first = path.pairsFrom(sae, arm).find((pair) => endName(pair.target) === query.get("to"));
@@ -23,8 +26,17 @@
       performance.mark("feature shown");
       page.load();
     }, { once: true });
-    return [head(route, row, first), page.elements].flat(2);
+    return [head(route, row, first), page.elements];
   };
+
+  // Load the best links in the background, so that the first feature of an arm is fast too.
+  document.addEventListener("shown", async () => {
+    for (const arm of saematch.run.arms)
+      for (const sae of saematch.run.saes) {
+        const [pair] = path.pairsFrom(sae, arm);
+        if (pair) await data.best(arm, pair).catch(() => null); // the view of a feature shows the error
+      }
+  }, { once: true });
 
   // Fill an element with content that is loaded; an error is shown in its place.
   saematch.fill = async (body, load) => {
@@ -69,14 +81,15 @@
   function head({ arm, columns, current }, row, first) {
     const { sae, feature } = columns[current];
     const open = (query) => { location.hash = path.address(sae, feature, { arm, ...query }); };
-    const step = (key, text, title) => h("a", { href: keys[key], class: "step", title, "aria-disabled": keys[key] ? null : "true" }, text);
+    const step = (key, text, title) =>
+      h("a", { href: keys[key], class: "step", title, "aria-disabled": keys[key] ? null : "true" }, text);
     const pairs = path.pairsFrom(sae, arm);
-    const explained = row.explanation ?? null;
     const neuronpedia = neuronpediaAddress(sae, feature);
     return [
       h("h1", {}, `Feature ${feature}, ${sae.name}`),
       h("p", { class: "explanation" }, path.describe(row) ?? "No explanation and no top tokens.", " ",
-        h("span", { class: "muted" }, explained ? `(explained by ${row.explainer})` : row.top_tokens ? "(top tokens)" : "")),
+        h("span", { class: "muted" },
+          row.explanation ? `(explained by ${row.explainer})` : row.top_tokens ? "(top tokens)" : "")),
       h("div", { class: "steps" },
         h("nav", { "aria-label": "Neighbouring features" },
           step("ArrowLeft", "← source", "Best source in the previous column (key ←)"),
@@ -84,14 +97,13 @@
           step("k", "previous", "Previous feature of this SAE (key k)"),
           step("j", "next", "Next feature of this SAE (key j)"),
           neuronpedia ? h("a", { href: neuronpedia, rel: "noreferrer" }, "Neuronpedia") : null),
-        h("label", {}, "Arm ", choice(saematch.run.arms.map((name) => [name, name]), arm, (value) => open({ arm: value }))),
-        pairs.length > 1 ? h("label", {}, "Follow to ", choice(pairs.map(({ target }) => [endName(target), target.name]),
-          endName((first ?? pairs[0]).target), (value) => open({ to: value }))) : null),
+        h("label", {}, "Arm ", saematch.select("arm", saematch.run.arms.map((name) => [name, name]), arm,
+          { onchange: ({ target }) => open({ arm: target.value }) })),
+        pairs.length > 1 ? h("label", {}, "Follow to ", saematch.select("to", pairs.map(({ target }) => [endName(target), target.name]),
+          endName((first ?? pairs[0]).target), { onchange: ({ target }) => open({ to: target.value }) })) : null,
+        h("span", { class: "muted keys" }, "Keys: ← → j k, / for search")),
     ];
   }
-
-  const choice = (options, chosen, onchoice) => h("select", { onchange: (event) => onchoice(event.target.value) },
-    options.map(([value, text]) => h("option", { value, selected: value === chosen }, text)));
 
   // Return the feature's address on Neuronpedia; null if its SAE has no id there.
   function neuronpediaAddress(sae, feature) {
@@ -109,7 +121,8 @@
     };
     const table = h("div", {}), answer = h("div", { class: "answer" }, h("p", { class: "muted" }, "Loading …"));
     const parts = [
-      part("Partners under each arm", () => saematch.partnersView(sae, feature, route.arm, route.links[route.current]?.pair)),
+      part("Partners under each arm",
+        () => saematch.partnersView(sae, feature, route.arm, route.links[route.current]?.pair)),
       part("Contexts", () => saematch.contextsView(route, other)),
       part("Numbers of this feature", () => saematch.factsView(sae, feature, row)),
       part("Verdicts of the judge", () => saematch.verdictsView(sae, feature, route.arm)),
@@ -119,7 +132,8 @@
       await saematch.fill(table, async () => {
         await path.complete(route);
         picture.draw();
-        return [saematch.pathLegend(route), h("p", { class: "muted" }, saematch.pathEnds(route)), saematch.pathTable(route)];
+        const ends = h("p", { class: "muted" }, saematch.pathEnds(route));
+        return [saematch.pathLegend(route), ends, saematch.pathTable(route)];
       });
       await saematch.fill(answer, () => saematch.answerView(route));
       performance.mark("feature complete");

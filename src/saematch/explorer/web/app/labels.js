@@ -1,5 +1,5 @@
 "use strict";
-// Labels of the numbers of features and links.
+// Labels of the numbers of features and links, and the settings that add what a run lacks.
 
 (() => {
   const LABELS = {
@@ -29,6 +29,16 @@
     short: (name) => LABELS[name]?.[0] ?? (textSet(name) ? `Density in ${textSet(name)}` : name),
     // Return a sentence that explains a number.
     long: (name) => LABELS[name]?.[1] ?? (textSet(name) ? `share of the tokens of ${textSet(name)}` : name),
+  };
+
+  // Return the setting that adds an evaluation to the run's command.
+  saematch.withEvaluation = (name) =>
+    saematch.h("code", {}, `evaluations=[${[...Object.keys(saematch.run.config.evaluations ?? {}), name].join(",")}]`);
+
+  // Return the setting that asks an evaluation of the run for a feature.
+  saematch.withFeature = (evaluation, feature) => {
+    const features = saematch.run.config.evaluations?.[evaluation]?.features ?? [];
+    return saematch.h("code", {}, `evaluations.${evaluation}.features=[${[...features, feature].join(",")}]`);
   };
 
   // Return a finding of verify with a mark, so that it can be told apart without colour.

@@ -2,53 +2,63 @@
 // Links of a pair as columns of numbers, which the view of a pair draws, filters and lists.
 
 (() => {
-  const FEATURE_LABELS = {
-    density: "density", n_active: "active tokens", mean_activation: "mean activation",
-    max_activation: "maximum activation", threshold: "threshold", b_enc: "encoder bias",
-    norm_W_enc: "encoder norm", norm_W_dec: "decoder norm",
-  };
-  const VERIFY_LABELS = {
-    off_rate: "off rate", effect: "effect", effect_low: "effect, low end", effect_high: "effect, high end",
-    floor_95: "95% floor of random partners", n_events: "events", n_active: "events with an active partner",
-  };
-
-  // Return the label of a column of features.
-  saematch.featureLabel = (name) =>
-    FEATURE_LABELS[name] ?? (name.startsWith("density_") ? `density on ${name.slice(8)}` : name.replaceAll("_", " "));
+  const EFFECTS = ["off_rate", "effect", "effect_low", "effect_high", "floor_95", "n_events"];
+  const { short, long } = saematch.labels;
+  const lower = (label) => label[0].toLowerCase() + label.slice(1);
 
   // Return the links of an arm in a pair: {n, source, target, columns, finding, verdict, text}.
-  // `columns` is a Map from a name to {label, values}, with NaN for missing values; `text(i)` gives
-  // the explanations of both ends. With `all`, all partners on the page, else the best.
+  // `columns` is a Map from a name to {label, title, values}, with NaN for missing values.
+  // `finding`, `verdict` and `text` (explanations of both ends) are functions of a link's number.
+  // With `all`, a link for all partners on the page, else for the best.
   saematch.pairLinks = async (arm, pair, all) => {
     const [blocks, ofSource, ofTarget, verified, judged] = await Promise.all([
       linkBlocks(arm, pair), columnsOf(pair.source), columnsOf(pair.target),
       saematch.data.verified(arm, pair), verdicts(arm, pair),
     ]);
-    const links = joined(blocks, all);
-    const { n, source, target, rank } = links;
+    const { n, source, target, rank, weight, score } = joined(blocks, all);
     const columns = new Map();
-    if (links.score) columns.set("score", { label: "score", values: links.score });
-    columns.set("weight", { label: "weight", values: links.weight });
-    columns.set("rank", { label: "rank of the partner", values: rank });
-    addEffects(columns, verified, source, rank);
+    const add = (name, valueOf, label = lower(short(name)), title = long(name)) =>
+      columns.set(name, Object.assign(lazy(n, valueOf), { label, title }));
+    if (score) add("score", (i) => score[i]);
+    add("weight", (i) => weight[i]);
+    add("rank", (i) => rank[i], "rank of the partner", "1 for the best partner of the source feature");
+    const effects = (i) => (rank[i] === 1 ? verified.get(source[i]) : undefined);
+    if (verified.size)
+      for (const name of EFFECTS) add(name, (i) => effects(i)?.[name] ?? NaN);
     for (const [side, features, { numbers }] of [["source", source, ofSource], ["target", target, ofTarget]])
       for (const [name, values] of Object.entries(numbers))
-        columns.set(`${side}.${name}`, {
-          label: `${side}'s ${saematch.featureLabel(name)}`,
-          values: Float32Array.from(features, (feature) => values[feature]),
-        });
-    const [first, second] = [columns.get("source.density")?.values, columns.get("target.density")?.values];
+        add(`${side}.${name}`, (i) => values[features[i]], `${side}'s ${lower(short(name))}`, long(name));
+    const [first, second] = [ofSource.numbers.density, ofTarget.numbers.density];
     if (first && second)
-      columns.set("density_change", {
-        label: "log10 of target's over source's density",
-        values: Float32Array.from(first, (value, i) => finite(Math.log10(second[i] / value))),
-      });
-    const finding = Array.from(source, (feature, i) => (rank[i] === 1 ? (verified.get(feature)?.finding ?? null) : null));
-    const verdict = Array.from(source, (feature, i) => judged.get(`${feature}:${target[i]}`) ?? null);
-    return { n, source, target, columns, finding, verdict, text: (i) => [ofSource.text(source[i]), ofTarget.text(target[i])] };
+      add("density_change", (i) => {
+        const change = Math.log10(second[target[i]] / first[source[i]]);
+        return Number.isFinite(change) ? change : NaN;
+      }, "log10 of target's over source's density", "difference of the logarithms of both densities");
+    return {
+      n, source, target, columns,
+      finding: (i) => effects(i)?.finding ?? null,
+      verdict: (i) => judged.get(`${source[i]}:${target[i]}`) ?? null,
+      findings: distinct([...verified.values()].map((row) => row.finding)),
+      verdicts: distinct([...judged.values()]),
+      text: (i) => [ofSource.text(source[i]), ofTarget.text(target[i])],
+    };
   };
 
-  const finite = (value) => (Number.isFinite(value) ? value : NaN);
+  const distinct = (values) => [...new Set(values)].sort();
+
+  // Return {values}, an array that is computed when it is first read.
+  function lazy(n, valueOf) {
+    let values = null;
+    return {
+      get values() {
+        if (!values) {
+          values = new Float32Array(n);
+          for (let i = 0; i < n; i++) values[i] = valueOf(i);
+        }
+        return values;
+      },
+    };
+  }
 
   function linkBlocks(arm, pair) {
     const n = Math.ceil(pair.source.n_features / saematch.run.block);
@@ -57,31 +67,24 @@
 
   // Return arrays of all links, or of each source feature's best link; ranks count from 1.
   function joined(blocks, all) {
-    const entries = [];
-    for (const [number, block] of blocks.entries())
-      for (let place = 0; place + 1 < block.starts.length; place++) {
-        const end = all ? block.starts[place + 1] : Math.min(block.starts[place + 1], block.starts[place] + 1);
-        for (let entry = block.starts[place]; entry < end; entry++)
-          entries.push([block, entry, number * saematch.run.block + place, entry - block.starts[place] + 1]);
-      }
-    const scored = blocks.some((block) => block.scores);
-    return {
-      n: entries.length,
-      source: Uint32Array.from(entries, ([, , feature]) => feature),
-      target: Uint32Array.from(entries, ([block, entry]) => block.others[entry]),
-      rank: Float32Array.from(entries, ([, , , rank]) => rank),
-      weight: Float32Array.from(entries, ([block, entry]) => block.weights[entry]),
-      score: scored ? Float32Array.from(entries, ([block, entry]) => block.scores[entry]) : null,
-    };
-  }
-
-  function addEffects(columns, verified, source, rank) {
-    if (!verified.size) return;
-    for (const [name, label] of Object.entries(VERIFY_LABELS))
-      columns.set(name, {
-        label,
-        values: Float32Array.from(source, (feature, i) => (rank[i] === 1 ? (verified.get(feature)?.[name] ?? NaN) : NaN)),
-      });
+    const most = all ? Infinity : 1;
+    let n = 0;
+    for (const { starts } of blocks)
+      for (let place = 0; place + 1 < starts.length; place++) n += Math.min(starts[place + 1] - starts[place], most);
+    const [source, target] = [new Uint32Array(n), new Uint32Array(n)];
+    const [rank, weight] = [new Uint8Array(n), new Float32Array(n)];
+    const score = blocks.some((block) => block.scores) ? new Float32Array(n) : null;
+    let i = 0;
+    for (const [number, { starts, others, weights, scores }] of blocks.entries())
+      for (let place = 0; place + 1 < starts.length; place++)
+        for (let entry = starts[place]; entry < Math.min(starts[place + 1], starts[place] + most); entry++, i++) {
+          source[i] = number * saematch.run.block + place;
+          target[i] = others[entry];
+          rank[i] = entry - starts[place] + 1;
+          weight[i] = weights[entry];
+          if (score) score[i] = scores[entry];
+        }
+    return { n, source, target, rank, weight, score };
   }
 
   // Return {numbers, text} of an SAE: arrays by column, and each feature's explanation or tokens.
@@ -103,9 +106,7 @@
   async function verdicts(arm, pair) {
     const rows = await saematch.data.table("judgements");
     const ofPair = rows.filter((row) =>
-      row.role === "pair" && row.arm === arm &&
-      row.source_suite === pair.source.suite && row.source_layer === pair.source.layer &&
-      row.target_suite === pair.target.suite && row.target_layer === pair.target.layer);
+      row.role === "pair" && row.arm === arm && saematch.data.isOfPair(row, pair));
     return new Map(ofPair.map((row) => [`${row.source_feature}:${row.target_feature}`, row.label]));
   }
 })();

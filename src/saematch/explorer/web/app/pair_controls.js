@@ -8,17 +8,15 @@
   // Return the fields of the form; `state` has the values that are not empty, by name.
   saematch.pairControls = ({ pair, links }, state) => {
     const columns = [...links.columns].map(([name, { label }]) => [name, label]);
-    const axis = (name, title) => [
-      labelled(`${title} axis`, saematch.select(name, columns, state[name])),
+    const axis = (name, title) => h("fieldset", {}, h("legend", {}, title),
+      saematch.select(name, columns, state[name], { "aria-label": title }),
       checkbox(`${name}_log`, "logarithmic", state, !isPositive(links, state[name])),
-      range(name, title, state),
-    ];
+      range(name, title, state));
     return [
       h("fieldset", {}, h("legend", {}, "Links"),
         labelled("Arm", saematch.select("arm", Object.keys(pair.arms).map((arm) => [arm, arm]), state.arm)),
         checkbox("partners", "all partners, not only the best of each feature", state, false, "all")),
-      h("fieldset", {}, h("legend", {}, "Horizontal"), axis("x", "Horizontal")),
-      h("fieldset", {}, h("legend", {}, "Vertical"), axis("y", "Vertical")),
+      axis("x", "Horizontal axis"), axis("y", "Vertical axis"),
       filters(pair, links, state),
       h("p", { class: "muted" },
         "Select links by dragging a rectangle over the chart, or by the fields from and to. A click on the chart clears the rectangle."),
@@ -44,7 +42,7 @@
   }
 
   function range(axis, title, state) {
-    return h("span", { class: "range", role: "group", "aria-label": `${title} range` },
+    return h("span", { class: "range", role: "group", "aria-label": `Range of the ${title.toLowerCase()}` },
       field(`${axis}_from`, "from", state), field(`${axis}_to`, "to", state));
   }
 
@@ -57,11 +55,11 @@
       fields.push(
         labelled("Text set", saematch.select("set", [["", "any"], ...sets.map((name) => [name, name])], state.set ?? "")),
         field("share", "with a share of at least", state, { min: 0, max: 1, placeholder: "0.5", title: SHARE }));
-    for (const [name, title] of [["finding", "Finding of verify"], ["verdict", "Judge's verdict"]]) {
-      const values = [...new Set(links[name])].filter((value) => value !== null).sort();
+    for (const [name, title, values] of [
+      ["finding", "Finding of verify", links.findings], ["verdict", "Judge's verdict", links.verdicts],
+    ])
       if (values.length)
         fields.push(labelled(title, saematch.select(name, [["", "any"], ...values.map((value) => [value, value])], state[name] ?? "")));
-    }
     return fields.length ? h("fieldset", {}, h("legend", {}, "Filters"), fields) : null;
   }
 
@@ -83,7 +81,7 @@
       const all = [...links.columns].filter(([name]) => name.startsWith(`source.${DENSITY_OF}`)).map(([, { values }]) => values);
       tests.push((i) => ofSet[i] > 0 && ofSet[i] >= least * all.reduce((sum, values) => sum + values[i], 0));
     }
-    for (const name of ["finding", "verdict"]) if (state[name]) tests.push((i) => links[name][i] === state[name]);
+    for (const name of ["finding", "verdict"]) if (state[name]) tests.push((i) => links[name](i) === state[name]);
     return (i) => tests.every((test) => test(i));
   };
 })();

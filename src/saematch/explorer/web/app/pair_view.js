@@ -3,8 +3,9 @@
 // and the selected links as a table and a CSV file. The form's fields are the address's query.
 
 (() => {
-  const { h, link, number } = saematch;
+  const { h, link } = saematch;
   const N_ROWS = 200;
+  const LOG_AT_FIRST = ["source.density", "source.threshold"];
   const RANGE = ["x_from", "x_to", "y_from", "y_to"];
   const count = (n) => n.toLocaleString("en");
 
@@ -54,11 +55,13 @@
       throw new Error(`${page.pair.name} has no arm ${state.arm}: it has ${arms.join(", ")}`);
     const arm = state.arm ?? arms[0];
     page.links = await saematch.pairLinks(arm, page.pair, state.partners === "all");
+    page.rows = rowsOf(page.links);
     const names = [...page.links.columns.keys()];
     const usable = (name, preferred) => (names.includes(name) ? name : preferred.find((other) => names.includes(other)));
-    const x = usable(state.x, ["source.density", "source.threshold", "rank"]);
-    const y = usable(state.y, ["off_rate", "score", "weight"]);
-    page.form.replaceChildren(...saematch.pairControls(page, { ...state, arm, x, y }));
+    const x = usable(state.x, ["source.density", "source.threshold", "score", "rank"]);
+    const y = usable(state.y, ["off_rate", "score", "weight"].filter((name) => name !== x));
+    const x_log = state.x ? state.x_log : LOG_AT_FIRST.includes(x) ? "1" : undefined;
+    page.form.replaceChildren(...saematch.pairControls(page, { ...state, arm, x, y, x_log }));
     page.chart = null;
     page.download = h("button", { type: "button", onclick: () => save(page) }, "Download the selection (CSV)");
     page.count = h("p", { role: "status" });
@@ -116,14 +119,14 @@
     const points = [[], []];
     const inside = [[], []];
     page.selection = [];
-    let missing = 0;
+    const missing = { x: 0, y: 0 };
     for (let i = 0; i < links.n; i++) {
       if (!passes(i)) continue;
       const [a, b] = [x.values[i], y.values[i]];
-      const drawn = (state.x_log ? a > 0 : !Number.isNaN(a)) && (state.y_log ? b > 0 : !Number.isNaN(b));
-      const selected = brush ? drawn && within(a, brush.x) && within(b, brush.y) : true;
+      const lacking = !isDrawn(a, state.x_log) ? "x" : !isDrawn(b, state.y_log) ? "y" : null;
+      const selected = brush ? !lacking && within(a, brush.x) && within(b, brush.y) : true;
       if (selected) page.selection.push(i);
-      if (!drawn) missing++;
+      if (lacking) missing[lacking]++;
       else {
         const [xs, ys] = selected ? inside : points;
         xs.push(a);
@@ -131,14 +134,16 @@
       }
     }
     draw(page, state, { points, selected: inside, brush });
-    const reason = `without a ${state.x_log || state.y_log ? "positive " : ""}value for ${x.label} or ${y.label}`;
+    const reasons = [["x", x], ["y", y]].filter(([axis]) => missing[axis]).map(([axis, { label }]) =>
+      `${count(missing[axis])} without a ${state[`${axis}_log`] ? "positive " : ""}value for ${label}`);
     page.count.textContent =
       `${count(page.selection.length)} of ${count(links.n)} links selected` +
-      (missing ? `; ${count(missing)} ${reason} are not drawn.` : ".");
+      (reasons.length ? `; ${reasons.join(" and ")} are not drawn.` : ".");
     page.download.disabled = !page.selection.length;
     list(page, state, x, y);
   }
 
+  const isDrawn = (value, log) => (log ? value > 0 : !Number.isNaN(value));
   const within = (value, [from, to]) => value >= from && value <= to;
 
   // Return the range of the number fields; null if all four are empty.
@@ -167,7 +172,7 @@
     const { links, pair } = page;
     const names = [...new Set(["score", "weight", "off_rate", "effect", state.x, state.y])];
     const shown = names.filter((name) => links.columns.has(name));
-    const rows = page.selection.map((i) => rowOf(page, i, shown));
+    const rows = page.selection.map((i) => page.rows[i]);
     const ofFeature = (sae, name) => (row) =>
       h("a", { href: link(["feature", sae.suite, sae.layer, row[name]], { arm: state.arm }) }, String(row[name]));
     const key = [...shown, state.arm].join(" ");
@@ -175,44 +180,58 @@
     const columns = [
       { name: "source", label: `feature of ${pair.source.name}`, cell: ofFeature(pair.source, "source") },
       { name: "target", label: `feature of ${pair.target.name}`, cell: ofFeature(pair.target, "target") },
-      ...shown.map((name) => ({ name, label: links.columns.get(name).label })),
-      { name: "finding", label: "finding of verify", cell: (row) => row.finding ?? "–" },
+      ...shown.map((name) => {
+        const { label, title } = links.columns.get(name);
+        return { name, label, title };
+      }),
+      { name: "finding", label: "finding of verify", cell: (row) => saematch.finding(row.finding) },
       { name: "verdict", label: "judge", cell: (row) => row.verdict ?? "–" },
       { name: "source_explanation", label: "explanation of the source", cell: (row) => row.source_explanation },
       { name: "target_explanation", label: "explanation of the target", cell: (row) => row.target_explanation },
-    ].filter(({ name }) => !["finding", "verdict"].includes(name) || links[name].some((value) => value !== null));
+    ].filter(({ name }) => links[`${name}s`]?.length !== 0);
     page.tableKey = key;
     page.table = saematch.table(columns, rows, "Selected links", N_ROWS);
     page.tablePlace.replaceChildren(page.table);
   }
 
-  function rowOf({ links }, i, names) {
-    const [source_explanation, target_explanation] = links.text(i);
-    const row = {
-      source: links.source[i], target: links.target[i], finding: links.finding[i], verdict: links.verdict[i],
-      source_explanation, target_explanation,
-    };
-    for (const name of names) row[name] = links.columns.get(name).values[i];
-    return row;
+  // Return an object for each link, which looks up its columns when they are read.
+  function rowsOf(links) {
+    class Row {
+      constructor(i) {
+        this.i = i;
+      }
+    }
+    const column = (name, valueOf) =>
+      Object.defineProperty(Row.prototype, name, { get() { return valueOf(this.i); } });
+    for (const [name, ofLinks] of links.columns) column(name, (i) => ofLinks.values[i]);
+    column("source", (i) => links.source[i]);
+    column("target", (i) => links.target[i]);
+    column("finding", links.finding);
+    column("verdict", links.verdict);
+    column("source_explanation", (i) => links.text(i)[0]);
+    column("target_explanation", (i) => links.text(i)[1]);
+    return Array.from({ length: links.n }, (_, i) => new Row(i));
   }
 
   // Download the selected links with all their columns.
   function save(page) {
     const { pair: { source, target, name }, links } = page;
     const { arm } = stateOf(page.form);
-    const names = [...links.columns.keys()];
+    const names = [...links.columns.keys(), "finding", "verdict", "source_explanation", "target_explanation"];
     const rows = page.selection.map((i) => {
-      const row = rowOf(page, i, names);
-      for (const name of names) row[name] = Number(row[name].toPrecision(6));
+      const row = page.rows[i];
       return {
-        ...row, arm, source_suite: source.suite, source_layer: source.layer, source_feature: row.source,
+        ...Object.fromEntries(names.map((column) => [column, rounded(row[column])])), arm,
+        source_suite: source.suite, source_layer: source.layer, source_feature: row.source,
         target_suite: target.suite, target_layer: target.layer, target_feature: row.target,
       };
     });
     const columns = [
-      "source_suite", "source_layer", "source_feature", "target_suite", "target_layer", "target_feature", "arm",
-      ...names, "finding", "verdict", "source_explanation", "target_explanation",
+      "source_suite", "source_layer", "source_feature", "target_suite", "target_layer", "target_feature", "arm", ...names,
     ];
     saematch.downloadCsv(`${saematch.run.run_id} ${name} ${arm}.csv`, columns, rows);
   }
+
+  // Numbers of the page have 32 bits; six digits leave out the noise of their decimal form.
+  const rounded = (value) => (typeof value === "number" ? Number(value.toPrecision(6)) : value);
 })();

@@ -4,14 +4,18 @@
 (() => {
   const { data, h, number, path } = saematch;
 
-  // Return the pairs of an SAE as sections: the pair of the path is open, others load when opened.
+  // Return the pairs of an SAE as sections. `first`, the pair of the path, is open, by default the
+  // first pair; others load when they are opened.
   saematch.partnersView = (sae, feature, arm, first) => {
     const from = data.pairsFrom(sae), to = data.pairsTo(sae);
+    const open = first ?? from[0] ?? to[0];
     const fold = (pair, forwards) => {
       const body = h("div", {});
-      const details = h("details", {}, h("summary", {}, `${forwards ? "Partners in" : "Sources in"} ${(forwards ? pair.target : pair.source).name}`), body);
-      details.addEventListener("toggle", () => saematch.fill(body, () => pairTable(pair, feature, forwards, arm)), { once: true });
-      details.open = pair === first;
+      const name = forwards ? `Partners in ${pair.target.name}` : `Sources in ${pair.source.name}`;
+      const details = h("details", {}, h("summary", {}, name), body);
+      const load = () => saematch.fill(body, () => pairTable(pair, feature, forwards, arm));
+      details.addEventListener("toggle", load, { once: true });
+      details.open = pair === open;
       return details;
     };
     if (!from.length && !to.length) return h("p", {}, `No pair of this run contains ${sae.name}.`);
@@ -31,9 +35,11 @@
     const rows = new Map(await Promise.all(features.map(async (f) => [f, await data.feature(other, f)])));
     const mark = marks(arms, lists);
     const n = Math.max(1, ...lists.map((list) => list.length));
-    const cells = (entry, rank) => entry
-      ? [partner(entry.other, rows.get(entry.other)), h("td", { class: "number" }, number(entry.score)), h("td", { class: "number" }, number(entry.weight))]
-      : h("td", { colspan: 3, class: "muted" }, rank === 0 ? `no ${forwards ? "partner" : "source"}` : "");
+    const widths = arms.map((arm) => (pair.arms[arm].scored ? 3 : 2));
+    const value = (entry, name) => h("td", { class: "number" }, number(entry[name]));
+    const cells = (entry, rank, width) => entry
+      ? [partner(entry.other, rows.get(entry.other)), width === 3 ? value(entry, "score") : null, value(entry, "weight")]
+      : h("td", { colspan: width, class: "partner muted" }, rank === 0 ? `no ${forwards ? "partner" : "source"}` : "");
     const partner = (f, row) => h("td", { class: "partner" },
       h("a", { href: path.address(other, f, { arm: chosen }) }, String(f)), " ", mark(f),
       h("div", { class: "text" }, path.describe(row) ?? ""));
@@ -41,12 +47,12 @@
     return h("div", { class: "wide", tabindex: "0", role: "group", "aria-label": caption },
       h("table", { class: "arms" }, h("caption", {}, caption),
         h("thead", {},
-          h("tr", {}, h("td"), arms.map((arm) => h("th", { scope: "colgroup", colspan: 3 }, arm))),
-          h("tr", {}, h("th", { scope: "col" }, "Rank"), arms.map(() => ["Feature", "Score", "Weight"].map(
-            (label) => h("th", { scope: "col" }, label))))),
+          h("tr", {}, h("td"), arms.map((arm, i) => h("th", { scope: "colgroup", colspan: widths[i] }, arm))),
+          h("tr", {}, h("th", { scope: "col" }, "Rank"), widths.map((width) =>
+            ["Feature", ...(width === 3 ? ["Score"] : []), "Weight"].map((label) => h("th", { scope: "col" }, label))))),
         h("tbody", {}, Array.from({ length: n }, (_, rank) =>
-          h("tr", {}, h("th", { scope: "row" }, String(rank + 1)), lists.map((list) => cells(list[rank], rank))))),
-        await evidence(pair, arms, lists)));
+          h("tr", {}, h("th", { scope: "row" }, String(rank + 1)), lists.map((list, i) => cells(list[rank], rank, widths[i]))))),
+        await evidence(pair, arms, lists, widths)));
   }
 
   // Return a function from a feature to its mark: a letter if several arms name the feature.
@@ -64,16 +70,16 @@
   }
 
   // Return the results of verify for each arm's best link, and the arm's mean over all features.
-  async function evidence(pair, arms, lists) {
+  async function evidence(pair, arms, lists, widths) {
     if (!arms.some((arm) => pair.arms[arm].verified)) return null;
     const tests = lists.map(([best]) => best?.test);
     const row = (label, title, cell) => h("tr", {}, h("th", { scope: "row", title }, label),
-      tests.map((test, i) => h("td", { colspan: 3 }, cell(test, i))));
+      tests.map((test, i) => h("td", { colspan: widths[i] }, cell(test, i))));
     const { long, short } = saematch.labels;
     const plain = (name) => row(short(name), long(name), (test) => number(test?.[name]));
     const means = await saematch.armMeans(pair);
     return h("tfoot", {},
-      h("tr", {}, h("th", { colspan: 1 + 3 * arms.length, scope: "colgroup" }, "verify, best link of each arm")),
+      h("tr", {}, h("th", { colspan: widths.reduce((sum, width) => sum + width, 1) }, "Test by verify: each arm's best link")),
       row(short("finding"), long("finding"), (test) => saematch.finding(test?.finding ?? "not tested")),
       plain("off_rate"),
       row(short("effect"), long("effect"), saematch.effectText),

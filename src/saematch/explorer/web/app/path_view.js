@@ -3,7 +3,7 @@
 
 (() => {
   const { h, number, path } = saematch;
-  const GAP = 40, TOP = 30, BEST = 78, FURTHER = 26, SPACE = 7; // pixels
+  const GAP = 40, TOP = 30, FURTHER = 26, SPACE = 7; // pixels
 
   // Return a scrollable picture of a path. Links and alternatives are drawn if path.complete ran.
   saematch.pathPicture = (route) => {
@@ -33,9 +33,10 @@
   // Number of rows to reserve before the links are known.
   const rows = ({ arm, links: [{ pair }] }) => (pair.arms[arm].n_entries > pair.source.n_features ? 5 : 1);
 
-  // Distance of a row's nodes from the top. Row 0 is the best path.
-  const top = (row) => (row === 0 ? TOP : TOP + BEST + SPACE + (row - 1) * (FURTHER + SPACE));
-  const middle = (row) => top(row) + (row === 0 ? BEST : FURTHER) / 2;
+  // Height of a row's nodes, and their distance from the top. Row 0 is the best path.
+  const height = (row) => (row > 0 || !saematch.run.saes.some(({ labels }) => labels.length) ? FURTHER : 3 * FURTHER);
+  const top = (row) => (row === 0 ? TOP : TOP + height(0) + SPACE + (row - 1) * (FURTHER + SPACE));
+  const middle = (row) => top(row) + height(row) / 2;
 
   function columnNodes(route, column, i, size) {
     const name = placed(h("div", { class: `layer${i === route.current ? " current" : ""}` }, column.sae.name), i, size);
@@ -81,7 +82,7 @@
 
   function node(element, i, row, size) {
     element.style.top = `${top(row)}px`;
-    element.style.height = `${row === 0 ? BEST : FURTHER}px`;
+    element.style.height = `${height(row)}px`;
     return placed(element, i, size);
   }
 
@@ -117,7 +118,9 @@
     const tests = [["passes", "passes verify"], ["fails", "fails verify"], ["untested", "not tested, or too few events"]];
     return h("ul", { class: "legend" },
       h("li", {}, `Line width: ${scored ? "score" : "absolute weight"}, relative to the largest between the same two columns`),
-      verified ? tests.map(([kind, text]) => h("li", {}, sample(kind), text)) : h("li", {}, sample("untested"), "not tested: verify did not run"),
+      verified
+        ? tests.map(([kind, text]) => h("li", {}, sample(kind), text))
+        : h("li", {}, sample("untested"), "not tested: verify did not run"),
       h("li", {}, "Small boxes: alternatives with their ", scored ? "scores" : "weights"));
   };
 
@@ -126,7 +129,7 @@
     const last = columns.at(-1), first = columns[0];
     const text = (column, inner, word, pairs, side) => column.feature === saematch.NONE
       ? `feature ${inner.feature} of ${inner.sae.name} has no ${word} under ${arm}`
-      : `the run has no pair ${side} ${column.sae.name}${pairs.length ? ` that ${arm} matched and the path has not visited` : ""}`;
+      : `the run has no ${pairs.length ? "further pair" : "pair"} ${side} ${column.sae.name}${pairs.length ? ` that ${arm} matched` : ""}`;
     const begin = text(first, columns[1], "source", saematch.data.pairsTo(first.sae), "into");
     const end = text(last, columns.at(-2), "partner", saematch.data.pairsFrom(last.sae), "from");
     return `The path starts at ${columns[first.feature === saematch.NONE ? 1 : 0].sae.name}: ${begin}. ` +
@@ -178,14 +181,19 @@
   };
 
   function charts(rows) {
-    if (!saematch.charts?.line || rows.length < 2) return null;
+    if (rows.length < 2) return null;
     const groups = [["density"], ["threshold"], ["norm_W_enc", "norm_W_dec"], ["max_activation"]];
     const used = groups.map((names) => names.filter((name) => rows.every((row) => Number.isFinite(row[name]))));
-    return h("div", { class: "small-charts" }, used.filter((names) => names.length).map((names) =>
-      saematch.charts.line({
-        x: rows.map(({ layer }) => String(layer)),
-        series: names.map((name) => ({ label: saematch.labels.short(name), values: rows.map((row) => row[name]) })),
-        label: `${names.map(saematch.labels.short).join(", ")} along the path`,
-      })));
+    const filled = used.filter((names) => names.length);
+    if (!filled.length) return null;
+    const { short } = saematch.labels;
+    const chart = (names) => h("div", {}, h("h3", {}, names.map(short).join(", ")), saematch.charts.line({
+      x: rows.map(({ column }) => column.sae.name.replace("layer ", "")),
+      series: names.map((name) => ({ label: short(name), values: rows.map((row) => row[name]) })),
+      label: `${names.map(short).join(", ")} by layer; the table of the path has the numbers`,
+      height: 180,
+    }));
+    return h("details", { open: innerWidth > 600 }, h("summary", {}, "Charts along the path"),
+      h("div", { class: "small-charts" }, filled.map(chart)));
   }
 })();

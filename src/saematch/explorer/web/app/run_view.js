@@ -14,7 +14,7 @@
     const matches = await saematch.data.table("matches");
     return [
       h("h1", {}, run.name),
-      facts(), h("p", { class: "muted" }, `Run ${run.run_id}`),
+      facts(),
       start(), metrics(), warnings(), pairs(matches), figures(),
       h("h2", {}, "Tables"), saematch.tableList(),
       h("h2", {}, "Provenance and configuration"),
@@ -24,8 +24,9 @@
 
   // Return a list of terms: SAEs, arms and text sets.
   function facts() {
-    const { saes, pairs, arms, config, provenance } = saematch.run;
+    const { run_id, saes, pairs, arms, config, provenance } = saematch.run;
     const terms = [
+      ["Run", [run_id]],
       ["SAEs", [...groups(saes, (sae) => sae.suite)].map(([suite, ofSuite]) => describe(suite, ofSuite))],
       ["Pairs", [`${pairs.length}: ${pairs[0].name}${pairs.length > 1 ? ` … ${pairs.at(-1).name}` : ""}`]],
       ["Arms", arms.map((arm) => `${arm}${reads(config.arms?.[arm])}`)],
@@ -57,34 +58,40 @@
 
   // Return links to features to start with, which are filled in when they are loaded.
   function start() {
-    const list = h("ul", {}, h("li", { class: "muted" }, "Loading features …"));
-    firstFeatures().then((features) =>
-      list.replaceChildren(...features.map(({ sae, feature, text }) => h("li", {},
-        h("a", { href: link(["feature", sae.suite, sae.layer, feature]) }, `feature ${feature} of ${sae.name}`),
-        text ? `: ${text}` : ""))),
-      (error) => list.replaceChildren(h("li", { class: "bad" }, error.message)));
-    return [h("h2", {}, "Start with a feature"), list];
+    const place = h("div", {}, h("p", { class: "muted" }, "Loading features …"));
+    const fill = ({ reason, features }) =>
+      place.replaceChildren(h("p", { class: "muted" }, reason), h("ul", {}, features.map(({ sae, feature, text }) =>
+        h("li", {}, h("a", { href: link(["feature", sae.suite, sae.layer, feature]) }, `feature ${feature} of ${sae.name}`),
+          text && `: ${text}`))));
+    firstFeatures().then(fill, (error) => place.replaceChildren(h("p", { class: "bad" }, error.message)));
+    return [h("h2", {}, "Start with a feature"), place];
   }
 
-  // Return the first features of the table `paths`; without it, the first SAE's most active ones.
+  // Return features of the table `paths`; without it, the most active ones of the first pair.
   async function firstFeatures() {
     const steps = (await saematch.data.table("paths")).filter((row) => row.step === 0);
     const places = new Map(steps.map((row) => [`${row.source_suite}/${row.source_layer}/${row.source_feature}`, row]));
     const chosen = [...places.values()].slice(0, N_FIRST).map((row) => (
       { sae: saematch.data.sae(row.source_suite, row.source_layer), feature: row.source_feature }));
-    const features = chosen.length ? chosen : await mostActive(saematch.run.pairs[0].source);
-    return Promise.all(features.map(async ({ sae, feature }) => {
+    const { reason, features } = chosen.length
+      ? { reason: "Features that the evaluation paths followed.", features: chosen }
+      : await mostActive(saematch.run.pairs[0].source);
+    const withText = features.map(async ({ sae, feature }) => {
       const { explanation, top_tokens: tokens } = await saematch.data.feature(sae, feature);
       return { sae, feature, text: explanation ?? tokens };
-    }));
+    });
+    return { reason, features: await Promise.all(withText) };
   }
 
-  // Return the features with the highest density; in a run without densities the first explained.
+  // Return the features with the highest density; in a run without densities, explained ones first.
   async function mostActive(sae) {
     const features = (await saematch.data.featureBlocks(sae)).flatMap(({ start, parts }) =>
       Array.from({ length: Math.min(saematch.run.block, sae.n_features - start) }, (_, i) => (
         { sae, feature: start + i, rank: parts.density?.[i] ?? Number(Boolean(parts.explanation?.[i])) })));
-    return features.sort((a, b) => b.rank - a.rank).slice(0, N_FIRST);
+    const reason = sae.columns.includes("density")
+      ? `The most active features of ${sae.name}.`
+      : `The first features of ${sae.name}: this run has no densities.`;
+    return { reason, features: features.sort((a, b) => b.rank - a.rank).slice(0, N_FIRST) };
   }
 
   // Return a table of the run's metrics by arm; those that are no headlines are folded away.

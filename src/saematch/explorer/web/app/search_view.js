@@ -5,7 +5,7 @@
   const { h, link } = saematch;
   const MOST = 100;
   const count = (n) => n.toLocaleString("en");
-  let index = null; // promise of [{sae, texts, density}], loaded at the first search for words
+  let index = null; // promise of [{sae, text, starts, density}], loaded at the first search for words
 
   saematch.views.search = async ({ query }) => {
     const { saes } = saematch.run;
@@ -78,6 +78,8 @@
     return entries;
   }
 
+  // Return an SAE's entry: one string for all its features, and where each feature's part starts.
+  // A single long string is searched much faster than many short ones.
   function entryOf(sae, blocks) {
     const texts = [];
     const density = new Float32Array(sae.n_features);
@@ -85,38 +87,49 @@
       if (parts.density) density.set(parts.density, start);
       const n = Math.min(saematch.run.block, sae.n_features - start);
       for (let i = 0; i < n; i++)
-        texts.push(`${parts.explanation?.[i] ?? ""}\n${parts.top_tokens?.[i] ?? ""}`.toLowerCase());
+        texts.push(`${parts.explanation?.[i] ?? ""}\n${parts.top_tokens?.[i] ?? ""}\n`.toLowerCase());
     }
-    return { sae, texts, density };
+    const starts = new Uint32Array(texts.length + 1);
+    for (const [feature, text] of texts.entries()) starts[feature + 1] = starts[feature] + text.length;
+    return { sae, text: texts.join(""), starts, density };
   }
 
   // Return {n, best}: the number of features whose texts have all words, and the most relevant.
   // Features with more whole words come first, then features with a higher density.
   function find(entries, words) {
     const best = [];
+    const [longest, ...others] = [...words].sort((a, b) => b.length - a.length);
     let n = 0;
-    for (const { sae, texts, density } of entries)
-      for (let feature = 0; feature < texts.length; feature++) {
-        const text = texts[feature];
-        if (!words.every((word) => text.includes(word))) continue;
+    for (const { sae, text, starts, density } of entries) {
+      let feature = 0;
+      for (let at = text.indexOf(longest); at >= 0; at = text.indexOf(longest, starts[feature + 1])) {
+        while (starts[feature + 1] <= at) feature++;
+        const ofFeature = text.slice(starts[feature], starts[feature + 1]);
+        if (!others.every((word) => ofFeature.includes(word))) continue;
         n++;
-        const most = words.length + density[feature];
-        if (best.length === MOST && most <= best[MOST - 1].relevance) continue;
-        const relevance = words.filter((word) => hasWhole(text, word)).length + density[feature];
-        if (best.length === MOST && relevance <= best[MOST - 1].relevance) continue;
+        const least = best.length < MOST ? -1 : best[MOST - 1].relevance;
+        if (words.length + density[feature] <= least) continue;
+        const relevance = words.filter((word) => hasWhole(ofFeature, word)).length + density[feature];
+        if (relevance <= least) continue;
         const place = best.findIndex((other) => other.relevance < relevance);
         best.splice(place < 0 ? best.length : place, 0, { sae, feature, density: density[feature], relevance });
         best.length = Math.min(best.length, MOST);
       }
+    }
     return { n, best };
   }
 
-  const LETTER = /[\p{L}\p{N}_]/u;
-
   function hasWhole(text, word) {
     for (let at = text.indexOf(word); at >= 0; at = text.indexOf(word, at + 1))
-      if (!LETTER.test(text[at - 1] ?? " ") && !LETTER.test(text[at + word.length] ?? " ")) return true;
+      if (!isLetter(text, at - 1) && !isLetter(text, at + word.length)) return true;
     return false;
+  }
+
+  // Return whether a lower-case text has a letter, digit or underscore at a place.
+  function isLetter(text, at) {
+    const code = text.charCodeAt(at); // NaN beyond the ends
+    if (code > 127) return /[\p{L}\p{N}]/u.test(text[at]);
+    return (code >= 97 && code <= 122) || (code >= 48 && code <= 57) || code === 95;
   }
 
   function byWords({ n, best }, words) {
