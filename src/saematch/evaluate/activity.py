@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from jaxtyping import Float32, Int64
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csc_array, csr_array, get_index_dtype
 
 from saematch.core.pairs import SaeKey
 from saematch.evaluate.effects import NONE
@@ -98,6 +98,7 @@ def read_codes(recording: Recording, key: SaeKey, n_features: int) -> csr_array:
         values.append(batch.values.numpy())
     n_active = np.concatenate(counts)
     starts = np.concatenate([[0], np.cumsum(n_active)])
+    starts = starts.astype(get_index_dtype(maxval=starts[-1]))
     entries = np.concatenate(values), np.concatenate(features), starts
     return csr_array(entries, shape=(len(n_active), n_features))
 

@@ -57,9 +57,9 @@ class Contexts:
             _peaks(codes[:, features[start : start + BLOCK]], texts, n)
             for start in range(0, len(features), BLOCK)
         ]
-        numbers = [found.features + number * BLOCK for number, found in enumerate(peaks)]
+        numbers = [of_block.features + number * BLOCK for number, of_block in enumerate(peaks)]
         empty = [np.zeros(0, np.int64)]
-        token = np.concatenate(empty + [found.tokens for found in peaks])
+        token = np.concatenate(empty + [of_block.tokens for of_block in peaks])
         text, place = texts.text[token], texts.places[token]
         first = np.maximum(texts.starts[text], place - window.before)
         end = np.minimum(texts.starts[text + 1], place + window.after + 1)
@@ -68,7 +68,7 @@ class Contexts:
         tokens = np.where(inside, texts.counted[np.where(inside, places, 0)], NONE)
         return cls(
             features[np.concatenate(empty + numbers)],
-            np.concatenate(empty + [found.ranks for found in peaks]),
+            np.concatenate(empty + [of_block.ranks for of_block in peaks]),
             text, first, end - first, tokens,
         )  # fmt: skip
 
@@ -159,7 +159,7 @@ def activations(
     tokens: Int64[np.ndarray, "n width"],
     features: Int64[np.ndarray, " n"],
 ) -> Float32[np.ndarray, "n width"]:
-    """Return the activation of one feature in each row of tokens; 0 for tokens that are ``NONE``."""
+    """Return the activation of a feature on each row of tokens; 0 for tokens that are ``NONE``."""
     values = np.zeros(tokens.shape, np.float32)
     rows, places = np.nonzero(tokens != NONE)
     if len(rows):
