@@ -42,7 +42,9 @@ def _check_place(place: Path) -> None:
     if place.is_dir():
         is_page = (place / "index.html").is_file() and (place / "data/run.js").is_file()
         if not is_page and any(place.iterdir()):
-            raise InputError(f"{place} has other files, which a page would replace: choose another --to")
+            raise InputError(
+                f"{place} has other files, which a page would replace: choose another --to"
+            )
     elif place.exists():
         raise InputError(f"{place} is a file: choose a folder for the page with --to")
 
