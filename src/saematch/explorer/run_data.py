@@ -173,6 +173,9 @@ class RunData:
         for folder in (FEATURES, PROFILE):
             of_folder = self._read(folder, key.label)
             if of_folder is not None:
+                if not of_folder["feature"].is_unique:
+                    path = self.folder / folder / f"{key.label}.parquet"
+                    raise _damaged(path, "a feature has two rows")
                 frame = frame.join(of_folder.set_index("feature"))
         return frame
 
@@ -219,10 +222,13 @@ class RunData:
             frame = pd.read_parquet(path, page_checksum_verification=True)
             frame["feature"]
         except DAMAGE as error:
-            raise InputError(
-                f"{path} is damaged ({error!s:.200}): delete it, and run the same command again"
-            ) from error
+            raise _damaged(path, str(error)) from error
         return frame
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    reason = " ".join(reason.split())[:200]
+    return InputError(f"{path} is damaged ({reason}): delete it, and run the same command again")
 
 
 def _listed(names: Iterable[str], most: int = 40) -> str:

@@ -9,7 +9,7 @@ The whole graph is read into memory, which takes about 8 times the size of the f
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,24 +177,25 @@ def _chains(
     yield from (chain for chain in chains.values() if len(chain) > 1)
 
 
-def _listed(saved: Graph, name: str, read: Any) -> list[Any]:
+def _listed(saved: Graph, name: str, read: Callable[[str], Any]) -> list[Any]:
     """Return a list of ``qParams``, which Neuronpedia may store as text."""
     value = saved.get(name) or []
     try:
         listed = read(value) if isinstance(value, str) else value
     except ValueError:
         listed = None
-    parts = listed if name == "pinnedIds" or not isinstance(listed, list) else _joined(listed)
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+    is_valid = _is_texts if name == "pinnedIds" else _is_lists_of_texts
+    if not is_valid(listed):
         raise InputError(f"qParams.{name} of the graph is {value!r:.80}: {_REMEDY}")
     return listed
 
 
-def _joined(lists: list[Any]) -> list[Any] | None:
-    """Return the entries of all lists; None if a part is no list or is empty."""
-    if not all(isinstance(part, list) and part for part in lists):
-        return None
-    return [entry for part in lists for entry in part]
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
+
+
+def _is_lists_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_texts(part) and part for part in value)
 
 
 def _named(
