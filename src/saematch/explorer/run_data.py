@@ -82,15 +82,27 @@ class RunData:
         pairs = tuple(dict.fromkeys(pair for _, pair in matched))
         return cls(folder, results, saes, pairs, arms, frozenset(matched))
 
+    def suite(self, name: str | None = None) -> str:
+        """Return a suite's name; None is the only suite, or the default suite of several.
+
+        Raises ``InputError`` for a suite that is not there, and for None where the choice is open.
+        """
+        suites = list(dict.fromkeys(key.suite for key in self.saes))
+        if name is None and (len(suites) == 1 or DEFAULT in suites):
+            return DEFAULT if DEFAULT in suites else suites[0]
+        if name not in suites:
+            problem = "has several suites" if name is None else f"has no suite {name}"
+            raise InputError(
+                f"{self.folder} {problem}: choose one of {', '.join(suites)} with --suite"
+            )
+        return name
+
     def sae(self, layer: int, suite: str | None = None) -> SaeKey:
-        """Return an SAE; without a suite, that of the default or of the only suite.
+        """Return an SAE; ``suite`` as in the method ``suite``.
 
         Raises ``InputError``, which lists the SAEs of the run, if there is no such SAE.
         """
-        suites = list(dict.fromkeys(key.suite for key in self.saes))
-        if suite is None:
-            suite = DEFAULT if DEFAULT in suites or len(suites) > 1 else suites[0]
-        key = SaeKey(suite, layer)
+        key = SaeKey(self.suite(suite), layer)
         if key not in self.saes:
             raise InputError(
                 f"{self.folder} has no SAE of {key.name}: choose among "
@@ -161,6 +173,9 @@ class RunData:
         for folder in (FEATURES, PROFILE):
             of_folder = self._read(folder, key.label)
             if of_folder is not None:
+                if not of_folder["feature"].is_unique:
+                    path = self.folder / folder / f"{key.label}.parquet"
+                    raise _damaged(path, "a feature has two rows")
                 frame = frame.join(of_folder.set_index("feature"))
         return frame
 
@@ -192,8 +207,7 @@ class RunData:
             row
             for row in self.results.tables.rows("judgements")
             if any(
-                (row[f"{end}_suite"], row[f"{end}_layer"], row[f"{end}_feature"])
-                == (*key, feature)
+                (row[f"{end}_suite"], row[f"{end}_layer"], row[f"{end}_feature"]) == (*key, feature)
                 for end in ends
             )
         ]
@@ -208,10 +222,13 @@ class RunData:
             frame = pd.read_parquet(path, page_checksum_verification=True)
             frame["feature"]
         except DAMAGE as error:
-            raise InputError(
-                f"{path} is damaged ({error!s:.200}): delete it, and run the same command again"
-            ) from error
+            raise _damaged(path, str(error)) from error
         return frame
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    reason = " ".join(reason.split())[:200]
+    return InputError(f"{path} is damaged ({reason}): delete it, and run the same command again")
 
 
 def _listed(names: Iterable[str], most: int = 40) -> str:

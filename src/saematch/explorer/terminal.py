@@ -168,7 +168,7 @@ def _table(rows: Sequence[dict[str, str]]) -> Table:
     table.expand = "explanation" in names
     for name in names:
         if name == "explanation":
-            table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1)
+            table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1, min_width=8)
         else:
             table.add_column(name, justify="left" if name in ("", "finding") else "right")
     for row in rows:

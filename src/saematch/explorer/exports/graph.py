@@ -27,6 +27,7 @@ from saematch.core.errors import InputError
 from saematch.core.files import replacing
 from saematch.core.pairs import SaeKey
 from saematch.core.safe_text import visible
+from saematch.explorer.exports.neuronpedia import neuronpedia_sources
 from saematch.explorer.paths import Node, Paths, nodes_of
 from saematch.explorer.run_data import RunData
 
@@ -49,6 +50,7 @@ def paths_graph(run: RunData, arm: str, chosen: Sequence[Node]) -> Graph:
     nodes: list[Graph] = []
     links: list[Graph] = []
     supernodes: list[list[str]] = []
+    taken: set[str] = set()
     for position, start in enumerate(chosen):
         path = paths.path(start)
         on_path = nodes_of(start, path)
@@ -63,7 +65,7 @@ def paths_graph(run: RunData, arm: str, chosen: Sequence[Node]) -> Graph:
              "weight": link.weight if link.score is None else link.score}
             for source, target, link in zip(ids, ids[1:], path, strict=False)
         ]  # fmt: skip
-        supernodes.append([unique_name(names.of(start), supernodes), *ids])
+        supernodes.append([unique_name(names.of(start), taken), *ids])
     starts = [start.name for start in chosen]
     return {
         "metadata": {
@@ -108,23 +110,22 @@ class Names:
         return visible(" ".join(text.split())) if isinstance(text, str) else node.name
 
 
-def unique_name(name: str, supernodes: Sequence[Sequence[str]]) -> str:
-    """Return a name that no supernode has; the pages use names as identifiers."""
-    taken = {supernode[0] for supernode in supernodes}
+def unique_name(name: str, taken: set[str]) -> str:
+    """Return a name that is not in ``taken``, and add it; the pages use names as identifiers."""
     number, free = 1, name
     while free in taken:
         number += 1
         free = f"{name} ({number})"
+    taken.add(free)
     return free
 
 
 def model_names(run: RunData) -> list[str]:
     """Return names of a run's model, without its organisation; Neuronpedia's name comes first."""
     provenance = run.results.provenance
-    sources = [sae.get("neuronpedia_id") for sae in provenance.get("saes", {}).values()]
     models = [provenance.get("model", {}), *provenance.get("models", {}).values()]
     named = [str(model[name]) for model in models for name in ("name", "path") if model.get(name)]
-    names = [str(source).partition("/")[0] for source in sources if source]
+    names = [source.partition("/")[0] for source in neuronpedia_sources(run).values()]
     names += [name.rstrip("/").rpartition("/")[2] for name in named]
     return list(dict.fromkeys(names)) or ["unknown"]
 

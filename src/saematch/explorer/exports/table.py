@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,9 +22,16 @@ OF_ENDS = ("density", "explanation")
 """Columns of features, which a link has twice."""
 
 
+class LinkTable(NamedTuple):
+    """Links, and the number of links that are not among the best."""
+
+    frame: pd.DataFrame
+    n_left_out: int
+
+
 def links_table(
     run: RunData, arms: Sequence[str], pairs: Sequence[Pair], top: int = N_PARTNERS
-) -> pd.DataFrame:
+) -> LinkTable:
     """Return a row for each of the ``top`` best partners of each source feature.
 
     Columns: those of the pair; ``source_feature``, ``target_feature``, ``arm``; ``rank`` from 1;
@@ -34,7 +42,9 @@ def links_table(
     parts = list(_parts(run, arms, pairs, top))
     if not parts:
         raise InputError(f"{run.folder}: the chosen arms matched none of the chosen pairs")
-    return pd.concat(parts, ignore_index=True)
+    frames, counts = zip(*parts, strict=True)
+    frame = pd.concat(frames, ignore_index=True)
+    return LinkTable(frame, sum(counts) - len(frame))
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -48,7 +58,8 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 def _parts(
     run: RunData, arms: Sequence[str], pairs: Sequence[Pair], top: int
-) -> Iterator[pd.DataFrame]:
+) -> Iterator[tuple[pd.DataFrame, int]]:
+    """Yield the links of each match, and its number of entries."""
     for pair in pairs:
         sides = [run.features(key).reindex(columns=list(OF_ENDS)) for key in pair]
         verified = run.verified(pair)
@@ -56,7 +67,7 @@ def _parts(
             match = run.match(arm, pair)
             if match is not None:
                 links = _rows(pair, arm, partners(match, top))
-                yield _with_evidence(_with_ends(links, sides), verified)
+                yield _with_evidence(_with_ends(links, sides), verified), len(match.rows)
 
 
 def _rows(pair: Pair, arm: str, links: Links) -> pd.DataFrame:
