@@ -61,7 +61,7 @@ def embedded_run(tmp_path_factory):
     """A run of the embedded model on few texts, with the page that it wrote."""
     folder = tmp_path_factory.mktemp("embedded")
     settings = [
-        "layers=[3,4,5]", "arms=[folded]", "evaluations=[verify,profile]", "dataset.n_texts=4",
+        "layers=[3,4,5]", "arms=[mutual_nearest]", "evaluations=[verify,profile]", "dataset.n_texts=4",
         "evaluations.profile.n_features=64", "logger=none", "run_id=a", "show=true",
     ]  # fmt: skip
     command = [sys.executable, "-m", "saematch", *settings]
