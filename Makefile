@@ -22,7 +22,7 @@ EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
 HYPHENATED  := $(filter-out $(EXPERIMENTS),$(subst _,-,$(EXPERIMENTS)))
 SWEEPS      := $(addprefix sweep-,$(basename $(notdir $(wildcard sweeps/*.yaml))))
 
-.PHONY: $(EXPERIMENTS) $(HYPHENATED) $(SWEEPS) compare reproduce reproduction-page metrics-page verify-page help setup demo test test-slow test-kill lint bench bench-scaling bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-pair smollm2-studies
+.PHONY: $(EXPERIMENTS) $(HYPHENATED) $(SWEEPS) compare reproduce reproduction-page metrics-page verify-page help setup demo test test-slow test-page test-kill lint bench bench-page explorer-shots bench-scaling bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-pair smollm2-studies
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ test: $(READY) ## Check style, imports and types, and run the tests
 test-slow: $(READY) ## Run the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+test-page: $(READY) ## Test the page of a run in Chromium (Debian's chromium and chromium-driver)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m page $(ARGS)
+
 test-kill: $(READY) ## Kill runs of every kind at random moments and resume them (some minutes)
 	$(BIN)/python -m pytest -m slow tests/faults/test_kills.py $(ARGS)
 
@@ -178,6 +181,17 @@ bench-solver-large: $(READY) ## Measure the solver at 65,536 and 131,072 feature
 
 bench-scaling: $(READY) ## Measure the pieces of a large run, into docs/scaling.md (20 minutes)
 	$(BIN)/python benchmarks/scaling.py --page docs/scaling.md $(ARGS)
+
+outputs/bench_page/results.json: $(READY)
+	$(BIN)/python tests/synthetic_run.py $(@D)
+
+bench-page: outputs/bench_page/results.json ## Measure size and speed of a page of 26 x 16,384 features (5 minutes)
+	$(BIN)/python benchmarks/page.py $(<D) $(ARGS)
+
+EXPLORED ?= outputs/explore/explore
+
+explorer-shots: $(READY) ## Make the screenshots of docs/explorer.md from the run EXPLORED
+	$(BIN)/python tests/page/shots.py $(EXPLORED) docs/explorer_shots
 
 zoo: $(READY) ## Train the embedded model and SAEs from scratch (hours)
 	$(BIN)/python -m saematch.zoo.build $(ARGS)

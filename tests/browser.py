@@ -68,7 +68,8 @@ class Browser:
     def shown(self) -> None:
         """Wait until the view is shown and its parts are filled."""
         self.until(lambda: self.run(
-            "return document.readyState === 'complete' && document.querySelector('main h1, main .bad')"
+            "return document.readyState === 'complete'"
+            " && document.querySelector('main h1, main .bad')"
             " && !document.querySelector('main[aria-busy]') && !/Loading/.test(main.innerText)"
         ))  # fmt: skip
 

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from browser import MissingBrowser, browser
-from synthetic_run import write_run
 
+from browser import MissingBrowser, browser
 from saematch.explorer.page import write_page
+from synthetic_run import write_run
 
 N_LAYERS, N_FEATURES, N_EXPLORED = 4, 256, 128
 
@@ -61,8 +61,9 @@ def embedded_run(tmp_path_factory):
     """A run of the embedded model on few texts, with the page that it wrote."""
     folder = tmp_path_factory.mktemp("embedded")
     settings = [
-        "layers=[3,4,5]", "arms=[mutual_nearest]", "evaluations=[verify,profile]", "dataset.n_texts=4",
-        "evaluations.profile.n_features=64", "logger=none", "run_id=a", "show=true",
+        "layers=[3,4,5]", "arms=[mutual_nearest]", "evaluations=[verify,profile]",
+        "evaluations.profile.n_features=64", "dataset.n_texts=4", "logger=none", "run_id=a",
+        "show=true",
     ]  # fmt: skip
     command = [sys.executable, "-m", "saematch", *settings]
     subprocess.run(command, cwd=folder, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -5,7 +5,6 @@ import io
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 from selenium.webdriver.common.keys import Keys
 
@@ -98,7 +97,8 @@ def test_contexts_have_the_same_tokens(chrome, page, run_folder):
 def lines(chrome, context):
     """Return the lines of a context: for each token its text and whether it has a shade."""
     script = """return [...arguments[0].querySelectorAll(".tokens")].map((line) =>
-        [...line.children].map((token) => [token.textContent, token.style.backgroundColor !== ""]))"""
+        [...line.children].map((token) => 
+            [token.textContent, token.style.backgroundColor !== ""]))"""
     return [[tuple(token) for token in line] for line in chrome.run(script, context)]
 
 
@@ -263,9 +263,11 @@ def test_keys_reach_and_open_a_partner(chrome, page, run_folder):
 def test_every_control_has_a_name(chrome, page):
     for address in ADDRESSES:
         chrome.open(page, address)
-        nameless = chrome.run("""return [...document.querySelectorAll("input, select, button, a, [role=img]")]
-            .filter((e) => !e.hidden && !e.labels?.length && !e.textContent.trim() && !e.getAttribute("aria-label"))
-            .map((e) => e.outerHTML)""")
+        nameless = chrome.run("""
+            return [...document.querySelectorAll("input, select, button, a, [role=img]")]
+                .filter((e) => !e.hidden && !e.labels?.length)
+                .filter((e) => !e.textContent.trim() && !e.getAttribute("aria-label"))
+                .map((e) => e.outerHTML)""")
         assert nameless == []
 
 
@@ -321,13 +323,9 @@ def test_the_embedded_model(chrome, embedded_run):
     chrome.one("main ul li a[href*='#/feature/']").click()
     chrome.until(lambda: chrome.heading.startswith("Feature "))
     chrome.shown()
-    ((layer, feature),) = [
-        map(int, re.findall(r"\d+", chrome.heading))[::-1]
-        if False
-        else tuple(int(n) for n in reversed(re.findall(r"\d+", chrome.heading)))
-    ]
+    feature, layer = map(int, re.findall(r"\d+", chrome.heading))
     best = features_of(chrome.all("section[aria-label=Path] a.best"))
-    assert best == expected_path(run, "folded", layer, feature)
+    assert best == expected_path(run, "mutual_nearest", layer, feature)
     assert len(chrome.all("section[aria-label=Contexts] li")) > 0
     assert re.search("passes|fails|too few events|Not tested", chrome.text)
     chrome.one("section[aria-label=Path] a.best:not([aria-current])").click()
