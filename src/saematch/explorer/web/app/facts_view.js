@@ -16,11 +16,12 @@
     }
     const { score, weight } = between.entries[0];
     const source = between.best.source(next.feature);
-    const text = path.describe(next.row);
+    const { explanation, top_tokens: tokens } = next.row;
+    const text = explanation ? `, “${explanation}”` : tokens ? `, top tokens ${tokens}` : "";
     return [
       h("p", {}, `Best partner in ${next.sae.name}: `,
         h("a", { href: path.address(next.sae, next.feature, { arm }) }, `feature ${next.feature}`),
-        text ? `, “${text}”` : "", ` (${score === undefined ? `weight ${number(weight)}` : `score ${number(score)}`}). `,
+        text, ` (${score === undefined ? `weight ${number(weight)}` : `score ${number(score)}`}). `,
         source === feature ? "The link is the best in both directions."
           : `Its own best source is feature ${source}, not feature ${feature}.`),
       h("p", {}, await tested(between.pair, arm, between.entries[0])),

@@ -71,7 +71,8 @@
 
   document.addEventListener("keydown", (event) => {
     const { target, key } = event;
-    if (event.ctrlKey || event.metaKey || event.altKey || target.matches?.("input, select, textarea, .wide")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || target.matches?.("input, select, textarea")) return;
+    if (key.startsWith("Arrow") && target.matches?.(".wide")) return; // arrows scroll it
     if (key === "/") document.querySelector("form[role=search] input").focus();
     else if (location.hash.startsWith("#/feature/") && keys[key]) location.hash = keys[key];
     else return;

@@ -121,7 +121,8 @@
       verified
         ? tests.map(([kind, text]) => h("li", {}, sample(kind), text))
         : h("li", {}, sample("untested"), "not tested: verify did not run"),
-      h("li", {}, "Small boxes: alternatives with their ", scored ? "scores" : "weights"));
+      route.links.some(({ entries }) => entries.length > 1)
+        ? h("li", {}, `Small boxes: alternatives with their ${scored ? "scores" : "weights"}`) : null);
   };
 
   // Return why a path begins and ends where it does: sentences.
