@@ -58,7 +58,7 @@
     page.rows = rowsOf(page.links);
     const names = [...page.links.columns.keys()];
     const usable = (name, preferred) => (names.includes(name) ? name : preferred.find((other) => names.includes(other)));
-    const x = usable(state.x, ["source.density", "source.threshold", "score", "rank"]);
+    const x = usable(state.x, ["source.density", "source.threshold", "score", "weight", "rank"]);
     const y = usable(state.y, ["off_rate", "score", "weight"].filter((name) => name !== x));
     const x_log = state.x ? state.x_log : LOG_AT_FIRST.includes(x) ? "1" : undefined;
     page.form.replaceChildren(...saematch.pairControls(page, { ...state, arm, x, y, x_log }));
@@ -186,8 +186,10 @@
       }),
       { name: "finding", label: "finding of verify", cell: (row) => saematch.finding(row.finding) },
       { name: "verdict", label: "judge", cell: (row) => row.verdict ?? "–" },
-      { name: "source_explanation", label: "explanation of the source", cell: (row) => row.source_explanation },
-      { name: "target_explanation", label: "explanation of the target", cell: (row) => row.target_explanation },
+      ...(pair.source.labels.length + pair.target.labels.length ? [
+        { name: "source_explanation", label: "explanation of the source", cell: (row) => row.source_explanation },
+        { name: "target_explanation", label: "explanation of the target", cell: (row) => row.target_explanation },
+      ] : []),
     ].filter(({ name }) => links[`${name}s`]?.length !== 0);
     page.tableKey = key;
     page.table = saematch.table(columns, rows, "Selected links", N_ROWS);
