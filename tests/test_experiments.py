@@ -123,6 +123,8 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
         expected["features"] = n_pairs * n_arms * 20
     if "paths" in parts.evaluations:
         expected["paths"] = n_pairs * n_arms * min(20, tables.rows("layers")[0]["n_live"])
+    if "profile" in parts.evaluations:
+        expected["profile"] = len(keys)
     if "planted" in parts.evaluations:
         expected["planted"] = n_pairs * sum(len(a.decode) for a in parts.arms.values())
     if "verify" in parts.evaluations:

@@ -140,7 +140,7 @@ def test_every_run_of_a_reproduction(model):
             assert not isinstance(experiment.sae, ZooSaes)
     names = {step.experiment.partition(" ")[0] for step in planned("zoo", "r")}
     not_in_it = {"judge_layers", "mse_by_label", "verify", "verify_features", "increment",
-                 "leaderboard"}  # fmt: skip
+                 "leaderboard", "explore"}  # fmt: skip
     assert names == set(choices("experiment")) - not_in_it
     judged = planned(model, "r", judge="local,judge.model=m")
     local = [step for step in judged if "judge=local" in step.overrides]
