@@ -106,6 +106,7 @@ def test_features_are_named_by_layer_and_number(tmp_path):
     assert parse_node(run, "a/0/2") == Node(SaeKey("a", 0), 2)
     for text, message in {
         "3": "is not a feature: write LAYER/FEATURE",
+        "1/" + "9" * 5000: "is not a feature",
         "x/3": "is not a feature",
         "1/-3": "is not a feature",
         "²/3": "is not a feature",

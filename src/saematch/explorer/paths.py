@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -127,10 +128,11 @@ def parse_node(run: RunData, text: str) -> Node:
 
     Raises ``InputError`` for text of another form, and for a feature that the run does not have.
     """
-    *suite, layer, feature = ("", "", *text.split("/"))
-    if not (layer.isdecimal() and feature.isdecimal()):
+    parts = re.fullmatch(r"(?:(.+)/)?(\d{1,9})/(\d{1,9})", text)
+    if parts is None:
         raise InputError(f"{text!r:.80} is not a feature: write LAYER/FEATURE, such as 7/42")
-    key = run.sae(int(layer), "/".join(filter(None, suite)) or None)
+    suite, layer, feature = parts.groups()
+    key = run.sae(int(layer), suite)
     run.check_feature(key, int(feature))
     return Node(key, int(feature))
 
