@@ -97,7 +97,7 @@ def test_contexts_have_the_same_tokens(chrome, page, run_folder):
 def lines(chrome, context):
     """Return the lines of a context: for each token its text and whether it has a shade."""
     script = """return [...arguments[0].querySelectorAll(".tokens")].map((line) =>
-        [...line.children].map((token) => 
+        [...line.children].map((token) =>
             [token.textContent, token.style.backgroundColor !== ""]))"""
     return [[tuple(token) for token in line] for line in chrome.run(script, context)]
 
