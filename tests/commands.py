@@ -28,7 +28,7 @@ main()
 """Script that runs the command line and kills it just before its n-th file is renamed."""
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["saematch.run.run", "saematch.texts.lightning_runner", "sae_lens"])
+FORKS.set_forkserver_preload(["saematch.runs.run", "saematch.texts.lightning_runner", "sae_lens"])
 
 
 def command(tiny: Path, *arguments: str) -> list[str]:

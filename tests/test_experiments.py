@@ -20,8 +20,8 @@ from saematch.judge.verdicts import LABELS
 from saematch.report import match_rules
 from saematch.report.claims import CLAIMS
 from saematch.report.rules import Finding
-from saematch.run.resuming import finished_as
-from saematch.run.run import run
+from saematch.runs.resuming import finished_as
+from saematch.runs.run import run
 
 EXPERIMENTS = sorted(path.stem for path in Path(CONF, "experiment").glob("*.yaml"))
 JUDGED = {name: name for name in ("judge_layers", "mse_by_label")} | {

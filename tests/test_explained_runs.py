@@ -9,7 +9,7 @@ from chat.embedding_server import EmbeddingServer
 from chat.judge_server import JudgeServer
 from conftest import N_FEATURES, N_LAYERS, random_sae, write_sae
 from saematch.core.results import Results
-from saematch.run.resuming import settings_of
+from saematch.runs.resuming import settings_of
 
 QUIET = ["logger=none", "intervals.n_replicates=20", "layers=[1,2]"]
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 import saematch
 from saematch.app.configuration import CONF, REFERRED
 from saematch.app.reproduce import FAMILIES, JUDGED, planned
-from saematch.run.experiment import Experiment
+from saematch.runs.experiment import Experiment
 from saematch.sae.sources.source import ZooSaes
 
 GROUPS = (

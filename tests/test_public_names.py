@@ -9,8 +9,8 @@ import pytest
 
 PRIVATE = re.compile(r"(?:^|[.:])_[A-Za-z]")
 PATH = re.compile(r"saematch\.[\w.:]+")
-OF_OTHERS = {"_replace", "_sweep_config"}
-"""Names of Python's named tuples and of W&B, which have no public ones for the same."""
+OF_OTHERS = {"_asdict", "_replace", "_repr_html_", "_sweep_config"}
+"""Names of named tuples, notebooks and W&B, which have no public ones for the same."""
 STORE = "saematch.core.store"
 FILES = sorted(Path(__file__).parent.rglob("*.py"))
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from saematch.app.library import run as run
     from saematch.chat.embeddings import EmbeddingEndpoint as EmbeddingEndpoint
     from saematch.core.columns import Column as Column
     from saematch.core.errors import InputError as InputError
@@ -151,6 +152,7 @@ _HOMES = {
     "ZooSaes": "saematch.sae.sources.source",
     "fold": "saematch.sae.folding",
     "frame_of": "saematch.core.tables",
+    "run": "saematch.app.library",
     "solve_assignment": "saematch.matching.solver.solve",
     "spec": "saematch.core.specs",
     "transport": "saematch.matching.transport",

@@ -10,7 +10,7 @@ from saematch.app.configuration import build
 from saematch.app.renaming import CLASSES, EVALUATIONS, KEYS, renamed
 from saematch.app.sweep.file import read_sweep
 from saematch.core.errors import InputError
-from saematch.run.experiment import Experiment
+from saematch.runs.experiment import Experiment
 
 PRESETS = Path(__file__).parents[2] / "conf"
 

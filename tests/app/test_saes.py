@@ -78,3 +78,15 @@ def test_the_whole_name_of_a_release_lists_its_saes(capsys):
 def test_nothing_fits():
     with pytest.raises(ValueError, match="similar names: gemma-scope-2b-pt-res"):
         main(["gemma-scop-2b-pt-res"])
+
+
+def test_a_listing_begins_with_the_release_of_the_paper_and_fits_the_screen(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["gemma"])
+    lines = [text.strip() for text in capsys.readouterr().out.splitlines()]
+    assert lines[1:3] == ["gemma-2-2b", "gemma-scope-2b-pt-res-canonical"]
+    assert lines[-1].endswith("more releases: add words, or --all")
+    assert all(len(text) <= 80 for text in lines if not text.startswith("sae="))
+    main(["gemma", "--all"])
+    listed = {text.strip() for text in capsys.readouterr().out.splitlines()}
+    assert {release.name for release in matching("gemma")} <= listed

@@ -13,8 +13,8 @@ from conftest import tiny_overrides
 from saematch.app import spread
 from saematch.app.configuration import build
 from saematch.core.results import Results
-from saematch.run.run import run
-from saematch.run.worker import work
+from saematch.runs.run import run
+from saematch.runs.worker import work
 
 OPTIONS = ["figures=[]", "logger=none", "run_id=a", "trainer.batch_size=1"]
 """Settings of every run; a batch of one text gives a pass several units."""

@@ -18,8 +18,8 @@ from saematch.matching.arm import Arm
 from saematch.matching.levels import ChanceLevel
 from saematch.matching.matchers import Greedy, Optimal, Random
 from saematch.matching.objectives.parts import Parts
-from saematch.run import run
-from saematch.run.provenance import SHOWING
+from saematch.runs import run
+from saematch.runs.provenance import SHOWING
 from saematch.sae.passes import TextPass
 from saematch.sae.stand_in import ActivationRecorder, by_activation
 from saematch.texts.token_cache import load_texts

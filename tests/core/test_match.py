@@ -169,3 +169,37 @@ def test_scores_follow_their_entries(tmp_path):
     assert match.compose(Match.from_columns(torch.arange(4), 4)).scores is None
     with pytest.raises(InvalidMatch, match="one float64 score for each entry"):
         Match(rows, columns, weights, 3, 4, scores=scores.float())
+
+
+def test_length_equality_and_tables_of_matches():
+    match = Match(
+        torch.tensor([0, 0, 2]), torch.tensor([1, 2, 0]),
+        torch.tensor([0.25, 0.75, 1.0], dtype=torch.float64), 3, 3,
+        scores=torch.tensor([1.0, 3.0, 2.0], dtype=torch.float64),
+    )  # fmt: skip
+    assert len(match) == 3
+    assert match == match.inverse().inverse()
+    assert match != match.inverse()
+    assert match != "match"
+    assert len({match, match.inverse().inverse()}) == 1
+    assert match.to_pandas().to_dict("list") == {
+        "source_feature": [0, 0, 2], "target_feature": [1, 2, 0], "weight": [0.25, 0.75, 1.0],
+        "score": [1.0, 3.0, 2.0],
+    }  # fmt: skip
+    assert "score" not in Match.from_columns(torch.tensor([1, 0]), 2).to_pandas()
+
+
+def test_representations_are_short():
+    columns = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    match = Match.from_columns(columns, 100, Certificate(9.0, 9.9, 0.0, 0.1))
+    assert repr(match) == (
+        "Match(100 → 100 features: 100 of 100 features matched, one partner, proven optimal to "
+        "1.0e-01)"
+    )
+    assert match._repr_html_().count("<tr") == 12  # the head, ten rows and a gap
+
+
+def test_paths_may_be_text(tmp_path):
+    match = Match.from_columns(torch.tensor([1, 0]), 2)
+    match.save(f"{tmp_path}/a.safetensors")
+    assert Match.load(f"{tmp_path}/a.safetensors")[0] == match

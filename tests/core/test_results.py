@@ -6,9 +6,10 @@ import pytest
 
 from saematch.compare.runs import find_runs
 from saematch.core.columns import Column
+from saematch.core.errors import InputError
 from saematch.core.results import Results, SchemaError
 from saematch.core.tables import Tables
-from saematch.run.resuming import finished_as, refuse_other_run
+from saematch.runs.resuming import finished_as, refuse_other_run
 
 
 def old_run(folder, schema):
@@ -75,3 +76,13 @@ def test_the_command_line_refuses_to_go_on_with_a_run_of_another_version(cli, tm
     message, _ = cli("compare", str(tmp_path / "outputs/match"), base=[])
     assert "no run can be compared: 1 outdated; " in message
     assert "has schema 1" in message
+
+
+def test_frame_names_the_existing_tables(tmp_path):
+    results = Results("run", {}, {}, tables=Tables.of({"matches": [{"arm": "folded"}]}))
+    results.save(f"{tmp_path}/results.json")
+    results = Results.load(f"{tmp_path}/results.json")
+    assert results.frame("matches")["arm"].tolist() == ["folded"]
+    assert repr(results) == "Results(run, running; tables: matches)"
+    with pytest.raises(InputError, match="no table 'mse': choose among matches"):
+        results.frame("mse")

@@ -23,7 +23,7 @@ from saematch.evaluate.metrics import mean
 from saematch.lm.source import LmSource
 from saematch.matching.matches import MatchSet
 from saematch.report.summary import history_by_layer
-from saematch.run.run import run
+from saematch.runs.run import run
 from saematch.sae.sources.disk import SaeFolders
 from saematch.texts.sources import TextSet
 from saematch.texts.tokens import tokenise

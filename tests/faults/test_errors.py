@@ -11,7 +11,8 @@ import torch
 from conftest import tiny_overrides
 from saematch.core.errors import FileError, InputError, stage
 from saematch.core.results import Results
-from saematch.run import stages
+from saematch.matching.arm import Arm
+from saematch.runs import stages
 
 SMALL = ["logger=none", "arms=[identity]", "layers=[0,1]", "run_id=a"]
 LONG = "x" * 300
@@ -246,11 +247,16 @@ def test_a_stage_without_arm_leaves_a_callers_mistake_as_it_is():
     assert str(caught.value) == "no such SAE"
 
 
-def test_a_path_object_where_a_text_is_wanted_is_named():
+def test_a_path_object_becomes_text():
     from saematch.sae.sources.disk import SaeFolders
 
-    with pytest.raises(InputError, match=r"sae\.path=PosixPath.* must be a valid string: give str"):
-        SaeFolders(Path("saes/layer_{layer}"))  # type: ignore[arg-type]
+    folders = SaeFolders(Path("saes/layer_{layer}"))  # type: ignore[arg-type]
+    assert folders == SaeFolders("saes/layer_{layer}")
+
+
+def test_a_name_instead_of_a_spec_is_refused():
+    with pytest.raises(InputError, match=r"arms\.objective='decoder' must be of class Objective"):
+        Arm(objective="decoder")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ SAES = RELEASES["gemma"][0]
 def ran(model, folder, tiny):
     """Match two layers on a model of the hub; return the refusal, or the revision, and the log."""
     from saematch.app.configuration import build
-    from saematch.run.run import run as do
+    from saematch.runs.run import run as do
 
     messages = []
     handler = logging.Handler(logging.INFO)

@@ -25,7 +25,7 @@ from saematch.chat import asking
 from saematch.compare.runs import find_runs
 from saematch.core import files
 from saematch.core.results import Results
-from saematch.run import interruption
+from saematch.runs import interruption
 from wandb_reader import records
 
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
@@ -87,7 +87,7 @@ TRAIN = [
 ]  # fmt: skip
 TEXTS = "saematch.texts.lightning_runner:write_sums"
 STAGES = {
-    "loading": ("saematch.run.stages:choose_saes", 1, signal.SIGTERM, MATCH),
+    "loading": ("saematch.runs.stages:choose_saes", 1, signal.SIGTERM, MATCH),
     "solver": ("saematch.matching.solver.solve:solve_small", 3, signal.SIGHUP, MATCH),
     "texts": (TEXTS, 3, signal.SIGTERM, MATCH),
     "texts by Ctrl-C": (TEXTS, 3, signal.SIGINT, MATCH),
@@ -176,7 +176,7 @@ def test_A8_a_multirun_records_the_job_in_progress(signalled, tiny, tmp_path):
 def test_A8_a_reproduction_ends_with_its_run(signalled, tmp_path):
     words = ["reproduce", "--only", "norms", "--families", "chain", "layers=[0,1]",
              "logger=none"]  # fmt: skip
-    code, printed = signalled("saematch.run.run:draw_figures", 1, signal.SIGHUP, *words, base=[])
+    code, printed = signalled("saematch.runs.run:draw_figures", 1, signal.SIGHUP, *words, base=[])
     results = Results.load(tmp_path / "outputs/norms/reproduction-chain/results.json")
     assert (code, results.status) == (129, "interrupted")
     assert continuation(printed) == words
@@ -251,7 +251,7 @@ def test_A8_processes_that_a_run_has_started_end_with_it(tiny, tmp_path, words, 
 
 def test_A8_in_a_notebook_a_keyboard_interrupt_stays_one(cli, tiny, tmp_path, monkeypatch):
     from saematch.app.configuration import build
-    from saematch.run.run import run
+    from saematch.runs.run import run
     from saematch.texts import lightning_runner
 
     monkeypatch.chdir(tmp_path)
@@ -301,7 +301,7 @@ def test_A8_other_handlers_and_ignored_signals_are_left_alone():
 SECOND = """
 import os, signal, sys, time
 from concurrent.futures import Future
-from saematch.run import interruption
+from saematch.runs import interruption
 from saematch.core.background import in_background
 interruption.ECHO_SECONDS = float(sys.argv[1])
 in_background(Future(), lambda: time.sleep(60))  # a server that does not answer

@@ -313,7 +313,7 @@ def test_B9_texts_that_do_not_fit_into_the_main_memory_end_in_one_line(cli, monk
 
 
 def test_B9_anything_else_that_does_not_fit_ends_in_one_line(cli, monkeypatch):
-    monkeypatch.setattr("saematch.run.stages.match_pairs", too_much)
+    monkeypatch.setattr("saematch.runs.stages.match_pairs", too_much)
     message, output = cli()
     assert message.startswith("saematch: matching and evaluating SAEs: out of memory (")
     assert "Traceback" not in output.err

@@ -19,9 +19,9 @@ from saematch.app.configuration import build
 from saematch.compare.runs import find_runs
 from saematch.core.errors import InputError
 from saematch.core.results import Results
-from saematch.run import run, run_folders, stages, tracking
-from saematch.run.resuming import finished_as, settings_of
-from saematch.run.run_folders import claimed, run_folder
+from saematch.runs import run, run_folders, stages, tracking
+from saematch.runs.resuming import finished_as, settings_of
+from saematch.runs.run_folders import claimed, run_folder
 
 SMALL = ["logger=none", "evaluations=[]", "arms=[folded]", "layers=[0,1]"]
 A = Path("outputs/match/a")
@@ -73,7 +73,7 @@ def test_A7_the_jobs_of_a_multirun_share_a_new_folder(cli, tiny, tmp_path):
 HOLDER = """
 import json, sys
 from pathlib import Path
-from saematch.run.run_folders import claimed
+from saematch.runs.run_folders import claimed
 
 with claimed(Path(sys.argv[1]), json.loads(sys.argv[2])) as claim:
     print("held", flush=True)

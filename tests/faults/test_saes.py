@@ -19,7 +19,7 @@ from saematch.core.pairs import SaeKey
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Identity
 from saematch.matching.objectives.parts import Parts
-from saematch.run.checks import warn_of_biases
+from saematch.runs.checks import warn_of_biases
 from saematch.sae.folding import fold
 from saematch.sae.formats.settings import Fields
 from saematch.sae.params import SaeOrigin

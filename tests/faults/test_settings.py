@@ -22,8 +22,8 @@ from saematch.core.specs import Some, Unique, check_fields, spec
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Optimal
 from saematch.matching.objectives.parts import Parts
-from saematch.run.experiment import Experiment
-from saematch.run.resuming import settings_of
+from saematch.runs.experiment import Experiment
+from saematch.runs.resuming import settings_of
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -16,7 +16,7 @@ from saematch.core.pairs import SaeKey
 from saematch.core.results import Results
 from saematch.explain.jsonl import JsonlExplanations
 from saematch.lm.source import LmSource
-from saematch.run.resuming import refuse_other_run
+from saematch.runs.resuming import refuse_other_run
 from saematch.sae.sources.disk import SaeFolders
 from saematch.texts.folders import find_files
 from saematch.texts.hub import HubSet, HubTexts

@@ -24,7 +24,7 @@ from saematch.core.errors import FileError
 from saematch.core.files import replacing, replacing_folder, write_json
 from saematch.core.results import Results
 from saematch.core.tables import Tables
-from saematch.run.run_folders import LogFile
+from saematch.runs.run_folders import LogFile
 from saematch.training.trained import save_sae
 
 SOURCE = Path(saematch.__file__).parent
@@ -242,7 +242,7 @@ def test_B8_a_log_that_cannot_be_written_gives_one_warning(capsys):
 def test_B8_a_mirror_that_cannot_be_written_leaves_the_run_finished(tmp_path, monkeypatch, caplog):
     import wandb
 
-    from saematch.run.tracking import Outcome, WandbLogging
+    from saematch.runs.tracking import Outcome, WandbLogging
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, FULL, "media/table.json")

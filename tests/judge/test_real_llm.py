@@ -17,7 +17,7 @@ import pytest
 
 from saematch.app.configuration import build
 from saematch.judge.verdicts import LABELS, SCORES
-from saematch.run.run import run
+from saematch.runs.run import run
 
 MODEL = Path(__file__).parents[2] / "outputs/models/smollm2_135m"
 

@@ -77,7 +77,7 @@ def test_wrong_names(command):
 
 
 def test_a_bug_in_one_run_does_not_stop_the_others(command, tmp_path, monkeypatch, caplog):
-    from saematch.run import stages
+    from saematch.runs import stages
 
     load = stages.load
 

@@ -12,7 +12,7 @@ from saematch.report.figures import FIGURES, draw_figures
 from saematch.report.summary import history_by_layer, mean_metrics
 from saematch.report.terminal import print_results
 from saematch.report.verify import sentences, verify_lines
-from saematch.run.tracking import Outcome, WandbLogging
+from saematch.runs.tracking import Outcome, WandbLogging
 from verify_tables import N_CHANGES, verify_tables
 
 NAMES = ("effect", "partners", "changes")

@@ -23,10 +23,10 @@ from saematch.app.secrets import refuse_secrets
 from saematch.core.errors import InputError
 from saematch.core.files import PRESETS
 from saematch.core.specs import check_fields
-from saematch.run.run_folders import new_run_id, run_folder
+from saematch.runs.run_folders import new_run_id, run_folder
 
 if TYPE_CHECKING:
-    from saematch.run.experiment import Experiment
+    from saematch.runs.experiment import Experiment
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def search_path(config_dir: Path | None) -> list[str]:
 
 def built(config: DictConfig, hydra_config: DictConfig) -> tuple[Experiment, dict[str, Any]]:
     """Return the experiment, and its configuration together with the chosen presets."""
-    from saematch.run.experiment import Experiment
+    from saematch.runs.experiment import Experiment
 
     refuse_old_presets(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
     run_folder(config.name, config.run_id)

@@ -25,8 +25,8 @@ from saematch.app.configuration import CONF, built
 from saematch.app.messages import MISTAKES, one_line
 from saematch.core.errors import InputError, described
 from saematch.core.files import unwritable
-from saematch.run.interruption import Interrupted, interruptible, record_interruption
-from saematch.run.run_folders import is_held, remove_unused, run_folder
+from saematch.runs.interruption import Interrupted, interruptible, record_interruption
+from saematch.runs.run_folders import is_held, remove_unused, run_folder
 
 if TYPE_CHECKING:
     from saematch.core.results import Results
@@ -111,7 +111,7 @@ def do_run(config: DictConfig, folder: Path) -> Results:
     overrides = list(hydra_config.overrides.task)
     with interruptible():  # a launcher's job may have its own process
         try:
-            from saematch.run.run import record_failure, run
+            from saematch.runs.run import record_failure, run
 
             try:
                 experiment, resolved = built(config, hydra_config)
@@ -150,7 +150,7 @@ def do_part(config: DictConfig) -> str:
 
     Returns the caller's mistake in one line, which is empty without one.
     """
-    from saematch.run.worker import work
+    from saematch.runs.worker import work
 
     hydra_config: DictConfig = HydraConfig.get()  # type: ignore[assignment]
     with interruptible():

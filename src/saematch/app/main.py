@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from saematch import __version__
+from saematch.app.commands import COMMANDS
 from saematch.app.configuration import check_choices, without_config_dir
 from saematch.app.launching import Begun, run_once
 from saematch.app.messages import MISTAKES, one_line
 from saematch.app.renaming import refuse_old_names
 from saematch.app.secrets import refuse_secrets
-from saematch.run.interruption import Interrupted, interruptible, record_killed
+from saematch.runs.interruption import Interrupted, interruptible, record_killed
 
 _HOME = re.compile(r"(?<=[=\[,])~(?=/)")
 """The ``~`` of a path inside an argument: shells keep it, and Hydra cannot parse it."""
@@ -62,49 +64,44 @@ def main() -> None:
 
 
 def _command(words: Sequence[str]) -> None:
-    """Run the subcommand that the first word names; without a subcommand, do a run."""
-    if words[:1] == ["reproduce"]:
-        from saematch.app.reproduce import main as reproduce
+    """Run the command that the first word names; without a command, do a run."""
+    if words[:1] and words[0] in COMMANDS:
+        COMMANDS[words[0]](words[1:])
+        return
+    if "--version" in words:
+        sys.stdout.write(f"saematch {__version__}\n")
+        return
+    if {"--help", "-h"} & set(words):
+        from saematch.app.help import help_text
 
-        reproduce(words[1:])
-    elif words[:1] == ["sweep"]:
-        from saematch.app.sweep.command import main as sweep
+        sys.stdout.write(help_text())
+        return
+    if "query=bash" in words and not _complete_command():
+        return
+    config_dir, words = without_config_dir(words)
+    check_choices([word for word in words if "=" in word and not word.startswith("-")])
+    if config_dir is not None:  # Hydra takes no option between settings
+        sys.argv[1:] = ["--config-dir", str(config_dir), *words]
+    run_once()
 
-        sweep(words[1:])
-    elif words[:1] == ["spread"]:
-        from saematch.app.spread import main as spread
 
-        spread(words[1:])
-    elif words[:1] == ["compare"]:
-        from saematch.app.compare import main as compare
+def _complete_command() -> bool:
+    """Print the commands that complete the first word; return whether Hydra completes settings.
 
-        compare(words[1:])
-    elif words[:1] == ["saes"]:
-        from saematch.app.saes import main as saes
-
-        saes(words[1:])
-    elif words[:1] == ["metrics"]:
-        from saematch.app.metrics import main as metrics
-
-        metrics(words[1:])
-    elif words[:1] == ["show"]:
-        from saematch.app.show import main as show
-
-        show(words[1:])
-    elif words[:1] == ["features"]:
-        from saematch.app.features import main as features
-
-        features(words[1:])
-    elif words[:1] == ["export"]:
-        from saematch.app.export import main as export
-
-        export(words[1:])
-    else:
-        config_dir, words = without_config_dir(words)
-        check_choices([word for word in words if "=" in word and not word.startswith("-")])
-        if config_dir is not None:  # Hydra takes no option between settings
-            sys.argv[1:] = ["--config-dir", str(config_dir), *words]
-        run_once()
+    Hydra's completion for bash sets ``COMP_LINE``. After a command that takes settings, Hydra
+    completes the last word alone.
+    """
+    line = os.environ.get("COMP_LINE", "")
+    program, *words = line.split(" ")
+    if len(words) == 1:
+        sys.stdout.write("".join(f"{n} " for n in COMMANDS if n.startswith(words[0])))
+    if not words or words[0] not in COMMANDS:
+        return True
+    if words[0] not in ("reproduce", "spread", "sweep"):
+        return False
+    os.environ["COMP_LINE"] = rest = f"{program} {words[-1]}"
+    os.environ["COMP_POINT"] = str(len(rest))
+    return True
 
 
 def _continuation(words: Sequence[str]) -> str:

@@ -32,6 +32,7 @@ CLASSES = {
     "saematch.judge.model": "saematch.chat.model",
     "saematch.matching.assignment": "saematch.matching.matchers",
     "saematch.matching.objectives.Parts": "saematch.matching.objectives.parts.Parts",
+    "saematch.run.tracking": "saematch.runs.tracking",
     "saematch.sae.disk": "saematch.sae.sources.disk",
     "saematch.sae.planted": "saematch.sae.sources.planted",
     "saematch.sae.released": "saematch.sae.sources.released",
@@ -42,7 +43,7 @@ CLASSES = {
     "saematch.tasks.judged": "saematch.judge.design",
     "saematch.tasks.paths.PathSpec": "saematch.evaluate.paths.Paths",
     "saematch.tasks.stand_in": "saematch.sae.stand_in",
-    "saematch.tracking": "saematch.run.tracking",
+    "saematch.tracking": "saematch.runs.tracking",
 }
 """Old and new paths of modules and classes that a preset's ``_target_`` may name."""
 

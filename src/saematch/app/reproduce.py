@@ -17,7 +17,7 @@ from saematch.core.errors import InputError, described
 from saematch.core.files import PRESETS, check_path
 from saematch.core.safe_text import visible
 from saematch.report.reproduction import Run, write_page
-from saematch.run.run_folders import LOG, LogFile, check_name, remove_unused, run_folder
+from saematch.runs.run_folders import LOG, LogFile, check_name, remove_unused, run_folder
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ def _has_folder(run: Planned) -> bool:
 
 def _finished_run(run: Planned) -> Run | None:
     """Return the run if it is already finished with the same settings, else None."""
-    from saematch.run.resuming import finished_as
+    from saematch.runs.resuming import finished_as
 
     if not _has_folder(run):
         return None
@@ -224,7 +224,7 @@ def _finished_run(run: Planned) -> Run | None:
 
 
 def _do_run(planned_run: Planned) -> Run:
-    from saematch.run.run import run
+    from saematch.runs.run import run
 
     folder, error = Path(), ""
     started = time.monotonic()

@@ -71,6 +71,7 @@ def main(arguments: Sequence[str]) -> None:
         "'gemma-scope-2-*-res*'; the full name of a release lists its SAEs; no pattern lists all "
         "releases",
     )  # fmt: skip
+    parser.add_argument("--all", action="store_true", help="list all releases that match")
     parser.add_argument(
         "--ids", action="store_true", help="list the SAEs of the matching releases, one a line"
     )
@@ -88,7 +89,24 @@ def main(arguments: Sequence[str]) -> None:
             print_release(line(release, files), list(rows(release)))
     else:
         lines = [line(release, files) for release in matches]
-        print_releases(lines, with_settings=bool(options.pattern))
+        print_releases(sorted(lines, key=prominence), options.all)
+
+
+PAPER = ("gemma-scope-2b-pt-res-canonical", "gemma-scope-2b-pt-res", "llama_scope_lxr_8x")
+"""Releases that the paper uses."""
+SITE_ORDER = ("resid_post", "resid_pre", "resid_mid", "mlp_out", "attn", "transcoder")
+
+
+def prominence(line: Line) -> tuple[int, bool, int]:
+    """Return the place of a release in a listing, for ``sorted``.
+
+    The paper's releases come first, then those that a preset loads, and the residual stream before
+    other sites. Otherwise the registry's order stays.
+    """
+    rank = PAPER.index(line.release) if line.release in PAPER else len(PAPER)
+    site = line.site.partition(",")[0]
+    of_site = SITE_ORDER.index(site) if site in SITE_ORDER else len(SITE_ORDER)
+    return rank, "sae=saelens" in line.settings or not line.settings, of_site
 
 
 def matching(pattern: str) -> list[Release]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
-HEADS = ("release", "model", "site", "kind", "layers of each width", "mean L0", "explained")
+MAX_RELEASES = 10
+"""Number of releases in a listing without ``--all``."""
 
 
 class Line(NamedTuple):
@@ -29,19 +33,34 @@ class Line(NamedTuple):
     """Settings of the command line that choose the release."""
 
 
-def print_releases(lines: Sequence[Line], with_settings: bool) -> None:
-    """Print one release a line, then the settings that choose each release."""
+def print_releases(lines: Sequence[Line], whole: bool) -> None:
+    """Print releases by model: what each has, and the settings that choose it.
+
+    Without ``whole``, only the first ``MAX_RELEASES`` are printed.
+    """
     console = _console()
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for head in HEADS:
-        table.add_column(head, overflow="fold")  # a truncated name is useless
-    for line in lines:
-        table.add_row(line.release, *(cell or "–" for cell in line[1 : len(HEADS)]))
-    console.print(table)
-    if with_settings:
-        console.print("\n[bold]Settings[/]", highlight=False)
-        for line in lines:
-            _print_settings(console, line)
+    shown = lines if whole else lines[:MAX_RELEASES]
+    model = ""
+    for line in shown:
+        if line.model != model:
+            model = line.model
+            console.print(f"\n[bold]{escape(model)}[/]", highlight=False)
+        facts = filter(None, (
+            line.site, line.kind, line.layers and f"layers {line.layers}",
+            line.mean_l0 and f"mean L0 {line.mean_l0}",
+            line.explained and f"explained: {line.explained}",
+        ))  # fmt: skip
+        console.print(f"  [bold]{escape(line.release)}[/]", highlight=False, soft_wrap=True)
+        console.print(
+            Padding(escape("; ".join(facts)), (0, 0, 0, 4), expand=False), highlight=False
+        )
+        if line.settings:
+            console.print(f"    {line.settings}", style="dim", highlight=False, soft_wrap=True,
+                          markup=False)  # fmt: skip
+    if len(shown) < len(lines):
+        console.print(
+            f"\n{len(lines) - len(shown)} more releases: add words, or --all", highlight=False
+        )
 
 
 def print_release(line: Line, rows: Sequence[tuple[str, str, str, str]]) -> None:
@@ -66,4 +85,4 @@ def _print_settings(console: Console, line: Line) -> None:
 
 def _console() -> Console:
     console = Console()
-    return console if console.is_terminal else Console(width=160)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=160)

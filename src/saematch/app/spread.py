@@ -1,7 +1,7 @@
 """``saematch spread``: one run whose work several processes or machines do together.
 
 Each worker is a job of a Hydra launcher that does matches and batches of texts which no other
-worker does (``saematch.run.worker``). They keep them in the run's cache. The run itself is one more
+worker does (``saematch.runs.worker``). They keep them in the run's cache. The run itself is one more
 job, on the same kind of machine, and finds all of them there.
 """
 
@@ -26,9 +26,9 @@ from saematch.app.configuration import (
 )
 from saematch.app.launching import check_launcher, do_part, do_whole, launch
 from saematch.core.errors import InputError
-from saematch.run.interruption import Interrupted, record_interruption
-from saematch.run.resuming import refuse_other_run, settings_of
-from saematch.run.run_folders import is_held, remove_unused, run_folder
+from saematch.runs.interruption import Interrupted, record_interruption
+from saematch.runs.resuming import refuse_other_run, settings_of
+from saematch.runs.run_folders import is_held, remove_unused, run_folder
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _checked(settings: list[str], config_dir: Path | None) -> tuple[Path, str]:
     """Return the run's folder and the setting of its id; ``InputError`` for bad input."""
-    from saematch.run.worker import check_shareable
+    from saematch.runs.worker import check_shareable
 
     experiment, config = build(settings, config_dir)
     check_shareable(experiment)

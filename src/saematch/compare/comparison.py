@@ -17,7 +17,7 @@ from saematch.core.errors import InputError
 from saematch.core.safe_text import visible
 from saematch.core.tables import Row, frame_of, rows_of
 from saematch.report.frames import values_of
-from saematch.run.resuming import settings_of
+from saematch.runs.resuming import settings_of
 
 SUITES = "suites"
 """Parameter name that selects the SAE suite in a comparison."""

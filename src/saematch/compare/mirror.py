@@ -6,7 +6,7 @@ from saematch.compare.comparison import Comparison
 from saematch.core.files import hashed
 from saematch.core.results import Results
 from saematch.core.tables import Tables, frame_of
-from saematch.run.tracking import Outcome, WandbLogging
+from saematch.runs.tracking import Outcome, WandbLogging
 
 
 def mirror_comparison(comparison: Comparison, project: str, entity: str | None) -> None:

@@ -9,12 +9,14 @@ layer become ``[b, c, a]`` in the target's order (``matching.transport``).
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int64
 from safetensors.torch import load_file
@@ -66,13 +68,14 @@ class InvalidMatch(InputError):
     """A match whose entries break the rules of ``Match``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Match:
     """A sparse, weighted ``[n_source, n_target]`` matrix with any number of entries in a row.
 
     A permutation has one entry of weight 1 in each row and column. Entries are unique and sorted by
     row, then column; weights are finite; all tensors are on the CPU. Raises ``InvalidMatch``
-    otherwise.
+    otherwise. The length of a match is its number of entries; two matches are equal if they have
+    the same sizes, entries and weights.
     """
 
     rows: Int64[Tensor, " n"]
@@ -119,6 +122,43 @@ class Match:
             self.scores.shape != self.weights.shape or self.scores.dtype != torch.float64
         ):
             raise InvalidMatch("a match needs one float64 score for each entry, or no scores")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Match):
+            return NotImplemented
+        sizes = (self.n_source, self.n_target) == (other.n_source, other.n_target)
+        return sizes and all(
+            torch.equal(getattr(self, name), getattr(other, name)) for name in _TENSORS
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    def __repr__(self) -> str:
+        partners = "one partner" if self.one_partner else f"{len(self)} entries"
+        share = f"{len(self.matched)} of {self.n_source} features matched, {partners}"
+        gap = None if self.certificate is None else self.certificate.optimal_to
+        proof = "" if gap is None else f", proven optimal to {gap:.1e}"
+        return f"Match({self.n_source} → {self.n_target} features: {share}{proof})"
+
+    def _repr_html_(self) -> str:
+        """Return the summary and the first entries, for notebooks."""
+        return f"<p>{html.escape(repr(self))}</p>" + self.to_pandas().to_html(
+            max_rows=10, index=False
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a row for each entry: ``source_feature``, ``target_feature``, ``weight``, and
+        ``score`` if the match has scores."""
+        frame = pd.DataFrame({
+            "source_feature": self.rows.numpy(),
+            "target_feature": self.columns.numpy(),
+            "weight": self.weights.numpy(),
+        })  # fmt: skip
+        return frame if self.scores is None else frame.assign(score=self.scores.numpy())
 
     @classmethod
     def from_columns(
@@ -233,7 +273,9 @@ class Match:
             certificate=None,
         )
 
-    def save(self, path: Path, facts: dict[str, object] | None = None, keep: bool = False) -> None:
+    def save(
+        self, path: str | Path, facts: dict[str, object] | None = None, keep: bool = False
+    ) -> None:
         """Write a safetensors file; its header has sizes, certificate and ``facts`` as JSON.
 
         With ``keep``, an existing undamaged file stays (``saematch.core.store``).
@@ -245,11 +287,12 @@ class Match:
         if self.scores is not None:
             tensors["scores"] = self.scores.contiguous()
         metadata = {"match": json.dumps(header), "about": json.dumps(facts or {})}
-        write(path, tensors, metadata, keep)
+        write(Path(path), tensors, metadata, keep)
 
     @classmethod
-    def load(cls, path: Path) -> tuple[Match, dict[str, object]]:
+    def load(cls, path: str | Path) -> tuple[Match, dict[str, object]]:
         """Read a match and its facts; raises ``InputError`` if the file is not a whole match."""
+        path = Path(path)
         try:
             metadata = read_facts(path)
             header = json.loads(metadata["match"])

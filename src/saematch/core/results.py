@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from saematch.core.columns import Column
 from saematch.core.errors import InputError
 from saematch.core.files import read_json, write_json
@@ -20,7 +22,7 @@ WRITERS = {1: "0.1", SCHEMA: "0.2"}
 _AGAIN = "delete the file, and the same command makes it again"
 
 
-@dataclass
+@dataclass(repr=False)
 class Results:
     """The results of one run, which its stages fill."""
 
@@ -35,21 +37,34 @@ class Results:
     tables: Tables = field(default_factory=Tables)
     """Tables, with the definitions of their metrics; the file has these under ``columns``."""
 
-    def save(self, path: Path) -> None:
+    def __repr__(self) -> str:
+        tables = ", ".join(self.tables)
+        return f"Results({self.name}, {self.status}; tables: {tables or 'none'})"
+
+    def frame(self, name: str) -> pd.DataFrame:
+        """Return a table; ``InputError`` with the existing names if the run has no such table."""
+        if name not in self.tables:
+            raise InputError(f"there is no table {name!r}: choose among {', '.join(self.tables)}")
+        return self.tables[name]
+
+    def save(self, path: str | Path) -> None:
         """Write ``results.json``; numbers that are not finite become null."""
         content = vars(self) | {
             "columns": [_stored_definition(column) for column in self.tables.columns.values()],
             "tables": {name: rows_of(frame) for name, frame in self.tables.items()},
         }
-        write_json(path, {"schema": SCHEMA, **{n: _plain(value) for n, value in content.items()}})
+        write_json(
+            Path(path), {"schema": SCHEMA, **{n: _plain(value) for n, value in content.items()}}
+        )
 
     @classmethod
-    def load(cls, path: Path) -> Results:
+    def load(cls, path: str | Path) -> Results:
         """Read ``results.json``.
 
         Raises ``SchemaError`` if another version of saematch wrote the file, and ``InputError`` if
         it is damaged.
         """
+        path = Path(path)
         content = read_json(path, dict, _AGAIN)
         _check_schema(path, content.pop("schema", 1))
         wrong = _of_wrong_type(content)

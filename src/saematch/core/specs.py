@@ -59,9 +59,9 @@ def spec(setting: str) -> Callable[[type[Spec]], type[Spec]]:
 
     ``setting`` is the spec's name on the command line, such as ``judge.limits``; it is empty for
     settings of the top level. A field whose type differs from its annotation raises ``InputError``
-    with the field's name, before the class's own ``__post_init__`` runs. Values are not converted:
-    an integer is accepted as a float, but neither a boolean nor a float as an integer. Floats must
-    be finite.
+    with the field's name, before the class's own ``__post_init__`` runs. Only paths are converted,
+    to text. An integer is accepted as a float, but neither a boolean nor a float as an integer.
+    Floats must be finite.
     """
 
     def decorate(cls: type[Spec]) -> type[Spec]:
@@ -69,6 +69,9 @@ def spec(setting: str) -> Callable[[type[Spec]], type[Spec]]:
 
         def __post_init__(self: Any) -> None:
             names = _adapters(cls)  # type: ignore[arg-type]  # classes are hashable
+            for name in names:
+                if isinstance(getattr(self, name), os.PathLike):
+                    object.__setattr__(self, name, os.fspath(getattr(self, name)))
             check_fields(cls, {name: getattr(self, name) for name in names}, setting)
             if check_more is not None:
                 check_more(self)
@@ -110,8 +113,7 @@ def check_fields(cls: type, values: Mapping[str, Any], setting: str = "") -> Non
             key = error.errors()[0]["loc"][:1]
             if isinstance(value, Mapping) and key and key[0] in value:
                 place, value = f"{place}.{key[0]}", value[key[0]]
-            hint = ": give str(path)" if isinstance(value, os.PathLike) else ""
-            raise InputError(f"{place}={_short(value)} {_reason(error)}{hint}") from None
+            raise InputError(f"{place}={_short(value)} {_reason(error)}") from None
 
 
 @cache

@@ -18,6 +18,7 @@ from saematch.matching.matchers.matcher import (
     Matcher,
     SelectiveMatcher,
 )
+from saematch.matching.matchers.optimal import Optimal
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.objectives.objective import (
     ActivityObjective,
@@ -27,6 +28,7 @@ from saematch.matching.objectives.objective import (
     Objective,
     Similarity,
 )
+from saematch.matching.objectives.parts import Parts
 from saematch.matching.synchronised import Synchronise
 from saematch.matching.transported import transported
 from saematch.sae.folding import FOLDS, fold
@@ -56,10 +58,12 @@ class Arm:
     the permuted features (``decode``).
     """
 
-    fold: str
+    fold: str = "threshold"
     """Fold of the SAEs that are matched: one of ``threshold``, ``decoder_norm`` and ``none``."""
-    objective: AnyObjective
-    matcher: Matcher
+    objective: AnyObjective = Parts()
+    """What makes two features alike; by default the paper's squared error."""
+    matcher: Matcher = Optimal()
+    """How features are paired by this similarity; by default the optimal permutation."""
     decode: Unique[str] = ("permute",)
     """Strategies to evaluate: ``permute`` (activations in units of their threshold, eq. 5 on folded
     SAEs), ``permute_raw`` (in units of their decoder vector's norm), ``increment`` (matched decoder

@@ -10,7 +10,7 @@ from app.sweep.test_file import agents_command
 from saematch.app.configuration import build
 from saematch.app.sweep.file import read_sweep
 from saematch.report.summary import history_by_layer
-from saematch.run.run import run
+from saematch.runs.run import run
 
 SWEEPS = Path(__file__).parents[3] / "sweeps"
 STUDIES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))

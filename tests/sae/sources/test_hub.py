@@ -98,7 +98,7 @@ def from_cache(folder, tiny):
 def ran_on(name, folder, tiny):
     """Skip a layer with SAEs of layers 2 and 3; return the results or the refusal."""
     from saematch.app.configuration import build
-    from saematch.run.run import run
+    from saematch.runs.run import run
 
     own = [s for s in tiny_overrides(tiny) if not s.startswith("sae")]
     settings = [

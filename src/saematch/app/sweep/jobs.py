@@ -21,9 +21,9 @@ from saematch.app.sweep.file import Point, SweepFile
 from saematch.core.errors import InputError
 from saematch.core.files import read_json, write_json
 from saematch.core.results import Results
-from saematch.run.interruption import Interrupted, record_killed
-from saematch.run.resuming import finished_as, refuse_other_run, settings_of
-from saematch.run.run import record_failure
+from saematch.runs.interruption import Interrupted, record_killed
+from saematch.runs.resuming import finished_as, refuse_other_run, settings_of
+from saematch.runs.run import record_failure
 
 log = logging.getLogger(__name__)
 

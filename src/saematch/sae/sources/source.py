@@ -58,9 +58,9 @@ class ZooSaes:
 
     family: str
     """``chain``, ``independent`` or ``mixed``."""
-    width: AtLeast1
+    width: AtLeast1 = 1024
     """Number of features."""
-    sparsity: AtLeast1
+    sparsity: AtLeast1 = 20
     """Target mean L0 of the training."""
 
     @property

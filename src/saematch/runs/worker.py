@@ -9,9 +9,9 @@ import torch
 from saematch.core.claims import sharing
 from saematch.core.errors import InputError
 from saematch.core.results import Results
-from saematch.run import stages
-from saematch.run.context import Context
-from saematch.run.experiment import Experiment
+from saematch.runs import stages
+from saematch.runs.context import Context
+from saematch.runs.experiment import Experiment
 
 
 def check_shareable(experiment: Experiment) -> None:

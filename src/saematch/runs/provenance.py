@@ -13,9 +13,9 @@ from saematch.core.code import codes_of
 from saematch.core.files import PACKAGE, hashed
 from saematch.core.pairs import DEFAULT, SaeKey
 from saematch.report import summary
-from saematch.run import stages
-from saematch.run.context import Context
-from saematch.run.experiment import Experiment
+from saematch.runs import stages
+from saematch.runs.context import Context
+from saematch.runs.experiment import Experiment
 from saematch.texts.readers import Reader
 
 
@@ -61,7 +61,7 @@ SHOWING = (
     "saematch.compare",
     "saematch.report.figures",
     "saematch.report.metrics",
-    "saematch.run.tracking",
+    "saematch.runs.tracking",
 )
 """Code that shows numbers without computing them. ``saematch.report.summary`` is not in the list,
 since it computes a run's metrics."""

@@ -16,14 +16,14 @@ from saematch.explorer.page import write_page
 from saematch.judge.means import judge_metrics
 from saematch.report.figures import draw_figures
 from saematch.report.summary import agreement_metrics, history_by_layer, mean_metrics, optimal_to
-from saematch.run import stages
-from saematch.run.context import Context
-from saematch.run.experiment import Experiment
-from saematch.run.interruption import interruption, interruption_text
-from saematch.run.provenance import made_with, sources
-from saematch.run.resuming import settings_of
-from saematch.run.run_folders import Claim, claimed
-from saematch.run.tracking import Outcome
+from saematch.runs import stages
+from saematch.runs.context import Context
+from saematch.runs.experiment import Experiment
+from saematch.runs.interruption import interruption, interruption_text
+from saematch.runs.provenance import made_with, sources
+from saematch.runs.resuming import settings_of
+from saematch.runs.run_folders import Claim, claimed
+from saematch.runs.tracking import Outcome
 
 log = logging.getLogger(__name__)
 

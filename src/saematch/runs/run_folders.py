@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from saematch.core.errors import FileError, InputError
 from saematch.core.files import make_folder, replacing, write_json
-from saematch.run.resuming import refuse_other_run
+from saematch.runs.resuming import refuse_other_run
 
 LOG = "saematch.log"
 """Name of the log in a run's folder."""

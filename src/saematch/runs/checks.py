@@ -15,7 +15,7 @@ from saematch.matching.arm import Arm
 from saematch.matching.matches import steps
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.pairing import FromStarts
-from saematch.run.experiment import Experiment
+from saematch.runs.experiment import Experiment
 from saematch.sae.sources.hub import log_download
 from saematch.sae.sources.registry import release
 from saematch.sae.sources.released import ReleasedSaes

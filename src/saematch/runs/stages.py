@@ -20,7 +20,7 @@ from saematch.lm.source import OpenedModel
 from saematch.matching.matches import match_pairs
 from saematch.matching.objectives.objective import ExplanationObjective
 from saematch.matching.store import MatchStore
-from saematch.run.checks import (
+from saematch.runs.checks import (
     check_saes,
     choose_layers,
     choose_saes,
@@ -28,11 +28,11 @@ from saematch.run.checks import (
     load_tokens,
     of_label,
 )
-from saematch.run.context import Context
-from saematch.run.evidence import CONTEXTS, evidence, inputs_of
-from saematch.run.experiment import Experiment
-from saematch.run.features import save_features
-from saematch.run.refusals import check_texts, find_refusals, token_refusals
+from saematch.runs.context import Context
+from saematch.runs.evidence import CONTEXTS, evidence, inputs_of
+from saematch.runs.experiment import Experiment
+from saematch.runs.features import save_features
+from saematch.runs.refusals import check_texts, find_refusals, token_refusals
 from saematch.sae.recorders import Recorder
 from saematch.sae.stand_in import ActivationQuantile, DecoderNorm, by_activation, by_decoder_norm
 from saematch.texts.readers import Reader

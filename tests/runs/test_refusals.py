@@ -9,7 +9,7 @@ from saematch.core.errors import InputError
 from saematch.core.pairs import Pair, Refusal, SaeKey
 from saematch.evaluate.evaluation import Evaluation, PairFacts
 from saematch.evaluate.paths import Paths
-from saematch.run.refusals import find_refusals
+from saematch.runs.refusals import find_refusals
 from saematch.sae.recorders import Models
 from saematch.sae.suites import SaeFacts, SaeShelf
 

@@ -19,7 +19,7 @@ from saematch.core.results import Results
 from saematch.core.safe_text import for_spreadsheets
 from saematch.core.specs import spec
 from saematch.core.tables import frame_of, rows_of
-from saematch.run.run_folders import MAX_NAME, check_name
+from saematch.runs.run_folders import MAX_NAME, check_name
 
 if TYPE_CHECKING:
     from pandas import DataFrame

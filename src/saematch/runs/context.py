@@ -16,9 +16,9 @@ from saematch.evaluate.measures import Measures
 from saematch.explain.explanations import Explanations
 from saematch.matching.explained import Explained
 from saematch.matching.matches import MatchSet
-from saematch.run.checks import Chosen
-from saematch.run.experiment import Experiment
-from saematch.run.tracking import Tracker
+from saematch.runs.checks import Chosen
+from saematch.runs.experiment import Experiment
+from saematch.runs.tracking import Tracker
 from saematch.sae.passes import TextPass
 from saematch.sae.recorders import Models, Recording
 from saematch.sae.suites import SaeShelf

@@ -13,7 +13,7 @@ from saematch.matching.evidence import Evidence
 from saematch.matching.explained import Explained
 from saematch.matching.jacobian import record_jacobians
 from saematch.matching.matches import matched_paths
-from saematch.run.context import Context
+from saematch.runs.context import Context
 from saematch.sae.passes import TextPass
 
 CONTEXTS = "contexts of features"

@@ -14,8 +14,8 @@ from saematch.core.code import codes_of
 from saematch.core.files import hashed
 from saematch.core.results import Results
 from saematch.report import summary
-from saematch.run import stages
-from saematch.run.provenance import SHOWING, made_with
+from saematch.runs import stages
+from saematch.runs.provenance import SHOWING, made_with
 
 MATCHER = """
 from plugged.rule import partners

@@ -21,8 +21,8 @@ from saematch.matching.arm import Arm
 from saematch.matching.pairing import Pairing
 from saematch.report.figures import check_figures
 from saematch.report.metrics import own_columns
-from saematch.run.run_folders import check_name
-from saematch.run.tracking import CsvLogging, NoLogging, WandbLogging
+from saematch.runs.run_folders import check_name
+from saematch.runs.tracking import CsvLogging, NoLogging, WandbLogging
 from saematch.sae.sources.selection import Selection
 from saematch.sae.sources.source import SaeSource
 from saematch.sae.stand_in import ActivationQuantile, StandIn

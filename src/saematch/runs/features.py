@@ -11,7 +11,7 @@ from saematch.core.files import replacing
 from saematch.core.pairs import SaeKey
 from saematch.explain.explanations import Explanation, Explanations, FeatureKey
 from saematch.explorer.run_data import FEATURES
-from saematch.run.context import Context
+from saematch.runs.context import Context
 from saematch.sae.params import SaeParams
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from saematch.core.results import Results
-from saematch.run.run_folders import is_held
+from saematch.runs.run_folders import is_held
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)

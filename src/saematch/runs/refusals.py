@@ -9,7 +9,7 @@ from saematch.core.pairs import Pair, Refusal
 from saematch.evaluate.evaluation import Evaluation, PairFacts
 from saematch.matching.matchers.matcher import WidthBoundMatcher
 from saematch.matching.matches import matched_paths, matching_refusals
-from saematch.run.experiment import Experiment
+from saematch.runs.experiment import Experiment
 from saematch.sae.recorders import Models
 from saematch.sae.sites import skipping_refusal
 from saematch.sae.stand_in import ActivationQuantile

@@ -10,7 +10,7 @@ from saematch.core.columns import Column
 from saematch.core.match import Match
 from saematch.core.results import Results
 from saematch.core.tables import frame_of
-from saematch.run.tracking import Outcome, WandbLogging
+from saematch.runs.tracking import Outcome, WandbLogging
 from wandb_reader import config, history, records, summary
 
 
@@ -130,7 +130,7 @@ def test_without_a_network_the_run_is_offline_and_says_so_once(
     with caplog.at_level("INFO", logger="saematch"):
         tracker, matches = start(tmp_path)
         tracker.finish(Outcome(Results("skip", {}, {}), {1: {"x": 1.0}}, {}, matches))
-    messages = [r.getMessage() for r in caplog.records if r.name == "saematch.run.tracking"]
+    messages = [r.getMessage() for r in caplog.records if r.name == "saematch.runs.tracking"]
     assert len(messages) == 1
     assert "runs offline into" in messages[0]
     assert "cannot be reached" in messages[0]
