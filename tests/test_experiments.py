@@ -67,6 +67,8 @@ def settings(experiment, tiny, judge=()):
     judged = [*judge, f"name={experiment}"] if experiment in JUDGED else []
     if experiment == "leaderboard":  # few of its arms: other tests run each of them
         judged = ["arms=[cosine,written_share,folded,random]"]
+    if experiment == "explore":  # its judge's tables are those of the judged experiments
+        judged = ["judge=none"]
     return [f"+experiment={preset}", *base, *layers, *SMALL, *judged]
 
 

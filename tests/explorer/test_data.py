@@ -96,11 +96,14 @@ def test_verify(written):
     run, place = written
     frame = run.verified(run.pairs[0])
     for arm in run.arms:
-        file = data_files.read(place, f"verify/{arm}/0")
         rows = frame[frame["arm"] == arm]
-        assert file["feature"].tolist() == rows["feature"].tolist()
-        assert file["finding"] == rows["finding"].tolist()
-        assert file["effect"].tolist() == rounded(rows["effect"])
+        for block in range(3):
+            file = data_files.read(place, f"verify/{arm}/0/{block}")
+            of_block = rows[rows["feature"] // BLOCK == block]
+            assert len(of_block)
+            assert file["feature"].tolist() == of_block["feature"].tolist()
+            assert file["finding"] == of_block["finding"].tolist()
+            assert file["effect"].tolist() == rounded(of_block["effect"])
 
 
 def test_contexts(written):

@@ -23,6 +23,8 @@ from saematch.explorer.run_data import RunData
 WIDTH, HEIGHT, NARROW = 1200, 900, 390
 N_COLOURS = 64
 MOST_BYTES = 150_000
+MOST_DENSITY = 0.02
+"""Largest density of the feature to show, if there is such a feature."""
 
 
 def save(chrome: Browser, path: Path) -> None:
@@ -49,6 +51,9 @@ def subject(run: RunData) -> tuple[SaeKey, int, str]:
     if tested is not None:
         passing = set(tested[tested["finding"] == "passes"]["feature"])
         candidates = [feature for feature in candidates if feature in passing] or candidates
+    if "density" in frame:
+        rare = [feature for feature in candidates if frame["density"][feature] < MOST_DENSITY]
+        candidates = rare or candidates
     text = frame["explanation"] if "explanation" in frame else frame.get("top_tokens")
     feature = max(candidates, key=lambda f: 0 if text is None else len(text[f] or ""))
     return key, int(feature), run.arms[0]

@@ -147,9 +147,9 @@ class _Profiling(NamedTuple):
         for other, links in self._links(key):
             linked.setdefault(other, []).append(links)
         parts = []
-        for other, links in linked.items():
+        for other, of_other in linked.items():
             codes = self._codes(self.subject.twins[other])
-            parts.append(contexts.partners(other, np.concatenate(links), codes))
+            parts.append(contexts.partners(other, np.concatenate(of_other), codes))
         frame = pd.concat(parts or [pd.DataFrame(columns=list(PARTNER_COLUMNS))])
         frame = frame.sort_values(["feature", "rank"], kind="stable", ignore_index=True)
         self._write(frame, PARTNERS, key)

@@ -10,7 +10,7 @@ Files, in ``data/`` (``blob.py`` has their format). SAEs and pairs are numbered 
 | ``links/<arm>/<pair>/<block>`` | best partners of a block of source features |
 | ``sources/<arm>/<pair>/<block>`` | best sources of a block of target features |
 | ``best/<arm>/<pair>`` | best partner of every source, and best source of every target feature |
-| ``verify/<arm>/<pair>`` | effects of tested source features on their best partner |
+| ``verify/<arm>/<pair>/<block>`` | effects of a block's tested features on their best partner |
 | ``contexts/<sae>/<chunk>`` | histograms and contexts of some features (``contexts.py``) |
 """
 
@@ -109,16 +109,23 @@ def _write_pair(run: RunData, pair: Pair, folder: Path) -> dict[str, Any]:
         })  # fmt: skip
         of_arm = None if verified is None else verified[verified["arm"] == arm]
         if of_arm is not None:
-            write_parts(folder, f"verify/{place}", {
-                "feature": of_arm["feature"].to_numpy(np.uint32),
-                **{c: of_arm[c].to_numpy(float) for c in EFFECTS},
-                "finding": of_arm["finding"].tolist(),
-            })  # fmt: skip
+            _write_verified(folder, f"verify/{place}", of_arm, match.n_source)
         arms[arm] = {
             "n_entries": len(match.rows), "scored": match.scores is not None,
             "verified": of_arm is not None,
         }  # fmt: skip
     return {"source": source, "target": target, "arms": arms}
+
+
+def _write_verified(folder: Path, place: str, verified: pd.DataFrame, n_source: int) -> None:
+    tested = verified["feature"].to_numpy()
+    for block, features in blocks(n_source):
+        part = verified[(tested >= features.start) & (tested < features.stop)]
+        write_parts(folder, f"{place}/{block}", {
+            "feature": part["feature"].to_numpy(np.uint32),
+            **{c: part[c].to_numpy(float) for c in EFFECTS},
+            "finding": part["finding"].tolist(),
+        })  # fmt: skip
 
 
 def _write_links(folder: Path, place: str, links: Links) -> None:

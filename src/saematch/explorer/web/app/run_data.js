@@ -80,23 +80,25 @@
     return { partner: lookUp(partner), source: lookUp(source) };
   };
 
-  // Return the results of verify for a pair: a Map from a source feature to {partner, off_rate,
+  // Return the results of verify for a pair: a Map from a source feature to {feature, off_rate,
   // effect, effect_low, effect_high, floor_95, n_events, n_active, finding}. Empty without verify.
   data.verified = async (arm, pair) => {
     if (!pair.arms[arm]?.verified) return new Map();
-    const parts = await saematch.load(`verify/${arm}/${pair.number}`);
-    const names = Object.keys(parts);
-    return new Map(Array.from(parts.feature, (feature, i) => (
-      [feature, Object.fromEntries(names.map((name) => [name, parts[name][i]]))])));
+    const n_blocks = Math.ceil(pair.source.n_features / saematch.run.block);
+    const blocks = await Promise.all(Array.from({ length: n_blocks }, (_, block) => verifiedBlock(arm, pair, block)));
+    return new Map(blocks.flatMap((parts) => Array.from(parts.feature, (feature, i) => [feature, tested(parts, i)])));
   };
 
   // Return the row of data.verified of one feature; null if verify did not test it.
   data.verifiedFeature = async (arm, pair, feature) => {
     if (!pair.arms[arm]?.verified) return null;
-    const parts = await saematch.load(`verify/${arm}/${pair.number}`);
+    const parts = await verifiedBlock(arm, pair, Math.floor(feature / saematch.run.block));
     const i = parts.feature.indexOf(feature);
-    return i < 0 ? null : Object.fromEntries(Object.keys(parts).map((name) => [name, parts[name][i]]));
+    return i < 0 ? null : tested(parts, i);
   };
+
+  const verifiedBlock = (arm, pair, block) => saematch.load(`verify/${arm}/${pair.number}/${block}`);
+  const tested = (parts, i) => Object.fromEntries(Object.keys(parts).map((name) => [name, parts[name][i]]));
 
   // Return {histogram, contexts} of a feature; null if the run has none for it. A context has
   // dataset, text, start, tokens, values and partners, which maps "<SAE's number>:<feature>" to the

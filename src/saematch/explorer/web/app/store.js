@@ -10,6 +10,7 @@ var saematch = { NONE: -1 };
   const KINDS = {
     uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, int8: Int8Array, int16: Int16Array,
   };
+  const POWERS = Array.from({ length: 129 }, (_, i) => Number(`1e${i}`));
 
   saematch.receive = (name, value) => waiting.get(name)?.(value);
 
@@ -73,12 +74,15 @@ var saematch = { NONE: -1 };
   function decimals(bytes, n) {
     const mantissas = unsorted(bytes.subarray(0, 2 * n), Int16Array, n);
     const exponents = unsorted(bytes.subarray(2 * n), Int8Array, n);
-    return Float64Array.from(mantissas, (mantissa, i) => {
-      if (mantissa === -32768) return NaN;
-      if (Math.abs(mantissa) === 32767) return mantissa * Infinity;
+    const numbers = new Float64Array(n);
+    for (let i = 0; i < n; i++) {
+      const [mantissa, exponent] = [mantissas[i], exponents[i]];
+      if (mantissa === -32768) numbers[i] = NaN;
+      else if (Math.abs(mantissa) === 32767) numbers[i] = mantissa * Infinity;
       // Division by a power of ten gives the number that the decimal digits mean, such as 0.731
-      return exponents[i] < 0 ? mantissa / 10 ** -exponents[i] : mantissa * 10 ** exponents[i];
-    });
+      else numbers[i] = exponent < 0 ? mantissa / POWERS[-exponent] : mantissa * POWERS[exponent];
+    }
+    return numbers;
   }
 
   // Return an array whose bytes are sorted by their place in an element.
