@@ -203,3 +203,10 @@ def test_paths_may_be_text(tmp_path):
     match = Match.from_columns(torch.tensor([1, 0]), 2)
     match.save(f"{tmp_path}/a.safetensors")
     assert Match.load(f"{tmp_path}/a.safetensors")[0] == match
+
+
+def test_html_of_a_certificate_has_the_known_values():
+    html = Certificate(9.0, 10.0, 0.0, 0.1)._repr_html_()
+    assert "<th>gap_over_chance</th>" in html
+    assert "<td>0.1</td>" in html
+    assert "n_90" not in html

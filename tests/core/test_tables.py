@@ -148,3 +148,10 @@ def test_joined_tables_bring_their_definitions():
     assert isinstance(tables["own"], pd.DataFrame)
     assert tables.column("score") is score
     assert tables.column("other").label == "other"
+
+
+def test_representations_name_the_tables():
+    tables = Tables.of({"matches": [{"arm": "a<b", "mse": 0.5}] * 3}, [Column("mse", "error <x>")])
+    assert repr(tables) == "Tables(matches: 3 rows)"
+    assert tables._repr_html_().count("<tr") == 2  # the head, and a row for the table
+    assert "<td>error &lt;x&gt;</td>" in tables._repr_html_()

@@ -30,6 +30,23 @@ class Tables(dict[str, pd.DataFrame]):
         self.columns: dict[str, Column] = {}
         self.define(columns)
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}: {len(frame)} rows" for name, frame in self.items())
+        return f"Tables({sizes})"
+
+    def _repr_html_(self) -> str:
+        """Return a row for each table, with the labels of its metrics, for notebooks."""
+        rows = [
+            {
+                "table": name,
+                "rows": len(frame),
+                "metrics": ", ".join(self.columns[n].label for n in frame if n in self.columns),
+            }
+            for name, frame in self.items()
+        ]
+        with pd.option_context("display.max_colwidth", None):
+            return pd.DataFrame(rows).to_html(index=False)
+
     @classmethod
     def of(cls, rows: Mapping[str, Sequence[Row]], columns: Iterable[Column] = ()) -> Tables:
         """Return the tables of these rows."""
