@@ -98,6 +98,8 @@ def test_representation_is_one_short_line():
         f"SaeParams(layer {sae.origin.layer} of {release}: 4 features, d_model 1, jumprelu)"
     )
     with_stand_in = dataclasses.replace(
-        topk(k=2), stand_in=torch.ones(4), origin=dataclasses.replace(sae.origin, stand_in_name="ones")
+        topk(k=2),
+        stand_in=torch.ones(4),
+        origin=dataclasses.replace(sae.origin, stand_in_name="ones"),
     )
     assert repr(with_stand_in).endswith("topk with k=2, stand-in ones)")
