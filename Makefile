@@ -22,7 +22,7 @@ EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
 HYPHENATED  := $(filter-out $(EXPERIMENTS),$(subst _,-,$(EXPERIMENTS)))
 SWEEPS      := $(addprefix sweep-,$(basename $(notdir $(wildcard sweeps/*.yaml))))
 
-.PHONY: $(EXPERIMENTS) $(HYPHENATED) $(SWEEPS) compare reproduce reproduction-page metrics-page verify-page help setup demo test test-slow test-kill lint bench bench-scaling bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-pair smollm2-studies
+.PHONY: $(EXPERIMENTS) $(HYPHENATED) $(SWEEPS) compare reproduce reproduction-page metrics-page verify-page help setup demo test test-slow test-kill lint bench bench-scaling bench-solver bench-solver-large zoo readme-figure tracking-figure docs notebook lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-pair smollm2-studies
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -138,6 +138,18 @@ smollm2-studies: $(READY) ## Match these SAEs: the figures of docs/smollm2.md (1
 	$(BIN)/python -m saematch reproduce --model smollm2_135m --only $(SMOLLM2_STUDIES) \
 		dataset.n_texts=10 $(ARGS)
 
+DOCS := $(VENV)/docs-ready
+
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: $(DOCS) ## Build the documentation in site/, with its links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+notebook: $(DOCS) ## Execute docs/notebook.ipynb (a minute)
+	$(BIN)/python docs/tools/execute.py docs/notebook.ipynb
+
 test-judge: $(SMOLLM2) ## Test judging with SmolLM2, served on this machine (some minutes)
 	$(BIN)/python -m pytest -m llm $(ARGS)
 
@@ -189,8 +201,8 @@ readme-figure: $(READY) ## Make the README's figure from a new demo run
 tracking-figure: sweep-width_objective ## Make the figure of docs/tracking.md from that sweep
 	cp outputs/sweeps/width_objective/comparison/figures/matching_score.png docs/comparison.png
 
-lock: ## Write constraints.txt from the packages in .venv
+lock: $(DOCS) ## Write constraints.txt from the packages in .venv
 	$(BIN)/python -m pip freeze --exclude-editable | sed "s/+cpu$$//" > constraints.txt
 
 clean: ## Remove .venv, .venv-ray and build products (outputs/ stays)
-	rm -rf $(VENV) $(RAY) dist
+	rm -rf $(VENV) $(RAY) dist site

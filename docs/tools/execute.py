@@ -1,4 +1,4 @@
-"""Execute a notebook and store the outputs in it, without times, warnings and progress bars."""
+"""Execute a notebook and store the outputs in it, without times, messages and progress bars."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def execute(path: Path) -> None:
         client.execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = [o for o in cell.outputs if o.output_type != "stream"]
     text = nbformat.writes(notebook) + "\n"
     for place in (folder, str(Path.home()), sys.prefix):
         if place in text:

@@ -33,7 +33,8 @@ def _output(output: dict[str, Any]) -> str:
     """Return an output in its richest form: image, HTML or text."""
     data = output.get("data", {"text/plain": output.get("text", "")})
     if "image/png" in data:
-        return f'<img alt="figure" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">'
+        image = "".join(data["image/png"]).strip()
+        return f'<img alt="figure" src="data:image/png;base64,{image}">'
     if "text/html" in data:
         lines = "".join(data["text/html"]).splitlines()
         return f"<div>{' '.join(line.strip() for line in lines)}</div>"

@@ -196,6 +196,8 @@ def test_representations_are_short():
         "Match(100 → 100 features: 100 of 100 features matched, one partner, proven optimal to "
         "1.0e-01)"
     )
+    optimal = Match.from_columns(columns, 100, Certificate(9.0, 9.0, 0.0, 0.0))
+    assert repr(optimal).endswith("one partner, proven optimal)")
     assert match._repr_html_().count("<tr") == 12  # the head, ten rows and a gap
 
 

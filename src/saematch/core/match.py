@@ -146,7 +146,7 @@ class Match:
         partners = "one partner" if self.one_partner else f"{len(self)} entries"
         share = f"{len(self.matched)} of {self.n_source} features matched, {partners}"
         gap = None if self.certificate is None else self.certificate.optimal_to
-        proof = "" if gap is None else f", proven optimal to {gap:.1e}"
+        proof = "" if gap is None else ", proven optimal" + (f" to {gap:.1e}" if gap else "")
         return f"Match({self.n_source} → {self.n_target} features: {share}{proof})"
 
     def _repr_html_(self) -> str:
