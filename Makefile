@@ -80,10 +80,10 @@ metrics-page: $(READY) ## Make docs/metrics.md from the definitions of the metri
 
 FAMILIES := chain independent mixed
 
-verify-page: $(READY) ## Verify the three families of embedded SAEs: the results of docs/verify.md (10 minutes)
+verify-page: $(READY) ## Verify the three families of embedded SAEs: the results in docs/verify_results.md (10 minutes)
 	for family in $(FAMILIES); do \
 		$(BIN)/python -m saematch +experiment=verify sae=$$family run_id=$$family $(ARGS) || exit 1; done
-	$(BIN)/python -m saematch.report.verify_page docs/verify.md zoo $(addprefix outputs/verify/,$(FAMILIES))
+	$(BIN)/python -m saematch.report.verify_page docs/verify_results.md zoo $(addprefix outputs/verify/,$(FAMILIES))
 
 LEADERBOARDS := $(addprefix outputs/leaderboard/,$(FAMILIES))
 
@@ -198,7 +198,7 @@ readme-figure: $(READY) ## Make the README's figure from a new demo run
 	$(BIN)/python -m saematch +experiment=skip_layers run_id=readme
 	cp outputs/skip_layers/readme/figures/explained_variance.png docs/explained_variance.png
 
-tracking-figure: sweep-width_objective ## Make the figure of docs/tracking.md from that sweep
+tracking-figure: sweep-width_objective ## Make the figure of docs/sweeps.md from that sweep
 	cp outputs/sweeps/width_objective/comparison/figures/matching_score.png docs/comparison.png
 
 lock: $(DOCS) ## Write constraints.txt from the packages in .venv
