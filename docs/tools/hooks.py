@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def _output(output: dict[str, Any]) -> str:
         image = "".join(data["image/png"]).strip()
         return f'<img alt="figure" src="data:image/png;base64,{image}">'
     if "text/html" in data:
-        lines = "".join(data["text/html"]).splitlines()
-        return f"<div>{' '.join(line.strip() for line in lines)}</div>"
+        html = re.sub(r"<style.*?</style>", "", "".join(data["text/html"]), flags=re.DOTALL)
+        html = html.replace('<table border="1" class="dataframe">', "<table>")
+        return f"<div>{' '.join(line.strip() for line in html.splitlines())}</div>"
     return f"```text\n{''.join(data['text/plain'])}\n```"

@@ -35,17 +35,12 @@ class Tables(dict[str, pd.DataFrame]):
         return f"Tables({sizes})"
 
     def _repr_html_(self) -> str:
-        """Return a row for each table, with the labels of its metrics, for notebooks."""
+        """Return the size of each table, for notebooks."""
         rows = [
-            {
-                "table": name,
-                "rows": len(frame),
-                "metrics": ", ".join(self.columns[n].label for n in frame if n in self.columns),
-            }
+            {"table": name, "rows": len(frame), "columns": len(frame.columns)}
             for name, frame in self.items()
         ]
-        with pd.option_context("display.max_colwidth", None):
-            return pd.DataFrame(rows).to_html(index=False)
+        return pd.DataFrame(rows).to_html(index=False)
 
     @classmethod
     def of(cls, rows: Mapping[str, Sequence[Row]], columns: Iterable[Column] = ()) -> Tables:
