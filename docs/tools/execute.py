@@ -26,7 +26,7 @@ def execute(path: Path) -> None:
         client.execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.output_type != "stream"]
+            cell.outputs = [out for out in cell.outputs if out.output_type != "stream"]
     text = nbformat.writes(notebook) + "\n"
     for place in (folder, str(Path.home()), sys.prefix):
         if place in text:
