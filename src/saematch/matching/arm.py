@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 from jaxtyping import Float64
 from torch import Tensor
 
 from saematch.core.errors import InputError
 from saematch.core.match import InvalidMatch, Match
-from saematch.core.specs import AtLeast1, Positive, Unique, spec
+from saematch.core.specs import AtLeast1, Positive, Unique, brief, spec
 from saematch.matching.matchers.matcher import (
     CandidateMatcher,
     CompleteMatcher,
@@ -105,6 +107,18 @@ class Arm:
         beyond = [q for q in self.quantiles if not 0 <= q <= 1]
         if beyond:
             raise InputError(f"quantile {beyond[0]} of an arm: shares lie between 0 and 1")
+
+    def _repr_html_(self) -> str:
+        """Return the settings that differ from the defaults, and the main settings, for
+        notebooks."""
+        settings = {
+            "fold": self.fold,
+            "objective": brief(self.objective),
+            "matcher": brief(self.matcher),
+            "decode": ", ".join(self.decode),
+        }
+        table = pd.DataFrame({"arm": settings}).to_html()
+        return f"<p>{html.escape(brief(self))}</p>{table}"
 
     def _check_candidates(self) -> None:
         """Raise ``InputError`` if the matcher needs the similarity of all pairs."""
