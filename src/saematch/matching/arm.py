@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import field, replace
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import pandas as pd
@@ -20,7 +22,6 @@ from saematch.matching.matchers.matcher import (
     Matcher,
     SelectiveMatcher,
 )
-from saematch.matching.matchers.optimal import Optimal
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.objectives.objective import (
     ActivityObjective,
@@ -30,7 +31,6 @@ from saematch.matching.objectives.objective import (
     Objective,
     Similarity,
 )
-from saematch.matching.objectives.parts import Parts
 from saematch.matching.synchronised import Synchronise
 from saematch.matching.transported import transported
 from saematch.sae.folding import FOLDS, fold
@@ -52,6 +52,14 @@ def check_decode(decode: Sequence[str], setting: str) -> None:
         )
 
 
+def _part(module: str, name: str) -> Any:
+    """Return a default part of an arm.
+
+    It is imported when it is used: kept files of other arms would else depend on its code.
+    """
+    return getattr(import_module(f"saematch.matching.{module}"), name)()
+
+
 @spec("arms")
 class Arm:
     """Fold, objective and matcher, and how the permuted features are decoded.
@@ -62,9 +70,9 @@ class Arm:
 
     fold: str = "threshold"
     """Fold of the SAEs that are matched: one of ``threshold``, ``decoder_norm`` and ``none``."""
-    objective: AnyObjective = Parts()
+    objective: AnyObjective = field(default_factory=partial(_part, "objectives.parts", "Parts"))
     """What makes two features alike; by default the paper's squared error."""
-    matcher: Matcher = Optimal()
+    matcher: Matcher = field(default_factory=partial(_part, "matchers.optimal", "Optimal"))
     """How features are paired by this similarity; by default the optimal permutation."""
     decode: Unique[str] = ("permute",)
     """Strategies to evaluate: ``permute`` (activations in units of their threshold, eq. 5 on folded
