@@ -101,7 +101,8 @@ def test_a_type_checker_sees_the_types_of_public_names(tmp_path, monkeypatch):
         '6: note: Revealed type is "saematch.core.match.Match"',
         '7: note: Revealed type is "saematch.core.match.Certificate | None"',
         '10: note: Revealed type is "tuple[str, int, fallback=saematch.core.pairs.SaeKey]"',
-        '11: note: Revealed type is "def (path: str | pathlib.Path) -> saematch.core.results.Results"',
+        '11: note: Revealed type is "def (path: str | pathlib.Path) -> '
+        'saematch.core.results.Results"',
         '12: error: Argument "name" to "Column" has incompatible type "int"; expected "str"  '
         "[arg-type]",
         '13: error: Module has no attribute "Nothing"  [attr-defined]',
