@@ -301,7 +301,7 @@ def test_models_that_split_texts_differently(cli, tmp_path, add_suite, noisy_mod
     assert message is None
     tables = results_of(tmp_path).tables
     refused = {row["evaluation"]: row for row in tables.rows("refused")}
-    assert refused.keys() == {"co_activation", "skipping"}
+    assert refused.keys() == {"co_activation", "skipping", "profile"}
     assert "split the texts into different tokens" in refused["co_activation"]["reason"]
     spanning = row_of(
         tables.rows("matches"), arm="folded", target_suite="other", source_suite="default"
