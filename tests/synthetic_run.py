@@ -115,9 +115,7 @@ def _write_features(
         if key not in pair:
             continue
         match = matches[pair, "cosine"]
-        match, other = (
-            (match, pair.target) if key == pair.source else (match.inverse(), pair.source)
-        )
+        match, other = (match, pair.target) if key == pair.source else (match.inverse(), pair.source)
         ranked = ranked_partners(match)[:, :3]
         shared += [(f, rank, *other, int(p)) for f, rank in places for p in ranked[f] if p >= 0]
     names = ("feature", "rank", "partner_suite", "partner_layer", "partner")
