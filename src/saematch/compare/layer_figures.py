@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
 MAX_PANELS = 4
 MAX_LINES = 6
 """Largest number of pairs of runs whose agreement is drawn by layer; more make a matrix."""
+MARKERS = "os^DvP"
+"""Markers of runs, in the order of ``COLOURS``."""
 LOG_SPAN = 20
 """Positive values that span more than this factor get a log axis."""
 
@@ -101,16 +102,25 @@ def _cells(rows: DataFrame) -> list[tuple[str, str, str | None]]:
 
 
 def _looks(comparison: Comparison) -> dict[str, dict[str, object]]:
-    """Return the style of each run; the second six runs have dashed lines."""
-    looks: dict[str, dict[str, object]] = {}
-    for number, (run, colour) in enumerate(zip(comparison.compared, cycle(COLOURS), strict=False)):
+    """Return the style of each run."""
+    looks = {}
+    for number, run in enumerate(comparison.compared):
         settings = described(run, comparison.parameters)
-        dashed = number >= len(COLOURS)
-        looks[run.name] = {
-            "color": colour, "label": f"{run.name}: {settings}" if settings else run.name,
-            "linestyle": "--" if dashed else "-", "marker": "s" if dashed else "o",
-        }  # fmt: skip
+        looks[run.name] = _look(number, f"{run.name}: {settings}" if settings else run.name)
     return looks
+
+
+def _look(number: int, label: str) -> dict[str, object]:
+    """Return the style of a line; the first lines are wider, so that equal lines are all seen.
+
+    The second six lines are dashed.
+    """
+    at = number % len(COLOURS)
+    return {
+        "color": COLOURS[at], "marker": MARKERS[at], "label": label,
+        "linestyle": "-" if number == at else "--",
+        "linewidth": 3 - 0.35 * at, "markersize": 8 - 0.8 * at,
+    }  # fmt: skip
 
 
 def _scale(axes: Sequence[Axes], column: Column, values: np.ndarray) -> None:
@@ -156,11 +166,11 @@ def _agreement(comparison: Comparison) -> Figure:
 def _agreement_by_layer(axis: Axes, rows: DataFrame) -> None:
     """Draw a line for each pair of runs, and the agreement by chance."""
     pairs = unique(rows, "source_suite", "source_layer", "target_suite", "target_layer")
-    for (run, other), colour in zip(unique(rows, "run", "against_run"), COLOURS, strict=False):
+    for number, (run, other) in enumerate(unique(rows, "run", "against_run")):
         of_both = where(rows, run=run, against_run=other)
         keys = of_both[["source_suite", "source_layer", "target_suite", "target_layer"]]
         at = [pairs.index(tuple(key)) for key in keys.itertuples(index=False)]
-        line(axis, at, of_both, "agreement", color=colour, label=f"{run} and {other}")
+        line(axis, at, of_both, "agreement", **_look(number, f"{run} and {other}"))
     look: Mapping[str, object] = {"color": BASELINES["random"], "linestyle": ":"}
     axis.axhline(rows["chance"].mean(), label="by chance", **look)  # type: ignore[arg-type]
     step = 1 + len(pairs) // 8

@@ -112,7 +112,7 @@ def _logged(tables: Tables) -> pd.DataFrame:
                 prefix, tail = PREFIXES.get(name, ""), _tail(rows, several)
                 values = _values(rows, prefix + metric + _parts(rows) + tail, metric)
                 values["prefix"] = prefix
-                values["dataset"] = rows["dataset"] if "dataset" in rows else None
+                values["dataset"] = rows.get("dataset")
                 lines = _parts(rows.drop(columns="dataset", errors="ignore")) + tail
                 values["line"] = [line[1:] or metric for line in lines]
                 parts.append(values)
