@@ -192,7 +192,7 @@ def _agreement_matrix(axis: Axes, rows: DataFrame, runs: Sequence[str]) -> None:
         if not np.isnan(value):
             colour = "black" if value > 0.5 else "white"
             axis.text(second, first, f"{value:.2f}", ha="center", va="center", color=colour,
-                      fontsize=6)  # fmt: skip
+                      fontsize=7)  # fmt: skip
     axis.set_xticks(range(len(runs)), runs, rotation=90)
     axis.set_yticks(range(len(runs)), runs)
     axis.grid(False)
