@@ -36,7 +36,7 @@ GROUPS = (
 NEEDED = {"model=local": ["model.path=x"], "sae=disk": ["sae.path=x/{layer}"],
           "sae=saelens": ["sae.release=x", "sae.id_template=x/{layer}"],
           "dataset=local": ["dataset.paths=[a.jsonl]"],
-          "explain=jsonl": ["explain.path=a.jsonl"],
+          "explain=jsonl": ["explain.path=a.jsonl"], "explain=own_llm": ["judge=gpt_4o_mini"],
           **{f"objective={name}": ["matcher=top_k", "arms=[folded]"]
              for name in ("pearson", "jaccard", "necessity", "sufficiency", "written_share",
                           "sparse_map", "explanations", "explanations_endpoint")},

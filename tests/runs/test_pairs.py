@@ -251,7 +251,7 @@ def test_two_language_models(cli, tiny, tmp_path, add_suite, noisy_model):
 def test_explanations_come_from_each_suites_own_model(cli, tiny, tmp_path, noisy_model):
     other = f'sae.path="{tiny}/saes/layer_{{layer}}"'
     suite = ("+sae@suites.other=disk", f"suites.other.{other[4:]}")
-    judged = ("judge=overlap", "explain=own", "evaluations=[]", "pairing=listed")
+    judged = ("judge=overlap", "explain=own", "evaluations=[explain]", "pairing=listed")
     pairs = "pairing.pairs=[1:3,other/1:other/3]"
     message, _ = cli(*QUIET, *suite, *model_of("other", noisy_model), *judged, pairs)
     assert message is None

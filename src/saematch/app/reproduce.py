@@ -40,7 +40,11 @@ because unfolded encoder biases may outweigh everything else in the plain sum of
 JUDGED = {
     "judge_layers": ("+experiment=judge_layers",),
     "mse_by_label": ("+experiment=mse_by_label",),
-    "persistence_judged": ("+experiment=persistence", "name=persistence_judged"),
+    "persistence_judged": (
+        "+experiment=persistence",
+        "name=persistence_judged",
+        "evaluations=[skipping,explain]",
+    ),
 }
 """Runs on every family that need a judge."""
 FAMILIES = {

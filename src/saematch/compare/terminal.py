@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from saematch.compare.by_layer import agreement_by_arm
 from saematch.compare.comparison import SUITES, Comparison, described, shown
 from saematch.compare.plan import metrics_of, shown_rows, unique_values
 from saematch.compare.runs import Value
@@ -30,7 +31,6 @@ HEADS = {
     "explained_variance": "explained\nvariance",
     "delta_loss": "change in\nloss, nats",
     "mse_W_dec": "MSE W_dec",
-    "judge_score": "judge\nscore",
     "recall": "recall",
     "jaccard": "jaccard",
 }
@@ -58,12 +58,23 @@ def print_comparison(comparison: Comparison, metrics: Sequence[str] = ()) -> Non
         say(line)
     if {"explained_variance", "delta_loss"} & set(chosen):
         say("Each arm is shown under its first strategy; comparison.csv and the figures have all.")
+    if len(comparison.by_layer.agreement):
+        title = "Agreement of matches: share of equal entries, mean over pairs of SAEs"
+        console.print(f"\n[bold]{title}[/]", highlight=False)
+        heads, cells = agreement_table(comparison)
+        printed = Table(*heads, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+        for row in cells[:MAX_ROWS]:
+            printed.add_row(*map(escape, row))
+        console.print(printed)
+        if len(cells) > MAX_ROWS:
+            say(f"and {len(cells) - MAX_ROWS} more lines, in agreement.csv")
     if comparison.left_out:
         console.print(f"\n[bold]Left out: {len(comparison.left_out)}[/]", highlight=False)
     for run in comparison.left_out:
         say(f"{run.folder} ({run.state}): {' '.join(run.reason.split())}")
     say("")
-    for name in ("index.html", "comparison.csv", "comparison.parquet", "runs.csv", "figures"):
+    files = ("comparison.csv", "comparison.parquet", "runs.csv", "by_layer.csv", "agreement.csv")
+    for name in ("index.html", *files, "figures"):
         if (comparison.out / name).exists():
             say(f"written: {comparison.out / name}")
 
@@ -109,6 +120,19 @@ def baselines(comparison: Comparison, metrics: Sequence[str]) -> Iterator[str]:
                 ends = dict.fromkeys((number(values.min()), number(values.max())))
                 ranges.append(f"{comparison.column(metric).with_unit} {' to '.join(ends)}")
         yield f"{arm}: {', '.join(ranges)}"
+
+
+def agreement_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Return headings and cells: a row for each two runs, a column for each arm, and chance."""
+    means = agreement_by_arm(comparison.by_layer.agreement)
+    arms = arms_of(means)
+    rows = []
+    for run, other in unique(means, "run", "against_run"):
+        of_both = where(means, run=run, against_run=other)
+        by_arm = dict(zip(of_both["arm"], of_both["agreement"], strict=True))
+        cells = [number(by_arm[arm]) if arm in by_arm else "–" for arm in arms]
+        rows.append([run, other, *cells, number(of_both["chance"].mean())])
+    return ["run", "and run", *arms, "by chance"], rows
 
 
 def brief(value: Value) -> str:

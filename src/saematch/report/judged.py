@@ -66,7 +66,7 @@ def judge_layers(tables: Tables) -> Figure | None:
     for arm in arms:
         by_pair(mean, where(scores, arm=arm), "judge_score", panel, **arm_style(arm, scores))
     judge_bounds(mean, tables)
-    mean.set_title("mean judge score (bands: over paths)")
+    mean.set_title(f"mean {tables.column('judge_score').label}\n(bands: over paths)")
     legend(figure, axes[0], mean)
     return figure
 
@@ -127,7 +127,8 @@ def judge_controls(tables: Tables) -> Figure | None:
     dots(scores, scored, labels, "judge_score", colours)
     scores.set_xlim(0.95, 3.05)
     scores.set_xticks([1, 2, 3], ["1\nDIFFERENT", "2\nMAYBE", "3\nSAME"])
-    scores.set_title("mean score (number of judgements with a label)")
+    label = tables.column("judge_score").label  # names a judge that is no LLM
+    scores.set_title(f"mean {label}\n(number of judgements with a label)")
     if not again.empty:
         _agreements(axes[1], again)
         legend(figure, axes[1])
@@ -181,6 +182,7 @@ def mse_by_label(tables: Tables) -> Figure | None:
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("")
     axes[0].set_ylabel("squared error of the folded decoder vectors")
+    axes[0].set_xlabel(tables.column("judge_score").label)
     legend(figure, axes[0])
     return figure
 

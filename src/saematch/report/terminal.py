@@ -155,7 +155,8 @@ def _printed(tables: Tables) -> Iterator[tuple[str, Table]]:
     yield _match_table(tables)
     scores = table(tables, "judge_scores")
     if len(scores):
-        yield "Judge score (share of SAME), from 1 different to 3 the same", _judge_table(scores)
+        label = tables.column("judge_score").label.replace("judge", "Judge", 1)
+        yield f"{label} (share of SAME), from 1 different to 3 the same", _judge_table(scores)
     likeness = table(tables, "likeness")
     if len(likeness):
         title = "Likeness of the explanations of matched features (of random pairs)"
