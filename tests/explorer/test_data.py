@@ -155,7 +155,7 @@ def check_shades(shades, largest, exact):
 
 
 def test_shades_of_weak_and_negative_activations():
-    largest, shades = contexts._shades(pd.Series([[0.001, 5.0, -1.0], [0.0, 0.0]]))
+    largest, shades = contexts.shades(pd.Series([[0.001, 5.0, -1.0], [0.0, 0.0]]))
     assert largest.tolist() == [5, 0]
     assert shades.tolist() == [1, 255, 0, 0, 0]
 
@@ -178,7 +178,7 @@ def test_bytes_of_a_link_and_of_a_feature(tmp_path):
 def test_parts_of_a_table_are_limited(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "TABLE_BYTES", 1000)
     frame = pd.DataFrame({"a": range(500), "b": ["é" * 5] * 500, "c": [np.nan, 0.25] * 250})
-    table = data._write_table(tmp_path, "t", frame)
+    table = data.save_rows(tmp_path, "t", frame)
     parts = [data_files.read(tmp_path, f"tables/t/{i}")["columns"] for i in range(table["n_parts"])]
     assert table["n_rows"] == 500
     assert table["n_parts"] > 20

@@ -95,11 +95,11 @@ def _add_arm(parser: argparse.ArgumentParser, text: str, many: bool = False) -> 
 
 
 def _write_links(run: RunData, options: argparse.Namespace, to: Path) -> str:
-    from saematch.explorer.exports.table import links_table, write_table
+    from saematch.explorer.exports.table import links_table, save_table
 
     arms, pairs = run.chosen_arms(options.arms), run.chosen_pairs(options.pairs)
     table = links_table(run, arms, pairs, options.top)
-    write_table(table.frame, to)
+    save_table(table.frame, to)
     n_links, best = len(table.frame), f"the best {options.top} of a feature"
     return f"{n_links} links; left out: {table.n_left_out} links that are not among {best}"
 

@@ -93,7 +93,8 @@ class SpliceRecorder:
 
     def facts(self) -> list[Any]:
         """Return the splices, and the hashes of the matches and of the fits that they use."""
-        moved = [job.moved and job.moved.hash for job in self.splices.values()]
+        moves = [job.moved for job in self.splices.values()]
+        moved = [None if match is None else match.hash for match in moves]
         fits = [job.vectors and job.vectors.stem for job in self.splices.values()]
         return [list(self.splices), moved, fits]
 

@@ -79,8 +79,8 @@ def _parts(contexts: pd.DataFrame, partners: pd.DataFrame) -> dict[str, Any]:
     features, n_contexts = np.unique(contexts["feature"], return_counts=True)
     dataset, datasets = pd.factorize(contexts["dataset"])
     tokens, vocabulary = pd.factorize(np.concatenate(contexts["tokens"].to_list()))
-    largest, values = _shades(contexts["values"])
-    partner_largest, partner_values = _shades(partners["values"])
+    largest, values = shades(contexts["values"])
+    partner_largest, partner_values = shades(partners["values"])
     return {
         "features": unsigned(features), "n_contexts": unsigned(n_contexts),
         "datasets": [str(name) for name in datasets], "dataset": unsigned(dataset),
@@ -101,7 +101,7 @@ def shortened(text: str, n_characters: int) -> str:
     return text if len(text) <= n_characters else f"{text[: n_characters - 1]}…"
 
 
-def _shades(activations: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+def shades(activations: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Return the largest activation of each row, and the activations as shades.
 
     The error of an activation is at most half a shade, ``largest / 510``. A positive activation

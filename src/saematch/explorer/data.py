@@ -54,7 +54,7 @@ def write_data(run: RunData, folder: Path, facts: dict[str, Any]) -> None:
             described.append(_write_sae(run, item, folder))
         else:
             described.append(_write_pair(run, item, folder))
-    tables = [_write_table(folder, name, frame) for name, frame in run.results.tables.items()]
+    tables = [save_rows(folder, name, frame) for name, frame in run.results.tables.items()]
     n = len(run.saes)
     write_object(folder, "run", {
         "block": BLOCK, "saes": described[:n], "pairs": described[n:],
@@ -150,7 +150,8 @@ def _numbers(features: np.ndarray) -> np.ndarray:
     return np.where(features == NONE, np.iinfo(kind).max, features).astype(kind)
 
 
-def _write_table(folder: Path, name: str, frame: pd.DataFrame) -> dict[str, Any]:
+def save_rows(folder: Path, name: str, frame: pd.DataFrame) -> dict[str, Any]:
+    """Write the parts of a table; return its name, number of rows and number of parts."""
     rows = rows_of(frame)
     parts = cut(np.array([len(json.dumps(row)) for row in rows], np.int64), TABLE_BYTES)
     for number, part in enumerate(parts):

@@ -12,7 +12,7 @@ from matches import of_dense, permutation
 from saematch.core.errors import InputError
 from saematch.core.pairs import Pair
 from saematch.core.tables import rows_of
-from saematch.explorer.exports.table import links_table, write_table
+from saematch.explorer.exports.table import links_table, save_table
 from saematch.explorer.run_data import PROFILE, RunData
 
 PAIR, LATER = Pair.of_layers(0, 1), Pair.of_layers(1, 2)
@@ -65,7 +65,7 @@ def test_top_arms_and_pairs_choose_rows_and_count_the_rest(run):
 def test_both_files_have_the_same_rows_and_csv_is_safe_in_spreadsheets(run, tmp_path):
     table = links_table(run, ["m", "n"], [PAIR, LATER]).frame
     for name in ("a.csv", "a.parquet"):
-        write_table(table, tmp_path / name)
+        save_table(table, tmp_path / name)
     assert rows_of(pd.read_parquet(tmp_path / "a.parquet")) == rows_of(table)
     csv = pd.read_csv(tmp_path / "a.csv")
     assert csv["source_explanation"][0] == "'=SUM(A1)"

@@ -47,7 +47,7 @@ def links_table(
     return LinkTable(frame, sum(counts) - len(frame))
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
+def save_table(table: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV that is safe in spreadsheets, or as Parquet, by the file's ending."""
     with replacing(path) as part:
         if path.suffix == ".csv":
