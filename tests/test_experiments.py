@@ -60,7 +60,7 @@ def settings(experiment, tiny, judge=()):
     preset = JUDGED.get(experiment, experiment)
     if experiment in BRING_SAES - {"planted"}:
         own = ["layers=[3,4]"] if experiment == "sparsity" else ["layers=[2,3,4]"]
-        return [f"+experiment={experiment}", *own, *SMALL]
+        return [f"+experiment={experiment}", *own, *SMALL, "judge=none"]
     base = tiny_overrides(tiny) if experiment != "planted" else []
     layers = ["setting.pair=[1,2]", "setting.starts=[0,1]", "setting.path=[0,1,2,3]",
               "setting.judged=[0,1,2,3]", "setting.labelled=[0,2]"]  # fmt: skip
