@@ -1,7 +1,8 @@
 import pytest
 
 from saematch.core.tables import Tables
-from saematch.report.figures import FIGURES, draw_figures
+from saematch.report.captions import CAPTIONS
+from saematch.report.figures import FIGURES, NEEDS, OF_TRAINING, draw_figures
 
 PAIRS = [(0, 1), (1, 2), (2, 4)]
 ARMS = ("late", "whole")
@@ -80,3 +81,8 @@ def test_suites_with_different_pairs_share_an_axis():
     assert shown(axis, "folded (default)") == ["3→4", "3→5"]
     assert shown(axis, "folded (wide)") == ["3→5"]
     assert axis.get_xlabel() == "layers"  # of two suites
+
+
+def test_each_figure_has_a_caption_of_one_sentence():
+    assert CAPTIONS.keys() == NEEDS.keys() == {*FIGURES, *OF_TRAINING}
+    assert all(text.endswith(".") and ". " not in text for text in CAPTIONS.values())
