@@ -86,3 +86,31 @@ def test_suites_with_different_pairs_share_an_axis():
 def test_each_figure_has_a_caption_of_one_sentence():
     assert CAPTIONS.keys() == NEEDS.keys() == {*FIGURES, *OF_TRAINING}
     assert all(text.endswith(".") and ". " not in text for text in CAPTIONS.values())
+
+
+def test_one_pair_has_a_point_with_an_interval_for_each_cell():
+    row = {"dataset": "t", "quantile": None, "explained_variance": 0.5,
+           "explained_variance_low": 0.4, "explained_variance_high": 0.6}  # fmt: skip
+    cells = [placed(0, 1, arm=arm, strategy="permute", **row) for arm in ARMS]
+    figure = FIGURES["explained_variance"](Tables.of({"strategies": cells}))
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.get_xticklabels()] == list(ARMS)
+    points = [line for line in axis.lines if line.get_marker() != "None"]
+    assert [(*p.get_xdata(), *p.get_ydata()) for p in points] == [(0, 0.5), (1, 0.5)]
+    bars = [list(line.get_ydata()) for line in axis.lines if len(set(line.get_xdata())) == 1]
+    assert [0.4, 0.6] in bars
+    errors = {"mse_W_enc": 1e-6, "mse_b_enc": 0.2, "mse_W_dec": 3.0}
+    matches = [placed(0, 1, arm=arm, value=1.0, **errors) for arm in ARMS]
+    axes = FIGURES["mse"](Tables.of({"matches": matches})).axes
+    assert [line.get_xdata()[0] for line in axes[2].lines] == [3.0, 3.0]
+
+
+def test_figures_have_a_label_captions_and_three_formats(tmp_path):
+    matches = [placed(0, 1, arm=arm, value=1.0) for arm in ARMS]
+    drawn = draw_figures(Tables.of({"matches": matches}), ["matching"], tmp_path, "m · s · run/a")
+    assert drawn == {"matching": tmp_path / "matching.png"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "captions.md", "matching.pdf", "matching.png", "matching.svg"
+    ]  # fmt: skip
+    captions = (tmp_path / "captions.md").read_text()
+    assert captions == f"m · s · run/a\n\n**matching.** {CAPTIONS['matching']}\n"

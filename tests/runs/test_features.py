@@ -55,7 +55,11 @@ def test_given_explanations_of_all_features_are_kept(cli, tmp_path):
     lines = [{"layer": layer, "feature": n, "text": f"w{n} of {layer}"}
              for layer in (0, 1) for n in range(0, N_FEATURES, 2)]  # fmt: skip
     (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    explained = ["explain=jsonl", f"explain.path={tmp_path}/l.jsonl", "judge=overlap"]
+    explained = [
+        "explain=jsonl",
+        f"explain.path={tmp_path}/l.jsonl",
+        "evaluations=[profile,explain]",
+    ]
     assert cli(*QUIET, *explained)[0] is None
     frame = read(tmp_path, 1)
     assert frame["explanation"][::2].tolist() == [f"w{n} of 1" for n in range(0, N_FEATURES, 2)]

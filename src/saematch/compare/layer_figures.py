@@ -79,7 +79,7 @@ def _curves(comparison: Comparison, column: Column, rows: DataFrame) -> Figure |
         layers = sorted({int(layer) for layer in of_cell["target_layer"]})
         axis.set_xticks(layers[:: 1 + len(layers) // 10])
     _scale(axes, column, np.concatenate([numbers(frame, "value") for frame in shown]))
-    axes[0].set_ylabel(axis_label(column))
+    axes[0].set_ylabel(axis_label(column, axes[0]))
     figure.suptitle(f"{column.with_unit} by layer", fontsize=10)
     legend(figure, *axes, columns=1 if len(axes) == 1 else len(axes))
     return figure
