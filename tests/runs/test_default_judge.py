@@ -64,16 +64,29 @@ def test_none_switches_it_off(run):
     assert NOTHING not in output.err + output.out
 
 
-def test_an_sae_without_active_features_does_not_end_the_run(run, tmp_path):
+@pytest.fixture
+def silent(tmp_path):
+    """Write SAEs of layers 0 and 1; no feature of layer 1 is ever active."""
     for layer in (0, 1):
         sae = random_sae(layer, layer=layer)
         if layer:
             sae.threshold.fill_(1e6)
         write_sae(tmp_path / f"saes/layer_{layer}", sae, layer=layer)
-    results, output = run("evaluations=[co_activation]", sae=tmp_path / "saes")
+    return tmp_path / "saes"
+
+
+def test_an_sae_without_active_features_does_not_end_the_run(run, silent):
+    results, output = run("evaluations=[co_activation]", sae=silent)
     assert "layer 1: 0 of 24 features are active" in output.err + output.out
     rows = results.tables.rows("judgements")
     assert {row["label"] for row in rows if row["role"] == "pair"} == {"UNEXPLAINED"}
+
+
+def test_an_sae_without_active_features_is_not_matched_by_explanations(cli, tiny, silent):
+    base = [s for s in tiny_overrides(tiny) if not s.startswith("sae.path")]
+    base += [f'sae.path="{silent}/layer_{{layer}}"', *SMALL[:-1], "arms=[explanations]"]
+    message, _ = cli("evaluations=[]", base=base)
+    assert "no feature of layer 1 is active on the calibration texts" in message
 
 
 def test_which_runs_need_explanations(tiny):
