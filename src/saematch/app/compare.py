@@ -126,8 +126,9 @@ def compare(
     from saematch.compare.page import write_page
 
     if (out / "comparison.csv").exists():  # figures of an earlier comparison
-        for path in [*(out / "figures").glob("*.png"), *(out / "figures").glob("*.svg")]:
-            path.unlink()
+        for pattern in ("*.png", "*.svg", "*.pdf"):
+            for path in (out / "figures").glob(pattern):
+                path.unlink()
     undrawn = too_many_panels(comparison, plan)
     figures = {} if undrawn else draw_comparison(comparison, chosen, plan, out / "figures")
     _write(comparison, out)
