@@ -125,20 +125,22 @@ def folding(tables: Tables) -> Figure | None:
         axis.set_title(dataset)
         axis.axhline(0, color="#999999", linewidth=0.8)
         lowest, highest = _ends(contrasts, metric)
-        symlog(axis, (1.1 * min(lowest, -0.1), 1.1 * max(highest, 0.1)), 0.5, 1.5)
-    axes[0].set_ylabel("gain in explained variance by folding\n(symlog beyond ±0.5)")
+        symlog(axis, (1.1 * min(lowest, -0.1), 1.1 * max(highest, 0.1)), 1, 3)
+    axes[0].set_ylabel("gain in explained variance by folding\n(symlog beyond ±1)")
     legend(figure, axes[0], columns=2)
     return figure
 
 
 def _switch_style(arm: str, strategy: str, against_arm: str) -> dict[str, object]:
     """Return the style of a difference: between two arms, or between two decodings of one arm."""
+    solid: dict[str, object] = {"linestyle": "-"}
+    dashed: dict[str, object] = {"linestyle": "--", "markerfacecolor": "white"}
     if arm != against_arm:
         label = f"finding folded (decoded by {UNITS[strategy]})"
-        dash = "-" if strategy == "permute" else "--"
-        return {"color": COLOURS[0], "label": label, "linestyle": dash, "marker": MARKERS[0]}
-    label, dash = f"decoding folded ({arm} match)", "-" if arm == "folded" else "--"
-    return {"color": COLOURS[5], "label": label, "linestyle": dash, "marker": MARKERS[1]}
+        look = solid if strategy == "permute" else dashed
+        return {"color": COLOURS[0], "label": label, "marker": MARKERS[0], **look}
+    label, look = f"decoding folded ({arm} match)", solid if arm == "folded" else dashed
+    return {"color": COLOURS[5], "label": label, "marker": MARKERS[1], **look}
 
 
 def _ends(frame: DataFrame, metric: str) -> tuple[float, float]:

@@ -34,7 +34,6 @@ from saematch.report.style import (
     by_pair,
     cell_style,
     dots,
-    interval,
     legend,
     line,
     panels,
@@ -139,26 +138,14 @@ def mse(tables: Tables) -> Figure | None:
     if not _by_layer(matches):
         return None
     figure, axes = panels(3)
-    one_pair = len(layer_pairs(matches)) == 1
     for axis, part in zip(axes, ("W_enc", "b_enc", "W_dec"), strict=True):
-        if one_pair:
-            arms = list(matches["arm"])
-            dots(axis, matches, ["" for _ in arms] if part != "W_enc" else arms, f"mse_{part}",
-                 [arm_style(arm, matches)["color"] for arm in arms])  # fmt: skip
-            axis.set_title(part + _place(matches))
-            axis.set_xlim(left=0)
-            axis.ticklabel_format(axis="x", scilimits=(-2, 3))
-            continue
         for arm in arms_of(matches):
             style = arm_style(arm, matches)
             by_pair(axis, where(matches, arm=arm), f"mse_{part}", matches, **style)
         axis.set_title(part)
         axis.set_ylim(bottom=0)
         axis.ticklabel_format(axis="y", scilimits=(-2, 3))
-    if one_pair:
-        axes[1].set_xlabel("mean squared error, folded parameters")
-        return figure
-    axes[0].set_ylabel("mean squared error, folded parameters")
+    axes[0].set_ylabel("squared error (folded)")
     legend(figure, axes[0])
     return figure
 
@@ -202,25 +189,15 @@ def _strategies(tables: Tables, metric: str) -> Figure | None:
     if not _by_layer(cells) or len(unique(cells, *SUITE_COLUMNS)) > 1:
         return None
     datasets = datasets_of(cells)
-    one_pair = len(layer_pairs(cells)) == 1
     figure, axes = panels(len(datasets), 3.9)
     for axis, dataset in zip(axes, datasets, strict=True):
-        labels = []
-        for number, (arm, strategy) in enumerate(unique(cells, "arm", "strategy")):
-            style = cell_style(arm, strategy, cells)
-            labels.append(str(style["label"]))
+        for arm, strategy in unique(cells, "arm", "strategy"):
             of_cell = where(cells, arm=arm, strategy=strategy, dataset=dataset)
-            if one_pair:
-                interval(axis, number, of_cell, metric, style)
-            else:
-                by_pair(axis, of_cell, metric, cells, **style)
-        if one_pair:
-            axis.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=7)
-        axis.set_title(dataset + (_place(cells) if one_pair else ""))
+            by_pair(axis, of_cell, metric, cells, **cell_style(arm, strategy, cells))
+        axis.set_title(dataset)
         scale(axis, metric, numbers(cells, metric, 0.0))
     axes[0].set_ylabel(axis_label(tables.column(metric), axes[0]))
-    if not one_pair:
-        legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -159,15 +159,6 @@ def dots(axis: Axes, frame: DataFrame, labels: Sequence[str], metric: str,
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.grid(axis="x", color="#EEEEEE", zorder=0)
-
-
-def interval(axis: Axes, at: float, row: DataFrame, metric: str, style: dict[str, object]) -> None:
-    """Draw one value at a place of the x axis, with its interval as a bar."""
-    look: Any = {"color": style["color"], "marker": style.get("marker", "o")}
-    ends = interval_of(row, metric)
-    if ends is not None:
-        axis.plot([at, at], np.concatenate(ends), color=look["color"], linewidth=2.5, alpha=0.4)
-    axis.plot([at], numbers(row, metric), linestyle="", markersize=6, **look)
 
 
 def arm_style(arm: str, frame: DataFrame) -> dict[str, object]:
