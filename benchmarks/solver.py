@@ -219,7 +219,7 @@ def contested(factors: Factors) -> float | None:
 
 def ours(_peers: Path):
     def solve(factors, memory_gib):
-        resources = SolverResources(memory_gib, progress=sys.stderr.isatty())
+        resources = SolverResources(memory_gib)
         s = solve_assignment(factors.X_A, factors.X_B, resources=resources)
         return s.value, s.gap_over_chance, s.regime, s.n_scanned_again / len(factors.X_A)
 

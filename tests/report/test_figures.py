@@ -7,7 +7,7 @@ from saematch.core.results import Results
 from saematch.core.tables import Tables
 from saematch.report.captions import CAPTIONS
 from saematch.report.figures import FIGURES, NEEDS, OF_TRAINING, draw_figures, run_label
-from saematch.report.style import arm_style, axis_label, save, scale
+from saematch.report.style import arm_style, axis_label, scale
 
 PAIRS = [(0, 1), (1, 2), (2, 4)]
 ARMS = ("late", "whole")

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 
 from saematch.core.columns import Column
@@ -24,7 +26,7 @@ def test_a_metric_of_another_evaluation_has_its_label_and_unit(tmp_path, capsys)
     ]
     tables = Tables.of({"matches": [{**ROW, "arm": "a"}], "drifts": rows}, [DRIFT])
     print_results(Results("x", {}, {}, tables=tables), tmp_path)
-    assert "drift of the norm (nats), mean over pairs: a 1.500, b 4.000" in capsys.readouterr().out
+    assert "drift of the norm (nats), mean over pairs: a 1.50, b 4.00" in capsys.readouterr().out
     assert [axis.get_title() for axis in FIGURES["others"](tables).axes] == [DRIFT.with_unit]
 
 
@@ -86,11 +88,66 @@ def test_a_table_that_is_wider_than_the_terminal_has_a_row_for_each_arm(tmp_path
     ]
 
 
-def test_a_table_that_does_not_fit_the_terminal_is_named(tmp_path, capsys):
+def test_a_table_that_does_not_fit_is_split_into_tables_with_the_same_rows(tmp_path, capsys):
     rows = [
         {**ROW, "arm": f"arm_{arm}", "source_layer": layer, "target_layer": layer + 1}
         for arm in range(30)
         for layer in range(30)
     ]
     print_results(Results("x", {}, {}, tables=Tables.of({"matches": rows})), tmp_path)
-    assert "30 x 30 cells do not fit this terminal: results.json" in capsys.readouterr().out
+    lines = capsys.readouterr().out.partition("every match")[0].splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.count("0.500") for line in lines) == 30 * 30
+    tables = [line for line in lines if line.startswith("7→8 ")]
+    assert len(tables) == sum(line.startswith("layers") for line in lines) > 1
+    headings = "".join(lines)
+    assert all(f"arm_{arm} " in headings for arm in range(30))
+
+
+def test_squared_errors_have_three_digits_and_one_notation_in_a_column(tmp_path, capsys):
+    errors = {"large": (5.168, 0.007432), "tiny": (7.491e-07, 0.0021)}
+    matches = [
+        {**ROW, "recall": None, "arm": arm, "source_layer": layer, "mse_W_dec": error}
+        for arm, of_arm in errors.items()
+        for layer, error in enumerate(of_arm)
+    ]
+    tables = Tables.of({"matches": matches}, own_columns().values())
+    print_results(Results("x", {}, {}, tables=tables), tmp_path)
+    cells = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if "→1 " in line]
+    assert cells == [["5.17", "7.49e-07"], ["0.00743", "2.10e-03"]]
+
+
+def test_the_log_has_the_printed_text_and_the_console_does_not_repeat_it(tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO)
+    tables = Tables.of({"matches": [{**ROW, "arm": "a"}]})
+    (tmp_path / "matches").mkdir()
+    print_results(Results("x", {}, {}, tables=tables), tmp_path)
+    (record,) = [record for record in caplog.records if record.name.endswith("report.terminal")]
+    assert record.only_in_file
+    assert record.message == capsys.readouterr().out
+    *_, files, last = record.message.splitlines()
+    assert files.split() == ["matches:", str(tmp_path / "matches")]
+    assert last == f"follow features in a browser: saematch show {tmp_path}"
+
+
+def test_a_missing_judge_score_is_a_dash_and_pairs_judged_again_have_a_line(tmp_path, capsys):
+    score = {**ROW, "role": "pair", "n_judgements": 4}
+    judged = [{**score, "arm": "a", "judge_score": 2.25, "same_share": 0.4},
+              {**score, "arm": "b", "judge_score": None, "same_share": None}]  # fmt: skip
+    again = [
+        {"compared": "swapped", "n_pairs": 30, "n_unscored": 0, "agreement": 0.9, "kappa": 0.8125,
+         "score_difference": -0.1},
+        {"compared": "repeated", "n_pairs": 0, "n_unscored": 3, "agreement": None, "kappa": None,
+         "score_difference": None},
+    ]  # fmt: skip
+    tables = {"matches": [{**ROW, "arm": "a"}], "judge_scores": judged, "judge_agreement": again}
+    print_results(Results("x", {}, {}, tables=Tables.of(tables)), tmp_path)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert ["0→1", "2.250", "(40%)", "–"] in [line.split() for line in lines]
+    assert (
+        "judge, in the other order: the same label for 90% of 30 pairs, kappa 0.812, change in "
+        "score -0.100"
+    ) in lines
+    assert (
+        "judge, asked again: the same label for – of 0 pairs, kappa –; 3 pairs without a label"
+    ) in lines

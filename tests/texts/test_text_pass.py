@@ -13,6 +13,7 @@ from torch.multiprocessing import ProcessRaisedException
 from conftest import TEXTS
 from saematch.core.claims import lock_of, sharing
 from saematch.core.errors import FileError, InputError
+from saematch.core.progress import Bar
 from saematch.lm.source import LmSource
 from saematch.texts.sources import TextSet
 from saematch.texts.sums import TextSums, write_sums
@@ -66,7 +67,7 @@ def done(work, lm, folder, recorders=("r",)):
     """Do the work; return the sums of the first recorder."""
     batches = batches_of(lm)
     paths = {name: paths_in(folder / name, batches) for name in recorders}
-    run_batches(CPU, work, lm, batches, "t", paths)
+    run_batches(CPU, work, lm, batches, Bar("t", len(batches), "batch"), paths)
     return TextSums((paths[recorders[0]],))["sum"]
 
 
@@ -164,7 +165,9 @@ def test_a_batch_of_another_process_is_skipped_and_then_waited_for(lm, tmp_path)
         others = [FileLock(lock_of(paths[number])) for number in (0, 2)]
         for lock in others:
             lock.acquire()
-        run_batches(CPU, work, lm, batches, "t", {"r": paths})
+        bar = Bar("t", len(batches), "batch")
+        run_batches(CPU, work, lm, batches, bar, {"r": paths})
+    assert bar.done == len(batches)
     assert work.first == [int(batches[number].ids[0, 1]) for number in (1, 3, 0)]
     sums = TextSums((paths,))["sum"]
     assert sums[6:9].tolist() == [7, 7, 7]

@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from tqdm import tqdm
-
 from saematch.chat.model import ChatModel
 from saematch.chat.questions import Judge, Question, QuestionRecord, Reply
 from saematch.chat.replies import ReplyStore
 from saematch.core.background import ENDING_SECONDS, in_background
 from saematch.core.errors import InputError
+from saematch.core.progress import Bar, progress
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class Endpoint(Protocol):
 class BatchRunner(Protocol):
     """Runner that submits questions as files and fetches the answers."""
 
-    def run(self, questions: Sequence[Question], bar: tqdm) -> None:
+    def run(self, questions: Sequence[Question], bar: Bar) -> None:
         """Return when every question is answered or was submitted by another run."""
         ...
 
@@ -184,7 +183,7 @@ class _Round:
         """Ask until every question is answered; waits for questions that another run asks."""
         chat = self.chat
         unanswered = list(questions)
-        with tqdm(total=len(unanswered), desc=self.noun, unit="answer", leave=False) as bar:
+        with progress(self.noun, len(unanswered), "answer") as bar:
             while unanswered:
                 if chat.batches and (chat.spec.batch or self._in_batches(unanswered)):
                     chat.batches.run(unanswered, bar)
@@ -194,7 +193,7 @@ class _Round:
                 unanswered = [q for q in unanswered if q.key(chat.model) not in replies]
                 self._raise_if_stopped(len(unanswered), len(questions))
                 if unanswered:
-                    bar.set_postfix_str(f"{len(unanswered)} asked by another run")
+                    bar.remark(f"{len(unanswered)} asked by another run")
                     time.sleep(POLL_SECONDS)
 
     def _in_batches(self, questions: Sequence[Question]) -> bool:
@@ -217,7 +216,7 @@ class _Round:
                 "same command continues"
             )
 
-    def _ask(self, questions: Sequence[Question], bar: tqdm) -> None:
+    def _ask(self, questions: Sequence[Question], bar: Bar) -> None:
         limits = self.chat.spec.limits
         waiting = deque(questions)
         claimed: deque[Question] = deque()
@@ -267,7 +266,7 @@ class _Round:
         self.chat.spent.requests += 1
         return True
 
-    def _collect(self, done: set[Future[Reply]], bar: tqdm) -> None:
+    def _collect(self, done: set[Future[Reply]], bar: Bar) -> None:
         """Store the answers that arrived; note lost questions and the error that stops the
         round."""
         answers = []
@@ -290,5 +289,5 @@ class _Round:
                 done & self.running.keys()
             ):  # an interrupt before this line loses no answer
                 del self.running[future]
-            bar.update(len(answers))
-            bar.set_postfix_str(f"${self.chat.spent.cost:.4f}", refresh=False)
+            bar.advance(len(answers))
+            bar.remark(f"${self.chat.spent.cost:.4f}")

@@ -10,13 +10,12 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from saematch.chat.asking import AskingError, Chat
 from saematch.chat.client import OPTIONAL, OpenAiServer, read_completion, read_refusal
 from saematch.chat.questions import Question, QuestionRecord, Reply
 from saematch.chat.replies import Batch
 from saematch.core.files import parse_json
+from saematch.core.progress import Bar
 
 if TYPE_CHECKING:
     from openai.types import Batch as ServerBatch
@@ -41,7 +40,7 @@ class Batches:
         self.failed: list[str] = []
         """Messages of the server about questions that it did not answer."""
 
-    def run(self, questions: Sequence[Question], bar: tqdm) -> None:
+    def run(self, questions: Sequence[Question], bar: Bar) -> None:
         """Return when every question is answered or was submitted by another run.
 
         Raises ``AskingError`` if a batch or questions failed; the other answers are stored.
@@ -159,7 +158,7 @@ class Batches:
         self.chat.spent.requests += len(questions)
         log.info("batch %s: %d questions submitted", on_server.id, len(questions))
 
-    def _fetch(self, batch: Batch, bar: tqdm) -> bool:
+    def _fetch(self, batch: Batch, bar: Bar) -> bool:
         """Fetch the answers of a batch that has ended; return whether it has."""
         if not batch.id:  # another run is submitting it
             return False
@@ -167,7 +166,7 @@ class Batches:
         if on_server.status not in ENDED:
             counts, n_questions = on_server.request_counts, len(batch.questions)
             done = counts.completed if counts else 0
-            bar.set_postfix_str(f"batch {on_server.status}, {done} of {n_questions} answered")
+            bar.remark(f"batch {on_server.status}, {done} of {n_questions} answered")
             return False
         by_key = {question.key: question for question in batch.questions}
         answered = self._keep(on_server, by_key, bar)
@@ -179,7 +178,7 @@ class Batches:
             self.failed += [failure] * (len(by_key) - answered)
         return True
 
-    def _keep(self, on_server: ServerBatch, by_key: dict[str, QuestionRecord], bar: tqdm) -> int:
+    def _keep(self, on_server: ServerBatch, by_key: dict[str, QuestionRecord], bar: Bar) -> int:
         """Store the answers of an ended batch; return their number."""
         answered = 0
         for file_id in filter(None, (on_server.output_file_id, on_server.error_file_id)):
@@ -192,7 +191,7 @@ class Batches:
                     answers.append((by_key[row["custom_id"]], reply, 0))
             self.chat.keep(answers)
             answered += len(answers)
-            bar.update(len(answers))
+            bar.advance(len(answers))
         return answered
 
     def _read(self, response: dict[str, Any], error: dict[str, Any] | None) -> Reply | None:

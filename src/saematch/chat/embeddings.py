@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
 from saematch.chat.asking import AskingError
 from saematch.chat.model import check_server
@@ -24,6 +23,7 @@ from saematch.chat.replies import ReplyStore
 from saematch.chat.server import RETRY_SECONDS, Access, Server
 from saematch.core.background import in_background
 from saematch.core.files import hashed
+from saematch.core.progress import progress
 from saematch.core.specs import AtLeast0, AtLeast1, Positive, Text, spec
 
 log = logging.getLogger(__name__)
@@ -166,9 +166,10 @@ def _ask(spec: EmbeddingEndpoint, texts: Sequence[str], store: ReplyStore) -> No
             future: Future[list[bytes]] = Future()
             batches[future] = batch
             in_background(future, partial(server.embed, batch), slots)
-        done = tqdm(as_completed(batches), "embeddings", len(batches), leave=False, unit="request")
-        for future in done:
-            spec.keep(store, batches[future], future.result())
+        with progress("embeddings", len(batches), "request") as bar:
+            for future in as_completed(batches):
+                spec.keep(store, batches[future], future.result())
+                bar.advance()
     finally:
         for future in batches:
             future.cancel()

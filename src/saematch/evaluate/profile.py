@@ -9,12 +9,12 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
-from tqdm import tqdm
 
 from saematch.core.columns import Column, share
 from saematch.core.errors import InputError
 from saematch.core.files import replacing
 from saematch.core.pairs import SaeKey
+from saematch.core.progress import progress
 from saematch.core.specs import AtLeast0, AtLeast1, Unique, spec
 from saematch.core.tables import Row, Tables
 from saematch.evaluate.activity import ReadTexts, activity_of, read_codes
@@ -90,12 +90,14 @@ class Profile(Evaluation):
             self, subject, recording, {label: ReadTexts.of(readers[label]) for label in labels}
         )
         kept = dict.fromkeys(subject.twins.values())
-        described = {
-            key: profiling.describe(key)
-            for key in tqdm(kept, desc="profile", unit="SAE", leave=False)
-        }
-        for key in tqdm(subject.twins, desc="partners", unit="SAE", leave=False):
-            profiling.write_partners(key, described[subject.twins[key]].contexts)
+        described: dict[SaeKey, _Described] = {}
+        with progress("profile features", len(kept) + len(subject.twins), "SAE") as bar:
+            for key in kept:
+                described[key] = profiling.describe(key)
+                bar.advance()
+            for key in subject.twins:
+                profiling.write_partners(key, described[subject.twins[key]].contexts)
+                bar.advance()
         rows = [{**key._asdict(), **described[twin].row} for key, twin in subject.twins.items()]
         return Tables.of({"profile": rows})
 

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from tqdm import tqdm
 
 from saematch.core.code import code_of
 from saematch.core.files import hashed
 from saematch.core.pairs import SaeKey
+from saematch.core.progress import progress
 from saematch.core.store import is_kept, read, write
 from saematch.lm.source import LmSource
 from saematch.sae.activations import SparseFeatures
@@ -205,14 +205,16 @@ class ContextStore:
         Contexts that are not kept yet are merged from the recording of ``recorder`` and written.
         """
         kept, merged = {}, []
-        for key, path in tqdm(self._paths.items(), desc="merge contexts", unit="SAE", leave=False):
-            tensors = read(path)
-            if tensors is None:
-                assert recording is not None
-                kept[key] = self._merge(key, recording)
-                merged.append(key)
-            else:
-                kept[key] = KeptContexts.of(tensors)
+        with progress("merge contexts", len(self._paths), "SAE") as bar:
+            for key, path in self._paths.items():
+                tensors = read(path)
+                if tensors is None:
+                    assert recording is not None
+                    kept[key] = self._merge(key, recording)
+                    merged.append(key)
+                else:
+                    kept[key] = KeptContexts.of(tensors)
+                bar.advance()
         for key in (
             merged
         ):  # after all merges, since a kill between writes would change the recorder and its files

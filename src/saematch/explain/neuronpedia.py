@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 import pandas as pd
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from saematch.core.errors import InputError
 from saematch.core.files import read_json, write_json
 from saematch.core.pairs import SaeKey
+from saematch.core.progress import progress
 from saematch.core.specs import spec
 from saematch.explain.explanations import Explanation, FeatureKey, Inputs
 from saematch.explain.neuronpedia_web import ELSE, TEXTS, Server, fetch_single, keep_export
@@ -206,10 +206,12 @@ class _Source:
         if not new[:room]:
             return
         server = self.spec.server(self.spec.api, "explain.single=0 fetches no single features")
-        with server.pool() as pool:
+        chosen = new[:room]
+        with server.pool() as pool, progress(self.name, len(chosen), "feature") as bar:
             try:
-                for feature in tqdm(new[:room], desc=self.name, unit="feature", leave=False):
+                for feature in chosen:
                     self.fetched[str(feature)] = fetch_single(server, pool, self.name, feature)
+                    bar.advance()
             finally:
                 self.fetched = (
                     self._stored_answers() | self.fetched

@@ -23,7 +23,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager, Retry, make_headers
 from urllib3.exceptions import HTTPError
 from urllib3.util import parse_url
@@ -32,6 +31,7 @@ from saematch import __version__
 from saematch.core.background import ENDING_SECONDS, in_background
 from saematch.core.errors import FileError, InputError
 from saematch.core.files import parse_json, replacing
+from saematch.core.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -169,12 +169,15 @@ def keep_export(server: Server, name: str, path: Path, refresh: bool) -> None:
         new = [batch for tag, batch in batches.items() if tag not in kept_tags]
         slots = Semaphore(server.connections)
         futures: list[Future[pa.Table]] = [Future() for _ in new]
+        tables: list[pa.Table] = []
         try:
             for future, batch in zip(futures, new, strict=True):
                 call = partial(_table, server, pool, name, batch, folder)
                 in_background(future, call, slots)
-            bar = tqdm(futures, desc=name, unit="batch", leave=False)
-            tables = [future.result() for future in bar]
+            with progress(name, len(futures), "batch") as bar:
+                for future in futures:
+                    tables.append(future.result())
+                    bar.advance()
         finally:
             for future in futures:
                 future.cancel()

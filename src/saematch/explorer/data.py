@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from saematch.core.pairs import Pair, SaeKey
+from saematch.core.progress import progress
 from saematch.core.tables import rows_of
 from saematch.evaluate.effects import NONE
 from saematch.explorer.blob import cut, write_object, write_parts
@@ -49,11 +49,13 @@ def write_data(run: RunData, folder: Path, facts: dict[str, Any]) -> None:
     """Write the data files of a run to ``folder``; ``facts`` are further entries of ``run``."""
     work = [*run.saes, *run.pairs]
     described: list[dict[str, Any]] = []
-    for item in tqdm(work, desc="page", unit="file", leave=False):
-        if isinstance(item, SaeKey):
-            described.append(_write_sae(run, item, folder))
-        else:
-            described.append(_write_pair(run, item, folder))
+    with progress("write page", len(work), "part") as bar:
+        for item in work:
+            if isinstance(item, SaeKey):
+                described.append(_write_sae(run, item, folder))
+            else:
+                described.append(_write_pair(run, item, folder))
+            bar.advance()
     tables = [save_rows(folder, name, frame) for name, frame in run.results.tables.items()]
     n = len(run.saes)
     write_object(folder, "run", {

@@ -72,7 +72,7 @@ def record_activity(
     recorders = {
         kind: objectives[text].recorder(folder, tuple(shared[kind])) for text, kind in kinds.items()
     }
-    recordings = texts.record(saes, recorders, "activity") if recorders else {}
+    recordings = texts.record(saes, recorders, "read activity") if recorders else {}
     return Activity({text: recordings[kind] for text, kind in kinds.items()}, twins)
 
 

@@ -9,12 +9,11 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-from tqdm import tqdm
-
 from saematch.core.cost import Cost
 from saematch.core.errors import stage
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, Refusal, SaeKey
+from saematch.core.progress import progress
 from saematch.core.store import is_kept
 from saematch.matching.arm import Arm
 from saematch.matching.matchers.matcher import PositiveMatcher
@@ -91,18 +90,20 @@ def match_pairs(
             for source, target in pairwise(steps(shelf, pair, arms[name]))
         ],
     )
-    for pair, name in tqdm(todo, desc="match", unit="match"):
-        arm = arms[name]
-        with stage("match", arm=name, pair=pair.label):
-            layers = steps(shelf, pair, arm)
-            if arm.synchronise is None:
-                match = store.chain(shelf, layers, arm)
-            else:
-                match = store.synchronised(shelf, layers, arm).match(pair)
-        by_arm[name][pair] = match
-        if cost := store.cost(shelf, layers, arm):
-            costs[name, pair] = cost
-        _keep(match, arm, folder / name / f"{pair.label}.safetensors")
+    with progress("match", len(todo), "match") as bar:
+        for pair, name in todo:
+            arm = arms[name]
+            with stage("match", arm=name, pair=pair.label):
+                layers = steps(shelf, pair, arm)
+                if arm.synchronise is None:
+                    match = store.chain(shelf, layers, arm)
+                else:
+                    match = store.synchronised(shelf, layers, arm).match(pair)
+            by_arm[name][pair] = match
+            if cost := store.cost(shelf, layers, arm):
+                costs[name, pair] = cost
+            _keep(match, arm, folder / name / f"{pair.label}.safetensors")
+            bar.advance()
     log.info(store.summary())
     matched = tuple(p for p in pairs if any(p in of_arm for of_arm in by_arm.values()))
     return MatchSet(matched, by_arm, costs)

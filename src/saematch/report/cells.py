@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
+from saematch.core.columns import Column
 from saematch.core.pairs import DEFAULT, PAIR_COLUMNS, Pair, pair_of
 from saematch.report.frames import unique
 
@@ -26,4 +28,35 @@ def pair_label(pair: Pair) -> str:
 
 def number(value: object) -> str:
     """Return a value with three decimals, or a dash if it is missing."""
-    return "–" if value is None or math.isnan(float(str(value))) else f"{float(str(value)):.3f}"
+    return "–" if _is_missing(value) else f"{float(str(value)):.3f}"
+
+
+def texts_of(column: Column, values: Sequence[object]) -> list[str]:
+    """Return the values of a metric in one notation, with a dash for each missing value.
+
+    A metric with a least value of 0 and no greatest value, such as a squared error, may be tiny: it
+    has three significant digits, as ``5.17`` and ``0.00743``, or ``7.49e-07`` if a value is below
+    0.001 or above 100,000. Other metrics have three decimals.
+    """
+    if column.least != 0 or column.greatest != math.inf:
+        return [number(value) for value in values]
+    sizes = [abs(float(str(value))) for value in values if not _is_missing(value)]
+    nonzero = [size for size in sizes if size]
+    is_plain = not nonzero or (min(nonzero) >= PLAIN[0] and max(nonzero) <= PLAIN[1])
+    return ["–" if _is_missing(v) else _significant(float(str(v)), is_plain) for v in values]
+
+
+PLAIN = 1e-3, 1e5
+"""Range of values that are written without an exponent."""
+
+
+def _significant(value: float, is_plain: bool) -> str:
+    if value == 0:
+        return "0"
+    if not is_plain:
+        return f"{value:.2e}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or value is pd.NA or math.isnan(float(str(value)))

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from saematch.core.pairs import DEFAULT, NO_ARM, PAIR_COLUMNS
+from saematch.core.columns import Column
+from saematch.core.pairs import DEFAULT, NO_ARM, PAIR_COLUMNS, pair_of
+from saematch.core.progress import ONLY_IN_FILE
 from saematch.core.results import Results
-from saematch.core.tables import Tables, rows_of
-from saematch.report.cells import number, pair_label, pairs_of
+from saematch.core.tables import Row, Tables, rows_of
+from saematch.report.cells import number, pair_label, pairs_of, texts_of
 from saematch.report.frames import (
     datasets_of,
     has,
@@ -31,7 +30,10 @@ from saematch.report.frames import (
 from saematch.report.leaderboard import winner_lines
 from saematch.report.metrics import other_metrics
 from saematch.report.summary import optimal_to
+from saematch.report.text_tables import TextTable, broken, console, print_table
 from saematch.report.verify import verify_lines, verify_tables
+
+log = logging.getLogger(__name__)
 
 HEADINGS = {
     "permute": "",
@@ -46,12 +48,16 @@ HEADINGS = {
 CONTROLS = {"random": "random\npairs", "identity": "equal\nindex", "ceiling": "same\ntwice",
             "paraphrase": "para-\nphrase"}  # fmt: skip
 """Headings of a judge's controls."""
+AGAIN_LABELS = {"swapped": "in the other order", "repeated": "asked again",
+                "second": "by the second judge"}  # fmt: skip
+"""Names of the ways in which pairs are judged again."""
+FILES = {"results.json": "results", "figures": "figures", "matches": "matches", "saes": "SAEs",
+         "saematch.log": "log"}  # fmt: skip
+"""Files and folders of a run, and what they contain."""
 EXPLAINER_HEADINGS = {"same": "{arm}", "different": "{arm}\n2 explainers"}
 """Headings of the table ``likeness``, by whether one explainer explained both features."""
 MATCH_HEADINGS = {"recall": "recall", "matching_score": "score", "mse_W_dec": "MSE W_dec"}
 """Headings of metrics in the table of matches; it shows the first two metrics with values."""
-_UNLIMITED = 10_000
-"""Number of characters of a line that no table fills."""
 SAE_HEADINGS = {
     "explained_variance": "explained\nvariance",
     "explained_variance_standardised": "standard-\nised",
@@ -63,34 +69,34 @@ SAE_HEADINGS = {
 
 
 def print_results(results: Results, folder: Path) -> None:
-    """Print the run's tables and the paths of its files."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=100)
+    """Print the run's tables and the paths of its files; the run's log gets the same text."""
+    printer = console(record=True)
+
+    def say(line: str) -> None:
+        printer.print(line, highlight=False, soft_wrap=True, markup=False)
+
     tables = results.tables
-    for title, printed in _printed(tables):
-        console.print(f"\n[bold]{escape(title)}[/]", soft_wrap=True, highlight=False)
-        console.print(_fitting(printed, console))
-    lines = (*_live_recall(table(tables, "means")), *verify_lines(tables), *winner_lines(tables),
-             *_other_metrics(tables))  # fmt: skip
+    for text_table in _printed(tables):
+        print_table(text_table, printer)
+    lines = ("", *_live_recall(tables), *_judged_again(tables), *verify_lines(tables),
+             *winner_lines(tables), *_other_metrics(tables), *_refused(table(tables, "refused")),
+             *optimality(tables), "", *_files(results, folder))  # fmt: skip
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-    for line in _refused(table(tables, "refused")):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-    for line in optimality(tables):
-        console.print(line, highlight=False, soft_wrap=True)
-    if "hidden_states" in results.provenance:
-        states = results.provenance["hidden_states"]["folder"]
-        console.print(f"hidden states: {states}", highlight=False, soft_wrap=True)
-    if "saes" in tables:
-        setting = f"sae=disk 'sae.path=\"{folder}/saes/layer_{{layer}}\"'"
-        console.print(f"to match them: {setting}", highlight=False, soft_wrap=True, markup=False)
-    for name in ("results.json", "figures", "matches", "saes"):
+        say(line)
+    log.info("%s", printer.export_text(), extra=ONLY_IN_FILE)
+
+
+def _files(results: Results, folder: Path) -> Iterator[str]:
+    """Yield a line for each file or folder of the run, and lines on what to do with them."""
+    for name, content in FILES.items():
         if (folder / name).exists():
-            console.print(f"written: {folder / name}", highlight=False, soft_wrap=True)
-    if "matches" in tables:
-        line = f"follow features in a browser: {_page(results, folder)}"
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+            yield f"{content + ':':<13}{folder / name}"
+    if "hidden_states" in results.provenance:
+        yield f"hidden states: {results.provenance['hidden_states']['folder']}"
+    if "saes" in results.tables:
+        yield f"match the SAEs: sae=disk 'sae.path=\"{folder}/saes/layer_{{layer}}\"'"
+    elif "matches" in results.tables:
+        yield f"follow features in a browser: {_page(results, folder)}"
 
 
 def _page(results: Results, folder: Path) -> str:
@@ -98,27 +104,6 @@ def _page(results: Results, folder: Path) -> str:
     if results.config.get("show"):
         return (folder / "explorer/index.html").absolute().as_uri()
     return f"saematch show {shlex.quote(str(folder))}"
-
-
-def _fitting(printed: Table, console: Console) -> Table | str:
-    """Return the table, or else with rows as columns; a sentence if neither fits the console."""
-    turned = _turned(printed)
-    for fitting in (printed, turned):
-        measured = console.measure(fitting, options=console.options.update_width(_UNLIMITED))
-        if measured.minimum <= console.width:
-            return fitting
-    size = f"{printed.row_count} x {len(printed.columns) - 1} cells"
-    return f"{size} do not fit this terminal: results.json has them, in tables"
-
-
-def _turned(printed: Table) -> Table:
-    """Return the table with a column for each row."""
-    first, *others = ([str(cell) for cell in column.cells] for column in printed.columns)
-    turned = _table(*first)
-    turned.columns[0].header = ""
-    for column, cells in zip(printed.columns[1:], others, strict=True):
-        turned.add_row(str(column.header).replace("\n", " "), *cells)
-    return turned
 
 
 def _refused(refused: pd.DataFrame) -> Iterator[str]:
@@ -146,54 +131,53 @@ def optimality(tables: Tables) -> Iterator[str]:
         yield line
 
 
-def _printed(tables: Tables) -> Iterator[tuple[str, Table]]:
-    """Yield titles and terminal tables."""
+def _printed(tables: Tables) -> Iterator[TextTable]:
+    """Yield the tables to print."""
     if "matches" not in tables:
         if "saes" in tables:
-            yield "SAEs, measured on tokens that they were not trained on", _sae_table(tables)
+            yield _sae_table(tables)
         return
-    yield _match_table(tables)
+    matches = _match_table(tables)
+    if matches.headings:
+        yield matches
     scores = table(tables, "judge_scores")
     if len(scores):
-        label = tables.column("judge_score").label.replace("judge", "Judge", 1)
-        yield f"{label} (share of SAME), from 1 different to 3 the same", _judge_table(scores)
+        yield _judge_table(tables, scores)
     likeness = table(tables, "likeness")
     if len(likeness):
-        title = "Likeness of the explanations of matched features (of random pairs)"
-        yield title, _likeness_table(likeness)
+        yield _likeness_table(likeness)
     strategies = skipped_layers(tables)
     if len(strategies):
         datasets = ", ".join(datasets_of(strategies))
         title = f"Explained variance of the replaced hidden state, mean over {datasets}"
-        yield title, _strategy_table(strategies, "explained_variance")
+        yield _strategy_table(strategies, "explained_variance", title)
         title = f"Change in loss, nats a token, mean over {datasets}"
-        yield title, _strategy_table(strategies, "delta_loss")
-    for title, headings, rows in verify_tables(tables):
-        printed = _table(*headings)
-        for row in rows:
-            printed.add_row(*row)
-        yield title, printed
+        yield _strategy_table(strategies, "delta_loss", title)
+    yield from verify_tables(tables)
 
 
-def _match_table(tables: Tables) -> tuple[str, Table]:
+def _match_table(tables: Tables) -> TextTable:
     matches = tables["matches"]
-    arms = values_of(matches, "arm")
-    metrics = [metric for metric in MATCH_HEADINGS if has(matches, metric)][:2]  # fits a terminal
-    printed = _table(*(f"{MATCH_HEADINGS[metric]}\n{arm}" for metric in metrics for arm in arms))
-    for pair in pairs_of(matches):
-        rows = {row["arm"]: row for row in rows_of(where(matches, **pair.columns()))}
-        cells = [number(rows.get(arm, {}).get(metric)) for metric in metrics for arm in arms]
-        printed.add_row(pair_label(pair), *cells)
+    metrics = [metric for metric in MATCH_HEADINGS if has(matches, metric)][:2]
+    pairs = pairs_of(matches)
+    headings, columns = [], []
+    for metric in metrics:
+        for arm in values_of(matches, "arm"):
+            of_arm = {pair_of(row): row for row in rows_of(where(matches, arm=arm))}
+            values = [of_arm.get(pair, {}).get(metric) for pair in pairs]
+            headings.append(f"{MATCH_HEADINGS[metric]}\n{broken(arm)}")
+            columns.append(texts_of(tables.column(metric), values))
     labels = ", ".join(tables.column(metric).label for metric in metrics)
-    return f"Matches: {labels}", printed
+    rows = [list(row) for row in zip(map(pair_label, pairs), *columns, strict=True)]
+    return TextTable(f"Matches: {labels}", headings, rows)
 
 
-def _live_recall(means: pd.DataFrame) -> Iterator[str]:
+def _live_recall(tables: Tables) -> Iterator[str]:
     """Yield a line on the recall over features that fired, where recall is known."""
-    recall = where(means, metric="recall_live")
+    recall = where(table(tables, "means"), metric="recall_live")
     for suites in values_of(recall, "suites"):
         label = "" if suites == DEFAULT else f" of {suites}"
-        arms = _by_arm(where(recall, suites=suites), "value")
+        arms = _by_arm(where(recall, suites=suites), tables.column("recall_live"), "value")
         yield f"recall over features{label} that fired, mean over pairs: {arms}"
 
 
@@ -203,56 +187,78 @@ def _other_metrics(tables: Tables) -> Iterator[str]:
         values = with_metric(tables[name], column.name)
         if "arm" in values:
             means = values.groupby("arm", sort=False, as_index=False)[column.name].mean()
-            yield f"{column.with_unit}, mean over pairs: {_by_arm(means, column.name)}"
+            yield f"{column.with_unit}, mean over pairs: {_by_arm(means, column, column.name)}"
         else:
-            yield f"{column.with_unit}, mean: {number(numbers(values, column.name).mean())}"
+            (text,) = texts_of(column, [numbers(values, column.name).mean()])
+            yield f"{column.with_unit}, mean: {text}"
 
 
-def _by_arm(frame: pd.DataFrame, metric: str) -> str:
-    values = zip(frame["arm"], numbers(frame, metric), strict=True)
-    return ", ".join(f"{arm} {number(value)}" for arm, value in values)
+def _by_arm(frame: pd.DataFrame, column: Column, values: str) -> str:
+    texts = texts_of(column, numbers(frame, values).tolist())
+    return ", ".join(f"{arm} {text}" for arm, text in zip(frame["arm"], texts, strict=True))
 
 
-def _sae_table(tables: Tables) -> Table:
-    printed = _table(*SAE_HEADINGS.values())
-    for row in rows_of(tables["saes"]):
-        printed.add_row(str(row["layer"]), *(_plain(row[name]) for name in SAE_HEADINGS))
-    return printed
+def _judged_again(tables: Tables) -> Iterator[str]:
+    """Yield a line for each way in which a judge's pairs were judged again."""
+    for row in rows_of(table(tables, "judge_agreement")):
+        n_pairs, n_unscored = (int(str(row[name])) for name in ("n_pairs", "n_unscored"))
+        agreement = number(row["agreement"])
+        if row["agreement"] is not None:
+            agreement = f"{float(str(row['agreement'])):.0%}"
+        line = f"judge, {AGAIN_LABELS[str(row['compared'])]}: the same label for {agreement} of "
+        line += f"{n_pairs} pairs, kappa {number(row['kappa'])}"
+        if row["compared"] == "swapped":
+            line += f", change in score {number(row['score_difference'])}"
+        yield line + (f"; {n_unscored} pairs without a label" if n_unscored else "")
 
 
-def _judge_table(scores: pd.DataFrame) -> Table:
-    columns = [("pair", arm, arm) for arm in values_of(where(scores, role="pair"), "arm")]
+def _sae_table(tables: Tables) -> TextTable:
+    rows = [
+        [str(row["layer"]), *(_plain(row[name]) for name in SAE_HEADINGS)]
+        for row in rows_of(tables["saes"])
+    ]
+    title = "SAEs, measured on tokens that they were not trained on"
+    return TextTable(title, list(SAE_HEADINGS.values()), rows)
+
+
+def _judge_table(tables: Tables, scores: pd.DataFrame) -> TextTable:
+    columns = [("pair", arm, broken(arm)) for arm in values_of(where(scores, role="pair"), "arm")]
     roles = values_of(scores, "role")
     columns += [(role, NO_ARM, heading) for role, heading in CONTROLS.items() if role in roles]
-    printed = _table(*(heading for _, _, heading in columns))
+    label = tables.column("judge_score").label.replace("judge", "Judge", 1)
+    title = f"{label} (share of SAME), from 1 different to 3 the same"
+    rows = []
     for pair in pairs_of(where(scores, role="pair")):
         of_pair = rows_of(where(scores, **pair.columns()))
-        cells = {
-            (row["role"], row["arm"]):
-            f"{number(row['judge_score'])} ({float(row['same_share'] or 0):.0%})"
-            for row in of_pair
-        }  # fmt: skip
-        printed.add_row(
-            pair_label(pair), *(cells.get((role, arm), "–") for role, arm, _ in columns)
-        )
-    return printed
+        cells = {(row["role"], row["arm"]): _judge_cell(row) for row in of_pair}
+        rows.append([pair_label(pair), *(cells.get((role, arm), "–") for role, arm, _ in columns)])
+    return TextTable(title, [heading for _, _, heading in columns], rows)
 
 
-def _likeness_table(likeness: pd.DataFrame) -> Table:
+def _judge_cell(row: Row) -> str:
+    """Return ``2.100 (40%)``, or a dash if no judgement has a label."""
+    if row["judge_score"] is None:
+        return "–"
+    return f"{number(row['judge_score'])} ({float(str(row['same_share'])):.0%})"
+
+
+def _likeness_table(likeness: pd.DataFrame) -> TextTable:
     columns = unique(likeness, "explainers", "arm")
     columns.sort(key=lambda column: column[0], reverse=True)  # same, then different
-    printed = _table(*(EXPLAINER_HEADINGS[kind].format(arm=arm) for kind, arm in columns))
+    headings = [EXPLAINER_HEADINGS[kind].format(arm=broken(arm)) for kind, arm in columns]
+    title = "Likeness of the explanations of matched features (of random pairs)"
+    rows = []
     for pair in pairs_of(likeness):
         cells = {
             (row["explainers"], row["arm"]):
             f"{number(row['likeness'])} ({number(row['likeness_random'])})"
             for row in rows_of(where(likeness, **pair.columns()))
         }  # fmt: skip
-        printed.add_row(pair_label(pair), *(cells.get(column, "–") for column in columns))
-    return printed
+        rows.append([pair_label(pair), *(cells.get(column, "–") for column in columns)])
+    return TextTable(title, headings, rows)
 
 
-def _strategy_table(strategies: pd.DataFrame, metric: str) -> Table:
+def _strategy_table(strategies: pd.DataFrame, metric: str, title: str) -> TextTable:
     partial = strategies[strategies["quantile"].notna()]
     if len(partial):  # show the first arm with partial matches only
         strategies = where(partial, arm=partial["arm"].iloc[0])
@@ -261,26 +267,18 @@ def _strategy_table(strategies: pd.DataFrame, metric: str) -> Table:
     headings = []
     for arm, strategy, quantile in cells:
         name = HEADINGS.get(strategy, strategy)
-        heading = name if arm == NO_ARM else f"{arm}\n{name}"
+        heading = name if arm == NO_ARM else f"{broken(arm)}\n{name}"
         share = "" if quantile is None else f"q={quantile:g}"
         headings.append(f"{heading}{share}".strip())
-    printed = _table(*headings)
-    filled = strategies.assign(**{metric: numbers(strategies, metric, 0.0)})
+    filled = strategies.assign(**{metric: numbers(strategies, metric)})
     by_cell = filled.groupby([*PAIR_COLUMNS, *keys], sort=False, dropna=False, as_index=False)
     means = by_cell[metric].mean()
+    rows = []
     for pair in pairs_of(strategies):
-        rows = rows_of(where(means, **pair.columns()))
-        values = {tuple(row[key] for key in keys): row[metric] for row in rows}
-        printed.add_row(pair_label(pair), *(number(values.get(cell)) for cell in cells))
-    return printed
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("layers")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    return table
+        of_pair = rows_of(where(means, **pair.columns()))
+        values = {tuple(row[key] for key in keys): row[metric] for row in of_pair}
+        rows.append([pair_label(pair), *(number(values.get(cell)) for cell in cells)])
+    return TextTable(title, headings, rows)
 
 
 def _plain(value: object) -> str:

@@ -13,6 +13,7 @@ from saematch.core.tables import Row, Tables, rows_of
 from saematch.evaluate.verify_tables import HINDSIGHT, LEARNED, NEAR_MISS
 from saematch.report.cells import pair_label, pairs_of
 from saematch.report.frames import arms_of, numbers, table, values_of, where
+from saematch.report.text_tables import TextTable
 
 REFERENCES = {NEAR_MISS: "near\nmiss", LEARNED: "learned", HINDSIGHT: "hindsight"}
 """Headings of the controls and ceilings that ``verify`` lists as arms."""
@@ -27,15 +28,6 @@ FINDINGS = {
     "no partner": "without a partner",
 }
 """Findings on single features, and their words after a number of features."""
-
-
-class TextTable(NamedTuple):
-    """A table of texts with a row for each pair."""
-
-    title: str
-    headings: list[str]
-    """Headings of the columns after the first, which has the layers."""
-    rows: list[list[str]]
 
 
 class _Cell(NamedTuple):

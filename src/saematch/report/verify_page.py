@@ -16,7 +16,8 @@ from saematch.core.results import Results
 from saematch.core.tables import Tables, rows_of
 from saematch.report.cells import pair_label
 from saematch.report.frames import table, where
-from saematch.report.verify import TextTable, sentences, verify_tables
+from saematch.report.text_tables import TextTable
+from saematch.report.verify import sentences, verify_tables
 
 
 def write_results(page: Path, mark: str, runs: Sequence[Path]) -> None:

@@ -48,8 +48,8 @@ def _explained(context: Context) -> Explained | None:
     inputs = inputs_of(context, texts, folder)
     recorder = explain.recorder(context.saes, inputs)
     if recorder is not None:
-        recording = texts.record(context.saes, {CONTEXTS: recorder}, "explain")[CONTEXTS]
-        inputs = replace(inputs, recording=recording)
+        recordings = texts.record(context.saes, {CONTEXTS: recorder}, "find contexts")
+        inputs = replace(inputs, recording=recordings[CONTEXTS])
     explanations = explain.open(context.saes, inputs)
     for key in context.saes:
         if not explanations.features(key):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pandas as pd
-from tqdm import tqdm
 
 from saematch.core.files import replacing
 from saematch.core.pairs import SaeKey, pair_of
+from saematch.core.progress import progress
 from saematch.core.tables import Tables
 from saematch.explain.explanations import FeatureKey
 from saematch.explorer.run_data import FEATURES
@@ -21,12 +21,14 @@ SECOND = ("ceiling", "paraphrase")
 
 def save_features(context: Context) -> None:
     """Write ``features/<SAE>.parquet``, with a row for each feature (``RunData.features``)."""
-    for key in tqdm(context.saes, desc="features", unit="SAE", leave=False):
-        frame = from_weights(context.saes[key])
-        explained = _explained(context, key).reindex(frame["feature"])
-        frame[explained.columns] = explained.to_numpy()
-        with replacing(context.folder / FEATURES / f"{key.label}.parquet") as path:
-            frame.to_parquet(path, index=False)
+    with progress("write features", len(context.saes), "SAE") as bar:
+        for key in context.saes:
+            frame = from_weights(context.saes[key])
+            explained = _explained(context, key).reindex(frame["feature"])
+            frame[explained.columns] = explained.to_numpy()
+            with replacing(context.folder / FEATURES / f"{key.label}.parquet") as path:
+                frame.to_parquet(path, index=False)
+            bar.advance()
 
 
 def from_weights(sae: SaeParams) -> pd.DataFrame:

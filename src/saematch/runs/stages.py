@@ -204,7 +204,7 @@ def _record(context: Context) -> None:
         recorders[CONTEXTS] = experiment.explain.recorder(context.saes, inputs)
     needed = {name: recorder for name, recorder in recorders.items() if recorder is not None}
     if needed:
-        context.recordings = context.text_pass.record(context.saes, needed, "read")
+        context.recordings = context.text_pass.record(context.saes, needed, "read texts")
 
 
 @memory_shortage(MATCHING, "lower sae_memory or trainer.batch_size")

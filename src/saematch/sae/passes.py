@@ -13,6 +13,7 @@ from saematch.core.code import code_of
 from saematch.core.errors import InputError
 from saematch.core.files import hashed
 from saematch.core.pairs import SaeKey
+from saematch.core.progress import progress
 from saematch.lm.hooks import LanguageModel
 from saematch.lm.source import LmSource
 from saematch.sae.recorders import Forward, Models, Recorder, Recording
@@ -88,7 +89,7 @@ class TextPass:
     def record(
         self, saes: SaeShelf, recorders: Mapping[str, Recorder], label: str
     ) -> dict[str, Recording]:
-        """Record every text set; ``label`` is the name on the progress bar.
+        """Record every text set; ``label`` is its name on the progress bar.
 
         The pass has as few parts as memory allows: one for each group of SAEs that fit into memory
         together. It skips files of earlier passes, and batches without missing files.
@@ -97,15 +98,15 @@ class TextPass:
             name: {text_set: [] for text_set in self.readers[""].tokens} for name in recorders
         }
         parts = self._parts(saes, recorders)
-        for number, part in enumerate(parts, start=1):
-            reader = self.readers[part.model]
-            position = f" {number}/{len(parts)}" if len(parts) > 1 else ""
-            for text_set, batches in reader.tokens.items():
-                paths = self._paths(part, saes, batches)
-                title = f"{label} {text_set}{position}"
-                run_batches(self.trainer, part, reader.lm, batches, title, paths)
-                for name, of_set in paths.items():
-                    files[name][text_set].append(of_set)
+        readers = [self.readers[part.model] for part in parts]
+        n_batches = sum(len(of_set) for reader in readers for of_set in reader.tokens.values())
+        with progress(label, n_batches, "batch") as bar:
+            for part, reader in zip(parts, readers, strict=True):
+                for text_set, batches in reader.tokens.items():
+                    paths = self._paths(part, saes, batches)
+                    run_batches(self.trainer, part, reader.lm, batches, bar, paths)
+                    for name, of_set in paths.items():
+                        files[name][text_set].append(of_set)
         return {
             name: Recording({text_set: tuple(of_set) for text_set, of_set in of_sets.items()})
             for name, of_sets in files.items()

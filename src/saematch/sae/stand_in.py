@@ -97,7 +97,7 @@ def by_activation(
     )
     twins = sample.models.twins(saes.only(lacking))
     recorder = ActivationRecorder(folder, tuple(dict.fromkeys(twins.values())))
-    recording = sample.record(saes, {"activations": recorder}, "activations for folding")
+    recording = sample.record(saes, {"activations": recorder}, "measure activations")
     scales = {
         key: _scale(key, recording["activations"], saes.facts[key].n_features, spec.quantile)
         for key in recorder.saes

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
-from tqdm import tqdm
 
 from saematch.core.code import code_of, codes_of, has_address, settings_text
 from saematch.core.errors import InputError
 from saematch.core.files import hashed
 from saematch.core.pairs import SaeKey
+from saematch.core.progress import progress
 from saematch.sae.folding import FOLDS, fold_scale
 from saematch.sae.params import SaeOrigin, SaeParams
 from saematch.sae.sources.source import SaeSource
@@ -83,21 +83,22 @@ class SaeShelf(Mapping):  # with types in brackets, a checked call would load an
         by_origin: dict[SaeOrigin, SaeFacts] = {}  # suites may share SAEs
         cache = _Cache(memory * GIB)
         codes = {name: _code(source) for name, source in suites.items()}
-        for key in tqdm(keys, desc="load SAEs", unit="SAE", leave=False):
-            cache.make_room(max((loaded.n_bytes for loaded in by_origin.values()), default=0))
-            source = partial(suites[key.suite].load, key.layer)
-            sae = source()
-            if sae.origin not in by_origin:
-                by_origin[sae.origin] = replace(SaeFacts.of(sae), code=codes[key.suite])
-                cache.add(sae, source)
-            elif (
-                replace(SaeFacts.of(sae), code=by_origin[sae.origin].code) != by_origin[sae.origin]
-            ):
-                raise InputError(
-                    f"the SAE of {key.name} has the origin of another SAE ({sae.origin.where}) but "
-                    "other weights: its source must give it an origin of its own"
-                )
-            facts[key] = by_origin[sae.origin]
+        with progress("load SAEs", len(keys), "SAE") as bar:
+            for key in keys:
+                cache.make_room(max((loaded.n_bytes for loaded in by_origin.values()), default=0))
+                source = partial(suites[key.suite].load, key.layer)
+                sae = source()
+                if sae.origin not in by_origin:
+                    by_origin[sae.origin] = replace(SaeFacts.of(sae), code=codes[key.suite])
+                    cache.add(sae, source)
+                elif SaeFacts.of(sae) != replace(by_origin[sae.origin], code=""):
+                    raise InputError(
+                        f"the SAE of {key.name} has the origin of another SAE "
+                        f"({sae.origin.where}) but other weights: its source must give it an "
+                        "origin of its own"
+                    )
+                facts[key] = by_origin[sae.origin]
+                bar.advance()
         return cls(facts, cache)
 
     def dressed(

@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from saematch.core.claims import claim
 from saematch.core.errors import InputError
 from saematch.core.memory import is_out_of_memory
+from saematch.core.progress import Bar
 from saematch.core.store import is_kept
 from saematch.lm.hooks import LanguageModel
 from saematch.texts.batch_work import BatchWork, Kept, Todo
@@ -34,20 +35,26 @@ log = logging.getLogger(__name__)
 
 
 def run_with_lightning(
-    spec: TrainerSpec, work: BatchWork, lm: LanguageModel, todo: Sequence[Todo], label: str
+    spec: TrainerSpec, work: BatchWork, lm: LanguageModel, todo: Sequence[Todo], bar: Bar | None
 ) -> None:
-    """Do the work on the batches that lack files; raises the errors of ``run_batches``."""
+    """Do the work on the batches that lack files; raises the errors of ``run_batches``.
+
+    ``bar`` counts the batches, unless it is None.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*deprecated.*")
         warnings.filterwarnings(
             "ignore", ".*GPU available but not used.*"
         )  # it is a setting of the user
-        _test(_trainer(spec, label), _Runner(work, lm, todo))
+        done = 0 if bar is None else bar.done
+        _test(_trainer(spec, bar), _Runner(work, lm, todo))
+    if bar is not None:  # other processes do not reach this bar
+        bar.advance(done + len(todo) - bar.done)
 
 
-def _trainer(spec: TrainerSpec, label: str) -> L.Trainer:
-    """Return a Trainer that writes no files of its own and shows ``label`` on its bar."""
+def _trainer(spec: TrainerSpec, bar: Bar | None) -> L.Trainer:
+    """Return a Trainer that writes no files of its own and counts its batches on ``bar``."""
     for name in (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.pytorch.accelerators.cuda",
@@ -64,7 +71,8 @@ def _trainer(spec: TrainerSpec, label: str) -> L.Trainer:
             enable_checkpointing=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            callbacks=[_Bar(label)],
+            enable_progress_bar=False,
+            callbacks=[] if bar is None else [_Counting(bar)],
             plugins=[LightningEnvironment()],  # Lightning's handler for Slurm would requeue the job
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
@@ -202,13 +210,13 @@ def _texts(tokens: TokenBatch, start: int, end: int) -> TokenBatch:
     return TokenBatch(**{name: part[start:end] for name, part in parts.items()})
 
 
-class _Bar(TQDMProgressBar):
-    """Lightning's progress bar with a label."""
+class _Counting(Callback):
+    """Counts finished batches on the run's bar; the first of several processes counts for all."""
 
-    def __init__(self, label: str) -> None:
-        super().__init__()
-        self.label = label
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
 
-    @property
-    def test_description(self) -> str:
-        return self.label
+    def on_test_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Count a batch of each process."""
+        if trainer.is_global_zero:
+            self.bar.advance(trainer.world_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,13 +9,12 @@ import torch
 
 from saematch.core.claims import is_sharing, lock_of
 from saematch.core.memory import keep_freed_memory
+from saematch.core.progress import Bar
 from saematch.core.store import missing
 from saematch.lm.hooks import LanguageModel
 from saematch.texts.batch_work import BatchWork, Todo
 from saematch.texts.tokens import TokenBatch
 from saematch.texts.trainer import TrainerSpec
-
-log = logging.getLogger(__name__)
 
 
 def run_batches(
@@ -24,21 +22,19 @@ def run_batches(
     work: BatchWork,
     lm: LanguageModel,
     batches: Sequence[TokenBatch],
-    label: str,
+    bar: Bar,
     paths: Mapping[str, Sequence[Path]],
 ) -> None:
     """Do the work on every batch; ``paths`` has one file for each recorder and batch.
 
-    The work is called once for a batch, with all recorders whose file is missing or damaged. If a
-    batch does not fit into the device's memory, it is split into halves, and later batches are
-    split into pieces of the size that fits. Raises ``InputError`` if a single text does not fit, or
-    if the work and the language model do not fit. Processes that share their work
-    (``saematch.core.claims``) each do some of the batches.
+    ``bar`` counts the batches. The work is called once for a batch, with all recorders whose file
+    is missing or damaged. If a batch does not fit into the device's memory, it is split into
+    halves, and later batches are split into pieces of the size that fits. Raises
+    ``InputError`` if a single text does not fit, or if the work and the language model do not fit.
+    Processes that share their work (``saematch.core.claims``) each do some of the batches.
     """
     todo = _todo(batches, paths)
-    if len(todo) < len(batches):
-        n_done = len(batches) - len(todo)
-        log.info("%s: skipping %d of %d batches: already recorded", label, n_done, len(batches))
+    bar.skip(len(batches) - len(todo))
     if not todo:
         return
     from saematch.texts.lightning_runner import run_with_lightning  # takes seconds to import
@@ -46,11 +42,11 @@ def run_batches(
     if trainer.device_type == "cpu":
         keep_freed_memory()
     cpu = torch.device("cpu")
-    run_with_lightning(trainer.at_most(len(todo)), work.to(cpu), lm, todo, label)
+    run_with_lightning(trainer.at_most(len(todo)), work.to(cpu), lm, todo, bar)
     if is_sharing():  # wait for the batches of other processes
         others = [batch._replace(wait=True) for batch in _todo(batches, paths)]
         if others:
-            run_with_lightning(trainer.at_most(len(others)), work.to(cpu), lm, others, label)
+            run_with_lightning(trainer.at_most(len(others)), work.to(cpu), lm, others, None)
     lost = [path for files in paths.values() for path in files if not path.exists()]
     if lost:
         raise RuntimeError(f"the runner did not write {lost[0]}")

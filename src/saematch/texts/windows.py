@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from tqdm import tqdm
 
 from saematch.core.errors import InputError
+from saematch.core.progress import progress
 from saematch.texts.sources import TextSet
 from saematch.texts.tokens import Vocabulary
 
@@ -42,7 +42,7 @@ def windows(
         )
     n, n_sets = math.ceil(n_tokens / context), len(texts)
     rows = np.empty((n, context), dtype=np.int64)
-    with tqdm(total=n, desc="tokenise", unit="window", leave=False) as bar:
+    with progress("tokenise", n, "window") as bar:
         for number, text_set in enumerate(texts):
             share = rows[number::n_sets]
             random = np.random.default_rng([seed, number])
@@ -52,7 +52,7 @@ def windows(
                     break
                 share[n_cut] = row
                 n_cut += 1
-                bar.update()
+                bar.advance()
             if n_cut < len(share):
                 raise InputError(
                     f"collection.n_tokens={n_tokens} takes {len(share) * context} tokens of the "

@@ -18,6 +18,7 @@ from torch import Tensor
 from saematch.core.code import code_of
 from saematch.core.errors import InputError
 from saematch.core.files import expand_home, hashed, make_folder, readable_size
+from saematch.core.progress import progress
 from saematch.core.specs import AtLeast1, Seed, spec
 from saematch.core.store import (
     DamagedError,
@@ -190,7 +191,8 @@ def keep_states(
     paths = tuple(folder / f"{number:05d}.safetensors" for number in range(len(batches)))
     _check_space(paths, batches, facts, folder)
     work = KeepStates(tuple(facts["layers"]), facts["dtype"])
-    run_batches(trainer, work, lm, batches, "collect", {"states": paths})
+    with progress("collect hidden states", len(batches), "batch") as bar:
+        run_batches(trainer, work, lm, batches, bar, {"states": paths})
     write_note(folder / "store.json", facts)
     return Store(folder, paths, dict(facts))
 

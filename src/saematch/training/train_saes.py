@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from saematch.core.columns import EXPLAINED_VARIANCE, Column
 from saematch.core.errors import InputError
 from saematch.core.files import read_json, replacing, write_json
 from saematch.core.memory import keep_freed_memory, memory_shortage
+from saematch.core.progress import progress
 from saematch.core.tables import Row
 from saematch.lm.states import SAMPLE, HiddenStates
 from saematch.sae.params import SaeOrigin
@@ -113,10 +113,10 @@ def train_saes(
     if training.device == "cpu":
         keep_freed_memory()
     total = len(missing) * (recipe.samples // recipe.batch) * recipe.batch
-    with tqdm(total=total, desc="train SAEs", unit="sample", unit_scale=True) as bar:
+    with progress("train SAEs", total, "sample") as bar:
         for layer in missing:
-            bar.set_postfix_str(f"layer {layer}")
-            _train_layer(training, layer, folder, bar.update, record)
+            bar.remark(f"layer {layer}")
+            _train_layer(training, layer, folder, bar.advance, record)
     rows, curves = [], []
     for layer in layers:
         metadata = _metadata(folder, layer)

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from tqdm import tqdm
 
 from saematch.core.errors import InputError
 from saematch.core.match import Match
+from saematch.core.progress import progress
 from saematch.sae.params import SaeOrigin
 from saematch.training.collect import open_store
 from saematch.training.state import TrainingRecipe, TrainingState, refresh, start
@@ -126,9 +126,9 @@ def build_family(family: Family, folders: Folders, n_layers: int) -> None:
         for layer in missing
         if not _state_path(family, folders, layer).exists()
     )
-    with tqdm(total=total, desc=family.name, unit="sample", unit_scale=True) as bar:
+    with progress(family.name, total, "sample") as bar:
         for layer in missing:
-            state = _state(family, folders, layer, bar.update)
+            state = _state(family, folders, layer, bar.advance)
             _ship(family, folders, layer, state)
     if family.kind != "independent":
         for layer in range(n_layers - 1):

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from saematch.core.files import replacing, replacing_folder
+from saematch.core.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -126,23 +126,24 @@ def train_language_model(recipe: LmRecipe, tokens: Path, out: Path, state: Path)
         model.load_state_dict(saved["model"])
         for part, values in zip(parts, saved["parts"], strict=True):
             part.load_state_dict(values)
-    bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="language model")
     smooth = math.nan
-    for step in bar:
-        loss = _step_loss(model, stream, recipe, step)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(rest, 1.0)
-        for part in parts:
-            part.step()
-        model.zero_grad(set_to_none=True)
-        smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
-        bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
-        if (step + 1) % 250 == 0:
-            log.info("step %d: training loss %.3f nats", step + 1, smooth)
-            part_states = [part.state_dict() for part in parts]
-            saved = {"step": step + 1, "model": model.state_dict(), "parts": part_states}
-            with replacing(state) as path:
-                torch.save(saved, path)
+    with progress("language model", recipe.steps - first, "step") as bar:
+        for step in range(first, recipe.steps):
+            loss = _step_loss(model, stream, recipe, step)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(rest, 1.0)
+            for part in parts:
+                part.step()
+            model.zero_grad(set_to_none=True)
+            smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
+            bar.advance()
+            bar.remark(f"loss {smooth:.3f}")
+            if (step + 1) % 250 == 0:
+                log.info("step %d: training loss %.3f nats", step + 1, smooth)
+                part_states = [part.state_dict() for part in parts]
+                saved = {"step": step + 1, "model": model.state_dict(), "parts": part_states}
+                with replacing(state) as path:
+                    torch.save(saved, path)
     with replacing_folder(out) as folder:
         model.to(torch.bfloat16).save_pretrained(folder)
 

@@ -91,7 +91,7 @@ class Optimal:
             unmatched=level,
             tolerance=self.tolerance,
             time_limit=self.time_limit,
-            resources=SolverResources(self.memory_gib, self.device, progress=True),
+            resources=SolverResources(self.memory_gib, self.device),
         )
         if solution.status is not Status.OPTIMAL:
             gap = solution.certificate.optimal_to

@@ -18,9 +18,9 @@ import psutil
 import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
-from tqdm import tqdm
 
 from saematch.core.errors import InputError
+from saematch.core.progress import progress_inside
 from saematch.matching import row_sums
 from saematch.matching.centring import VECTORS_AT_ONCE, Chance, Moments
 
@@ -139,12 +139,10 @@ class Products:
         x: Float[Tensor, "n size"],
         y: Float[Tensor, "m size"],
         how: Plan,
-        progress: bool = False,
         centre: Float[Tensor, " size"] | None = None,
     ) -> None:
         device = how.device
         self.n, self.m, self.size = len(x), len(y), x.shape[1]
-        self.progress = progress
         self.rows_at_once = how.rows_at_once
         self._x, self._y = x, y
         self.centre = None if centre is None else centre.to(device)
@@ -198,17 +196,15 @@ class Products:
         return self._product(self.x[index]) if self.held is None else self.held[index]
 
     def blocks(self, title: str) -> Iterator[tuple[slice, Float32[Tensor, "k m"]]]:
-        """Yield blocks of rows and their similarities; ``title`` names the progress bar.
+        """Yield blocks of rows and their similarities; ``title`` is the work's name on the bar.
 
         The next block overwrites the memory of the one before.
         """
-        bar = tqdm(total=self.n, desc=title, unit="row", leave=False, delay=2,
-                   disable=not self.progress)  # fmt: skip
         step = self.rows_at_once
         if self.x.device.type == "cpu":
             step = min(step, max(1, NUMBERS_AT_ONCE // self.m))
         buffer = self.y.new_empty(self.rows_at_once if self.held is None else 0, self.m)
-        with bar:
+        with progress_inside(title, self.n) as bar:
             for start in range(0, self.n, self.rows_at_once):
                 stop = min(self.n, start + self.rows_at_once)
                 if self.held is None:
@@ -218,7 +214,7 @@ class Products:
                 for first in range(start, stop, step):
                     last = min(stop, first + step)
                     yield slice(first, last), block[first - start : last - start]
-                    bar.update(last - first)
+                    bar.advance(last - first)
 
     def exact(
         self, rows: Int64[np.ndarray, " k"], columns: Int64[np.ndarray, " k"]

@@ -80,7 +80,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class SolverResources:
-    """Memory and device of a solve, and whether it shows its progress."""
+    """Memory and device of a solve."""
 
     memory_gib: float | None = None
     """Memory to use in addition to the input; by default half of the free memory."""
@@ -90,8 +90,6 @@ class SolverResources:
     regime: str | None = None
     """How similarities are stored: ``whole`` in memory, ``blocks`` (the best of each row, on the
     CPU) or ``device`` (the same, with products on ``device``); by default what fits."""
-    progress: bool = False
-    """Whether to show progress bars on standard error."""
 
     @property
     def usual(self) -> bool:
@@ -208,7 +206,7 @@ def _solve(
     centre = None
     if len(x) == len(y) and outside == -math.inf and has_common_part(moments):
         centre = common_centre(x, y)
-    products = Products(x, y, sizes, resources.progress, centre)
+    products = Products(x, y, sizes, centre)
     if centre is None:
         products.moments = moments
     in_time, again = True, 0

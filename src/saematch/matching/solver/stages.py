@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
-from tqdm import tqdm
 
+from saematch.core.progress import progress_inside
 from saematch.matching.solver.auction import FREE, Auction
 from saematch.matching.solver.candidates import Candidates
 from saematch.matching.solver.products import Products
@@ -45,8 +45,7 @@ def run_stages(
     smallest = max(LAST_EPSILON * typical, rounding)
     epsilon = max(FIRST_EPSILON * advantage, smallest)
     result = None
-    bar = tqdm(desc="auction", unit="stage", leave=False, delay=1, disable=not products.progress)
-    with bar:
+    with progress_inside("auction", None) as bar:
         while True:
             in_time = auction.stage(epsilon, deadline)
             if in_time and not every_column_taken:
@@ -57,9 +56,9 @@ def run_stages(
             result = auction.columns(), auction.prices.copy()
             to_win = _to_win(auction, products)
             target = max(tolerance * min(to_win, typical), smallest)
-            bar.total = bar.n + 1 + max(0, math.ceil(math.log(epsilon / target, EPSILON_FACTOR)))
-            bar.set_postfix(gap=f"~{epsilon / (to_win or 1.0):.0e}", refresh=False)
-            bar.update()
+            n_left = max(0, math.ceil(math.log(epsilon / target, EPSILON_FACTOR)))
+            bar.total = bar.done + 1 + n_left
+            bar.advance()
             if epsilon <= target:
                 return *result, True, auction.n_scanned_again
             epsilon = max(epsilon / EPSILON_FACTOR, target)
