@@ -47,19 +47,17 @@ EFFECTS = ("n_events", "n_active", "off_rate", "effect", "effect_low", "effect_h
 
 def write_data(run: RunData, folder: Path, facts: dict[str, Any]) -> None:
     """Write the data files of a run to ``folder``; ``facts`` are further entries of ``run``."""
-    work = [*run.saes, *run.pairs]
-    described: list[dict[str, Any]] = []
-    with progress("write page", len(work), "part") as bar:
-        for item in work:
-            if isinstance(item, SaeKey):
-                described.append(_write_sae(run, item, folder))
-            else:
-                described.append(_write_pair(run, item, folder))
+    saes, pairs = [], []
+    with progress("write page", len(run.saes) + len(run.pairs), "part") as bar:
+        for key in run.saes:
+            saes.append(_write_sae(run, key, folder))
+            bar.advance()
+        for pair in run.pairs:
+            pairs.append(_write_pair(run, pair, folder))
             bar.advance()
     tables = [save_rows(folder, name, frame) for name, frame in run.results.tables.items()]
-    n = len(run.saes)
     write_object(folder, "run", {
-        "block": BLOCK, "saes": described[:n], "pairs": described[n:],
+        "block": BLOCK, "saes": saes, "pairs": pairs,
         "arms": list(run.arms), "tables": tables, **facts,
     })  # fmt: skip
 
