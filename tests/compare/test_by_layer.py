@@ -122,9 +122,9 @@ def test_files_figures_page_and_terminal(write, tmp_path, capsys, monkeypatch):
     table = pandas.read_csv(out / "agreement.csv")
     assert table["agreement"].tolist() == [0.5] * 4
     assert len(pandas.read_csv(out / "by_layer.csv")) == 2 * (4 + 4 + 4)
-    heads, rows = agreement_table(comparison)
-    assert heads == ["run", "and run", "folded", "random", "by chance"]
-    assert rows == [["a", "b", "0.500", "0.500", "0.250"]]
+    table = agreement_table(comparison)
+    assert table.headings == ["folded", "random", "by chance"]
+    assert table.rows == [["a", "b", "0.500", "0.500", "0.250"]]
     print_comparison(comparison)
     assert "share of equal entries" in capsys.readouterr().out
     compare([tmp_path / "runs" / "a"], out)

@@ -92,7 +92,7 @@ def test_a_small_share_is_not_zero(share, text):
 def test_the_terminal_shows_rates_with_intervals_in_80_columns(tmp_path, capsys):
     lines = printed(verify_tables(SEVEN), tmp_path, capsys)
     tables = [line.split()[1:] for line in lines if line.startswith("0→1 ")]
-    off_rates, effects = [*tables[1], *tables[2]], [*tables[3], *tables[4]]
+    off_rates, effects = [*tables[0], *tables[1]], [*tables[2], *tables[3]]
     assert off_rates == [".23±.02", ".24±.02", ".55±.02", ".28±.02", ".63±.02",
                          ".01±.02", ".01", ".10±.02", ".26±.02", ".81±.02"]  # fmt: skip
     assert effects[0] == ".25±.02"  # the effect is 1.1 times the off rate

@@ -84,7 +84,8 @@ def _agreement(comparison: Comparison) -> Table | None:
     """Return the agreement of the runs' matches by arm; None if no two runs share SAEs."""
     if comparison.by_layer.agreement.empty:
         return None
-    return Table(*agreement_table(comparison))
+    table = agreement_table(comparison)
+    return Table([*table.heads, *table.headings], table.rows)
 
 
 def _runs(comparison: Comparison) -> Table:

@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from textwrap import wrap
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from saematch.compare.by_layer import agreement_by_arm
 from saematch.compare.comparison import SUITES, Comparison, described, shown
 from saematch.compare.plan import metrics_of, shown_rows, unique_values
@@ -20,9 +15,10 @@ from saematch.core.safe_text import visible
 from saematch.core.tables import Row, rows_of
 from saematch.report.frames import arms_of, numbers, unique, where
 from saematch.report.style import BASELINES
+from saematch.report.text_tables import TextTable, console, print_table
 
 N_METRICS = 3
-"""Number of metrics that fit a terminal next to the parameters."""
+"""Number of metrics that are printed; ``comparison.csv`` has all."""
 MAX_ROWS = 60
 MAX_VALUES = 8
 """Largest number of values of a parameter that are all listed."""
@@ -39,19 +35,17 @@ HEADS = {
 
 def print_comparison(comparison: Comparison, metrics: Sequence[str] = ()) -> None:
     """Print the compared runs, the main numbers, the excluded runs and the paths of the files."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    printer = console()
 
     def say(text: str) -> None:
-        console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+        printer.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
-    console.print(f"\n[bold]{headline(comparison)}[/]", highlight=False, soft_wrap=True)
+    printer.print(f"\n[bold]{headline(comparison)}[/]", highlight=False, soft_wrap=True)
     for line in findings(comparison):
         say(line)
     chosen = metrics_of(comparison, metrics)[:N_METRICS]
     lines = list(_lines(comparison, chosen))
-    console.print(_table(comparison, chosen, lines[:MAX_ROWS]))
+    print_table(_table(comparison, chosen, lines[:MAX_ROWS]), printer)
     if len(lines) > MAX_ROWS:
         say(f"and {len(lines) - MAX_ROWS} more lines, in comparison.csv")
     for line in baselines(comparison, chosen):
@@ -59,17 +53,12 @@ def print_comparison(comparison: Comparison, metrics: Sequence[str] = ()) -> Non
     if {"explained_variance", "delta_loss"} & set(chosen):
         say("Each arm is shown under its first strategy; comparison.csv and the figures have all.")
     if len(comparison.by_layer.agreement):
-        title = "Agreement of matches: share of equal entries, mean over pairs of SAEs"
-        console.print(f"\n[bold]{title}[/]", highlight=False)
-        heads, cells = agreement_table(comparison)
-        printed = Table(*heads, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-        for row in cells[:MAX_ROWS]:
-            printed.add_row(*map(escape, row))
-        console.print(printed)
-        if len(cells) > MAX_ROWS:
-            say(f"and {len(cells) - MAX_ROWS} more lines, in agreement.csv")
+        agreement = agreement_table(comparison)
+        print_table(agreement._replace(rows=agreement.rows[:MAX_ROWS]), printer)
+        if len(agreement.rows) > MAX_ROWS:
+            say(f"and {len(agreement.rows) - MAX_ROWS} more lines, in agreement.csv")
     if comparison.left_out:
-        console.print(f"\n[bold]Left out: {len(comparison.left_out)}[/]", highlight=False)
+        printer.print(f"\n[bold]Left out: {len(comparison.left_out)}[/]", highlight=False)
     for run in comparison.left_out:
         say(f"{run.folder} ({run.state}): {' '.join(run.reason.split())}")
     say("")
@@ -122,8 +111,8 @@ def baselines(comparison: Comparison, metrics: Sequence[str]) -> Iterator[str]:
         yield f"{arm}: {', '.join(ranges)}"
 
 
-def agreement_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return headings and cells: a row for each two runs, a column for each arm, and chance."""
+def agreement_table(comparison: Comparison) -> TextTable:
+    """Return a table with a row for each two runs, a column for each arm, and chance."""
     means = agreement_by_arm(comparison.by_layer.agreement)
     arms = arms_of(means)
     rows = []
@@ -132,7 +121,8 @@ def agreement_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]
         by_arm = dict(zip(of_both["arm"], of_both["agreement"], strict=True))
         cells = [number(by_arm[arm]) if arm in by_arm else "–" for arm in arms]
         rows.append([run, other, *cells, number(of_both["chance"].mean())])
-    return ["run", "and run", *arms, "by chance"], rows
+    title = "Agreement of matches: share of equal entries, mean over pairs of SAEs"
+    return TextTable(title, [*arms, "by chance"], rows, ("run", "and run"))
 
 
 def brief(value: Value) -> str:
@@ -167,7 +157,7 @@ def _lines(comparison: Comparison, metrics: Sequence[str]) -> Iterator[list[str]
             rows = [cells.get((run.name, suites, arm)) for cells in by_metric]
             name = arm if suites == DEFAULT else f"{arm}, {suites}"
             cells = [with_interval(row, "\n") if row else "–" for row in rows]
-            yield [run.name, *settings, name, *cells]
+            yield [run.name, name, *settings, *cells]
 
 
 def _first_rows(comparison: Comparison, metric: str) -> dict[tuple, Row]:
@@ -177,16 +167,10 @@ def _first_rows(comparison: Comparison, metric: str) -> dict[tuple, Row]:
     return {tuple(row[key] for key in keys): row for row in rows}
 
 
-def _table(comparison: Comparison, metrics: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for name in ("run", *comparison.parameters, "arm"):
-        table.add_column(escape(name.replace(".", ".\n")), overflow="fold")
-    for metric in metrics:
-        head = _heading(comparison.column(metric))
-        table.add_column(escape(head), justify="right", no_wrap=True)
-    for cells in lines:
-        table.add_row(*map(escape, cells))
-    return table
+def _table(comparison: Comparison, metrics: Sequence[str], lines: list[list[str]]) -> TextTable:
+    headings = [name.replace(".", ".\n") for name in comparison.parameters]
+    headings += [_heading(comparison.column(metric)) for metric in metrics]
+    return TextTable("", headings, lines, ("run", "arm"))
 
 
 def _heading(column: Column) -> str:

@@ -66,6 +66,20 @@ def hub_model(repo: str, revision: str | None = None) -> HubModel | None:
     return HubModel(repo, info.sha or "main", sizes)
 
 
+def is_cached(repo: str, pattern: str, revision: str | None = None) -> bool:
+    """Return whether a folder, or the cached files of a repository, have a file of a pattern.
+
+    Only the given ``revision`` is searched if it is a commit.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if Path(repo).is_dir():
+        return True
+    snapshots = Path(HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots")
+    commit = revision if revision and (snapshots / revision).is_dir() else "*"
+    return any(snapshots.glob(f"{commit}/{pattern}"))
+
+
 def cached_commit(repo: str, revision: str | None) -> str | None:
     """Return the commit of the cached ``config.json``; None for a folder."""
     from huggingface_hub import try_to_load_from_cache

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from saematch.core.downloads import hub_model
+from saematch.core.downloads import hub_model, is_cached
 from saematch.core.errors import InputError
 from saematch.core.files import PACKAGE, expand_home
 from saematch.core.memory import is_out_of_memory, memory_shortage
@@ -110,9 +110,9 @@ class LmSource:
             download = files.to_fetch(weight_files(files).__contains__)
             if download.n_files:
                 log.info("Language model %s: %s to fetch", self.path, download)
+        elif not is_cached(where, "*.safetensors", self.revision):
+            log.info("Language model %s: not in the cache, size unknown", self.path)
         dtype = self.dtype if self.dtype != AUTO else dtype_on(device_type)
-        if self.dtype == AUTO:
-            log.info("Language model %s: dtype %s on this %s", self.path, dtype, device_type)
         return OpenedModel(self, where, parts, self._bos_id(parts.tokenizer), dtype)
 
     def load(self, device_type: str = "cpu") -> LanguageModel:

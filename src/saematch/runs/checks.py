@@ -215,10 +215,9 @@ def load_tokens(
     for name, (fitted, evaluated) in halves.items():
         facts[name]["n_calibration"] = len(fitted.lengths)
         facts[name]["n_evaluation"] = len(evaluated.lengths)
-        log.info(
-            "%s: %d calibration texts, %d evaluation texts",
-            name, len(fitted.lengths), len(evaluated.lengths),
-        )  # fmt: skip
+    log.info("calibration texts: %s", ", ".join(
+        f"{len(fitted.lengths):,} of {len(fitted.lengths) + len(evaluated.lengths):,} {name}"
+        for name, (fitted, evaluated) in halves.items()))  # fmt: skip
     return RunTexts(
         {name: evaluated.batches(size) for name, (_, evaluated) in halves.items()},
         {name: fitted.batches(size) for name, (fitted, _) in halves.items()},

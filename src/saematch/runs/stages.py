@@ -33,6 +33,7 @@ from saematch.runs.context import Context
 from saematch.runs.evidence import CONTEXTS, evidence, inputs_of
 from saematch.runs.experiment import Experiment
 from saematch.runs.features import save_features
+from saematch.runs.opening import log_choice, log_device, log_work
 from saematch.runs.refusals import check_texts, find_refusals, no_explanations, token_refusals
 from saematch.sae.recorders import Recorder
 from saematch.sae.stand_in import ActivationQuantile, DecoderNorm, by_activation, by_decoder_norm
@@ -54,10 +55,13 @@ def load(context: Context) -> None:
     _connect(context)
     device = experiment.trainer.device_type
     if experiment.trains:
+        log_device(experiment)
         context.readers = {"": Reader(experiment.model.load(device), {})}
         return
     _check_servers(context)
     context.chosen = choose_saes(experiment)
+    log_device(experiment)
+    log_choice(context.chosen, list(experiment.arms))
     labels = experiment.model_labels
     models: dict[str, OpenedModel] = {}
     if experiment.reads_texts:  # fails for a gated model before SAEs are downloaded
@@ -90,6 +94,7 @@ def load(context: Context) -> None:
         sample = context.calibration_pass if experiment.calibrates else context.text_pass
         context.saes = by_activation(experiment.stand_in, context.saes, sample, folder)
         check_saes(experiment, context.saes)
+    log_work(context)
 
 
 def _connect(context: Context) -> None:

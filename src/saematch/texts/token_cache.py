@@ -48,14 +48,16 @@ def load_texts(source: TextSource, lm: LanguageModel, folder: Path) -> LoadedTex
     for name, tokens in kept.items():
         described[name] |= {"n_texts": len(tokens.lengths), "n_special": tokens.n_special}
         warn_of_fewer(name, len(tokens.lengths), source.n_texts)
-        log.info(
-            "%s: %d texts, %d tokens; metrics exclude %d special tokens",
-            name,
-            len(tokens.lengths),
-            int(tokens.counts.sum()),
-            tokens.n_special,
-        )
+    _log_sizes(kept)
     return LoadedTexts(kept, described)
+
+
+def _log_sizes(kept: dict[str, TokenisedTexts]) -> None:
+    n_tokens = sum(int(tokens.counts.sum()) for tokens in kept.values())
+    n_special = sum(tokens.n_special for tokens in kept.values())
+    texts = ", ".join(f"{len(tokens.lengths):,} {name}" for name, tokens in kept.items())
+    special = f"; metrics exclude {n_special:,} special tokens" if n_special else ""
+    log.info("texts: %s; %s tokens%s", texts, f"{n_tokens:,}", special)
 
 
 def _write(path: Path, tokens: dict[str, TokenisedTexts]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from saematch.core.downloads import Download, hub_model
+from saematch.core.downloads import Download, hub_model, is_cached
 from saematch.core.errors import InputError
 from saematch.sae.formats.dictionary_learning import trainer_settings
 from saematch.sae.formats.formats import gemma_scope_settings, sparsify_settings
@@ -49,21 +49,25 @@ class Fetched(NamedTuple):
 def log_download(saes: Iterable[tuple[Release, str]]) -> None:
     """Log how much must be downloaded because it is not in the cache.
 
-    Logs nothing if the cache has everything, or if the hub does not answer; ``fetch`` then raises
-    the error.
+    If the hub does not answer, log how many SAEs are not in the cache; ``fetch`` then raises the
+    error.
     """
     folders: dict[str, set[str]] = {}
     for release, sae_id in saes:
         folders.setdefault(release.repo, set()).add(release.sae(sae_id).path)
-    total = Download()
+    total, n_unknown = Download(), 0
     for repo, paths in folders.items():
         model = hub_model(repo)
-        if model is not None:
+        if model is None:
+            n_unknown += sum(not is_cached(repo, path) for path in paths)
+        else:
             files = {file for file in model.sizes if _is_weights(Path(file))}
             needed = {f for f in files for path in paths if f == path or f.startswith(f"{path}/")}
             total = total.joined(model.to_fetch(needed.__contains__))
     if total.n_files:
         log.info("SAEs: %s to fetch", total)
+    if n_unknown:
+        log.info("SAEs: %d are not in the cache, size unknown", n_unknown)
 
 
 def fetch(release: Release, sae_id: str) -> Fetched:
