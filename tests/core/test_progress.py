@@ -57,7 +57,7 @@ def test_without_a_terminal_a_stage_is_one_line_with_its_time(capsys, caplog, cl
             clock[0] += 42
             inside.advance()
         bar.advance(3)
-    assert messages(caplog) == ["read texts: 3 batches in 42 s (2 were stored before)"]
+    assert messages(caplog) == ["read texts: 3 batches in 42 s (2 stored before)"]
     assert capsys.readouterr().err == ""
 
 
@@ -134,6 +134,17 @@ def test_the_console_prints_above_the_bar_and_leaves_out_texts_for_the_file(term
     assert "the table" not in printed
     before, _, after = printed.partition("a message\n")
     assert not before.strip("\r\0 ") and "match:  50%|" in after
+
+
+def test_lines_of_jobs_in_several_processes_have_their_number(terminal, monkeypatch):
+    monkeypatch.setattr(module, "current_process", lambda: SimpleNamespace(name="LokyProcess-1"))
+    with progress("match", 2, "match") as bar:
+        bar.advance()
+    assert terminal.getvalue() == "", "bars of several processes would overwrite each other"
+    console = Console(terminal, job=2)
+    for text in ("\n[3/4] folder", "match: 2 matches"):
+        console.emit(logging.makeLogRecord({"msg": text}))
+    assert terminal.getvalue() == "\n[3/4] folder\n[3] match: 2 matches\n"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import current_process
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -108,7 +108,7 @@ class Bar:
         """Log what the stage did, and its time."""
         elapsed = time.time() - self.started
         if elapsed >= WORTH_A_LINE or self.n_skipped:
-            skipped = f" ({self.n_skipped:,} were stored before)" if self.n_skipped else ""
+            skipped = f" ({self.n_skipped:,} stored before)" if self.n_skipped else ""
             log.info("%s: %s in %s%s", self.title, counted(self.done, self.unit),
                      duration(elapsed), skipped)  # fmt: skip
 
@@ -170,7 +170,21 @@ def duration(seconds: float) -> str:
 
 
 class Console(logging.StreamHandler):
-    """Log on the console, above the bar. It leaves out records that belong in the log file only."""
+    """Log on the console, above the bar. It leaves out records that belong in the log file only.
+
+    ``job`` is the number of a sweep's job, from 0. Lines of jobs in several processes begin with
+    the job's number, from 1.
+    """
+
+    def __init__(self, stream: TextIO | None = None, job: int | None = None) -> None:
+        super().__init__(stream)
+        in_parallel = current_process().name != "MainProcess"
+        self._prefix = f"[{job + 1}] " if job is not None and in_parallel else ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as text; a heading, which begins with an empty line, has no number."""
+        text = super().format(record)
+        return text if text.startswith("\n") else self._prefix + text
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record and draw the bar again."""

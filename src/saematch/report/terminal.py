@@ -119,7 +119,7 @@ def optimality(tables: Tables) -> Iterator[str]:
     for name, gap in optimal_to(tables).items():
         arm = name.partition("/")[2]
         matches = where(tables["matches"], arm=arm)
-        line = f"every match of {arm} is proven optimal to {gap:.1e}"
+        line = f"every match of {arm} is proven optimal" + (f" to {gap:.1e}" if gap else "")
         if has(matches, "certain"):
             least = matches["certain"].astype(float).min()
             least = math.floor(1000 * least) / 10  # a lower bound is not rounded up
