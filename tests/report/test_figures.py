@@ -115,7 +115,7 @@ def test_an_axis_is_symlog_only_for_values_beyond_one_and_says_so():
     [
         ("explained_variance", (-40.0, 0.9), {-10, -1, -0.5, 0, 0.5, 1}),
         ("delta_loss", (0.02, 8.0), {0, 0.05, 0.1, 0.3, 1, 3, 10}),
-        ("delta_loss", (-0.3, 2.0), {-0.3, -0.1, 0, 0.1, 0.3, 1}),
+        ("delta_loss", (-0.3, 2.0), {-0.3, -0.1, 0, 0.1, 0.3, 1, 3}),
     ],
 )
 def test_symlog_axes_have_ticks_at_the_values(metric, values, ticks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,6 +95,7 @@ def save(figure: Figure, path: Path, label: str = "") -> Path:
         FigureCanvasAgg(figure).print_png(part)
     with replacing(path.with_suffix(".svg")) as part:
         FigureCanvasSVG(figure).print_svg(part, metadata={"Date": None})
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # logs each table of each font
     with replacing(path.with_suffix(".pdf")) as part:
         FigureCanvasPdf(figure).print_pdf(part, metadata={"CreationDate": None})
     plt.close(figure)
