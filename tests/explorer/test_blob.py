@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import data_files
+from saematch.core.errors import InputError
 from saematch.explorer import blob
 from saematch.explorer.blob import cut, decimals, packed, quoted, unsigned, write_parts
 
