@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import data_files
+from saematch.core.errors import InputError
 from saematch.explorer import blob
 from saematch.explorer.blob import cut, decimals, packed, quoted, unsigned, write_parts
 
@@ -93,3 +94,10 @@ def test_bits_of_unsigned_numbers():
     assert unsigned(np.array([256])).dtype == np.uint16
     assert unsigned(np.array([65536])).dtype == np.uint32
     assert unsigned(np.zeros(0, np.int64)).dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", ["links/../../../x/0", "../x", "/tmp/x"])
+def test_no_file_is_written_outside_the_folder(tmp_path, name):
+    with pytest.raises(InputError, match="cannot name a data file"):
+        blob.write_object(tmp_path / "data", name, {})
+    assert not list(tmp_path.iterdir())

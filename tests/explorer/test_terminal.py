@@ -97,3 +97,10 @@ def test_scores_and_wide_tables_fit_a_narrow_terminal(tmp_path, capsys, monkeypa
     tables = [line for line in capsys.readouterr().out.splitlines() if "…" in line]
     assert tables and all(len(line) <= 80 for line in tables)
     assert all(line.rstrip().endswith("…") for line in tables)  # nothing else is shortened
+
+
+def test_names_cannot_control_the_terminal(tmp_path, capsys):
+    row = VERDICT | {"label": "SAME\x1b[2J", "role": "pair\x1b[1A"}
+    matches = {("soft", PAIR): SOFT, ("soft", LATER): SHIFT}
+    run = RunData.open(write_hand_run(tmp_path / "run", matches, judgements=[row]))
+    assert "\x1b" not in "".join(printed(capsys, run, 1, 1))

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from hand_run import write_hand_run
+from matches import permutation
 from saematch.core.pairs import Pair, SaeKey
 from saematch.explorer.links import partners, sources
+from saematch.explorer.page import write_page
+from saematch.explorer.paths import Node, Paths, nodes_of
 from saematch.explorer.run_data import RunData
 
 pytestmark = pytest.mark.page
@@ -63,6 +67,34 @@ def test_path(chrome, page, run_folder, arm, layer, feature):
         ranked = links.others[slice(*links.starts[feature : feature + 2])].tolist()
         next_layer = [f for of_layer, f in alternatives if of_layer == layer + 1]
         assert next_layer == ranked[1:5]
+
+
+def test_paths_of_several_suites_are_those_of_the_command(chrome, tmp_path):
+    """A path on the page takes the same pairs as ``saematch features``."""
+    a, b, n = "a", "b", 5
+    pairs = [
+        Pair(SaeKey(a, 1), SaeKey(b, 1)), Pair.of_layers(0, 2, a), Pair.of_layers(0, 1, a),
+        Pair.of_layers(1, 2, a), Pair.of_layers(2, 0, a), Pair.of_layers(1, 2, b),
+        Pair.of_layers(3, 1), Pair.of_layers(3, 2), Pair.of_layers(2, 1),
+    ]  # fmt: skip
+    matches = {("m", pair): permutation(seed, n) for seed, pair in enumerate(pairs)}
+    folder = write_hand_run(tmp_path / "run", matches)
+    write_page(folder)
+    run = RunData.open(folder)
+    paths = Paths(run, "m")
+    for key in run.saes:
+        start = Node(key, 2)
+        chrome.open(folder / "explorer", f"#/feature/{key.suite}/{key.layer}/2")
+        links = chrome.all("section[aria-label=Path] a.best")
+        shown = [re.split("[#?]", link.get_attribute("href"))[1] for link in links]
+        nodes = nodes_of(start, paths.path(start))
+        assert shown == [f"/feature/{n.key.suite}/{n.key.layer}/{n.feature}" for n in nodes]
+
+
+def test_a_damaged_address_is_not_found(chrome, page):
+    chrome.open(page)
+    chrome.go("#/feature/%")
+    assert chrome.heading == "Not found"
 
 
 def test_a_click_opens_the_partner(chrome, page, run_folder):

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from saematch.core.errors import InputError
+
 MAX_BYTES = 4 * 2**20
 """Largest size of a data file."""
 
@@ -101,6 +103,8 @@ def write_object(folder: Path, name: str, value: Mapping[str, Any]) -> None:
 
 def _write(folder: Path, name: str, value: bytes) -> None:
     path = folder / f"{name}.js"
+    if ".." in path.parts or not path.is_relative_to(folder):
+        raise InputError(f"{name!r:.120} cannot name a data file: results.json is damaged")
     path.parent.mkdir(parents=True, exist_ok=True)
     line = b"saematch.receive(%s,%s)\n" % (json.dumps(name).encode("ascii"), value)
     if len(line) > MAX_BYTES:

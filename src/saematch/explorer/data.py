@@ -28,7 +28,7 @@ from saematch.core.pairs import Pair, SaeKey
 from saematch.core.progress import progress
 from saematch.core.tables import rows_of
 from saematch.evaluate.effects import NONE
-from saematch.explorer.blob import cut, write_object, write_parts
+from saematch.explorer.blob import cut, unsigned, write_object, write_parts
 from saematch.explorer.contexts import shortened, write_contexts
 from saematch.explorer.links import Links, partners, sources
 from saematch.explorer.run_data import RunData
@@ -74,7 +74,7 @@ def _write_sae(run: RunData, key: SaeKey, folder: Path) -> dict[str, Any]:
     numbers = [c for c in frame if c not in LABELS and c != "histogram"]
     for block, features in blocks(len(frame)):
         part = frame.iloc[features]
-        parts: dict[str, Any] = {c: part[c].to_numpy(float) for c in numbers}
+        parts: dict[str, Any] = {c: _stored(part[c]) for c in numbers}
         parts |= {c: _texts(part[c]) for c in LABELS if c in part}
         write_parts(folder, f"features/{number}/{block}", parts)
     return {
@@ -82,6 +82,12 @@ def _write_sae(run: RunData, key: SaeKey, folder: Path) -> dict[str, Any]:
         "labels": [c for c in LABELS if c in frame],
         "chunks": write_contexts(run, key, frame.get("histogram"), folder),
     }  # fmt: skip
+
+
+def _stored(column: pd.Series) -> np.ndarray:
+    """Return numbers for a data file: counts stay exact, other numbers are rounded there."""
+    is_count = column.dtype.kind in "iu" and column.notna().all() and (column >= 0).all()
+    return unsigned(column.to_numpy()) if is_count else column.to_numpy(float)
 
 
 def _texts(column: pd.Series) -> list[str | None]:
@@ -123,7 +129,7 @@ def _write_verified(folder: Path, place: str, verified: pd.DataFrame, n_source: 
         part = verified[(tested >= features.start) & (tested < features.stop)]
         write_parts(folder, f"{place}/{block}", {
             "feature": part["feature"].to_numpy(np.uint32),
-            **{c: part[c].to_numpy(float) for c in EFFECTS},
+            **{c: _stored(part[c]) for c in EFFECTS},
             "finding": part["finding"].tolist(),
         })  # fmt: skip
 

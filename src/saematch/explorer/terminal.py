@@ -158,7 +158,10 @@ class _Printer:
         self._line(f"\n{text}", "bold")
 
     def _line(self, text: str, style: str = "") -> None:
-        self.console.print(Text(text, style), highlight=False, soft_wrap=True)
+        """Print one line, after the empty lines that the text begins with."""
+        body = text.lstrip("\n")
+        safe = text[: len(text) - len(body)] + visible(body)
+        self.console.print(Text(safe, style), highlight=False, soft_wrap=True)
 
 
 def _table(rows: Sequence[dict[str, str]]) -> Table:
@@ -172,7 +175,7 @@ def _table(rows: Sequence[dict[str, str]]) -> Table:
         else:
             table.add_column(name, justify="left" if name in ("", "finding") else "right")
     for row in rows:
-        table.add_row(*(Text(row[name]) for name in names))
+        table.add_row(*(Text(visible(row[name])) for name in names))
     return table
 
 

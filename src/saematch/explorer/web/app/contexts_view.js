@@ -113,11 +113,12 @@
     const models = provenance.models ?? {};
     if (end.sae.suite !== other.sae.suite && (end.sae.suite in models || other.sae.suite in models)) return false;
     const matched = arms.filter((arm) => !/\.(Random|Identity)$/.test(config.arms?.[arm]?.matcher?._target_ ?? ""));
+    const most = config.evaluations?.profile?.partners ?? N_PARTNERS;
     const lists = await Promise.all(saematch.run.pairs.flatMap((pair) => matched.map(async (arm) => {
       if (pair.source === end.sae && pair.target === other.sae)
-        return (await data.partners(arm, pair, end.feature)).slice(0, config.evaluations?.profile?.partners ?? N_PARTNERS);
+        return (await data.partners(arm, pair, end.feature)).slice(0, most);
       if (pair.target === end.sae && pair.source === other.sae)
-        return (await data.sources(arm, pair, end.feature)).slice(0, N_SOURCES);
+        return (await data.sources(arm, pair, end.feature)).slice(0, Math.min(N_SOURCES, most));
       return [];
     })));
     return lists.flat().some(({ feature }) => feature === other.feature);

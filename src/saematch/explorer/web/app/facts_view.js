@@ -9,7 +9,12 @@
     const { arm, columns, links, current } = route;
     const next = columns[current + 1], between = links[current];
     const { feature, sae } = columns[current];
-    if (!between) return [h("p", {}, `Nothing follows: ${arm} matched no pair from ${sae.name}.`), passing(route)];
+    if (!between) {
+      const text = path.pairsFrom(sae, arm).length
+        ? `Nothing follows in the direction of this path from ${sae.name}; the pairs below go elsewhere.`
+        : `Nothing follows: ${arm} matched no pair from ${sae.name}.`;
+      return [h("p", {}, text), passing(route)];
+    }
     if (next.feature === saematch.NONE) {
       const text = `${arm} gives feature ${feature} no partner in ${next.sae.name}.`;
       return [h("p", {}, h("b", {}, "Ends here: "), text), passing(route)];

@@ -26,7 +26,7 @@
       performance.mark("feature shown");
       page.load();
     }, { once: true });
-    return [head(route, row, first), page.elements];
+    return [head(route, row), page.elements];
   };
 
   // Load the best links in the background, so that the first feature of an arm is fast too.
@@ -79,12 +79,13 @@
     event.preventDefault();
   });
 
-  function head({ arm, columns, current }, row, first) {
+  function head({ arm, columns, links, current }, row) {
     const { sae, feature } = columns[current];
     const open = (query) => { location.hash = path.address(sae, feature, { arm, ...query }); };
     const step = (key, text, title) =>
       h("a", { href: keys[key], class: "step", title, "aria-disabled": keys[key] ? null : "true" }, text);
     const pairs = path.pairsFrom(sae, arm);
+    const followed = links[current]?.pair;
     const neuronpedia = neuronpediaAddress(sae, feature);
     return [
       h("h1", {}, `Feature ${feature}, ${sae.name}`),
@@ -100,8 +101,9 @@
           neuronpedia ? h("a", { href: neuronpedia, rel: "noreferrer" }, "Neuronpedia") : null),
         h("label", {}, "Arm ", saematch.select("arm", saematch.run.arms.map((name) => [name, name]), arm,
           { onchange: ({ target }) => open({ arm: target.value }) })),
-        pairs.length > 1 ? h("label", {}, "Follow to ", saematch.select("to", pairs.map(({ target }) => [endName(target), target.name]),
-          endName((first ?? pairs[0]).target), { onchange: ({ target }) => open({ to: target.value }) })) : null,
+        pairs.length > (followed ? 1 : 0) ? h("label", {}, "Follow to ", saematch.select("to",
+          [...(followed ? [] : [["", "–"]]), ...pairs.map(({ target }) => [endName(target), target.name])],
+          followed ? endName(followed.target) : "", { onchange: ({ target }) => open({ to: target.value || null }) })) : null,
         h("span", { class: "muted keys" }, "Keys: ← → j k, / for search")),
     ];
   }

@@ -14,10 +14,10 @@
 
   async function show() {
     const number = ++shown;
-    const { path, query } = address();
     main.setAttribute("aria-busy", "true");
     let content;
     try {
+      const { path, query } = address(); // may be a damaged address, such as #/%
       const view = saematch.views[path[0] ?? "run"];
       if (!view) throw new Error(`This page has no address #/${path.join("/")}`);
       content = await view({ path: path.slice(1), query });

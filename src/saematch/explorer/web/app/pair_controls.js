@@ -73,8 +73,8 @@
   saematch.pairFilter = (links, state) => {
     const tests = [];
     const density = links.columns.get("source.density")?.values;
-    if (state.density_min) tests.push((i) => density[i] >= Number(state.density_min));
-    if (state.density_max) tests.push((i) => density[i] <= Number(state.density_max));
+    if (state.density_min) tests.push((i) => density[i] >= Math.fround(state.density_min));
+    if (state.density_max) tests.push((i) => density[i] <= Math.fround(state.density_max));
     if (state.set) {
       const least = Number(state.share ?? 0.5);
       const ofSet = links.columns.get(`source.${DENSITY_OF}${state.set}`).values;

@@ -149,7 +149,7 @@
   // Return the range of the number fields; null if all four are empty.
   function rangeOf(state) {
     if (RANGE.every((name) => state[name] === null)) return null;
-    const end = (name, open) => (state[name] === null ? open : Number(state[name]));
+    const end = (name, open) => (state[name] === null ? open : Math.fround(state[name])); // columns have 32 bits
     return Object.fromEntries(["x", "y"].map((axis) =>
       [axis, [end(`${axis}_from`, -Infinity), end(`${axis}_to`, Infinity)]]));
   }

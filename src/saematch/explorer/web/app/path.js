@@ -27,6 +27,18 @@
   path.pairsFrom = (sae, arm, step) => inOrder(data.pairsFrom(sae), arm, step);
   path.pairsTo = (sae, arm, step) => inOrder(data.pairsTo(sae), arm, step);
 
+  // Return the pair that a path takes from an SAE, by the rule of Paths.next_pair in paths.py: upward
+  // pairs within the suite; only if the arm has none in it, downward ones; else pairs of two suites.
+  const kind = ({ source, target }) => (source.suite !== target.suite ? 2 : target.layer > source.layer ? 0 : 1);
+  function next(pairs, sae, arm, step, seen, side) {
+    const ofSuite = saematch.run.pairs.filter((pair) =>
+      pair.arms[arm] && (pair.source.suite === sae.suite || pair.target.suite === sae.suite));
+    const least = Math.min(...ofSuite.map(kind));
+    const order = (pair) => (distance(pair) === step ? 0 : Math.abs(distance(pair)));
+    return pairs.filter((pair) => pair.arms[arm] && kind(pair) === least && !seen.has(pair[side]))
+      .sort((a, b) => order(a) - order(b))[0];
+  }
+
   // Return the pairs of a path through an SAE: {backward, forward}, each starting at the SAE.
   // `first` is the pair to follow from the SAE; later pairs span as many layers if there are such.
   function route(sae, arm, first) {
@@ -34,15 +46,15 @@
     const seen = new Set([sae]);
     const follow = (pairsOf, side, start) => {
       const pairs = [];
-      let pair = start ?? pairsOf(sae, arm, step)[0];
-      while (pair && !seen.has(pair[side])) {
+      let pair = start ?? next(pairsOf(sae), sae, arm, step, seen, side);
+      while (pair) {
         seen.add(pair[side]);
         pairs.push(pair);
-        pair = pairsOf(pair[side], arm, step).find((next) => !seen.has(next[side]));
+        pair = next(pairsOf(pair[side]), pair[side], arm, step, seen, side);
       }
       return pairs;
     };
-    return { forward: follow(path.pairsFrom, "target", first), backward: follow(path.pairsTo, "source") };
+    return { forward: follow(data.pairsFrom, "target", first), backward: follow(data.pairsTo, "source") };
   }
 
   // Return the best path: {arm, columns, links, current}. A column is {sae, feature}; a path that

@@ -130,7 +130,7 @@
     const last = columns.at(-1), first = columns[0];
     const text = (column, inner, word, pairs, side) => column.feature === saematch.NONE
       ? `feature ${inner.feature} of ${inner.sae.name} has no ${word} under ${arm}`
-      : `the run has no ${pairs.length ? "further pair" : "pair"} ${side} ${column.sae.name}${pairs.length ? ` that ${arm} matched` : ""}`;
+      : pairs.length ? `the path takes no further pair ${side} ${column.sae.name}` : `the run has no pair ${side} ${column.sae.name}`;
     const begin = text(first, columns[1], "source", saematch.data.pairsTo(first.sae), "into");
     const end = text(last, columns.at(-2), "partner", saematch.data.pairsFrom(last.sae), "from");
     return `The path starts at ${columns[first.feature === saematch.NONE ? 1 : 0].sae.name}: ${begin}. ` +
