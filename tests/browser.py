@@ -72,7 +72,7 @@ class Browser:
             " && document.querySelector('main h1, main .bad')"
             " && !document.querySelector('main[aria-busy]') && !/Loading/.test(main.innerText)"
             " && [...document.querySelectorAll('.chart')].every("
-            "(chart) => !chart.clientWidth || chart.querySelector('canvas'))"
+            "(chart) => !chart.checkVisibility() || chart.querySelector('canvas'))"
         ))  # fmt: skip
 
     def all(self, selector: str) -> list[WebElement]:
