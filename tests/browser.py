@@ -66,11 +66,13 @@ class Browser:
         return WebDriverWait(self.driver, PATIENCE, 0.05).until(lambda _: condition())
 
     def shown(self) -> None:
-        """Wait until the view is shown and its parts are filled."""
+        """Wait until the view is shown, its parts are filled and its charts are drawn."""
         self.until(lambda: self.run(
             "return document.readyState === 'complete'"
             " && document.querySelector('main h1, main .bad')"
             " && !document.querySelector('main[aria-busy]') && !/Loading/.test(main.innerText)"
+            " && [...document.querySelectorAll('.chart')].every("
+            "(chart) => !chart.checkVisibility() || chart.querySelector('canvas'))"
         ))  # fmt: skip
 
     def all(self, selector: str) -> list[WebElement]:

@@ -15,6 +15,7 @@ from saematch.explorer.links import partners, sources
 from saematch.explorer.page import write_page
 from saematch.explorer.paths import Node, Paths, nodes_of
 from saematch.explorer.run_data import RunData
+from saematch.explorer.start import verified_start
 
 pytestmark = pytest.mark.page
 
@@ -363,3 +364,53 @@ def test_the_embedded_model(chrome, embedded_run):
     chrome.one("section[aria-label=Path] a.best:not([aria-current])").click()
     chrome.until(lambda: f"Feature {feature}, layer {layer}" != chrome.heading)
     chrome.shown()
+
+
+def test_first_features_pass_verify(chrome, page, run_folder):
+    start = verified_start(RunData.open(run_folder))
+    chrome.open(page)
+    offered = features_of(chrome.all("main ul li a[href*='#/feature/']"))
+    assert offered == [(key.layer, feature) for key, feature, _ in start]
+    chrome.one("main ul li a[href*='#/feature/']").click()
+    chrome.until(lambda: "carries on in layer" in chrome.text)
+
+
+def test_the_run_lists_layers_as_a_range(chrome, page):
+    chrome.open(page)
+    assert "layers 0 to 3, 256 features each" in chrome.text
+
+
+def test_shares_are_percentages(chrome, page, run_folder):
+    run = RunData.open(run_folder)
+    density = rounded(run.features(SaeKey("default", 1))["density"])[7]
+    chrome.open(page, "#/feature/default/1/7?arm=folded")
+    facts = chrome.one("section[aria-label='Numbers of this feature']").text
+    shown = float(re.search(r"^Density\n([\d.e-]+)%$", facts, re.MULTILINE)[1])
+    assert shown == pytest.approx(100 * density, rel=0.005)
+
+
+def test_the_mean_off_rate_is_a_percentage_with_its_interval(chrome, embedded_run):
+    chrome.open(embedded_run / "explorer", "#/feature/default/3/7")
+    text = chrome.one("section[aria-label='Partners under each arm']").text
+    share = r"[\d.e-]+%"
+    assert re.search(rf"off rate {share} \[{share}, {share}\], of random targets {share}", text)
+
+
+def test_partners_after_the_third_are_folded(chrome, page):
+    chrome.open(page, "#/feature/default/1/7?arm=cosine")
+    ranks = chrome.all("section[aria-label='Partners under each arm'] tbody tr")
+    assert [row.is_displayed() for row in ranks] == [rank < 3 for rank in range(len(ranks))]
+    chrome.button(f"Show all {len(ranks)} ranks").click()
+    assert all(row.is_displayed() for row in ranks)
+
+
+def test_only_charts_of_several_series_have_legends(chrome, page):
+    chrome.open(page, "#/feature/default/1/7?arm=folded")
+    charts = {
+        chart.find_element("tag name", "h3").text: chart.find_elements("css selector", ".u-legend")
+        for chart in chrome.all(".small-charts > div")
+    }
+    assert charts
+    for title, legends in charts.items():
+        assert len(legends) == ("," in title)
+        assert not any("Value" in legend.text for legend in legends)

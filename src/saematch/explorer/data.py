@@ -4,7 +4,7 @@ Files, in ``data/`` (``blob.py`` has their format). SAEs and pairs are numbered 
 
 | name | content |
 | --- | --- |
-| ``run`` | object: facts of the run, its SAEs, pairs, arms, tables and figures |
+| ``run`` | object: facts of the run, its SAEs, pairs, arms, first features, tables, figures |
 | ``tables/<table>/<part>`` | rows of a table: JSON lists, by column |
 | ``features/<sae>/<block>`` | numbers and explanations of a block of features |
 | ``links/<arm>/<pair>/<block>`` | best partners of a block of source features |
@@ -32,6 +32,7 @@ from saematch.explorer.blob import cut, unsigned, write_object, write_parts
 from saematch.explorer.contexts import shortened, write_contexts
 from saematch.explorer.links import Links, partners, sources
 from saematch.explorer.run_data import RunData
+from saematch.explorer.start import verified_start
 
 BLOCK = 1024
 """Number of features in a block."""
@@ -58,8 +59,16 @@ def write_data(run: RunData, folder: Path, facts: dict[str, Any]) -> None:
     tables = [save_rows(folder, name, frame) for name, frame in run.results.tables.items()]
     write_object(folder, "run", {
         "block": BLOCK, "saes": saes, "pairs": pairs,
-        "arms": list(run.arms), "tables": tables, **facts,
+        "arms": list(run.arms), "tables": tables, "start": _start(run), **facts,
     })  # fmt: skip
+
+
+def _start(run: RunData) -> list[dict[str, int]]:
+    keys = list(run.saes)
+    return [
+        {"sae": keys.index(key), "feature": feature, "n_passing": n_passing}
+        for key, feature, n_passing in verified_start(run)
+    ]
 
 
 def blocks(n: int) -> Iterator[tuple[int, slice]]:

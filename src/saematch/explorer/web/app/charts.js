@@ -68,11 +68,12 @@
       const lines = series.map((of, place) => ({
         label: of.label, stroke: colour(SERIES[place % SERIES.length]), width: 2,
         dash: place < SERIES.length ? undefined : [6, 4], points: { show: true, size: 6 },
-        value: (plot, value) => saematch.number(value),
+        value: (plot, value) => (value === null ? "" : saematch.number(value)),
       }));
       const options = {
         ...size, scales, axes,
-        series: [{ label: "at", value: (plot, value) => (value === null ? "" : String(x[positions.indexOf(value)])) }, ...lines],
+        series: [{ label: "\u00a0", value: (plot, value) => (value === null ? "" : String(x[positions.indexOf(value)])) }, ...lines],
+        legend: { show: series.length > 1 },
         cursor: { drag: { x: false, y: false } },
       };
       return new uPlot(options, [positions, ...series.map((of) => of.values)], element);

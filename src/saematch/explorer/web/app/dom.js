@@ -22,7 +22,7 @@
     if (value === null || value === undefined || Number.isNaN(value)) return "–";
     if (typeof value !== "number" || Number.isInteger(value)) return String(value);
     const size = Math.abs(value);
-    if (size >= 1e6 || (size < 1e-3 && size > 0)) return value.toExponential(3);
+    if (size >= 1e6 || (size < 1e-3 && size > 0)) return Number(value.toPrecision(4)).toExponential();
     return String(Number(value.toPrecision(4)));
   };
 

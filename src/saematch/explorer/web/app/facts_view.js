@@ -19,39 +19,47 @@
       const text = `${arm} gives feature ${feature} no partner in ${next.sae.name}.`;
       return [h("p", {}, h("b", {}, "Ends here: "), text), passing(route)];
     }
-    const { score, weight } = between.entries[0];
+    const [entry] = between.entries;
     const source = between.best.source(next.feature);
     const { explanation, top_tokens: tokens } = next.row;
     const text = explanation ? `, “${explanation}”` : tokens ? `, top tokens ${tokens}` : "";
     return [
+      h("p", { class: "verdict" }, verdict(entry.test, next)),
       h("p", {}, `Best partner in ${next.sae.name}: `,
         h("a", { href: path.address(next.sae, next.feature, { arm }) }, `feature ${next.feature}`),
-        text, ` (${score === undefined ? `weight ${number(weight)}` : `score ${number(score)}`}). `,
+        text, ` (${["score", "weight"].filter((name) => entry[name] !== undefined).map((name) =>
+          `${name} ${saematch.labels.value(name, entry[name])}`).join(", ")}). `,
         source === feature ? "The link is the best in both directions."
           : `Its own best source is feature ${source}, not feature ${feature}.`),
-      h("p", {}, await tested(between.pair, arm, between.entries[0])),
+      h("p", {}, await tested(between.pair, arm, entry)),
       passing(route),
     ];
   };
 
-  // Return what verify measured of a link.
-  async function tested(pair, arm, { from, test }) {
-    if (!pair.arms[arm].verified)
-      return ["Not tested: verify did not run, so the match says only which feature is the most similar. ",
-        "Add it to the run's command: ", saematch.withEvaluation("verify")];
-    if (!test)
-      return ["Not tested: verify did not choose this feature. Ask for it in the run's command: ",
-        saematch.withFeature("verify", from)];
-    const mean = (await saematch.armMeans(pair)).get(arm);
-    const random = mean ? ` (random targets, over all features: ${percent(mean.off_rate_random)})` : "";
-    const control = Number.isNaN(test.floor_95) ? "no control: it needs 8 events" : `control ${number(test.floor_95)}`;
-    const measured = test.n_events
-      ? `Removing this feature switches the partner off in ${percent(test.off_rate)} of ${test.n_events} events${random}. ` +
-        `Effect ${saematch.effectText(test)}, ${control}.` : "The feature had no events.";
-    return [saematch.finding(test.finding), `: ${measured}`];
+  // Return in one sentence what verify found of a link to a column.
+  function verdict(test, { sae, feature }) {
+    if (!test) return `Not tested: does this feature carry on in ${sae.name}?`;
+    const text = { passes: `: this feature carries on in ${sae.name} as feature ${feature}.`,
+      fails: `: no evidence that this feature carries on in ${sae.name}.` }[test.finding];
+    return [saematch.finding(test.finding), text ?? `: unclear whether this feature carries on in ${sae.name}.`];
   }
 
-  const percent = (share) => `${number(Number((100 * share).toPrecision(3)))}%`;
+  // Return what verify measured of a link, or how to add the test.
+  async function tested(pair, arm, { from, test }) {
+    if (!pair.arms[arm].verified)
+      return ["This run has no evaluation verify, so the match says only which feature is the most similar. ",
+        "Add it to the run's command: ", saematch.withEvaluation("verify")];
+    if (!test)
+      return ["The evaluation verify did not choose this feature. Ask for it in the run's command: ",
+        saematch.withFeature("verify", from)];
+    const mean = (await saematch.armMeans(pair)).get(arm);
+    const { value } = saematch.labels;
+    const random = mean ? ` (random targets, over all features: ${value("off_rate", mean.off_rate_random)})` : "";
+    const control = Number.isNaN(test.floor_95) ? "no control: it needs 8 events" : `control ${value("floor_95", test.floor_95)}`;
+    if (!test.n_events) return "The feature had no events: it is not active on the texts of verify.";
+    return `Removing this feature switches the partner off in ${value("off_rate", test.off_rate)} of ${test.n_events} events${random}. ` +
+      `Effect ${saematch.effectText(test)}, ${control}.`;
+  }
 
   // Return how many links of the best path pass verify.
   function passing({ arm, links }) {
@@ -64,7 +72,7 @@
 
   // Return a feature's numbers and the histogram of its activations.
   saematch.factsView = async (sae, feature, row) => {
-    const { long, short } = saematch.labels;
+    const { long, short, value } = saematch.labels;
     const record = await data.contexts(sae, feature);
     const facts = sae.columns.filter((name) => row[name] !== undefined && !Number.isNaN(row[name]));
     const texts = [row.explanation ? ["Explanation", `${row.explanation} (${row.explainer})`] : null,
@@ -73,7 +81,7 @@
     return [
       h("dl", { class: "numbers" },
         texts.map(([name, text]) => h("div", { class: "long" }, h("dt", {}, name), h("dd", {}, text))),
-        facts.map((name) => h("div", { title: long(name) }, h("dt", {}, short(name)), h("dd", {}, number(row[name]))))),
+        facts.map((name) => h("div", { title: long(name) }, h("dt", {}, short(name)), h("dd", {}, value(name, row[name]))))),
       record ? histogram(record.histogram, row.max_activation) : null,
     ];
   };

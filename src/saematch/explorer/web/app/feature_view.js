@@ -2,7 +2,7 @@
 // The view of one feature: #/feature/<suite>/<layer>/<number>?arm=...&to=<suite>,<layer>&with=...
 
 (() => {
-  const { data, h, number, path } = saematch;
+  const { data, h, path } = saematch;
   const MARKS = ["feature opened", "feature shown", "feature complete"]; // of performance.mark
   let keys = {}; // addresses by key, of the feature that is shown
 
@@ -94,17 +94,17 @@
           row.explanation ? `(explained by ${row.explainer})` : row.top_tokens ? "(top tokens)" : "")),
       h("div", { class: "steps" },
         h("nav", { "aria-label": "Neighbouring features" },
-          step("ArrowLeft", "← source", "Best source in the previous column (key ←)"),
-          step("ArrowRight", "partner →", "Best partner in the next column (key →)"),
-          step("k", "previous", "Previous feature of this SAE (key k)"),
-          step("j", "next", "Next feature of this SAE (key j)"),
+          step("ArrowLeft", "← best source", "Best source in the previous column (key ←)"),
+          step("ArrowRight", "best partner →", "Best partner in the next column (key →)"),
+          step("k", "previous feature", "Previous feature of this SAE (key k)"),
+          step("j", "next feature", "Next feature of this SAE (key j)"),
           neuronpedia ? h("a", { href: neuronpedia, rel: "noreferrer" }, "Neuronpedia") : null),
         h("label", {}, "Arm ", saematch.select("arm", saematch.run.arms.map((name) => [name, name]), arm,
           { onchange: ({ target }) => open({ arm: target.value }) })),
         pairs.length > (followed ? 1 : 0) ? h("label", {}, "Follow to ", saematch.select("to",
           [...(followed ? [] : [["", "–"]]), ...pairs.map(({ target }) => [endName(target), target.name])],
           followed ? endName(followed.target) : "", { onchange: ({ target }) => open({ to: target.value || null }) })) : null,
-        h("span", { class: "muted keys" }, "Keys: ← → j k, / for search")),
+        h("span", { class: "muted keys" }, "Keys: ← best source, → best partner, k previous, j next, / search")),
     ];
   }
 
@@ -124,9 +124,9 @@
     };
     const table = h("div", {}), answer = h("div", { class: "answer" }, h("p", { class: "muted" }, "Loading …"));
     const parts = [
+      part("Contexts", () => saematch.contextsView(route, other)),
       part("Partners under each arm",
         () => saematch.partnersView(sae, feature, route.arm, route.links[route.current]?.pair)),
-      part("Contexts", () => saematch.contextsView(route, other)),
       part("Numbers of this feature", () => saematch.factsView(sae, feature, row)),
       part("Verdicts of the judge", () => saematch.verdictsView(sae, feature, route.arm)),
     ];

@@ -3,8 +3,8 @@
 
 (() => {
   const LABELS = {
-    score: ["Score", "what speaks for the link: the arm's similarity of the two features"],
-    weight: ["Weight", "what an activation of the source is multiplied by when it is carried to the target"],
+    score: ["Score", "similarity of the two features by the arm's objective; each arm has its own scale"],
+    weight: ["Weight", "factor that turns the source's activation into a prediction of the target's activation"],
     off_rate: ["Off rate", "share of events in which removing the source feature switches off the partner"],
     effect: ["Effect", "mean relative fall of the partner's activation when the source feature is removed, -1 to 1"],
     effect_low: ["Effect, low", "lower end of the effect's interval over texts"],
@@ -22,14 +22,22 @@
     b_enc: ["Encoder bias", "added before the activation function"],
   };
 
-  const textSet = (name) => (name.startsWith("density_") ? name.slice("density_".length) : null);
+  const textSet = (name) => (name.startsWith("density_") && name !== "density_change" ? name.slice("density_".length) : null);
 
   saematch.labels = {
     // Return a label of a few words.
     short: (name) => LABELS[name]?.[0] ?? (textSet(name) ? `Density in ${textSet(name)}` : name),
     // Return a sentence that explains a number.
     long: (name) => LABELS[name]?.[1] ?? (textSet(name) ? `share of the tokens of ${textSet(name)}` : name),
+    // Return the value of a number as text: shares as percentages, others with three digits.
+    value: (name, value) => (isShare(name) ? percent(value) : saematch.number(rounded(value))),
   };
+
+  // Return whether a number of a feature, or of an end of a link, is a share.
+  const isShare = (name) => /(^|\.)(off_rate|density)($|_(low|high|random)$)/.test(name) || textSet(name.split(".").at(-1)) !== null;
+  const rounded = (value) => (typeof value === "number" && Math.abs(value) < 1000 ? Number(value.toPrecision(3)) : value);
+  const percent = (share) =>
+    share === null || share === undefined || Number.isNaN(share) ? "–" : `${saematch.number(rounded(100 * share))}%`;
 
   // Return the setting that adds an evaluation to the run's command.
   saematch.withEvaluation = (name) =>

@@ -182,7 +182,7 @@
       { name: "target", label: `feature of ${pair.target.name}`, cell: ofFeature(pair.target, "target") },
       ...shown.map((name) => {
         const { label, title } = links.columns.get(name);
-        return { name, label, title };
+        return { name, label, title, cell: (row) => saematch.labels.value(name, row[name]) };
       }),
       { name: "finding", label: "finding of verify", cell: (row) => saematch.finding(row.finding) },
       { name: "verdict", label: "judge", cell: (row) => row.verdict ?? "–" },

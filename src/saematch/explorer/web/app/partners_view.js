@@ -2,7 +2,8 @@
 // Partners or sources of a feature in a pair of SAEs, under each arm side by side.
 
 (() => {
-  const { data, h, number, path } = saematch;
+  const { data, h, path } = saematch;
+  const N_FIRST = 3; // ranks shown before the button for more
 
   // Return the pairs of an SAE as sections. `first`, the pair of the path, is open, by default the
   // first pair; others load when they are opened.
@@ -20,7 +21,8 @@
     };
     if (!from.length && !to.length) return h("p", {}, `No pair of this run contains ${sae.name}.`);
     return [
-      h("p", { class: "muted" }, "A letter marks a feature that several arms name."),
+      h("p", { class: "muted" }, "A letter marks a feature that several arms name. ",
+        ["score", "weight"].map((name) => `${saematch.labels.short(name)}: ${saematch.labels.long(name)}. `)),
       from.length ? from.map((pair) => fold(pair, true)) : h("p", {}, `The run has no pair from ${sae.name}.`),
       to.map((pair) => fold(pair, false)),
     ];
@@ -36,7 +38,7 @@
     const mark = marks(arms, lists);
     const n = Math.max(1, ...lists.map((list) => list.length));
     const widths = arms.map((arm) => (pair.arms[arm].scored ? 3 : 2));
-    const value = (entry, name) => h("td", { class: "number" }, number(entry[name]));
+    const value = (entry, name) => h("td", { class: "number" }, saematch.labels.value(name, entry[name]));
     const cells = (entry, rank, width) => entry
       ? [partner(entry.other, rows.get(entry.other)), width === 3 ? value(entry, "score") : null, value(entry, "weight")]
       : h("td", { colspan: width, class: "partner muted" }, rank === 0 ? `no ${forwards ? "partner" : "source"}` : "");
@@ -44,15 +46,21 @@
       h("a", { href: path.address(other, f, { arm: chosen }) }, String(f)), " ", mark(f),
       h("div", { class: "text" }, path.describe(row) ?? ""));
     const caption = `${forwards ? "Partners" : "Sources"} of feature ${feature} in ${other.name}, the best first`;
+    const ranks = Array.from({ length: n }, (_, rank) => h("tr", { hidden: rank >= N_FIRST },
+      h("th", { scope: "row" }, String(rank + 1)), lists.map((list, i) => cells(list[rank], rank, widths[i]))));
+    const all = h("button", { type: "button", hidden: n <= N_FIRST, onclick: () => {
+      for (const row of ranks) row.hidden = false;
+      all.hidden = true;
+    } }, `Show all ${n} ranks`);
     return h("div", { class: "wide", tabindex: "0", role: "group", "aria-label": caption },
       h("table", { class: "arms" }, h("caption", {}, caption),
         h("thead", {},
           h("tr", {}, h("td"), arms.map((arm, i) => h("th", { scope: "colgroup", colspan: widths[i] }, arm))),
           h("tr", {}, h("th", { scope: "col" }, "Rank"), widths.map((width) =>
-            ["Feature", ...(width === 3 ? ["Score"] : []), "Weight"].map((label) => h("th", { scope: "col" }, label))))),
-        h("tbody", {}, Array.from({ length: n }, (_, rank) =>
-          h("tr", {}, h("th", { scope: "row" }, String(rank + 1)), lists.map((list, i) => cells(list[rank], rank, widths[i]))))),
-        await evidence(pair, arms, lists, widths)));
+            [h("th", { scope: "col" }, "Feature"), ...(width === 3 ? ["score", "weight"] : ["weight"]).map((name) =>
+              h("th", { scope: "col", title: saematch.labels.long(name) }, saematch.labels.short(name)))]))),
+        h("tbody", {}, ranks),
+        await evidence(pair, arms, lists, widths)), all);
   }
 
   // Return a function from a feature to its mark: a letter if several arms name the feature.
@@ -76,7 +84,7 @@
     const row = (label, title, cell) => h("tr", {}, h("th", { scope: "row", title }, label),
       tests.map((test, i) => h("td", { colspan: widths[i] }, cell(test, i))));
     const { long, short } = saematch.labels;
-    const plain = (name) => row(short(name), long(name), (test) => number(test?.[name]));
+    const plain = (name) => row(short(name), long(name), (test) => saematch.labels.value(name, test?.[name]));
     const means = await saematch.armMeans(pair);
     return h("tfoot", {},
       h("tr", {}, h("th", { colspan: widths.reduce((sum, width) => sum + width, 1) }, "Test by verify: each arm's best link")),
@@ -84,16 +92,21 @@
       plain("off_rate"),
       row(short("effect"), long("effect"), saematch.effectText),
       plain("floor_95"), plain("n_events"),
-      row("All features", "mean off rate over all tested features, and that of random targets",
+      row("All features", "mean off rate over all tested features with its interval, and that of random targets",
         (_, i) => meanText(means.get(arms[i]))));
   }
 
+  const percent = (share) => saematch.labels.value("off_rate", share);
   const meanText = (mean) => (mean
-    ? `off rate ${number(mean.off_rate)}, of random targets ${number(mean.off_rate_random)}` : "–");
+    ? `off rate ${percent(mean.off_rate)} [${percent(mean.off_rate_low)}, ${percent(mean.off_rate_high)}], ` +
+      `of random targets ${percent(mean.off_rate_random)}` : "–");
 
   // Return the effect of a tested link with its interval.
-  saematch.effectText = (test) => (test
-    ? `${number(test.effect)} [${number(test.effect_low)}, ${number(test.effect_high)}]` : "–");
+  saematch.effectText = (test) => {
+    if (!test) return "–";
+    const [effect, low, high] = ["effect", "effect_low", "effect_high"].map((name) => saematch.labels.value(name, test[name]));
+    return `${effect} [${low}, ${high}]`;
+  };
 
   // Return a Map from each arm to its row in the table verify: best partner, feature removed.
   saematch.armMeans = async (pair) => {

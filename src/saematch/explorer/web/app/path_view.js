@@ -168,8 +168,8 @@
       { name: "feature", label: "Feature", cell: ({ column }) =>
         h("a", { href: path.address(column.sae, column.feature, { arm: route.arm }) }, String(column.feature)) },
       { name: "explanation", label: "Explanation", cell: (row) => row.explanation ?? "–" },
-      ...shown.map((name) => ({ name, label: labels.short(name), title: labels.long(name),
-        ...(name === "finding" ? { cell: (row) => saematch.finding(row.finding) } : {}) })),
+      ...shown.map((name) => ({ name, label: labels.short(name), title: labels.long(name), cell: (row) =>
+        name === "finding" ? saematch.finding(row.finding) : labels.value(name, row[name]) })),
     ];
     const names = ["suite", "layer", "feature", "explanation", ...shown];
     return [
@@ -188,10 +188,12 @@
     const filled = used.filter((names) => names.length);
     if (!filled.length) return null;
     const { short } = saematch.labels;
-    const chart = (names) => h("div", {}, h("h3", {}, names.map(short).join(", ")), saematch.charts.line({
+    const title = (names) => (names[0] === "density" ? "Density (%)" : names.map(short).join(", "));
+    const valueOf = (row, name) => (name === "density" ? 100 * row[name] : row[name]);
+    const chart = (names) => h("div", {}, h("h3", {}, title(names)), saematch.charts.line({
       x: rows.map(({ column }) => column.sae.name.replace("layer ", "")),
-      series: names.map((name) => ({ label: short(name), values: rows.map((row) => row[name]) })),
-      label: `${names.map(short).join(", ")} by layer; the table of the path has the numbers`,
+      series: names.map((name) => ({ label: short(name), values: rows.map((row) => valueOf(row, name)) })),
+      label: `${title(names)} by layer; the table of the path has the numbers`,
       height: 180,
     }));
     return h("details", { open: innerWidth > 600 }, h("summary", {}, "Charts along the path"),

@@ -44,9 +44,18 @@
 
   function describe(suite, saes) {
     const widths = [...new Set(saes.map((sae) => sae.n_features.toLocaleString("en")))].join(" or ");
-    const layers = saes.map((sae) => sae.layer).join(", ");
     const name = suite === "default" ? "" : `${suite}: `;
-    return `${name}layer${saes.length > 1 ? "s" : ""} ${layers}, with ${widths} features`;
+    return `${name}layer${saes.length > 1 ? "s" : ""} ${ranges(saes.map((sae) => sae.layer))}, ` +
+      `${widths} features${saes.length > 1 ? " each" : ""}`;
+  }
+
+  // Return ascending layers as text, with three or more consecutive ones as a range: "0 to 7, 9".
+  function ranges(layers) {
+    const runs = [];
+    for (const layer of layers)
+      if (runs.length && runs.at(-1).at(-1) === layer - 1) runs.at(-1).push(layer);
+      else runs.push([layer]);
+    return runs.map((run) => (run.length > 2 ? `${run[0]} to ${run.at(-1)}` : run.join(", "))).join(", ");
   }
 
   // Return how an arm matches: its fold, objective and matcher, in the configuration's words.
@@ -67,20 +76,32 @@
     return [h("h2", {}, "Start with a feature"), place];
   }
 
-  // Return features of the table `paths`; without it, the most active ones of the first pair.
+  // Return features whose paths pass verify; without verify, features of the table `paths`; without
+  // both, the most active features of the first pair.
   async function firstFeatures() {
+    const { reason, features } = await chosenFeatures();
+    const withText = features.map(async ({ sae, feature, note }) => {
+      const text = saematch.path.describe(await saematch.data.feature(sae, feature));
+      return { sae, feature, text: [note, text].filter(Boolean).join("; ") };
+    });
+    return { reason, features: await Promise.all(withText) };
+  }
+
+  async function chosenFeatures() {
+    const { arms, saes, start } = saematch.run;
+    if (start?.length)
+      return {
+        reason: `Features that carry on furthest under ${arms[0]}: all links of these paths pass verify.`,
+        features: start.map(({ sae, feature, n_passing: n }) => (
+          { sae: saes[sae], feature, note: `${n} ${n > 1 ? "links pass" : "link passes"}` })),
+      };
     const steps = (await saematch.data.table("paths")).filter((row) => row.step === 0);
     const places = new Map(steps.map((row) => [`${row.source_suite}/${row.source_layer}/${row.source_feature}`, row]));
     const chosen = [...places.values()].slice(0, N_FIRST).map((row) => (
       { sae: saematch.data.sae(row.source_suite, row.source_layer), feature: row.source_feature }));
-    const { reason, features } = chosen.length
+    return chosen.length
       ? { reason: "Features that the evaluation paths followed.", features: chosen }
-      : await mostActive(saematch.run.pairs[0].source);
-    const withText = features.map(async ({ sae, feature }) => {
-      const { explanation, top_tokens: tokens } = await saematch.data.feature(sae, feature);
-      return { sae, feature, text: explanation ?? tokens };
-    });
-    return { reason, features: await Promise.all(withText) };
+      : mostActive(saematch.run.pairs[0].source);
   }
 
   // Return the features with the highest density; in a run without densities, explained ones first.
@@ -120,13 +141,16 @@
     const values = ["", ...arms].filter((arm) => rows.some((row) => row[`value ${arm}`] !== undefined));
     const label = (row) => {
       const { label, title } = saematch.metricLabel(row.name);
-      return h("span", { title }, row.place ? `${label} (${row.place})` : label);
+      const notes = [row.place, row.name === "judge_score" && isOverlap() && "word overlap, no LLM"].filter(Boolean);
+      return h("span", { title }, notes.length ? `${label} (${notes.join("; ")})` : label);
     };
     return saematch.table([
       { name: "name", label: "metric", cell: label },
       ...values.map((arm) => ({ name: `value ${arm}`, label: arm || "of the run" })),
     ], rows, caption);
   }
+
+  const isOverlap = () => /WordOverlap$/.test(saematch.run.config.judge?._target_ ?? "");
 
   function warnings() {
     const { log } = saematch.run;
