@@ -22,7 +22,7 @@ EXPERIMENTS := $(basename $(notdir $(wildcard conf/experiment/*.yaml)))
 HYPHENATED  := $(filter-out $(EXPERIMENTS),$(subst _,-,$(EXPERIMENTS)))
 SWEEPS      := $(addprefix sweep-,$(basename $(notdir $(wildcard sweeps/*.yaml))))
 
-.PHONY: $(EXPERIMENTS) $(HYPHENATED) $(SWEEPS) compare reproduce reproduction-page metrics-page verify-page help setup demo test test-slow test-kill lint bench bench-scaling bench-solver bench-solver-large zoo readme-figure tracking-figure lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-pair smollm2-studies
+.PHONY: $(EXPERIMENTS) $(HYPHENATED) $(SWEEPS) compare reproduce reproduction-page metrics-page verify-page help setup demo test test-slow test-page test-kill lint bench bench-page explorer-shots bench-scaling bench-solver bench-solver-large zoo readme-figure tracking-figure docs notebook lock clean smollm2 test-judge test-ray texts smollm2-saes smollm2-pair smollm2-studies
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,10 +80,10 @@ metrics-page: $(READY) ## Make docs/metrics.md from the definitions of the metri
 
 FAMILIES := chain independent mixed
 
-verify-page: $(READY) ## Verify the three families of embedded SAEs: the results of docs/verify.md (10 minutes)
+verify-page: $(READY) ## Verify the three families of embedded SAEs: the results in docs/verify_results.md (10 minutes)
 	for family in $(FAMILIES); do \
 		$(BIN)/python -m saematch +experiment=verify sae=$$family run_id=$$family $(ARGS) || exit 1; done
-	$(BIN)/python -m saematch.report.verify_page docs/verify.md zoo $(addprefix outputs/verify/,$(FAMILIES))
+	$(BIN)/python -m saematch.report.verify_page docs/verify_results.md zoo $(addprefix outputs/verify/,$(FAMILIES))
 
 LEADERBOARDS := $(addprefix outputs/leaderboard/,$(FAMILIES))
 
@@ -102,6 +102,9 @@ test: $(READY) ## Check style, imports and types, and run the tests
 
 test-slow: $(READY) ## Run the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-page: $(READY) ## Test the page of a run in Chromium (Debian's chromium and chromium-driver)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m page $(ARGS)
 
 test-kill: $(READY) ## Kill runs of every kind at random moments and resume them (some minutes)
 	$(BIN)/python -m pytest -m slow tests/faults/test_kills.py $(ARGS)
@@ -137,6 +140,18 @@ SMOLLM2_STUDIES := mse,matching_score,parts,paths,skip_layers,quantiles
 smollm2-studies: $(READY) ## Match these SAEs: the figures of docs/smollm2.md (15 minutes)
 	$(BIN)/python -m saematch reproduce --model smollm2_135m --only $(SMOLLM2_STUDIES) \
 		dataset.n_texts=10 $(ARGS)
+
+DOCS := $(VENV)/docs-ready
+
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: $(DOCS) ## Build the documentation in site/, with its links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+notebook: $(DOCS) ## Execute docs/notebook.ipynb (a minute)
+	$(BIN)/python docs/tools/execute.py docs/notebook.ipynb
 
 test-judge: $(SMOLLM2) ## Test judging with SmolLM2, served on this machine (some minutes)
 	$(BIN)/python -m pytest -m llm $(ARGS)
@@ -179,6 +194,17 @@ bench-solver-large: $(READY) ## Measure the solver at 65,536 and 131,072 feature
 bench-scaling: $(READY) ## Measure the pieces of a large run, into docs/scaling.md (20 minutes)
 	$(BIN)/python benchmarks/scaling.py --page docs/scaling.md $(ARGS)
 
+outputs/bench_page/results.json: $(READY)
+	$(BIN)/python tests/synthetic_run.py $(@D)
+
+bench-page: outputs/bench_page/results.json ## Measure size and speed of a page of 26 x 16,384 features (5 minutes)
+	$(BIN)/python benchmarks/page.py $(<D) $(ARGS)
+
+EXPLORED ?= outputs/explore/explore
+
+explorer-shots: $(READY) ## Make the screenshots of docs/explorer.md from the run EXPLORED
+	$(BIN)/python tests/page/shots.py $(EXPLORED) docs/explorer_shots
+
 zoo: $(READY) ## Train the embedded model and SAEs from scratch (hours)
 	$(BIN)/python -m saematch.zoo.build $(ARGS)
 
@@ -186,11 +212,11 @@ readme-figure: $(READY) ## Make the README's figure from a new demo run
 	$(BIN)/python -m saematch +experiment=skip_layers run_id=readme
 	cp outputs/skip_layers/readme/figures/explained_variance.png docs/explained_variance.png
 
-tracking-figure: sweep-width_objective ## Make the figure of docs/tracking.md from that sweep
+tracking-figure: sweep-width_objective ## Make the figure of docs/sweeps.md from that sweep
 	cp outputs/sweeps/width_objective/comparison/figures/matching_score.png docs/comparison.png
 
-lock: ## Write constraints.txt from the packages in .venv
+lock: $(DOCS) ## Write constraints.txt from the packages in .venv
 	$(BIN)/python -m pip freeze --exclude-editable | sed "s/+cpu$$//" > constraints.txt
 
 clean: ## Remove .venv, .venv-ray and build products (outputs/ stays)
-	rm -rf $(VENV) $(RAY) dist
+	rm -rf $(VENV) $(RAY) dist site

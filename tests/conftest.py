@@ -221,6 +221,7 @@ def tiny_overrides(tiny: Path) -> list[str]:
         "dataset.n_texts=5",
         "trainer.batch_size=2",
         "trainer.accelerator=cpu",
+        "judge=none",
     ]
 
 

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,18 @@ WORDS = [
     "references", "to", "music", "code", "comments", "French", "words", "medical", "closing",
     "brackets", "questions", "negation", "family", "members", "chemistry", "units", "headlines",
 ]  # fmt: skip
+SYLLABLES = ["ka", "ri", "to", "men", "sal", "ver", "din", "pro", "lu", "est", "con", "ti", "gra"]
+VOCABULARY = [*WORDS, *(a + b + c for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES)]
+"""Words of explanations and tokens, by descending frequency."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    folder: Path
+    rng: np.random.Generator
+    n_features: int
+    n_explored: int
+    matches: dict[tuple[Pair, str], Match]
 
 
 def write_run(
@@ -37,22 +51,21 @@ def write_run(
 ) -> Path:
     """Write the folder; ``n_explored`` features of each SAE have histograms and contexts."""
     rng = np.random.default_rng(seed)
+    run = _Run(folder, rng, n_features, n_explored, {})
     keys = [SaeKey(DEFAULT, layer) for layer in range(n_layers)]
-    pairs = [Pair(*both) for both in zip(keys, keys[1:], strict=False)]
     rows = []
-    matches: dict[tuple[Pair, str], Match] = {}
-    for pair in pairs:
+    for pair in (Pair(*keys) for keys in pairwise(keys)):
         for arm, n_partners in ARMS.items():
-            match = matches[pair, arm] = _match(rng, n_features, n_partners)
+            match = run.matches[pair, arm] = _match(rng, n_features, n_partners)
             match.save(folder / "matches" / arm / f"{pair.label}.safetensors")
             score = float(rng.random())
             rows.append({**pair.columns(), "arm": arm, "matching_score": score,
                          "n_features": n_features, "n_entries": len(match.rows)})  # fmt: skip
-    for key in keys:
-        _write_features(rng, folder, key, n_features, n_explored, pairs, matches)
-    for pair in pairs:
-        of_pair = [_verified(rng, matches[pair, arm], arm) for arm in ARMS]
+        of_pair = [_verified(rng, run.matches[pair, arm], arm) for arm in ARMS]
         _write(folder / VERIFY, pair.label, pd.concat(of_pair, ignore_index=True))
+    for key in keys:
+        _write_features(run, key)
+        _write_contexts(run, key, _write_profile(run, key))
     tables = Tables.of({
         "layers": [{**key._asdict(), "n_features": n_features} for key in keys],
         "matches": rows,
@@ -79,48 +92,61 @@ def _match(rng: np.random.Generator, n: int, n_partners: int) -> Match:
     return Match(rows, *parts, n, n, scores=torch.from_numpy(scores.ravel()))
 
 
-def _write_features(
-    rng: np.random.Generator, folder: Path, key: SaeKey, n: int, n_explored: int,
-    pairs: list[Pair], matches: dict[tuple[Pair, str], Match],
-) -> None:  # fmt: skip
-    features = np.arange(n)
-    n_active = rng.geometric(0.001, n)
-    _write(folder / FEATURES, key.label, pd.DataFrame({
-        "feature": features, "threshold": rng.lognormal(0, 0.5, n),
+def _write_features(run: _Run, key: SaeKey) -> None:
+    rng, n = run.rng, run.n_features
+    _write(run.folder / FEATURES, key.label, pd.DataFrame({
+        "feature": np.arange(n), "threshold": rng.lognormal(0, 0.5, n),
         "norm_W_enc": rng.lognormal(0, 0.2, n), "norm_W_dec": np.ones(n),
         "b_enc": rng.normal(-1, 0.3, n),
-        "explanation": [" ".join(rng.choice(WORDS, rng.integers(4, 14))) for _ in features],
+        "explanation": [" ".join(_words(rng, length)) for length in rng.integers(5, 15, n)],
         "explainer": "synthetic",
     }))  # fmt: skip
-    kept = np.sort(np.argsort(-n_active, kind="stable")[:n_explored])
-    histogram = list(rng.integers(0, 99, (n, 20)))
-    _write(folder / PROFILE, key.label, pd.DataFrame({
-        "feature": features, "n_active": n_active, "density": n_active / 1e6,
+
+
+def _write_profile(run: _Run, key: SaeKey) -> list[tuple[int, int]]:
+    """Write the activity of features; return the feature and the rank of each context."""
+    rng, n = run.rng, run.n_features
+    n_active = rng.geometric(0.001, n)
+    shares = zip(_words(rng, n), _words(rng, n), rng.integers(20, 60, n), strict=True)
+    _write(run.folder / PROFILE, key.label, pd.DataFrame({
+        "feature": np.arange(n), "n_active": n_active, "density": n_active / 1e6,
         "density_prose": n_active / 1e6, "density_code": n_active / 2e6,
         "mean_activation": rng.lognormal(1, 0.3, n), "max_activation": rng.lognormal(2, 0.3, n),
-        "top_tokens": [f'"{rng.choice(WORDS)}" (40%), "{rng.choice(WORDS)}" (20%)'
-                       for _ in features],
-        "histogram": histogram,
+        "top_tokens": [f'" {a}" ({share}%), " {b}" ({share // 2}%)' for a, b, share in shares],
+        "histogram": list(rng.integers(0, 99, (n, 20))),
     }))  # fmt: skip
-    places = [(f, rank) for f in kept.tolist() for rank in range(N_CONTEXTS)]
-    _write(folder / CONTEXTS, key.label, pd.DataFrame({
-        "feature": [f for f, _ in places], "rank": [rank for _, rank in places],
-        "dataset": rng.choice(["prose", "code"], len(places)),
-        "text": rng.integers(0, 99, len(places)), "start": rng.integers(1, 40, len(places)),
-        "tokens": [[f" {w}" for w in rng.choice(WORDS, WINDOW)] for _ in places],
-        "values": list(_activations(rng, len(places))),
+    kept = np.sort(np.argsort(-n_active, kind="stable")[: run.n_explored])
+    return [(feature, rank) for feature in kept.tolist() for rank in range(N_CONTEXTS)]
+
+
+def _write_contexts(run: _Run, key: SaeKey, places: list[tuple[int, int]]) -> None:
+    rng, n = run.rng, len(places)
+    _write(run.folder / CONTEXTS, key.label, pd.DataFrame({
+        "feature": [feature for feature, _ in places], "rank": [rank for _, rank in places],
+        "dataset": rng.choice(["prose", "code"], n),
+        "text": rng.integers(0, 99, n), "start": rng.integers(1, 40, n),
+        "tokens": [[f" {word}" for word in _words(rng, WINDOW)] for _ in places],
+        "values": list(_activations(rng, n)),
     }))  # fmt: skip
-    shared = []
-    for pair in pairs:
-        if key not in pair:
+    rows = []
+    for (pair, arm), match in run.matches.items():
+        if key not in pair or arm != "cosine":
             continue
-        match = matches[pair, "cosine"]
-        match, other = (match, pair.target) if key == pair.source else (match.inverse(), pair.source)
-        ranked = ranked_partners(match)[:, :3]
-        shared += [(f, rank, *other, int(p)) for f, rank in places for p in ranked[f] if p >= 0]
-    names = ("feature", "rank", "partner_suite", "partner_layer", "partner")
-    frame = pd.DataFrame(shared, columns=list(names))
-    _write(folder / PARTNERS, key.label, frame.assign(values=list(_activations(rng, len(shared)))))
+        is_source = key == pair.source
+        other = pair.target if is_source else pair.source
+        ranked = ranked_partners(match if is_source else match.inverse())[:, :3]
+        rows += [(f, rank, *other, int(p)) for f, rank in places for p in ranked[f] if p >= 0]
+    names = ["feature", "rank", "partner_suite", "partner_layer", "partner"]
+    frame = pd.DataFrame(rows, columns=names)
+    values = list(_activations(rng, len(rows)))
+    _write(run.folder / PARTNERS, key.label, frame.assign(values=values))
+
+
+def _words(rng: np.random.Generator, n: int) -> list[str]:
+    """Return words whose frequencies fall like those of English (Zipf's law, from 20 on)."""
+    share = 1 / (20 + np.arange(len(VOCABULARY)))
+    words = np.searchsorted(np.cumsum(share), rng.random(n) * share.sum())
+    return [VOCABULARY[word] for word in words.tolist()]
 
 
 def _activations(rng: np.random.Generator, n: int) -> np.ndarray:

@@ -32,8 +32,8 @@ BRING_SAES = {"sparsity", "similar_l0", "llama", "planted"}
 """Experiments that need SAEs of their own; they run on the embedded model."""
 SMALL = ["dataset.n_texts=3", "dataset.max_tokens=16", "logger=none", "intervals.n_replicates=20",
          "trainer.accelerator=cpu", "cache=null", "calibration.share=0.3"]  # fmt: skip
-DOCS = Path(__file__).parents[1] / "docs/experiments.md"
-TRACKING = DOCS.with_name("tracking.md")
+DOCS = Path(__file__).parents[1] / "docs"
+TRACKING = DOCS / "tracking.md"
 ENDS = r"_(low|high|q25|q75)$"
 """Endings of columns that belong to a metric's column."""
 
@@ -60,13 +60,15 @@ def settings(experiment, tiny, judge=()):
     preset = JUDGED.get(experiment, experiment)
     if experiment in BRING_SAES - {"planted"}:
         own = ["layers=[3,4]"] if experiment == "sparsity" else ["layers=[2,3,4]"]
-        return [f"+experiment={experiment}", *own, *SMALL]
+        return [f"+experiment={experiment}", *own, *SMALL, "judge=none"]
     base = tiny_overrides(tiny) if experiment != "planted" else []
     layers = ["setting.pair=[1,2]", "setting.starts=[0,1]", "setting.path=[0,1,2,3]",
               "setting.judged=[0,1,2,3]", "setting.labelled=[0,2]"]  # fmt: skip
     judged = [*judge, f"name={experiment}"] if experiment in JUDGED else []
     if experiment == "leaderboard":  # few of its arms: other tests run each of them
         judged = ["arms=[cosine,written_share,folded,random]"]
+    if experiment == "explore":  # its judge's tables are those of the judged experiments
+        judged = ["judge=none"]
     return [f"+experiment={preset}", *base, *layers, *SMALL, *judged]
 
 
@@ -123,6 +125,8 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
         expected["features"] = n_pairs * n_arms * 20
     if "paths" in parts.evaluations:
         expected["paths"] = n_pairs * n_arms * min(20, tables.rows("layers")[0]["n_live"])
+    if "profile" in parts.evaluations:
+        expected["profile"] = len(keys)
     if "planted" in parts.evaluations:
         expected["planted"] = n_pairs * sum(len(a.decode) for a in parts.arms.values())
     if "verify" in parts.evaluations:
@@ -133,7 +137,7 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
         expected |= judged_rows(parts, tables)
     expected["means"] = rows_of_means(parts, tables, n_sets)
     assert {name: len(rows) for name, rows in tables.items()} == expected
-    text = DOCS.read_text(encoding="utf-8")
+    text = "".join((DOCS / page).read_text("utf-8") for page in ("experiments.md", "tables.md"))
     assert all(f"| `{name}` |" in text for name in (*tables, JUDGED.get(experiment, experiment)))
 
 

@@ -36,7 +36,7 @@ GROUPS = (
 NEEDED = {"model=local": ["model.path=x"], "sae=disk": ["sae.path=x/{layer}"],
           "sae=saelens": ["sae.release=x", "sae.id_template=x/{layer}"],
           "dataset=local": ["dataset.paths=[a.jsonl]"],
-          "explain=jsonl": ["explain.path=a.jsonl"],
+          "explain=jsonl": ["explain.path=a.jsonl"], "explain=own_llm": ["judge=gpt_4o_mini"],
           **{f"objective={name}": ["matcher=top_k", "arms=[folded]"]
              for name in ("pearson", "jaccard", "necessity", "sufficiency", "written_share",
                           "sparse_map", "explanations", "explanations_endpoint")},
@@ -140,7 +140,7 @@ def test_every_run_of_a_reproduction(model):
             assert not isinstance(experiment.sae, ZooSaes)
     names = {step.experiment.partition(" ")[0] for step in planned("zoo", "r")}
     not_in_it = {"judge_layers", "mse_by_label", "verify", "verify_features", "increment",
-                 "leaderboard"}  # fmt: skip
+                 "leaderboard", "explore"}  # fmt: skip
     assert names == set(choices("experiment")) - not_in_it
     judged = planned(model, "r", judge="local,judge.model=m")
     local = [step for step in judged if "judge=local" in step.overrides]

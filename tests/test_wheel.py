@@ -41,6 +41,9 @@ def test_wheel(tmp_path):
     assert "saematch/zoo/lm/model.safetensors" in names
     assert "saematch/py.typed" in names
     assert "saematch/report/templates/style.css" in names
+    web = ROOT / "src/saematch/explorer/web"
+    pages = {f"saematch/explorer/web/{p.relative_to(web)}" for p in web.rglob("*") if p.is_file()}
+    assert pages <= set(names)
     assert not [n for n in names if n.startswith(("tests", "outputs"))]
     subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
     for name in ("empty", "checkout"):

@@ -136,7 +136,9 @@ def test_the_page_has_every_run_and_figure(write, tmp_path, command):
     assert all(f'<img src="figures/{name}.png"' in page for name in drawn)
     command(top, "--metric", "recall")
     left = sorted(path.name for path in (top / "comparison/figures").iterdir())
-    assert left == ["recall.png", "recall.svg"], "figures of the earlier comparison are gone"
+    assert left == ["recall.pdf", "recall.png", "recall.svg"], (
+        "figures of the earlier comparison are gone"
+    )
 
 
 def test_definitions_of_metrics_come_from_the_runs(write, tmp_path, command):

@@ -200,7 +200,7 @@ KEPT = {
     "scales": (ActivationRecorder, by_activation, LmSource),
     "collections": (collect, LmSource),
 }
-UNRELATED = ("app", "compare", "report", "judge", "run", "zoo", "conf")
+UNRELATED = ("app", "compare", "report", "judge", "runs", "explorer", "zoo", "conf")
 
 
 @pytest.mark.parametrize("kind", KEPT)
@@ -218,7 +218,8 @@ def test_keys_of_kept_files_hold_no_unrelated_code(kind):
 def test_a_runs_code_is_all_that_makes_numbers():
     modules = set(closure(run, SHOWING))
     stages = ("evaluate.measures", "evaluate.intervals", "judge.judging", "sae.recorders",
-              "sae.passes", "matching.arm", "training.steps", "run.run", "chat.client")  # fmt: skip
+              "sae.passes", "matching.arm", "training.steps", "runs.run",
+              "chat.client")  # fmt: skip
     assert {f"saematch.{name}" for name in stages} <= modules
     assert not {name for name in modules if name.startswith(SHOWING)}
     of_report = {name for name in modules if name.startswith("saematch.report")}

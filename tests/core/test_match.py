@@ -196,6 +196,8 @@ def test_representations_are_short():
         "Match(100 → 100 features: 100 of 100 features matched, one partner, proven optimal to "
         "1.0e-01)"
     )
+    optimal = Match.from_columns(columns, 100, Certificate(9.0, 9.0, 0.0, 0.0))
+    assert repr(optimal).endswith("one partner, proven optimal)")
     assert match._repr_html_().count("<tr") == 12  # the head, ten rows and a gap
 
 
@@ -203,3 +205,10 @@ def test_paths_may_be_text(tmp_path):
     match = Match.from_columns(torch.tensor([1, 0]), 2)
     match.save(f"{tmp_path}/a.safetensors")
     assert Match.load(f"{tmp_path}/a.safetensors")[0] == match
+
+
+def test_html_of_a_certificate_has_the_known_values():
+    html = Certificate(9.0, 10.0, 0.0, 0.1)._repr_html_()
+    assert "<th>gap_over_chance</th>" in html
+    assert "<td>0.1</td>" in html
+    assert "n_90" not in html

@@ -86,3 +86,10 @@ def test_frame_names_the_existing_tables(tmp_path):
     assert repr(results) == "Results(run, running; tables: matches)"
     with pytest.raises(InputError, match="no table 'mse': choose among matches"):
         results.frame("mse")
+
+
+def test_html_has_the_summary_and_the_tables():
+    results = Results("<run>", {}, {}, tables=Tables.of({"matches": [{"arm": "folded"}]}))
+    html = results._repr_html_()
+    assert html.startswith("<p>Results(&lt;run&gt;, running; tables: matches)</p><table")
+    assert "<td>matches</td>" in html

@@ -1,6 +1,7 @@
 """Tables of a run: rows and frames, and columns that are joined by key."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -148,3 +149,10 @@ def test_joined_tables_bring_their_definitions():
     assert isinstance(tables["own"], pd.DataFrame)
     assert tables.column("score") is score
     assert tables.column("other").label == "other"
+
+
+def test_representations_name_the_tables():
+    tables = Tables.of({"matches": [{"arm": "a<b", "mse": 0.5}] * 3, "<x>": [{"arm": "a"}]})
+    assert repr(tables) == "Tables(matches: 3 rows, <x>: 1 rows)"
+    cells = re.findall("<td>(.*)</td>", tables._repr_html_())
+    assert cells == ["matches", "3", "2", "&lt;x&gt;", "1", "1"]

@@ -137,7 +137,7 @@ def check_page(results, tmp_path):
     (row,) = rows(results.tables["leaderboard"], by="all", metric="off_rate_over_random", k=5,
                   arm="mine").to_dict("records")  # fmt: skip
     shown = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}] ({row['rank']})"
-    assert shown in text
+    assert shown in (tmp_path / "leaderboards.md").read_text()
     assert "| `mine` | DecoderCosine | TopK(k=5) | none | weights |" in text
     assert "\n- `TopK`: " in text
     described = text.partition("### Objectives")[2].partition("## How arms are ranked")[0]

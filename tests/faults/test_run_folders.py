@@ -19,7 +19,7 @@ from saematch.app.configuration import build
 from saematch.compare.runs import find_runs
 from saematch.core.errors import InputError
 from saematch.core.results import Results
-from saematch.runs import run, run_folders, stages, tracking
+from saematch.runs import run, run_folders, run_names, stages, tracking
 from saematch.runs.resuming import finished_as, settings_of
 from saematch.runs.run_folders import claimed, run_folder
 
@@ -243,10 +243,10 @@ def test_C5_names_stay_below_outputs(cli, tmp_path):
 
 
 def test_C5_a_folder_of_any_name_gives_wandb_an_identifier_that_it_takes():
-    assert tracking.wandb_id("match", Path("outputs/match/a")) == "match-a"
-    assert tracking.wandb_id("mse", Path("outputs/match/a")) == "mse-match-a"
+    assert run_names.wandb_id("match", Path("outputs/match/a")) == "match-a"
+    assert run_names.wandb_id("mse", Path("outputs/match/a")) == "mse-match-a"
     spoilt = {
-        tracking.wandb_id("m", Path(path)) for path in ("/m/a b", "/m/a?b", "/m/" + 200 * "a")
+        run_names.wandb_id("m", Path(path)) for path in ("/m/a b", "/m/a?b", "/m/" + 200 * "a")
     }
     assert len(spoilt) == 3
     for identifier in spoilt:

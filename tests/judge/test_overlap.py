@@ -14,7 +14,7 @@ from saematch.judge.overlap import WordOverlap
 from saematch.judge.prompts import JUDGE
 from saematch.judge.verdicts import Verdict, read_verdict
 
-RUN = ["evaluations=[]", "arms=[folded,random]", "intervals.n_replicates=20", "logger=none",
+RUN = ["evaluations=[explain]", "arms=[folded,random]", "intervals.n_replicates=20", "logger=none",
        "run_id=a", "figures=[]", "layers=[0,1]", "judge=overlap", "judging.swapped=1.0",
        "judging.repeated=0.5"]  # fmt: skip
 

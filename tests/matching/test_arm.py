@@ -1,5 +1,6 @@
 """Matchers that an arm refuses."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -108,3 +109,12 @@ def test_an_arm_that_reads_more_than_weights_needs_its_similarity(settings, word
     arm = Arm("decoder_norm", matcher=TopK(3), **settings)
     with pytest.raises(InputError, match=words):
         arm.match(random_sae(0), random_sae(1))
+
+
+def test_html_shows_the_settings_of_an_arm():
+    html = Arm(fold="none", matcher=TopK(k=3))._repr_html_()
+    assert "<p>Arm(fold=&#x27;none&#x27;, matcher=TopK(k=3))</p>" in html
+    cells = [cell for row in html.split("<tr>") for cell in re.findall("<t[hd]>(.*)</t[hd]>", row)]
+    assert cells[-8:] == [
+        "fold", "none", "objective", "Parts", "matcher", "TopK(k=3)", "decode", "permute",
+    ]  # fmt: skip

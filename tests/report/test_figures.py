@@ -1,7 +1,13 @@
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
+from saematch.core.columns import EXPLAINED_VARIANCE
+from saematch.core.results import Results
 from saematch.core.tables import Tables
-from saematch.report.figures import FIGURES, draw_figures
+from saematch.report.captions import CAPTIONS
+from saematch.report.figures import FIGURES, NEEDS, OF_TRAINING, draw_figures, run_label
+from saematch.report.style import arm_style, axis_label, scale
 
 PAIRS = [(0, 1), (1, 2), (2, 4)]
 ARMS = ("late", "whole")
@@ -80,3 +86,79 @@ def test_suites_with_different_pairs_share_an_axis():
     assert shown(axis, "folded (default)") == ["3→4", "3→5"]
     assert shown(axis, "folded (wide)") == ["3→5"]
     assert axis.get_xlabel() == "layers"  # of two suites
+
+
+def test_each_figure_has_a_caption_of_one_sentence():
+    assert CAPTIONS.keys() == NEEDS.keys() == {*FIGURES, *OF_TRAINING}
+    assert all(text.endswith(".") and ". " not in text for text in CAPTIONS.values())
+
+
+def scaled(metric, *values):
+    """Return an axis with the scale of some values of a metric."""
+    axis = plt.figure().add_subplot()
+    scale(axis, metric, np.array(values))
+    return axis
+
+
+def test_an_axis_is_symlog_only_for_values_beyond_one_and_says_so():
+    linear = scaled("explained_variance", -0.4, 0.9)
+    assert linear.get_yscale() == "linear"
+    assert axis_label(EXPLAINED_VARIANCE, linear) == "explained variance"
+    wide = scaled("explained_variance", -40.0, 0.9, np.nan, -np.inf)
+    assert wide.get_yscale() == "symlog"
+    assert axis_label(EXPLAINED_VARIANCE, wide) == "explained variance (symlog below −1)"
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "ticks"),
+    [
+        ("explained_variance", (-40.0, 0.9), {-10, -1, -0.5, 0, 0.5, 1}),
+        ("delta_loss", (0.02, 8.0), {0, 0.05, 0.1, 0.3, 1, 3, 10}),
+        ("delta_loss", (-0.3, 2.0), {-0.3, -0.1, 0, 0.1, 0.3, 1, 3}),
+    ],
+)
+def test_symlog_axes_have_ticks_at_the_values(metric, values, ticks):
+    axis = scaled(metric, *values)
+    drawn = axis.get_yticks()
+    assert ticks <= set(drawn.round(6))
+    low, high = axis.get_ylim()
+    assert low <= min(*values, *drawn) and max(*values, *drawn) <= high
+    places = np.sort(axis.yaxis.get_transform().transform(drawn))
+    assert np.diff(places).min() > 0.05 * np.ptp(axis.yaxis.get_transform().transform([low, high]))
+    plt.close("all")
+
+
+def test_arms_differ_in_marker_and_line():
+    matches = Tables.of({"matches": [{"arm": f"arm {n}"} for n in range(6)]})["matches"]
+    styles = [arm_style(f"arm {n}", matches) for n in range(6)]
+    assert len({style["marker"] for style in styles}) == 6
+    assert len({str(style["linestyle"]) for style in styles}) == 6
+
+
+def test_a_figure_names_its_run_and_is_written_three_times(tmp_path):
+    tables = Tables.of({"matches": of_arms(value=1.0)})
+    label = "model · saes_$x$ · match/a"
+    assert list(draw_figures(tables, ["matching"], tmp_path / "a", label)) == ["matching"]
+    draw_figures(tables, ["matching"], tmp_path / "b", label)
+    names = ["captions.md", "matching.pdf", "matching.png", "matching.svg"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert label in (tmp_path / "a/matching.svg").read_text("utf-8")
+    pdf = (tmp_path / "a/matching.pdf").read_bytes()
+    assert b"/Type0" in pdf and b"/Type3" not in pdf, "fonts are embedded as TrueType"
+    captions = (tmp_path / "a/captions.md").read_text("utf-8")
+    assert captions == f"{label}\n\n**matching.** {CAPTIONS['matching']}\n"
+
+
+def test_the_label_of_a_run_names_models_saes_and_run():
+    def label(*saes):
+        origins = [dict(zip(("model_name", "release"), sae, strict=True)) for sae in saes]
+        saes = {str(number): origin for number, origin in enumerate(origins)}
+        return run_label(Results("mse", {}, {"saes": saes, "model": {"name": "m"}}), "a")
+
+    assert label(("x", "r"), ("x", "r")) == "x · r · mse/a"
+    assert label((None, "r"), (None, "s")) == "m · r, s · mse/a"
+    assert label(("x", "r"), ("y", "s"), ("y", "t")) == "x, y · r, s, and 1 more · mse/a"
+    assert label() == "m · mse/a"

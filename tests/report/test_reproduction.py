@@ -1,10 +1,13 @@
 """A reproduction's page, from runs of the tiny model."""
 
+import re
+
 import pytest
 
 from conftest import tiny_overrides
 from saematch.app import reproduce
 from saematch.app.main import main
+from saematch.report.captions import CAPTIONS
 
 ONLY = ["--only", "mse,parts"]
 
@@ -51,6 +54,9 @@ def test_finished_runs_are_kept_and_shown_on_a_whole_page(command, tmp_path):
     figures = {path.name for path in (tmp_path / "outputs/reproduction/index_figures").iterdir()}
     assert figures == {f"{name}-{family}-{figure}.png" for family in ("tiny", "other")
                        for name, figure in (("mse", "mse"), ("parts", "matching"))}  # fmt: skip
+    assert re.search(r"- \[mse\]\(#mse\): \d of 3 statements of the paper agree on tiny", page)
+    assert re.search(r'So "\d+ of \d+ agree" means that \d+ of the\s\d+ decided pairs', page)
+    assert f"mse-tiny-mse.png)\n\n{CAPTIONS['mse']}\n" in page
     html = (tmp_path / "outputs/reproduction/index.html").read_text()
     assert '<h2 id="mse">mse</h2>' in html
     assert '<img src="index_figures/mse-tiny-mse.png"' in html

@@ -5,7 +5,7 @@ import pytest
 from saematch.core.columns import Column
 from saematch.core.errors import InputError
 from saematch.core.tables import Tables
-from saematch.report.summary import history_by_layer, mean_metrics, optimal_to
+from saematch.report.summary import charts_by_layer, history_by_layer, mean_metrics, optimal_to
 
 COLUMNS = (
     Column("recall", "recall", logged=("matches",)),
@@ -88,3 +88,41 @@ def test_a_table_without_layers_is_refused_by_name():
     tables = Tables.of({"drifts": [{"arm": "a", "drift": 1.0}]}, COLUMNS)
     with pytest.raises(InputError, match="drift is logged from the table drifts, which has no"):
         mean_metrics(tables)
+
+
+def test_charts_have_a_line_for_each_arm_and_the_definition_as_their_title():
+    recall = [pair(n, n + 1, recall=n / 10) | {"arm": arm} for arm in "ba" for n in (2, 0)]
+    splice = [
+        pair(n, n + 1, explained_variance=0.5, dataset=dataset, strategy="permute", quantile=None)
+        for n in (0, 1)
+        for dataset in ("d", "e")
+    ]
+    scores = [pair(n, n + 1, role="random", judge_score=1.0) for n in (0, 1)]
+    tables = Tables.of(
+        {
+            "matches": [*(row | {"judge_score": 2.0} for row in recall)],
+            "strategies": splice,
+            "judge_scores": scores,
+            "layers": [{"suite": "default", "layer": n, "mean_norm": 3.0} for n in (0, 1)],
+            "saes": [{"layer": 1, "explained_variance": 0.9}],
+        },
+        (*COLUMNS, Column("mean_norm", "mean norm", unit="nats", logged=("layers",))),
+    )
+    charts = {chart.name: chart for chart in charts_by_layer(tables)}
+    assert list(charts) == ["recall", "judge_score", "explained_variance/d",
+                            "explained_variance/e", "mean_norm"]  # fmt: skip
+    assert charts["recall"].points == [(1, "a", 0.0), (3, "a", 0.2), (1, "b", 0.0), (3, "b", 0.2)]
+    assert charts["mean_norm"].title == "mean norm (nats)"
+    assert charts["mean_norm"].points == [(0, "mean_norm", 3.0), (1, "mean_norm", 3.0)]
+    assert charts["explained_variance/d"].title == "explained variance, d"
+    assert {line for _, line, _ in charts["explained_variance/d"].points} == {"a/permute"}
+    assert {line for _, line, _ in charts["judge_score"].points} == {"a", "b", "control/random"}
+
+
+def test_a_metric_with_too_many_lines_or_one_layer_has_no_chart():
+    recall = [pair(n, n + 1, recall=0.5) | {"arm": f"a{m}"} for n in (0, 1) for m in range(41)]
+    assert not charts_by_layer(Tables.of({"matches": recall}, COLUMNS))
+    assert charts_by_layer(Tables.of({"matches": [r for r in recall if r["arm"] < "a3"]}, COLUMNS))
+    one_layer = Tables.of({"matches": [pair(0, 1, recall=0.5)]}, COLUMNS)
+    assert not charts_by_layer(one_layer)
+    assert not charts_by_layer(Tables())

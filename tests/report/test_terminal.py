@@ -1,5 +1,7 @@
 import logging
 
+import pytest
+
 from saematch.core.columns import Column
 from saematch.core.results import Results
 from saematch.core.tables import Tables
@@ -26,6 +28,18 @@ def test_a_metric_of_another_evaluation_has_its_label_and_unit(tmp_path, capsys)
     print_results(Results("x", {}, {}, tables=tables), tmp_path)
     assert "drift of the norm (nats), mean over pairs: a 1.50, b 4.00" in capsys.readouterr().out
     assert [axis.get_title() for axis in FIGURES["others"](tables).axes] == [DRIFT.with_unit]
+
+
+@pytest.mark.parametrize("show", [True, False])
+def test_the_last_line_of_a_run_that_matched_leads_to_its_page(tmp_path, capsys, show):
+    folder = tmp_path / "a run"
+    tables = Tables.of({"matches": [{**ROW, "arm": "a"}]})
+    print_results(Results("x", {"show": show}, {}, tables=tables), folder)
+    page = f"file://{tmp_path}/a%20run/explorer/index.html"
+    line = f"follow features in a browser: {page if show else f'saematch show {str(folder)!r}'}"
+    assert capsys.readouterr().out.splitlines()[-1] == line
+    print_results(Results("x", {"show": show}, {}), folder)
+    assert "browser" not in capsys.readouterr().out
 
 
 def test_the_package_s_own_metrics_are_not_among_the_others():

@@ -251,7 +251,7 @@ def test_two_language_models(cli, tiny, tmp_path, add_suite, noisy_model):
 def test_explanations_come_from_each_suites_own_model(cli, tiny, tmp_path, noisy_model):
     other = f'sae.path="{tiny}/saes/layer_{{layer}}"'
     suite = ("+sae@suites.other=disk", f"suites.other.{other[4:]}")
-    judged = ("judge=overlap", "explain=own", "evaluations=[]", "pairing=listed")
+    judged = ("judge=overlap", "explain=own", "evaluations=[explain]", "pairing=listed")
     pairs = "pairing.pairs=[1:3,other/1:other/3]"
     message, _ = cli(*QUIET, *suite, *model_of("other", noisy_model), *judged, pairs)
     assert message is None
@@ -301,7 +301,7 @@ def test_models_that_split_texts_differently(cli, tmp_path, add_suite, noisy_mod
     assert message is None
     tables = results_of(tmp_path).tables
     refused = {row["evaluation"]: row for row in tables.rows("refused")}
-    assert refused.keys() == {"co_activation", "skipping"}
+    assert refused.keys() == {"co_activation", "skipping", "profile"}
     assert "split the texts into different tokens" in refused["co_activation"]["reason"]
     spanning = row_of(
         tables.rows("matches"), arm="folded", target_suite="other", source_suite="default"

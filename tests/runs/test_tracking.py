@@ -8,6 +8,7 @@ import pytest
 
 from saematch.core.columns import Column
 from saematch.core.match import Match
+from saematch.core.pairs import Pair, SaeKey
 from saematch.core.results import Results
 from saematch.core.tables import frame_of
 from saematch.runs.tracking import Outcome, WandbLogging
@@ -31,21 +32,28 @@ def start(tmp_path, **settings):
     matches = tmp_path / "matches"
     Match.from_columns(torch.tensor([1, 0]), 2).save(matches / "folded" / "0-1.safetensors")
     (matches / "folded" / ".1-2.safetensors.77.part").touch()  # of a process that was killed
-    tracker = WandbLogging(**settings).start("skip", tmp_path, {"seed": 3})
+    config = {"seed": 3, "overrides": ["seed=3", "sae=mixed", "run_id=a"]}
+    tracker = WandbLogging(**settings).start("skip", tmp_path, config)
     return tracker, matches
 
 
 def test_everything_is_mirrored(tmp_path, wandb_folder):
     tracker, matches = start(tmp_path, offline=True)
     results = Results("skip", {"seed": 3}, {"git_commit": "abc"})
-    row = {"source_layer": 0, "target_layer": 1, "arm": "folded", "recall": 0.5}
-    results.tables["matches"] = frame_of([row])
-    results.tables.define([Column("recall", "recall of the truth", "higher", "pairs", meaning="M")])
+    rows = [
+        {**Pair(SaeKey("default", n), SaeKey("default", n + 1)).columns(), "arm": "folded",
+         "recall": 0.5 + n}
+        for n in (0, 1)
+    ]  # fmt: skip
+    results.tables["matches"] = frame_of(rows)
+    recall = Column("recall", "recall of the truth", "higher", "pairs", logged=("matches",),
+                    meaning="M")  # fmt: skip
+    results.tables.define([recall])
     results.metrics = {"recall/folded": 0.5}
     figure = tmp_path / "f.png"
     figure.write_bytes(PNG)
-    rows = {1: {"mse_W_dec/folded": 0.25}, 2: {"mse_W_dec/folded": 0.5}}
-    tracker.finish(Outcome(results, rows, {"mse": figure}, matches))
+    by_layer = {1: {"mse_W_dec/folded": 0.25}, 2: {"mse_W_dec/folded": 0.5}}
+    tracker.finish(Outcome(results, by_layer, {"mse": figure}, matches))
 
     logged = history(wandb_folder)
     by_layer = {
@@ -54,6 +62,8 @@ def test_everything_is_mirrored(tmp_path, wandb_folder):
     assert by_layer == {1: 0.25, 2: 0.5}
     entries = list(records(wandb_folder))
     assert config(wandb_folder)["seed"] == 3
+    (run,) = [r.run for r in entries if r.WhichOneof("record_type") == "run"]
+    assert run.display_name == "skip seed=3 mixed"
     (artifact,) = [
         r.artifact
         for r in entries
@@ -63,8 +73,23 @@ def test_everything_is_mirrored(tmp_path, wandb_folder):
     assert summary(wandb_folder)["recall/folded"] == 0.5
     (table,) = wandb_folder.glob("offline-run-*/files/media/table/tables/matches_*.json")
     content = json.loads(table.read_text())
-    assert content["columns"] == ["source_layer", "target_layer", "arm", "recall"]
-    assert content["data"] == [[0, 1, "folded", 0.5]]
+    assert content["columns"] == list(rows[0])
+    assert content["data"] == [list(row.values()) for row in rows]
+    (table,) = wandb_folder.glob("offline-run-*/files/media/table/charts/recall_table_*.json")
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["layer", "line", "recall"]
+    assert content["data"] == [[1, "folded", 0.5], [2, "folded", 1.5]]
+    (chart,) = [
+        json.loads(item.value_json)
+        for entry in entries
+        if entry.WhichOneof("record_type") == "config"
+        for item in entry.config.update
+        if item.nested_key == ["_wandb", "visualize", "charts/recall"]
+    ]
+    shown = chart["panel_config"]
+    assert shown["panelDefId"] == "wandb/lineseries/v0"
+    assert shown["stringSettings"] == {"title": "recall of the truth (pairs)", "xname": "layer"}
+    assert shown["fieldSettings"] == {"step": "layer", "lineKey": "line", "lineVal": "recall"}
     (table,) = wandb_folder.glob("offline-run-*/files/media/table/tables/columns_*.json")
     content = json.loads(table.read_text())
     assert content["columns"] == ["name", "label", "unit", "better", "meaning"]

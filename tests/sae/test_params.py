@@ -89,3 +89,17 @@ def test_activation_and_threshold_go_together():
         dataclasses.replace(sae, activation="gelu")
     with pytest.raises(ValueError, match="and only they, have thresholds"):
         dataclasses.replace(sae, threshold=None)
+
+
+def test_representation_is_one_short_line():
+    sae = random_sae(0, d_model=1, n_features=4)
+    release = sae.origin.release
+    assert repr(sae) == (
+        f"SaeParams(layer {sae.origin.layer} of {release}: 4 features, d_model 1, jumprelu)"
+    )
+    with_stand_in = dataclasses.replace(
+        topk(k=2),
+        stand_in=torch.ones(4),
+        origin=dataclasses.replace(sae.origin, stand_in_name="ones"),
+    )
+    assert repr(with_stand_in).endswith("topk with k=2, stand-in ones)")

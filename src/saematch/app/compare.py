@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saematch.compare.comparison import Comparison, collect
+from saematch.compare.comparison import Comparison, collect, layer_tables
 from saematch.compare.plan import metrics_of, plan_panels, too_many_panels
 from saematch.core.errors import InputError
 from saematch.core.files import check_path, replacing
@@ -55,8 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         "same versions of torch and transformers, and unchanged SAEs, models and texts. The "
         "comparison lists every excluded run with the reason.",
         epilog="Writes comparison.parquet and comparison.csv (a row for each run and metric), "
-        "runs.csv (a row for each run), figures/ and index.html. Settings of name, logging, cache "
-        "and device are never compared. Examples: saematch compare outputs/widths; "
+        "runs.csv (a row for each run), by_layer.csv (metrics by layer), agreement.csv (share of "
+        "equal entries of the runs' matches), figures/ and index.html. Settings of name, logging, "
+        "cache and device are never compared. Examples: saematch compare outputs/widths; "
         "saematch compare outputs/match/a outputs/match/b --out ab; "
         "saematch compare outputs/widths --against sae.width --where objective=decoder",
     )
@@ -123,13 +124,16 @@ def compare(
     if (out / "results.json").exists():
         raise InputError(f"{out} is the folder of a run: choose another --out")
     from saematch.compare.figures import draw_comparison
+    from saematch.compare.layer_figures import draw_by_layer
     from saematch.compare.page import write_page
 
     if (out / "comparison.csv").exists():  # figures of an earlier comparison
-        for path in [*(out / "figures").glob("*.png"), *(out / "figures").glob("*.svg")]:
-            path.unlink()
+        for pattern in ("*.png", "*.svg", "*.pdf"):
+            for path in (out / "figures").glob(pattern):
+                path.unlink()
     undrawn = too_many_panels(comparison, plan)
     figures = {} if undrawn else draw_comparison(comparison, chosen, plan, out / "figures")
+    figures |= draw_by_layer(comparison, chosen, out / "figures")
     _write(comparison, out)
     comparison = replace(comparison, figures=figures, undrawn=undrawn)
     write_page(comparison, chosen, out / "index.html")
@@ -148,8 +152,12 @@ def _write(comparison: Comparison, out: Path) -> None:
         tidy.to_parquet(part, index=False)
     with replacing(out / "comparison.csv") as part:
         for_spreadsheets(tidy).to_csv(part, index=False)
-    with replacing(out / "runs.csv") as part:
-        for_spreadsheets(_typed(frame_of(comparison.run_rows()))).to_csv(part, index=False)
+    tables = {"runs": frame_of(comparison.run_rows()), **layer_tables(comparison)}
+    for name in ("by_layer", "agreement"):  # of an earlier comparison
+        (out / f"{name}.csv").unlink(missing_ok=True)
+    for name, frame in tables.items():
+        with replacing(out / f"{name}.csv") as part:
+            for_spreadsheets(_typed(frame)).to_csv(part, index=False)
 
 
 def _typed(frame: DataFrame) -> DataFrame:

@@ -40,7 +40,11 @@ because unfolded encoder biases may outweigh everything else in the plain sum of
 JUDGED = {
     "judge_layers": ("+experiment=judge_layers",),
     "mse_by_label": ("+experiment=mse_by_label",),
-    "persistence_judged": ("+experiment=persistence", "name=persistence_judged"),
+    "persistence_judged": (
+        "+experiment=persistence",
+        "name=persistence_judged",
+        "evaluations=[skipping,explain]",
+    ),
 }
 """Runs on every family that need a judge."""
 FAMILIES = {
@@ -85,8 +89,8 @@ def main(arguments: Sequence[str]) -> None:
             f"nothing to run: choose --only from {experiments}, and --families from {families}"
         )
     runs = _finished_runs(plan, chosen)
-    n_agreeing, n_decided = write_page(runs, options.model, page)
-    log.info("\n%d of %d statements agree with their rules", n_agreeing, n_decided)
+    for origin, count in write_page(runs, options.model, page).items():
+        log.info("statements of %s: %d of %d agree", origin, count.agreeing, count.decided)
     log.info("written: %s\nwritten: %s", page, page.with_suffix(".html"))
     failed = [run for run in runs if run.error]
     if failed:

@@ -1,8 +1,8 @@
 """``saematch spread``: one run whose work several processes or machines do together.
 
 Each worker is a job of a Hydra launcher that does matches and batches of texts which no other
-worker does (``saematch.runs.worker``). They keep them in the run's cache. The run itself is one more
-job, on the same kind of machine, and finds all of them there.
+worker does (``saematch.runs.worker``). They keep them in the run's cache. The run itself is one
+more job, on the same kind of machine, and finds all of them there.
 """
 
 from __future__ import annotations

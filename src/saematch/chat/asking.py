@@ -73,6 +73,7 @@ class Chat(Judge):
     """An LLM of a run, with the stored answers of all runs and its limits."""
 
     writes: ClassVar[bool] = True
+    remark: ClassVar[str] = ""
 
     def __init__(
         self, spec: ChatModel, model: str, endpoint: Endpoint | None, store: ReplyStore

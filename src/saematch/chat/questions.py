@@ -79,6 +79,8 @@ class Judge(Protocol):
 
     writes: ClassVar[bool]
     """Whether it can also write paraphrases and explanations, not only compare."""
+    remark: ClassVar[str]
+    """Remark in the labels of its scores; empty for an LLM."""
     model: str
     """Name of the judge, unique in a run."""
 

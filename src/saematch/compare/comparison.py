@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from saematch.compare.by_layer import ByLayer, by_layer
 from saematch.compare.checks import compared, keep_comparable
 from saematch.compare.runs import MEANS, Objective, RunFolder, Value, find_runs
 from saematch.core.columns import Column
@@ -35,6 +36,8 @@ class Comparison:
     objectives: tuple[Objective, ...] = ()
     notes: tuple[str, ...] = ()
     """Remarks on the runs that are compared."""
+    by_layer: ByLayer = field(default_factory=ByLayer)
+    """Metrics and agreement of matches by layer."""
     out: Path = Path()
     figures: Mapping[str, Path] = field(default_factory=dict)
     undrawn: str = ""
@@ -52,14 +55,23 @@ class Comparison:
 
     @property
     def columns(self) -> dict[str, Column]:
-        """Definitions of the metrics, from the results of the compared runs."""
-        results = (run.results for run in reversed(self.compared))
-        return {
-            name: column
-            for of_run in results
-            if of_run is not None
-            for name, column in of_run.tables.columns.items()
-        }
+        """Definitions of the metrics, from the results of the compared runs.
+
+        If runs define a metric differently, as scores of judges, the definition is that of this
+        package.
+        """
+        columns: dict[str, Column] = {}
+        differing = set()
+        for run in self.compared:
+            assert run.results is not None
+            for name, column in run.results.tables.columns.items():
+                if columns.setdefault(name, column) != column:
+                    differing.add(name)
+        if differing:
+            from saematch.report.metrics import own_columns  # imports torch
+
+            columns |= {name: c for name, c in own_columns().items() if name in differing}
+        return columns
 
     def column(self, metric: str) -> Column:
         """Return the definition of a metric; a metric without a definition is its own label."""
@@ -116,8 +128,16 @@ def collect(
     n, n_chosen = len(folder_runs.runs), len(chosen)
     if n_chosen < n:
         notes.insert(0, f"{n_chosen} of {n} runs are of {', '.join(where)}")
-    objectives = folder_runs.objectives
-    return Comparison(tuple(runs), tuple(parameters), means, objectives, tuple(notes))
+    objectives, layers = folder_runs.objectives, by_layer(compared(runs))
+    remarks = (*notes, *layers.notes)
+    return Comparison(tuple(runs), tuple(parameters), means, objectives, remarks, layers)
+
+
+def layer_tables(comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """Return the tables ``by_layer`` and ``agreement``, those that have rows."""
+    layers = comparison.by_layer
+    tables = {"by_layer": layers.metrics, "agreement": layers.agreement}
+    return {name: frame for name, frame in tables.items() if len(frame)}
 
 
 def column_name(parameter: str) -> str:

@@ -18,9 +18,11 @@ from saematch.core.tables import Row, rows_of
 from saematch.report.frames import has, numbers, unique, values_of, where
 from saematch.report.style import (
     SIZE,
+    SYMLOG,
     arm_style,
     axis_label,
     cell_style,
+    is_wide,
     legend,
     line,
     panels,
@@ -75,10 +77,10 @@ def _figure(comparison: Comparison, metric: str, plan: Plan) -> Figure | None:
         axis.set_title(_title(panel))
     for axis in axes[len(plan.panels) :]:
         axis.set_visible(False)
-    logarithmic = _scale_values(axes, metric, rows)
+    _scale_values(axes, metric, rows)
     column = comparison.column(metric)
     for axis in axes[::n_columns]:
-        axis.set_ylabel(axis_label(column) if logarithmic else column.with_unit)
+        axis.set_ylabel(axis_label(column, axis))
     figure.suptitle(_heading(comparison, metric, rows), fontsize=10)
     if plan.panels[0].against is not None:
         legend(figure, *axes, columns=3 if n_columns < 3 else 2 * n_columns)
@@ -203,17 +205,16 @@ def _scale_parameter(axis: Axes, values: Sequence[float]) -> None:
         axis.set_xticks(values, [shown(value) for value in values])
 
 
-def _scale_values(axes: Sequence[Axes], metric: str, rows: DataFrame) -> bool:
-    """Give all panels one scale that shows every interval; return whether it is logarithmic."""
+def _scale_values(axes: Sequence[Axes], metric: str, rows: DataFrame) -> None:
+    """Give all panels one scale that shows every interval."""
     ends = np.concatenate([numbers(rows, end) for end in ("value", "low", "high")])
     ends = ends[~np.isnan(ends)]
     lowest, highest = float(ends.min()), float(ends.max())
-    if (metric == "explained_variance" and lowest < -1) or (metric == "delta_loss" and highest > 3):
+    if metric in SYMLOG and is_wide(lowest, highest):
         for axis in axes:
             scale(axis, metric, ends)
-        return True
+        return
     room = 0.06 * (highest - lowest) or 0.05 * abs(highest) or 0.05
     for axis in axes:
         axis.set_ylim(lowest - room, highest + room)
         axis.ticklabel_format(axis="y", scilimits=(-3, 4), useOffset=False)
-    return False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from saematch.compare.comparison import Comparison
+from saematch.compare.by_layer import AGREEMENT, CHANCE
+from saematch.compare.comparison import Comparison, layer_tables
 from saematch.core.files import hashed
 from saematch.core.results import Results
 from saematch.core.tables import Tables, frame_of
@@ -20,7 +21,8 @@ def mirror_comparison(comparison: Comparison, project: str, entity: str | None) 
         "parameters": list(comparison.parameters),
     }
     runs = frame_of(comparison.run_rows())
-    tables = Tables({"comparison": comparison.means, "runs": runs}, comparison.columns.values())
+    frames = {"comparison": comparison.means, "runs": runs, **layer_tables(comparison)}
+    tables = Tables(frames, [*comparison.columns.values(), AGREEMENT, CHANCE])
     outcome = Outcome(
         Results("compare", config, {}, tables=tables), {}, comparison.figures, folder / "matches"
     )

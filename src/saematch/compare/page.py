@@ -9,7 +9,7 @@ from typing import NamedTuple
 from saematch.compare.comparison import SUITES, Comparison, shown
 from saematch.compare.figures import cell_look
 from saematch.compare.plan import shown_rows
-from saematch.compare.terminal import findings, headline, number, with_interval
+from saematch.compare.terminal import agreement_table, findings, headline, number, with_interval
 from saematch.core.pairs import DEFAULT
 from saematch.core.tables import rows_of
 from saematch.report.frames import unique, where
@@ -49,6 +49,13 @@ def write_page(comparison: Comparison, metrics: Sequence[str], path: Path) -> No
             )
             for name in metrics
         ],
+        curves=[
+            (f"{comparison.column(name).with_unit} by layer", figures[f"{name}_by_layer"])
+            for name in metrics
+            if f"{name}_by_layer" in figures
+        ],
+        agreement=_agreement(comparison),
+        agreement_figure=figures.get("agreement", ""),
         runs=_runs(comparison),
     )
 
@@ -71,6 +78,14 @@ def _numbers(comparison: Comparison, metric: str) -> Table:
             line.append(with_interval(rows_of(matching)[0]) if len(matching) else "–")
         lines.append(line)
     return Table(["run", *comparison.parameters, *heads], lines)
+
+
+def _agreement(comparison: Comparison) -> Table | None:
+    """Return the agreement of the runs' matches by arm; None if no two runs share SAEs."""
+    if comparison.by_layer.agreement.empty:
+        return None
+    table = agreement_table(comparison)
+    return Table([*table.heads, *table.headings], table.rows)
 
 
 def _runs(comparison: Comparison) -> Table:

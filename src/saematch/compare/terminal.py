@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from textwrap import wrap
 
+from saematch.compare.by_layer import agreement_by_arm
 from saematch.compare.comparison import SUITES, Comparison, described, shown
 from saematch.compare.plan import metrics_of, shown_rows, unique_values
 from saematch.compare.runs import Value
@@ -26,7 +27,6 @@ HEADS = {
     "explained_variance": "explained\nvariance",
     "delta_loss": "change in\nloss, nats",
     "mse_W_dec": "MSE W_dec",
-    "judge_score": "judge\nscore",
     "recall": "recall",
     "jaccard": "jaccard",
 }
@@ -52,12 +52,18 @@ def print_comparison(comparison: Comparison, metrics: Sequence[str] = ()) -> Non
         say(line)
     if {"explained_variance", "delta_loss"} & set(chosen):
         say("Each arm is shown under its first strategy; comparison.csv and the figures have all.")
+    if len(comparison.by_layer.agreement):
+        agreement = agreement_table(comparison)
+        print_table(agreement._replace(rows=agreement.rows[:MAX_ROWS]), printer)
+        if len(agreement.rows) > MAX_ROWS:
+            say(f"and {len(agreement.rows) - MAX_ROWS} more lines, in agreement.csv")
     if comparison.left_out:
         printer.print(f"\n[bold]Left out: {len(comparison.left_out)}[/]", highlight=False)
     for run in comparison.left_out:
         say(f"{run.folder} ({run.state}): {' '.join(run.reason.split())}")
     say("")
-    for name in ("index.html", "comparison.csv", "comparison.parquet", "runs.csv", "figures"):
+    files = ("comparison.csv", "comparison.parquet", "runs.csv", "by_layer.csv", "agreement.csv")
+    for name in ("index.html", *files, "figures"):
         if (comparison.out / name).exists():
             say(f"written: {comparison.out / name}")
 
@@ -103,6 +109,20 @@ def baselines(comparison: Comparison, metrics: Sequence[str]) -> Iterator[str]:
                 ends = dict.fromkeys((number(values.min()), number(values.max())))
                 ranges.append(f"{comparison.column(metric).with_unit} {' to '.join(ends)}")
         yield f"{arm}: {', '.join(ranges)}"
+
+
+def agreement_table(comparison: Comparison) -> TextTable:
+    """Return a table with a row for each two runs, a column for each arm, and chance."""
+    means = agreement_by_arm(comparison.by_layer.agreement)
+    arms = arms_of(means)
+    rows = []
+    for run, other in unique(means, "run", "against_run"):
+        of_both = where(means, run=run, against_run=other)
+        by_arm = dict(zip(of_both["arm"], of_both["agreement"], strict=True))
+        cells = [number(by_arm[arm]) if arm in by_arm else "–" for arm in arms]
+        rows.append([run, other, *cells, number(of_both["chance"].mean())])
+    title = "Agreement of matches: share of equal entries, mean over pairs of SAEs"
+    return TextTable(title, [*arms, "by chance"], rows, ("run", "and run"))
 
 
 def brief(value: Value) -> str:

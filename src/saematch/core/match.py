@@ -63,6 +63,11 @@ class Certificate:
         """Gap that a solver's tolerance limits: the gap over chance, or ``gap`` if that is None."""
         return self.gap if self.gap_over_chance is None else self.gap_over_chance
 
+    def _repr_html_(self) -> str:
+        """Return the values that are known, for notebooks."""
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        return pd.DataFrame({"certificate": {n: f"{v:.6g}" for n, v in values.items()}}).to_html()
+
 
 class InvalidMatch(InputError):
     """A match whose entries break the rules of ``Match``."""
@@ -141,7 +146,7 @@ class Match:
         partners = "one partner" if self.one_partner else f"{len(self)} entries"
         share = f"{len(self.matched)} of {self.n_source} features matched, {partners}"
         gap = None if self.certificate is None else self.certificate.optimal_to
-        proof = "" if gap is None else f", proven optimal to {gap:.1e}"
+        proof = "" if gap is None else ", proven optimal" + (f" to {gap:.1e}" if gap else "")
         return f"Match({self.n_source} → {self.n_target} features: {share}{proof})"
 
     def _repr_html_(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,6 +41,10 @@ class Results:
     def __repr__(self) -> str:
         tables = ", ".join(self.tables)
         return f"Results({self.name}, {self.status}; tables: {tables or 'none'})"
+
+    def _repr_html_(self) -> str:
+        """Return the summary and a row for each table, for notebooks."""
+        return f"<p>{html.escape(repr(self))}</p>" + self.tables._repr_html_()
 
     def frame(self, name: str) -> pd.DataFrame:
         """Return a table; ``InputError`` with the existing names if the run has no such table."""

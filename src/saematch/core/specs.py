@@ -93,13 +93,20 @@ def brief(thing: object) -> str:
     changed = [
         (field.name, getattr(thing, field.name))
         for field in dataclasses.fields(thing)
-        if field.repr and getattr(thing, field.name) != field.default
+        if field.repr and getattr(thing, field.name) != _default(field)
     ]
     settings = ", ".join(
         f"{setting}={brief(value) if dataclasses.is_dataclass(value) else repr(value)}"
         for setting, value in changed
     )
     return f"{name}({settings})" if settings else name
+
+
+def _default(field: dataclasses.Field) -> object:
+    """Return the default of a field; ``MISSING`` without one."""
+    if field.default_factory is dataclasses.MISSING:
+        return field.default
+    return field.default_factory()
 
 
 def check_fields(cls: type, values: Mapping[str, Any], setting: str = "") -> None:

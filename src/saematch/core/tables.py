@@ -30,6 +30,18 @@ class Tables(dict[str, pd.DataFrame]):
         self.columns: dict[str, Column] = {}
         self.define(columns)
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}: {len(frame)} rows" for name, frame in self.items())
+        return f"Tables({sizes})"
+
+    def _repr_html_(self) -> str:
+        """Return the size of each table, for notebooks."""
+        rows = [
+            {"table": name, "rows": len(frame), "columns": len(frame.columns)}
+            for name, frame in self.items()
+        ]
+        return pd.DataFrame(rows).to_html(index=False)
+
     @classmethod
     def of(cls, rows: Mapping[str, Sequence[Row]], columns: Iterable[Column] = ()) -> Tables:
         """Return the tables of these rows."""

@@ -213,13 +213,18 @@ class Scores(NamedTuple):
     """1 if a partner was active before."""
 
 
-def ranked_partners(match: Match) -> Int64[np.ndarray, "n_source most"]:
-    """Return the partners of each source feature by descending absolute weight."""
+def ranked_partners(match: Match, most: int | None = None) -> Int64[np.ndarray, "n_source most"]:
+    """Return the partners of each source feature by descending absolute weight.
+
+    ``most`` is the largest number of partners of a feature; None for all.
+    """
     rows = match.rows.numpy()
     order = np.lexsort((match.columns.numpy(), -np.abs(match.weights.numpy()), rows))
     rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
-    most = int(rank.max()) + 1 if len(rank) else 1
-    partners = np.full((match.n_source, most), NONE, dtype=np.int64)
+    width = int(rank.max()) + 1 if len(rank) else 1
+    width = width if most is None else min(width, most)
+    order, rank = order[rank < width], rank[rank < width]
+    partners = np.full((match.n_source, width), NONE, dtype=np.int64)
     partners[rows[order], rank] = match.columns.numpy()[order]
     return partners
 

@@ -93,7 +93,7 @@ class SpliceRecorder:
 
     def facts(self) -> list[Any]:
         """Return the splices, and the hashes of the matches and of the fits that they use."""
-        moved = [job.moved and job.moved.hash for job in self.splices.values()]
+        moved = [None if job.moved is None else job.moved.hash for job in self.splices.values()]
         fits = [job.vectors and job.vectors.stem for job in self.splices.values()]
         return [list(self.splices), moved, fits]
 

@@ -106,5 +106,5 @@ class ExplanationSource(Protocol):
         ...
 
     def open(self, saes: Saes, inputs: Inputs) -> Explanations:
-        """Return the explanations; ``InputError`` if an SAE has no feature with an explanation."""
+        """Return the explanations; ``InputError`` if a file or export explains none of an SAE."""
         ...

@@ -85,7 +85,7 @@ class OwnExplanations:
         return self._store(saes, inputs).recorder(inputs.recorder_folder)
 
     def open(self, saes: Saes, inputs: Inputs) -> OwnTexts:
-        """Merge the contexts; ``InputError`` if no feature of an SAE is active."""
+        """Merge the contexts; features that are not active have no explanation."""
         assert inputs.texts is not None
         assert inputs.recorder_folder is not None
         assert inputs.chat is not None or not self.asks_llm
@@ -95,11 +95,6 @@ class OwnExplanations:
         for key, kept in contexts.items():
             n_features = store.saes.facts[key].n_features
             n_active = len(kept.top.feature.unique())
-            if not n_active:
-                raise InputError(
-                    f"no feature of {key.name} is active on these texts, so none can be "
-                    "explained: take more texts (dataset.n_texts)"
-                )
             log.info("%s: %d of %d features are active", key.name, n_active, n_features)
         return OwnTexts(self, contexts, inputs.texts, inputs.chat if self.by == "llm" else None)
 

@@ -4,41 +4,42 @@ Files, in ``data/`` (``blob.py`` has their format). SAEs and pairs are numbered 
 
 | name | content |
 | --- | --- |
-| ``run`` | object: facts of the run, its SAEs, pairs, arms, tables and figures |
+| ``run`` | object: facts of the run, its SAEs, pairs, arms, first features, tables, figures |
 | ``tables/<table>/<part>`` | rows of a table: JSON lists, by column |
 | ``features/<sae>/<block>`` | numbers and explanations of a block of features |
 | ``links/<arm>/<pair>/<block>`` | best partners of a block of source features |
 | ``sources/<arm>/<pair>/<block>`` | best sources of a block of target features |
 | ``best/<arm>/<pair>`` | best partner of every source, and best source of every target feature |
-| ``verify/<arm>/<pair>`` | effects of tested source features on their best partner |
-| ``contexts/<sae>/<chunk>`` | histograms and contexts of the features that have them |
+| ``verify/<arm>/<pair>/<block>`` | effects of a block's tested features on their best partner |
+| ``contexts/<sae>/<chunk>`` | histograms and contexts of some features (``contexts.py``) |
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from saematch.core.pairs import Pair, SaeKey
+from saematch.core.progress import progress
 from saematch.core.tables import rows_of
 from saematch.evaluate.effects import NONE
-from saematch.explorer.blob import rounded, write_object, write_parts
+from saematch.explorer.blob import cut, unsigned, write_object, write_parts
+from saematch.explorer.contexts import shortened, write_contexts
 from saematch.explorer.links import Links, partners, sources
 from saematch.explorer.run_data import RunData
+from saematch.explorer.start import verified_start
 
 BLOCK = 1024
 """Number of features in a block."""
-CHUNK = 128
-"""Number of features in a chunk of contexts."""
-TABLE_CELLS = 100_000
-"""Largest number of cells in a part of a table."""
-SCORE_BITS, NUMBER_BITS = 11, 8
-"""Bits of the mantissa of scores and of other numbers: 3 to 4 and 2 to 3 digits."""
+TABLE_BYTES = 2**21
+"""Approximate size of the JSON of a part of a table."""
+LABEL_CHARACTERS = 1000
+"""Longest text of a label on the page."""
 LABELS = ("explanation", "explainer", "top_tokens")
 """Columns of text among those of features."""
 EFFECTS = ("n_events", "n_active", "off_rate", "effect", "effect_low", "effect_high", "floor_95")
@@ -47,25 +48,33 @@ EFFECTS = ("n_events", "n_active", "off_rate", "effect", "effect_low", "effect_h
 
 def write_data(run: RunData, folder: Path, facts: dict[str, Any]) -> None:
     """Write the data files of a run to ``folder``; ``facts`` are further entries of ``run``."""
-    work = [*run.saes, *run.pairs]
-    described: list[dict[str, Any]] = []
-    for item in tqdm(work, desc="page", unit="file", leave=False):
-        if isinstance(item, SaeKey):
-            described.append(_write_sae(run, item, folder))
-        else:
-            described.append(_write_pair(run, item, folder))
-    tables = [_write_table(folder, name, frame) for name, frame in run.results.tables.items()]
-    n = len(run.saes)
+    saes, pairs = [], []
+    with progress("write page", len(run.saes) + len(run.pairs), "part") as bar:
+        for key in run.saes:
+            saes.append(_write_sae(run, key, folder))
+            bar.advance()
+        for pair in run.pairs:
+            pairs.append(_write_pair(run, pair, folder))
+            bar.advance()
+    tables = [save_rows(folder, name, frame) for name, frame in run.results.tables.items()]
     write_object(folder, "run", {
-        "block": BLOCK, "chunk": CHUNK, "saes": described[:n], "pairs": described[n:],
-        "arms": list(run.arms), "tables": tables, **facts,
+        "block": BLOCK, "saes": saes, "pairs": pairs,
+        "arms": list(run.arms), "tables": tables, "start": _start(run), **facts,
     })  # fmt: skip
 
 
-def blocks(n: int, size: int = BLOCK) -> Iterator[tuple[int, slice]]:
+def _start(run: RunData) -> list[dict[str, int]]:
+    keys = list(run.saes)
+    return [
+        {"sae": keys.index(key), "feature": feature, "n_passing": n_passing}
+        for key, feature, n_passing in verified_start(run)
+    ]
+
+
+def blocks(n: int) -> Iterator[tuple[int, slice]]:
     """Yield the number and the features of each block."""
-    for number, start in enumerate(range(0, n, size)):
-        yield number, slice(start, min(start + size, n))
+    for number, start in enumerate(range(0, n, BLOCK)):
+        yield number, slice(start, min(start + BLOCK, n))
 
 
 def _write_sae(run: RunData, key: SaeKey, folder: Path) -> dict[str, Any]:
@@ -74,57 +83,26 @@ def _write_sae(run: RunData, key: SaeKey, folder: Path) -> dict[str, Any]:
     numbers = [c for c in frame if c not in LABELS and c != "histogram"]
     for block, features in blocks(len(frame)):
         part = frame.iloc[features]
-        parts: dict[str, Any] = {c: rounded(part[c].to_numpy(float), NUMBER_BITS) for c in numbers}
+        parts: dict[str, Any] = {c: _stored(part[c]) for c in numbers}
         parts |= {c: _texts(part[c]) for c in LABELS if c in part}
         write_parts(folder, f"features/{number}/{block}", parts)
     return {
         "suite": key.suite, "layer": key.layer, "n_features": len(frame), "columns": numbers,
         "labels": [c for c in LABELS if c in frame],
-        "chunks": _write_contexts(run, key, number, frame, folder),
+        "chunks": write_contexts(run, key, frame.get("histogram"), folder),
     }  # fmt: skip
 
 
+def _stored(column: pd.Series) -> np.ndarray:
+    """Return numbers for a data file: counts stay exact, other numbers are rounded there."""
+    is_count = column.dtype.kind in "iu" and column.notna().all() and (column >= 0).all()
+    return unsigned(column.to_numpy()) if is_count else column.to_numpy(float)
+
+
 def _texts(column: pd.Series) -> list[str | None]:
-    return [value if isinstance(value, str) else None for value in column]
-
-
-def _write_contexts(
-    run: RunData, key: SaeKey, number: int, frame: pd.DataFrame, folder: Path
-) -> list[int]:
-    """Write histograms and contexts of an SAE's features; return the numbers of the chunks.
-
-    A chunk maps a feature to its ``histogram`` and ``contexts``. A context has ``dataset``,
-    ``text``, ``start``, ``tokens``, ``values`` and ``partners``, which maps ``<sae>:<feature>`` to
-    the partner's activations. Activations are rounded to three digits.
-    """
-    contexts, of_partners = run.contexts(key), run.partners(key)
-    if contexts is None or of_partners is None:
-        return []
-    saes = list(run.saes)
-    partner_values: dict[tuple[int, int], dict[str, list[float]]] = {}
-    for row in of_partners.itertuples(index=False):
-        sae = saes.index(SaeKey(row.partner_suite, row.partner_layer))
-        of_context = partner_values.setdefault((row.feature, row.rank), {})
-        of_context[f"{sae}:{row.partner}"] = _short(row.values)
-    chunks: dict[int, dict[str, dict[str, Any]]] = {}
-    for row in contexts.itertuples(index=False):
-        of_chunk = chunks.setdefault(row.feature // CHUNK, {})
-        of_feature = of_chunk.setdefault(
-            str(row.feature),
-            {"histogram": list(map(int, frame["histogram"][row.feature])), "contexts": []},
-        )
-        of_feature["contexts"].append({
-            "dataset": row.dataset, "text": row.text, "start": row.start,
-            "tokens": list(row.tokens), "values": _short(row.values),
-            "partners": partner_values.get((row.feature, row.rank), {}),
-        })  # fmt: skip
-    for chunk, content in chunks.items():
-        write_parts(folder, f"contexts/{number}/{chunk}", {"features": content})
-    return sorted(chunks)
-
-
-def _short(values: np.ndarray) -> list[float]:
-    return [float(f"{value:.3g}") for value in values]
+    return [
+        shortened(value, LABEL_CHARACTERS) if isinstance(value, str) else None for value in column
+    ]
 
 
 def _write_pair(run: RunData, pair: Pair, folder: Path) -> dict[str, Any]:
@@ -146,16 +124,23 @@ def _write_pair(run: RunData, pair: Pair, folder: Path) -> dict[str, Any]:
         })  # fmt: skip
         of_arm = None if verified is None else verified[verified["arm"] == arm]
         if of_arm is not None:
-            write_parts(folder, f"verify/{place}", {
-                "feature": of_arm["feature"].to_numpy(np.uint32),
-                **{c: rounded(of_arm[c].to_numpy(float), SCORE_BITS) for c in EFFECTS},
-                "finding": of_arm["finding"].tolist(),
-            })  # fmt: skip
+            _write_verified(folder, f"verify/{place}", of_arm, match.n_source)
         arms[arm] = {
             "n_entries": len(match.rows), "scored": match.scores is not None,
             "verified": of_arm is not None,
         }  # fmt: skip
     return {"source": source, "target": target, "arms": arms}
+
+
+def _write_verified(folder: Path, place: str, verified: pd.DataFrame, n_source: int) -> None:
+    tested = verified["feature"].to_numpy()
+    for block, features in blocks(n_source):
+        part = verified[(tested >= features.start) & (tested < features.stop)]
+        write_parts(folder, f"{place}/{block}", {
+            "feature": part["feature"].to_numpy(np.uint32),
+            **{c: _stored(part[c]) for c in EFFECTS},
+            "finding": part["finding"].tolist(),
+        })  # fmt: skip
 
 
 def _write_links(folder: Path, place: str, links: Links) -> None:
@@ -166,10 +151,10 @@ def _write_links(folder: Path, place: str, links: Links) -> None:
         parts = {
             "starts": (starts - starts[0]).astype(np.uint16),
             "others": _numbers(links.others[entries]),
-            "weights": rounded(links.weights[entries], SCORE_BITS),
+            "weights": links.weights[entries],
         }
         if links.scores is not None:
-            parts["scores"] = rounded(links.scores[entries], SCORE_BITS)
+            parts["scores"] = links.scores[entries]
         write_parts(folder, f"{place}/{block}", parts)
 
 
@@ -180,14 +165,11 @@ def _numbers(features: np.ndarray) -> np.ndarray:
     return np.where(features == NONE, np.iinfo(kind).max, features).astype(kind)
 
 
-def _write_table(folder: Path, name: str, frame: pd.DataFrame) -> dict[str, Any]:
-    size = max(1, TABLE_CELLS // max(len(frame.columns), 1))
-    for part, rows in blocks(len(frame), size):
-        columns = _columns(frame.iloc[rows])
-        write_parts(folder, f"tables/{name}/{part}", {"columns": columns})
-    return {"name": name, "n_rows": len(frame), "n_parts": -(-len(frame) // size)}
-
-
-def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
+def save_rows(folder: Path, name: str, frame: pd.DataFrame) -> dict[str, Any]:
+    """Write the parts of a table; return its name, number of rows and number of parts."""
     rows = rows_of(frame)
-    return {str(name): [row[name] for row in rows] for name in frame}
+    parts = cut(np.array([len(json.dumps(row)) for row in rows], np.int64), TABLE_BYTES)
+    for number, part in enumerate(parts):
+        columns = {str(column): [row[column] for row in rows[part]] for column in frame}
+        write_parts(folder, f"tables/{name}/{number}", {"columns": columns})
+    return {"name": name, "n_rows": len(rows), "n_parts": len(parts)}

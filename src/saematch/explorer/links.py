@@ -57,6 +57,4 @@ def _links(features: np.ndarray, others: np.ndarray, n: int, match: Match, most:
     rank = np.arange(len(order)) - np.searchsorted(features[order], features[order])
     order = order[rank < most]
     starts = np.searchsorted(features[order], np.arange(n + 1))
-    return Links(
-        starts, others[order], weights[order], None if scores is None else scores[order]
-    )
+    return Links(starts, others[order], weights[order], None if scores is None else scores[order])

@@ -135,7 +135,7 @@ def control_items(
     for pair in matches.pairs:
         key = pair.source
         sources, targets = (explanations.features(k) for k in (key, pair.target))
-        n = min(judging.random, len(sources))
+        n = min(judging.random, len(sources)) if targets else 0
         random = rng.permutation(sources)[:n], rng.choice(targets, n)
         shared = sorted(set(sources) & set(targets))
         same = rng.permutation(shared)[: judging.identity]

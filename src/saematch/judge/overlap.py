@@ -42,6 +42,7 @@ class OverlapJudge(Judge):
     """Judges pairs of explanations by their words, and stores no answers."""
 
     writes: ClassVar[bool] = False
+    remark: ClassVar[str] = "word overlap, no LLM"
 
     def __init__(self, spec: WordOverlap) -> None:
         self.spec = spec

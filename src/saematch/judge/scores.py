@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from saematch.chat.questions import Judge
 from saematch.core.columns import Column, share
 from saematch.core.match import Match
 from saematch.core.pairs import PAIR_COLUMNS, Pair
@@ -44,6 +45,13 @@ _AGREEMENT = share("agreement", "same label when judged again", "share of equal 
 
 ROLES = ("pair", *CONTROLS)
 """Roles with scores of their own; judgements with a role in ``AGAIN`` are compared with pairs."""
+
+
+def columns_of(judge: Judge) -> tuple[Column, ...]:
+    """Return the definitions of a judge's metrics; their labels say if the judge is no LLM."""
+    if not judge.remark:
+        return COLUMNS
+    return tuple(replace(column, label=f"{column.label} ({judge.remark})") for column in COLUMNS)
 
 
 def judge_tables(judgements: Sequence[Judgement], saes: Saes, intervals: Intervals) -> Tables:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import field, replace
+from functools import partial
+from importlib import import_module
 from typing import Any
 
+import pandas as pd
 from jaxtyping import Float64
 from torch import Tensor
 
 from saematch.core.errors import InputError
 from saematch.core.match import InvalidMatch, Match
-from saematch.core.specs import AtLeast1, Positive, Unique, spec
+from saematch.core.specs import AtLeast1, Positive, Unique, brief, spec
 from saematch.matching.matchers.matcher import (
     CandidateMatcher,
     CompleteMatcher,
     Matcher,
     SelectiveMatcher,
 )
-from saematch.matching.matchers.optimal import Optimal
 from saematch.matching.objectives.factors import Factors
 from saematch.matching.objectives.objective import (
     ActivityObjective,
@@ -28,7 +31,6 @@ from saematch.matching.objectives.objective import (
     Objective,
     Similarity,
 )
-from saematch.matching.objectives.parts import Parts
 from saematch.matching.synchronised import Synchronise
 from saematch.matching.transported import transported
 from saematch.sae.folding import FOLDS, fold
@@ -50,6 +52,14 @@ def check_decode(decode: Sequence[str], setting: str) -> None:
         )
 
 
+def _part(module: str, name: str) -> Any:
+    """Return a default part of an arm.
+
+    It is imported when it is used: kept files of other arms would else depend on its code.
+    """
+    return getattr(import_module(f"saematch.matching.{module}"), name)()
+
+
 @spec("arms")
 class Arm:
     """Fold, objective and matcher, and how the permuted features are decoded.
@@ -60,9 +70,9 @@ class Arm:
 
     fold: str = "threshold"
     """Fold of the SAEs that are matched: one of ``threshold``, ``decoder_norm`` and ``none``."""
-    objective: AnyObjective = Parts()
+    objective: AnyObjective = field(default_factory=partial(_part, "objectives.parts", "Parts"))
     """What makes two features alike; by default the paper's squared error."""
-    matcher: Matcher = Optimal()
+    matcher: Matcher = field(default_factory=partial(_part, "matchers.optimal", "Optimal"))
     """How features are paired by this similarity; by default the optimal permutation."""
     decode: Unique[str] = ("permute",)
     """Strategies to evaluate: ``permute`` (activations in units of their threshold, eq. 5 on folded
@@ -105,6 +115,18 @@ class Arm:
         beyond = [q for q in self.quantiles if not 0 <= q <= 1]
         if beyond:
             raise InputError(f"quantile {beyond[0]} of an arm: shares lie between 0 and 1")
+
+    def _repr_html_(self) -> str:
+        """Return the settings that differ from the defaults, and the main settings, for
+        notebooks."""
+        settings = {
+            "fold": self.fold,
+            "objective": brief(self.objective),
+            "matcher": brief(self.matcher),
+            "decode": ", ".join(self.decode),
+        }
+        table = pd.DataFrame({"arm": settings}).to_html()
+        return f"<p>{html.escape(brief(self))}</p>{table}"
 
     def _check_candidates(self) -> None:
         """Raise ``InputError`` if the matcher needs the similarity of all pairs."""

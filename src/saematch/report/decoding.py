@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import cycle, product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ from saematch.report.frames import (
 )
 from saematch.report.style import (
     COLOURS,
+    MARKERS,
     arm_style,
     axis_label,
     by_pair,
@@ -29,6 +30,7 @@ from saematch.report.style import (
     line,
     panels,
     scale,
+    symlog,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def quantiles(tables: Tables, metric: str) -> Figure | None:
         _shares_by_layer(upper, partial, metric, dataset)
         _pairs_by_share(lower, partial, metric, dataset)
     for axis in axes[::n]:
-        axis.set_ylabel(axis_label(tables.column(metric)))
+        axis.set_ylabel(axis_label(tables.column(metric), axis))
     axes[0].legend(frameon=False, fontsize=7)
     axes[n].legend(frameon=False, fontsize=7)
     return figure
@@ -63,9 +65,10 @@ def _shares_by_layer(axis: Axes, partial: DataFrame, metric: str, dataset: str) 
     """Draw the first arm's metric against the layer pair, a line for each share permuted."""
     arm = arms_of(partial)[0]
     shares = values_of(partial, "quantile")
-    for colour, share in zip(_colours(len(shares)), shares, strict=True):
+    for colour, marker, share in zip(_colours(len(shares)), cycle(MARKERS), shares, strict=False):
         of_share = where(partial, arm=arm, dataset=dataset, quantile=share)
-        by_pair(axis, of_share, metric, partial, color=colour, label=f"q = {share:g}")
+        style = {"color": colour, "marker": marker, "label": f"q = {share:g}"}
+        by_pair(axis, of_share, metric, partial, **style)
     axis.set_title(f"{dataset}, {arm}")
     scale(axis, metric, numbers(where(partial, arm=arm), metric, 0.0))
 
@@ -121,24 +124,23 @@ def folding(tables: Tables) -> Figure | None:
             by_pair(axis, rows, metric, contrasts, **style)
         axis.set_title(dataset)
         axis.axhline(0, color="#999999", linewidth=0.8)
-        axis.set_yscale("symlog", linthresh=0.5, linscale=1.5)
-        axis.set_yticks([-10, -3, -1, -0.5, -0.2, 0, 0.2, 0.5, 1, 3, 10], minor=False)
         lowest, highest = _ends(contrasts, metric)
-        axis.set_ylim(1.1 * min(lowest, -0.1), 1.1 * max(highest, 0.1))
-        axis.yaxis.set_major_formatter("{x:g}")
-    axes[0].set_ylabel("gain in explained variance by folding")
+        symlog(axis, (1.1 * min(lowest, -0.1), 1.1 * max(highest, 0.1)), 1, 3)
+    axes[0].set_ylabel("gain in explained variance by folding\n(symlog beyond ±1)")
     legend(figure, axes[0], columns=2)
     return figure
 
 
 def _switch_style(arm: str, strategy: str, against_arm: str) -> dict[str, object]:
     """Return the style of a difference: between two arms, or between two decodings of one arm."""
+    solid: dict[str, object] = {"linestyle": "-"}
+    dashed: dict[str, object] = {"linestyle": "--", "markerfacecolor": "white"}
     if arm != against_arm:
         label = f"finding folded (decoded by {UNITS[strategy]})"
-        dash = "-" if strategy == "permute" else "--"
-        return {"color": COLOURS[0], "label": label, "linestyle": dash}
-    label, dash = f"decoding folded ({arm} match)", "-" if arm == "folded" else "--"
-    return {"color": COLOURS[5], "label": label, "linestyle": dash}
+        look = solid if strategy == "permute" else dashed
+        return {"color": COLOURS[0], "label": label, "marker": MARKERS[0], **look}
+    label, look = f"decoding folded ({arm} match)", solid if arm == "folded" else dashed
+    return {"color": COLOURS[5], "label": label, "marker": MARKERS[1], **look}
 
 
 def _ends(frame: DataFrame, metric: str) -> tuple[float, float]:
@@ -166,9 +168,10 @@ def planted(tables: Tables) -> Figure | None:
             by_pair(axis, where(of_strategy, arm=arm, source_suite=suite), metric, rows, **style)
         if metric == "explained_variance":
             scale(axis, metric, numbers(of_strategy, metric, 0.0))
+            axis.set_title(f"decoded by {UNITS[strategy]}")
+            axis.set_ylabel(axis_label(tables.column(metric), axis))
         else:
             axis.set_ylim(-0.03, 1.03)
-        units = "" if metric == "recall" else f", decoded by {UNITS[strategy]}"
-        axis.set_title(metric.replace("_", " ") + units)
+            axis.set_title(metric)
     legend(figure, axes[0], columns=5)
     return figure

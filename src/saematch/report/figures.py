@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from saematch.core.errors import InputError
+from saematch.core.files import replacing
 from saematch.core.pairs import DEFAULT, OF_DEFAULT, PAIR_COLUMNS, SUITE_COLUMNS, suites_label
+from saematch.core.results import Results
 from saematch.core.tables import Tables
 from saematch.report import decoding, judged, leaderboard, paths, studies, verify_figures
+from saematch.report.captions import CAPTIONS
 from saematch.report.frames import (
     arms_of,
     datasets_of,
@@ -48,23 +49,41 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def draw_figures(tables: Tables, names: Sequence[str] | None, folder: Path) -> dict[str, Path]:
+def draw_figures(
+    tables: Tables, names: Sequence[str] | None, folder: Path, label: str = ""
+) -> dict[str, Path]:
     """Draw the named figures, or all that the tables allow; return the PNG files by name.
 
-    A warning names the missing numbers if a named figure, or every figure, cannot be drawn.
+    Each figure shows ``label``, and ``captions.md`` has their captions. A warning names the missing
+    numbers if a named figure, or every figure, cannot be drawn.
     """
     drawn = {}
     possible = FIGURES if "matches" in tables else OF_TRAINING
     for name in possible if names is None else names:
         figure = possible[name](tables) if name in possible else None
         if figure is not None:
-            drawn[name] = save(figure, folder / f"{name}.png")
+            drawn[name] = save(figure, folder / f"{name}.png", label)
         elif names is not None:
             log.warning("figure %s was not drawn: it needs %s", name, NEEDS[name])
+    if drawn:
+        text = "\n\n".join(f"**{name}.** {CAPTIONS[name]}" for name in drawn)
+        with replacing(folder / "captions.md") as part:
+            part.write_text("\n\n".join(filter(None, [label, text])) + "\n", encoding="utf-8")
     if names is None and not drawn:
         needs = "; ".join(f"{name} needs {NEEDS[name]}" for name in possible)
         log.warning("no figure was drawn: %s", needs)
     return drawn
+
+
+def run_label(results: Results, run_id: str) -> str:
+    """Return model, SAEs and run in one line, as ``gemma-2-2b · gemma-scope-2b-pt-res · mse/a``."""
+    origins = results.provenance["saes"].values()
+    models = dict.fromkeys(origin["model_name"] for origin in origins)
+    known = [name for name in models if name] or [results.provenance["model"]["name"]]
+    releases = list(dict.fromkeys(origin["release"] for origin in origins))
+    rest = [f"and {len(releases) - 2} more"] if len(releases) > 2 else []
+    saes = ", ".join([*releases[:2], *rest])
+    return " · ".join(filter(None, [", ".join(known), saes, f"{results.name}/{run_id}"]))
 
 
 def check_figures(names: Sequence[str] | None) -> None:
@@ -92,6 +111,7 @@ def norms(tables: Tables) -> Figure | None:
     for axis in (left, middle):
         axis.set_ylim(bottom=0)
         axis.set_xlabel("layer")
+        axis.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     norm = layers.set_index("layer")["mean_norm"]
     changes = matches.drop_duplicates(["source_layer", "target_layer"])
     change = changes["target_layer"].map(norm) - changes["source_layer"].map(norm)
@@ -125,7 +145,7 @@ def mse(tables: Tables) -> Figure | None:
         axis.set_title(part)
         axis.set_ylim(bottom=0)
         axis.ticklabel_format(axis="y", scilimits=(-2, 3))
-    axes[0].set_ylabel("mean squared error, folded parameters")
+    axes[0].set_ylabel("squared error (folded)")
     legend(figure, axes[0])
     return figure
 
@@ -147,7 +167,7 @@ def matching(tables: Tables) -> Figure | None:
         else:
             for arm in arms_of(matches):
                 by_pair(axis, where(matches, arm=arm), metric, matches, **arm_style(arm, matches))
-        title = axis_label(tables.column(metric))
+        title = tables.column(metric).with_unit
         axis.set_title(title + _place(matches) if one_pair else title)
         if metric != "value":
             (axis.set_xlim if one_pair else axis.set_ylim)(-0.03, 1.03)
@@ -170,14 +190,13 @@ def _strategies(tables: Tables, metric: str) -> Figure | None:
         return None
     datasets = datasets_of(cells)
     figure, axes = panels(len(datasets), 3.9)
-    values = numbers(cells, metric, 0.0)
     for axis, dataset in zip(axes, datasets, strict=True):
         for arm, strategy in unique(cells, "arm", "strategy"):
             of_cell = where(cells, arm=arm, strategy=strategy, dataset=dataset)
             by_pair(axis, of_cell, metric, cells, **cell_style(arm, strategy, cells))
         axis.set_title(dataset)
-        scale(axis, metric, values[np.isfinite(values)])
-    axes[0].set_ylabel(axis_label(tables.column(metric)))
+        scale(axis, metric, numbers(cells, metric, 0.0))
+    axes[0].set_ylabel(axis_label(tables.column(metric), axes[0]))
     legend(figure, axes[0])
     return figure
 

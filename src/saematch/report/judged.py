@@ -22,6 +22,8 @@ from saematch.report.frames import (
 from saematch.report.style import (
     BASELINES,
     COLOURS,
+    HATCHES,
+    MARKERS,
     arm_style,
     by_pair,
     dots,
@@ -66,7 +68,7 @@ def judge_layers(tables: Tables) -> Figure | None:
     for arm in arms:
         by_pair(mean, where(scores, arm=arm), "judge_score", panel, **arm_style(arm, scores))
     judge_bounds(mean, tables)
-    mean.set_title("mean judge score (bands: over paths)")
+    mean.set_title(f"mean {tables.column('judge_score').label}\n(bands: over paths)")
     legend(figure, axes[0], mean)
     return figure
 
@@ -77,9 +79,10 @@ def _bars(axis: Axes, scores: DataFrame) -> None:
     stacks = {label: numbers(scores, f"n_{label.lower()}", 0.0) for label in LABEL_COLOURS}
     stacks["without a label"] = _counts_of(scores, UNSCORED)
     bottom = 0 * stacks["SAME"]
-    for label, counts in stacks.items():
+    for (label, counts), hatch in zip(stacks.items(), HATCHES, strict=False):
         colour = LABEL_COLOURS.get(label, UNSCORED_COLOUR)
-        axis.bar(at, counts, 0.8, bottom, color=colour, label=label, zorder=2)
+        look: Any = {"color": colour, "label": label, "hatch": hatch, "edgecolor": "white"}
+        axis.bar(at, counts, 0.8, bottom, linewidth=0, zorder=2, **look)
         bottom = bottom + counts
     step = 1 + len(scores) // 10
     labels = [f"{source}→{target}" for source, target in layer_pairs(scores)]
@@ -127,7 +130,8 @@ def judge_controls(tables: Tables) -> Figure | None:
     dots(scores, scored, labels, "judge_score", colours)
     scores.set_xlim(0.95, 3.05)
     scores.set_xticks([1, 2, 3], ["1\nDIFFERENT", "2\nMAYBE", "3\nSAME"])
-    scores.set_title("mean score (number of judgements with a label)")
+    label = tables.column("judge_score").label  # names a judge that is no LLM
+    scores.set_title(f"mean {label}\n(number of judgements with a label)")
     if not again.empty:
         _agreements(axes[1], again)
         legend(figure, axes[1])
@@ -137,9 +141,9 @@ def judge_controls(tables: Tables) -> Figure | None:
 def _agreements(axis: Axes, again: DataFrame) -> None:
     """Draw how often pairs got the same label when judged again, and kappa."""
     rows = rows_of(again)
-    for metric, label, colour, shift in (
-        ("agreement", "same label", COLOURS[0], -0.12),
-        ("kappa", "Cohen's kappa", COLOURS[1], 0.12),
+    for metric, label, marker, colour, shift in (
+        ("agreement", "same label", MARKERS[0], COLOURS[0], -0.12),
+        ("kappa", "Cohen's kappa", MARKERS[1], COLOURS[1], 0.12),
     ):
         for at, row in enumerate(rows):
             if row[metric] is None:
@@ -147,7 +151,7 @@ def _agreements(axis: Axes, again: DataFrame) -> None:
             ends = [row[f"{metric}_low"], row[f"{metric}_high"]]
             if None not in ends:
                 axis.plot(ends, [at + shift] * 2, color=colour, linewidth=2.5, alpha=0.4)  # type: ignore[arg-type]
-            axis.plot([row[metric]], [at + shift], color=colour, marker="o", linestyle="",  # type: ignore[arg-type]
+            axis.plot([row[metric]], [at + shift], color=colour, marker=marker, linestyle="",  # type: ignore[arg-type]
                       label=None if at else label)  # fmt: skip
     names = [f"{AGAIN_LABELS[str(row['compared'])]} ({row['n_pairs']})" for row in rows]
     axis.set_yticks(range(len(names)), names)
@@ -172,7 +176,8 @@ def mse_by_label(tables: Tables) -> Figure | None:
         for number, arm in enumerate(arms):
             errors = _errors_by_label(of_pair, arm)
             shift = (number - (len(arms) - 1) / 2) * 0.7 / len(arms)
-            _boxes(axis, errors, shift, 0.55 / len(arms), arm_style(arm, judged))
+            style = {**arm_style(arm, judged), "hatch": HATCHES[number % len(HATCHES)]}
+            _boxes(axis, errors, shift, 0.55 / len(arms), style)
         counts = map(len, _errors_by_label(of_pair, arms[0]))
         ticks = [f"{label}\n{n} {arms[0]}" for label, n in zip(SCORES, counts, strict=True)]
         axis.set_xticks(range(3), ticks, fontsize=7.5)
@@ -181,6 +186,7 @@ def mse_by_label(tables: Tables) -> Figure | None:
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("")
     axes[0].set_ylabel("squared error of the folded decoder vectors")
+    axes[0].set_xlabel(tables.column("judge_score").label)
     legend(figure, axes[0])
     return figure
 
@@ -195,8 +201,9 @@ def _boxes(
         medianprops={"color": "black"}, manage_ticks=False, patch_artist=True,
     )  # fmt: skip
     for box in boxes["boxes"]:
-        box.set(facecolor=style["color"], alpha=0.5)
-    axis.plot([], [], color=style["color"], linewidth=6, alpha=0.5, label=style["label"])
+        box.set(facecolor=style["color"], alpha=0.5, hatch=style["hatch"])
+    axis.bar([0], [np.nan], color=style["color"], alpha=0.5, hatch=style["hatch"],
+             edgecolor="black", label=style["label"])  # fmt: skip
 
 
 def _errors_by_label(judged: DataFrame, arm: str) -> list[np.ndarray]:

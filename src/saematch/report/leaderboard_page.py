@@ -48,7 +48,8 @@ class Kind(NamedTuple):
 def write_page(page: Path, runs: Sequence[Path]) -> None:
     """Write a page in Markdown or HTML, by its suffix, from runs that are named by their folders.
 
-    The figure of each run is copied to the folder ``<page>_figures``. Raises ``InputError`` for a
+    In Markdown, the winners and the tables of all arms go to ``leaderboards.md`` next to it. The
+    figure of each run is copied to the folder ``<page>_figures``. Raises ``InputError`` for a
     folder without results of the evaluation ``leaderboard``.
     """
     results = {run.name: _results(run) for run in runs}
@@ -67,6 +68,8 @@ def write_page(page: Path, runs: Sequence[Path]) -> None:
         "figures": _figures(page, {run.name: run for run in runs}),
     }
     write_template(page, f"matchers{page.suffix}", **values)
+    if page.suffix == ".md":
+        write_template(page.with_name("leaderboards.md"), "leaderboards.md", **values)
 
 
 def _results(run: Path) -> Results:

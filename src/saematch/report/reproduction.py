@@ -1,24 +1,40 @@
-"""The page of a reproduction: each figure, the paper's claims about it, and whether it agrees."""
+"""The page of a reproduction: figures, statements about them, and whether the runs agree."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from saematch.core.files import replacing
 from saematch.core.results import Results
-from saematch.report.claims import CLAIMS, Claim
+from saematch.report.captions import CAPTIONS
+from saematch.report.claims import Claim, Origin
+from saematch.report.findings import (
+    Count,
+    Findings,
+    count,
+    counts_of,
+    decide,
+    origins_of,
+    sentence_on,
+)
 from saematch.report.pages import write_template
 from saematch.report.rules import Finding
 
 MARKS = {True: "agrees", False: "disagrees", None: "–"}
 
-RULES_NOTE = """\
-The rule next to each figure decides from the run's numbers whether the figure agrees with the
-paper's. Bands and bars are 95 % intervals from a jackknife over texts."""
+COUNT_NOTE = """\
+Each statement about an experiment has a rule, which decides from the numbers of one run whether the
+run agrees. Statements are decided separately for each family of SAEs, and a statement is left out
+where a run lacks the numbers. So "{agreeing} of {decided} agree" means that {agreeing} of the
+{decided} decided pairs of a statement and a family agree; a pair that disagrees shows that these
+SAEs differ from the statement, not that a run failed."""
+FIGURES_NOTE = """\
+Bands and bars are 95 % intervals from a jackknife over texts. The paper's own numbers are for
+Gemma 2 2B and approximate, since they were read off its figures."""
 ZOO_NOTE = """\
 The embedded language model is small and was trained within an hour. The results hold for a small
 model only, and a figure that disagrees with the paper's is reported as such. The SAEs come in three
@@ -27,9 +43,10 @@ permutation is the ground truth, so recall can be measured, and nearly every fea
 partner. `mixed`: like `chain`, but a quarter of the features starts afresh at each layer.
 `independent`: each layer has its own seed, as released SAEs do. There is no ground truth, and many
 features have no good partner, although a bijection must pair them. Where the embedded models cannot
-show an effect, `planted` shows the mechanism on made-up SAEs whose correct match is known.
-Statements marked `observed` are not the paper's: an early trial on another small model suggested
-them, and these runs confirm or refute them."""
+show an effect, `planted` shows the mechanism on made-up SAEs whose correct match is known."""
+OURS_NOTE = """\
+`control` compares a match with chance. `mechanism` is shown on planted SAEs. `observed`: an early
+trial on another small model suggested the statement, and these runs confirm or refute it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,14 @@ class Run:
             return None
         results = Results.load(path)
         return results if results.status == "finished" else None
+
+
+class Summary(NamedTuple):
+    """How many statements about an experiment agree."""
+
+    experiment: str
+    anchor: str
+    sentence: str
 
 
 class OverviewRow(NamedTuple):
@@ -78,6 +103,7 @@ class Figure(NamedTuple):
     label: str
     path: str
     """Path relative to the page."""
+    caption: str
 
 
 class ShownRun(NamedTuple):
@@ -98,20 +124,20 @@ class Section(NamedTuple):
 
     experiment: str
     anchor: str
-    checks: list[Check]
+    summary: str
+    checks: dict[Origin, list[Check]]
+    """Who made the statements, and only those who made some."""
     runs: list[ShownRun]
 
 
-Findings = dict[tuple[str, Claim, str], Finding]
-"""By experiment as it was run, claim and family."""
 Loaded = dict[tuple[str, str], Results | None]
 """By experiment and family: the results, None of a run without any."""
 
 
-def write_page(runs: Sequence[Run], model: str, page: Path) -> tuple[int, int]:
+def write_page(runs: Sequence[Run], model: str, page: Path) -> dict[Origin, Count]:
     """Write the page as Markdown and HTML, with copies of the figures in a folder next to it.
 
-    Returns the number of claims that agree, and the number of claims that were decided.
+    Returns the counts of decided statements, by who made them.
     """
     shutil.rmtree(_figures(page), ignore_errors=True)
     loaded = {(run.experiment, run.family): run.results for run in runs}
@@ -121,14 +147,25 @@ def write_page(runs: Sequence[Run], model: str, page: Path) -> tuple[int, int]:
     values = {
         "title": f"reproduction on {model}",
         "model": model,
-        "introduction": _introduction(loaded, model),
+        "introduction": _introduction(loaded, findings, model),
+        "ours_note": OURS_NOTE,
         "families": families,
-        "overview": _overview(families, findings),
+        "counts": (counts := counts_of(findings)),
+        "summaries": [
+            Summary(experiment, _anchor(experiment), sentence)
+            for experiment in experiments
+            if (sentence := sentence_on(experiment, findings))
+        ],
+        "overview": {
+            origin: _overview(families, findings, origin)
+            for origin in origins_of(claim for _, claim, _ in findings)
+        },
         "failures": [run for run in runs if run.error],
         "sections": [
             Section(
                 experiment,
                 _anchor(experiment),
+                sentence_on(experiment, findings),
                 _checks(experiment, families, findings),
                 [_shown(run, loaded, page) for run in runs if run.experiment == experiment],
             )
@@ -137,21 +174,10 @@ def write_page(runs: Sequence[Run], model: str, page: Path) -> tuple[int, int]:
     }
     write_template(page, "reproduction.md", **values)
     write_template(page.with_suffix(".html"), "reproduction.html", **values)
-    decided = [v.agrees for v in findings.values() if v.agrees is not None]
-    return sum(decided), len(decided)
+    return counts
 
 
-def decide(results: Mapping[tuple[str, str], Results]) -> Findings:
-    """Apply every rule to every run of its experiment."""
-    return {
-        (experiment, claim, family): claim.check(of_run.tables)
-        for (experiment, family), of_run in results.items()
-        for claim in CLAIMS
-        if experiment.partition(" ")[0] == claim.experiment
-    }
-
-
-def _introduction(loaded: Loaded, model: str) -> list[str]:
+def _introduction(loaded: Loaded, findings: Findings, model: str) -> list[str]:
     """Return the paragraphs above the overview."""
     finished = [results.provenance for results in loaded.values() if results is not None]
     commits = sorted({str(provenance["git_commit"])[:10] for provenance in finished})
@@ -162,10 +188,11 @@ def _introduction(loaded: Loaded, model: str) -> list[str]:
     ]
     if len(commits) > 1:
         paragraphs.append("Different versions of the code made these runs.")
-    return [*paragraphs, RULES_NOTE, *([ZOO_NOTE] if model == "zoo" else [])]
+    note = COUNT_NOTE.format_map(count(findings.values())._asdict())
+    return [note, *paragraphs, FIGURES_NOTE, *([ZOO_NOTE] if model == "zoo" else [])]
 
 
-def _overview(families: Sequence[str], findings: Findings) -> list[OverviewRow]:
+def _overview(families: Sequence[str], findings: Findings, origin: Origin) -> list[OverviewRow]:
     return [
         OverviewRow(
             experiment,
@@ -175,17 +202,24 @@ def _overview(families: Sequence[str], findings: Findings) -> list[OverviewRow]:
             [_mark(findings.get((experiment, claim, family))) for family in families],
         )
         for experiment, claim in dict.fromkeys(key[:2] for key in findings)
+        if claim.origin == origin
     ]
 
 
-def _checks(experiment: str, families: Sequence[str], findings: Findings) -> list[Check]:
+def _checks(
+    experiment: str, families: Sequence[str], findings: Findings
+) -> dict[Origin, list[Check]]:
     claims = dict.fromkeys(claim for name, claim, _ in findings if name == experiment)
-    return [
-        Check(claim, family, _mark(finding), finding.seen)
-        for claim in claims
-        for family in families
-        if (finding := findings.get((experiment, claim, family))) is not None
-    ]
+    return {
+        origin: [
+            Check(claim, family, _mark(finding), finding.seen)
+            for claim in claims
+            for family in families
+            if claim.origin == origin
+            and (finding := findings.get((experiment, claim, family))) is not None
+        ]
+        for origin in origins_of(claims)
+    }
 
 
 def _anchor(heading: str) -> str:
@@ -207,7 +241,8 @@ def _shown(run: Run, loaded: Loaded, page: Path) -> ShownRun:
         copy = _figures(page) / f"{_anchor(run.experiment)}-{run.family}-{figure.name}"
         _copy_small(figure, copy)
         path = copy.relative_to(page.parent).as_posix()
-        figures.append(Figure(f"{run.experiment}, {run.family}: {figure.stem}", path))
+        label = f"{run.experiment}, {run.family}: {figure.stem}"
+        figures.append(Figure(label, path, CAPTIONS.get(figure.stem, "")))
     n_rows = {name: len(rows) for name, rows in results.tables.items()}
     return ShownRun(run.family, run.command, "", figures, file, n_rows)
 

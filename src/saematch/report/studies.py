@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saematch.core.pairs import DEFAULT, OF_DEFAULT
 from saematch.core.tables import Tables
@@ -23,6 +23,7 @@ from saematch.report.frames import (
 )
 from saematch.report.judged import judge_bounds
 from saematch.report.style import (
+    DASHES,
     arm_style,
     axis_label,
     by_pair,
@@ -38,11 +39,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-MARKERS = ("o", "s", "^", "D", "v", "P")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 _SIGNS = ("●", "■", "▲", "◆", "▼", "✚")
-"""Signs in a label for ``MARKERS``."""
-DASHES = ("-", "--", ":")
-"""Line styles of the first, second and third suite."""
+"""Markers of source layers, and the same as signs in a label."""
+MOST_SUITES = 3
+"""Largest number of suites in a figure of two or more."""
 
 
 def feature_mse(tables: Tables) -> Figure | None:
@@ -58,9 +59,9 @@ def feature_mse(tables: Tables) -> Figure | None:
             if bins.empty:  # the arm has no match of this pair
                 continue
             edges = [*numbers(bins, "mse_low", 0.0), numbers(bins, "mse_high", 0.0)[-1]]
-            colour = arm_style(arm, histogram)["color"]
-            counts = list(bins["n_pairs"])
-            axis.stairs(counts, edges, color=colour, label=arm, linewidth=1.4)
+            style = arm_style(arm, histogram)
+            look: Any = {name: style[name] for name in ("color", "linestyle", "label")}
+            axis.stairs(list(bins["n_pairs"]), edges, linewidth=1.4, **look)
         axis.set_title(f"layers {source}→{target}")
         axis.set_xlabel("squared error of the folded decoder vector")
     axes[0].set_ylabel("matched pairs of features")
@@ -84,7 +85,7 @@ def persistence(tables: Tables) -> Figure | None:
     for axis, metric in zip(axes, metrics, strict=False):
         for arm in arms_of(matches):
             _by_distance(axis, where(matches, arm=arm), metric, sources, arm_style(arm, matches))
-        axis.set_title(axis_label(tables.column(metric)))
+        axis.set_title(tables.column(metric).with_unit)
         if metric == "judge_score":
             judge_bounds(axis, tables)
         else:
@@ -95,8 +96,9 @@ def persistence(tables: Tables) -> Figure | None:
         for arm, strategy in unique(cells, "arm", "strategy"):
             of_cell = where(cells, arm=arm, strategy=strategy)
             _by_distance(axis, of_cell, metric, sources, cell_style(arm, strategy, cells))
-        axis.set_title(f"explained variance, {dataset}")
+        axis.set_title(dataset)
         scale(axis, metric, numbers(cells, metric, 0.0))
+        axis.set_ylabel(axis_label(tables.column(metric), axis))
     legend(figure, *axes)
     return figure
 
@@ -109,7 +111,7 @@ def _by_distance(
         of_source = with_metric(where(frame, source_layer=source), metric)
         distance = (of_source["target_layer"] - of_source["source_layer"]).tolist()
         label = None if number else style["label"]
-        look = {**style, "label": label, "marker": MARKERS[number % len(MARKERS)]}
+        look = {**style, "label": label, "marker": _MARKERS[number % len(_MARKERS)]}
         line(axis, distance, of_source, metric, **look)
     signs = ", ".join(f"{sign} {layer}" for sign, layer in zip(_SIGNS, sources, strict=False))
     axis.set_xlabel(f"distance in layers (from layer: {signs})")
@@ -141,7 +143,7 @@ def sparsity(tables: Tables) -> Figure | None:
         axis.set_xlabel(f"mean L0 of layer {layer_pairs(cells)[0][0]}")
         scale(axis, metric, numbers(cells, metric, 0.0))
     for axis, metric in zip(axes[:: len(datasets)], metrics, strict=True):
-        axis.set_ylabel(axis_label(tables.column(metric)))
+        axis.set_ylabel(axis_label(tables.column(metric), axis))
     legend(figure, axes[0])
     return figure
 
@@ -159,7 +161,7 @@ def similar_l0(tables: Tables) -> Figure | None:
     """Figure 15: mean L0 by layer of two suites, and the variance that each explains."""
     cells = within_suites(where(skipped_layers(tables), quantile=None))
     suites = values_of(cells, "source_suite")
-    if not 2 <= len(suites) <= len(DASHES) or DEFAULT not in suites:
+    if not 2 <= len(suites) <= MOST_SUITES or DEFAULT not in suites:
         return None
     if "mean_l0" not in table(tables, "layers"):  # a run without co-activation
         return None
@@ -183,7 +185,8 @@ def similar_l0(tables: Tables) -> Figure | None:
             style = cell_style(arm, strategy, cells)
             style |= {"label": f"{style['label']} ({suite})", "linestyle": dashes[suite]}
             by_pair(axis, of_cell, metric, cells, **style)
-        axis.set_title(f"explained variance, {dataset}")
+        axis.set_title(dataset)
         scale(axis, metric, numbers(cells, metric, 0.0))
+    axes[1].set_ylabel(axis_label(tables.column(metric), axes[1]))
     legend(figure, axes[1])
     return figure

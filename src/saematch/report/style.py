@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +24,17 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Colours of arms, in their order (Okabe and Ito, readable by colour-blind people)."""
+MARKERS = ("o", "s", "<", ">", "p", "*")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+"""Markers and line styles of arms, in their order, which tell arms apart without colours."""
+HATCHES = ("", "////", "....", "xxxx", "----", "oooo")
+"""Hatches of areas, in the order of arms or labels."""
 BASELINES = {"identity": "#777777", "random": "#AAAAAA"}
 BASELINE_MARKERS = {"identity": "D", "random": "x"}
 STRATEGY_STYLES = {
-    "permute": {"linestyle": "-", "marker": "o"},
-    "permute_raw": {"linestyle": "--", "marker": "s", "markerfacecolor": "white"},
-    "increment": {"linestyle": ":", "marker": "P"},
+    "permute": {"linestyle": "-"},
+    "permute_raw": {"linestyle": "--", "markerfacecolor": "white"},
+    "increment": {"linestyle": ":", "fillstyle": "left"},
 }
 STRATEGY_LABELS = {"permute": "", "permute_raw": ", raw scale", "increment": ", increment"}
 MATCHLESS_STYLES = {
@@ -38,6 +45,12 @@ MATCHLESS_STYLES = {
 }
 """Label, line and marker."""
 SIZE = {"markersize": 4.5, "linewidth": 1.4, "marker": "o"}
+SYMLOG = {"explained_variance": (1.0, 3.0, "below −1"), "delta_loss": (0.1, 0.5, "above 0.1")}
+"""By metric: the end of the linear part of its symlog axis, the length of this part in decades, and
+the logarithmic part in words."""
+_TICKS = (0, 1, 10, 100, 1000, 0.5, 3, 30, 300, 2, 20, 200, 5, 50, 500)
+"""Possible ticks of a symlog axis, in units of the end of its linear part; the first ones that have
+room are drawn."""
 
 
 def panels(columns: int, height: float = 3.2, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -47,7 +60,8 @@ def panels(columns: int, height: float = 3.2, rows: int = 1) -> tuple[Figure, li
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update({"svg.hashsalt": "saematch", "font.size": 9, "axes.titlesize": 9})
+    plt.rcParams.update({"svg.hashsalt": "saematch", "font.size": 9, "axes.titlesize": 9,
+                         "pdf.fonttype": 42, "hatch.linewidth": 0.6})  # fmt: skip
     size = (0.6 + 3.1 * max(columns, 1.6), height * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
@@ -56,13 +70,20 @@ def panels(columns: int, height: float = 3.2, rows: int = 1) -> tuple[Figure, li
     return figure, list(axes.flat)
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write the figure as PNG and SVG, the same bytes for the same figure; return the PNG."""
+def save(figure: Figure, path: Path, label: str = "") -> Path:
+    """Write the figure as PNG, SVG and PDF, the same bytes for the same figure; return the PNG.
+
+    ``label`` is a line of small text above the panels.
+    """
     import matplotlib.pyplot as plt
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.text import Text
 
+    if label:
+        lines = textwrap.fill(label, int(16 * figure.get_figwidth()))
+        figure.suptitle(lines, x=0.01, ha="left", fontsize=7, color="#666666")
     for text in figure.findobj(Text):
         if text.get_text():  # names from outside; ticks get their text when drawn
             text.set_parse_math(False)
@@ -74,6 +95,9 @@ def save(figure: Figure, path: Path) -> Path:
         FigureCanvasAgg(figure).print_png(part)
     with replacing(path.with_suffix(".svg")) as part:
         FigureCanvasSVG(figure).print_svg(part, metadata={"Date": None})
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # logs each table of each font
+    with replacing(path.with_suffix(".pdf")) as part:
+        FigureCanvasPdf(figure).print_pdf(part, metadata={"CreationDate": None})
     plt.close(figure)
     return path
 
@@ -140,11 +164,14 @@ def dots(axis: Axes, frame: DataFrame, labels: Sequence[str], metric: str,
 
 
 def arm_style(arm: str, frame: DataFrame) -> dict[str, object]:
-    """Return colour, marker and label of an arm: baselines grey, methods in their order."""
+    """Return colour, marker, line and label of an arm: baselines grey, methods in their order."""
+    if arm in BASELINES:
+        return {"color": BASELINES[arm], "marker": BASELINE_MARKERS[arm], "linestyle": "-",
+                "label": arm}  # fmt: skip
     methods = [name for name in arms_of(frame) if name not in BASELINES]
-    colour = BASELINES.get(arm) or COLOURS[methods.index(arm) % len(COLOURS)]
-    style: dict[str, object] = {"color": colour, "label": arm}
-    return style | ({"marker": BASELINE_MARKERS[arm]} if arm in BASELINES else {"zorder": 3})
+    number = methods.index(arm) % len(COLOURS)
+    return {"color": COLOURS[number], "marker": MARKERS[number], "linestyle": DASHES[number],
+            "label": arm, "zorder": 3}  # fmt: skip
 
 
 def cell_style(arm: str, strategy: str, frame: DataFrame) -> dict[str, object]:
@@ -157,7 +184,7 @@ def cell_style(arm: str, strategy: str, frame: DataFrame) -> dict[str, object]:
         return {"color": "#000000", "label": label, "linestyle": dashes, "marker": marker}
     label = f"{arm}{STRATEGY_LABELS.get(strategy, f', {strategy}')}"
     style = STRATEGY_STYLES.get(strategy, {"linestyle": ":"})
-    return {**style, **arm_style(arm, frame), "label": label}
+    return {**arm_style(arm, frame), **style, "label": label}
 
 
 def legend(figure: Figure, *axes: Axes, columns: int = 4) -> None:
@@ -171,24 +198,53 @@ def legend(figure: Figure, *axes: Axes, columns: int = 4) -> None:
 
 
 def scale(axis: Axes, metric: str, values: np.ndarray) -> None:
-    """Scale the axis of explained variance (linear down to -1) or of the change in loss."""
+    """Scale the axis of explained variance or of the change in loss.
+
+    The axis is linear, or symlog if a value is beyond ±1.
+    """
+    values = values[np.isfinite(values)]
     lowest, highest = min(values, default=0.0), max(values, default=0.0)
+    wide = is_wide(lowest, highest)
+    room = 1.5 if wide else 1.2
     if metric == "explained_variance":
         axis.axhline(0, color="#999999", linewidth=0.8)
-        axis.set_yscale("symlog", linthresh=1, linscale=3)
-        axis.set_yticks([-100, -10, -1, -0.5, 0, 0.5, 1], minor=False)
-        axis.set_ylim(1.5 * min(lowest, 0), 1.03)
+        low, high = room * min(lowest, 0), 1.03
     else:
-        axis.set_yscale("symlog", linthresh=0.1, linscale=0.5)
-        axis.set_yticks([-1, -0.1, 0, 0.1, 0.3, 1, 3, 10, 30], minor=False)
-        axis.set_ylim(min(1.5 * lowest, 0), max(1.5 * highest, 0.3))
+        low, high = room * min(lowest, 0), room * max(highest, 0.01)
+    if wide:
+        threshold, length, _ = SYMLOG[metric]
+        symlog(axis, (low, high), threshold, length)
+    else:
+        axis.set_ylim(low, high)
+
+
+def is_wide(lowest: float, highest: float) -> bool:
+    """Whether an axis of explained variance or of the change in loss is symlog."""
+    return lowest < -1 or highest > 1
+
+
+def symlog(axis: Axes, limits: tuple[float, float], threshold: float, length: float) -> None:
+    """Give the y axis a symlog scale, linear within ± ``threshold``, and ticks between its limits.
+
+    ``length`` is that of the linear part from zero to the threshold, in decades.
+    """
+    axis.set_yscale("symlog", linthresh=threshold, linscale=length)
+    axis.set_ylim(*limits)
+    place = axis.yaxis.get_transform().transform
+    low, high = place(np.array(limits))
+    ticks: dict[float, float] = {}
+    numbers = [sign * number * threshold for number in _TICKS for sign in (1, -1)]
+    for tick, at in zip(numbers, place(np.array(numbers)), strict=True):
+        distance = min((abs(at - other) for other in ticks.values()), default=np.inf)
+        if low <= at <= high and distance > 0.06 * (high - low):
+            ticks[tick] = at
+    axis.set_yticks(list(ticks), minor=False)
+    axis.minorticks_off()
     axis.yaxis.set_major_formatter("{x:g}")
 
 
-_SCALES = {"explained_variance": "log scale below −1", "delta_loss": "log scale above 0.1"}
-
-
-def axis_label(column: Column) -> str:
-    """Return a metric's label, with its unit and the scale that ``scale`` gives it, if any."""
-    remarks = ", ".join(filter(None, [column.unit, _SCALES.get(column.name)]))
+def axis_label(column: Column, axis: Axes) -> str:
+    """Return a metric's label with its unit; for a symlog axis, the label says so."""
+    part = f"symlog {SYMLOG[column.name][2]}" if axis.get_yscale() == "symlog" else ""
+    remarks = ", ".join(filter(None, [column.unit, part]))
     return f"{column.label} ({remarks})" if remarks else column.label

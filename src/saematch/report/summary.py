@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pandas as pd
 
 from saematch.core.errors import InputError
@@ -11,6 +13,10 @@ from saematch.report.frames import has, table, with_metric
 
 IN_NAMES = ("dataset", "arm", "strategy")
 """Key columns that are parts of a metric's name."""
+LOGGED = ("layer", "name", "value", "metric", "prefix", "dataset", "line")
+"""Columns of the logged values. ``line`` is the name without prefix, metric and data set."""
+MAX_LINES = 40
+"""Largest number of lines of a chart."""
 PREFIXES = {"saes": "sae/"}
 """Beginning of the names of a table's metrics."""
 
@@ -27,6 +33,38 @@ def history_by_layer(tables: Tables) -> dict[int, dict[str, float]]:
     for layer, of_layer in _logged(tables).groupby("layer"):
         history[int(layer)] = dict(zip(of_layer["name"], of_layer["value"], strict=True))
     return history
+
+
+class Chart(NamedTuple):
+    """A metric by layer."""
+
+    name: str
+    """The metric, followed by ``/<data set>`` if it has one."""
+    metric: str
+    title: str
+    points: list[tuple[int, str, float]]
+    """Layer, line and value; a line is an arm, or an arm and its strategy."""
+
+
+def charts_by_layer(tables: Tables) -> list[Chart]:
+    """Return a chart of each logged metric and data set that has values at several layers.
+
+    The judge's controls are lines of the chart of its score. Metrics with more than ``MAX_LINES``
+    lines have no chart.
+    """
+    charts = []
+    by_chart = ["prefix", "metric", "dataset"]
+    for keys, rows in _logged(tables).groupby(by_chart, sort=False, dropna=False):
+        prefix, metric, dataset = keys
+        if rows["layer"].nunique() < 2 or rows["line"].nunique() > MAX_LINES:
+            continue
+        column = tables.column(metric)
+        name, title = f"{prefix}{metric}", column.with_unit
+        if pd.notna(dataset):
+            name, title = f"{name}/{dataset}", f"{title}, {dataset}"
+        points = rows[["layer", "line", "value"]].sort_values(["line", "layer"], kind="stable")
+        charts.append(Chart(name, metric, title, list(points.itertuples(index=False, name=None))))
+    return charts
 
 
 def mean_metrics(tables: Tables) -> dict[str, float]:
@@ -62,21 +100,28 @@ def optimal_to(tables: Tables) -> dict[str, float]:
 
 
 def _logged(tables: Tables) -> pd.DataFrame:
-    """Return the columns ``layer``, ``name`` and ``value`` of every logged metric."""
+    """Return the values of every logged metric, with its layer, name and parts of the name."""
     several = _has_several_sources(table(tables, "matches"))
-    parts = [pd.DataFrame({"layer": [], "name": [], "value": []})]
+    parts = [pd.DataFrame({name: [] for name in LOGGED})]
     for name, frame in tables.items():
         logged = [metric for metric, column in tables.columns.items() if name in column.logged]
         for metric in logged:
             if has(frame, metric):
                 layer = _layer_column(name, frame, metric)
                 rows = with_metric(with_metric(frame, metric), layer)
-                names = PREFIXES.get(name, "") + metric + _parts(rows) + _tail(rows, several)
-                parts.append(_values(rows, names, metric))
+                prefix, tail = PREFIXES.get(name, ""), _tail(rows, several)
+                values = _values(rows, prefix + metric + _parts(rows) + tail, metric)
+                values["prefix"] = prefix
+                values["dataset"] = rows.get("dataset")
+                lines = _parts(rows.drop(columns="dataset", errors="ignore")) + tail
+                values["line"] = [line[1:] or metric for line in lines]
+                parts.append(values)
     controls = _controls(tables)
     if len(controls):
         names = "judge_control/" + controls["role"] + _tail(controls, several)
-        parts.append(_values(controls, names, "judge_score"))
+        values = _values(controls, names, "judge_score").assign(prefix="", dataset=None)
+        values["line"] = [name.removeprefix("judge_") for name in names]
+        parts.append(values)
     return pd.concat([part for part in parts if len(part)] or parts)
 
 
@@ -94,7 +139,9 @@ def _layer_column(name: str, frame: pd.DataFrame, metric: str) -> str:
 def _values(rows: pd.DataFrame, names: pd.Series, metric: str) -> pd.DataFrame:
     layer = rows["target_layer" if "target_layer" in rows else "layer"]
     value = rows[metric].astype(float)
-    return pd.DataFrame({"layer": layer.astype(int), "name": names, "value": value})
+    return pd.DataFrame(
+        {"layer": layer.astype(int), "name": names, "value": value, "metric": metric}
+    )
 
 
 def _controls(tables: Tables) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,7 +52,6 @@ AGAIN_LABELS = {"swapped": "in the other order", "repeated": "asked again",
                 "second": "by the second judge"}  # fmt: skip
 """Names of the ways in which pairs are judged again."""
 FILES = {"results.json": "results", "figures": "figures", "matches": "matches", "saes": "SAEs",
-         "explorer/index.html": "page",
          "saematch.log": "log"}  # fmt: skip
 """Files and folders of a run, and what they contain."""
 EXPLAINER_HEADINGS = {"same": "{arm}", "different": "{arm}\n2 explainers"}
@@ -95,8 +95,15 @@ def _files(results: Results, folder: Path) -> Iterator[str]:
         yield f"hidden states: {results.provenance['hidden_states']['folder']}"
     if "saes" in results.tables:
         yield f"match the SAEs: sae=disk 'sae.path=\"{folder}/saes/layer_{{layer}}\"'"
-    elif "matches" in results.tables and not (folder / "explorer").exists():
-        yield f"follow features in a browser: saematch show {folder}"
+    elif "matches" in results.tables:
+        yield f"follow features in a browser: {_page(results, folder)}"
+
+
+def _page(results: Results, folder: Path) -> str:
+    """Return the address of the run's page, or the command that writes the page."""
+    if results.config.get("show"):
+        return (folder / "explorer/index.html").absolute().as_uri()
+    return f"saematch show {shlex.quote(str(folder))}"
 
 
 def _refused(refused: pd.DataFrame) -> Iterator[str]:
@@ -135,7 +142,7 @@ def _printed(tables: Tables) -> Iterator[TextTable]:
         yield matches
     scores = table(tables, "judge_scores")
     if len(scores):
-        yield _judge_table(scores)
+        yield _judge_table(tables, scores)
     likeness = table(tables, "likeness")
     if len(likeness):
         yield _likeness_table(likeness)
@@ -156,8 +163,8 @@ def _match_table(tables: Tables) -> TextTable:
     headings, columns = [], []
     for metric in metrics:
         for arm in values_of(matches, "arm"):
-            by_pair = {pair_of(row): row for row in rows_of(where(matches, arm=arm))}
-            values = [by_pair.get(pair, {}).get(metric) for pair in pairs]
+            of_arm = {pair_of(row): row for row in rows_of(where(matches, arm=arm))}
+            values = [of_arm.get(pair, {}).get(metric) for pair in pairs]
             headings.append(f"{MATCH_HEADINGS[metric]}\n{broken(arm)}")
             columns.append(texts_of(tables.column(metric), values))
     labels = ", ".join(tables.column(metric).label for metric in metrics)
@@ -187,7 +194,7 @@ def _other_metrics(tables: Tables) -> Iterator[str]:
 
 
 def _by_arm(frame: pd.DataFrame, column: Column, values: str) -> str:
-    texts = texts_of(column, list(numbers(frame, values)))
+    texts = texts_of(column, numbers(frame, values).tolist())
     return ", ".join(f"{arm} {text}" for arm, text in zip(frame["arm"], texts, strict=True))
 
 
@@ -214,11 +221,12 @@ def _sae_table(tables: Tables) -> TextTable:
     return TextTable(title, list(SAE_HEADINGS.values()), rows)
 
 
-def _judge_table(scores: pd.DataFrame) -> TextTable:
+def _judge_table(tables: Tables, scores: pd.DataFrame) -> TextTable:
     columns = [("pair", arm, broken(arm)) for arm in values_of(where(scores, role="pair"), "arm")]
     roles = values_of(scores, "role")
     columns += [(role, NO_ARM, heading) for role, heading in CONTROLS.items() if role in roles]
-    title = "Judge score (share of SAME), from 1 different to 3 the same"
+    label = tables.column("judge_score").label.replace("judge", "Judge", 1)
+    title = f"{label} (share of SAME), from 1 different to 3 the same"
     rows = []
     for pair in pairs_of(where(scores, role="pair")):
         of_pair = rows_of(where(scores, **pair.columns()))

@@ -18,7 +18,7 @@ from saematch.report.frames import (
     values_of,
     where,
 )
-from saematch.report.style import arm_style, axis_label, by_pair, legend, line, panels
+from saematch.report.style import arm_style, by_pair, legend, line, panels
 from saematch.report.verify import HINDSIGHT, LEARNED, METRICS, NEAR_MISS, matched_arms, removals
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def effect(tables: Tables) -> Figure | None:
     figure, axes = panels(2)
     for axis, metric in zip(axes, reversed(METRICS), strict=True):
         _by_layer(axis, rows, metric)
-        axis.set_title(axis_label(tables.column(metric)))
+        axis.set_title(tables.column(metric).with_unit)
         axis.set_ylim(min(-0.03, numbers(rows, metric, 0.0).min() - 0.03), 1.03)
     legend(figure, axes[0])
     return figure
@@ -85,7 +85,7 @@ def partners(tables: Tables) -> Figure | None:
     for axis, (title, frame) in zip(axes, titled.items(), strict=True):
         _by_partners(axis, frame)
         axis.set_title(title)
-    axes[0].set_ylabel(axis_label(tables.column("off_rate")))
+    axes[0].set_ylabel(tables.column("off_rate").with_unit)
     legend(figure, *axes)
     return figure
 
@@ -96,7 +96,7 @@ def _by_partners(axis: Axes, frame: DataFrame) -> None:
     for arm in arms_of(arms):
         curve = where(arms, arm=arm).sort_values("k")
         at = curve["k"].tolist()
-        style = arm_style(arm, arms)
+        style = {**arm_style(arm, arms), "linestyle": "-"}
         line(axis, at, curve, "off_rate", **style)
         random = curve[["off_rate_random"]]
         dashed = {"linestyle": "--", "marker": ".", "label": "_random"}

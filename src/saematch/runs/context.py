@@ -46,6 +46,8 @@ class Context:
     measures: Measures | None = None
     recordings: Mapping[str, Recording] = field(default_factory=dict)
     """Recordings of the pass over the texts, by evaluation."""
+    explains: bool = False
+    """Whether the run explains features and judges the explanations."""
     explanations: Explanations | None = None
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from saematch.chat.asking import Chat
 from saematch.core.claims import is_sharing
+from saematch.core.errors import InputError
 from saematch.explain.explanations import Inputs
 from saematch.matching.activity import record_activity
 from saematch.matching.evidence import Evidence
@@ -50,6 +51,12 @@ def _explained(context: Context) -> Explained | None:
         recordings = texts.record(context.saes, {CONTEXTS: recorder}, "find contexts")
         inputs = replace(inputs, recording=recordings[CONTEXTS])
     explanations = explain.open(context.saes, inputs)
+    for key in context.saes:
+        if not explanations.features(key):
+            raise InputError(
+                f"no feature of {key.name} is active on the calibration texts, so none can be "
+                "matched by its explanation: take more texts (dataset.n_texts)"
+            )
     return Explained(explanations, context.saes.facts, context.replies)
 
 

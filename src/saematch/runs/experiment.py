@@ -68,7 +68,9 @@ class Experiment:
     explain: ExplanationSource
     """Source of explanations, used if an arm, an evaluation or a judge needs them."""
     judge: ChatModel | WordOverlap | NoJudge
-    """Judge of the explanations of matched features: an LLM, word overlap or none."""
+    """Judge of the explanations of matched features: an LLM, word overlap or none. Word overlap
+    judges runs with explanations, and those that can make explanations without an LLM from the
+    texts that they evaluate (``explains_if_possible``)."""
     second_judge: ChatModel | WordOverlap | NoJudge
     """Another judge, to measure whether both agree."""
     judging: Judging
@@ -144,7 +146,7 @@ class Experiment:
             )
 
     def _check_judges(self) -> None:
-        explained = self.explains or self.matches_explanations
+        explained = self.explains or self.explains_if_possible or self.matches_explanations
         if explained and self.explain.asks_llm and not isinstance(self.judge, ChatModel):
             raise InputError(
                 "an LLM writes these explanations, and judge=none and judge=overlap are not LLMs: "
@@ -214,9 +216,18 @@ class Experiment:
 
     @property
     def explains(self) -> bool:
-        """Whether evaluations or judges need explanations."""
+        """Whether evaluations or an LLM that judges need explanations."""
         requested = any(evaluation.explains for evaluation in self.evaluations.values())
-        return requested or not isinstance(self.judge, NoJudge)
+        return requested or any(isinstance(j, ChatModel) for j in (self.judge, self.second_judge))
+
+    @property
+    def explains_if_possible(self) -> bool:
+        """Whether the pass over the texts also records explanations, for word overlap to judge.
+
+        SAEs whose activations cannot be read from texts are the exception, which is not an error.
+        """
+        free = isinstance(self.judge, WordOverlap) and self.explain.on_texts
+        return free and self.evaluates_texts and not self.explains
 
     @property
     def evaluates_texts(self) -> bool:

@@ -59,6 +59,7 @@ def _sae_name(key: SaeKey) -> str:
 SHOWING = (
     "saematch.app",
     "saematch.compare",
+    "saematch.explorer",
     "saematch.report.figures",
     "saematch.report.metrics",
     "saematch.runs.tracking",

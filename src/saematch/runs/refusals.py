@@ -117,6 +117,19 @@ def check_texts(experiment: Experiment, pairs: Sequence[Pair], refused: Sequence
         raise InputError(next(iter(reasons[0].values())))
 
 
+def no_explanations(experiment: Experiment, saes: SaeShelf) -> str:
+    """Return why the run explains no features; empty if it does."""
+    if experiment.explains:
+        return ""
+    if not experiment.explains_if_possible:
+        return (
+            "it reads explanations that the run makes while it evaluates texts; to make or load "
+            "them in any run, add explain to evaluations"
+        )
+    reasons = (skipping_refusal(sae.origin) for sae in saes.facts.values())
+    return next(filter(None, reasons), "")
+
+
 def _left_out(refused: Sequence[Refusal], name: str) -> dict[Pair, str]:
     """Return the reason by pair that an evaluation leaves out, or that no arm matches."""
     return {

@@ -14,7 +14,7 @@ from saematch.core.results import Results
 from saematch.evaluate.means import headline_metrics
 from saematch.explorer.page import write_page
 from saematch.judge.means import judge_metrics
-from saematch.report.figures import draw_figures
+from saematch.report.figures import draw_figures, run_label
 from saematch.report.summary import agreement_metrics, history_by_layer, mean_metrics, optimal_to
 from saematch.runs import stages
 from saematch.runs.context import Context
@@ -62,7 +62,8 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
             name: value for summary in summaries for name, value in summary(results.tables).items()
         }
         with stage("report"):
-            figures = draw_figures(results.tables, experiment.figures, folder / "figures")
+            label = run_label(results, folder.name)
+            figures = draw_figures(results.tables, experiment.figures, folder / "figures", label)
         results.status = "finished"
         results.provenance["seconds"] = round(time.monotonic() - started, 1)
         results.save(path)

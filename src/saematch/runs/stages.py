@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from saematch.evaluate.measures import Measures
 from saematch.judge.connect import connect
 from saematch.judge.judging import explain_tables, explainers, judge_matches
 from saematch.judge.means import judge_means
-from saematch.judge.scores import judge_tables, score_matches
+from saematch.judge.scores import columns_of, judge_tables, score_matches
 from saematch.lm.source import OpenedModel
 from saematch.matching.matches import match_pairs
 from saematch.matching.objectives.objective import ExplanationObjective
@@ -33,13 +34,15 @@ from saematch.runs.evidence import CONTEXTS, evidence, inputs_of
 from saematch.runs.experiment import Experiment
 from saematch.runs.features import save_features
 from saematch.runs.opening import log_choice, log_device, log_work
-from saematch.runs.refusals import check_texts, find_refusals, token_refusals
+from saematch.runs.refusals import check_texts, find_refusals, no_explanations, token_refusals
 from saematch.sae.recorders import Recorder
 from saematch.sae.stand_in import ActivationQuantile, DecoderNorm, by_activation, by_decoder_norm
 from saematch.texts.readers import Reader
 from saematch.training.collect import collect
 from saematch.training.train_saes import COLUMNS as SAE_COLUMNS
 from saematch.training.train_saes import SaeTraining, train_saes
+
+log = logging.getLogger(__name__)
 
 MATCHING = "matching and evaluating SAEs"
 
@@ -70,6 +73,7 @@ def load(context: Context) -> None:
     if isinstance(experiment.stand_in, DecoderNorm):
         context.saes = context.saes.dressed(by_decoder_norm)
     context.refused = find_refusals(experiment, context.chosen.pairs, context.saes)
+    context.explains = _explains(context)
     measured = isinstance(experiment.stand_in, ActivationQuantile)
     if not measured:
         check_saes(experiment, context.saes)
@@ -110,6 +114,15 @@ def _connect(context: Context) -> None:
             )
         opened.pop_all()
     context.judges = judges
+
+
+def _explains(context: Context) -> bool:
+    """Return whether the run explains features; log why not, if the user chose word overlap."""
+    reason = no_explanations(context.experiment, context.saes)
+    overrides = context.results.config.get("overrides", ())
+    if reason and any(setting.startswith(("judge=overlap", "judge.")) for setting in overrides):
+        log.info("judge=overlap judges nothing: %s", reason)
+    return not reason
 
 
 def _check_servers(context: Context) -> None:
@@ -172,7 +185,7 @@ def read_texts(context: Context) -> None:
     """Record the data for evaluations and explanations in one pass over the texts."""
     experiment = context.experiment
     _record(context)
-    if experiment.explains:
+    if context.explains:
         inputs = inputs_of(context, context.text_pass, "contexts")
         inputs = replace(inputs, recording=context.recordings.get(CONTEXTS))
         context.explanations = experiment.explain.open(context.saes, inputs)
@@ -192,7 +205,7 @@ def _record(context: Context) -> None:
                 "reads_texts = True"
             )
     inputs = inputs_of(context, context.text_pass, "contexts")
-    if experiment.explains:
+    if context.explains:
         recorders[CONTEXTS] = experiment.explain.recorder(context.saes, inputs)
     needed = {name: recorder for name, recorder in recorders.items() if recorder is not None}
     if needed:
@@ -248,6 +261,7 @@ def judge(context: Context) -> None:
             (first, second), results.tables,
         )  # fmt: skip
         results.tables.join(judge_tables(judgements, context.saes, experiment.intervals))
+        results.tables.define(columns_of(first))
         score_matches(results.tables)
         subject = context.subject()
         for name, evaluation in _with_pairs(experiment, subject).items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from saematch.core.errors import InputError
-from saematch.core.files import hashed, replacing
+from saematch.core.files import replacing
 from saematch.core.results import Results
 from saematch.core.safe_text import for_spreadsheets
 from saematch.core.specs import spec
 from saematch.core.tables import frame_of, rows_of
-from saematch.runs.run_folders import MAX_NAME, check_name
+from saematch.report.summary import charts_by_layer
+from saematch.runs.run_folders import check_name
+from saematch.runs.run_names import run_label, wandb_id
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -98,7 +99,7 @@ class WandbLogging:
             run_id = check_name("WANDB_RUN_ID", os.environ["WANDB_RUN_ID"])
         else:
             run_id = wandb_id(name, folder)
-        return self.open(name, folder, config, run_id)
+        return self.open(run_label(name, config.get("overrides", ())), folder, config, run_id)
 
     def open(
         self,
@@ -236,6 +237,16 @@ class _WandbTracker:
             if len(frame):
                 data = [list(row.values()) for row in rows_of(frame)]
                 self.logger.log_table(f"tables/{name}", columns=list(frame), data=data)
+        charts = {}
+        for chart in charts_by_layer(outcome.results.tables):
+            table = wandb.Table(columns=["layer", "line", chart.metric], data=chart.points)
+            fields = {"step": "layer", "lineKey": "line", "lineVal": chart.metric}
+            texts = {"title": chart.title, "xname": "layer"}
+            charts[f"charts/{chart.name}"] = wandb.plot_table(
+                "wandb/lineseries/v0", table, fields, texts
+            )
+        if charts:
+            run.log(charts)
         for name, path in outcome.figures.items():
             self.logger.log_image(f"figures/{name}", images=[str(path)])
         if outcome.matches.exists():  # a run that trains SAEs has none
@@ -254,16 +265,6 @@ class _WandbTracker:
             wandb.finish(exit_code=1)
         except (wandb.errors.Error, OSError) as error:  # the run's own error matters more
             log.warning("Weights & Biases did not record the failure: %s", error)
-
-
-def wandb_id(name: str, folder: Path) -> str:
-    """Return the W&B identifier of a run: its name and the last parts of its folder."""
-    parts = folder.parts[-2:]
-    identifier = "-".join(parts if name in parts else (name, *parts))
-    safe = re.sub(r"[^A-Za-z0-9._-]", "_", identifier)
-    if len(safe) > MAX_NAME or safe != identifier:
-        return f"{safe[: MAX_NAME - 9]}-{hashed([identifier])[:8]}"
-    return identifier
 
 
 @contextmanager

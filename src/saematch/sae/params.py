@@ -51,7 +51,7 @@ class SaeOrigin:
         return self.path or f"{self.release}/{self.sae_id}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SaeParams:
     """One SAE: ``f = act(x W_enc + b_enc)``, ``x_hat = f W_dec + b_dec`` (paper, section 2).
 
@@ -112,6 +112,14 @@ class SaeParams:
             if name in ("rank_scale", "stand_in") and not (tensor > 0).all():
                 raise InputError(f"{where}: {name} must be positive everywhere")
         self._check_activation(where)
+
+    def __repr__(self) -> str:
+        activation = self.activation if self.k is None else f"{self.activation} with k={self.k}"
+        stand_in = self.origin.stand_in_name and f", stand-in {self.origin.stand_in_name}"
+        return (
+            f"SaeParams(layer {self.origin.layer} of {self.origin.release}: {self.n_features} "
+            f"features, d_model {self.d_model}, {activation}{stand_in})"
+        )
 
     def _check_activation(self, where: str) -> None:
         if self.activation not in ACTIVATIONS:

@@ -48,10 +48,10 @@ def sweep(tiny, tmp_path, monkeypatch, capsys):
             "saematch",
             "sweep",
             "s.yaml",
-            *arguments,
             *tiny_overrides(tiny),
             *SMALL,
             f"logger={logger}",
+            *arguments,
         ]
         monkeypatch.setattr(sys, "argv", command)
         handlers = list(logging.getLogger().handlers)

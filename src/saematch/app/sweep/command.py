@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         "servers: the same commands that 'wandb agent' would start. Then compare them: tables and "
         "figures are written to <folder>/comparison.",
         epilog="hydra/launcher=joblib, ray or submitit does several jobs at a time, here or on a "
-        "cluster (see docs/tracking.md).",
+        "cluster (see docs/sweeps.md).",
     )
     parser.add_argument("file", type=Path, help=f"a sweep file, or a name: {studies()}")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The forward auction: rows bid for columns until every row has one (docs/solver.md).
+"""The forward auction: rows bid for columns until every row has one (docs/solver_method.md).
 
 Prices only rise while rows bid, so a row's gain from a column only falls. A short list of a row's
 best columns therefore stays valid while the best of the list is at least the bound on all columns

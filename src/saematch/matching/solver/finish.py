@@ -1,7 +1,7 @@
 """The last step to the optimum: reduced-cost fixing, then an exact sparse solver.
 
 If a match is worth ``G`` less than the bound that prices prove, no optimal match contains a pair
-whose reduced cost exceeds ``G`` (reduced-cost fixing; ``docs/solver.md``). Few pairs remain.
+whose reduced cost exceeds ``G`` (reduced-cost fixing; ``docs/solver_method.md``). Few pairs remain.
 """
 
 from __future__ import annotations

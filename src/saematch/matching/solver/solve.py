@@ -113,7 +113,7 @@ def solve_assignment(
 
     Small problems (up to ``SMALL`` similarities) are solved by shortest augmenting paths (Jonker
     and Volgenant 1987), others by a forward auction with epsilon-scaling (Bertsekas 1988;
-    ``docs/solver.md``). Products are float32, prices float64. A separate pass then computes
+    ``docs/solver_method.md``). Products are float32, prices float64. A separate pass then computes
     ``value`` and ``bound``, exact to float64 rounding. For two sides of one size and no
     ``unmatched``, a common vector is first subtracted from all rows, unless both means are short.
     This subtracts the same number from the value of every permutation. The number is added to

@@ -1,4 +1,4 @@
-"""The stages of an auction: epsilon falls until the tolerance is reached (docs/solver.md)."""
+"""The stages of an auction: epsilon falls until the tolerance is met (docs/solver_method.md)."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@
 
   async function show() {
     const number = ++shown;
-    const { path, query } = address();
     main.setAttribute("aria-busy", "true");
     let content;
     try {
+      const { path, query } = address(); // may be a damaged address, such as #/%
       const view = saematch.views[path[0] ?? "run"];
       if (!view) throw new Error(`This page has no address #/${path.join("/")}`);
       content = await view({ path: path.slice(1), query });
@@ -25,7 +25,7 @@
       content = [h("h1", {}, "Not found"), h("p", { class: "bad", role: "alert" }, error.message)];
     }
     if (number !== shown) return; // another address was opened in the meantime
-    main.replaceChildren(...[content].flat());
+    main.replaceChildren(...[content].flat(Infinity).filter(Boolean));
     main.removeAttribute("aria-busy");
     document.title = `${main.querySelector("h1")?.textContent ?? "saematch"} · saematch`;
     main.dispatchEvent(new CustomEvent("shown", { bubbles: true }));

@@ -80,23 +80,71 @@
     return { partner: lookUp(partner), source: lookUp(source) };
   };
 
-  // Return the results of verify for a pair: a Map from a source feature to {partner, off_rate,
+  // Return the results of verify for a pair: a Map from a source feature to {feature, off_rate,
   // effect, effect_low, effect_high, floor_95, n_events, n_active, finding}. Empty without verify.
   data.verified = async (arm, pair) => {
     if (!pair.arms[arm]?.verified) return new Map();
-    const parts = await saematch.load(`verify/${arm}/${pair.number}`);
-    const names = Object.keys(parts);
-    return new Map(Array.from(parts.feature, (feature, i) => (
-      [feature, Object.fromEntries(names.map((name) => [name, parts[name][i]]))])));
+    const n_blocks = Math.ceil(pair.source.n_features / saematch.run.block);
+    const blocks = await Promise.all(Array.from({ length: n_blocks }, (_, block) => verifiedBlock(arm, pair, block)));
+    return new Map(blocks.flatMap((parts) => Array.from(parts.feature, (feature, i) => [feature, tested(parts, i)])));
   };
 
-  // Return {histogram, contexts} of a feature; null if the run has none for it.
-  data.contexts = async (sae, feature) => {
-    const chunk = Math.floor(feature / saematch.run.chunk);
-    if (!sae.chunks.includes(chunk)) return null;
-    const { features } = await saematch.load(`contexts/${sae.number}/${chunk}`);
-    return features[feature] ?? null;
+  // Return the row of data.verified of one feature; null if verify did not test it.
+  data.verifiedFeature = async (arm, pair, feature) => {
+    if (!pair.arms[arm]?.verified) return null;
+    const parts = await verifiedBlock(arm, pair, Math.floor(feature / saematch.run.block));
+    const i = parts.feature.indexOf(feature);
+    return i < 0 ? null : tested(parts, i);
   };
+
+  const verifiedBlock = (arm, pair, block) => saematch.load(`verify/${arm}/${pair.number}/${block}`);
+  const tested = (parts, i) => Object.fromEntries(Object.keys(parts).map((name) => [name, parts[name][i]]));
+
+  // Return {histogram, contexts} of a feature; null if the run has none for it. A context has
+  // dataset, text, start, tokens, values and partners, which maps "<SAE's number>:<feature>" to the
+  // partner's values. Values are activations, rounded to 1/255 of the largest one in the context.
+  data.contexts = async (sae, feature) => {
+    const chunk = sae.chunks.findLastIndex((first) => first <= feature);
+    if (chunk < 0) return null;
+    const parts = await saematch.load(`contexts/${sae.number}/${chunk}`);
+    const place = parts.features.indexOf(feature);
+    if (place < 0) return null;
+    const n_bins = parts.histogram.length / parts.features.length;
+    const histogram = Array.from(parts.histogram.subarray(place * n_bins, (place + 1) * n_bins));
+    return { histogram, contexts: contexts(parts, sum(parts.n_contexts, 0, place), parts.n_contexts[place]) };
+  };
+
+  const sum = (array, start, stop) => array.subarray(start, stop).reduce((total, value) => total + value, 0);
+
+  // Return contexts `first` to `first + n` of a file (src/saematch/explorer/contexts.py).
+  function contexts(parts, first, n) {
+    let token = sum(parts.n_tokens, 0, first);
+    let partner = sum(parts.n_partners, 0, first);
+    let value = 0;
+    for (let i = 0; i < first; i++) value += parts.n_tokens[i] * parts.n_partners[i];
+    const activations = (largest, shades, start, n) =>
+      Array.from(shades.subarray(start, start + n), (shade) => shade * largest / 255);
+    return Array.from({ length: n }, (_, i) => {
+      const context = first + i;
+      const n_tokens = parts.n_tokens[context];
+      const tokens = Array.from(parts.tokens.subarray(token, token + n_tokens), (t) => parts.vocabulary[t]);
+      const values = activations(parts.largest[context], parts.values, token, n_tokens);
+      token += n_tokens;
+      const partners = {};
+      for (const stop = partner + parts.n_partners[context]; partner < stop; partner++) {
+        partners[`${parts.partner_sae[partner]}:${parts.partner[partner]}`] =
+          activations(parts.partner_largest[partner], parts.partner_values, value, n_tokens);
+        value += n_tokens;
+      }
+      const dataset = parts.datasets[parts.dataset[context]];
+      return { dataset, text: parts.text[context], start: parts.start[context], tokens, values, partners };
+    });
+  }
+
+  // Return whether a row of a table is of a pair.
+  data.isOfPair = (row, { source, target }) =>
+    row.source_suite === source.suite && row.source_layer === source.layer &&
+    row.target_suite === target.suite && row.target_layer === target.layer;
 
   // Return the rows of a table of the run; empty if it has no such table.
   data.table = async (name) => {

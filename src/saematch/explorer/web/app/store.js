@@ -8,9 +8,9 @@ var saematch = { NONE: -1 };
   const waiting = new Map(); // name -> function that takes the file's value
   const files = new Map(); // name -> promise of the unpacked value
   const KINDS = {
-    uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, int32: Int32Array,
-    float32: Float32Array, float64: Float64Array,
+    uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, int8: Int8Array, int16: Int16Array,
   };
+  const POWERS = Array.from({ length: 129 }, (_, i) => Number(`1e${i}`));
 
   saematch.receive = (name, value) => waiting.get(name)?.(value);
 
@@ -37,22 +37,52 @@ var saematch = { NONE: -1 };
 
   async function unpack(value) {
     if (typeof value !== "string") return value;
-    const text = atob(value);
-    const bytes = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    const content = new Uint8Array(await new Response(stream).arrayBuffer());
+    const stream = new DecompressionStream("gzip");
+    const writer = stream.writable.getWriter(); // half the time of a piped Blob
+    const written = Promise.all([writer.write(bytesOf(value)), writer.close()]);
+    const [buffer] = await Promise.all([new Response(stream.readable).arrayBuffer(), written]);
+    const content = new Uint8Array(buffer);
     const length = new DataView(content.buffer).getUint32(0, true);
     const utf8 = new TextDecoder();
     let place = 4 + length;
     const parts = {};
     for (const [name, kind, n] of JSON.parse(utf8.decode(content.subarray(4, place)))) {
-      const size = kind === "json" ? n : n * KINDS[kind].BYTES_PER_ELEMENT;
+      const size = kind === "json" ? n : kind === "decimal" ? 3 * n : n * KINDS[kind].BYTES_PER_ELEMENT;
       const part = content.subarray(place, place + size);
-      parts[name] = kind === "json" ? JSON.parse(utf8.decode(part)) : unsorted(part, KINDS[kind], n);
+      if (kind === "json") parts[name] = JSON.parse(utf8.decode(part));
+      else parts[name] = kind === "decimal" ? decimals(part, n) : unsorted(part, KINDS[kind], n);
       place += size;
     }
     return parts;
+  }
+
+  // Return the bytes of a text with 7 bits in each character. The last byte is the number of
+  // bytes that the content does not need.
+  function bytesOf(text) {
+    const bytes = new Uint8Array((text.length * 7) >> 3);
+    let place = 0;
+    let bits = 0;
+    for (let i = 0; i < text.length; i++) {
+      bits = (bits << 7) | text.charCodeAt(i);
+      const shift = 7 - (i & 7); // bits that are left for the next byte
+      if (shift < 7) bytes[place++] = bits >> shift;
+    }
+    return bytes.subarray(0, bytes.length - bytes.at(-1));
+  }
+
+  // Return numbers of which the bytes have the mantissas (16 bits) and the exponents of 10 (8 bits).
+  function decimals(bytes, n) {
+    const mantissas = unsorted(bytes.subarray(0, 2 * n), Int16Array, n);
+    const exponents = unsorted(bytes.subarray(2 * n), Int8Array, n);
+    const numbers = new Float64Array(n);
+    for (let i = 0; i < n; i++) {
+      const [mantissa, exponent] = [mantissas[i], exponents[i]];
+      if (mantissa === -32768) numbers[i] = NaN;
+      else if (Math.abs(mantissa) === 32767) numbers[i] = mantissa * Infinity;
+      // Division by a power of ten gives the number that the decimal digits mean, such as 0.731
+      else numbers[i] = exponent < 0 ? mantissa / POWERS[-exponent] : mantissa * POWERS[exponent];
+    }
+    return numbers;
   }
 
   // Return an array whose bytes are sorted by their place in an element.
