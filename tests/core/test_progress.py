@@ -86,7 +86,7 @@ def test_a_stage_that_fails_is_not_logged_and_leaves_no_bar(caplog, clock):
     with pytest.raises(KeyError), progress("match", 1, "match"), progress_inside("auction", 3):
         clock[0] += 5
         raise KeyError
-    assert module._open == [] and messages(caplog) == []
+    assert module.open_bars == [] and messages(caplog) == []
 
 
 def test_work_that_is_left_open_inside_a_stage_ends_with_it():
@@ -97,9 +97,9 @@ def test_work_that_is_left_open_inside_a_stage_ends_with_it():
     reader = blocks()
     with progress("match", 1, "match"):
         next(reader)
-    assert module._open == []
+    assert module.open_bars == []
     reader.close()
-    assert module._open == []
+    assert module.open_bars == []
 
 
 def test_work_without_a_stage_shows_nothing(terminal, caplog):

@@ -68,9 +68,9 @@ class Bar:
 
     def draw(self) -> None:
         """Show the state of the outermost bar, at most every ``REFRESH`` seconds."""
-        outer = _open[0] if _open else self
+        outer = open_bars[0] if open_bars else self
         if outer.is_shown:
-            outer._refresh([bar for bar in _open if bar is not outer])
+            outer._refresh([bar for bar in open_bars if bar is not outer])
         elif not outer._estimated:
             outer._estimate()
 
@@ -113,7 +113,7 @@ class Bar:
                      duration(elapsed), skipped)  # fmt: skip
 
 
-_open: list[Bar] = []
+open_bars: list[Bar] = []
 """Bars of this process that are not finished, the outermost first."""
 
 
@@ -125,14 +125,14 @@ def progress(title: str, total: int | None, unit: str) -> Iterator[Bar]:
     Without a terminal, and in the processes of a sweep, there is no bar.
     """
     bar = Bar(title, total, unit)
-    _open.append(bar)
+    open_bars.append(bar)
     try:
         bar.draw()
         yield bar
     finally:
-        del _open[_open.index(bar) :]
+        del open_bars[open_bars.index(bar) :]
         bar.close()
-    if not _open:
+    if not open_bars:
         bar.log_end()
 
 
@@ -140,16 +140,16 @@ def progress(title: str, total: int | None, unit: str) -> Iterator[Bar]:
 def progress_inside(title: str, total: int | None) -> Iterator[Bar]:
     """Show the progress of work inside a stage; without a stage, show nothing."""
     bar = Bar(title, total, "")
-    if not _open:
+    if not open_bars:
         bar.is_shown, bar._estimated = False, True
         yield bar
         return
-    _open.append(bar)
+    open_bars.append(bar)
     try:
         yield bar
     finally:
-        if bar in _open:  # the stage may have ended before a generator that it read
-            del _open[_open.index(bar) :]
+        if bar in open_bars:  # the stage may have ended before a generator that it read
+            del open_bars[open_bars.index(bar) :]
 
 
 def counted(n: int, noun: str) -> str:
@@ -190,7 +190,7 @@ class Console(logging.StreamHandler):
         """Print a record and draw the bar again."""
         if getattr(record, "only_in_file", False):
             return
-        bar = _open[0]._tqdm if _open else None
+        bar = open_bars[0]._tqdm if open_bars else None
         if bar is not None:
             bar.clear()
         super().emit(record)
