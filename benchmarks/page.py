@@ -25,8 +25,9 @@ MEGABYTE = 1e6
 
 def sizes(page: Path) -> dict[str, tuple[float, float]]:
     """Return sizes in MB, with their bounds."""
-    files = {path: path.stat().st_size for path in (page / "data").rglob("*.js")}
-    contexts = sum(size for path, size in files.items() if (page / "data/contexts") in path.parents)
+    (folder,) = page.glob("data-*")
+    files = {path: path.stat().st_size for path in folder.rglob("*.js")}
+    contexts = sum(size for path, size in files.items() if folder / "contexts" in path.parents)
     return {
         "index and links, MB": ((sum(files.values()) - contexts) / MEGABYTE, 60),
         "contexts and histograms, MB": (contexts / MEGABYTE, 60),

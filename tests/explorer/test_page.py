@@ -15,6 +15,12 @@ def run_folder(tmp_path):
     return write_run(tmp_path / "run", 2, 16, 4)
 
 
+def data_of(index):
+    """Return the only folder of data files of a page."""
+    (folder,) = index.parent.glob("data*")
+    return folder
+
+
 def test_a_page_has_the_files_that_it_loads(run_folder):
     index = write_page(run_folder)
     text = index.read_text()
@@ -53,7 +59,7 @@ def test_only_warnings_of_the_log(run_folder):
     ]
     (run_folder / "saematch.log").write_text("\n".join(lines), encoding="utf-8")
     index = write_page(run_folder)
-    facts = data_files.read(index.parent / "data", "run")
+    facts = data_files.read(data_of(index), "run")
     assert facts["log"] == [f"{time} WARNING saematch: b", f"{time} ERROR x: c"]
 
 
@@ -62,19 +68,29 @@ def test_figures_are_copied(run_folder):
     (run_folder / "figures/own.png").write_bytes(b"png")
     index = write_page(run_folder)
     assert (index.parent / "figures/own.png").read_bytes() == b"png"
-    assert [f["name"] for f in data_files.read(index.parent / "data", "run")["figures"]] == ["own"]
+    assert [f["name"] for f in data_files.read(data_of(index), "run")["figures"]] == ["own"]
 
 
 def test_control_characters_are_visible(run_folder):
     path = run_folder / "results.json"
     results = json.loads(path.read_text())
     path.write_text(json.dumps({**results, "name": "a\u202eb\ud800"}))
-    facts = data_files.read(write_page(run_folder).parent / "data", "run")
+    facts = data_files.read(data_of(write_page(run_folder)), "run")
     assert facts["name"] == r"a\u202eb\ud800"
 
 
 def test_an_earlier_page_is_replaced(run_folder):
     index = write_page(run_folder)
-    (index.parent / "data/old.js").write_text("")
+    earlier = data_of(index)
+    (earlier / "old.js").write_text("")
     assert write_page(run_folder) == index
-    assert not (index.parent / "data/old.js").exists()
+    assert data_of(index) == earlier and not (earlier / "old.js").exists()
+
+
+def test_other_results_have_other_addresses_so_that_an_open_page_cannot_mix_them(run_folder):
+    earlier = data_of(write_page(run_folder))
+    path = run_folder / "results.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "name": "other"}))
+    index = write_page(run_folder)
+    assert data_of(index) != earlier and not earlier.exists()
+    assert f'<body data-folder="{data_of(index).name}">' in index.read_text()

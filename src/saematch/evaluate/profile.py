@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
-from saematch.core.columns import Column, share
+from saematch.core.columns import Column
 from saematch.core.errors import InputError
 from saematch.core.files import replacing
 from saematch.core.pairs import SaeKey
@@ -28,9 +28,9 @@ from saematch.sae.suites import SaeShelf
 
 CONTEXTS, PARTNERS = "contexts", "partners"
 """Names of the folders of contexts and of the activations of partners."""
-MEDIAN_DENSITY = share(
-    "median_density", "median density", "median over features that fired of the share of tokens on "
-    "which a feature is active",
+MEDIAN_DENSITY = Column(
+    "median_density", "median density", least=0.0, greatest=1.0,
+    meaning="median over features that fired of the share of tokens on which a feature is active",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The data files of a page, written from a run's folder.
 
-Files, in ``data/`` (``blob.py`` has their format). SAEs and pairs are numbered as in ``run``.
+Files, in the page's folder ``data-…`` (``blob.py`` has their format). SAEs and pairs are numbered
+as in ``run``.
 
 | name | content |
 | --- | --- |

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saematch.core.errors import InputError
-from saematch.core.files import replacing_folder
+from saematch.core.files import content_hash, replacing_folder
 from saematch.core.safe_text import visible
 from saematch.explorer.data import write_data
 from saematch.explorer.run_data import RunData
@@ -18,6 +18,9 @@ WEB = Path(__file__).with_name("web")
 """Folder with the page itself."""
 PAGE = "explorer"
 """Default name of a page's folder in a run's folder."""
+DATA = 'data-folder="data"'
+"""Attribute in ``index.html`` that names the folder of data files. Each result of a run has its own
+name of this folder, so that a tab with an earlier page cannot read files of a new one."""
 SCHEMA = 1
 """Version of the data files; the page refuses others."""
 N_WARNINGS = 500
@@ -38,14 +41,17 @@ def write_page(folder: Path, to: Path | None = None) -> Path:
     with replacing_folder(place) as part:
         shutil.copytree(WEB, part, dirs_exist_ok=True)
         figures = _copy_figures(folder, part / "figures")
-        write_data(run, part / "data", _facts(run, figures))
+        data = f"data-{content_hash([folder / 'results.json']).removeprefix('sha256:')}"
+        write_data(run, part / data, _facts(run, figures))
+        index = part / "index.html"
+        index.write_text(index.read_text("utf-8").replace(DATA, f'data-folder="{data}"'), "utf-8")
     return place / "index.html"
 
 
 def _check_place(place: Path) -> None:
     """Refuse a file, and a folder that is neither empty nor a page."""
     if place.is_dir():
-        is_page = (place / "index.html").is_file() and (place / "data/run.js").is_file()
+        is_page = (place / "index.html").is_file() and any(place.glob("data-*/run.js"))
         if not is_page and any(place.iterdir()):
             raise InputError(
                 f"{place} has other files, which a page would replace: choose another --to"

@@ -5,6 +5,7 @@
 var saematch = { NONE: -1 };
 
 (() => {
+  const { folder } = document.body.dataset;
   const waiting = new Map(); // name -> function that takes the file's value
   const files = new Map(); // name -> promise of the unpacked value
   const KINDS = {
@@ -24,13 +25,13 @@ var saematch = { NONE: -1 };
     return new Promise((resolve, reject) => {
       const script = document.createElement("script");
       waiting.set(name, resolve);
-      script.src = `data/${name.split("/").map(encodeURIComponent).join("/")}.js`;
+      script.src = `${folder}/${name.split("/").map(encodeURIComponent).join("/")}.js`;
       script.onload = () => {
         if (waiting.delete(name)) script.remove();
-        reject(new Error(`data/${name}.js is damaged: make the page again with saematch show`));
+        reject(new Error(`${folder}/${name}.js is damaged: make the page again with saematch show`));
       };
       script.onerror = () =>
-        reject(new Error(`data/${name}.js is missing: make the page again with saematch show`));
+        reject(new Error(`${folder}/${name}.js is missing: reload the page, or make it again with saematch show`));
       document.head.append(script);
     });
   }
