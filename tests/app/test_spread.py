@@ -100,7 +100,7 @@ def _work(place: Path, words: list[str], number: int, kill_at: int) -> None:
 
 @pytest.mark.parametrize("kill_at", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_two_workers_do_each_unit_once(cli, tiny, tmp_path, whole, kill_at):
-    """With ``kill_at``, one worker is killed in the middle, and the other makes up for it."""
+    """With ``kill_at``, one worker is killed in the middle, and another makes up for it."""
     words = settings(tiny, "name=spread")
     workers = [
         FORKS.Process(target=_work, args=(tmp_path, words, number, kill_at * (number == 0)))
@@ -108,6 +108,8 @@ def test_two_workers_do_each_unit_once(cli, tiny, tmp_path, whole, kill_at):
     ]
     for worker in workers:
         worker.start()
+        if kill_at:  # beside a faster worker, the first might not reach the unit
+            worker.join()
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [-signal.SIGKILL if kill_at else 0, 0]
