@@ -141,16 +141,13 @@
     const values = ["", ...arms].filter((arm) => rows.some((row) => row[`value ${arm}`] !== undefined));
     const label = (row) => {
       const { label, title } = saematch.metricLabel(row.name);
-      const notes = [row.place, row.name === "judge_score" && isOverlap() && "word overlap, no LLM"].filter(Boolean);
-      return h("span", { title }, notes.length ? `${label} (${notes.join("; ")})` : label);
+      return h("span", { title }, row.place ? `${label} (${row.place})` : label);
     };
     return saematch.table([
       { name: "name", label: "metric", cell: label },
       ...values.map((arm) => ({ name: `value ${arm}`, label: arm || "of the run" })),
     ], rows, caption);
   }
-
-  const isOverlap = () => /WordOverlap$/.test(saematch.run.config.judge?._target_ ?? "");
 
   function warnings() {
     const { log } = saematch.run;
