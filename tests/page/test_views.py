@@ -5,6 +5,7 @@ import io
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from selenium.webdriver.common.keys import Keys
 
@@ -162,6 +163,17 @@ def test_search_by_word(chrome, page, run_folder, column):
     assert (2, 11) in hits
     assert set(features_of(chrome.all("main tbody a"))) == hits or len(hits) > 100
     assert f"of {len(hits)} features" in chrome.text
+
+
+def test_search_ranks_whole_words_then_texts_that_begin_with_them(chrome, own_run):
+    path = own_run / "features/0.parquet"
+    frame = pd.read_parquet(path)
+    texts = ["a zebra", "zebras run", "the old zebra", "zebra", "no"]
+    frame["explanation"] = texts + [None] * (len(frame) - len(texts))
+    frame.to_parquet(path)
+    chrome.open(write_page(own_run).parent, "#/search?q=zebra")
+    chrome.one("main table")
+    assert features_of(chrome.all("main tbody a")) == [(0, 3), (0, 0), (0, 2), (0, 1)]
 
 
 def rows_of(path):
@@ -335,8 +347,6 @@ def test_addresses_that_do_not_exist(chrome, page, address, message):
 
 
 def test_a_damaged_file(chrome, own_run):
-    from saematch.explorer.page import write_page
-
     page = write_page(own_run).parent
     (folder,) = page.glob("data-*")
     path = folder / "features/1/0.js"

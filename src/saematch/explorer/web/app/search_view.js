@@ -95,7 +95,8 @@
   }
 
   // Return {n, best}: the number of features whose texts have all words, and the most relevant.
-  // Features with more whole words come first, then features with a higher density.
+  // Features with more whole words come first, then those whose texts begin with them: the first
+  // tokens of a feature have the largest shares, and explanations come before top tokens.
   function find(entries, words) {
     const best = [];
     const [longest, ...others] = [...words].sort((a, b) => b.length - a.length);
@@ -108,8 +109,9 @@
         if (!others.every((word) => ofFeature.includes(word))) continue;
         n++;
         const least = best.length < MOST ? -1 : best[MOST - 1].relevance;
-        if (words.length + density[feature] <= least) continue;
-        const relevance = words.filter((word) => hasWhole(ofFeature, word)).length + density[feature];
+        const earliness = 1 / (2 + at - starts[feature]);
+        if (words.length + earliness <= least) continue;
+        const relevance = words.filter((word) => hasWhole(ofFeature, word)).length + earliness;
         if (relevance <= least) continue;
         const place = best.findIndex((other) => other.relevance < relevance);
         best.splice(place < 0 ? best.length : place, 0, { sae, feature, density: density[feature], relevance });
