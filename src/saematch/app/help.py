@@ -13,7 +13,7 @@ from saematch.core.files import PRESETS
 INTRODUCTION = """\
 saematch: follow the features of a language model from layer to layer.
 
-  saematch [SETTING=VALUE ...]     do a run: match SAEs, and evaluate the matches
+  saematch [SETTING=VALUE ...]     do a run: match SAEs and evaluate the matches
   saematch COMMAND [...]           do a command; COMMAND --help explains it
   saematch +experiment=NAME        do an experiment of the paper, or one of ours
 

@@ -125,8 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="saematch spread",
         description="Do one run on several processes or machines. Workers share its matches and "
-        "batches of texts. Then the run collects their results; its tables equal those of a run in one "
-        "process.",
+        "batches of texts. Then the run collects their results; its tables equal those of a run "
+        "in one process.",
         epilog="hydra/launcher=joblib (the default), ray or submitit chooses where workers run. "
         "All workers need the folder of the run and its cache (see docs/scaling.md).",
     )
