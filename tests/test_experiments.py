@@ -33,7 +33,6 @@ BRING_SAES = {"sparsity", "similar_l0", "llama", "planted"}
 SMALL = ["dataset.n_texts=3", "dataset.max_tokens=16", "logger=none", "intervals.n_replicates=20",
          "trainer.accelerator=cpu", "cache=null", "calibration.share=0.3"]  # fmt: skip
 DOCS = Path(__file__).parents[1] / "docs"
-TRACKING = DOCS / "tracking.md"
 ENDS = r"_(low|high|q25|q75)$"
 """Endings of columns that belong to a metric's column."""
 
@@ -142,9 +141,10 @@ def test_tables_have_the_rows_that_the_docs_promise(finished, experiment):
 
 
 @pytest.mark.parametrize("experiment", [*EXPERIMENTS, "persistence_judged"])
-def test_the_docs_of_tracking_name_every_metric_and_column(finished, experiment):
+def test_the_docs_name_every_metric_and_column(finished, experiment):
     _, results, _ = finished(experiment)
-    named = {name.partition("/")[0] for line in re.findall("^[|].*$", TRACKING.read_text(), re.M)
+    text = "".join((DOCS / page).read_text("utf-8") for page in ("tracking.md", "columns.md"))
+    named = {name.partition("/")[0] for line in re.findall("^[|].*$", text, re.M)
              for name in re.findall("`(.*?)`", line)}  # fmt: skip
     named |= {"suite", "suites", *PAIR_COLUMNS, "arm", "dataset", "strategy", "quantile"}
     named |= {f"n_{label.lower()}" for label in LABELS}

@@ -1,4 +1,4 @@
-"""The package that docs/extending.md shows, written from the page and run by its commands."""
+"""The package of docs/extending.md and extending_texts.md, written from the pages and run."""
 
 import re
 import shlex
@@ -16,18 +16,19 @@ from saematch.texts.calibration import Calibration
 from saematch.texts.sources import ZooTexts
 from saematch.texts.tokens import tokenise
 
-PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = "".join((DOCS / name).read_text("utf-8") for name in ("extending.md", "extending_texts.md"))
 FILE = re.compile(r"^`([\w/]+\.\w+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"^saematch (.*)$", re.MULTILINE)
-ACTIVITY, RUN, EXPERIMENT, SWEEP, REPRODUCTION = COMMAND.findall(PAGE)
+RUN, EXPERIMENT, SWEEP, REPRODUCTION, ACTIVITY = COMMAND.findall(PAGES)
 SMALL = ("dataset.n_texts=4", "dataset.max_tokens=16", "intervals.n_replicates=10", "logger=none",
          "trainer.accelerator=cpu")  # fmt: skip
 
 
 @pytest.fixture
 def command(cli, tmp_path, monkeypatch):
-    """Write the page's files; return a function that runs a command of the page."""
-    for name, text in FILE.findall(PAGE):
+    """Write the files of the pages; return a function that runs one of their commands."""
+    for name, text in FILE.findall(PAGES):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

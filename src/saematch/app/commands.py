@@ -22,10 +22,11 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "show": Command("RUN", "write the page on which you follow features, for a browser", "show"),
+    "show": Command("RUN", "write the page of a run, to follow its features", "show"),
     "features": Command("RUN LAYER FEATURE", "print a feature's path, partners and effects",
                         "features"),
-    "export": Command("RUN FORMAT", "write links as CSV, Parquet, graph or list", "export"),
+    "export": Command("RUN FORMAT", "write matched features for other tools",
+                      "export"),
     "compare": Command("RUN...", "compare runs: a table, figures and a page", "compare"),
     "reproduce": Command("", "run the paper's experiments and compare them with the paper",
                          "reproduce"),
@@ -33,6 +34,6 @@ COMMANDS = {
                      "sweep.command"),
     "spread": Command("-n N", "do one run on several processes or machines", "spread"),
     "experiments": Command("", "list the experiments for +experiment=NAME", "experiments"),
-    "saes": Command("[WORDS]", "list released SAEs, and the settings to load them", "saes"),
+    "saes": Command("[WORDS]", "list released SAEs and the settings that load them", "saes"),
     "metrics": Command("[RUN]", "list the metrics and their definitions", "metrics"),
 }  # fmt: skip

@@ -50,8 +50,8 @@ def main(arguments: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="saematch compare",
-        description="Collect the results of many runs in one tidy table and show the effect of a "
-        "swept setting. Only finished runs are compared, and only runs with the same code, the "
+        description="Collect the results of many runs in one table, and show the effect of a swept "
+        "setting. Only finished runs are compared, and only runs with the same code, the "
         "same versions of torch and transformers, and unchanged SAEs, models and texts. The "
         "comparison lists every excluded run with the reason.",
         epilog="Writes comparison.parquet and comparison.csv (a row for each run and metric), "
@@ -72,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--where", action="append", default=[], metavar="KEY=VALUE",
-        help="only runs with this setting, as objective=decoder; may be repeated: another key "
-        "narrows the choice, another value of a key widens it; suites=NAME chooses a suite of SAEs",
+        help="only runs with this setting, such as objective=decoder; may be repeated: another "
+        "key narrows the choice, another value of a key widens it; suites=NAME chooses a suite",
     )  # fmt: skip
     parser.add_argument(
         "--against", metavar="KEY",
@@ -91,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--wandb", action="store_true",
-        help="mirror tables and figures to Weights & Biases; without account or network, write "
-        "them offline to the folder",
+        help="mirror tables and figures to Weights & Biases; without an account or a network, "
+        "write them to the output folder",
     )  # fmt: skip
     parser.add_argument(
         "--project", default="saematch", help="project of --wandb (default: saematch)"

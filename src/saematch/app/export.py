@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="saematch export",
-        description="Write the matched features of a run in formats of other tools.",
+        description="Write the matched features of a run in the format of another tool.",
         epilog="Examples: saematch export outputs/match/a csv --arm folded --pair 3-4; "
         "saematch export outputs/match/a graph --feature 7/42 --feature 7/43; "
         "saematch export outputs/match/a group graph.json. "
@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run that matched SAEs")
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     for name in ("parquet", "csv"):
-        table = formats.add_parser(name, help=f"all links with scores and effects, as {name}")
+        table = formats.add_parser(
+            name, help=f"all matched features with scores and effects, as {name}"
+        )
         _add_arm(table, "links of this arm; may be repeated (default: all arms)", many=True)
         table.add_argument(
             "--pair", action="append", default=[], dest="pairs", metavar="3-4",
@@ -60,9 +62,11 @@ def _parser() -> argparse.ArgumentParser:
             help="number of partners of each feature (default: 8)",
         )  # fmt: skip
         table.set_defaults(write=_write_links)
-    graph = formats.add_parser("graph", help="paths as an attribution graph of circuit-tracer")
+    graph = formats.add_parser(
+        "graph", help="paths of features as an attribution graph of circuit-tracer"
+    )
     graph.set_defaults(write=_write_graph)
-    lists = formats.add_parser("neuronpedia", help="paths as lists of Neuronpedia")
+    lists = formats.add_parser("neuronpedia", help="paths of features as lists of Neuronpedia")
     lists.set_defaults(write=_write_lists)
     for of_paths in (graph, lists):
         _add_arm(of_paths, "follow the matches of this arm (default: the first arm)")
@@ -71,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
             help="layer and number of a feature, wide/7/42 in a suite; may be repeated",
         )  # fmt: skip
     group = formats.add_parser(
-        "group", help="an attribution graph of circuit-tracer, with matched features grouped"
+        "group", help="your attribution graph of circuit-tracer, with matched features grouped"
     )
     group.add_argument("graph", type=Path, metavar="GRAPH", help="JSON file of the graph")
     _add_arm(group, "group by the matches of this arm (default: the first arm)")

@@ -15,7 +15,7 @@ def main(words: Sequence[str]) -> None:
     number = partial(whole_number, 0)
     parser = argparse.ArgumentParser(
         prog="saematch features",
-        description="Print what a run knows of single features: explanation, activity, the path "
+        description="Print the results of a run for single features: explanation, activity, path "
         "through the layers, partners with scores and effects, and verdicts of the judge.",
         epilog="Example: saematch features outputs/match/a 7 42",
     )

@@ -13,22 +13,22 @@ from saematch.core.files import PRESETS
 INTRODUCTION = """\
 saematch: follow the features of a language model from layer to layer.
 
-  saematch [SETTING=VALUE ...]     do a run: match SAEs, and evaluate the matches
-  saematch COMMAND [...]           do something else; COMMAND --help shows how
-  saematch +experiment=NAME        do a run of the paper, or one of our own
+  saematch [SETTING=VALUE ...]     do a run: match SAEs and evaluate the matches
+  saematch COMMAND [...]           do a command; COMMAND --help explains it
+  saematch +experiment=NAME        do an experiment of the paper, or one of ours
 
-Everything is written to outputs/<name>/<run_id>/.
+A run writes its results to outputs/<name>/<run_id>/.
 """
 EXAMPLES = (
-    ("saematch", "the embedded model, in some seconds"),
+    ("saematch", "the embedded model, in seconds"),
     ("saematch +experiment=skip_layers", "the paper's main experiment"),
     ("saematch layers=[2,3,4] objective=decoder", "some layers, another objective"),
     ("saematch arms=[folded,cosine,written_share] evaluations=[verify]",
-     "several ways to match; do partners switch off?"),
+     "compare ways to match: do partners switch off?"),
     ("saematch sae=disk 'sae.path=\"saes/layer_{layer}\"' model.path=my_model dataset=local "
      "dataset.paths=[texts.jsonl]", "your own SAEs, model and texts"),
-    ("saematch run_id=a", "with the same id again: continue the run"),
-    ("saematch --cfg job +experiment=paths", "print all settings of a run, without doing it"),
+    ("saematch run_id=a", "name the run; the same command continues it"),
+    ("saematch --cfg job +experiment=paths", "print all settings of a run; do not run it"),
     ("saematch --config-dir my_presets +experiment=mine", "your own presets (docs/extending.md)"),
 )  # fmt: skip
 OPTIONS = (
@@ -36,7 +36,7 @@ OPTIONS = (
     ("--cfg job", "print the run's configuration"),
     ("--multirun", "do a run for each value: saematch --multirun seed=0,1"),
     ("--config-dir DIR", "folder of your own presets"),
-    ("-sc install=SHELL", "print the completion for bash, zsh or fish: eval \"$(saematch -sc "
+    ("-sc install=SHELL", "print the shell completion (bash, zsh, fish): eval \"$(saematch -sc "
      "install=bash)\""),
 )  # fmt: skip
 

@@ -13,14 +13,14 @@ from saematch.core.files import replacing
 def main(words: Sequence[str]) -> None:
     """Print the definitions of all metrics, or of those that a run has."""
     parser = argparse.ArgumentParser(
-        prog="python -m saematch metrics",
-        description="Print what each metric is: name, label, unit, whether higher or lower is "
-        "better, range, interval and meaning.",
+        prog="saematch metrics",
+        description="Print the definition of each metric: name, label, unit, whether higher or "
+        "lower is better, range, interval and meaning.",
     )
     parser.add_argument(
         "run", nargs="?", type=Path,
-        help="folder of a run, whose metrics include those of evaluations of other packages; "
-        "without it, the metrics that saematch defines",
+        help="folder of a run: print its metrics, those of your own evaluations included "
+        "(default: all metrics that saematch defines)",
     )  # fmt: skip
     parser.add_argument("--page", type=Path, help="write the table to this Markdown file instead")
     from saematch.report.metrics import markdown, own_columns, print_metrics

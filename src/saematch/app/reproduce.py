@@ -106,20 +106,28 @@ def _parser() -> argparse.ArgumentParser:
         epilog="With --config-dir DIR, the experiments in DIR/experiment are run too, on every "
         "family of SAEs. Run only one of them with --only NAME.",
     )
-    parser.add_argument("--model", default="zoo", choices=sorted(FAMILIES))
-    parser.add_argument("--only", metavar="A,B", help="run only these experiments")
-    parser.add_argument("--families", metavar="A,B", help="run only on these families of SAEs")
+    parser.add_argument(
+        "--model", default="zoo", choices=sorted(FAMILIES), help="language model (default: zoo)"
+    )
+    parser.add_argument(
+        "--only", metavar="A,B", help="run only these experiments (default: all of the paper)"
+    )
+    parser.add_argument(
+        "--families", metavar="A,B", help="run only on these families of SAEs (default: all)"
+    )
     parser.add_argument(
         "--judge", metavar="NAME,SETTING,...",
-        help="also run the experiments that need a judge, as --judge gpt_4o_mini, --judge "
-        "local,judge.base_url=http://127.0.0.1:8000/v1, or without an LLM --judge overlap",
+        help="also run the experiments that need a judge: gpt_4o_mini, overlap (no LLM), or "
+        "local,judge.base_url=http://127.0.0.1:8000/v1",
     )  # fmt: skip
     parser.add_argument("--run-id", metavar="NAME", help="name of the page's folder")
     parser.add_argument(
         "--page", type=Path, metavar="FILE.md", help="write the page to this file instead"
     )
     add_config_dir(parser)
-    parser.add_argument("settings", nargs="*", help="settings of every run, as dataset.n_texts=20")
+    parser.add_argument(
+        "settings", nargs="*", help="settings of every run, such as dataset.n_texts=20"
+    )
     return parser
 
 

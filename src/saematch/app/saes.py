@@ -61,20 +61,18 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command. ``InputError`` with similar names if nothing matches the pattern."""
     parser = argparse.ArgumentParser(
         prog="saematch saes",
-        description="List the released SAEs in SAELens' registry, without a connection: their "
+        description="List the released SAEs in SAELens' registry, without a network: their "
         "layers, widths and mean L0, whether Neuronpedia explains them, and the settings of "
         "saematch that load them.",
     )
     parser.add_argument(
         "pattern", nargs="?", default="",
         help="part of the name of a release, a model or a repository, or a glob such as "
-        "'gemma-scope-2-*-res*'; the full name of a release lists its SAEs; no pattern lists all "
-        "releases",
+        "'gemma-scope-2-*-res*'; the full name of a release lists its SAEs (default: all "
+        "releases)",
     )  # fmt: skip
     parser.add_argument("--all", action="store_true", help="list all releases that match")
-    parser.add_argument(
-        "--ids", action="store_true", help="list the SAEs of the matching releases, one a line"
-    )
+    parser.add_argument("--ids", action="store_true", help="list each SAE of the matching releases")
     options = parser.parse_args(arguments)
     matches = matching(options.pattern)
     if not matches:

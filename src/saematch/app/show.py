@@ -15,7 +15,7 @@ def main(words: Sequence[str]) -> None:
     """Write the page and print its address; ``InputError`` for a run that has no page."""
     parser = argparse.ArgumentParser(
         prog="saematch show",
-        description="Write the page on which the features of a run can be followed through the "
+        description="Write the page of a run, on which you follow its features through the "
         "layers: a folder that a browser opens from disk, without a server or a network.",
         epilog="Example: saematch show outputs/match/a --open",
     )

@@ -124,13 +124,15 @@ def _do_run(folder: Path, job: list[str], launcher: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="saematch spread",
-        description="Do one run on several processes or machines. They share the run's matches and "
-        "batches of texts, and then the run itself puts together what they kept: its tables equal "
-        "those of a run in one process.",
+        description="Do one run on several processes or machines. Workers share its matches and "
+        "batches of texts. Then the run collects their results; its tables equal those of a run "
+        "in one process.",
         epilog="hydra/launcher=joblib (the default), ray or submitit chooses where workers run. "
-        "All of them need the folder of the run and its cache (see docs/scaling.md).",
+        "All workers need the folder of the run and its cache (see docs/scaling.md).",
     )
-    parser.add_argument("settings", nargs="*", help="settings of the run, as +experiment=verify")
+    parser.add_argument(
+        "settings", nargs="*", help="settings of the run, such as +experiment=verify"
+    )
     parser.add_argument(
         "-n", type=partial(whole_number, 1), default=2, metavar="N",
         help="number of workers (default: 2)",

@@ -54,8 +54,8 @@ class Verify(Evaluation):
     n_events: AtLeast1 = 3
     """Largest number of events of a feature in the sample by feature."""
     n_token_events: AtLeast0 = 1000
-    """Number of events of a source SAE in the sample by token; 0 leaves that sample out. Those of
-    features below the floor do not count."""
+    """Number of events drawn for a source SAE in the sample by token; 0 leaves that sample out.
+    Events of features below the floor are then left out."""
     n_learning: AtLeast0 = 8
     """Largest number of events of a feature on calibration texts, from which its best single
     partner is learned; 0 leaves that ceiling out."""

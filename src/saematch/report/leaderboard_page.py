@@ -116,12 +116,12 @@ def _largest(rows: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 def _kinds(results: Iterable[Results], *parts: str) -> Iterator[Kind]:
-    """Yield the classes of some parts of all arms, with their docstrings."""
+    """Yield the classes of some parts of all arms, with the summaries in their docstrings."""
     arms = [arm for result in results for arm in result.config["arms"].values()]
     targets = dict.fromkeys(arm[part]["_target_"] for part in parts for arm in arms if part in arm)
     for target in targets:
         module, _, name = target.rpartition(".")
-        text = inspect.getdoc(getattr(import_module(module), name)) or ""
+        text, _, _ = (inspect.getdoc(getattr(import_module(module), name)) or "").partition("\n\n")
         yield Kind(name, " ".join(text.replace("``", "`").split()))
 
 

@@ -166,11 +166,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog="hydra/launcher=joblib, ray or submitit does several jobs at a time, here or on a "
         "cluster (see docs/sweeps.md).",
     )
-    parser.add_argument("file", type=Path, help=f"a sweep file, or a name: {studies()}")
+    parser.add_argument(
+        "file", type=Path, help=f"a sweep file, or the name of a study: {studies()}"
+    )
     parser.add_argument(
         "settings", nargs="*",
-        help="settings of every job, as dataset.n_texts=20; a setting with several values, as "
-        "objective=both,decoder, is swept over and replaces the file's",
+        help="settings of every job, such as dataset.n_texts=20; a setting with several values, "
+        "such as objective=both,decoder, is swept over and replaces the file's",
     )  # fmt: skip
     parser.add_argument(
         "--folder",

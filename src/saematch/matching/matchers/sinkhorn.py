@@ -64,7 +64,7 @@ class Kernel(Protocol):
 
 @spec("matcher")
 class Sinkhorn:
-    """The entropic transport of source to target features, ``k`` partners a feature.
+    """The entropic transport of source to target features, with ``k`` partners for each feature.
 
     The plan ``P`` minimises ``<P, M> + epsilon KL(P | a b')``. ``M`` is a cost that falls with the
     similarity, ``a = 1 / F_A`` and ``b = 1 / F_B`` (Cuturi 2013). The weight of an entry is the

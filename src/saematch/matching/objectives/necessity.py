@@ -13,7 +13,7 @@ from saematch.sae.params import SaeParams
 
 @spec("objective")
 class Necessity(FromActivity):
-    """``P(source active | target active)``: how often the target is active only with the source.
+    """``P(source active | target active)``: how often the source is active when the target is.
 
     It finds the special features that a general source feature splits into. But the best source
     features by necessity are often those that are active on most tokens.

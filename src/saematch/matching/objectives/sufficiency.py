@@ -13,7 +13,7 @@ from saematch.sae.params import SaeParams
 
 @spec("objective")
 class Sufficiency(FromActivity):
-    """``P(target active | source active)``: how often the target is active with the source.
+    """``P(target active | source active)``: how often the target is active when the source is.
 
     It finds the general feature that a special source feature becomes part of. But targets that are
     active on most tokens have a high sufficiency with every source feature.
