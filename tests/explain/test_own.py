@@ -30,7 +30,7 @@ WORDS = ["<bos>", "the", "red", "river", "ran", "past", "a", "blue", "lake", "at
 
 class Tokenizer:
     def decode(self, ids):
-        return "".join(f" {WORDS[i]}" for i in ids.tolist())
+        return "".join(f" {WORDS[int(i)]}" for i in ids)
 
 
 class Wordy(LanguageModel):

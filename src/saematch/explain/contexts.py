@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -54,12 +55,17 @@ class Contexts:
         starts = torch.searchsorted(group, group)  # of each entry's group
         return self[order[torch.arange(len(group)) - starts < n]]
 
-    def of(self, feature: int) -> Contexts:
-        """Return the contexts of one feature; all contexts must be sorted by feature."""
-        start, end = torch.searchsorted(self.feature, torch.tensor([feature, feature + 1])).tolist()
-        return self[torch.arange(start, end)]
+    @cached_property
+    def _groups(self) -> Int64[np.ndarray, " n"]:
+        return (self.feature * HALVES + self.text % HALVES).numpy()
 
-    def __getitem__(self, chosen: Tensor) -> Contexts:
+    def of(self, feature: int, half: int) -> Contexts:
+        """Return the contexts of one feature and half; see ``best`` for the order of ``self``."""
+        group = feature * HALVES + half
+        start, end = np.searchsorted(self._groups, [group, group + 1])
+        return self[start:end]
+
+    def __getitem__(self, chosen: Tensor | slice) -> Contexts:
         """Return the contexts at these indices, or where a mask is true."""
         return Contexts(*(getattr(self, name)[chosen] for name in _TENSORS))
 

@@ -124,6 +124,7 @@ class OwnTexts:
         self.spec, self.contexts, self.texts, self.chat = spec, contexts, texts, chat
         self.asks_llm = chat is not None
         self._ids = {label: reader.texts for label, reader in texts.readers.items()}
+        self._names: dict[tuple[str, int], str] = {}
 
     def features(self, sae: SaeKey) -> list[int]:
         """Return the features that are active in any text."""
@@ -134,12 +135,12 @@ class OwnTexts:
     ) -> dict[FeatureKey, tuple[Explanation, ...]]:
         """Explain features; with ``others`` a second time, from the other half of the texts."""
         contexts = {
-            _HalfKey(feature, half): of_half
+            _HalfKey(feature, half): top
             for feature in dict.fromkeys(features)
-            for half, of_half in self._halves(feature)[: HALVES if others else 1]
+            for half, top in self._halves(feature)[: HALVES if others else 1]
         }
         if self.chat is None:
-            explained = {key: self._by_tokens(key, top) for key, (top, _) in contexts.items()}
+            explained = {key: self._by_tokens(key, top) for key, top in contexts.items()}
         else:
             explained = self._by_llm(self.chat, contexts)
         explanations: dict[FeatureKey, tuple[Explanation, ...]] = {}
@@ -148,23 +149,18 @@ class OwnTexts:
             explanations[key.feature] = (*earlier, explanation)
         return explanations
 
-    def _halves(self, key: FeatureKey) -> list[tuple[int, tuple[Contexts, Contexts]]]:
-        """Return the top contexts and the sample of each half that has contexts."""
-        kept = self.contexts[key.sae]
-        of_feature = kept.top.of(key.feature), kept.sample.of(key.feature)
-        halves = []
-        for half in range(HALVES):
-            top, sample = (contexts[contexts.text % HALVES == half] for contexts in of_feature)
-            if len(top.feature):
-                halves.append((half, (top, sample)))
-        return halves
+    def _halves(self, key: FeatureKey) -> list[tuple[int, Contexts]]:
+        """Return the top contexts of each half that has contexts."""
+        top = self.contexts[key.sae].top
+        halves = [(half, top.of(key.feature, half)) for half in range(HALVES)]
+        return [(half, contexts) for half, contexts in halves if len(contexts.feature)]
 
     def _by_tokens(self, key: _HalfKey, top: Contexts) -> Explanation:
         """Name the tokens on which the feature is most active, by their share of the activation."""
         mass: dict[str, float] = defaultdict(float)
+        label = self.texts.models.of(key.feature.sae)
         for text, position, value in _rows(top):
-            token = self._decode(key.feature.sae, text, position, position + 1)
-            mass[token.strip() or repr(token)[1:-1]] += value
+            mass[self._name(label, int(self._ids[label][text][position]))] += value
         total = sum(mass.values())
         named = [
             f'"{t}" ({v / total:.0%})'
@@ -173,12 +169,11 @@ class OwnTexts:
         return Explanation(f"active on {', '.join(named)}", "tokens", "tokens", f"half {key.half}")
 
     def _by_llm(
-        self, chat: Chat, contexts: Mapping[_HalfKey, tuple[Contexts, Contexts]]
+        self, chat: Chat, contexts: Mapping[_HalfKey, Contexts]
     ) -> dict[_HalfKey, Explanation]:
         """Return the explanations that the LLM gives; without refusals and unreadable replies."""
         questions = {
-            key: Question(EXPLAIN, (self._excerpts(key.feature.sae, *of_half),))
-            for key, of_half in contexts.items()
+            key: Question(EXPLAIN, (self._excerpts(key, top),)) for key, top in contexts.items()
         }
         replies = chat.ask(list(questions.values()), "explanations")
         explained: dict[_HalfKey, Explanation] = {}
@@ -194,8 +189,10 @@ class OwnTexts:
             )
         return explained
 
-    def _excerpts(self, sae: SaeKey, top: Contexts, sample: Contexts) -> str:
+    def _excerpts(self, key: _HalfKey, top: Contexts) -> str:
         """Return contexts as one text: the most active, then quantiles of the sample."""
+        sae, feature = key.feature
+        sample = self.contexts[sae].sample.of(feature, key.half)
         new = sample[~torch.isin(sample.text, top.text)]
         new = new[torch.argsort(new.value, descending=True)]
         ranks = torch.linspace(0, max(0, len(new.value) - 1), QUANTILES).round().long().unique()
@@ -215,6 +212,13 @@ class OwnTexts:
             strength = max(1, round(10 * value / highest))
             excerpts.append(f"{strength}: {before}⟦{token}⟧{after}")
         return " | ".join(excerpts)
+
+    def _name(self, label: str, token: int) -> str:
+        """Return the name of a token in descriptions, by the tokenizer of a model."""
+        if (label, token) not in self._names:
+            text = self.texts.readers[label].lm.tokenizer.decode([token])
+            self._names[label, token] = text.strip() or repr(text)[1:-1]
+        return self._names[label, token]
 
     def _decode(self, sae: SaeKey, text: int, start: int, end: int) -> str:
         """Return some tokens of a text in words, by the tokenizer of the SAE's own model."""
