@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,8 @@ from saematch.texts.batch_work import Kept
 HALVES = 2
 """Number of halves of the texts: those with even and those with odd numbers. A feature can be
 explained twice, from different texts."""
+MERGED_AT_ONCE = 1_000_000
+"""Contexts of an SAE's batches that are merged together; a merge takes about 100 bytes for each."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,10 @@ class Contexts:
         """Return the contexts at these indices, or where a mask is true."""
         return Contexts(*(getattr(self, name)[chosen] for name in _TENSORS))
 
-    def join(self, other: Contexts) -> Contexts:
-        """Return the contexts of both."""
-        return Contexts(
-            *(torch.cat([getattr(self, name), getattr(other, name)]) for name in _TENSORS)
-        )
+    def join(self, *others: Contexts) -> Contexts:
+        """Return these contexts and those of others."""
+        parts = (self, *others)
+        return Contexts(*(torch.cat([getattr(p, name) for p in parts]) for name in _TENSORS))
 
     def chance(self) -> Float[Tensor, " n"]:
         """Return a pseudo-random number in [0, 1) for each context: a hash of feature and text.
@@ -121,9 +122,9 @@ class KeptContexts:
             for name in _TENSORS
         }
 
-    def add(self, batch: Contexts, n_top: int, n_samples: int) -> KeptContexts:
-        """Return the contexts over the texts so far and another batch."""
-        top, sample = self.top.join(batch), self.sample.join(batch)
+    def add(self, batches: Sequence[Contexts], n_top: int, n_samples: int) -> KeptContexts:
+        """Return the contexts over the texts so far and further batches."""
+        top, sample = self.top.join(*batches), self.sample.join(*batches)
         return KeptContexts(top.best(top.value, n_top), sample.best(sample.chance(), n_samples))
 
 
@@ -256,9 +257,11 @@ class ContextStore:
         sizes = [len(batch.ids) for batches in tokens.values() for batch in batches]
         names = [tensor_name(key, name) for name in _TENSORS]
         kept, start = KeptContexts.none(), 0
+        waiting: list[Contexts] = []
         for size, columns in zip(sizes, recording.batches(names), strict=True):
             batch = Contexts(*columns)
-            batch = replace(batch, text=batch.text + start)
-            kept = kept.add(batch, self.n_top, self.n_samples)
+            waiting.append(replace(batch, text=batch.text + start))
             start += size
-        return kept
+            if sum(len(contexts.feature) for contexts in waiting) > MERGED_AT_ONCE:
+                kept, waiting = kept.add(waiting, self.n_top, self.n_samples), []
+        return kept.add(waiting, self.n_top, self.n_samples)
