@@ -100,6 +100,17 @@ def _answers_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def quick_pdf(monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Write empty PDF files, which take most of a figure's time; return the real writer."""
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+
+    write = FigureCanvasPdf.print_pdf
+    empty = lambda _canvas, path, **_: Path(path).write_bytes(b"%PDF")  # noqa: E731
+    monkeypatch.setattr(FigureCanvasPdf, "print_pdf", empty)
+    return write
+
+
+@pytest.fixture(autouse=True)
 def _closed() -> Iterator[None]:
     """Close a test's connections to LLMs, even if the test calls ``monkeypatch.undo``."""
     from saematch.chat.client import OpenAiServer

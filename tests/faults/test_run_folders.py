@@ -305,7 +305,7 @@ def server(monkeypatch, tmp_path):
 
 
 def mirrored(folder: Path, **settings: bool) -> None:
-    outcome = tracking.Outcome(Results("x", {}, {}), {}, {}, folder / "matches")
+    outcome = tracking.Outcome(Results("x", {}, {}), {}, folder / "matches")
     folder.mkdir()
     tracking.WandbLogging(**settings).start("x", folder, {}).finish(outcome)
 

@@ -254,9 +254,9 @@ def test_B8_a_mirror_that_cannot_be_written_leaves_the_run_finished(tmp_path, mo
 
     monkeypatch.setattr(wandb, "Table", full)
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
-    results = Results("x", {}, {}, tables=Tables.of({"matches": [{"arm": "folded"}]}))
+    results = Results("x", {}, {}, tables=Tables.of({"layers": [{"layer": 1}]}))
     tracker = WandbLogging(offline=True).start("x", tmp_path, {})
-    tracker.finish(Outcome(results, {}, {}, tmp_path / "matches"))
+    tracker.finish(Outcome(results, {}, tmp_path / "matches"))
     assert f"did not accept everything: [Errno 28] {FULL}: 'media/table.json'" in caplog.text
     assert wandb.run is None, "the next run of the process has a mirror of its own"
 

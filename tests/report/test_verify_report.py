@@ -226,7 +226,7 @@ def test_all_tables_are_mirrored(tmp_path, monkeypatch):
     tables = verify_tables([(4, 5)])
     results = Results("verify", {}, {}, tables=tables, metrics=mean_metrics(tables))
     tracker = WandbLogging(offline=True).start("verify", tmp_path, {})
-    tracker.finish(Outcome(results, history_by_layer(tables), {}, matches))
+    tracker.finish(Outcome(results, {}, matches))
     for name, frame in tables.items():
         (file,) = tmp_path.glob(
             f"wandb/offline-run-*/files/media/table/tables/{name}_[0-9]*.table.json"

@@ -37,8 +37,7 @@ def start(tmp_path, **settings):
     return tracker, matches
 
 
-def test_everything_is_mirrored(tmp_path, wandb_folder):
-    tracker, matches = start(tmp_path, offline=True)
+def results_of_two_pairs():
     results = Results("skip", {"seed": 3}, {"git_commit": "abc"})
     rows = [
         {**Pair(SaeKey("default", n), SaeKey("default", n + 1)).columns(), "arm": "folded",
@@ -49,17 +48,20 @@ def test_everything_is_mirrored(tmp_path, wandb_folder):
     recall = Column("recall", "recall of the truth", "higher", "pairs", logged=("matches",),
                     meaning="M")  # fmt: skip
     results.tables.define([recall])
+    return results
+
+
+def test_everything_is_mirrored(tmp_path, wandb_folder):
+    tracker, matches = start(tmp_path, offline=True)
+    results = results_of_two_pairs()
     results.metrics = {"recall/folded": 0.5}
     figure = tmp_path / "f.png"
     figure.write_bytes(PNG)
-    by_layer = {1: {"mse_W_dec/folded": 0.25}, 2: {"mse_W_dec/folded": 0.5}}
-    tracker.finish(Outcome(results, by_layer, {"mse": figure}, matches))
+    tracker.finish(Outcome(results, {"mse": figure}, matches))
 
     logged = history(wandb_folder)
-    by_layer = {
-        row["layer"]: row["mse_W_dec/folded"] for row in logged if "mse_W_dec/folded" in row
-    }
-    assert by_layer == {1: 0.25, 2: 0.5}
+    by_layer = {row["layer"]: row["recall/folded"] for row in logged if "recall/folded" in row}
+    assert by_layer == {1: 0.5, 2: 1.5}
     entries = list(records(wandb_folder))
     assert config(wandb_folder)["seed"] == 3
     (run,) = [r.run for r in entries if r.WhichOneof("record_type") == "run"]
@@ -73,7 +75,8 @@ def test_everything_is_mirrored(tmp_path, wandb_folder):
     assert summary(wandb_folder)["recall/folded"] == 0.5
     (table,) = wandb_folder.glob("offline-run-*/files/media/table/tables/matches_*.json")
     content = json.loads(table.read_text())
-    assert content["columns"] == list(rows[0])
+    assert content["columns"] == list(results.tables["matches"])
+    rows = results.tables.rows("matches")
     assert content["data"] == [list(row.values()) for row in rows]
     (table,) = wandb_folder.glob("offline-run-*/files/media/table/charts/recall_table_*.json")
     content = json.loads(table.read_text())
@@ -101,7 +104,7 @@ def test_two_runs_of_one_process_keep_their_uploads_apart(tmp_path, wandb_folder
     monkeypatch.delenv("WANDB_DATA_DIR")
     for name in ("a", "b"):
         tracker, matches = start(tmp_path / name, offline=True)
-        tracker.finish(Outcome(Results("skip", {}, {}), {}, {}, matches))
+        tracker.finish(Outcome(Results("skip", {}, {}), {}, matches))
         assert "WANDB_DATA_DIR" not in os.environ
         staged = [p for p in (tmp_path / name).glob("wandb/artifacts/staging/*") if p.is_file()]
         assert len(staged) == 1, "the one match file"
@@ -113,7 +116,7 @@ def test_what_a_sweep_sets_stands_where_its_plots_look(tmp_path, wandb_folder, m
     monkeypatch.setattr(wandb.setup(), "_sweep_config", {"matching": "decoder", "seed": 3})
     config = {"seed": 3, "matching": {"W_dec": 1.0}, "layers": [0, 1]}
     tracker = WandbLogging(offline=True).start("skip", tmp_path, config)
-    tracker.finish(Outcome(Results("skip", {}, {}), {}, {}, tmp_path / "matches"))
+    tracker.finish(Outcome(Results("skip", {}, {}), {}, tmp_path / "matches"))
     kept = {}
     for record in records(wandb_folder):
         kind = record.WhichOneof("record_type")
@@ -132,7 +135,7 @@ def test_only_the_last_log_of_a_resumed_run_is_left_to_upload(tmp_path, wandb_fo
         (folder / "run-a.wandb").write_bytes(b":W&B\0\0\0")
     (uploaded / "run-a.wandb.synced").touch()
     tracker, matches = start(tmp_path, offline=True)
-    tracker.finish(Outcome(Results("skip", {}, {}), {}, {}, matches))
+    tracker.finish(Outcome(Results("skip", {}, {}), {}, matches))
     assert not killed.exists()
     assert (wandb_folder / f"replaced-{killed.name}" / "run-a.wandb").exists()
     assert uploaded.exists()
@@ -142,7 +145,7 @@ def test_only_the_last_log_of_a_resumed_run_is_left_to_upload(tmp_path, wandb_fo
 
 def test_the_key_is_written_nowhere(tmp_path, wandb_folder):
     tracker, matches = start(tmp_path, offline=True)
-    tracker.finish(Outcome(Results("skip", {}, {}), {}, {}, matches))
+    tracker.finish(Outcome(Results("skip", {}, {}), {}, matches))
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert b"s3cret" not in path.read_bytes(), path
@@ -154,7 +157,7 @@ def test_without_a_network_the_run_is_offline_and_says_so_once(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     with caplog.at_level("INFO", logger="saematch"):
         tracker, matches = start(tmp_path)
-        tracker.finish(Outcome(Results("skip", {}, {}), {1: {"x": 1.0}}, {}, matches))
+        tracker.finish(Outcome(results_of_two_pairs(), {}, matches))
     messages = [r.getMessage() for r in caplog.records if r.name == "saematch.runs.tracking"]
     assert len(messages) == 1
     assert "runs offline into" in messages[0]
@@ -172,7 +175,7 @@ def test_a_key_that_is_refused_does_not_stop_the_run(tmp_path, wandb_folder, mon
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO())
     with caplog.at_level("INFO", logger="saematch"):
         tracker, matches = start(tmp_path)
-        tracker.finish(Outcome(Results("skip", {}, {}), {1: {"x": 1.0}}, {}, matches))
+        tracker.finish(Outcome(results_of_two_pairs(), {}, matches))
     assert "refuses the API key (the key is wrong)" in caplog.text
     assert history(wandb_folder)
 

@@ -15,7 +15,7 @@ from saematch.evaluate.means import headline_metrics
 from saematch.explorer.page import write_page
 from saematch.judge.means import judge_metrics
 from saematch.report.figures import draw_figures, run_label
-from saematch.report.summary import agreement_metrics, history_by_layer, mean_metrics, optimal_to
+from saematch.report.summary import agreement_metrics, mean_metrics, optimal_to
 from saematch.runs import stages
 from saematch.runs.context import Context
 from saematch.runs.experiment import Experiment
@@ -89,8 +89,7 @@ def _run(experiment: Experiment, config: dict[str, Any], folder: Path, claim: Cl
     finally:
         for judge in filter(None, context.judges):
             judge.close()
-    history = history_by_layer(results.tables)
-    context.tracker.finish(Outcome(results, history, figures, folder / "matches"))
+    context.tracker.finish(Outcome(results, figures, folder / "matches"))
     return results
 
 

@@ -18,7 +18,7 @@ from saematch.core.results import Results
 from saematch.core.safe_text import for_spreadsheets
 from saematch.core.specs import spec
 from saematch.core.tables import frame_of, rows_of
-from saematch.report.summary import charts_by_layer
+from saematch.report.summary import charts_by_layer, history_by_layer
 from saematch.runs.run_folders import check_name
 from saematch.runs.run_names import run_label, wandb_id
 
@@ -40,8 +40,6 @@ class Outcome:
     """Output of a finished run."""
 
     results: Results
-    history: Mapping[int, Mapping[str, float]]
-    """Metrics by layer."""
     figures: Mapping[str, Path]
     matches: Path
     """Folder of the match files."""
@@ -189,8 +187,9 @@ class _CsvTracker:
         pass  # the table of curves becomes its own file
 
     def finish(self, outcome: Outcome) -> None:
-        history = [{"layer": layer, **metrics} for layer, metrics in outcome.history.items()]
-        for name, frame in {"metrics": frame_of(history), **_tables(outcome)}.items():
+        history = history_by_layer(outcome.results.tables).items()
+        metrics = frame_of([{"layer": layer, **of_layer} for layer, of_layer in history])
+        for name, frame in {"metrics": metrics, **_tables(outcome)}.items():
             with replacing(self.folder / "csv" / f"{name}.csv") as part:
                 for_spreadsheets(frame).to_csv(part, index=False)
 
@@ -231,7 +230,7 @@ class _WandbTracker:
         import wandb
 
         run = self.logger.experiment
-        for layer, metrics in outcome.history.items():
+        for layer, metrics in history_by_layer(outcome.results.tables).items():
             self.logger.log_metrics({"layer": layer, **metrics})
         for name, frame in _tables(outcome).items():
             if len(frame):
