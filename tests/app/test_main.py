@@ -260,10 +260,14 @@ def test_two_text_files_of_one_name_are_refused(cli, tmp_path, tiny):
     assert "two text sets have the same name" in message
 
 
-def test_texts_longer_than_the_model_takes_are_refused(cli, tmp_path):
+def test_texts_longer_than_the_model_takes_are_cut_with_a_warning(cli, tmp_path):
     (tmp_path / "long.jsonl").write_text(json.dumps({"text": "the model " * 60}))
-    message, _ = cli("dataset.paths=[long.jsonl]", "dataset.n_texts=1", "logger=none")
-    assert "takes at most 64: set dataset.max_tokens=64" in message
+    settings = ("dataset.paths=[long.jsonl]", "dataset.n_texts=1", "logger=none", "run_id=a")
+    message, output = cli(*settings)
+    assert message is None
+    assert "texts are cut at 64 tokens, the most that tiny takes, instead of" in output.err
+    texts = Results.load(tmp_path / "outputs/match/a/results.json").provenance["texts"]
+    assert texts["long"]["max_tokens"] == 64
 
 
 def test_a_truncated_language_model_is_refused(cli, tiny, tmp_path):

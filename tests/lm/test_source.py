@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from saematch.core.downloads import HubModel
 from saematch.core.errors import InputError
 from saematch.lm import source
 from saematch.lm.source import LmSource
@@ -64,7 +65,7 @@ def test_the_revision_of_a_folder_is_its_content(tiny, without_bos):
             "'outputs/models/none': there is no such folder; run make smollm2",
         ),
         ("outputs/models/none", None, "there is no such folder; set model.path"),
-        ("nobody/nothing", None, "'nobody/nothing': .*connect.*or use a copy .*model=local"),
+        ("nobody/nothing", None, "there is no such folder, it is not in the cache, and HF_HUB"),
     ],
 )
 def test_a_missing_model_in_one_line(path, made_by, message, tmp_path, monkeypatch):
@@ -85,6 +86,8 @@ def test_a_licence_that_was_not_accepted(monkeypatch):
     def refuse(*_, **__):
         raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
 
+    answer = HubModel("google/gemma-2-2b", "main", {})
+    monkeypatch.setattr(source, "hub_model", lambda *_: answer)
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
     with pytest.raises(ValueError, match=r"a gated repo\. Accept its licence .* set HF_TOKEN, or"):
         LmSource("google/gemma-2-2b", "gemma-2-2b").load()

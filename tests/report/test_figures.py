@@ -8,7 +8,7 @@ from saematch.core.results import Results
 from saematch.core.tables import Tables
 from saematch.report.captions import CAPTIONS
 from saematch.report.figures import FIGURES, NEEDS, OF_TRAINING, draw_figures, run_label
-from saematch.report.style import arm_style, axis_label, scale
+from saematch.report.style import arm_style, axis_label, from_zero, legend, panels, scale
 
 PAIRS = [(0, 1), (1, 2), (2, 4)]
 ARMS = ("late", "whole")
@@ -164,3 +164,24 @@ def test_the_label_of_a_run_names_models_saes_and_run():
     assert label((None, "r"), (None, "s")) == "m · r, s · mse/a"
     assert label(("x", "r"), ("y", "s"), ("y", "t")) == "x, y · r, s, and 1 more · mse/a"
     assert label() == "m · mse/a"
+
+
+@pytest.mark.parametrize("n_panels", [1, 3])
+def test_a_legend_is_no_wider_than_its_figure(n_panels):
+    figure, axes = panels(n_panels)
+    for number in range(7):
+        axes[0].plot([0, 1], [0, number], label=f"a long name of arm {number}, raw scale")
+    legend(figure, *axes)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+    plt.close(figure)
+
+
+@pytest.mark.parametrize(("values", "top"), [([0.5, 0.645], 0.66), ([0.0, 0.0], 0.01)])
+def test_the_highest_point_of_an_axis_from_zero_is_whole(values, top):
+    figure, (axis,) = panels(1)
+    axis.plot([1, 2], values)
+    from_zero(axis)
+    assert axis.get_ylim()[0] == 0 and axis.get_ylim()[1] >= top
+    plt.close(figure)

@@ -51,19 +51,28 @@ class HubModel(NamedTuple):
 def hub_model(repo: str, revision: str | None = None) -> HubModel | None:
     """Return the files of a repository; None for a folder, or if the hub does not answer.
 
-    The later download reports errors of the repository or the connection.
+    If the hub answers with an error, no file is returned: the later download reports the error.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     if Path(repo).is_dir():
         return None
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
+    except HfHubHTTPError:
+        return HubModel(repo, revision or "main", {})
     except (OSError, ValueError, HTTPError):
         return None
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     return HubModel(repo, info.sha or "main", sizes)
+
+
+def no_answer() -> str:
+    """Return why the hub does not answer."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    return "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the Hugging Face hub cannot be reached"
 
 
 def is_cached(repo: str, pattern: str, revision: str | None = None) -> bool:

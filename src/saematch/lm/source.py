@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from saematch.core.downloads import hub_model, is_cached
+from saematch.core.downloads import hub_model, is_cached, no_answer
 from saematch.core.errors import InputError
 from saematch.core.files import PACKAGE, expand_home
 from saematch.core.memory import is_out_of_memory, memory_shortage
@@ -103,6 +103,8 @@ class LmSource:
         where = str(ZOO / "lm") if self.path == "zoo" else self.path
         self._refuse_no_folder(where)
         files = hub_model(where, self.revision)
+        if files is None:
+            self._refuse_no_copy(where)
         with self._readable(where):
             refuse_files(where, files)
             parts = read_parts(where, self.revision)
@@ -110,8 +112,6 @@ class LmSource:
             download = files.to_fetch(weight_files(files).__contains__)
             if download.n_files:
                 log.info("Language model %s: %s to fetch", self.path, download)
-        elif not is_cached(where, "*.safetensors", self.revision):
-            log.info("Language model %s: not in the cache, size unknown", self.path)
         dtype = self.dtype if self.dtype != AUTO else dtype_on(device_type)
         return OpenedModel(self, where, parts, self._bos_id(parts.tokenizer), dtype)
 
@@ -162,6 +162,17 @@ class LmSource:
         advice = f"run {self.made_by}, which creates it" if self.made_by else "set model.path"
         raise InputError(
             f"cannot load the language model {where!r}: there is no such folder; {advice}"
+        )
+
+    def _refuse_no_copy(self, where: str) -> None:
+        """Raise ``InputError`` if neither a folder nor the cache has the model."""
+        needed = ("config.json", "*.safetensors")
+        if all(is_cached(where, pattern, self.revision) for pattern in needed):
+            return
+        raise InputError(
+            f"cannot load the language model {self.path!r}: there is no such folder, it is not in "
+            f"the cache, and {no_answer()}: check name and connection, or use a copy on disk with "
+            "model=local model.path=FOLDER"
         )
 
     def _advice(self, where: str, error: str) -> str:

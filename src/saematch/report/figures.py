@@ -34,6 +34,7 @@ from saematch.report.style import (
     by_pair,
     cell_style,
     dots,
+    from_zero,
     legend,
     line,
     panels,
@@ -109,7 +110,7 @@ def norms(tables: Tables) -> Figure | None:
     line(middle, at, layers, "threshold_mean", color="#000000")
     middle.set_title("mean threshold")
     for axis in (left, middle):
-        axis.set_ylim(bottom=0)
+        from_zero(axis)
         axis.set_xlabel("layer")
         axis.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     norm = layers.set_index("layer")["mean_norm"]
@@ -143,7 +144,7 @@ def mse(tables: Tables) -> Figure | None:
             style = arm_style(arm, matches)
             by_pair(axis, where(matches, arm=arm), f"mse_{part}", matches, **style)
         axis.set_title(part)
-        axis.set_ylim(bottom=0)
+        from_zero(axis)
         axis.ticklabel_format(axis="y", scilimits=(-2, 3))
     axes[0].set_ylabel("squared error (folded)")
     legend(figure, axes[0])

@@ -185,7 +185,7 @@ def mse_by_label(tables: Tables) -> Figure | None:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("")
-    axes[0].set_ylabel("squared error of the folded decoder vectors")
+    axes[0].set_ylabel("squared error of the\nfolded decoder vectors")
     axes[0].set_xlabel(tables.column("judge_score").label)
     legend(figure, axes[0])
     return figure

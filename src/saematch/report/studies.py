@@ -28,6 +28,7 @@ from saematch.report.style import (
     axis_label,
     by_pair,
     cell_style,
+    from_zero,
     legend,
     line,
     panels,
@@ -174,7 +175,7 @@ def similar_l0(tables: Tables) -> Figure | None:
         line(axes[0], at, layers, "mean_l0", color="#000000", linestyle=dash, label=suite)
     axes[0].set_title("mean L0")
     axes[0].set_xlabel("layer")
-    axes[0].set_ylim(bottom=0)
+    from_zero(axes[0])
     axes[0].legend(frameon=False)
     metric = "explained_variance"
     for axis, dataset in zip(axes[1:], datasets, strict=True):

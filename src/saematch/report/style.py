@@ -188,13 +188,23 @@ def cell_style(arm: str, strategy: str, frame: DataFrame) -> dict[str, object]:
 
 
 def legend(figure: Figure, *axes: Axes, columns: int = 4) -> None:
-    """Put one legend for all panels below the figure."""
+    """Put one legend for all panels below the figure, in as many columns as its width allows."""
     handles: dict[str, Artist] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center",
-                  ncols=min(columns, len(handles)), frameon=False)  # fmt: skip
+    for number in range(min(columns, len(handles)), 0, -1):
+        drawn = figure.legend(list(handles.values()), list(handles), loc="outside lower center",
+                              ncols=number, frameon=False)  # fmt: skip
+        if number == 1 or drawn.get_window_extent().width <= figure.bbox.width:
+            return
+        drawn.remove()
+
+
+def from_zero(axis: Axes) -> None:
+    """Let the y axis begin at 0, with room above the highest point."""
+    highest = axis.dataLim.y1
+    axis.set_ylim(0, 1.08 * highest if highest > 0 else None)
 
 
 def scale(axis: Axes, metric: str, values: np.ndarray) -> None:

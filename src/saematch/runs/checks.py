@@ -202,12 +202,6 @@ def load_tokens(
         lm.refuse_ids(int(of_set.ids.max()), f"the text set {name!r}")
     if POOLED in tokens:
         raise InputError(f"{POOLED!r} is the name of all text sets together; rename the file")
-    longest = max(int(of_set.lengths.max()) for of_set in tokens.values())
-    if lm.max_positions is not None and longest > lm.max_positions:
-        raise InputError(
-            f"a text has {longest} tokens, but {lm.name} takes at most {lm.max_positions}: set "
-            f"dataset.max_tokens={lm.max_positions}"
-        )
     size = experiment.trainer.batch_size
     if not experiment.calibrates:
         return RunTexts({name: of_set.batches(size) for name, of_set in tokens.items()}, {}, facts)

@@ -32,22 +32,29 @@ class LoadedTexts(NamedTuple):
 def load_texts(source: TextSource, lm: LanguageModel, folder: Path) -> LoadedTexts:
     """Return the tokens of every set of ``source``, from ``folder`` if it has them.
 
-    The name of their file is a hash of everything that determines them: texts, tokenizer, BOS,
-    special tokens, maximum length and code. Raises ``InputError`` if the texts cannot be read.
+    Texts are cut at ``source.max_tokens``, or at the most tokens that the model takes if that is
+    less. The name of their file is a hash of everything that determines them: texts, tokenizer,
+    BOS, special tokens, maximum length and code. Raises ``InputError`` if the texts cannot be read.
     """
     resolved = source.resolve(folder / "revisions")
     described = resolved.described()
     code = code_of(load_texts, source, LmSource)
-    key = [code, described, source.max_tokens, lm.name, lm.revision, lm.bos_id]
+    max_tokens = min(source.max_tokens, lm.max_positions or source.max_tokens)
+    key = [code, described, max_tokens, lm.name, lm.revision, lm.bos_id]
     path = folder / f"{hashed([*key, sorted(lm.special_ids)])}.safetensors"
     stored = read(path)
     kept = None if stored is None else _tokens(stored, list(described))
     if kept is None:
-        kept = {texts.name: tokenise(texts, lm, source.max_tokens) for texts in resolved.load()}
+        kept = {texts.name: tokenise(texts, lm, max_tokens) for texts in resolved.load()}
         _write(path, kept)
     for name, tokens in kept.items():
         described[name] |= {"n_texts": len(tokens.lengths), "n_special": tokens.n_special}
         warn_of_fewer(name, len(tokens.lengths), source.n_texts)
+    longest = max(int(tokens.lengths.max()) for tokens in kept.values())
+    if longest == max_tokens < source.max_tokens:
+        log.warning("texts are cut at %d tokens, the most that %s takes, instead of "
+                    "dataset.max_tokens=%d", max_tokens, lm.name, source.max_tokens)  # fmt: skip
+        described = {name: facts | {"max_tokens": max_tokens} for name, facts in described.items()}
     _log_sizes(kept)
     return LoadedTexts(kept, described)
 

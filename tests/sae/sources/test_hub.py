@@ -28,6 +28,7 @@ from sae.sources.hub_server import (
     write_cache,
 )
 from saematch.sae.sources import registry
+from saematch.sae.sources.hub import log_download
 from saematch.sae.sources.registry import RegisteredSae, Release
 
 SAE = random_sae(0)
@@ -270,7 +271,7 @@ def test_a_download_that_broke_off_goes_on(fetched):
         ("ill", "it is not in the cache, and the hub answers with error 500"),
         ("hopeless", "the download failed"),
         ("absent", "no longer has the file that SAELens' registry names"),
-        ("unreachable", "it is not in the cache, and the hub cannot be reached"),
+        ("unreachable", "it is not in the cache, and the Hugging Face hub cannot be reached"),
     ],
 )
 def test_what_the_hub_cannot_give(fetched, name, words):
@@ -283,6 +284,21 @@ def test_what_the_hub_cannot_give(fetched, name, words):
 def test_no_connection_and_not_in_the_cache(cached):
     assert cached["absent"]["refused"].startswith("cannot fetch gemma/layer_4: it is not in the")
     assert "HF_HUB_OFFLINE is set" in cached["absent"]["refused"]
+
+
+def test_a_run_without_a_connection_asks_the_hub_once(tmp_path, monkeypatch, capfd):
+    from huggingface_hub import constants, hf_api
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hf_api.api, "endpoint", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    saes = {f"l{n}": RegisteredSae(f"saes/l{n}", None, None) for n in range(2)}
+    release = Release("r", "tiny/r", "tiny", "gemma_2", saes)
+    words = r"cannot fetch 2 SAEs of tiny/r \(such as saes/l0\): not in the cache, and the Hugging"
+    with pytest.raises(ValueError, match=words):
+        log_download((release, sae_id) for sae_id in saes)
+    assert "Retrying" not in capfd.readouterr().err
 
 
 def test_a_damaged_file_is_named_and_fetched_again_once_deleted(fetched):

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from saematch.core.downloads import Download, hub_model, is_cached
+from saematch.core.downloads import Download, hub_model, is_cached, no_answer
 from saematch.core.errors import InputError
+from saematch.core.progress import counted
 from saematch.sae.formats.dictionary_learning import trainer_settings
 from saematch.sae.formats.formats import gemma_scope_settings, sparsify_settings
 from saematch.sae.formats.llama_scope import llama_scope_settings
@@ -49,25 +50,27 @@ class Fetched(NamedTuple):
 def log_download(saes: Iterable[tuple[Release, str]]) -> None:
     """Log how much must be downloaded because it is not in the cache.
 
-    If the hub does not answer, log how many SAEs are not in the cache; ``fetch`` then raises the
-    error.
+    Raises ``InputError`` if the hub does not answer and an SAE is not in the cache.
     """
     folders: dict[str, set[str]] = {}
     for release, sae_id in saes:
         folders.setdefault(release.repo, set()).add(release.sae(sae_id).path)
-    total, n_unknown = Download(), 0
+    total = Download()
     for repo, paths in folders.items():
         model = hub_model(repo)
         if model is None:
-            n_unknown += sum(not is_cached(repo, path) for path in paths)
+            missing = sorted(path for path in paths if not is_cached(repo, path))
+            if missing:
+                raise InputError(
+                    f"cannot fetch {counted(len(missing), 'SAE')} of {repo} (such as {missing[0]}):"
+                    f" not in the cache, and {no_answer()}; {ON_DISK}"
+                )
         else:
             files = {file for file in model.sizes if _is_weights(Path(file))}
             needed = {f for f in files for path in paths if f == path or f.startswith(f"{path}/")}
             total = total.joined(model.to_fetch(needed.__contains__))
     if total.n_files:
         log.info("SAEs: %s to fetch", total)
-    if n_unknown:
-        log.info("SAEs: %d are not in the cache, size unknown", n_unknown)
 
 
 def fetch(release: Release, sae_id: str) -> Fetched:
@@ -110,7 +113,6 @@ DAMAGES = (SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError
 
 def _reason(error: BaseException, release: Release) -> str:
     """Return why a file could not be loaded, and what to try."""
-    from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -131,8 +133,9 @@ def _reason(error: BaseException, release: Release) -> str:
         )
     if isinstance(error, LocalEntryNotFoundError):
         answer = getattr(error.__cause__, "response", None)
-        cause = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the hub cannot be reached"
-        cause = cause if answer is None else f"the hub answers with error {answer.status_code}"
+        cause = (
+            no_answer() if answer is None else f"the hub answers with error {answer.status_code}"
+        )
         return f"it is not in the cache, and {cause}; try again with a connection; {ON_DISK}"
     if isinstance(error, EntryNotFoundError):
         return f"{repo} no longer has the file that SAELens' registry names; {ON_DISK}"
