@@ -78,10 +78,6 @@ def test_a_run_that_fails_does_not_stop_the_others(command, tmp_path, monkeypatc
     assert r"- mse on tiny: layers=\[0, 9\]" in page
 
 
-def test_wrong_names(command):
-    assert command("--only", "mes").startswith("saematch: nothing to run: choose --only from")
-
-
 def test_a_bug_in_one_run_does_not_stop_the_others(command, tmp_path, monkeypatch, caplog):
     from saematch.runs import stages
 

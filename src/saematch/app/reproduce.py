@@ -67,6 +67,8 @@ ONCE = {
 }
 """By model and experiment: the family of an experiment that runs on one family only. A family that
 ``FAMILIES`` lacks comes from the experiment's preset."""
+OPTIONS = {"run_id": "--run-id", "name": "--run-id", "experiment": "--only"}
+"""By setting that the command chooses for each run: the option to use instead."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -80,19 +82,14 @@ def main(arguments: Sequence[str]) -> None:
     page = options.page or Path("outputs") / run_id / "index.md"
     check_path("--page", page)
     config_dir = config_dir_of(options.config_dir)
+    _check_settings(options.settings)
     plan = planned(options.model, run_id, options.settings, options.judge, config_dir)
-    chosen = [run for run in plan if _is_chosen(run, options.only, options.families)]
-    if not chosen:
-        experiments = ", ".join(sorted({run.experiment for run in plan}))
-        families = ", ".join(sorted({run.family for run in plan}))
-        raise InputError(
-            f"nothing to run: choose --only from {experiments}, and --families from {families}"
-        )
-    runs = _finished_runs(plan, chosen)
-    for origin, count in write_page(runs, options.model, page).items():
-        log.info("statements of %s: %d of %d agree", origin, count.agreeing, count.decided)
-    log.info("written: %s\nwritten: %s", page, page.with_suffix(".html"))
+    runs = _finished_runs(plan, chosen_runs(plan, options.only, options.families))
     failed = [run for run in runs if run.error]
+    if len(failed) < len(runs):
+        for origin, count in write_page(runs, options.model, page).items():
+            log.info("statements of %s: %d of %d agree", origin, count.agreeing, count.decided)
+        log.info("written: %s\nwritten: %s", page, page.with_suffix(".html"))
     if failed:
         sys.exit("\n".join(f"failed: {r.experiment} on {r.family}: {r.error}" for r in failed))
 
@@ -146,6 +143,11 @@ class Planned(NamedTuple):
         presets = [] if self.config_dir is None else ["--config-dir", str(self.config_dir)]
         return " ".join(["saematch", *presets, *self.overrides])
 
+    @property
+    def experiment_names(self) -> set[str]:
+        """Names by which ``--only`` chooses the run: ``folding`` also means ``folding decoder``."""
+        return {self.experiment, self.experiment.partition(" ")[0]}
+
 
 def planned(
     model: str,
@@ -184,10 +186,51 @@ def _user_experiments(config_dir: Path | None) -> list[str]:
     return [file.stem for file in files if not (PRESETS / "experiment" / file.name).exists()]
 
 
-def _is_chosen(run: Planned, only: str | None, families: str | None) -> bool:
-    return (only is None or run.experiment in only.split(",")) and (
-        families is None or run.family in families.split(",")
-    )
+def _check_settings(settings: Sequence[str]) -> None:
+    """Refuse words that are no settings, and settings that differ from run to run."""
+    for setting in settings:
+        key, equals, _ = setting.lstrip("+~").partition("=")
+        if not equals and not setting.startswith("~"):
+            raise InputError(
+                f"{setting!r} is not a setting: write NAME=VALUE, or --only NAME,NAME to choose "
+                "experiments"
+            )
+        if key in OPTIONS:
+            raise InputError(
+                f"{setting}: this setting differs from run to run; use {OPTIONS[key]} instead"
+            )
+
+
+def chosen_runs(plan: Sequence[Planned], only: str | None, families: str | None) -> list[Planned]:
+    """Return the runs that both options choose; ``InputError`` for a name that no run has."""
+    experiments = None if only is None else only.split(",")
+    chosen_families = None if families is None else families.split(",")
+    for experiment in experiments or ():
+        if not any(experiment in run.experiment_names for run in plan):
+            raise InputError(f"--only {experiment}: {_absence(experiment, plan)}")
+    existing = {run.family: None for run in plan}
+    for family in chosen_families or ():
+        if family not in existing:
+            raise InputError(f"--families {family}: choose among {', '.join(existing)}")
+    chosen = [
+        run
+        for run in plan
+        if (experiments is None or not run.experiment_names.isdisjoint(experiments))
+        and (chosen_families is None or run.family in chosen_families)
+    ]
+    if not chosen:
+        raise InputError(f"nothing to run: --only {only} has no run on --families {families}")
+    return chosen
+
+
+def _absence(experiment: str, plan: Sequence[Planned]) -> str:
+    """Return why the reproduction does not have an experiment, and what to do."""
+    if experiment in JUDGED:
+        return "needs a judge: add --judge overlap, or another judge"
+    if (PRESETS / "experiment" / f"{experiment}.yaml").exists():
+        return f"not in this reproduction; run it alone with saematch +experiment={experiment}"
+    names = sorted({run.experiment.partition(" ")[0] for run in plan})
+    return f"there is no such experiment; choose among {', '.join(names)}"
 
 
 def _finished_runs(plan: Sequence[Planned], chosen: Sequence[Planned]) -> list[Run]:
@@ -202,9 +245,10 @@ def _finished_runs(plan: Sequence[Planned], chosen: Sequence[Planned]) -> list[R
     return runs
 
 
-def _has_folder(run: Planned) -> bool:
+def has_folder(run: Planned) -> bool:
     """Return whether the run's folder may exist, without composing the run's configuration."""
-    values = dict(setting.lstrip("+").split("=", 1) for setting in run.overrides)
+    parts = [setting.lstrip("+").partition("=") for setting in run.overrides]
+    values = {key: value for key, _, value in parts}
     preset = Path("experiment") / f"{values['experiment']}.yaml"
     folders = [folder for folder in (PRESETS, run.config_dir) if folder is not None]
     texts = [(f / preset).read_text("utf-8") for f in folders if (f / preset).is_file()]
@@ -222,7 +266,7 @@ def _finished_run(run: Planned) -> Run | None:
     """Return the run if it is already finished with the same settings, else None."""
     from saematch.runs.resuming import finished_as
 
-    if not _has_folder(run):
+    if not has_folder(run):
         return None
     try:
         _, config = build(list(run.overrides), run.config_dir)
