@@ -191,7 +191,7 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
         (["objective.W_dec=-1.0"], "must be finite, not negative"),
         (["arms.folded.fold=theta"], "unknown fold 'theta'"),
         (["trainer.batch_size=0"], "batch_size=0"),
-        (['sae.path="/nowhere/layer_{layer}"'], "/nowhere/layer_0 does not exist; layers"),
+        (['sae.path="/nowhere/layer_{layer}"'], "matches no SAE: the folder / contains"),
         (["sae.path=/nowhere"], "must contain {layer} once"),
     ],
 )

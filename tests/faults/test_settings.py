@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException
@@ -17,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from saematch.app.configuration import build, quoted
-from saematch.app.messages import MISTAKES, one_line
+from saematch.app.messages import EXAMPLES, MISTAKES, one_line
 from saematch.core.specs import Some, Unique, check_fields, spec
 from saematch.matching.arm import Arm
 from saematch.matching.matchers import Optimal
@@ -126,7 +127,7 @@ def test_B10_a_wrong_type_is_refused_by_name(setting, words):
         ("dataset.kinds=[]", "dataset.kinds=[]"),
         ("layers=4", "layers=4 must be a list"),
         ("evaluations=5", "evaluations=5: choose one of co_activation, explain, features, "),
-        ("arms.folded.decode=permute", "arms.decode='permute' must be a list"),
+        ("arms.folded.decode=permute", "'permute' must be a list, as in arms.decode=[permute]"),
         ("figures=mse", "figures='mse' must be a list"),
         ("model=[1]", "model=[1]: choose one of gemma_2_2b, "),
         ("objective=5", "objective=5: choose one of both, cosine, decoder, encoder"),
@@ -266,3 +267,29 @@ def _composed(*base: str) -> list[str]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return leaves(OmegaConf.to_container(compose("config", [*base]), resolve=False))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["sae.path=x"], "sae.path: the chosen sae has no such setting; these have it: sae=disk"),
+        (["stand_in.quantile=0.5"], "these have it: stand_in=activation"),
+        (["judge.base_url=x"], "these have it: judge=gpt_4o_mini, judge=local"),
+        (["sae.widht=3"], "did you mean sae.width?"),
+        (["sae=disk"], "sae.path has no default: set it, as 'sae.path=\"my_saes/layer_{layer}\"'"),
+        (["model=local"], "model.path has no default: set it, as model.path=FOLDER"),
+        (["+sae@suites.b=disk"], "suites.b.path has no default: set it, as 'suites.b.path="),
+    ],
+)
+def test_a_setting_of_another_preset_or_without_default_names_what_to_set(settings, words):
+    assert words in refusal(*settings)
+
+
+def test_every_setting_without_default_has_an_example():
+    open_settings = {
+        f"{path.parent.name}.{key}"
+        for path in CONF.glob("*/*.yaml")
+        for key, value in (yaml.safe_load(path.read_text()) or {}).items()
+        if value == "???"
+    }
+    assert open_settings == set(EXAMPLES)

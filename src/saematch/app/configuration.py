@@ -125,6 +125,7 @@ def built(config: DictConfig, hydra_config: DictConfig) -> tuple[Experiment, dic
     refuse_old_presets(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
     run_folder(config.name, config.run_id)
     _leave_unchosen(config)
+    _rename_models(config, hydra_config.overrides.task)
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     fields = [field.name for field in dataclasses.fields(Experiment)]
     _check_settings(Experiment, fields, resolved, hydra_config.overrides.task)
@@ -151,6 +152,18 @@ def _leave_unchosen(config: DictConfig) -> None:
             with open_dict(evaluations):
                 del evaluations[name]
             log.info("evaluations.%s: not chosen, so its settings are not used", name)
+
+
+def _rename_models(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Name a model by its path if the overrides set its path, but not its name.
+
+    Otherwise it would have the name of the model in its preset.
+    """
+    keys = {override.partition("=")[0].lstrip("+") for override in overrides}
+    for key in keys:
+        model = re.fullmatch(r"(model|models\.\w+)\.path", key)
+        if model and f"{model[1]}.name" not in keys:
+            OmegaConf.update(config, f"{model[1]}.name", OmegaConf.select(config, key))
 
 
 def _instantiated(config: DictConfig) -> dict[str, Any]:

@@ -24,6 +24,21 @@ _LAUNCHER = re.compile(
 """Hydra's message about a launcher whose package is missing."""
 
 
+_MISSING = re.compile(r"(?:Missing mandatory value|MissingMandatoryValue.*): ([\w.]+)")
+"""OmegaConf's message about a setting that its preset leaves to the user."""
+EXAMPLES = {
+    "dataset.paths": "dataset.paths=[texts.jsonl]",
+    "explain.path": "'explain.path=\"labels/layer_{layer}.jsonl\"'",
+    "model.path": "model.path=FOLDER",
+    "pairing.pairs": "pairing.pairs=[3:5,default/4:wide/4]",
+    "pairing.starts": "pairing.starts=[1,3]",
+    "pairing.target": "pairing.target=SUITE, where +sae@suites.SUITE=disk adds a suite",
+    "sae.id_template": "'sae.id_template=\"layer_{layer}/width_16k/canonical\"'",
+    "sae.path": "'sae.path=\"my_saes/layer_{layer}\"'",
+    "sae.release": "sae.release=NAME; saematch saes lists the names",
+}
+"""An example of each setting that has no default."""
+
 _TARGET = re.compile(r"Error loading '([^']+)'")
 """Hydra's message about a ``_target_`` that it cannot import."""
 
@@ -50,6 +65,8 @@ def _sentence(error: BaseException) -> str:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"there is no {group}={name}: choose one of {', '.join(error.options)}"
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    if missing_value := _MISSING.match(text):
+        return _not_set(missing_value[1])
     absent = re.search(r"Could not load '(\w+)/([^']+)'", text)
     if absent and (PRESETS / absent[1]).is_dir():  # one of a list of presets
         names = ", ".join(sorted(path.stem for path in (PRESETS / absent[1]).glob("*.yaml")))
@@ -70,20 +87,42 @@ def _sentence(error: BaseException) -> str:
             f"{text.partition(':')[0]}: a list where named parts are expected. Choose evaluations "
             "and arms in the defaults, as in 'defaults: [override /evaluations: [skipping]]'"
         )
-    unknown = re.match(r"Could not override '([^']+)'", text)
-    chosen = unknown and re.match(r"evaluations\.(\w+)\.", unknown[1])
-    if unknown and chosen:
-        return (
-            f"{unknown[1]}: the evaluation {chosen[1]} is not chosen, or has no such setting: "
-            f"choose it with evaluations=[...,{chosen[1]}]"
-        )
-    if unknown:
-        close = difflib.get_close_matches(unknown[1], known_keys(), n=1)
-        close = ["+experiment"] if unknown[1] == "experiment" else close
-        close = ["intervals.n_replicates"] if unknown[1].startswith("bootstrap") else close
-        hint = f"did you mean {close[0]}?" if close else "see python -m saematch --help"
-        return f"there is no setting {unknown[1]!r}; {hint}"
+    if unknown := re.match(r"Could not override '([^']+)'", text):
+        return _unknown(unknown[1])
     return text or type(error).__name__
+
+
+def _not_set(key: str) -> str:
+    """Return the message for a setting without a default; ``suites.b.path`` is a ``sae.path``."""
+    group = {"suites": "sae", "models": "model"}.get(key.partition(".")[0])
+    alike = f"{group}.{key.rpartition('.')[2]}" if group else key
+    example = EXAMPLES.get(alike, f"{alike}=VALUE").replace(f"{alike}=", f"{key}=")
+    return f"{key} has no default: set it, as {example}"
+
+
+def _unknown(key: str) -> str:
+    """Return the message for a setting that the chosen presets do not have."""
+    group, _, name = key.partition(".")
+    if group == "evaluations" and "." in name:
+        chosen = name.partition(".")[0]
+        return (
+            f"{key}: the evaluation {chosen} is not chosen, or has no such setting: "
+            f"choose it with evaluations=[...,{chosen}]"
+        )
+    if having := _presets_with(group, name.partition(".")[0]):
+        choices = ", ".join(f"{group}={preset}" for preset in having)
+        return f"{key}: the chosen {group} has no such setting; these have it: {choices}"
+    close = difflib.get_close_matches(key, known_keys(), n=1)
+    close = ["+experiment"] if key == "experiment" else close
+    close = ["intervals.n_replicates"] if key.startswith("bootstrap") else close
+    hint = f"did you mean {close[0]}?" if close else "see python -m saematch --help"
+    return f"there is no setting {key!r}; {hint}"
+
+
+def _presets_with(group: str, name: str) -> list[str]:
+    """Return the presets of a group that have a setting of this name."""
+    paths = sorted((PRESETS / group).glob("*.yaml"))
+    return [p.stem for p in paths if name in (yaml.safe_load(p.read_text(encoding="utf-8")) or ())]
 
 
 def _not_imported(setting: str, target: str, cause: BaseException | None) -> str:

@@ -120,7 +120,10 @@ def check_fields(cls: type, values: Mapping[str, Any], setting: str = "") -> Non
             key = error.errors()[0]["loc"][:1]
             if isinstance(value, Mapping) and key and key[0] in value:
                 place, value = f"{place}.{key[0]}", value[key[0]]
-            raise InputError(f"{place}={_short(value)} {_reason(error)}") from None
+            reason = _reason(error)
+            if isinstance(value, str) and reason.startswith("must be a list"):
+                reason += f", as in {place}=[{value}]"
+            raise InputError(f"{place}={_short(value)} {reason}") from None
 
 
 @cache

@@ -46,6 +46,10 @@ FORMATS = {
 Scope 2, sparsify, dictionary_learning, Llama Scope."""
 
 
+LISTED = 8
+"""Largest number of files or folders that a message lists."""
+
+
 class _Fit(NamedTuple):
     """A folder or file that matches ``sae.path``."""
 
@@ -96,11 +100,11 @@ class SaeFolders:
         """
         fitting = self._fits_at(layer)
         if len(fitting) > 1:
-            shown = ", ".join(str(fit.path) for fit in fitting[:8])
+            shown = ", ".join(str(fit.path) for fit in fitting[:LISTED])
+            more = ", ..." if len(fitting) > LISTED else ""
             raise InputError(
-                f"{len(fitting)} SAEs match sae.path={self.path} at layer {layer}: {shown}"
-                f"{', ...' if len(fitting) > 8 else ''}; narrow the path until one matches, or "
-                "use them all with selection=every_sparsity"
+                f"{len(fitting)} SAEs match sae.path={self.path} at layer {layer}: {shown}{more}; "
+                "narrow the path until one matches, or use them all with selection=every_sparsity"
             )
         folder = _folder(fitting[0].path)
         return _format(folder).load(folder, layer, self.path)
@@ -122,13 +126,23 @@ class SaeFolders:
         """Return the matches at a layer, sorted by path."""
         fitting = [fit for fit in self._fits() if fit.layer == layer]
         if not fitting:
-            layers = ", ".join(map(str, self.layers())) or "none"
+            layers = ", ".join(map(str, self.layers()))
+            if not layers:
+                raise InputError(f"sae.path={self.path!r} matches no SAE: {self._nearest()}")
             raise InputError(
                 f"no SAE for layer {layer}: "
                 f"{self.path.replace('{layer}', str(layer + self.shift))} does not exist; layers "
                 f"that exist: {layers}"
             )
         return sorted(fitting, key=lambda fit: fit.path)
+
+    def _nearest(self) -> str:
+        """Return what the deepest existing folder of the path contains."""
+        parents = list(Path(self.path).expanduser().parents)
+        folder = next(path for path in parents if path.is_dir() and "{" not in str(path))
+        names = sorted(path.name for path in folder.iterdir())
+        more = ", ..." if len(names) > LISTED else ""
+        return f"the folder {folder} contains {', '.join(names[:LISTED]) or 'nothing'}{more}"
 
     def _fits(self) -> Iterator[_Fit]:
         """Yield every match; ``InputError`` if a path can be read as two layers."""

@@ -45,7 +45,7 @@ class ReleasedSaes:
     shift: int = 0
     """Difference between the number in the id and the layer: 1 if the SAE reads ``resid_pre``,
     which is ``resid_post`` of the previous layer."""
-    width: str = ""
+    width: str | int = ""
     site: str = ""
     hooks: Mapping[str, str] = field(default_factory=dict)
 
