@@ -1,7 +1,21 @@
 """Follow the features of a language model from layer to layer.
 
-The names below are the library's public interface. Python imports each name when it is first used,
-so ``import saematch`` is fast; type checkers and editors read the imports under ``TYPE_CHECKING``.
+Match two SAEs, and see how good the match is::
+
+    from saematch import Arm, ZooSaes
+
+    saes = ZooSaes("chain")  # your own: SaeFolders("my_saes/layer_{layer}")
+    match = Arm().match(saes.load(3), saes.load(4))
+    match.to_pandas(), match.certificate
+
+Do a run with the settings of the command line, and read its tables::
+
+    results = saematch.run(["layers=[3,4]", "dataset.n_texts=30"])
+    results.frame("matches")
+
+Main names: ``SaeFolders`` loads SAEs, ``Arm`` matches them with an objective (``Parts``,
+``DecoderCosine``, ...) and a matcher (``Optimal``, ``TopK``, ...), ``Match`` is the result, ``run``
+does a run, ``Results.load`` reads one, and ``solve_assignment`` matches any vectors.
 """
 
 from __future__ import annotations
@@ -9,6 +23,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# Python imports each public name when it is first used, so ``import saematch`` is fast; type
+# checkers and editors read the imports under ``TYPE_CHECKING``
 if TYPE_CHECKING:
     from saematch.app.library import run as run
     from saematch.chat.embeddings import EmbeddingEndpoint as EmbeddingEndpoint
@@ -171,4 +187,4 @@ if not TYPE_CHECKING:  # else a type checker would accept any name
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted(__all__)

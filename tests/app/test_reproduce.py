@@ -41,6 +41,6 @@ def test_a_wrong_setting_leaves_the_page_as_it_is(cli, tmp_path):
 
 def test_the_name_of_an_experiment_chooses_its_runs():
     plan = reproduce.planned("zoo", "a", ["~judge"])
-    chosen = reproduce._chosen(plan, "folding", "chain,mixed")
+    chosen = reproduce.chosen_runs(plan, "folding", "chain,mixed")
     assert [run.experiment for run in chosen] == ["folding decoder"] * 2
-    assert not reproduce._has_folder(chosen[0])
+    assert not reproduce.has_folder(chosen[0])

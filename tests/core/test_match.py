@@ -13,6 +13,7 @@ from matches import (
     transported,
     untimed,
 )
+from saematch.core.errors import InputError
 from saematch.core.match import Certificate, InvalidMatch, Match
 
 CERTIFICATE = Certificate(2.0, 2.5, 0.5, 0.25, 1, 0.5)
@@ -212,3 +213,10 @@ def test_html_of_a_certificate_has_the_known_values():
     assert "<th>gap_over_chance</th>" in html
     assert "<td>0.1</td>" in html
     assert "n_90" not in html
+
+
+def test_other_values_than_matches_are_refused():
+    match = Match.from_columns(torch.arange(3), 3)
+    for use in (match.compose, match.agreement):
+        with pytest.raises(InputError, match="expected a Match, not a value of class int"):
+            use(3)

@@ -157,3 +157,14 @@ def test_durations(seconds, text):
 def test_counted_nouns():
     texts = [counted(1, "batch"), counted(1200, "batch"), counted(2, "SAE"), counted(0, "match")]
     assert texts == ["1 batch", "1,200 batches", "2 SAEs", "0 matches"]
+
+
+def test_a_notebook_shows_a_bar(monkeypatch):
+    class OutStream(io.StringIO):
+        __module__ = "ipykernel.iostream"
+
+    stream = OutStream()
+    monkeypatch.setattr("sys.stderr", stream)
+    with progress("match", 3, "match") as bar:
+        bar.advance()
+    assert "match:" in stream.getvalue()

@@ -59,7 +59,7 @@ def test_results_are_read_as_they_were_saved(tmp_path):
     assert list(loaded.tables) == ["t", "u"]
     assert loaded.tables["t"].equals(tables["t"])
     assert loaded.tables.columns == {"m": column}
-    rest = [name for name in vars(results) if name != "tables"]
+    rest = [name for name in vars(results) if name not in ("tables", "folder")]
     assert [getattr(loaded, name) for name in rest] == [getattr(results, name) for name in rest]
 
 
@@ -93,3 +93,12 @@ def test_html_has_the_summary_and_the_tables():
     html = results._repr_html_()
     assert html.startswith("<p>Results(&lt;run&gt;, running; tables: matches)</p><table")
     assert "<td>matches</td>" in html
+
+
+def test_a_run_is_read_by_its_folder(tmp_path):
+    Results("run", {}, {}).save(tmp_path / "results.json")
+    assert Results.load(tmp_path) == Results.load(tmp_path / "results.json")
+    assert Results.load(str(tmp_path)).folder == tmp_path
+    assert "folder" not in json.loads((tmp_path / "results.json").read_text())
+    with pytest.raises(InputError, match=r"cannot read .*nowhere"):
+        Results.load(tmp_path / "nowhere")

@@ -1,6 +1,8 @@
 """Specs as text."""
 
-from saematch import ExplanationCosine, Sinkhorn, SparseMap, TfIdf
+import pytest
+
+from saematch import Arm, ExplanationCosine, InputError, Sinkhorn, SparseMap, TfIdf, TopK
 from saematch.core.specs import brief
 
 
@@ -11,3 +13,15 @@ def test_a_spec_in_brief_has_the_settings_that_differ_from_their_defaults():
     nested = ExplanationCosine(TfIdf(), n_candidates=8)
     assert brief(nested) == "ExplanationCosine(embedding=TfIdf, n_candidates=8)"
     assert brief(object()) == "object"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"matcher": TopK}, r"arms.matcher=.* must be an object: TopK\(...\)"),
+        ({"matcher": "top_k"}, r"arms.matcher='top_k' must be an object, not text: such as Parts"),
+    ],
+)
+def test_a_class_or_a_name_where_an_object_belongs_is_refused(settings, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Arm(**settings)

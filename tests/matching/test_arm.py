@@ -1,5 +1,6 @@
 """Matchers that an arm refuses."""
 
+import inspect
 import re
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -17,6 +18,8 @@ from saematch.matching.matchers import Greedy, Identity, MutualNearest, Optimal,
 from saematch.matching.objectives.explanation_cosine import ExplanationCosine
 from saematch.matching.objectives.parts import Parts
 from saematch.matching.objectives.pearson import Pearson
+from saematch.sae.folding import fold
+from saematch.sae.sources.source import ZooSaes
 
 
 @dataclass(frozen=True)
@@ -118,3 +121,12 @@ def test_html_shows_the_settings_of_an_arm():
     assert cells[-8:] == [
         "fold", "none", "objective", "Parts", "matcher", "TopK(k=3)", "decode", "permute",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [4, "a", ZooSaes("chain"), torch.ones(2, 2)])
+def test_values_that_are_no_saes_are_refused(wrong):
+    """Without the types that tests enforce."""
+    with pytest.raises(InputError, match=f"the target is of class {type(wrong).__name__}, not an"):
+        inspect.unwrap(Arm.match)(Arm(), random_sae(0), wrong)
+    with pytest.raises(InputError, match="the SAE to fold is of class"):
+        inspect.unwrap(fold)(wrong, "none")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from conftest import random_sae
+from saematch.core.errors import InputError
 from saematch.sae.params import TENSORS
 
 
@@ -103,3 +104,12 @@ def test_representation_is_one_short_line():
         origin=dataclasses.replace(sae.origin, stand_in_name="ones"),
     )
     assert repr(with_stand_in).endswith("topk with k=2, stand-in ones)")
+
+
+def test_the_name_of_a_device_that_is_missing_is_refused(monkeypatch):
+    sae = random_sae(0)
+    assert sae.to("cpu").W_enc.device.type == "cpu"
+    with pytest.raises(InputError, match="device='gpu' is not the name of a device"):
+        sae.to("gpu")
+    with pytest.raises(InputError, match="device='cuda:99' cannot be used here"):
+        sae.to("cuda:99")

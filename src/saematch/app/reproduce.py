@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> None:
     config_dir = config_dir_of(options.config_dir)
     _check_settings(options.settings)
     plan = planned(options.model, run_id, options.settings, options.judge, config_dir)
-    runs = _finished_runs(plan, _chosen(plan, options.only, options.families))
+    runs = _finished_runs(plan, chosen_runs(plan, options.only, options.families))
     failed = [run for run in runs if run.error]
     if len(failed) < len(runs):
         for origin, count in write_page(runs, options.model, page).items():
@@ -193,7 +193,7 @@ def _check_settings(settings: Sequence[str]) -> None:
             )
 
 
-def _chosen(plan: Sequence[Planned], only: str | None, families: str | None) -> list[Planned]:
+def chosen_runs(plan: Sequence[Planned], only: str | None, families: str | None) -> list[Planned]:
     """Return the runs that both options choose; ``InputError`` for a name that no run has."""
     experiments = None if only is None else only.split(",")
     chosen_families = None if families is None else families.split(",")
@@ -237,7 +237,7 @@ def _finished_runs(plan: Sequence[Planned], chosen: Sequence[Planned]) -> list[R
     return runs
 
 
-def _has_folder(run: Planned) -> bool:
+def has_folder(run: Planned) -> bool:
     """Return whether the run's folder may exist, without composing the run's configuration."""
     parts = [setting.lstrip("+").partition("=") for setting in run.overrides]
     values = {key: value for key, _, value in parts}
@@ -258,7 +258,7 @@ def _finished_run(run: Planned) -> Run | None:
     """Return the run if it is already finished with the same settings, else None."""
     from saematch.runs.resuming import finished_as
 
-    if not _has_folder(run):
+    if not has_folder(run):
         return None
     try:
         _, config = build(list(run.overrides), run.config_dir)

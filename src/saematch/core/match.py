@@ -217,6 +217,7 @@ class Match:
         weight; ties go to the first columns. ``dropped`` is 1 minus the product of the shares of
         mass that the two matches and this product kept.
         """
+        _check_match(second)
         if self.n_target != second.n_source:
             raise InputError(
                 f"cannot compose: the target of the first match has {self.n_target} features, the "
@@ -248,6 +249,7 @@ class Match:
 
         If ``other`` is the true match, this is recall.
         """
+        _check_match(other)
         if (self.n_source, self.n_target) != (other.n_source, other.n_target):
             raise InputError(
                 f"cannot compare a match of {self.n_source} to {self.n_target} features with one "
@@ -318,6 +320,11 @@ class Match:
 _TENSORS = ("rows", "columns", "weights")
 _KINDS = [(dtype, "cpu") for dtype in (torch.int64, torch.int64, torch.float64)]
 _SIZES = ("n_source", "n_target", "dropped")
+
+
+def _check_match(value: object) -> None:
+    if not isinstance(value, Match):
+        raise InputError(f"expected a Match, not a value of class {type(value).__name__}")
 
 
 def largest_in_rows(

@@ -28,8 +28,9 @@ ONLY_IN_FILE = {"only_in_file": True}
 class Bar:
     """Progress of a stage, or of work inside a stage.
 
-    A terminal shows one bar, for the outermost stage. Work inside the stage appears after the
-    time left, as ``auction 3/12``. A bar can be sent to another process, which continues it.
+    A terminal or notebook shows one bar, for the outermost stage. Work inside the stage appears
+    after the time left, as ``auction 3/12``. A bar can be sent to another process, which continues
+    it.
     """
 
     def __init__(self, title: str, total: int | None, unit: str) -> None:
@@ -41,7 +42,7 @@ class Bar:
         """Number of units that earlier runs have done."""
         self.note = ""
         """Remark after the time left."""
-        self.is_shown = sys.stderr.isatty() and current_process().name == "MainProcess"
+        self.is_shown = _is_watched() and current_process().name == "MainProcess"
         self.started = time.time()
         self._estimated = self.is_shown
         self._tqdm: tqdm | None = None
@@ -111,6 +112,11 @@ class Bar:
             skipped = f" ({self.n_skipped:,} stored before)" if self.n_skipped else ""
             log.info("%s: %s in %s%s", self.title, counted(self.done, self.unit),
                      duration(elapsed), skipped)  # fmt: skip
+
+
+def _is_watched() -> bool:
+    """Return whether the error stream is a terminal or the output of a notebook's cell."""
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
 
 
 open_bars: list[Bar] = []

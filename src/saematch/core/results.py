@@ -37,6 +37,9 @@ class Results:
     """Means by which runs are compared, by name."""
     tables: Tables = field(default_factory=Tables)
     """Tables, with the definitions of their metrics; the file has these under ``columns``."""
+    folder: Path | None = field(default=None, compare=False)
+    """Folder of the run, with its figures and matches; None for results without files. It is not
+    written to the file."""
 
     def __repr__(self) -> str:
         tables = ", ".join(self.tables)
@@ -54,7 +57,8 @@ class Results:
 
     def save(self, path: str | Path) -> None:
         """Write ``results.json``; numbers that are not finite become null."""
-        content = vars(self) | {
+        values = {name: value for name, value in vars(self).items() if name != "folder"}
+        content = values | {
             "columns": [_stored_definition(column) for column in self.tables.columns.values()],
             "tables": {name: rows_of(frame) for name, frame in self.tables.items()},
         }
@@ -64,12 +68,14 @@ class Results:
 
     @classmethod
     def load(cls, path: str | Path) -> Results:
-        """Read ``results.json``.
+        """Read ``results.json``, given its path or the run's folder.
 
         Raises ``SchemaError`` if another version of saematch wrote the file, and ``InputError`` if
         it is damaged.
         """
         path = Path(path)
+        if path.is_dir() and path.name != "results.json":
+            path /= "results.json"
         content = read_json(path, dict, _AGAIN)
         _check_schema(path, content.pop("schema", 1))
         wrong = _of_wrong_type(content)
@@ -78,7 +84,7 @@ class Results:
         try:
             columns = [_definition(column) for column in content.pop("columns", [])]
             content["tables"] = Tables.of(content.get("tables", {}), columns)
-            return cls(**content)
+            return cls(**content, folder=path.parent)
         except TypeError as error:  # a name is missing or unknown
             raise InputError(f"{path} is damaged ({error}): {_AGAIN}") from error
 

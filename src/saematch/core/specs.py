@@ -148,7 +148,13 @@ def _by_instance(hint: Any) -> Any:
 
 
 def _instance(cls: type, value: Any) -> Any:
+    if isinstance(value, type):
+        raise PydanticCustomError("type", f"Input should be an object: {value.__name__}(...)")
     if not isinstance(value, cls):
+        if isinstance(value, str):
+            raise PydanticCustomError(
+                "text", "Input should be an object, not text: such as Parts() or TopK(k=3)"
+            )
         declared = cls.__annotations__ if getattr(cls, "_is_protocol", False) else ()
         missing = [name for name in declared if not hasattr(value, name)]
         more = f", which has {', '.join(missing)}" if missing else ""

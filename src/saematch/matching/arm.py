@@ -34,7 +34,7 @@ from saematch.matching.objectives.objective import (
 from saematch.matching.synchronised import Synchronise
 from saematch.matching.transported import transported
 from saematch.sae.folding import FOLDS, fold
-from saematch.sae.params import SaeParams
+from saematch.sae.params import SaeParams, check_sae
 
 INCREMENT = "increment"
 """Strategy that adds matched decoder vectors with fitted gains to the copied hidden state."""
@@ -140,7 +140,7 @@ class Arm:
                 f"arms: the objective {type(self.objective).__name__} scores only candidate pairs "
                 f"of features, but the matcher {type(self.matcher).__name__} needs the similarity "
                 f"of all pairs: {reason}, or choose an objective with a vector for each feature, "
-                "such as Parts"
+                "such as Parts; a run may also leave the arm out, as in arms=[folded]"
             )
 
     def _check_synchronised(self) -> None:
@@ -222,6 +222,8 @@ class Arm:
         An arm that reads more than weights needs its ``similarity``. Raises ``InputError`` without
         it, and with the matcher's class if the matcher's result breaks its contract.
         """
+        check_sae(source, "the source")
+        check_sae(target, "the target")
         matcher = type(self.matcher)
         name = f"{matcher.__module__}.{matcher.__qualname__}"
         try:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saematch.core.errors import InputError
-from saematch.sae.params import SaeParams
+from saematch.sae.params import SaeParams, check_sae
 
 FOLDS = ("threshold", "decoder_norm", "none")
 
@@ -25,6 +25,7 @@ def fold(sae: SaeParams, by: str) -> SaeParams:
     Raises ``InputError`` for an unknown name, and for ``threshold`` if the SAE has neither
     positive thresholds nor a stand-in.
     """
+    check_sae(sae, "the SAE to fold")
     return sae if by == "none" else rescale(sae, fold_scale(sae, by))
 
 

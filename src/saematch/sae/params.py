@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saematch.core.devices import usable_device
 from saematch.core.errors import InputError
 
 ACTIVATIONS = ("jumprelu", "relu", "topk")
@@ -174,9 +175,23 @@ class SaeParams:
         return self.decode(self.encode(x))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> SaeParams:
-        """Return the SAE on another device, converted to ``dtype`` if given."""
+        """Return the SAE on another device, converted to ``dtype`` if given.
+
+        Raises ``InputError`` for the name of a device that this machine lacks.
+        """
+        if isinstance(device, str):
+            device = usable_device(device)
         tensors = {n: getattr(self, n) for n in TENSORS}
         moved: dict[str, Any] = {
             n: None if t is None else t.to(device, dtype) for n, t in tensors.items()
         }
         return replace(self, **moved)
+
+
+def check_sae(value: object, role: str) -> None:
+    """Raise ``InputError`` that begins with ``role`` for a value that is not a loaded SAE."""
+    if not isinstance(value, SaeParams):
+        raise InputError(
+            f"{role} is of class {type(value).__name__}, not an SAE (SaeParams): load one, as in "
+            "ZooSaes('chain').load(3)"
+        )

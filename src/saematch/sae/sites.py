@@ -86,7 +86,7 @@ def check_hook(where: str, name: str, layer: int, *, transcoder: bool = False) -
         before = shifted if _after_number(name) in _BEFORE else ""
         raise InputError(
             f"{where} reads {name}, which belongs to layer {hook.layer}"
-            f"{before}, but it was loaded as layer {layer}; set the layer that it reads"
+            f"{before}, but it was loaded as layer {layer!r}; set the layer that it reads"
         )
     if transcoder:
         return TRANSCODER

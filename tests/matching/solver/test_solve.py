@@ -326,3 +326,10 @@ def test_out_of_time_after_a_stage_takes_that_stage_s_match(monkeypatch):
     late = solve_assignment(x, y, time_limit=4.0)
     assert late.status is Status.TIME_LIMIT
     assert late.gap < 0.2
+
+
+def test_a_solution_is_short_text():
+    solution = solve_assignment(np.eye(3), np.eye(4, 3))
+    text = "Solution(3 → 4 rows: 3 matched, value 3, gap 0.0e+00, "
+    assert repr(solution).startswith(text)
+    assert repr(solution).endswith("optimal within the tolerance)")

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from saematch.core.devices import check_device
 from saematch.core.match import Match
 from saematch.core.specs import NotNegative, Positive, spec
 from saematch.matching.levels import ChanceLevel
@@ -18,7 +19,6 @@ from saematch.matching.solver.best_pairs import best_pairs
 from saematch.matching.solver.solve import (
     SolverResources,
     Status,
-    check_device,
     check_tolerance,
     solve_assignment,
 )

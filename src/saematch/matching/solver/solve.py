@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from saematch.core.devices import usable_device
 from saematch.core.errors import InputError
 from saematch.core.match import Certificate
 from saematch.matching import row_sums
@@ -32,7 +33,7 @@ class Status(Enum):
     TOO_MANY_TIES = "the tolerance was not met, since too many pairs are equally good"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """A match, its proof, and how the solver ran."""
 
@@ -53,6 +54,14 @@ class Solution:
     status: Status
     n_scanned_again: int
     """Rows whose candidates were chosen again; each costs a row of the product."""
+
+    def __repr__(self) -> str:
+        n_matched = int((self.columns >= 0).sum())
+        return (
+            f"Solution({len(self.columns)} → {len(self.prices)} rows: {n_matched} matched, value "
+            f"{self.value:.6g}, gap {self.certificate.optimal_to:.1e}, {self.seconds:.2g} s; "
+            f"{self.status.value})"
+        )
 
     @property
     def value(self) -> float:
@@ -247,29 +256,6 @@ def check_tolerance(tolerance: float) -> None:
         )
 
 
-def check_device(device: str | torch.device) -> torch.device:
-    """Return the device with this name; ``InputError`` if the name is none of a device."""
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise InputError(
-            f"device={device!r} is not the name of a device, such as cpu, cuda or cuda:1"
-        ) from error
-
-
-def _usable_device(device: str | torch.device) -> torch.device:
-    """Return the device with this name; ``InputError`` if it cannot be used on this machine."""
-    place = check_device(device)
-    try:
-        torch.empty(1, device=place).cpu()
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device={str(device)!r} cannot be used here ({str(error).splitlines()[0]}): use cpu, "
-            "or leave device out, which uses a GPU if there is one"
-        ) from error
-    return place
-
-
 def _missed(proof: Proof, tolerance: float) -> bool:
     gap = proof.certificate.optimal_to
     assert gap is not None
@@ -290,7 +276,7 @@ def _regime(
     chosen = None if regime is None else Regime(regime)
     place = CPU
     if device is not None:
-        place = _usable_device(device)
+        place = usable_device(device)
     elif chosen in (None, Regime.DEVICE):
         place = x.device
         if x.is_cpu and not (small and chosen is None) and torch.cuda.is_available():
