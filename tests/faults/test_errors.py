@@ -255,7 +255,7 @@ def test_a_path_object_becomes_text():
 
 
 def test_a_name_instead_of_a_spec_is_refused():
-    with pytest.raises(InputError, match=r"arms\.objective='decoder' must be of class Objective"):
+    with pytest.raises(InputError, match=r"arms\.objective='decoder' must be an object, not text"):
         Arm(objective="decoder")  # type: ignore[arg-type]
 
 
