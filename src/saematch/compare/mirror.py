@@ -24,7 +24,7 @@ def mirror_comparison(comparison: Comparison, project: str, entity: str | None) 
     frames = {"comparison": comparison.means, "runs": runs, **layer_tables(comparison)}
     tables = Tables(frames, [*comparison.columns.values(), AGREEMENT, CHANCE])
     outcome = Outcome(
-        Results("compare", config, {}, tables=tables), {}, comparison.figures, folder / "matches"
+        Results("compare", config, {}, tables=tables), comparison.figures, folder / "matches"
     )
     run_id = f"compare-{hashed([str(folder.resolve())])[:8]}"
     mirror = WandbLogging(project=project, entity=entity)
