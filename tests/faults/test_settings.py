@@ -151,9 +151,9 @@ def test_B16_a_number_as_the_path_of_saes():
 
 
 def test_B10_library_specs_refuse_what_the_command_line_refuses():
-    with pytest.raises(ValueError, match=r"arms\.objective='both' must be of class Objective"):
+    with pytest.raises(ValueError, match=r"arms\.objective='both' must be an object, not text"):
         Arm(fold="threshold", objective="both", matcher=Optimal())  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"arms\.matcher='optimal' must be of class Matcher"):
+    with pytest.raises(ValueError, match=r"arms\.matcher='optimal' must be an object, not text"):
         Arm(fold="threshold", objective=Parts(), matcher="optimal")  # type: ignore[arg-type]
 
 
