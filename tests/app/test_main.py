@@ -165,6 +165,23 @@ def test_saes_of_another_size_or_model_are_refused(cli, tiny, tmp_path):
     assert "the SAE of layer 0 has d_model 8, but the language model tiny has 16" in message
 
 
+def test_saes_that_do_not_fit_are_refused_before_the_weights_of_the_model_are_read(
+    cli, tiny, tmp_path
+):
+    shutil.copytree(tiny / "lm", tmp_path / "lm")
+    (tmp_path / "lm/model.safetensors").unlink()
+    for layer in range(N_LAYERS):
+        write_sae(tmp_path / f"saes/layer_{layer}", random_sae(layer, d_model=8), layer=layer)
+    path = f'sae.path="{tmp_path}/saes/layer_{{layer}}"'
+    message, _ = cli(path, f"model.path={tmp_path / 'lm'}", "model.name=tiny", "logger=none")
+    assert "the SAE of layer 0 has d_model 8, but the language model tiny has 16" in message
+
+
+def test_released_saes_are_not_fetched_for_the_embedded_model(cli):
+    message, _ = cli("logger=none", base=["sae=gemma_scope_2b", "evaluations=[skipping]"])
+    assert "trained on gemma-2-2b, but the language model is the embedded one" in message
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

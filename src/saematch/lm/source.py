@@ -34,6 +34,8 @@ from saematch.lm.self_test import added_tokens, self_test
 log = logging.getLogger(__name__)
 
 ZOO = PACKAGE / "zoo"
+ZOO_PATH = "zoo"
+"""``model.path`` of the embedded model."""
 LESS_MEMORY = (
     "set model.dtype=bfloat16, spread the model with trainer=large, or choose a smaller model"
 )
@@ -100,7 +102,7 @@ class LmSource:
         """
         if self.device_map is not None and find_spec("accelerate") is None:
             raise InputError("model.device_map needs a package: pip install accelerate")
-        where = str(ZOO / "lm") if self.path == "zoo" else self.path
+        where = str(ZOO / "lm") if self.path == ZOO_PATH else self.path
         self._refuse_no_folder(where)
         files = hub_model(where, self.revision)
         if files is None:

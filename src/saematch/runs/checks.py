@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from saematch.core.errors import InputError
 from saematch.core.pairs import POOLED, Pair, SaeKey
 from saematch.lm.hooks import LanguageModel
-from saematch.lm.source import LmSource
+from saematch.lm.source import ZOO_PATH, OpenedModel
 from saematch.matching.arm import Arm
 from saematch.matching.matches import steps
 from saematch.matching.objectives.parts import Parts
@@ -145,23 +145,40 @@ def of_label(saes: SaeShelf, label: str, labels: Mapping[str, str]) -> SaeShelf:
     return saes.only([key for key in saes if labels.get(key.suite, "") == label])
 
 
-def _check_fit(source: LmSource, lm: LanguageModel, saes: SaeShelf) -> None:
+def refuse_embedded_model(experiment: Experiment, chosen: Chosen) -> None:
+    """Refuse the embedded model, which is the default, for released SAEs, before their download."""
+    for name, source in chosen.suites.items():
+        model = experiment.models.get(name, experiment.model)
+        layers = [key.layer for key in chosen.keys if key.suite == name]
+        if model.path == ZOO_PATH and isinstance(source, ReleasedSaes) and layers:
+            trained_on = release(source.chosen(layers[0])[0]).model
+            raise InputError(
+                f"{source.name}: these SAEs were trained on {trained_on}, but the language model "
+                "is the embedded one: choose theirs with model= or setting=, or match by weights "
+                "alone with evaluations=[]"
+            )
+
+
+def check_fit(model: OpenedModel, saes: SaeShelf) -> None:
+    """Raise ``InputError`` if SAEs do not fit the language model, before its weights are loaded."""
+    source, config = model.source, model.parts.config.get_text_config()
+    d_model, n_layers = config.hidden_size, config.num_hidden_layers
     for key, sae in saes.facts.items():
-        if sae.d_model != lm.d_model:
+        if sae.d_model != d_model:
             raise InputError(
                 f"the SAE of {key.name} has d_model {sae.d_model}, but the language model "
-                f"{lm.name} has {lm.d_model}: choose the model that it was trained on"
+                f"{source.name} has {d_model}: choose the model that it was trained on"
             )
         trained_on = sae.origin.model_name
         if trained_on and not source.is_called(trained_on):
             raise InputError(
                 f"the SAE of {key.name} was trained on {trained_on}, but the language model is "
-                f"{lm.name}: choose the other model, or set model.name if it is the same under "
+                f"{source.name}: choose the other model, or set model.name if it is the same under "
                 "another name"
             )
-    beyond = [key.layer for key in saes if key.layer >= lm.n_layers]
+    beyond = [key.layer for key in saes if key.layer >= n_layers]
     if beyond:
-        raise InputError(f"{lm.name} has {lm.n_layers} blocks, so there is no layer {beyond[0]}")
+        raise InputError(f"{source.name} has {n_layers} blocks, so there is no layer {beyond[0]}")
 
 
 def check_saes(experiment: Experiment, saes: SaeShelf) -> None:
@@ -188,15 +205,11 @@ class RunTexts(NamedTuple):
     facts: dict[str, dict[str, Any]]
 
 
-def load_tokens(
-    experiment: Experiment, source: LmSource, lm: LanguageModel, saes: SaeShelf, folder: Path
-) -> RunTexts:
-    """Return the texts in the tokens of a language model, after checking that the SAEs fit it.
+def load_tokens(experiment: Experiment, lm: LanguageModel, folder: Path) -> RunTexts:
+    """Return the texts in the tokens of a language model; ``InputError`` if they do not fit it.
 
-    ``saes`` are the SAEs of the model that ``source`` loads; ``folder`` stores the tokens. Raises
-    ``InputError`` if SAEs or texts do not fit the model.
+    ``folder`` stores the tokens.
     """
-    _check_fit(source, lm, saes)
     tokens, facts = load_texts(experiment.dataset, lm, folder)
     for name, of_set in tokens.items():
         lm.refuse_ids(int(of_set.ids.max()), f"the text set {name!r}")

@@ -22,12 +22,14 @@ from saematch.matching.matches import match_pairs
 from saematch.matching.objectives.objective import ExplanationObjective
 from saematch.matching.store import MatchStore
 from saematch.runs.checks import (
+    check_fit,
     check_saes,
     choose_layers,
     choose_saes,
     load_saes,
     load_tokens,
     of_label,
+    refuse_embedded_model,
 )
 from saematch.runs.context import Context
 from saematch.runs.evidence import CONTEXTS, evidence, inputs_of
@@ -65,6 +67,7 @@ def load(context: Context) -> None:
     labels = experiment.model_labels
     models: dict[str, OpenedModel] = {}
     if experiment.reads_texts:  # fails for a gated model before SAEs are downloaded
+        refuse_embedded_model(experiment, context.chosen)
         models[""] = experiment.model.open(device)
         models |= {
             label: experiment.models[label].open(device) for label in dict.fromkeys(labels.values())
@@ -79,8 +82,9 @@ def load(context: Context) -> None:
         check_saes(experiment, context.saes)
     readers: dict[str, Reader] = {}
     for label, model in models.items():
-        lm, saes = model.load(), of_label(context.saes, label, labels)
-        texts = load_tokens(experiment, model.source, lm, saes, context.cache / "tokens")
+        check_fit(model, of_label(context.saes, label, labels))
+        lm = model.load()
+        texts = load_tokens(experiment, lm, context.cache / "tokens")
         readers[label] = Reader(lm, texts.batches, texts.calibration)
         context.text_facts = context.text_facts or texts.facts
     context.readers = readers

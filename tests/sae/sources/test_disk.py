@@ -317,3 +317,13 @@ def test_layers_are_those_that_have_a_folder(tmp_path):
     assert SaeFolders(f"{tmp_path}/{{layer}}/sae").layers() == [3]
     with pytest.raises(ValueError, match=r"must contain \{layer\} once"):
         SaeFolders("saes/layer_3")
+
+
+def test_a_path_that_matches_nothing_shows_similar_names_first(tmp_path):
+    for number in range(9):
+        (tmp_path / f"a{number}").mkdir()
+    (tmp_path / "my_saes/layer_1").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"the folder .* contains my_saes, a\d, .*"):
+        SaeFolders(f"{tmp_path}/my_sae/layer_{{layer}}").load(0)
+    with pytest.raises(ValueError, match=r"my_saes contains layer_1$"):
+        SaeFolders(f"{tmp_path}/my_saes/layer{{layer}}").load(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import re
 from collections.abc import Callable, Iterator
@@ -137,12 +138,14 @@ class SaeFolders:
         return sorted(fitting, key=lambda fit: fit.path)
 
     def _nearest(self) -> str:
-        """Return what the deepest existing folder of the path contains."""
-        parents = list(Path(self.path).expanduser().parents)
-        folder = next(path for path in parents if path.is_dir() and "{" not in str(path))
+        """Return what the deepest existing folder of the path contains, similar names first."""
+        whole = Path(self.path).expanduser()
+        folder = next(path for path in whole.parents if path.is_dir() and "{" not in str(path))
+        sought = whole.relative_to(folder).parts[0]
         names = sorted(path.name for path in folder.iterdir())
+        shown = difflib.get_close_matches(sought, names, LISTED, cutoff=0.0)
         more = ", ..." if len(names) > LISTED else ""
-        return f"the folder {folder} contains {', '.join(names[:LISTED]) or 'nothing'}{more}"
+        return f"the folder {folder} contains {', '.join(shown) or 'nothing'}{more}"
 
     def _fits(self) -> Iterator[_Fit]:
         """Yield every match; ``InputError`` if a path can be read as two layers."""
