@@ -34,6 +34,17 @@ def test_help_needs_no_torch():
     assert "an experiment: explore, feature_mse" in done.stdout
 
 
+@pytest.mark.parametrize("words", [["sweep", "--help"], ["sweep", "sparsty"], ["compare", "-h"]])
+def test_help_on_sweeps_and_a_mistyped_sweep_need_no_torch(words):
+    code = (
+        f"import sys; sys.argv = ['saematch', *{words}]\n"
+        "from saematch.app.main import main\n"
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
 def test_the_listing_of_saes_needs_no_torch():
     code = (
         "import sys; sys.argv = ['saematch', 'saes', 'gpt2']\n"

@@ -333,3 +333,29 @@ def test_a_question_that_is_used_twice_counts_once(served, tmp_path):
 def test_no_questions_cost_nothing(tmp_path):
     chat = connect(ChatModel("m", "http://x/v1", cached_only=True), tmp_path / "s")
     assert chat.estimate([]) == (0, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "answer"),
+    [
+        ("429", "429 (Too Many Requests)"),
+        ("503", "503 (Service Unavailable)"),
+        ("html", "with an HTML page or other text that is no answer"),
+    ],
+)
+def test_the_log_has_one_line_on_answers_after_which_requests_are_sent_again(
+    served, tmp_path, caplog, fault, answer
+):
+    server = served(faults={fault: 0.3})
+    connect(spec(server), tmp_path / "s").ask(questions(20), "x")
+    assert server.faulted[fault] > 1
+    line = f"{server.url} answers {answer}: asking again, up to 8 times a request"
+    assert caplog.messages.count(line) == 1
+
+
+def test_the_bar_shows_how_long_no_answer_has_come(served, tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "SIGN_SECONDS", 0.05)
+    notes = []
+    monkeypatch.setattr(asking.Bar, "remark", lambda _, text: notes.append(text))
+    connect(spec(served(faults={"slow": 1.0})), tmp_path / "s").ask(questions(1), "x")
+    assert "no answer for 0 s" in notes

@@ -12,6 +12,7 @@ from saematch.compare.comparison import collect
 from saematch.compare.figures import run_series
 from saematch.compare.plan import metrics_of, plan_panels, unique_values
 from saematch.compare.runs import MEANS
+from saematch.compare.terminal import findings
 from saematch.core.columns import Column
 from saematch.core.results import Results
 from saematch.core.tables import Tables, frame_of, rows_of
@@ -202,6 +203,19 @@ def test_runs_that_did_not_finish_are_listed(write, tmp_path, command):
     assert message is None
     assert "best by matching_score/folded (maximize): run 2 (seed=0, objective=both, " in out
     assert "10 (missing): it was planned and never started" in out
+
+
+def test_the_best_run_has_its_interval_and_the_runs_that_it_may_not_exceed(write, tmp_path):
+    for name, value in (("0", 0.5), ("1", 0.69), ("2", 0.7)):
+        write(name, f"seed={name}", value=value, config={"seed": int(name)})
+    metric = {"name": "matching_score/folded", "goal": "maximize"}
+    jobs = [{"folder": str(n), "settings": [f"seed={n}"], "point": {}} for n in range(3)]
+    plan = {"study": "s", "method": "grid", "metric": metric, "jobs": jobs}
+    (tmp_path / "sweep/sweep.json").write_text(json.dumps(plan))
+    assert (
+        "best by matching_score/folded (maximize): run 2 (seed=2): 0.700 [0.690, 0.720]; runs "
+        "whose intervals overlap this one: 1"
+    ) in findings(collect([tmp_path / "sweep"]))
 
 
 def test_nothing_to_compare_is_an_error(write, tmp_path, command):

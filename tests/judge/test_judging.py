@@ -162,6 +162,15 @@ def test_the_ceiling_is_another_explainer_or_a_paraphrase(matches, server, tmp_p
     assert any("<note>" in body["messages"][-1]["content"] for body in server.bodies)
 
 
+def test_paraphrases_that_cannot_be_read_are_reported(matches, tmp_path, caplog):
+    server = JudgeServer(answer=lambda body: "I cannot:")
+    judged(matches, server, tmp_path, Words(("a",)))
+    server.close()
+    (line,) = [line for line in caplog.messages if "paraphrases cannot be read" in line]
+    assert line.startswith("judge-1: 8 of 8 ")
+    assert line.endswith("their features have no ceiling: 'I cannot:'")
+
+
 def test_swapped_pairs_show_position_bias(matches, tmp_path):
     """A judge that answers SAME if the notes are in alphabetical order."""
 

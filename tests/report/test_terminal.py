@@ -151,3 +151,19 @@ def test_a_missing_judge_score_is_a_dash_and_pairs_judged_again_have_a_line(tmp_
     assert (
         "judge, asked again: the same label for – of 0 pairs, kappa –; 3 pairs without a label"
     ) in lines
+
+
+@pytest.mark.parametrize(("n", "reported"), [(1, False), (20, True)])
+def test_many_judgements_without_a_label_are_reported_with_an_answer(tmp_path, capsys, n, reported):
+    labels = ["UNPARSED"] * (n - 1) + ["UNEXPLAINED"] + ["SAME"] * (100 - n)
+    judged = [
+        {**ROW, "arm": "a", "role": "pair", "label": label, "evaluation": "I\ncannot say " * 9}
+        for label in labels
+    ]
+    tables = Tables.of({"matches": [{**ROW, "arm": "a"}], "judgements": judged})
+    print_results(Results("x", {}, {}, tables=tables), tmp_path)
+    line = (
+        "judge: 20 of 100 judgements have no label and count in no score: 19 UNPARSED, "
+        f"1 UNEXPLAINED, such as '{('I cannot say ' * 9)[:60]}…'"
+    )
+    assert (line in capsys.readouterr().out.splitlines()) == reported

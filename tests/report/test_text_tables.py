@@ -45,3 +45,10 @@ def test_text_of_a_table_is_no_markup():
 def test_a_long_name_is_broken_at_underscores():
     assert broken("encoder_decoder_cosine") == "encoder_\ndecoder_\ncosine"
     assert broken("as_trained") == "as_trained"
+
+
+def test_a_hyphenated_heading_is_whole_in_a_turned_table():
+    headings = ["para-\nphrase", "standard-\nised", "equal\nindex", "as_\ntrained", *"abcdefgh"]
+    lines = printed(TextTable("", headings, [["0→1", *["0.5000000"] * 12]]))
+    rows = [line.split("0.5")[0].strip() for line in lines if "0.5" in line]
+    assert rows[:4] == ["paraphrase", "standardised", "equal index", "as_trained"]

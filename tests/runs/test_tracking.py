@@ -1,17 +1,21 @@
 """The mirror in Weights & Biases, read back from an offline run."""
 
+import glob
 import io
 import json
 import os
+import shlex
+from pathlib import Path
 
 import pytest
 
 from saematch.core.columns import Column
+from saematch.core.errors import InputError
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
 from saematch.core.results import Results
 from saematch.core.tables import frame_of
-from saematch.runs.tracking import Outcome, WandbLogging
+from saematch.runs.tracking import Outcome, WandbLogging, settings_accepted
 from wandb_reader import config, history, records, summary
 
 
@@ -160,9 +164,22 @@ def test_without_a_network_the_run_is_offline_and_says_so_once(
         tracker.finish(Outcome(results_of_two_pairs(), {}, matches))
     messages = [r.getMessage() for r in caplog.records if r.name == "saematch.runs.tracking"]
     assert len(messages) == 1
-    assert "runs offline into" in messages[0]
-    assert "cannot be reached" in messages[0]
+    assert "is offline (its server cannot be reached)" in messages[0]
+    command, _, pattern = messages[0].rpartition(" ")
+    assert command.endswith("to upload later: wandb sync")
+    (log_folder,) = glob.glob(shlex.split(pattern)[0])
+    assert list(Path(log_folder).glob("*.wandb"))
     assert history(wandb_folder)
+
+
+def test_a_setting_that_wandb_refuses_is_named_without_its_value():
+    import wandb
+
+    with pytest.raises(InputError) as refused, settings_accepted():
+        wandb.Settings(mode="onlin")
+    assert "WANDB_...: mode: Input should be 'online', 'offline'" in str(refused.value)
+    assert "https://" not in str(refused.value)
+    assert "'onlin'" not in str(refused.value)
 
 
 def test_a_key_that_is_refused_does_not_stop_the_run(tmp_path, wandb_folder, monkeypatch, caplog):
@@ -176,7 +193,7 @@ def test_a_key_that_is_refused_does_not_stop_the_run(tmp_path, wandb_folder, mon
     with caplog.at_level("INFO", logger="saematch"):
         tracker, matches = start(tmp_path)
         tracker.finish(Outcome(results_of_two_pairs(), {}, matches))
-    assert "refuses the API key (the key is wrong)" in caplog.text
+    assert "refuses the API key: the key is wrong" in caplog.text
     assert history(wandb_folder)
 
 

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saematch.compare.comparison import Comparison, collect, layer_tables
-from saematch.compare.plan import metrics_of, plan_panels, too_many_panels
 from saematch.core.errors import InputError
 from saematch.core.files import check_path, replacing
 from saematch.core.safe_text import for_spreadsheets
@@ -18,6 +16,8 @@ from saematch.core.tables import frame_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from saematch.compare.comparison import Comparison
 
 NUMBERS = ("quantile", "value", "low", "high")
 """Columns of numbers, also if every cell is empty."""
@@ -116,6 +116,9 @@ def compare(
     can be compared or the options do not fit the runs. If figures would have too many panels, none
     is drawn, and ``Comparison.undrawn`` has the reason.
     """
+    from saematch.compare.comparison import collect
+    from saematch.compare.plan import metrics_of, plan_panels, too_many_panels
+
     comparison = replace(collect(folders, where, code), out=out or _default_out(folders))
     chosen = metrics_of(comparison, metrics)
     plan = plan_panels(comparison, against)
@@ -147,6 +150,8 @@ def _default_out(folders: Sequence[Path]) -> Path:
 
 
 def _write(comparison: Comparison, out: Path) -> None:
+    from saematch.compare.comparison import layer_tables
+
     tidy = _typed(comparison.means)
     with replacing(out / "comparison.parquet") as part:
         tidy.to_parquet(part, index=False)

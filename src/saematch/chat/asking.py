@@ -16,12 +16,14 @@ from saematch.chat.questions import Judge, Question, QuestionRecord, Reply
 from saematch.chat.replies import ReplyStore
 from saematch.core.background import ENDING_SECONDS, in_background
 from saematch.core.errors import InputError
-from saematch.core.progress import Bar, progress
+from saematch.core.progress import Bar, duration, progress
 
 log = logging.getLogger(__name__)
 
 LOST_IN_A_ROW = 20
 """Number of consecutive requests without an answer after which the run stops asking."""
+SIGN_SECONDS = 5.0
+"""Seconds without an answer after which the bar shows how long the run has been waiting."""
 POLL_SECONDS = 1.0
 """Seconds between checks for answers to questions of another run."""
 
@@ -220,6 +222,7 @@ class _Round:
         limits = self.chat.spec.limits
         waiting = deque(questions)
         claimed: deque[Question] = deque()
+        answered = time.monotonic()
         try:
             while True:
                 while self.stop is None and len(self.running) < limits.concurrency:
@@ -229,8 +232,13 @@ class _Round:
                         break
                 if not self.running:
                     break
-                done, _ = wait(self.running, return_when=FIRST_COMPLETED)
-                self._collect(done, bar)
+                done, _ = wait(self.running, SIGN_SECONDS, FIRST_COMPLETED)
+                if done:
+                    answered = time.monotonic()
+                    self._collect(done, bar)
+                else:
+                    seconds = time.monotonic() - answered
+                    bar.remark(f"no answer for {duration(seconds)}")
         finally:
             if self.running:  # after an error or a signal
                 self._collect(wait(self.running, ENDING_SECONDS).done, bar)

@@ -12,7 +12,7 @@ from typing import Any
 from saematch.chat.asking import AskingError, Endpoint
 from saematch.chat.model import ChatModel
 from saematch.chat.questions import Question, Reply
-from saematch.chat.server import NO_JSON, RETRY_SECONDS, Access, Server
+from saematch.chat.server import NO_JSON, RETRY_SECONDS, Access, Server, is_temporary
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class OpenAiServer(Server, Endpoint):
         super().__init__(
             Access(
                 "judge", spec.model, spec.base_url, spec.key_variable,
-                "judge=local needs no key, judge=none uses no LLM",
+                "judge=local needs no key, judge=overlap no LLM",
                 spec.limits.retries, spec.limits.timeout,
             )
         )  # fmt: skip
@@ -48,7 +48,8 @@ class OpenAiServer(Server, Endpoint):
         except openai.APIConnectionError as error:
             raise AskingError(
                 f"cannot reach the judge at {self.spec.base_url}: {self.scrubbed(error)}; start "
-                "the server, correct judge.base_url, or set judge=none"
+                "the server, correct judge.base_url, or set judge.cached_only=true, judge=overlap "
+                "or judge=none"
             ) from None
         except openai.APIStatusError as error:
             if 300 <= error.status_code < 400:
@@ -84,7 +85,8 @@ class OpenAiServer(Server, Endpoint):
             pass
         else:
             return
-        log.warning("%s does not list the model %s, but %s", self.spec.base_url, model, similar)
+        log.warning("%s does not list the model %s but lists %s; it may refuse the questions",
+                    self.spec.base_url, model, similar)  # fmt: skip
 
     def body(self, model: str, question: Question) -> dict[str, Any]:
         """Return the body of the request."""
@@ -139,13 +141,13 @@ class OpenAiServer(Server, Endpoint):
                     raise self.refused(error) from None
                 continue
             except openai.APIStatusError as error:
-                if error.code == "insufficient_quota" or not _is_temporary(error.status_code):
+                if error.code == "insufficient_quota" or not is_temporary(error.status_code):
                     raise self.refused(error) from None
                 raise TimeoutError(self.scrubbed(error)) from None
             except openai.APIConnectionError as error:
                 raise TimeoutError(self.scrubbed(error)) from None
             except (AttributeError, TypeError, *NO_JSON):
-                pass  # an HTML page of a proxy, or JSON that is not an answer
+                self.log_retry("with an HTML page or other text that is no answer")
             time.sleep(min(8.0, RETRY_SECONDS * 2**attempt))
             attempt += 1
         if empty is None:
@@ -188,7 +190,3 @@ def read_refusal(code: str | None, message: str) -> Reply | None:
     if code == "context_length_exceeded" or re.search(r"context (length|size|window)", message):
         return Reply("", finish_reason="context_length_exceeded")
     return None
-
-
-def _is_temporary(status: int) -> bool:
-    return status in (408, 409, 429) or status >= 500

@@ -13,7 +13,10 @@ from saematch.chat.asking import AskingError
 from saematch.core.safe_text import visible
 
 if TYPE_CHECKING:
+    import httpx
     from openai import OpenAI
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -48,6 +51,8 @@ class Server:
         import openai
 
         self.access = access
+        self.retried: set[str] = set()
+        """Answers after which requests are sent again; the log names each once."""
         self.key = _key(access)
         for name in ("httpx", "httpx2", "openai"):  # they log a line per request
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -57,13 +62,25 @@ class Server:
             max_retries=access.retries,
             timeout=access.timeout,
             http_client=openai.DefaultHttpxClient(
-                follow_redirects=False
-            ),  # a redirect would get the key
+                follow_redirects=False,  # a redirect would get the key
+                event_hooks={"response": [self._log_status]},
+            ),
         )
 
     def close(self) -> None:
         """Close the connections."""
         self.client.close()
+
+    def log_retry(self, answer: str) -> None:
+        """Log the first answer of each kind after which requests are sent again."""
+        if self.access.retries and answer not in self.retried:
+            self.retried.add(answer)
+            log.warning("%s answers %s: asking again, up to %d times a request",
+                        self.access.base_url, answer, self.access.retries)  # fmt: skip
+
+    def _log_status(self, response: httpx.Response) -> None:
+        if is_temporary(response.status_code):
+            self.log_retry(f"{response.status_code} ({visible(response.reason_phrase)})")
 
     def call(self, request: Callable[[], T]) -> T | None:
         """Return the answer to a request; None if it is no JSON, or JSON that is no answer.
@@ -114,6 +131,11 @@ class Server:
         if self.key != NO_KEY:
             text = text.replace(self.key, "***")
         return visible(text.splitlines()[0][:300]) if text else type(error).__name__
+
+
+def is_temporary(status: int) -> bool:
+    """Return whether a later request may succeed after an answer with this status."""
+    return status in (408, 409, 429) or status >= 500
 
 
 def _key(access: Access) -> str:

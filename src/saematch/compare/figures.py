@@ -14,6 +14,7 @@ from saematch.compare.comparison import Comparison, shown
 from saematch.compare.plan import Panel, Plan, is_numeric, shown_rows, unique_values
 from saematch.compare.runs import Value
 from saematch.core.pairs import DEFAULT, NO_ARM
+from saematch.core.progress import progress
 from saematch.core.tables import Row, rows_of
 from saematch.report.frames import has, numbers, unique, values_of, where
 from saematch.report.style import (
@@ -50,10 +51,12 @@ def draw_comparison(
 ) -> dict[str, Path]:
     """Draw a figure for each metric; return the PNG files by metric."""
     figures = {}
-    for metric in metrics:
-        figure = _figure(comparison, metric, plan)
-        if figure is not None:
-            figures[metric] = save(figure, folder / f"{metric}.png")
+    with progress("draw figures", len(metrics), "figure") as bar:
+        for metric in metrics:
+            figure = _figure(comparison, metric, plan)
+            if figure is not None:
+                figures[metric] = save(figure, folder / f"{metric}.png")
+            bar.advance()
     return figures
 
 

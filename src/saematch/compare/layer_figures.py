@@ -13,6 +13,7 @@ from saematch.compare.comparison import SUITES, Comparison, described
 from saematch.compare.figures import cell_look
 from saematch.core.columns import Column
 from saematch.core.pairs import DEFAULT
+from saematch.core.progress import progress
 from saematch.report.frames import numbers, unique, values_of, where
 from saematch.report.style import (
     BASELINES,
@@ -45,13 +46,15 @@ def draw_by_layer(comparison: Comparison, metrics: Sequence[str], folder: Path) 
     Returns the PNG files, named ``<metric>_by_layer`` and ``agreement``.
     """
     figures = {}
-    for metric in METRICS:
-        rows = where(comparison.by_layer.metrics, metric=metric)
-        if metric in metrics and len(rows):
-            figure = _curves(comparison, comparison.column(metric), rows)
+    shown = [metric for metric in METRICS if metric in metrics]
+    with progress("draw figures by layer", len(shown), "figure") as bar:
+        for metric in shown:
+            rows = where(comparison.by_layer.metrics, metric=metric)
+            figure = _curves(comparison, comparison.column(metric), rows) if len(rows) else None
             if figure is not None:
                 name = f"{metric}_by_layer"
                 figures[name] = save(figure, folder / f"{name}.png")
+            bar.advance()
     if len(comparison.by_layer.agreement):
         figures["agreement"] = save(_agreement(comparison), folder / "agreement.png")
     return figures

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from textwrap import wrap
 
+import numpy as np
+
 from saematch.compare.by_layer import agreement_by_arm
 from saematch.compare.comparison import SUITES, Comparison, described, shown
 from saematch.compare.plan import metrics_of, shown_rows, unique_values
-from saematch.compare.runs import Value
+from saematch.compare.runs import RunFolder, Value
 from saematch.core.columns import Column
 from saematch.core.pairs import DEFAULT
 from saematch.core.safe_text import visible
 from saematch.core.tables import Row, rows_of
-from saematch.report.frames import arms_of, numbers, unique, where
+from saematch.report.frames import arms_of, numbers, unique, values_of, where
 from saematch.report.style import BASELINES
 from saematch.report.text_tables import TextTable, console, print_table
 
@@ -90,10 +92,26 @@ def findings(comparison: Comparison) -> Iterator[str]:
         run, value = best
         settings = described(run, comparison.parameters)
         best_run = f"run {run.name}" + (f" ({settings})" if settings else "")
-        yield f"best by {objective.metric} ({objective.goal}): {best_run}: {number(value)}"
+        line = f"best by {objective.metric} ({objective.goal}): {best_run}: {number(value)}"
+        yield line + _rivals(comparison, objective.metric, run, value)
     yield from comparison.notes
     if comparison.undrawn:
         yield comparison.undrawn
+
+
+def _rivals(comparison: Comparison, metric: str, best: RunFolder, value: float) -> str:
+    """Return the interval of the best value, and the runs whose intervals overlap it."""
+    name, _, arm = metric.partition("/")
+    rows = where(shown_rows(comparison, name), arm=arm)
+    of_best = rows_of(where(rows[np.isclose(numbers(rows, "value"), value)], run=best.name))
+    if not of_best or of_best[0]["low"] is None:
+        return ""
+    low, high = of_best[0]["low"], of_best[0]["high"]
+    same = where(rows, strategy=of_best[0]["strategy"], suites=of_best[0][SUITES])
+    others = same[(same["low"] <= high) & (same["high"] >= low) & (same["run"] != best.name)]
+    text = f" [{number(low)}, {number(high)}]"
+    names = ", ".join(values_of(others, "run"))
+    return text + (f"; runs whose intervals overlap this one: {names}" if names else "")
 
 
 def baselines(comparison: Comparison, metrics: Sequence[str]) -> Iterator[str]:

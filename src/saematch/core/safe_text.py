@@ -39,3 +39,9 @@ def for_spreadsheets(frame: DataFrame) -> DataFrame:
 def in_markdown(text: str) -> str:
     """Return text as one escaped line of Markdown, without links, images or tables."""
     return _MARKDOWN.sub(r"\\\1", visible(" ".join(text.split())))
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """Return text as one quoted line of at most ``length`` characters and an ellipsis."""
+    line = visible(" ".join(text.split()))
+    return f"'{line[:length]}…'" if len(line) > length else f"'{line}'"

@@ -13,6 +13,7 @@ import numpy as np
 from saematch.chat.answers import read_text
 from saematch.chat.questions import Judge, Question, Reply
 from saematch.core.files import hashed
+from saematch.core.safe_text import shortened
 from saematch.core.tables import Row, Tables, frame_of, rows_of
 from saematch.explain.explanations import Explanation, Explanations
 from saematch.explain.prompts import EXPLAIN
@@ -152,8 +153,13 @@ def _ceiling(items: Sequence[Item], explanations: Explanations, judge: Judge) ->
         log.info(message, judge.model, len(unpaired))
         return pairs
     replies = judge.ask(list(unpaired.values()), "paraphrases") if unpaired else {}
+    written = {question: read_text(reply, "paraphrase") for question, reply in replies.items()}
+    unreadable = [replies[question].content for question, text in written.items() if not text]
+    if unreadable:
+        message = "%s: %d of %d paraphrases cannot be read, so their features have no ceiling: %s"
+        log.warning(message, judge.model, len(unreadable), len(written), shortened(unreadable[0]))
     for item, question in unpaired.items():
-        text = read_text(replies[question], "paraphrase") if question in replies else None
+        text = written.get(question)
         second = Explanation(text, judge.model, PARAPHRASE.version) if text else None
         pairs[replace(item, role="paraphrase")] = texts[item.source][0], second
     return pairs

@@ -14,7 +14,9 @@ from saematch.core.columns import Column
 from saematch.core.pairs import DEFAULT, NO_ARM, PAIR_COLUMNS, pair_of
 from saematch.core.progress import ONLY_IN_FILE
 from saematch.core.results import Results
+from saematch.core.safe_text import shortened
 from saematch.core.tables import Row, Tables, rows_of
+from saematch.judge.verdicts import UNSCORED
 from saematch.report.cells import number, pair_label, pairs_of, texts_of
 from saematch.report.frames import (
     datasets_of,
@@ -51,6 +53,8 @@ CONTROLS = {"random": "random\npairs", "identity": "equal\nindex", "ceiling": "s
 AGAIN_LABELS = {"swapped": "in the other order", "repeated": "asked again",
                 "second": "by the second judge"}  # fmt: skip
 """Names of the ways in which pairs are judged again."""
+MANY_UNLABELLED = 0.05
+"""Share of judgements without a label above which the output reports them."""
 FILES = {"results.json": "results", "figures": "figures", "matches": "matches", "saes": "SAEs",
          "saematch.log": "log"}  # fmt: skip
 """Files and folders of a run, and what they contain."""
@@ -78,9 +82,10 @@ def print_results(results: Results, folder: Path) -> None:
     tables = results.tables
     for text_table in _printed(tables):
         print_table(text_table, printer)
-    lines = ("", *_live_recall(tables), *_judged_again(tables), *verify_lines(tables),
-             *winner_lines(tables), *_other_metrics(tables), *_refused(table(tables, "refused")),
-             *optimality(tables), "", *_files(results, folder))  # fmt: skip
+    lines = ("", *_live_recall(tables), *_unlabelled(tables), *_judged_again(tables),
+             *verify_lines(tables), *winner_lines(tables), *_other_metrics(tables),
+             *_refused(table(tables, "refused")), *optimality(tables), "",
+             *_files(results, folder))  # fmt: skip
     for line in lines:
         say(line)
     log.info("%s", printer.export_text(), extra=ONLY_IN_FILE)
@@ -210,6 +215,21 @@ def _judged_again(tables: Tables) -> Iterator[str]:
         if row["compared"] == "swapped":
             line += f", change in score {number(row['score_difference'])}"
         yield line + (f"; {n_unscored} pairs without a label" if n_unscored else "")
+
+
+def _unlabelled(tables: Tables) -> Iterator[str]:
+    """Yield a line if many judgements have no label, with their reasons and an answer."""
+    judgements = table(tables, "judgements")
+    without = judgements[judgements["label"].isin(UNSCORED)] if len(judgements) else judgements
+    if len(without) <= MANY_UNLABELLED * len(judgements):
+        return
+    counts = ", ".join(f"{n} {label}" for label, n in without["label"].value_counts().items())
+    answers = where(without, label="UNPARSED")["evaluation"]
+    example = f", such as {shortened(str(answers.iloc[0]))}" if len(answers) else ""
+    yield (
+        f"judge: {len(without)} of {len(judgements)} judgements have no label and count in no "
+        f"score: {counts}{example}"
+    )
 
 
 def _sae_table(tables: Tables) -> TextTable:

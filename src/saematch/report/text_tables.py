@@ -95,7 +95,8 @@ def _turned(table: TextTable) -> TextTable:
     n_heads = len(table.heads)
     labels = ["\n".join(row[:n_heads]) for row in table.rows]
     cells = zip(*(row[n_heads:] for row in table.rows), strict=True)
-    names = [heading.replace("_\n", "_").replace("\n", " ") for heading in table.headings]
+    whole_words = (heading.replace("-\n", "") for heading in table.headings)
+    names = [heading.replace("_\n", "_").replace("\n", " ") for heading in whole_words]
     rows = [[name, *of_column] for name, of_column in zip(names, cells, strict=True)]
     return TextTable(table.title, labels, rows, ("",))
 

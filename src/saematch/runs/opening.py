@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 
-from saematch.chat.model import ChatModel
 from saematch.core.progress import counted
 from saematch.lm.source import AUTO, dtype_on
 from saematch.runs.checks import Chosen
@@ -73,8 +72,7 @@ def log_work(context: Context) -> None:
     )
     if n_batches:
         work.append(f"{counted(n_batches, 'batch')} of texts")
-    if isinstance(experiment.judge, ChatModel):
-        work.append(f"questions to {experiment.judge.model}")
+    work += [f"questions to {judge.model}" for judge in context.judges if judge and judge.writes]
     log.info("SAE sizes: %s features, d_model %s", _listed(widths), _listed(sizes))
     log.info("time: %s; the time left is estimated after the first units of each stage",
              ", then ".join(work))  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,13 +114,15 @@ class WandbLogging:
 
         if os.environ.get("WANDB_MODE") == "disabled":
             return _NoTracker()
-        with _environment_kept("WANDB_SILENT"), _settings_accepted():
+        with _environment_kept("WANDB_SILENT"), settings_accepted():
             os.environ.setdefault("WANDB_SILENT", "true")  # our own line has the address
             server = wandb.setup().settings.base_url
         reason = self._why_offline(server)
         if reason:
-            log.info("Weights & Biases runs offline into %s: %s", folder / "wandb", reason)
-        with _settings_accepted():
+            mirror = f"{shlex.quote(str(folder / 'wandb'))}/offline-run-*"
+            log.info("Weights & Biases is offline (%s); to upload later: wandb sync %s",
+                     reason, mirror)  # fmt: skip
+        with settings_accepted():
             settings = wandb.Settings(mode="offline" if reason else "online", console="off")
         logger = WandbLogger(  # W&B reads the environment once; jobs of a sweep share a process
             project=self.project,
@@ -136,7 +139,7 @@ class WandbLogging:
             config=config,
             settings=settings,
         )
-        with _environment_kept("WANDB_MODE"), _settings_accepted():
+        with _environment_kept("WANDB_MODE"), settings_accepted():
             run = logger.experiment  # Lightning sets the mode to dryrun for an offline run
         run.define_metric("layer")
         run.define_metric("*", step_metric="layer")
@@ -153,18 +156,18 @@ class WandbLogging:
         import wandb
 
         if self.offline or os.environ.get("WANDB_MODE") in OFFLINE:
-            return "as requested; 'wandb sync' uploads it"
+            return "as requested"
         try:
             urllib.request.urlopen(server, timeout=REACH_SECONDS).close()
         except urllib.error.HTTPError:
             pass  # the server answered
         except OSError:
-            return "its server cannot be reached; 'wandb sync' uploads the run later"
+            return "its server cannot be reached"
         try:
             if not wandb.login(prompt=False, timeout=LOGIN_SECONDS):
-                return "no API key; set WANDB_API_KEY, or 'wandb login' and 'wandb sync' later"
+                return "no API key: set WANDB_API_KEY, or use wandb login"
         except (wandb.errors.Error, ValueError) as error:
-            return f"its server refuses the API key ({str(error).splitlines()[0]})"
+            return f"its server refuses the API key: {str(error).splitlines()[0]}"
         return ""
 
 
@@ -280,14 +283,19 @@ def _environment_kept(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _settings_accepted() -> Iterator[None]:
+def settings_accepted() -> Iterator[None]:
     """Raise ``InputError`` if W&B refuses a setting of the logger or the environment."""
+    import pydantic
     import wandb
 
     try:
         yield
     except (wandb.errors.Error, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = str(error)
+        if isinstance(error, pydantic.ValidationError):  # without its links and values
+            parts = [f"{part['loc'][0]}: {part['msg']}" for part in error.errors()]
+            reason = ", ".join(parts)
+        reason = " ".join(reason.split())
         raise InputError(
             f"Weights & Biases refuses a setting of logger or a variable WANDB_...: {reason}"
         ) from error

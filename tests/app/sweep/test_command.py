@@ -137,8 +137,8 @@ def test_resuming_does_only_what_is_missing(sweep):
 def test_a_failed_job_is_reported_and_the_others_run(sweep):
     layers = "{layers: {values: [[0, 9], [0, 1]]}}"
     assert sweep(parameters=layers) == (
-        "saematch: 1 of 2 jobs failed or never began (0); repeat them with the same command and "
-        "--resume"
+        "saematch: 1 of 2 jobs failed or never began: outputs/sweeps/s/0; repeat with the same "
+        "command and --resume"
     )
     assert results(0).status == "failed"
     assert "there is no SAE for layer 9" in results(0).error
@@ -185,7 +185,8 @@ def test_where_a_launcher_gives_up_what_began_is_recorded_and_the_rest_is_missin
 
     monkeypatch.setattr(jobs, "launch", dies)
     seeds = "{seed: {values: [1, 2, 3]}}"
-    assert "2 of 3 jobs failed or never began (1, 2)" in sweep(parameters=seeds)
+    message = "2 of 3 jobs failed or never began: outputs/sweeps/s/1, outputs/sweeps/s/2; "
+    assert message in sweep(parameters=seeds)
     assert "the launcher gave up: a worker was killed" in sweep.output().err
     assert results(1).status == "failed"
     assert "ended without a message" in results(1).error

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from saematch.app.compare import compare
 from saematch.app.configuration import (
     add_config_dir,
     config_dir_of,
@@ -25,9 +24,12 @@ from saematch.app.configuration import (
 )
 from saematch.app.launching import check_launcher
 from saematch.app.sweep.file import SweepFile, read_sweep, studies
-from saematch.app.sweep.jobs import Sweep
 from saematch.core.errors import InputError
 from saematch.core.files import check_path, make_folder
+from saematch.core.progress import counted
+
+if TYPE_CHECKING:
+    from saematch.app.sweep.jobs import Sweep
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str]) -> None:
     file = changed(read_sweep(options.file), settings)
     config_dir = config_dir_of(options.config_dir) or file.config_dir
     file = replace(file, config_dir=config_dir)
+    from saematch.app.sweep.jobs import Sweep  # imports torch, unlike the checks above
+
     sweep = Sweep(file, options.folder or Path("outputs/sweeps") / file.study, options.seed)
     if options.dry_run:
         _plan(sweep, options)
@@ -93,7 +97,7 @@ def _run(sweep: Sweep, options: argparse.Namespace, launcher: Sequence[str], beg
     n_jobs = _plan(sweep, options)
     missing = sweep.missing()
     sweep.save()
-    log.info("%s: %d jobs, %d of them finished", sweep.folder, n_jobs,
+    log.info("%s: %s, %d of them finished", sweep.folder, counted(n_jobs, "job"),
              len(sweep.jobs) - len(missing))  # fmt: skip
     if missing:
         sweep.do(missing, launcher)
@@ -103,14 +107,15 @@ def _run(sweep: Sweep, options: argparse.Namespace, launcher: Sequence[str], beg
         sweep.do([job], launcher)
     failed = sweep.failures()
     if len(failed) < len(sweep.jobs):
+        from saematch.app.compare import compare
         from saematch.compare.terminal import print_comparison
 
         print_comparison(compare([sweep.folder]), [])
     if failed:
         sys.exit(
-            f"saematch: {len(failed)} of {n_jobs} jobs failed or never began ("
-            f"{', '.join(job.folder for job in failed)}); repeat them with the same command and "
-            "--resume"
+            f"saematch: {len(failed)} of {counted(n_jobs, 'job')} failed or never began: "
+            f"{', '.join(str(sweep.folder / job.folder) for job in failed)}; repeat with the same "
+            "command and --resume"
         )
     sweep.reached(sweep.jobs[0])
 
