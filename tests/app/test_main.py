@@ -1,6 +1,7 @@
 """The command line on the tiny model: what it writes, and how it refuses."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -101,6 +102,20 @@ def test_settings_reach_the_run(cli, tmp_path):
     assert results.provenance["seed"] == 7
     assert results.provenance["part_weights"]["unfolded"]["W_enc"] == 0.0
     assert "strategies" not in results.tables
+
+
+@pytest.mark.parametrize(
+    ("chosen", "spins"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_without_work_wait_briefly_unless_the_user_chose(cli, monkeypatch, chosen, spins):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # restored at the end
+        monkeypatch.delenv(name)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    cli("--version", base=[])
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
 def test_a_folder_of_another_run_is_refused(cli, tmp_path):
