@@ -315,9 +315,11 @@ def test_half_precision_gives_nearly_the_same(cli, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there(cli):
-    message, _ = cli("trainer=gpu", "logger=none", "run_id=a", "trainer.accelerator=gpu")
-    assert message.startswith("saematch: trainer: ")
+def test_a_gpu_that_is_not_there_is_refused_before_any_work(cli, tmp_path):
+    message, output = cli("trainer=gpu", "logger=none", "run_id=a", "trainer.accelerator=gpu")
+    assert message.startswith("saematch: trainer.accelerator=gpu, trainer.devices=1: ")
+    assert "load SAEs" not in output.err and "device: gpu" not in output.err
+    assert not (tmp_path / "outputs/match/a").exists()
 
 
 def test_partial_greedy_and_mutual_matches_are_evaluated_like_any_other(cli, tmp_path):

@@ -16,7 +16,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from saematch.app.configuration import known_keys
 from saematch.app.renaming import renamed
-from saematch.app.words import HELP, suggested
+from saematch.app.text import HELP, suggested
 from saematch.core.errors import InputError
 from saematch.core.files import PRESETS
 from saematch.core.safe_text import visible

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
 
 from hydra._internal.utils import get_args_parser
 
 from saematch.app.commands import COMMANDS
 from saematch.app.configuration import known_keys
+from saematch.app.text import HELP, suggested
 from saematch.core.errors import InputError
 from saematch.core.files import PRESETS
 
-HELP = "see saematch --help"
 OPTIONS = ("--help", "--version", "--cfg", "--resolve", "--multirun", "--config-dir")
 """Options that a message suggests; Hydra has more."""
 
@@ -37,12 +36,6 @@ def options_first(words: Sequence[str]) -> list[str]:
         if "=" not in word and not word.startswith("~"):
             raise InputError(_no_setting(word, words))
     return [*(word for word in words if word not in settings), *settings]
-
-
-def suggested(name: str, names: Sequence[str]) -> str:
-    """Return the name that ``name`` probably means; empty if none is similar."""
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return close[0] if close else ""
 
 
 def _unknown_option(option: str) -> str:
