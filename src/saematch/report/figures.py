@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from saematch.core.errors import InputError
 from saematch.core.files import replacing
 from saematch.core.pairs import DEFAULT, OF_DEFAULT, PAIR_COLUMNS, SUITE_COLUMNS, suites_label
+from saematch.core.progress import progress
 from saematch.core.results import Results
 from saematch.core.tables import Tables
 from saematch.report import decoding, judged, leaderboard, paths, studies, verify_figures
@@ -60,12 +61,15 @@ def draw_figures(
     """
     drawn = {}
     possible = FIGURES if "matches" in tables else OF_TRAINING
-    for name in possible if names is None else names:
-        figure = possible[name](tables) if name in possible else None
-        if figure is not None:
-            drawn[name] = save(figure, folder / f"{name}.png", label)
-        elif names is not None:
-            log.warning("figure %s was not drawn: it needs %s", name, NEEDS[name])
+    chosen = list(possible) if names is None else names
+    with progress("draw figures", len(chosen), "figure") as bar:
+        for name in chosen:
+            figure = possible[name](tables) if name in possible else None
+            if figure is not None:
+                drawn[name] = save(figure, folder / f"{name}.png", label)
+            elif names is not None:
+                log.warning("figure %s was not drawn: it needs %s", name, NEEDS[name])
+            bar.advance()
     if drawn:
         paragraphs = filter(None, [label, *map(caption_text, drawn), INTERVALS])
         with replacing(folder / "captions.md") as part:
