@@ -40,6 +40,7 @@ ENGINE := sweeps==0.3.0
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saematch needs Python 3.11 or newer, this is " + sys.version)'
+	@echo "Installing packages into $(VENV): about 3 GB, some minutes without further output"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ENGINE)

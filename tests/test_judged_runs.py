@@ -59,7 +59,7 @@ def test_any_run_can_have_a_judge_and_its_scores_reach_wandb_and_its_key_no_file
     message, output = judged(*labels, "figures=null", logger="wandb")
     assert message is None
     assert "questions to judge-1; " in (tmp_path / "outputs/match/a/saematch.log").read_text()
-    assert "Judge score (share of SAME)" in output.out
+    assert "Judge score: 1 different to 3 the same; SAME: its share" in output.out
     results = loaded(tmp_path)
     assert results.status == "finished"
     rows = results.tables.rows("matches")

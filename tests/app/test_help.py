@@ -25,6 +25,12 @@ def test_help_names_commands_choices_and_settings_with_their_purpose(cli):
     assert "sae_memory=4.0" in text
     assert "intervals.level=0.95" in text
     assert "verify_features" in text
+    config = cli("--cfg", "job", base=[])[1].out
+    chosen = re.search(r"^  evaluations=\[(.*)\]$", text, re.M)[1].split(",")
+    assert chosen and all(
+        f"\n  {name}:\n    _target_: saematch.evaluate" in config for name in chosen
+    )
+    assert "={}" not in text  # it is refused
 
 
 def test_settings_have_a_purpose():

@@ -1,6 +1,7 @@
 """The command line on the tiny model: what it writes, and how it refuses."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -103,6 +104,20 @@ def test_settings_reach_the_run(cli, tmp_path):
     assert "strategies" not in results.tables
 
 
+@pytest.mark.parametrize(
+    ("chosen", "spins"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_without_work_wait_briefly_unless_the_user_chose(cli, monkeypatch, chosen, spins):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # restored at the end
+        monkeypatch.delenv(name)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    cli("--version", base=[])
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
 def test_a_folder_of_another_run_is_refused(cli, tmp_path):
     cli("run_id=a", "logger=none", "evaluations=[]")
     message, _ = cli("run_id=a", "logger=none", "evaluations=[]", "objective=decoder")
@@ -198,7 +213,9 @@ def test_released_saes_are_not_fetched_for_the_embedded_model(cli):
             ["objective=everything"],
             "there is no objective=everything: choose one of both, cosine, decoder, encoder",
         ),
-        (["arms=[best]"], "best"),
+        (["arms=[foldd]"], "there is no arms=foldd; did you mean folded? Choose among "),
+        (["matcher=optimall"], "there is no matcher=optimall; did you mean optimal? Choose one"),
+        (["layers=[0,1"], "cannot parse layers=[0,1: check its brackets"),
         (["evaluations=[nothing]"], "there is no evaluations=nothing: choose among co_activation"),
         (["evaluations.paths.n_paths=3"], "n_paths: the evaluation paths is not chosen"),
         (["evaluations.skipping.strategies=[skip]"], "unknown strategy 'skip'"),
@@ -315,9 +332,11 @@ def test_half_precision_gives_nearly_the_same(cli, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there(cli):
-    message, _ = cli("trainer=gpu", "logger=none", "run_id=a", "trainer.accelerator=gpu")
-    assert message.startswith("saematch: trainer: ")
+def test_a_gpu_that_is_not_there_is_refused_before_any_work(cli, tmp_path):
+    message, output = cli("trainer=gpu", "logger=none", "run_id=a", "trainer.accelerator=gpu")
+    assert message.startswith("saematch: trainer.accelerator=gpu, trainer.devices=1: ")
+    assert "load SAEs" not in output.err and "device: gpu" not in output.err
+    assert not (tmp_path / "outputs/match/a").exists()
 
 
 def test_partial_greedy_and_mutual_matches_are_evaluated_like_any_other(cli, tmp_path):

@@ -75,10 +75,10 @@ def test_show_replaces_nothing_but_a_page(call, run, tmp_path):
 
 
 def test_commands_refuse_a_folder_without_a_run(cli, tmp_path):
-    words = {"show": [], "features": ["0", "1"], "export": ["csv"]}
+    words = {"show": [], "features": ["0", "1"], "export": ["csv"], "metrics": []}
     for name, more in words.items():
         message, _ = cli(name, "nowhere", *more, base=[])
-        assert message.startswith("saematch: nowhere has no results.json"), name
+        assert message.startswith("saematch: nowhere does not exist: name the folder"), name
     assert not (tmp_path / "nowhere").exists()
 
 

@@ -69,7 +69,17 @@ def test_a_short_stage_is_not_logged(caplog, clock):
     assert messages(caplog) == []
 
 
-def test_a_stage_of_minutes_logs_once_how_much_time_is_left(caplog, clock):
+def test_a_stage_of_hours_logs_at_least_every_ten_minutes(caplog, clock):
+    caplog.set_level(logging.INFO)
+    with progress("read texts", 400, "batch") as bar:
+        for _ in range(400):
+            clock[0] += 60
+            bar.advance()
+    done = [int(text.split()[2]) for text in messages(caplog)[:-1]]
+    assert done == [1, 2, 4, 8, *range(16, 400, 10)]
+
+
+def test_a_stage_of_minutes_logs_how_much_time_is_left(caplog, clock):
     caplog.set_level(logging.INFO)
     with progress("read texts", 10, "batch") as bar:
         for _ in range(10):
@@ -77,6 +87,8 @@ def test_a_stage_of_minutes_logs_once_how_much_time_is_left(caplog, clock):
             bar.advance()
     assert messages(caplog) == [
         "read texts: 2 of 10 batches after 1 min 20 s, about 5 min 20 s left",
+        "read texts: 4 of 10 batches after 2 min 40 s, about 4 min 0 s left",
+        "read texts: 8 of 10 batches after 5 min 20 s, about 1 min 20 s left",
         "read texts: 10 batches in 6 min 40 s",
     ]
 

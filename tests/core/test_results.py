@@ -1,13 +1,15 @@
 """Every reader refuses results of another schema and names the version that reads them."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from saematch.compare.runs import find_runs
 from saematch.core.columns import Column
 from saematch.core.errors import InputError
-from saematch.core.results import Results, SchemaError
+from saematch.core.results import Results, SchemaError, results_path
 from saematch.core.tables import Tables
 from saematch.runs.resuming import finished_as, refuse_other_run
 
@@ -102,3 +104,16 @@ def test_a_run_is_read_by_its_folder(tmp_path):
     assert "folder" not in json.loads((tmp_path / "results.json").read_text())
     with pytest.raises(InputError, match=r"cannot read .*nowhere"):
         Results.load(tmp_path / "nowhere")
+
+
+def test_a_folder_without_results_names_the_newest_run_near_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for age, run in enumerate(("outputs/match/new", "outputs/mse/old")):
+        Results("match", {}, {}).save(tmp_path / run / "results.json")
+        os.utime(tmp_path / run / "results.json", (1000 - age, 1000 - age))
+    for folder in ("outputs/match", "outputs", "outputs/match/typo", "typo"):
+        with pytest.raises(InputError, match="the newest one here, outputs/match/new"):
+            results_path(Path(folder))
+    with pytest.raises(InputError, match=r"a/typo does not exist: .*, such as outputs/match/<run_"):
+        results_path(Path("a/typo"))
+    assert results_path(Path("outputs/mse/old")) == Path("outputs/mse/old/results.json")

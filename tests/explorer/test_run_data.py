@@ -61,7 +61,7 @@ def test_a_pair_needs_both_saes(folder):
 
 def test_folders_without_a_run_are_refused(tmp_path):
     assert "has no results.json" in message_of(RunData.open, tmp_path)
-    assert "has no results.json" in message_of(RunData.open, tmp_path / "absent")
+    assert "absent does not exist" in message_of(RunData.open, tmp_path / "absent")
     (tmp_path / "file").write_text("")
     assert "has no results.json" in message_of(RunData.open, tmp_path / "file")
     (tmp_path / "results.json").mkdir()

@@ -61,6 +61,10 @@ def test_a_feature_s_facts_path_and_partners(run, capsys):
         'top tokens: "x" (40%)',
         "top context (prose 4): The[ red] fox",
     ]
+    assert lines[5:7] == [
+        "does it carry on in layer 1?",
+        "soft: feature 1 passes: effect 0.60 [0.40, 0.80], control 0.125",
+    ]
     start = lines.index("path under soft")
     assert lines[start + 1] == "layer feature effect finding explanation"
     assert lines[start + 3 : start + 6] == [
@@ -71,7 +75,9 @@ def test_a_feature_s_facts_path_and_partners(run, capsys):
     assert lines[partners + 3 : partners + 5] == [
         "1 0.750 0.500 0.60 [0.40, 0.80] 0.125 passes rivers", "0 0.250 [bold]cities[/bold]",
     ]  # fmt: skip
-    assert "path under one" in lines  # which did not match the feature's layer
+    assert any(
+        line.startswith("path under one") for line in lines
+    )  # which did not match the feature's layer
 
 
 def test_sources_partners_and_verdicts(run, capsys):
@@ -81,13 +87,17 @@ def test_sources_partners_and_verdicts(run, capsys):
         ["1", "1.000"], ["0", "0.750"],
     ]  # fmt: skip
     assert "partners in layer 2 under one" in lines
-    assert lines[-1] == "1/1 and 2/1 (soft, pair): SAME, both are verbs"
+    assert lines[-5] == "1/1 and 2/1 (soft, pair): SAME, both are verbs"
+    assert lines[-1].startswith("passes: ")
+    answers = lines.index("does it carry on in layer 2?")
+    assert lines[answers + 1].startswith("soft: best partner feature 2, not tested")
 
 
 def test_features_without_anything_are_printed(run, capsys):
     lines = printed(capsys, run, 0, 2, ["soft"])
     assert lines[1] == "explanation: none"
-    assert lines[-1] == "no partners in layer 1 under soft"
+    assert lines[3:5] == ["does it carry on in layer 1?", "soft: no partner"]
+    assert lines[-5] == "no partners in layer 1 under soft"
 
 
 def test_scores_and_wide_tables_fit_a_narrow_terminal(tmp_path, capsys, monkeypatch):

@@ -63,8 +63,9 @@ def continuation(printed: str) -> list[str]:
     assert "Traceback" not in printed
     (line,) = [line for line in printed.splitlines() if "continue with: " in line]
     words = shlex.split(line.partition("continue with: ")[2])
-    assert words[:3] == ["python", "-m", "saematch"]
-    return words[3:]
+    start = [Path(word).name for word in words].index("saematch")
+    assert start == 0 or words[1:start] == ["-m"]
+    return words[start + 1 :]
 
 
 def tables(path: Path) -> dict:

@@ -104,7 +104,7 @@ def test_a_run_judged_twice_by_words_alone(cli, tmp_path):
     second = ["judge@second_judge=overlap", "second_judge.same=0.5"]
     message, output = cli(*RUN, *second, "explain=jsonl", f"explain.path={path}")
     assert message is None
-    assert "writes no paraphrases: 40 features with one explanation" in output.out + output.err
+    assert "the ceiling leaves out 40 of 40 features, which have one" in output.out + output.err
     results = loaded(tmp_path)
     assert results.status == "finished"
     rows = results.tables.rows("judgements")

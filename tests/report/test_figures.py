@@ -6,7 +6,7 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from saematch.core.columns import EXPLAINED_VARIANCE
 from saematch.core.results import Results
 from saematch.core.tables import Tables
-from saematch.report.captions import CAPTIONS
+from saematch.report.captions import CAPTIONS, IN_THE_PAPER, INTERVALS
 from saematch.report.figures import FIGURES, NEEDS, OF_TRAINING, draw_figures, run_label
 from saematch.report.style import arm_style, axis_label, from_zero, legend, panels, scale
 
@@ -90,6 +90,7 @@ def test_suites_with_different_pairs_share_an_axis():
 
 
 def test_each_figure_has_a_caption_of_one_sentence():
+    assert IN_THE_PAPER.keys() <= CAPTIONS.keys()
     assert CAPTIONS.keys() == NEEDS.keys() == {*FIGURES, *OF_TRAINING}
     assert all(text.endswith(".") and ". " not in text for text in CAPTIONS.values())
 
@@ -151,7 +152,11 @@ def test_a_figure_names_its_run_and_is_written_three_times(tmp_path, monkeypatch
     pdf = (tmp_path / "a/matching.pdf").read_bytes()
     assert b"/Type0" in pdf and b"/Type3" not in pdf, "fonts are embedded as TrueType"
     captions = (tmp_path / "a/captions.md").read_text("utf-8")
-    assert captions == f"{label}\n\n**matching.** {CAPTIONS['matching']}\n"
+    assert captions.split("\n\n") == [
+        label,
+        f"**matching** (the paper's figures 7 right and 12). {CAPTIONS['matching']}",
+        f"{INTERVALS}\n",
+    ]
 
 
 def test_the_label_of_a_run_names_models_saes_and_run():

@@ -35,6 +35,16 @@ def test_a_table_with_few_rows_is_turned_only_if_that_fits():
     assert len(next(parts(wide, 400)).columns) == 13
 
 
+def test_no_cell_is_folded_and_no_room_is_wasted_at_any_width():
+    table = TextTable("", ["folded"] * 6, [["0→1", *["2.879 (90%)"] * 6]] * 7)
+    for width in range(40, 100):
+        lines = printed(table, width)
+        assert sum(line.count("2.879 (90%)") for line in lines) == 6 * 7
+        assert max(map(len, lines)) <= width
+        if width >= 8 + 6 * 13 - 1:
+            assert len(list(parts(table, width))) == 1
+
+
 def test_text_of_a_table_is_no_markup():
     (line,) = [
         line for line in printed(TextTable("", ["x"], [["[a]", "[bold]"]])) if "bold" in line

@@ -209,7 +209,7 @@ def _check_settings(
             )
     unknown = [name for name in resolved if name not in (*fields, *REFERRED)]
     if unknown:
-        raise InputError(f"there is no setting {unknown[0]!r}; see python -m saematch --help")
+        raise InputError(f"there is no setting {unknown[0]!r}; see saematch --help")
     missing = [name for name in fields if name not in resolved]
     if missing:
         raise InputError(

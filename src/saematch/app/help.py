@@ -20,7 +20,7 @@ saematch: follow the features of a language model from layer to layer.
 A run writes its results to outputs/<name>/<run_id>/.
 """
 EXAMPLES = (
-    ("saematch", "the embedded model, in seconds"),
+    ("saematch", "the embedded model, in a minute"),
     ("saematch +experiment=skip_layers", "the paper's main experiment"),
     ("saematch layers=[2,3,4] objective=decoder", "some layers, another objective"),
     ("saematch arms=[folded,cosine,written_share] evaluations=[verify]",
@@ -45,7 +45,11 @@ def help_text() -> str:
     """Return the help."""
     commands = [(f"{n} {c.usage}".strip(), c.purpose) for n, c in COMMANDS.items()]
     lines = (PRESETS / "config.yaml").read_text(encoding="utf-8").splitlines()
-    choices = [(f"{g}={d}", f"{purpose}: {_presets(g)}") for g, d, purpose in groups(lines)]
+    of_task = _of_task()
+    choices = [
+        (f"{group}={of_task.get(group, default)}", f"{purpose}: {_presets(group)}")
+        for group, default, purpose in groups(lines)
+    ]
     return "\n".join([
         INTRODUCTION,
         "Commands", two_columns(commands),
@@ -90,11 +94,18 @@ def settings(lines: list[str]) -> Iterator[tuple[str, str]]:
             yield from (
                 (f"  {name}.{k}={v}", "") for k, v in re.findall(r"(\w+): ([^,]+)", flat[1])
             )
-        elif value or inside:
+        elif inside or value not in ("", "{}"):
             shown = "" if value.startswith("${") else value
             yield (f"  {section}.{name}={shown}" if inside else f"{name}={shown}"), text
         else:
             yield name, text
+
+
+def _of_task() -> dict[str, str]:
+    """Return the defaults that ``task=match``, the default task, chooses."""
+    text = (PRESETS / "task/match.yaml").read_text(encoding="utf-8")
+    chosen = re.findall(r"- override /(\w+): (.+)", text)
+    return {group: default.replace(" ", "") for group, default in chosen}
 
 
 def _presets(group: str) -> str:

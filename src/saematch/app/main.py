@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,10 +18,18 @@ from saematch.app.launching import Begun, run_once
 from saematch.app.messages import MISTAKES, one_line
 from saematch.app.renaming import refuse_old_names
 from saematch.app.secrets import refuse_secrets
+from saematch.app.words import options_first
 from saematch.runs.interruption import Interrupted, interruptible, record_killed
 
 _HOME = re.compile(r"(?<=[=\[,])~(?=/)")
 """The ``~`` of a path inside an argument: shells keep it, and Hydra cannot parse it."""
+_SPINS = "2000"
+"""Number of turns that an idle thread of PyTorch waits busily for work, some microseconds.
+
+The default of GNU OpenMP is milliseconds. If other programs use the cores too, the threads then
+take turns at waiting for each other: with three busy programs on two cores, reading texts took
+eight times as long.
+"""
 
 
 def console() -> None:
@@ -44,6 +53,8 @@ def main() -> None:
     home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails where there is none
     sys.argv[1:] = [_HOME.sub(lambda _: home, argument) for argument in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach this function instead of Hydra's printer
+    if "OMP_WAIT_POLICY" not in os.environ:  # read when PyTorch is imported
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     Begun.config = None
     try:
         refuse_secrets(sys.argv[1:])
@@ -79,9 +90,9 @@ def _command(words: Sequence[str]) -> None:
     if "query=bash" in words and not _complete_command():
         return
     config_dir, words = without_config_dir(words)
+    words = options_first(words)
     check_choices([word for word in words if "=" in word and not word.startswith("-")])
-    if config_dir is not None:  # Hydra takes no option between settings
-        sys.argv[1:] = ["--config-dir", str(config_dir), *words]
+    sys.argv[1:] = words if config_dir is None else ["--config-dir", str(config_dir), *words]
     run_once()
 
 
@@ -112,4 +123,12 @@ def _continuation(words: Sequence[str]) -> str:
     elif Begun.config is not None and not any(word.startswith("run_id=") for word in words):
         missing = [f"run_id={Begun.config.run_id}"]  # the default differs each time
     missing = [word for word in missing if word not in words]
-    return shlex.join(["python", "-m", "saematch", *words, *missing])
+    return shlex.join([*_program(), *words, *missing])
+
+
+def _program() -> list[str]:
+    """Return the words that started this program, such as ``.venv/bin/python -m saematch``."""
+    script = Path(sys.argv[0])
+    if script.stem != "saematch":
+        return [sys.orig_argv[0], "-m", "saematch"]
+    return ["saematch" if shutil.which("saematch") == str(script) else str(script)]

@@ -6,11 +6,17 @@ import difflib
 import re
 
 import yaml
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from saematch.app.configuration import known_keys
 from saematch.app.renaming import renamed
+from saematch.app.text import HELP, suggested
 from saematch.core.errors import InputError
 from saematch.core.files import PRESETS
 from saematch.core.safe_text import visible
@@ -63,18 +69,18 @@ def _sentence(error: BaseException) -> str:
         return f"hydra/launcher={name} is not installed: pip install 'saematch[{extra}]'"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"there is no {group}={name}: choose one of {', '.join(error.options)}"
+        return _no_preset(group, name, "one of", list(error.options))
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     if missing_value := _MISSING.match(text):
         return _not_set(missing_value[1])
     absent = re.search(r"Could not load '(\w+)/([^']+)'", text)
     if absent and (PRESETS / absent[1]).is_dir():  # one of a list of presets
-        names = ", ".join(sorted(path.stem for path in (PRESETS / absent[1]).glob("*.yaml")))
-        return f"there is no {absent[1]}={absent[2]}: choose among {names}"
-    if text.startswith(("mismatched input", "no viable alternative", "token recognition")):
-        quoted = "'sae.path=\"saes/layer_{layer}\"'"
+        names = sorted(path.stem for path in (PRESETS / absent[1]).glob("*.yaml"))
+        return _no_preset(absent[1], absent[2], "among", names)
+    if isinstance(error, OverrideParseException):
         return (
-            f"{text.partition(' See ')[0]}: a value with other characters needs quotes, as {quoted}"
+            f"cannot parse {error.override}: check its brackets; a value with other characters "
+            "needs quotes, as 'sae.path=\"saes/layer_{layer}\"'"
         )
     old = re.match(r"(In '[^']+': )Could not override '([^']+)'", text)
     if old and (sentence := renamed(f"{old[2]}=...")):
@@ -115,7 +121,7 @@ def _unknown(key: str) -> str:
     close = difflib.get_close_matches(key, known_keys(), n=1)
     close = ["+experiment"] if key == "experiment" else close
     close = ["intervals.n_replicates"] if key.startswith("bootstrap") else close
-    hint = f"did you mean {close[0]}?" if close else "see python -m saematch --help"
+    hint = f"did you mean {close[0]}?" if close else HELP
     return f"there is no setting {key!r}; {hint}"
 
 
@@ -123,6 +129,12 @@ def _presets_with(group: str, name: str) -> list[str]:
     """Return the presets of a group that have a setting of this name."""
     paths = sorted((PRESETS / group).glob("*.yaml"))
     return [p.stem for p in paths if name in (yaml.safe_load(p.read_text(encoding="utf-8")) or ())]
+
+
+def _no_preset(group: str, name: str, among: str, names: list[str]) -> str:
+    close = suggested(name, names)
+    hint = f"; did you mean {close}? Choose" if close else ": choose"
+    return f"there is no {group}={name}{hint} {among} {', '.join(names)}"
 
 
 def _not_imported(setting: str, target: str, cause: BaseException | None) -> str:

@@ -45,6 +45,6 @@ included. A metric with an interval has the columns `<name>_low` and `<name>_hig
 
 
 def _run_columns(folder: Path) -> list[Column]:
-    from saematch.core.results import Results
+    from saematch.core.results import Results, results_path
 
-    return list(Results.load(folder / "results.json").tables.columns.values())
+    return list(Results.load(results_path(folder)).tables.columns.values())

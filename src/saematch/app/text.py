@@ -1,10 +1,13 @@
-"""Text for the terminal in columns, at most 80 characters wide."""
+"""Text for the terminal: columns at most 80 characters wide, and suggestions of names."""
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+HELP = "see saematch --help"
 
 
 def two_columns(rows: Iterable[tuple[str, str]], left: int = 0) -> str:
@@ -27,3 +30,9 @@ def two_columns(rows: Iterable[tuple[str, str]], left: int = 0) -> str:
         lines.append(f"{head:<{column}}{wrapped[0]}".rstrip())
         lines += [" " * column + line for line in wrapped[1:]]
     return "\n".join(lines) + "\n"
+
+
+def suggested(name: str, names: Sequence[str]) -> str:
+    """Return the name that ``name`` probably means; empty if none is similar."""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return close[0] if close else ""

@@ -1,8 +1,9 @@
-"""Progress of a run: one bar on a terminal, one line in the log for each stage."""
+"""Progress of a run: one bar on a terminal; lines in the log for each stage."""
 
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ WORTH_A_LINE = 1.0
 """Seconds that a stage takes at least for a line in the log."""
 WORTH_AN_ESTIMATE = 60.0
 """Seconds after which a stage without a bar logs the time left, if that is as long."""
+LONGEST_SILENCE = 600.0
+"""Largest number of seconds between two such lines."""
 FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 ONLY_IN_FILE = {"only_in_file": True}
 """The argument ``extra`` of a log call whose text the console already shows."""
@@ -44,7 +47,8 @@ class Bar:
         """Remark after the time left."""
         self.is_shown = _is_watched() and current_process().name == "MainProcess"
         self.started = time.time()
-        self._estimated = self.is_shown
+        self._next_estimate = math.inf if self.is_shown else WORTH_AN_ESTIMATE
+        """Seconds after the start at which the next estimate is logged."""
         self._tqdm: tqdm | None = None
         self._drawn = 0.0
 
@@ -72,7 +76,7 @@ class Bar:
         outer = open_bars[0] if open_bars else self
         if outer.is_shown:
             outer._refresh([bar for bar in open_bars if bar is not outer])
-        elif not outer._estimated:
+        else:
             outer._estimate()
 
     def close(self) -> None:
@@ -95,11 +99,11 @@ class Bar:
         self._tqdm.refresh()
 
     def _estimate(self) -> None:
-        """Log once how much time is left, for a stage that takes minutes."""
+        """Log how much time is left, for a stage that takes minutes; rarer, the longer it takes."""
         elapsed = time.time() - self.started
-        if elapsed < WORTH_AN_ESTIMATE or not self.done or self.total is None:
+        if elapsed < self._next_estimate or not self.done or self.total is None:
             return
-        self._estimated = True
+        self._next_estimate = elapsed + min(elapsed, LONGEST_SILENCE)
         left = elapsed / self.done * (self.total - self.done)
         if left >= WORTH_AN_ESTIMATE:
             log.info("%s: %s of %s after %s, about %s left", self.title, f"{self.done:,}",
@@ -147,7 +151,7 @@ def progress_inside(title: str, total: int | None) -> Iterator[Bar]:
     """Show the progress of work inside a stage; without a stage, show nothing."""
     bar = Bar(title, total, "")
     if not open_bars:
-        bar.is_shown, bar._estimated = False, True
+        bar.is_shown, bar._next_estimate = False, math.inf
         yield bar
         return
     open_bars.append(bar)

@@ -89,6 +89,26 @@ class Results:
             raise InputError(f"{path} is damaged ({error}): {_AGAIN}") from error
 
 
+def results_path(folder: Path) -> Path:
+    """Return the path of the results of the run in ``folder``.
+
+    Raises ``InputError`` if there are none; the error names the newest run near the folder.
+    """
+    path = folder / "results.json"
+    if path.exists():
+        return path
+    problem = "has no results.json" if folder.exists() else "does not exist"
+    start = folder if folder.is_dir() else folder.parent
+    runs = [
+        file for depth in ("*", "*/*", "outputs/*/*") for file in start.glob(f"{depth}/{path.name}")
+    ]
+    newest = max(runs, key=lambda file: file.stat().st_mtime, default=None)
+    example = (
+        "outputs/match/<run_id>" if newest is None else f"the newest one here, {newest.parent}"
+    )
+    raise InputError(f"{folder} {problem}: name the folder of a run, such as {example}")
+
+
 class SchemaError(InputError):
     """Error for results that another version of saematch wrote, with other names."""
 

@@ -13,6 +13,7 @@ import torch
 from saematch.core.errors import InputError, stage
 from saematch.core.match import Match
 from saematch.core.pairs import Pair, SaeKey
+from saematch.core.progress import progress
 from saematch.core.specs import AtLeast0, AtLeast1, Seed, Some, Unique, spec
 from saematch.core.tables import Row, Tables
 from saematch.evaluate.ablation import AblationRecorder
@@ -117,10 +118,12 @@ class Verify(Evaluation):
         """Return the tables of ``verify``; see docs/verify.md."""
         verified = self.record(subject)
         rows: dict[str, list[Row]] = {}
-        for pair in verified:
-            with stage("verify", pair=pair.label):
-                for name, of_pair in self._pair_tables(subject, verified[pair]).items():
-                    rows.setdefault(name, []).extend(of_pair)
+        with progress("tables of verify", len(verified), "pair") as bar:
+            for pair in verified:
+                with stage("verify", pair=pair.label):
+                    for name, of_pair in self._pair_tables(subject, verified[pair]).items():
+                        rows.setdefault(name, []).extend(of_pair)
+                bar.advance()
         return Tables.of({name: of_all for name, of_all in rows.items() if of_all})
 
     def _pair_tables(self, subject: Subject, verified: Verified) -> dict[str, list[Row]]:

@@ -12,7 +12,7 @@ from saematch.core.errors import InputError
 from saematch.core.files import reading
 from saematch.core.match import Match
 from saematch.core.pairs import DEFAULT, Pair, SaeKey, pair_of
-from saematch.core.results import Results
+from saematch.core.results import Results, results_path
 from saematch.core.tables import Row
 
 FEATURES = "features"
@@ -49,12 +49,7 @@ class RunData:
         Raises ``InputError`` for a folder without a run, a run that has not finished, a run without
         matches, and results of another schema version or damaged ones.
         """
-        path = folder / "results.json"
-        if not path.exists():
-            raise InputError(
-                f"{folder} has no results.json: name the folder of a run, such as "
-                "outputs/match/<run_id>"
-            )
+        path = results_path(folder)
         results = Results.load(path)
         if results.status != "finished":
             reason = "" if results.error is None else f" ({results.error:.200})"

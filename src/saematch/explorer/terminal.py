@@ -31,6 +31,13 @@ NUMBERS = {
 """Labels of a feature's numbers."""
 WIDTH = 100
 """Number of characters of a line if the output is no terminal."""
+LEGEND = (
+    "numbers on a path: of the link from the line above",
+    "score: similarity of both features by the arm's objective; each arm has its own scale",
+    "effect: how far the partner's activation falls if the source feature is removed; 1 is off",
+    "passes: the interval of the effect is above the control (docs/verify.md)",
+)
+"""Meaning of the columns; effects and findings only in runs with ``verify``."""
 SHORT = 160
 """Largest number of characters of a context."""
 
@@ -40,6 +47,7 @@ def print_features(run: RunData, nodes: Sequence[Node], arms: Sequence[str]) -> 
     printer = _Printer(run, arms)
     for node in nodes:
         printer.print(node)
+    printer.print_legend()
 
 
 class _Printer:
@@ -59,6 +67,7 @@ class _Printer:
         self._line(f"\nfeature {node.feature} of {node.key.name} ({n_features} features)", "bold")
         for line in self._facts(node):
             self._line(line)
+        self._print_answers(node)
         for arm, paths in self.paths.items():
             links = paths.path(node)
             self._title(f"path under {arm}")
@@ -71,6 +80,37 @@ class _Printer:
             self._title("verdicts of the judge")
             for row in judged:
                 self._line(_verdict(row))
+
+    def print_legend(self) -> None:
+        """Print what the columns of scores and effects mean."""
+        tested = any(self.verified(pair) is not None for pair in self.run.pairs)
+        self._line("")
+        for line in LEGEND if tested else LEGEND[:2]:
+            self._line(line)
+
+    def _print_answers(self, node: Node) -> None:
+        """Print in a line for each arm whether the feature carries on in the next SAE."""
+        for pair in (pair for pair in self.run.pairs if pair.source == node.key):
+            self._title(f"does it carry on in {pair.target.name}?")
+            for arm, paths in self.paths.items():
+                if pair in paths.pairs:
+                    self._line(f"{arm}: {self._answer(arm, paths.partners(pair, node.feature))}")
+
+    def _answer(self, arm: str, links: Sequence[Link]) -> str:
+        if not links:
+            return "no partner"
+        best, pair = links[0], links[0].pair
+        partner = f"feature {best.target.feature}"
+        if self.verified(pair) is None:
+            return f"best partner {partner}, not tested: the run has no evaluation verify"
+        verified = self._verified(arm, best)
+        if not verified:
+            return f"best partner {partner}, not tested: verify did not choose the feature"
+        answer = f"{partner} {_text(verified['finding']) or 'has no finding'}"
+        if not _effect(verified):
+            return answer
+        control = _number(verified.get("floor_95")) or "none"
+        return f"{answer}: effect {_effect(verified)}, control {control}"
 
     def _facts(self, node: Node) -> Iterator[str]:
         """Yield lines with the explanation, numbers, top tokens and top context."""

@@ -149,8 +149,9 @@ def _ceiling(items: Sequence[Item], explanations: Explanations, judge: Judge) ->
         else:
             pairs[item] = first, second
     if unpaired and not judge.writes:
-        message = "%s writes no paraphrases: %d features with one explanation have no ceiling"
-        log.info(message, judge.model, len(unpaired))
+        message = "judge %s: the ceiling leaves out %d of %d features, which have one explanation "
+        message += "only; this judge writes no paraphrases"
+        log.info(message, judge.model, len(unpaired), len(items))
         return pairs
     replies = judge.ask(list(unpaired.values()), "paraphrases") if unpaired else {}
     written = {question: read_text(reply, "paraphrase") for question, reply in replies.items()}
@@ -217,17 +218,18 @@ def _announce(
     n_first = sum(map(len, items)) + n_again
     judged, paraphrased = Question(JUDGE, (line, line)), Question(PARAPHRASE, (line,))
     cost = judge.estimate([judged] * n_first + [paraphrased] * n_twice)[2]
-    parts = [f"at most {n_first} judgements and {n_twice} paraphrases by {judge.model}"]
+    twice = f" and {n_twice:,} paraphrases" if n_twice else ""
+    parts = [f"at most {n_first:,} judgements{twice} by {judge.model}"]
     if explanations.asks_llm:
         features = {key for kind in items for item in kind for key in (item.source, item.target)}
         n_explained = len(features) + n_twice
         cost += judge.estimate([Question(EXPLAIN, (line * 10,))] * n_explained)[2]
-        parts.append(f"at most {n_explained} explanations")
+        parts.append(f"at most {n_explained:,} explanations")
     if second is not None:
         cost += second.estimate([judged] * len(items.pairs))[2]
-        parts.append(f"at most {len(items.pairs)} judgements by {second.model}")
-    price = f", ${cost:.2f}" if cost else ""
-    log.info("%s%s; stored answers cost nothing", ", ".join(parts), price)
+        parts.append(f"at most {len(items.pairs):,} judgements by {second.model}")
+    price = f", ${cost:.2f}; stored answers cost nothing" if cost else ""
+    log.info("judge: %s%s", ", ".join(parts), price)
 
 
 def _question(source: Explanation | None, target: Explanation | None) -> Question | None:

@@ -1,5 +1,11 @@
 """Captions of figures on pages."""
 
+INTERVALS = (
+    "Bands and bars around values are confidence intervals from a jackknife over texts "
+    "(`intervals.level`, 95 % by default); many are narrower than a line."
+)
+"""Sentence that follows the captions of a run's figures."""
+
 CAPTIONS = {
     "norms": "Mean norm of the hidden states and mean threshold of each layer, and the change of "
     "norms from the source to the target layer.",
@@ -15,7 +21,9 @@ CAPTIONS = {
     "similar_l0": "Mean L0 of two suites by layer, and the variance that each suite explains.",
     "quantiles": "Explained variance of matches that keep only a share of their features.",
     "quantiles_loss": "Increase of the loss of matches that keep only a share of their features.",
-    "folding": "Effect of folding on finding the match and on decoding, one change at a time.",
+    "folding": "Gain in explained variance by folding, for finding (the match is made between "
+    "folded instead of unfolded features) and for decoding (activations are carried in units of "
+    "thresholds instead of decoder norms), one change at a time.",
     "paths": "Features followed through the layers, with the similarity of each step.",
     "planted": "Recall and explained variance on SAEs with a known permutation.",
     "judge_layers": "The judge's labels of matched features by layer pair, and their mean score.",
@@ -36,3 +44,29 @@ CAPTIONS = {
     "training": "Explained variance, L0 and dead features of each layer during training.",
 }
 """Caption of each figure, by the names of ``figures.py``."""
+
+IN_THE_PAPER = {
+    "norms": "figure 1",
+    "mse": "figure 3",
+    "feature_mse": "figure 5",
+    "persistence": "figure 8",
+    "sparsity": "figure 14",
+    "similar_l0": "figure 15",
+    "quantiles": "figures 16 and 17",
+    "quantiles_loss": "figures 16 and 17",
+    "explained_variance": "figures 10 and 11",
+    "delta_loss": "figures 10 and 11",
+    "matching": "figures 7 right and 12",
+    "paths": "figures 18 and 19",
+    "judge_layers": "figures 4 and 7 left",
+    "mse_by_label": "figure 6",
+    "explained_paths": "figures 18 and 19",
+    "explained_pairs": "figure 5",
+}
+"""Figures of the paper that show the same."""
+
+
+def caption_text(name: str) -> str:
+    """Return a figure's caption in Markdown, with its name and its number in the paper."""
+    paper = f" (the paper's {IN_THE_PAPER[name]})" if name in IN_THE_PAPER else ""
+    return f"**{name}**{paper}. {CAPTIONS[name]}"

@@ -14,7 +14,7 @@ from saematch.core.progress import progress
 from saematch.core.results import Results
 from saematch.core.tables import Tables
 from saematch.report import decoding, judged, leaderboard, paths, studies, verify_figures
-from saematch.report.captions import CAPTIONS
+from saematch.report.captions import INTERVALS, caption_text
 from saematch.report.frames import (
     arms_of,
     datasets_of,
@@ -71,9 +71,9 @@ def draw_figures(
                 log.warning("figure %s was not drawn: it needs %s", name, NEEDS[name])
             bar.advance()
     if drawn:
-        text = "\n\n".join(f"**{name}.** {CAPTIONS[name]}" for name in drawn)
+        paragraphs = filter(None, [label, *map(caption_text, drawn), INTERVALS])
         with replacing(folder / "captions.md") as part:
-            part.write_text("\n\n".join(filter(None, [label, text])) + "\n", encoding="utf-8")
+            part.write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
     if names is None and not drawn:
         needs = "; ".join(f"{name} needs {NEEDS[name]}" for name in possible)
         log.warning("no figure was drawn: %s", needs)

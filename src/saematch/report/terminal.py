@@ -15,7 +15,7 @@ from saematch.core.pairs import DEFAULT, NO_ARM, PAIR_COLUMNS, pair_of
 from saematch.core.progress import ONLY_IN_FILE
 from saematch.core.results import Results
 from saematch.core.safe_text import shortened
-from saematch.core.tables import Row, Tables, rows_of
+from saematch.core.tables import Tables, rows_of
 from saematch.judge.verdicts import UNSCORED
 from saematch.report.cells import number, pair_label, pairs_of, texts_of
 from saematch.report.frames import (
@@ -128,11 +128,11 @@ def optimality(tables: Tables) -> Iterator[str]:
         if has(matches, "certain"):
             least = matches["certain"].astype(float).min()
             least = math.floor(1000 * least) / 10  # a lower bound is not rounded up
-            line += f"; at least {least} % of its pairs are in every optimal match"
+            line += f"; at least {least:g}% of its pairs are in every optimal match"
         if has(matches, "n_90"):
             counted = matches[matches["n_90"] > 0]
             share = (counted["n_90"] / counted["n_entries"]).astype(float).min()
-            line += f"; 90 % of the value over chance is in as few as {share:.0%} of them"
+            line += f"; 90% of the value over chance is in as few as {share:.0%} of its pairs"
         yield line
 
 
@@ -207,9 +207,7 @@ def _judged_again(tables: Tables) -> Iterator[str]:
     """Yield a line for each way in which a judge's pairs were judged again."""
     for row in rows_of(table(tables, "judge_agreement")):
         n_pairs, n_unscored = (int(str(row[name])) for name in ("n_pairs", "n_unscored"))
-        agreement = number(row["agreement"])
-        if row["agreement"] is not None:
-            agreement = f"{float(str(row['agreement'])):.0%}"
+        agreement = _percent(row["agreement"])
         line = f"judge, {AGAIN_LABELS[str(row['compared'])]}: the same label for {agreement} of "
         line += f"{n_pairs} pairs, kappa {number(row['kappa'])}"
         if row["compared"] == "swapped":
@@ -246,20 +244,20 @@ def _judge_table(tables: Tables, scores: pd.DataFrame) -> TextTable:
     roles = values_of(scores, "role")
     columns += [(role, NO_ARM, heading) for role, heading in CONTROLS.items() if role in roles]
     label = tables.column("judge_score").label.replace("judge", "Judge", 1)
-    title = f"{label} (share of SAME), from 1 different to 3 the same"
     rows = []
     for pair in pairs_of(where(scores, role="pair")):
         of_pair = rows_of(where(scores, **pair.columns()))
-        cells = {(row["role"], row["arm"]): _judge_cell(row) for row in of_pair}
-        rows.append([pair_label(pair), *(cells.get((role, arm), "–") for role, arm, _ in columns)])
+        cells = {(row["role"], row["arm"]): row for row in of_pair}
+        of_columns = [cells.get((role, arm), {}) for role, arm, _ in columns]
+        rows.append([pair_label(pair), *(number(row.get("judge_score")) for row in of_columns)])
+        if pair.source.layer is None:
+            rows.append(["SAME", *(_percent(row.get("same_share")) for row in of_columns)])
+    title = f"{label}: 1 different to 3 the same; SAME: its share"
     return TextTable(title, [heading for _, _, heading in columns], rows)
 
 
-def _judge_cell(row: Row) -> str:
-    """Return ``2.100 (40%)``, or a dash if no judgement has a label."""
-    if row["judge_score"] is None:
-        return "–"
-    return f"{number(row['judge_score'])} ({float(str(row['same_share'])):.0%})"
+def _percent(share: object) -> str:
+    return "–" if share is None else f"{float(str(share)):.0%}"
 
 
 def _likeness_table(likeness: pd.DataFrame) -> TextTable:

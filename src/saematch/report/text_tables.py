@@ -15,6 +15,8 @@ WIDTH = 80
 """Number of columns of output that is not a terminal."""
 BETWEEN = 2
 """Number of blanks between two columns."""
+AT_THE_END = 1
+"""Number of blanks after the last column."""
 LONGEST_LINE = 12
 """Length above which the name of an arm is broken at its underscores."""
 
@@ -62,7 +64,7 @@ def parts(table: TextTable, width: int) -> Iterator[Table]:
     columns: list[int] = []
     left = room
     for number in range(n_heads, len(widths)):
-        if columns and widths[number] > left:
+        if columns and widths[number] + AT_THE_END > left:
             yield _rich(table, columns)
             columns, left = [], room
         columns.append(number)
@@ -87,7 +89,7 @@ def _widths(table: TextTable) -> list[int]:
 
 
 def _fits(table: TextTable, width: int) -> bool:
-    return sum(w + BETWEEN for w in _widths(table)) <= width
+    return sum(w + BETWEEN for w in _widths(table)) - BETWEEN + AT_THE_END <= width
 
 
 def _turned(table: TextTable) -> TextTable:

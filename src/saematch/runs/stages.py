@@ -40,6 +40,7 @@ from saematch.runs.refusals import check_texts, find_refusals, no_explanations, 
 from saematch.sae.recorders import Recorder
 from saematch.sae.stand_in import ActivationQuantile, DecoderNorm, by_activation, by_decoder_norm
 from saematch.texts.readers import Reader
+from saematch.texts.text_pass import check_devices
 from saematch.training.collect import collect
 from saematch.training.train_saes import COLUMNS as SAE_COLUMNS
 from saematch.training.train_saes import SaeTraining, train_saes
@@ -55,6 +56,8 @@ def load(context: Context) -> None:
     """Load the inputs of the run; raises ``InputError`` if they do not fit together."""
     experiment = context.experiment
     _connect(context)
+    if experiment.trains or experiment.reads_texts:
+        check_devices(experiment.trainer)
     device = experiment.trainer.device_type
     if experiment.trains:
         log_device(experiment)

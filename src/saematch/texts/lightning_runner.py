@@ -53,6 +53,11 @@ def run_with_lightning(
         bar.advance(done + len(todo) - bar.done)
 
 
+def check_trainer(spec: TrainerSpec) -> None:
+    """Raise ``InputError`` if this machine lacks the devices of the spec."""
+    _trainer(spec, None)
+
+
 def _trainer(spec: TrainerSpec, bar: Bar | None) -> L.Trainer:
     """Return a Trainer that writes no files of its own and counts its batches on ``bar``."""
     for name in (
@@ -76,7 +81,10 @@ def _trainer(spec: TrainerSpec, bar: Bar | None) -> L.Trainer:
             plugins=[LightningEnvironment()],  # Lightning's handler for Slurm would requeue the job
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-        raise InputError(f"trainer: {error}") from error
+        raise InputError(
+            f"trainer.accelerator={spec.accelerator}, trainer.devices={spec.devices}: {error} "
+            "trainer=auto uses a GPU if PyTorch finds one"
+        ) from error
 
 
 def _test(trainer: L.Trainer, runner: _Runner) -> None:

@@ -52,6 +52,15 @@ def run_batches(
         raise RuntimeError(f"the runner did not write {lost[0]}")
 
 
+def check_devices(trainer: TrainerSpec) -> None:
+    """Raise ``InputError`` if this machine lacks the devices that the user chose."""
+    if trainer.accelerator in ("auto", "cpu") and trainer.devices == 1:
+        return  # they exist
+    from saematch.texts.lightning_runner import check_trainer
+
+    check_trainer(trainer)
+
+
 def _todo(batches: Sequence[TokenBatch], paths: Mapping[str, Sequence[Path]]) -> list[Todo]:
     """Return the batches with missing or damaged files."""
     lacking: dict[int, dict[str, str]] = {}
