@@ -196,10 +196,8 @@ def legend(figure: Figure, *axes: Axes, columns: int = 4) -> None:
     for number in range(min(columns, len(handles)), 0, -1):
         drawn = figure.legend(list(handles.values()), list(handles), loc="outside lower center",
                               ncols=number, frameon=False)  # fmt: skip
-        for text in drawn.get_texts():
-            text.set_parse_math(
-                False
-            )  # names from outside, whose width is asked for before ``save``
+        for text in drawn.get_texts():  # names from outside; their width is needed before ``save``
+            text.set_parse_math(False)
         if number == 1 or drawn.get_window_extent().width <= figure.bbox.width:
             return
         drawn.remove()

@@ -285,14 +285,13 @@ def _environment_kept(name: str) -> Iterator[None]:
 @contextmanager
 def settings_accepted() -> Iterator[None]:
     """Raise ``InputError`` if W&B refuses a setting of the logger or the environment."""
-    import pydantic
     import wandb
 
     try:
         yield
     except (wandb.errors.Error, ValueError) as error:
         reason = str(error)
-        if isinstance(error, pydantic.ValidationError):  # without its links and values
+        if hasattr(error, "errors"):  # of pydantic, whose text has links and values
             parts = [f"{part['loc'][0]}: {part['msg']}" for part in error.errors()]
             reason = ", ".join(parts)
         reason = " ".join(reason.split())
