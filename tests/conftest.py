@@ -101,7 +101,7 @@ def _answers_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def quick_pdf(monkeypatch: pytest.MonkeyPatch) -> Callable:
-    """Write empty PDF files, since real ones take half of a figure's time; return the real writer."""
+    """Write empty PDF files, since real ones take half of a figure's time; return the writer."""
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
 
     write = FigureCanvasPdf.print_pdf
