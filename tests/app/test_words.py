@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from saematch.app.main import _continuation
+from saematch.app.main import continuation
 from saematch.app.words import options_first
 from saematch.core.errors import InputError
 
@@ -67,4 +67,4 @@ def test_the_command_line_refuses_them_too(cli):
 def test_a_continuation_starts_the_program_that_was_started(monkeypatch, started, script, expected):
     monkeypatch.setattr(sys, "orig_argv", started)
     monkeypatch.setattr(sys, "argv", [script])
-    assert _continuation(["seed=1", "run_id=a"]) == f"{expected} seed=1 run_id=a"
+    assert continuation(["seed=1", "run_id=a"]) == f"{expected} seed=1 run_id=a"

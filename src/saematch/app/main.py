@@ -66,7 +66,7 @@ def main() -> None:
         if folder is not None and Begun.is_multirun():
             with suppress(OSError, ValueError):
                 record_killed(folder, cause)
-        sys.stderr.write(f"saematch: {cause}; continue with: {_continuation(sys.argv[1:])}\n")
+        sys.stderr.write(f"saematch: {cause}; continue with: {continuation(sys.argv[1:])}\n")
         sys.exit(cause.exit_code)
     except MISTAKES as error:
         if os.environ.get("SAEMATCH_TRACEBACK"):
@@ -115,7 +115,7 @@ def _complete_command() -> bool:
     return True
 
 
-def _continuation(words: Sequence[str]) -> str:
+def continuation(words: Sequence[str]) -> str:
     """Return the command line that continues an interrupted command."""
     missing = []
     if words[:1] == ["sweep"]:
