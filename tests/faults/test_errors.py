@@ -141,6 +141,29 @@ def test_junk_in_wandbs_environment_ends_in_one_line(cli, monkeypatch, name, val
     assert "Traceback" not in output.err
 
 
+@pytest.mark.parametrize(
+    ("variable", "setting", "reason"),
+    [("WANDB_MODE", "logger=wandb", "WANDB_..."), ("WANDB_RUN_ID", "logger=wandb", "WANDB_RUN_ID"),
+     ("", "dataset.paths=[absent.jsonl]", "absent.jsonl"),
+     ("", "dataset.paths=[absent/*.txt]", "absent/*.txt"), ("", "figures=[absent]", "absent")],
+)  # fmt: skip
+def test_a_mistake_is_refused_before_any_sae_is_loaded(
+    cli, tiny, monkeypatch, variable, setting, reason
+):
+    """Released SAEs take minutes to download and to load."""
+    from saematch.sae.suites import SaeShelf
+
+    monkeypatch.setattr(SaeShelf, "load", None)
+    if variable:
+        monkeypatch.setenv(variable, "")
+    settings = [*tiny_overrides(tiny), "logger=none", setting]
+    keys = {s.partition("=")[0]: s for s in settings}
+    message, output = cli(base=list(keys.values()))
+    assert message.startswith("saematch: ")
+    assert reason in message
+    assert "Traceback" not in output.err
+
+
 PLUGIN = """
 from saematch.matching.matchers import Identity
 

@@ -37,7 +37,7 @@ from saematch.texts import lightning_runner
 from saematch.texts.hub import HubSet
 from saematch.texts.readers import Reader
 from saematch.texts.sources import LocalTexts, TextSet
-from saematch.texts.token_cache import load_texts
+from saematch.texts.token_cache import load_texts, resolve_texts
 from saematch.texts.tokens import tokenise
 from saematch.texts.trainer import TrainerSpec
 from saematch.training.collect import Collection, collect, open_store
@@ -102,7 +102,7 @@ def sums(world: World, folder: Path) -> Any:
 
 
 def tokens(world: World, folder: Path) -> Any:
-    return listed(load_texts(world.texts, world.lm, folder).tokens)
+    return listed(load_texts(resolve_texts(world.texts, folder), world.lm).tokens)
 
 
 def text_pass(world: World) -> TextPass:

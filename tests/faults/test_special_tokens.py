@@ -30,7 +30,7 @@ from saematch.sae.stand_in import ActivationQuantile, by_activation
 from saematch.sae.suites import SaeShelf
 from saematch.texts.readers import Reader
 from saematch.texts.sources import LocalTexts, TextSet
-from saematch.texts.token_cache import load_texts
+from saematch.texts.token_cache import load_texts, resolve_texts
 from saematch.texts.tokens import tokenise
 from saematch.texts.trainer import TrainerSpec
 from saematch.training.collect import Collection, collect
@@ -213,7 +213,7 @@ def test_A2_a_text_with_no_two_tokens_side_by_side_is_refused_with_its_line(lm, 
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
     spec = LocalTexts([str(path)], 3, CUT, seed=2)
     with pytest.raises(ValueError, match=r"t\.jsonl, line 2: .*has 6 tokens, of which 3 count"):
-        load_texts(spec, lm, tmp_path)
+        load_texts(resolve_texts(spec, tmp_path), lm)
 
 
 def test_A2_contexts_equal_plain_hooks(lm, saes, batches, tmp_path):

@@ -8,7 +8,7 @@ from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 from saematch.lm.source import LmSource
 from saematch.texts.hub import HubSet, HubTexts
-from saematch.texts.token_cache import load_texts
+from saematch.texts.token_cache import load_texts, resolve_texts
 
 COMMITS = ["a" * 40, "b" * 40]
 
@@ -130,7 +130,7 @@ def test_the_newest_commit_is_pinned_recorded_and_read_once(hub, tiny, tmp_path,
     spec = HubTexts({"web": data_set}, n_texts=3, max_tokens=9, seed=2)
     hub.commits = [COMMITS[0], COMMITS[0]]
     for _ in range(2):
-        described = load_texts(spec, lm, tmp_path).described["web"]
+        described = load_texts(resolve_texts(spec, tmp_path), lm).described["web"]
         assert described.pop("datasets")
         assert described.pop("n_special") == 12, "digits and the sign are <unk>"
         assert described == {
@@ -140,12 +140,12 @@ def test_the_newest_commit_is_pinned_recorded_and_read_once(hub, tiny, tmp_path,
     assert hub.requests == [("some/web", None)] * 2
     assert hub.read == COMMITS[:1], "the second time tokens are kept"
 
-    assert load_texts(spec, lm, tmp_path).described["web"]["revision"] == COMMITS[0]
+    assert load_texts(resolve_texts(spec, tmp_path), lm).described["web"]["revision"] == COMMITS[0]
     assert "the hub gives no answer (timed out), so the run uses commit" in caplog.text
     assert hub.read == COMMITS[:1]
 
     hub.commits = [COMMITS[1]]
-    assert load_texts(spec, lm, tmp_path).described["web"]["revision"] == COMMITS[1]
+    assert load_texts(resolve_texts(spec, tmp_path), lm).described["web"]["revision"] == COMMITS[1]
     assert hub.read == COMMITS, "a newer commit is read"
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import TEXTS
 from saematch.lm.source import LmSource
 from saematch.texts.sources import LocalTexts, ZooTexts
-from saematch.texts.token_cache import load_texts
+from saematch.texts.token_cache import load_texts, resolve_texts
 from saematch.texts.tokens import tokenise
 
 
@@ -32,7 +32,7 @@ def drawn(monkeypatch):
 
 
 def test_the_same_texts_are_read_once(lm, spec, drawn, tmp_path):
-    first, again = (load_texts(spec, lm, tmp_path) for _ in range(2))
+    first, again = (load_texts(resolve_texts(spec, tmp_path), lm) for _ in range(2))
     assert len(drawn) == 1
     assert first.described == again.described
     (texts,) = spec.load()
@@ -48,12 +48,12 @@ def test_the_same_texts_are_read_once(lm, spec, drawn, tmp_path):
     [{"n_texts": 3}, {"max_tokens": 9}, {"seed": 1}, {"min_characters": 20}, {"column": "body"}],
 )
 def test_other_texts_are_read_again(lm, spec, drawn, tmp_path, change):
-    load_texts(spec, lm, tmp_path)
+    load_texts(resolve_texts(spec, tmp_path), lm)
     if "column" in change:
         with pytest.raises(ValueError, match="no field 'body'"):
-            load_texts(replace(spec, **change), lm, tmp_path)
+            load_texts(resolve_texts(replace(spec, **change), tmp_path), lm)
     else:
-        load_texts(replace(spec, **change), lm, tmp_path)
+        load_texts(resolve_texts(replace(spec, **change), tmp_path), lm)
     assert len(drawn) == 2
 
 
@@ -61,30 +61,30 @@ def test_another_model_bos_file_or_code_is_another_key(lm, drawn, tmp_path, monk
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(TEXTS))
     spec = LocalTexts([str(path)], n_texts=4, max_tokens=10)
-    load_texts(spec, lm, tmp_path)
+    load_texts(resolve_texts(spec, tmp_path), lm)
     changes = {"revision": "sha256:0", "bos_id": None, "special_ids": frozenset({0})}
     for name, value in changes.items():
         with monkeypatch.context() as changed:
             changed.setattr(lm, name, value)
-            tokens = load_texts(spec, lm, tmp_path).tokens["a"]
+            tokens = load_texts(resolve_texts(spec, tmp_path), lm).tokens["a"]
             assert (tokens.ids[0] == lm.bos_id) == (lm.bos_id is not None)
     assert len(drawn) == 4
     path.write_text("\n\n".join(reversed(TEXTS)))
-    load_texts(spec, lm, tmp_path)
+    load_texts(resolve_texts(spec, tmp_path), lm)
     assert len(drawn) == 5
     monkeypatch.setattr("saematch.texts.token_cache.code_of", lambda *_: "other")
-    load_texts(spec, lm, tmp_path)
+    load_texts(resolve_texts(spec, tmp_path), lm)
     assert len(drawn) == 6
 
 
 def test_a_damaged_file_is_made_again(lm, spec, drawn, tmp_path, caplog):
-    load_texts(spec, lm, tmp_path)
+    load_texts(resolve_texts(spec, tmp_path), lm)
     (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-9])
     with caplog.at_level(logging.WARNING):
-        load_texts(spec, lm, tmp_path)
+        load_texts(resolve_texts(spec, tmp_path), lm)
     assert "is damaged" in caplog.text
-    load_texts(spec, lm, tmp_path)
+    load_texts(resolve_texts(spec, tmp_path), lm)
     assert len(drawn) == 2
 
 
@@ -92,7 +92,7 @@ def test_sets_keep_their_order_and_say_what_they_are(tmp_path):
     lm = LmSource("zoo", "zoo").load()
     spec = ZooTexts(("prose", "code"), n_texts=2, max_tokens=8, seed=3)
     for _ in range(2):
-        loaded = load_texts(spec, lm, tmp_path)
+        loaded = load_texts(resolve_texts(spec, tmp_path), lm)
         assert list(loaded.tokens) == list(loaded.described) == ["prose", "code"]
     assert loaded.described["code"].pop("sha256").startswith("sha256:")
     assert loaded.described["code"] == {
@@ -105,4 +105,4 @@ def test_sets_keep_their_order_and_say_what_they_are(tmp_path):
     path.write_text("one two three")
     twice = LocalTexts([str(path), f"{tmp_path}/a*.txt"], n_texts=1, max_tokens=8)
     with pytest.raises(ValueError, match=r"two text sets have the same name \(a\)"):
-        load_texts(twice, lm, tmp_path)
+        load_texts(resolve_texts(twice, tmp_path), lm)

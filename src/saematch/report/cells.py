@@ -31,6 +31,11 @@ def number(value: object) -> str:
     return "–" if _is_missing(value) else f"{float(str(value)):.3f}"
 
 
+def percent(share: object) -> str:
+    """Return a share as a whole percentage, or a dash if it is missing."""
+    return "–" if _is_missing(share) else f"{float(str(share)):.0%}"
+
+
 def texts_of(column: Column, values: Sequence[object]) -> list[str]:
     """Return the values of a metric in one notation, with a dash for each missing value.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from saematch.core.errors import InputError
@@ -21,7 +20,7 @@ from saematch.sae.sources.registry import release
 from saematch.sae.sources.released import ReleasedSaes
 from saematch.sae.sources.source import SaeSource
 from saematch.sae.suites import SaeShelf
-from saematch.texts.token_cache import load_texts
+from saematch.texts.token_cache import ResolvedTexts, load_texts
 from saematch.texts.tokens import TokenBatch
 
 log = logging.getLogger(__name__)
@@ -205,12 +204,9 @@ class RunTexts(NamedTuple):
     facts: dict[str, dict[str, Any]]
 
 
-def load_tokens(experiment: Experiment, lm: LanguageModel, folder: Path) -> RunTexts:
-    """Return the texts in the tokens of a language model; ``InputError`` if they do not fit it.
-
-    ``folder`` stores the tokens.
-    """
-    tokens, facts = load_texts(experiment.dataset, lm, folder)
+def load_tokens(experiment: Experiment, texts: ResolvedTexts, lm: LanguageModel) -> RunTexts:
+    """Return the texts in the tokens of a language model; ``InputError`` if they do not fit it."""
+    tokens, facts = load_texts(texts, lm)
     for name, of_set in tokens.items():
         lm.refuse_ids(int(of_set.ids.max()), f"the text set {name!r}")
     if POOLED in tokens:

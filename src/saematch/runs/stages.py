@@ -41,6 +41,7 @@ from saematch.sae.recorders import Recorder
 from saematch.sae.stand_in import ActivationQuantile, DecoderNorm, by_activation, by_decoder_norm
 from saematch.texts.readers import Reader
 from saematch.texts.text_pass import check_devices
+from saematch.texts.token_cache import resolve_texts
 from saematch.training.collect import collect
 from saematch.training.train_saes import COLUMNS as SAE_COLUMNS
 from saematch.training.train_saes import SaeTraining, train_saes
@@ -55,6 +56,7 @@ MATCHING = "matching and evaluating SAEs"
 def load(context: Context) -> None:
     """Load the inputs of the run; raises ``InputError`` if they do not fit together."""
     experiment = context.experiment
+    experiment.logger.check()
     _connect(context)
     if experiment.trains or experiment.reads_texts:
         check_devices(experiment.trainer)
@@ -69,8 +71,9 @@ def load(context: Context) -> None:
     log_choice(context.chosen, list(experiment.arms))
     labels = experiment.model_labels
     models: dict[str, OpenedModel] = {}
-    if experiment.reads_texts:  # fails for a gated model before SAEs are downloaded
+    if experiment.reads_texts:  # refuses a gated model and missing texts before it loads SAEs
         refuse_embedded_model(experiment, context.chosen)
+        texts = resolve_texts(experiment.dataset, context.cache / "tokens")
         models[""] = experiment.model.open(device)
         models |= {
             label: experiment.models[label].open(device) for label in dict.fromkeys(labels.values())
@@ -87,9 +90,9 @@ def load(context: Context) -> None:
     for label, model in models.items():
         check_fit(model, of_label(context.saes, label, labels))
         lm = model.load()
-        texts = load_tokens(experiment, lm, context.cache / "tokens")
-        readers[label] = Reader(lm, texts.batches, texts.calibration)
-        context.text_facts = context.text_facts or texts.facts
+        tokens = load_tokens(experiment, texts, lm)
+        readers[label] = Reader(lm, tokens.batches, tokens.calibration)
+        context.text_facts = context.text_facts or tokens.facts
     context.readers = readers
     if experiment.evaluates_texts:
         context.refused += token_refusals(

@@ -67,6 +67,9 @@ class Tracker(Protocol):
 class NoLogging:
     """Spec: keep results only in the run's folder."""
 
+    def check(self) -> None:
+        """Accept everything: there is no server."""
+
     def start(self, name: str, folder: Path, config: dict[str, Any]) -> Tracker:
         """Return a tracker that does nothing."""
         return _NoTracker()
@@ -75,6 +78,9 @@ class NoLogging:
 @spec("logger")
 class CsvLogging:
     """Spec: mirror the history to ``metrics.csv`` and each table to a CSV file."""
+
+    def check(self) -> None:
+        """Accept everything: there is no server."""
 
     def start(self, name: str, folder: Path, config: dict[str, Any]) -> Tracker:
         """Return a tracker that writes into ``folder/csv``."""
@@ -92,12 +98,17 @@ class WandbLogging:
     offline: bool = False
     """Whether the run stays offline without contacting the server."""
 
+    def check(self) -> None:
+        """Raise ``InputError`` for a bad variable ``WANDB_...`` of the environment."""
+        import wandb
+
+        _chosen_id()
+        with settings_accepted():
+            wandb.Settings().update_from_env_vars(os.environ)
+
     def start(self, name: str, folder: Path, config: dict[str, Any]) -> Tracker:
         """Open the W&B run, and log its address or folder in one line."""
-        if "WANDB_RUN_ID" in os.environ:
-            run_id = check_name("WANDB_RUN_ID", os.environ["WANDB_RUN_ID"])
-        else:
-            run_id = wandb_id(name, folder)
+        run_id = _chosen_id() or wandb_id(name, folder)
         return self.open(run_label(name, config.get("overrides", ())), folder, config, run_id)
 
     def open(
@@ -169,6 +180,12 @@ class WandbLogging:
         except (wandb.errors.Error, ValueError) as error:
             return f"its server refuses the API key: {str(error).splitlines()[0]}"
         return ""
+
+
+def _chosen_id() -> str | None:
+    """Return the id of the W&B run from the environment, for example from a sweep's agent."""
+    run_id = os.environ.get("WANDB_RUN_ID")
+    return None if run_id is None else check_name("WANDB_RUN_ID", run_id)
 
 
 class _NoTracker:

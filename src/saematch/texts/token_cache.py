@@ -29,15 +29,32 @@ class LoadedTexts(NamedTuple):
     tokens."""
 
 
-def load_texts(source: TextSource, lm: LanguageModel, folder: Path) -> LoadedTexts:
-    """Return the tokens of every set of ``source``, from ``folder`` if it has them.
+class ResolvedTexts(NamedTuple):
+    """A source of texts at one exact version, before the texts are read."""
 
-    Texts are cut at ``source.max_tokens``, or at the most tokens that the model takes if that is
-    less. The name of their file is a hash of everything that determines them: texts, tokenizer,
-    BOS, special tokens, maximum length and code. Raises ``InputError`` if the texts cannot be read.
-    """
+    source: TextSource
+    described: dict[str, dict[str, Any]]
+    """Everything that determines the texts of each set."""
+    folder: Path
+    """Folder that stores the tokens."""
+
+
+def resolve_texts(source: TextSource, folder: Path) -> ResolvedTexts:
+    """Find the files or data sets of a source; ``InputError`` if one is missing."""
     resolved = source.resolve(folder / "revisions")
-    described = resolved.described()
+    return ResolvedTexts(resolved, resolved.described(), folder)
+
+
+def load_texts(texts: ResolvedTexts, lm: LanguageModel) -> LoadedTexts:
+    """Return the tokens of every set, from the folder of ``texts`` if it has them.
+
+    Texts are cut at ``max_tokens`` of their source, or at the most tokens that the model takes if
+    that is less. The name of their file is a hash of everything that determines them: texts,
+    tokenizer, BOS, special tokens, maximum length and code. Raises ``InputError`` if the texts
+    cannot be read.
+    """
+    source, folder = texts.source, texts.folder
+    described = {name: dict(facts) for name, facts in texts.described.items()}
     code = code_of(load_texts, source, LmSource)
     max_tokens = min(source.max_tokens, lm.max_positions or source.max_tokens)
     key = [code, described, max_tokens, lm.name, lm.revision, lm.bos_id]
@@ -45,7 +62,7 @@ def load_texts(source: TextSource, lm: LanguageModel, folder: Path) -> LoadedTex
     stored = read(path)
     kept = None if stored is None else _tokens(stored, list(described))
     if kept is None:
-        kept = {texts.name: tokenise(texts, lm, max_tokens) for texts in resolved.load()}
+        kept = {each.name: tokenise(each, lm, max_tokens) for each in source.load()}
         _write(path, kept)
     for name, tokens in kept.items():
         described[name] |= {"n_texts": len(tokens.lengths), "n_special": tokens.n_special}
