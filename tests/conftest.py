@@ -26,6 +26,9 @@ import rich.table  # noqa: F401
 import scipy.optimize
 import scipy.stats  # noqa: F401
 import torch
+from hydra._internal import defaults_list
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
@@ -38,6 +41,9 @@ from saematch.core.memory import keep_freed_memory
 from saematch.core.store import write, write_note
 from saematch.lm.states import states_name
 from saematch.sae.params import SaeOrigin, SaeParams
+
+OURS = (str(PRESETS), "hydra.conf", "")
+"""Paths of Hydra's sources of presets; the empty path is that of structured configurations."""
 
 keep_freed_memory()
 gc.set_threshold(100_000, 20, 50)  # by default, garbage collection takes a seventh of the time
@@ -52,13 +58,22 @@ def _signals_arrive():
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_composition() -> Iterator[None]:
-    """Skip Hydra's repeated work, which takes a third of a small run.
+    """Skip Hydra's repeated work, which takes half of a small run.
 
-    Each preset of the package is read once. Hydra also composes every command line twice, since a
-    preset might set ``hydra.mode``. No preset does, so the first composition is skipped.
+    Each preset of the package is read once, and equal lists of them are merged once. Hydra composes
+    every command line twice, since a preset might set ``hydra.mode``, and prepares interpolations
+    in the defaults of every preset. No preset has either, so both are skipped.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        interpolations = defaults_list._create_interpolation_map
+        patch.setattr(
+            defaults_list, "_create_interpolation_map",
+            lambda choices, defaults, added: interpolations(choices, defaults, added)
+            if any(default.is_interpolation() for default in defaults) else None,
+        )  # fmt: skip
+        merge = ConfigLoaderImpl._compose_config_from_defaults_list
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", _merged_once(merge))
         Plugins.instance()  # registers the sources
         for source in map(SourcesRegistry.instance().resolve, ("file", "pkg")):
             for name in ("load_config", "is_config"):
@@ -76,7 +91,7 @@ def _read_once(read: Callable) -> Callable:
     pickles: dict[tuple[str, str], bytes] = {}
 
     def read_once(self: object, config_path: str) -> object:
-        if self.path not in (str(PRESETS), "hydra.conf"):
+        if self.path not in OURS:
             return read(self, config_path)
         key = (self.path, config_path)
         if key not in pickles:
@@ -84,6 +99,21 @@ def _read_once(read: Callable) -> Callable:
         return pickle.loads(pickles[key])
 
     return read_once
+
+
+def _merged_once(merge: Callable) -> Callable:
+    """Return a function that merges equal lists of presets of the package and of Hydra once."""
+    pickles: dict[str, bytes] = {}
+
+    def merged_once(self: object, defaults: list, repo: CachingConfigRepository) -> object:
+        if any(source.path not in OURS for source in repo.get_sources()):
+            return merge(self, defaults, repo)
+        key = repr([(d.config_path, d.package, d.parent, d.is_self, d.primary) for d in defaults])
+        if key not in pickles:
+            pickles[key] = pickle.dumps(merge(self, defaults, repo))
+        return pickle.loads(pickles[key])
+
+    return merged_once
 
 
 @pytest.fixture(autouse=True)
@@ -100,14 +130,19 @@ def _answers_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def quick_pdf(monkeypatch: pytest.MonkeyPatch) -> Callable:
-    """Write empty PDF files, since real ones take half of a figure's time; return the writer."""
-    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+def real_figures() -> Iterator[Callable[[], None]]:
+    """Write empty PDF and SVG files, since real ones take two thirds of a figure's time.
 
-    write = FigureCanvasPdf.print_pdf
-    empty = lambda _canvas, path, **_: Path(path).write_bytes(b"%PDF")  # noqa: E731
-    monkeypatch.setattr(FigureCanvasPdf, "print_pdf", empty)
-    return write
+    The value is a function that makes the rest of the test write real files.
+    """
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    with pytest.MonkeyPatch.context() as patch:
+        empty = lambda _canvas, path, **_: Path(path).touch()  # noqa: E731
+        patch.setattr(FigureCanvasPdf, "print_pdf", empty)
+        patch.setattr(FigureCanvasSVG, "print_svg", empty)
+        yield patch.undo
 
 
 @pytest.fixture(autouse=True)

@@ -142,7 +142,8 @@ def test_the_page_has_every_run_and_figure(write, tmp_path, command):
     )
 
 
-def test_definitions_of_metrics_come_from_the_runs(write, tmp_path, command):
+def test_definitions_of_metrics_come_from_the_runs(write, tmp_path, command, real_figures):
+    real_figures()
     drift = Column("drift", "drift of <norms>", "lower", "nats", logged=("matches",))
     for name, value in (("0", 0.5), ("1", 0.25)):
         rows = [mean("drift", value), mean("drift", 0.125, arm="random")]

@@ -1,7 +1,6 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
 
 from saematch.core.columns import EXPLAINED_VARIANCE
 from saematch.core.results import Results
@@ -138,8 +137,8 @@ def test_arms_differ_in_marker_and_line():
     assert len({str(style["linestyle"]) for style in styles}) == 6
 
 
-def test_a_figure_names_its_run_and_is_written_three_times(tmp_path, monkeypatch, quick_pdf):
-    monkeypatch.setattr(FigureCanvasPdf, "print_pdf", quick_pdf)
+def test_a_figure_names_its_run_and_is_written_three_times(tmp_path, real_figures):
+    real_figures()
     tables = Tables.of({"matches": of_arms(value=1.0)})
     label = "model · saes_$x$ · match/a"
     assert list(draw_figures(tables, ["matching"], tmp_path / "a", label)) == ["matching"]

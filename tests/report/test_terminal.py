@@ -88,6 +88,33 @@ def test_a_table_that_is_wider_than_the_terminal_has_a_row_for_each_arm(tmp_path
     ]
 
 
+def test_means_over_pairs_are_printed_with_half_of_their_interval(tmp_path, capsys):
+    pairs = [{**ROW, "source_layer": n, "target_layer": n + 1, "arm": "a"} for n in (0, 1)]
+    cell = {"arm": "a", "dataset": "web", "strategy": "permute", "quantile": None}
+    scores = [{**row, "matching_score": 0.25 + n / 2} for n, row in enumerate(pairs)]
+    losses = [
+        {**row, **cell, "explained_variance": 0.1 + n, "delta_loss": n}
+        for n, row in enumerate(pairs)
+    ]
+    means = [
+        {"suites": "default", **cell, "dataset": dataset, "metric": metric, "strategy": strategy,
+         "value": value, "low": low, "high": high, "n_pairs": 2}
+        for dataset, strategy, metric, value, low, high in (
+            (None, None, "recall", 0.5, None, None),
+            ("web", None, "matching_score", 9.0, 8.0, 9.5),
+            ("all", None, "matching_score", 0.5, 0.375, 0.625),
+            ("all", "permute", "explained_variance", 0.6, 0.55, 0.65),
+        )
+    ]  # fmt: skip
+    tables = Tables.of({"matches": scores, "strategies": losses, "means": means})
+    print_results(Results("x", {}, {}, tables=tables), tmp_path)
+    output = capsys.readouterr().out
+    cells = [line.split() for line in output.splitlines()]
+    assert ["mean", "0.500", "0.500"] in cells and ["±", "–", "0.125"] in cells
+    assert ["mean", "0.600"] in cells and ["±", "0.050"] in cells
+    assert "±: half of the mean's interval" in output
+
+
 def test_a_table_that_does_not_fit_is_split_into_tables_with_the_same_rows(tmp_path, capsys):
     rows = [
         {**ROW, "arm": f"arm_{arm}", "source_layer": layer, "target_layer": layer + 1}

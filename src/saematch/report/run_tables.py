@@ -106,7 +106,7 @@ class _Means:
 
     def heads(self, pairs: Sequence[Pair]) -> list[str]:
         """Return the heads of two rows for each pair of suites: means, and half intervals."""
-        labels = [""] if _suites(pairs) == [DEFAULT] else [f" {name}" for name in _suites(pairs)]
+        labels = ["" if suites == DEFAULT else f" {suites}" for suites in self._suites(pairs)]
         return [f"{head}{label}" for label in labels for head in ("mean", "±")]
 
     def values(self, pairs: Sequence[Pair], *key: Value) -> list[Value]:
@@ -115,14 +115,13 @@ class _Means:
         ``key`` has arm, strategy, quantile and metric.
         """
         values: list[Value] = []
-        for suites in _suites(pairs):
+        for suites in self._suites(pairs):
             row = self.rows.get((suites, *key), {})
             values += [row.get("value"), _half(row.get("low"), row.get("high"))]
         return values
 
-
-def _suites(pairs: Sequence[Pair]) -> list[str]:
-    return list(dict.fromkeys(pair.suites for pair in pairs))
+    def _suites(self, pairs: Sequence[Pair]) -> list[str]:
+        return list(dict.fromkeys(pair.suites for pair in pairs)) if self.rows else []
 
 
 def _half_of(row: Row, metric: str) -> float | None:

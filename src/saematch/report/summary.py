@@ -7,8 +7,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from saematch.core.errors import InputError
-from saematch.core.pairs import DEFAULT, PAIR_COLUMNS, suites_label
-from saematch.core.tables import Tables
+from saematch.core.pairs import DEFAULT, PAIR_COLUMNS, SUITE_COLUMNS, suites_label
+from saematch.core.tables import Row, Tables, rows_of
 from saematch.report.frames import has, table, with_metric
 
 IN_NAMES = ("dataset", "arm", "strategy")
@@ -102,27 +102,53 @@ def optimal_to(tables: Tables) -> dict[str, float]:
 def _logged(tables: Tables) -> pd.DataFrame:
     """Return the values of every logged metric, with its layer, name and parts of the name."""
     several = _has_several_sources(table(tables, "matches"))
-    parts = [pd.DataFrame({name: [] for name in LOGGED})]
+    values: list[Row] = []
     for name, frame in tables.items():
-        logged = [metric for metric, column in tables.columns.items() if name in column.logged]
-        for metric in logged:
-            if has(frame, metric):
-                layer = _layer_column(name, frame, metric)
-                rows = with_metric(with_metric(frame, metric), layer)
-                prefix, tail = PREFIXES.get(name, ""), _tail(rows, several)
-                values = _values(rows, prefix + metric + _parts(rows) + tail, metric)
-                values["prefix"] = prefix
-                values["dataset"] = rows.get("dataset")
-                lines = _parts(rows.drop(columns="dataset", errors="ignore")) + tail
-                values["line"] = [line[1:] or metric for line in lines]
-                parts.append(values)
-    controls = _controls(tables)
-    if len(controls):
-        names = "judge_control/" + controls["role"] + _tail(controls, several)
-        values = _values(controls, names, "judge_score").assign(prefix="", dataset=None)
-        values["line"] = [name.removeprefix("judge_") for name in names]
-        parts.append(values)
-    return pd.concat([part for part in parts if len(part)] or parts)
+        columns = tables.columns.items()
+        logged = [metric for metric, c in columns if name in c.logged and has(frame, metric)]
+        if logged:
+            rows = rows_of(with_metric(frame, _layer_column(name, frame, logged[0])))
+            labels = [_label(row, PREFIXES.get(name, ""), several) for row in rows]
+            for metric in logged:
+                values += [
+                    _value(row, label, metric)
+                    for row, label in zip(rows, labels, strict=True)
+                    if row[metric] is not None
+                ]
+    for row in rows_of(_controls(tables)):
+        name = f"judge_control/{row['role']}{_tail(row, several)}"
+        line = name.removeprefix("judge_")
+        value = _value(row, _label(row, "", several), "judge_score")
+        values.append({**value, "name": name, "line": line, "dataset": None})
+    return pd.DataFrame(values, columns=list(LOGGED))
+
+
+class _Label(NamedTuple):
+    """Parts of the names of a row's values."""
+
+    prefix: str
+    end: str
+    line: str
+
+
+def _label(row: Row, prefix: str, several: bool) -> _Label:
+    tail = _tail(row, several)
+    short = _parts({**row, "dataset": None}) + tail
+    return _Label(prefix, _parts(row) + tail, short.removeprefix("/"))
+
+
+def _value(row: Row, label: _Label, metric: str) -> Row:
+    """Return a value as a row with the columns ``LOGGED``."""
+    layer = row["target_layer"] if "target_layer" in row else row["layer"]
+    return {
+        "layer": layer,
+        "name": f"{label.prefix}{metric}{label.end}",
+        "value": float(str(row[metric])),
+        "metric": metric,
+        "prefix": label.prefix,
+        "dataset": row.get("dataset"),
+        "line": label.line or metric,
+    }
 
 
 def _layer_column(name: str, frame: pd.DataFrame, metric: str) -> str:
@@ -133,14 +159,6 @@ def _layer_column(name: str, frame: pd.DataFrame, metric: str) -> str:
     raise InputError(
         f"metric {metric} is logged from the table {name}, which has no column target_layer or "
         "layer: add the column, or remove the table from the metric's logged"
-    )
-
-
-def _values(rows: pd.DataFrame, names: pd.Series, metric: str) -> pd.DataFrame:
-    layer = rows["target_layer" if "target_layer" in rows else "layer"]
-    value = rows[metric].astype(float)
-    return pd.DataFrame(
-        {"layer": layer.astype(int), "name": names, "value": value, "metric": metric}
     )
 
 
@@ -162,24 +180,18 @@ def _has_several_sources(matches: pd.DataFrame) -> bool:
     return len(pairs) > len(pairs[targets].drop_duplicates())
 
 
-def _parts(rows: pd.DataFrame) -> pd.Series:
+def _parts(row: Row) -> str:
     """Return the parts of names that are keys, as ``/<data set>/<arm>/<strategy>@<quantile>``."""
-    parts = pd.Series("", index=rows.index, dtype=object)
-    for key in IN_NAMES:
-        if key in rows:
-            parts += [f"/{part}" if pd.notna(part) else "" for part in rows[key]]
-    if has(rows, "quantile"):
-        parts += [f"@{share:g}" if pd.notna(share) else "" for share in rows["quantile"]]
-    return parts
+    keys = [f"/{row[key]}" for key in IN_NAMES if row.get(key) is not None]
+    quantile = row.get("quantile")
+    return "".join(keys) + ("" if quantile is None else f"@{quantile:g}")
 
 
-def _tail(rows: pd.DataFrame, several: bool) -> pd.Series:
-    """Return the ends of names: the source layer if a target has several, then the suites."""
-    tail = pd.Series("", index=rows.index, dtype=object)
-    if several and "source_layer" in rows:
-        tail += "/from_" + rows["source_layer"].astype(str)
-    suites = ("suite", "suite") if "suite" in rows else ("source_suite", "target_suite")
-    if suites[0] in rows:
-        labels = map(suites_label, *(rows[name] for name in suites))
-        tail += ["" if label == DEFAULT else f"/{label}" for label in labels]
-    return tail
+def _tail(row: Row, several: bool) -> str:
+    """Return the end of names: the source layer if a target has several, then the suites."""
+    source = f"/from_{row['source_layer']}" if several and "source_layer" in row else ""
+    names = ("suite", "suite") if "suite" in row else SUITE_COLUMNS
+    if names[0] not in row:
+        return source
+    label = suites_label(*(str(row[name]) for name in names))
+    return source if label == DEFAULT else f"{source}/{label}"
