@@ -18,7 +18,7 @@ def line_of(name):
 def test_a_release_in_one_line():
     assert line_of("gemma-scope-2b-pt-res-canonical") == (
         "gemma-scope-2b-pt-res-canonical", "gemma-2-2b", "resid_post", "JumpReLU",
-        "16k 65k: 0-25, 32k 262k 524k: 12, 1m: 5 12 19", "59-141", "all", "sae=gemma_scope_2b",
+        "16k 65k: 0-25, 32k 262k 524k: 12, 1m: 5 12 19", "59-141", "all", "setting=gemma_2_2b",
     )  # fmt: skip
     assert line_of("gemma-scope-2-270m-pt-res")[4:7] == (
         "16k 65k 262k 1m: 5 9 12 15", "18-150", "16 of 52"
@@ -33,19 +33,25 @@ def test_a_release_in_one_line():
 @pytest.mark.parametrize(
     ("name", "taken_by"),
     [
-        ("gemma-scope-2b-pt-att", "sae=gemma_scope_2b sae.site=hook_z sae.l0=70"),
+        ("gemma-scope-2b-pt-att", "setting=gemma_2_2b sae.site=hook_z sae.l0=70"),
         ("gemma-scope-2-27b-pt-res-all", "sae=gemma_scope_2_27b"),
-        ("llama_scope_lxm_32x", "sae=llama_scope sae.site=mlp_out sae.width=32x"),
-        ("gpt2-small-mlp-out-v5-128k", "sae=gpt2_v5 sae.site=mlp_out sae.width=128k"),
-        ("pythia-70m-deduped-att-sm", "sae=pythia_70m sae.site=attn_out"),
-        ("qwen-scope-3-1.7b-base-w32k-l50", "sae=qwen_scope"),
-        ("gpt2-small-res_sce-ajt", "sae=saelens sae.release=gpt2-small-res_sce-ajt "
+        ("llama_scope_lxm_32x", "setting=llama_3_1_8b sae.site=mlp_out sae.width=32x"),
+        ("gpt2-small-mlp-out-v5-128k",
+         "model=gpt2_small sae=gpt2_v5 sae.site=mlp_out sae.width=128k"),
+        ("pythia-70m-deduped-att-sm", "model=pythia_70m sae=pythia_70m sae.site=attn_out"),
+        ("qwen-scope-3-1.7b-base-w32k-l50", "model=qwen3_1_7b sae=qwen_scope"),
+        ("gpt2-small-res_sce-ajt",
+         "model=gpt2_small sae=saelens sae.release=gpt2-small-res_sce-ajt "
          "'sae.id_template=\"blocks.{layer}.hook_resid_pre\"' sae.shift=1"),
     ],
 )  # fmt: skip
 def test_settings_of_a_release_take_it(name, taken_by):
     assert settings(registry.release(name), KNOWN) == taken_by
-    source = build(shlex.split(taken_by))[0].sae
+    experiment = build(shlex.split(taken_by))[0]
+    source = experiment.sae
+    assert ("model=" in taken_by or "setting=" in taken_by) == experiment.model.is_called(
+        registry.release(name).model
+    )
     assert {source.chosen(layer)[0] for layer in source.layers()} == {name}
 
 
@@ -67,7 +73,7 @@ def test_the_whole_name_of_a_release_lists_its_saes(capsys):
     main(["gpt2-small-res-jb"])
     shown = capsys.readouterr().out
     assert "0      blocks.0.hook_resid_pre    10       gpt2-small/0-res-jb" in shown
-    assert shown.rstrip().endswith("gpt2-small-res-jb: sae=gpt2_res_jb")
+    assert shown.rstrip().endswith("gpt2-small-res-jb: model=gpt2_small sae=gpt2_res_jb")
     listed = list(rows(registry.release("gemma-scope-2b-pt-res-canonical")))
     assert [int(row[0]) for row in listed] == sorted(int(row[0]) for row in listed)
     assert ("12", "layer_12/width_1m/canonical", "107", "gemma-2-2b/12-gemmascope-res-1m") in listed

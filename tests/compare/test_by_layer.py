@@ -47,8 +47,9 @@ def write(tmp_path):
         names = ("mse_W_dec", "matching_score", "explained_variance")
         means = [mean | {"metric": metric, "value": value} for metric in names]
         tables = {"means": means, "matches": rows, "strategies": spliced}
-        saes = {str(n): {"release": "mine", "sae_id": str(n), "revision": revision} for n in (0, 1)}
-        saes["2"] = {"release": "mine", "sae_id": "2", "revision": "r"}
+        saes = {str(n): {"layer": n, "release": "mine", "sae_id": str(n), "revision": revision}
+                for n in (0, 1)}  # fmt: skip
+        saes["2"] = {"layer": 2, "release": "mine", "sae_id": "2", "revision": "r"}
         facts = {"code": "a", "saes": saes}
         config = {"overrides": [f"sae.path={revision}", f"seed={name}"], "seed": name}
         config["sae"] = {"path": revision}

@@ -101,6 +101,19 @@ def names(comparison):
     return [run.name for run in comparison.compared]
 
 
+def test_what_all_runs_share_is_said_first(write, tmp_path, command):
+    saes = {str(n): {"layer": n, "release": "r"} for n in (2, 3, 4)}
+    shared = {"code": "123456789", "saes": saes, "model": {"name": "m"}}
+    for name, n_texts in (("0", 10), ("1", 20)):
+        facts = {**shared, "texts": {"web": {"n_texts": n_texts}}}
+        write(name, f"seed={name}", config={"seed": int(name)}, provenance=facts)
+    message, out = command(tmp_path / "sweep")
+    assert message is None
+    (line,) = [line for line in out.splitlines() if line.startswith("all runs:")]
+    assert line == "all runs: model m; SAEs r, layers 2 to 4; code 12345678"
+    assert line in (tmp_path / "sweep/comparison/index.html").read_text()
+
+
 def test_parameters_and_numbers_of_a_grid(write, tmp_path, command):
     message, out = command(sweep(write, tmp_path), "--metric", "recall")
     assert message is None

@@ -5,7 +5,8 @@ import torch
 
 from conftest import tiny_overrides
 from saematch.app.configuration import build
-from saematch.runs.opening import device_text, layers_text
+from saematch.core.pairs import layers_text
+from saematch.runs.opening import device_text
 from saematch.runs.run import run
 from saematch.texts.trainer import TrainerSpec
 

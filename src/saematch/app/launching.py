@@ -131,14 +131,20 @@ def do_run(config: DictConfig, folder: Path) -> Results:
             remove_unused(folder)
 
 
-def do_job(n_jobs: int, config: DictConfig) -> None:
-    """Do one job of a sweep. If it fails, its log and its ``results.json`` hold the reason."""
+def do_job(n_jobs: int, metric: str, config: DictConfig) -> None:
+    """Do one job of a sweep, and log its value of the sweep's metric.
+
+    If the job fails, its log and its ``results.json`` hold the reason.
+    """
     hydra_config = HydraConfig.get()
     folder = Path(os.path.relpath(hydra_config.runtime.output_dir))
     settings = " ".join(hydra_config.overrides.task)
     log.info("\n[%d/%d] %s: %s", hydra_config.job.num + 1, n_jobs, folder, settings)
     try:
-        do_run(config, folder)
+        results = do_run(config, folder)
+        value = results.metrics.get(metric)
+        log.info("%s: finished in %.0f s%s", folder, results.provenance["seconds"],
+                 "" if value is None else f", {metric} {value:.4g}")  # fmt: skip
     except MISTAKES as error:
         log.error("%s failed: %s", folder, one_line(error))
     except Exception:  # logged here, since another process cannot pass its traceback on

@@ -14,6 +14,7 @@ import yaml
 from saematch.app.saes_listing import Line, print_release, print_releases
 from saematch.core.errors import InputError
 from saematch.core.files import PRESETS
+from saematch.lm.names import bare
 from saematch.sae.sources.registry import RegisteredSae, Release, closest, releases
 
 LAYER = re.compile(r"(layer_?|blocks\.|^l(?=\d))(\d+)")
@@ -51,10 +52,21 @@ NAMED = {
 
 
 class Preset(NamedTuple):
-    """A preset in ``conf/sae`` that loads released SAEs."""
+    """A preset, for example one in ``conf/sae`` that loads released SAEs."""
 
     name: str
     fields: dict[str, Any]
+
+
+class Presets(NamedTuple):
+    """Presets that settings of a release choose."""
+
+    saes: list[Preset]
+    """Presets in ``conf/sae`` that name a release."""
+    models: list[Preset]
+    """Presets in ``conf/model``."""
+    settings: dict[str, str]
+    """By preset of SAEs: the preset in ``conf/setting`` that chooses it and its model."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -121,7 +133,7 @@ def matching(pattern: str) -> list[Release]:
     ]
 
 
-def line(release: Release, files: Sequence[Preset]) -> Line:
+def line(release: Release, files: Presets) -> Line:
     """Return the listing's line of a release."""
     saes = release.saes.items()
     sites = dict.fromkeys(filter(None, (_site(release, sae_id, sae) for sae_id, sae in saes)))
@@ -151,18 +163,39 @@ def rows(release: Release) -> Iterator[tuple[str, str, str, str]]:
         yield "" if layer < 0 else str(layer), sae_id, l0, sae.neuronpedia_id or ""
 
 
-def presets() -> list[Preset]:
-    """Return the presets in ``conf/sae`` that name a release."""
-    files = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))
-             for path in sorted((PRESETS / "sae").glob("*.yaml"))}  # fmt: skip
-    released = {name: fields for name, fields in files.items()
-                if str(fields.get("_target_")).endswith(".ReleasedSaes")}  # fmt: skip
-    return [Preset(name, fields) for name, fields in released.items() if fields["release"] != "???"]
+def presets() -> Presets:
+    """Return the presets of the package that settings of a release choose."""
+    saes = [preset for preset in _group("sae") if preset.fields.get("release", "???") != "???"]
+    settings = {
+        default["override /sae"]: preset.name
+        for preset in _group("setting")
+        for default in preset.fields.get("defaults", ())
+        if "override /sae" in default
+    }
+    return Presets(saes, _group("model"), settings)
 
 
-def settings(release: Release, files: Sequence[Preset]) -> str:
-    """Return the settings that load a release, by a preset if one covers it."""
-    for preset in files if "transcoder" not in release.name else ():
+def _group(name: str) -> list[Preset]:
+    paths = sorted((PRESETS / name).glob("*.yaml"))
+    return [Preset(path.stem, yaml.safe_load(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+def settings(release: Release, files: Presets) -> str:
+    """Return the settings that load a release and its language model, by presets if they exist."""
+    saes = _sae_settings(release, files.saes)
+    preset, _, changes = saes.removeprefix("sae=").partition(" ")
+    if preset in files.settings:
+        return f"setting={files.settings[preset]} {changes}".rstrip()
+    model = next((m.name for m in files.models if _is_model(m, release.model)), None)
+    return saes if model is None or not saes else f"model={model} {saes}"
+
+
+def _is_model(preset: Preset, name: str) -> bool:
+    return bare(name) in {bare(preset.fields[key]) for key in ("name", "path")}
+
+
+def _sae_settings(release: Release, saes: Sequence[Preset]) -> str:
+    for preset in saes if "transcoder" not in release.name else ():
         for key in ("release", "offers_release"):
             chosen = _by_preset(release, preset, key)
             if chosen is not None:

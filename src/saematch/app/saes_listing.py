@@ -15,6 +15,12 @@ from rich.table import Table
 MAX_RELEASES = 10
 """Number of releases in a listing without ``--all``."""
 
+WITHOUT_MODEL = (
+    "Settings without model= or setting=: there is no preset of the model. Add model=local "
+    "model.path=REPOSITORY model.name=MODEL, or match by weights alone with evaluations=[]."
+)
+"""Remark on a listing."""
+
 
 class Line(NamedTuple):
     """A release in the listing."""
@@ -57,6 +63,8 @@ def print_releases(lines: Sequence[Line], whole: bool) -> None:
         if line.settings:
             console.print(f"    {line.settings}", style="dim", highlight=False, soft_wrap=True,
                           markup=False)  # fmt: skip
+    if any(not line.settings.startswith(("setting=", "model=")) for line in shown):
+        console.print(f"\n{WITHOUT_MODEL}", highlight=False)
     if len(shown) < len(lines):
         console.print(
             f"\n{len(lines) - len(shown)} more releases: add words, or --all", highlight=False
@@ -68,10 +76,9 @@ def print_release(line: Line, rows: Sequence[tuple[str, str, str, str]]) -> None
     console = _console()
     description = ", ".join(filter(None, (line.model, line.site, line.kind)))
     console.print(f"\n[bold]{line.release}[/] ({description})", highlight=False, soft_wrap=True)
-    table = Table(
-        "layer", "id", "mean L0", "explained as", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
-        show_edge=False,
-    )  # fmt: skip
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for heading in ("layer", "id", "mean L0", "explained as"):
+        table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*(cell or "–" for cell in row))
     console.print(table)

@@ -11,6 +11,7 @@ from saematch.compare.by_layer import agreement_by_arm
 from saematch.compare.comparison import SUITES, Comparison, described, shown
 from saematch.compare.plan import metrics_of, shown_rows, unique_values
 from saematch.compare.runs import RunFolder, Value
+from saematch.compare.shared import shared_inputs
 from saematch.core.columns import Column
 from saematch.core.pairs import DEFAULT
 from saematch.core.safe_text import visible
@@ -77,7 +78,10 @@ def headline(comparison: Comparison) -> str:
 
 
 def findings(comparison: Comparison) -> Iterator[str]:
-    """Yield lines on the swept settings, the best run, and remarks that a reader needs."""
+    """Yield lines on shared inputs, swept settings, the best run, and further remarks."""
+    shared = shared_inputs([run.results for run in comparison.compared if run.results is not None])
+    if shared:
+        yield shared
     for name in comparison.parameters:
         values = [brief(value) for value in unique_values(comparison, name)]
         several = f"{len(values)} values, {values[0]} to {values[-1]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 DEFAULT = "default"
@@ -106,3 +106,13 @@ def suites_label(source: str, target: str) -> str:
 def suites_of(row: Mapping[str, Any]) -> str:
     """Return the suites in a row of a table, named as by ``suites_label``."""
     return suites_label(*(str(row[name]) for name in SUITE_COLUMNS))
+
+
+def layers_text(layers: Sequence[int]) -> str:
+    """Return ``layer 3``, ``layers 2 to 4`` or ``layers 0, 2, 5``."""
+    ordered = sorted(set(layers))
+    if len(ordered) == 1:
+        return f"layer {ordered[0]}"
+    if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
+        return f"layers {ordered[0]} to {ordered[-1]}"
+    return f"layers {', '.join(map(str, ordered))}"

@@ -29,6 +29,7 @@ from saematch.lm.checkpoint import (
     weight_files,
 )
 from saematch.lm.hooks import LanguageModel
+from saematch.lm.names import bare
 from saematch.lm.self_test import added_tokens, self_test
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class LmSource:
         ``openai-community/gpt2``, with and without the owner). Name and path are both compared, in
         lower case and without the part before the last slash.
         """
-        return _bare(name) in (_bare(self.name), _bare(self.path))
+        return bare(name) in (bare(self.name), bare(self.path))
 
     def open(self, device_type: str) -> OpenedModel:
         """Read configuration and tokenizer, and log the size of the download.
@@ -245,10 +246,6 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError | ValueError) and reason:
         return reason
     return f"{type(error).__name__}: {reason}"
-
-
-def _bare(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2].lower()
 
 
 def _digest(folder: Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from saematch.core.pairs import layers_text
 from saematch.core.progress import counted
 from saematch.lm.source import AUTO, dtype_on
 from saematch.runs.checks import Chosen
@@ -47,16 +48,6 @@ def log_choice(chosen: Chosen, arms: Sequence[str]) -> None:
     log.info("SAEs: %d (%s); %s in %s (%s)", len(chosen.keys), of_suites,
              counted(len(chosen.pairs), "pair"), counted(len(arms), "arm"),
              ", ".join(arms))  # fmt: skip
-
-
-def layers_text(layers: Sequence[int]) -> str:
-    """Return ``layer 3``, ``layers 2 to 4`` or ``layers 0, 2, 5``."""
-    ordered = sorted(set(layers))
-    if len(ordered) == 1:
-        return f"layer {ordered[0]}"
-    if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
-        return f"layers {ordered[0]} to {ordered[-1]}"
-    return f"layers {', '.join(map(str, ordered))}"
 
 
 def log_work(context: Context) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -127,7 +128,12 @@ def test_resuming_does_only_what_is_missing(sweep):
     path.write_text(path.read_text().replace('"status": "finished"', '"status": "running"'))
     sweep.output()
     assert sweep("--resume") is None
-    assert "2 jobs, 1 of them finished" in sweep.output().err
+    errors = sweep.output().err
+    assert "2 jobs, 1 of them finished" in errors
+    value = results(1).metrics["mse_W_dec/folded"]
+    assert re.search(
+        rf"outputs/sweeps/s/1: finished in \d+ s, mse_W_dec/folded {value:.4g}\n", errors
+    )
     assert results(0).provenance == first
     assert comparison() == table
     assert sweep("--resume") is None

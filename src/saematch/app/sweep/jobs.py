@@ -117,7 +117,8 @@ class Sweep:
             target = f"hydra.sweep.dir={quoted(str(self.folder))}"
             presets = search_path(self.file.config_dir)
             launched = [self._launched(job) for job in jobs]
-            launch(partial(do_job, len(jobs)), launched, [*launcher, *presets, target])
+            do = partial(do_job, len(jobs), self.file.metric.name)
+            launch(do, launched, [*launcher, *presets, target])
         except RuntimeError as error:  # a killed worker ends the launcher too
             log.error("the launcher gave up: %s", " ".join(str(error).split()))
         except Interrupted as cause:  # a launcher kills the processes of its jobs
