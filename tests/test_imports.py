@@ -53,7 +53,7 @@ def test_the_listing_of_saes_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "set()"
-    assert "\n    sae=gpt2_v5" in done.stdout
+    assert "\n    model=gpt2_small sae=gpt2_v5" in done.stdout
 
 
 def test_every_public_name_is_listed_and_leads_to_its_definition():

@@ -117,7 +117,10 @@ def _parser() -> argparse.ArgumentParser:
         help="also run the experiments that need a judge: gpt_4o_mini, overlap (no LLM), or "
         "local,judge.base_url=http://127.0.0.1:8000/v1",
     )  # fmt: skip
-    parser.add_argument("--run-id", metavar="NAME", help="name of the page's folder")
+    parser.add_argument(
+        "--run-id", metavar="NAME",
+        help="name of this reproduction: the folder of its page, and the start of its runs' ids",
+    )  # fmt: skip
     parser.add_argument(
         "--page", type=Path, metavar="FILE.md", help="write the page to this file instead"
     )

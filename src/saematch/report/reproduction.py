@@ -30,8 +30,8 @@ COUNT_NOTE = """\
 Each statement about an experiment has a rule, which decides from the numbers of one run whether the
 run agrees. Statements are decided separately for each family of SAEs, and a statement is left out
 where a run lacks the numbers. So "{agreeing} of {decided} agree" means that {agreeing} of the
-{decided} decided pairs of a statement and a family agree; a pair that disagrees shows that these
-SAEs differ from the statement, not that a run failed."""
+{decided} verdicts, each on a statement and a family, are "agrees". A verdict "disagrees" shows that
+these SAEs differ from the statement, not that a run failed."""
 FIGURES_NOTE = """\
 Bands and bars are 95 % intervals from a jackknife over texts. The paper's own numbers are for
 Gemma 2 2B and approximate, since they were read off its figures."""

@@ -10,6 +10,7 @@ from enum import Enum
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
+from numba.core.event import install_listener
 from torch import Tensor
 
 from saematch.core.devices import usable_device
@@ -18,6 +19,7 @@ from saematch.core.match import Certificate
 from saematch.matching import row_sums
 from saematch.matching.centring import Moments, common_centre, has_common_part, inner
 from saematch.matching.solver.certificate import Proof, Result, prove
+from saematch.matching.solver.compiling import NOTICE
 from saematch.matching.solver.finish import finish
 from saematch.matching.solver.paths import shortest_paths
 from saematch.matching.solver.products import CPU, SMALL, Products, Regime, plan
@@ -106,6 +108,7 @@ class SolverResources:
         return self.memory_gib is None and self.device is None and self.regime in (None, "whole")
 
 
+@install_listener("numba:compile", NOTICE)
 def solve_assignment(
     x_a: np.ndarray | Tensor,
     x_b: np.ndarray | Tensor,
