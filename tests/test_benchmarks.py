@@ -96,7 +96,8 @@ def test_chosen_rows_leave_the_page_as_it_was(capsys):
         bench.main(["--rows", "nothing"])
 
 
-def test_the_solver_s_benchmark_measures_and_draws(capsys):
+def test_the_solver_s_benchmark_measures_and_draws(capsys, real_figures):
+    real_figures()
     import solver
 
     cases = [

@@ -17,7 +17,8 @@ def whole_files_only(folder):
     return not [p for p in folder.rglob("*") if p.name.endswith(".part")]
 
 
-def test_a_run_writes_what_it_promises(cli, tmp_path):
+def test_a_run_writes_what_it_promises(cli, tmp_path, real_figures):
+    real_figures()
     message, output = cli("+experiment=skip_layers", "dataset.n_texts=5", "run_id=a", "logger=csv",
                           "figures=null")  # fmt: skip
     assert message is None
