@@ -55,7 +55,7 @@ def test_finished_runs_are_kept_and_shown_on_a_whole_page(command, tmp_path):
     assert figures == {f"{name}-{family}-{figure}.png" for family in ("tiny", "other")
                        for name, figure in (("mse", "mse"), ("parts", "matching"))}  # fmt: skip
     assert re.search(r"- \[mse\]\(#mse\): \d of 3 statements of the paper agree on tiny", page)
-    assert re.search(r'So "\d+ of \d+ agree" means that \d+ of the\s\d+ decided pairs', page)
+    assert re.search(r'So "(\d+) of (\d+) agree" means that \1 of the\s\2 verdicts', page)
     assert f"mse-tiny-mse.png)\n\n{CAPTIONS['mse']}\n" in page
     html = (tmp_path / "outputs/reproduction/index.html").read_text()
     assert '<h2 id="mse">mse</h2>' in html
