@@ -17,6 +17,7 @@ from types import SimpleNamespace
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import lightning.pytorch  # noqa: F401
 import numba  # noqa: F401
 import numpy as np
 import pandas as pd  # noqa: F401

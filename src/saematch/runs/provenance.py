@@ -6,6 +6,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import is_dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -68,6 +69,9 @@ SHOWING = (
 since it computes a run's metrics."""
 
 
+_version = cache(version)
+
+
 def made_with(experiment: Experiment | None) -> dict[str, Any]:
     """Return seed, versions, commit, hashes of the code that computes numbers, and platform.
 
@@ -78,7 +82,7 @@ def made_with(experiment: Experiment | None) -> dict[str, Any]:
     packages = ("saematch", "torch", "transformers", "sae-lens", "lightning", "scipy", "wandb")
     return {
         "seed": None if experiment is None else experiment.seed,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
         "git_commit": _git_commit(),
         "code": code,
         "specs": {} if experiment is None else _specs(experiment),
