@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
+from PIL import Image
 from safetensors.torch import save_file
 
 # The packages above are imported here, because the hook that checks types would make Python compile
@@ -134,18 +136,37 @@ def _answers_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def real_figures() -> Iterator[Callable[[], None]]:
-    """Write empty PDF and SVG files, since real ones take two thirds of a figure's time.
+    """Write files of figures with one pixel, since real ones take most of a figure's time.
 
-    The value is a function that makes the rest of the test write real files.
+    The figures are still drawn once, for their layout. The value is a function that makes the rest
+    of the test write real files.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     with pytest.MonkeyPatch.context() as patch:
-        empty = lambda _canvas, path, **_: Path(path).touch()  # noqa: E731
-        patch.setattr(FigureCanvasPdf, "print_pdf", empty)
-        patch.setattr(FigureCanvasSVG, "print_svg", empty)
+        for canvas, name in (
+            (FigureCanvasAgg, "print_png"),
+            (FigureCanvasPdf, "print_pdf"),
+            (FigureCanvasSVG, "print_svg"),
+        ):
+            patch.setattr(canvas, name, _one_pixel(getattr(canvas, name)))
         yield patch.undo
+
+
+def _one_pixel(write: Callable) -> Callable:
+    """Return a writer of figures that writes one pixel into files; buffers get the figure."""
+    pixel = io.BytesIO()
+    Image.new("L", (1, 1)).save(pixel, "PNG")
+
+    def written(canvas: object, target: object, **settings: object) -> None:
+        if isinstance(target, Path):
+            target.write_bytes(pixel.getvalue())
+        else:
+            write(canvas, target, **settings)
+
+    return written
 
 
 @pytest.fixture(autouse=True)

@@ -98,7 +98,8 @@ def _work(place: Path, words: list[str], number: int, kill_at: int) -> None:
     work(experiment, Path("outputs/spread/a"), Path("locks"))
 
 
-@pytest.mark.parametrize("kill_at", [pytest.param(0, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_at", [0, 3])
 def test_two_workers_do_each_unit_once(cli, tiny, tmp_path, whole, kill_at):
     """With ``kill_at``, one worker is killed in the middle, and another makes up for it."""
     words = settings(tiny, "name=spread")

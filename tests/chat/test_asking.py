@@ -125,6 +125,7 @@ def run_until_killed(url, path):
     connect(model, path).ask(questions(400), "x")
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_only_requests_in_flight(served, tmp_path):
     server = served()
     child = multiprocessing.get_context("spawn").Process(

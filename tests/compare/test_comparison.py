@@ -103,7 +103,7 @@ def names(comparison):
 
 def test_what_all_runs_share_is_said_first(write, tmp_path, command):
     saes = {str(n): {"layer": n, "release": "r"} for n in (2, 3, 4)}
-    shared = {"code": "123456789", "saes": saes, "model": {"name": "m"}}
+    shared = {"code": "123456789", "saes": saes, "model": {"name": "m", "revision": "a"}}
     for name, n_texts in (("0", 10), ("1", 20)):
         facts = {**shared, "texts": {"web": {"n_texts": n_texts}}}
         write(name, f"seed={name}", config={"seed": int(name)}, provenance=facts)

@@ -183,6 +183,7 @@ def test_A8_a_reproduction_ends_with_its_run(signalled, tmp_path):
     assert continuation(printed) == words
 
 
+@pytest.mark.slow
 def test_A8_a_real_process_ends_at_once_and_w_and_b_sees_a_failure(tiny, tmp_path):
     """Lightning's own handler would continue to the end of the batch, here for a minute."""
     script = """

@@ -26,9 +26,9 @@ def _inputs(results: Results) -> dict[str, str]:
     saes = provenance.get("saes", {}).values()
     releases = ", ".join(dict.fromkeys(str(sae["release"]) for sae in saes))
     layers = layers_text([sae["layer"] for sae in saes]) if saes else ""
-    texts = provenance.get("texts", {})
+    model, texts = provenance.get("model", {}), provenance.get("texts", {})
     inputs = {
-        "model": str(provenance.get("model", {}).get("name", "")),
+        "model": str(model.get("name", "")) if model.get("revision") else "",
         "SAEs": f"{releases}, {layers}" if saes else "",
         "texts": ", ".join(
             f"{facts['n_texts']:,} {name}" if "n_texts" in facts else name  # of older code
