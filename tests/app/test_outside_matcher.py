@@ -117,7 +117,9 @@ def test_a_matcher_of_several_partners_goes_through_a_whole_run(cli, outside, tm
     assert judged["folded", far] * 3 == judged["soft", far] > 0
 
 
-def test_paths_of_several_partners_are_followed_judged_and_drawn(cli, outside, tmp_path, real_figures):
+def test_paths_of_several_partners_are_followed_judged_and_drawn(
+    cli, outside, tmp_path, real_figures
+):
     real_figures()
     message, _ = cli(
         "arms=[soft,folded]", "evaluations=[co_activation,paths,explain]",
