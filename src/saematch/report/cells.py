@@ -31,6 +31,17 @@ def number(value: object) -> str:
     return "–" if _is_missing(value) else f"{float(str(value)):.3f}"
 
 
+def half_width(value: object, low: object, high: object) -> float | None:
+    """Return half the width of an interval, None without one.
+
+    An interval ends at a limit of its metric, such as 1 for a share. Then it is the longer side.
+    """
+    if _is_missing(value) or _is_missing(low) or _is_missing(high):
+        return None
+    at, start, end = (float(str(number)) for number in (value, low, high))
+    return max(end - at, at - start)
+
+
 def percent(share: object) -> str:
     """Return a share as a whole percentage, or a dash if it is missing."""
     return "–" if _is_missing(share) else f"{float(str(share)):.0%}"

@@ -8,7 +8,14 @@ import pandas as pd
 
 from saematch.core.pairs import DEFAULT, NO_ARM, PAIR_COLUMNS, POOLED, Pair, pair_of
 from saematch.core.tables import Row, Tables, Value, rows_of
-from saematch.report.cells import number, pair_label, pairs_of, percent, texts_of
+from saematch.report.cells import (
+    half_width,
+    number,
+    pair_label,
+    pairs_of,
+    percent,
+    texts_of,
+)
 from saematch.report.frames import (
     datasets_of,
     has,
@@ -93,7 +100,7 @@ def _match_table(tables: Tables) -> TextTable:
 
 
 class _Means:
-    """Means over the pairs of a run, and half of their intervals, in the table ``means``."""
+    """Means over the pairs of a run, from the table ``means``, and half of their intervals."""
 
     def __init__(self, tables: Tables) -> None:
         means = table(tables, "means")
@@ -117,7 +124,8 @@ class _Means:
         values: list[Value] = []
         for suites in self._suites(pairs):
             row = self.rows.get((suites, *key), {})
-            values += [row.get("value"), _half(row.get("low"), row.get("high"))]
+            value = row.get("value")
+            values += [value, half_width(value, row.get("low"), row.get("high"))]
         return values
 
     def _suites(self, pairs: Sequence[Pair]) -> list[str]:
@@ -125,12 +133,8 @@ class _Means:
 
 
 def _half_of(row: Row, metric: str) -> float | None:
-    """Return half of the length of a metric's interval, None without one."""
-    return _half(row.get(f"{metric}_low"), row.get(f"{metric}_high"))
-
-
-def _half(low: object, high: object) -> float | None:
-    return None if low is None or high is None else (float(str(high)) - float(str(low))) / 2
+    """Return half the width of a metric's interval, None without one."""
+    return half_width(*(row.get(f"{metric}{end}") for end in ("", "_low", "_high")))
 
 
 def _sae_table(tables: Tables) -> TextTable:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from saematch.core.errors import InputError
 from saematch.core.pairs import DEFAULT, PAIR_COLUMNS, SUITE_COLUMNS, suites_label
-from saematch.core.tables import Row, Tables, rows_of
+from saematch.core.tables import Row, Tables, Value, rows_of
 from saematch.report.frames import has, table, with_metric
 
 IN_NAMES = ("dataset", "arm", "strategy")
@@ -107,8 +107,9 @@ def _logged(tables: Tables) -> pd.DataFrame:
         columns = tables.columns.items()
         logged = [metric for metric, c in columns if name in c.logged and has(frame, metric)]
         if logged:
-            rows = rows_of(with_metric(frame, _layer_column(name, frame, logged[0])))
-            labels = [_label(row, PREFIXES.get(name, ""), several) for row in rows]
+            layer = _layer_column(name, frame, logged[0])
+            rows = rows_of(with_metric(frame, layer))
+            labels = [_label(row, row[layer], PREFIXES.get(name, ""), several) for row in rows]
             for metric in logged:
                 values += [
                     _value(row, label, metric)
@@ -118,30 +119,30 @@ def _logged(tables: Tables) -> pd.DataFrame:
     for row in rows_of(_controls(tables)):
         name = f"judge_control/{row['role']}{_tail(row, several)}"
         line = name.removeprefix("judge_")
-        value = _value(row, _label(row, "", several), "judge_score")
+        value = _value(row, _label(row, row["target_layer"], "", several), "judge_score")
         values.append({**value, "name": name, "line": line, "dataset": None})
     return pd.DataFrame(values, columns=list(LOGGED))
 
 
 class _Label(NamedTuple):
-    """Parts of the names of a row's values."""
+    """Layer of a row, and parts of the names of its values."""
 
+    layer: Value
     prefix: str
     end: str
     line: str
 
 
-def _label(row: Row, prefix: str, several: bool) -> _Label:
+def _label(row: Row, layer: Value, prefix: str, several: bool) -> _Label:
     tail = _tail(row, several)
     short = _parts({**row, "dataset": None}) + tail
-    return _Label(prefix, _parts(row) + tail, short.removeprefix("/"))
+    return _Label(layer, prefix, _parts(row) + tail, short.removeprefix("/"))
 
 
 def _value(row: Row, label: _Label, metric: str) -> Row:
     """Return a value as a row with the columns ``LOGGED``."""
-    layer = row["target_layer"] if "target_layer" in row else row["layer"]
     return {
-        "layer": layer,
+        "layer": label.layer,
         "name": f"{label.prefix}{metric}{label.end}",
         "value": float(str(row[metric])),
         "metric": metric,

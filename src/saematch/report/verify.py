@@ -11,7 +11,7 @@ import pandas as pd
 from saematch.core.pairs import DEFAULT
 from saematch.core.tables import Row, Tables, rows_of
 from saematch.evaluate.verify_tables import HINDSIGHT, LEARNED, NEAR_MISS
-from saematch.report.cells import pair_label, pairs_of
+from saematch.report.cells import half_width, pair_label, pairs_of
 from saematch.report.frames import arms_of, numbers, table, values_of, where
 from saematch.report.text_tables import TextTable
 
@@ -130,10 +130,8 @@ def _text(row: Row, metric: str) -> str:
     value, low, high = (row.get(name) for name in (metric, f"{metric}_low", f"{metric}_high"))
     if value is None:
         return "–"
-    if low is None or high is None:
-        return _decimals(float(value))
-    half = max(float(high) - float(value), float(value) - float(low))
-    return f"{_decimals(float(value))}±{_decimals(half)}"
+    half = half_width(value, low, high)
+    return _decimals(float(value)) + ("" if half is None else f"±{_decimals(half)}")
 
 
 def _decimals(value: float) -> str:
