@@ -49,7 +49,7 @@ from saematch.sae.params import SaeOrigin, SaeParams
 OURS = (str(PRESETS), "hydra.conf", "")
 """Paths of Hydra's sources of presets; the empty path is that of structured configurations."""
 
-NOTICE.given = True  # a warning that only the first run of a clone would log
+NOTICE.given = True  # a line that only the first run of a clone would log
 keep_freed_memory()
 gc.set_threshold(100_000, 20, 50)  # by default, garbage collection takes a seventh of the time
 

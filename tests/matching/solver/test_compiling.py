@@ -9,7 +9,7 @@ from saematch.matching.solver.compiling import CompileNotice
 
 
 def test_the_notice_is_logged_once_and_only_if_code_is_compiled(caplog):
-    caplog.set_level(logging.WARNING)
+    caplog.set_level(logging.INFO)
     compiled = njit(lambda x: x + 1)
     with install_listener("numba:compile", CompileNotice()):
         assert compiled(1) == 2

@@ -19,7 +19,7 @@ class CompileNotice(Listener):
         """Log the notice before the first function is compiled."""
         if not self.given:
             self.given = True
-            log.warning("compiling the solver for this processor: up to a minute, only once")
+            log.info("compiling the solver for this processor: up to a minute, only once")
 
     def on_end(self, event: Event) -> None:
         """Do nothing after a function is compiled."""
